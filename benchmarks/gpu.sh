@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# What to run on a machine with a GPU, about half an hour at most:
+#
+#     bash benchmarks/gpu.sh                 with the Python of .venv, else the one on the PATH
+#     PYTHON=/path/to/python bash benchmarks/gpu.sh
+#
+# Golden tests, the main job, and the time of its training step. Prints one summary; status 0 when all went well.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+if [[ -z "${PYTHON:-}" ]]; then
+    if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
+fi
+
+if ! devices=$(timeout 120 "$PYTHON" -c 'import jax; jax.devices("gpu"); print(jax.__version__, jax.devices())' 2>&1); then
+    echo "error: JAX sees no GPU ($(tail -n 1 <<<"$devices")); install smoothsa_jax[cuda13], and unset JAX_PLATFORMS" >&2
+    exit 1
+fi
+if command -v nvidia-smi >/dev/null; then nvidia-smi; fi
+echo "JAX $devices"
+
+folder=$(mktemp -d)
+summary=()
+failed=0
+
+step() { # seconds allowed, title, command ...
+    local limit=$1 title=$2 begin=$SECONDS status=0
+    shift 2
+    echo "== $title: $*"
+    timeout --signal=TERM --kill-after=30 "$limit" "$@" || status=$?
+    case $status in
+        0) summary+=("ok      $((SECONDS - begin)) s  $title") ;;
+        124 | 137) summary+=("TIMEOUT $((SECONDS - begin)) s  $title") ;;
+        *) summary+=("FAILED  $((SECONDS - begin)) s  $title (status $status)") ;;
+    esac
+    if ((status != 0)); then failed=1; fi
+}
+
+# The tests choose the CPU unless told otherwise, and compile in a way meant for it.
+step 600 "golden tests" env JAX_PLATFORMS=cuda,cpu XLA_FLAGS= "$PYTHON" -m pytest tests/test_golden.py
+step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
+step 300 "training step" "$PYTHON" benchmarks/train_step.py
+
+echo
+echo "summary ($(date -u +%F), JAX $devices)"
+printf '  %s\n' "${summary[@]}"
+echo "  the main job's files: $folder/run"
+exit "$failed"

@@ -1,0 +1,85 @@
+"""From attention over slots to a label for every pixel (method section 3)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+
+
+def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
+    """Weights (num_out, num_in) of bilinear resizing along one axis: half-pixel centres, edges
+    repeated, no antialias. Each row has at most two non-zero entries and sums to 1."""
+    # The centres and weights are rounded to float32, as the authors' program does: two slots can be
+    # within 1e-7 of each other, and the argmax should then fall on the same side as theirs.
+    scale = np.float32(num_in) / np.float32(num_out)
+    centre = (np.arange(num_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    centre = np.clip(centre, 0, num_in - 1)
+    low = np.floor(centre).astype(np.int64)
+    high = np.minimum(low + 1, num_in - 1)
+    fraction = centre - low.astype(np.float32)
+    matrix = np.zeros((num_out, num_in), np.float32)
+    rows = np.arange(num_out)
+    np.add.at(matrix, (rows, low), np.float32(1) - fraction)
+    np.add.at(matrix, (rows, high), fraction)
+    return matrix
+
+
+def masks_from_attention(
+    attention: jax.Array,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    slot_mask: jax.Array | None = None,
+) -> jax.Array:
+    """The slot that each pixel belongs to: attention upsampled bilinearly, then argmax over slots.
+
+    Frames are taken one after another, so that only one frame's (N, H, W) is in memory at a time.
+    Can be called inside `jax.jit` with `grid` and `size` static.
+
+    Args:
+        attention: (..., N, M) float, any leading axes, for example (B, T, N, M).
+        grid: (h, w) with h * w = M.
+        size: (H, W) of the result in pixels, that of the labels.
+        slot_mask: optional (B, N) bool, true = valid slot, or any shape (..., N) whose leading axes
+            are the first ones of `attention`. A masked slot gets no pixel.
+
+    Returns:
+        (..., H, W) slot numbers, uint8 as labels are (int32 from 256 slots on).
+
+    Raises:
+        UserError: the grid does not hold M tokens, or the slot mask does not fit the attention.
+    """
+    (h, w), (height, width) = grid, size
+    *lead, num_slots, num_tokens = attention.shape
+    if h * w != num_tokens:
+        raise UserError(
+            f"attention of shape {attention.shape} has {num_tokens} tokens, but the grid {h}x{w} "
+            f"has {h * w}: pass the grid of the backbone that made the features"
+        )
+    dtype = jnp.uint8 if num_slots <= 255 else jnp.int32
+    rows, columns = interpolation_matrix(height, h), interpolation_matrix(width, w)
+    maps = attention.astype(jnp.float32).reshape(-1, num_slots, h, w)
+
+    def one_frame(args):
+        frame, valid = args
+        # HIGHEST: reduced matmul precision would move the borders between slots.
+        large = jnp.einsum("yh,nhw->nyw", rows, frame, precision=jax.lax.Precision.HIGHEST)
+        large = jnp.einsum("nyw,xw->nyx", large, columns, precision=jax.lax.Precision.HIGHEST)
+        if valid is not None:
+            large = jnp.where(valid[:, None, None], large, -jnp.inf)
+        return jnp.argmax(large, axis=0).astype(dtype)
+
+    valid = None
+    if slot_mask is not None:
+        if slot_mask.shape != (*lead[: slot_mask.ndim - 1], num_slots):
+            raise UserError(
+                f"slot_mask of shape {slot_mask.shape} does not fit attention of shape "
+                f"{attention.shape}: expected its first axes followed by {num_slots} slots"
+            )
+        middle = (1,) * (len(lead) - slot_mask.ndim + 1)
+        valid = jnp.reshape(slot_mask, (*slot_mask.shape[:-1], *middle, num_slots))
+        valid = jnp.broadcast_to(valid, (*lead, num_slots)).reshape(-1, num_slots)
+    masks = jax.lax.map(one_frame, (maps, valid))
+    return masks.reshape(*lead, height, width)

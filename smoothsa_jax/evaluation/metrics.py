@@ -1,0 +1,238 @@
+"""ARI, FG-ARI, mBO and mIoU of predicted against true segments (method sections 3 and 7).
+
+Everything follows from one table of counts per sample: how many pixels lie in predicted segment p
+and true segment k. Counts and pair counts are exact integers. A sample is one image or one whole
+video (all T * H * W pixels together, the first frame included).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from smoothsa_jax.errors import UserError
+
+METRICS = ("ari", "fg_ari", "mbo", "miou")
+NO_SEGMENT = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Contingency:
+    """Pixel counts of a batch, int64, P predicted and K true segments.
+
+    table (B, P, K): pixels in predicted segment p and true segment k.
+    predicted_area (B, P): pixels in p, those in no true segment included.
+    true_area (B, K): pixels in k, those in no predicted segment included.
+    """
+
+    table: np.ndarray
+    predicted_area: np.ndarray
+    true_area: np.ndarray
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(B,) bool: the sample has a pixel in a true segment. Others are left out of means."""
+        return self.true_area.any(axis=1)
+
+    def without_column(self, column: int | Sequence[int] | np.ndarray) -> Contingency:
+        """The same counts with the pixels of one true segment moved to "in no segment".
+
+        Args:
+            column: the label to drop, one for all samples or (B,).
+        """
+        columns = np.broadcast_to(column, self.table.shape[:1])
+        samples = np.arange(len(columns))
+        table, true_area = self.table.copy(), self.true_area.copy()
+        table[samples, :, columns] = 0
+        true_area[samples, columns] = 0
+        return Contingency(table, self.predicted_area, true_area)
+
+
+def contingency(
+    predicted: np.ndarray,
+    true: np.ndarray,
+    num_predicted: int | None = None,
+    num_true: int | None = None,
+) -> Contingency:
+    """Counts from maps of segment numbers.
+
+    Args:
+        predicted: (B, ...) integers in 0 .. num_predicted - 1, or 255 = in no segment.
+        true: (B, ...), the same shape, integers in 0 .. num_true - 1, or 255.
+        num_predicted, num_true: numbers of segments, at most 255; default: 1 + the largest found.
+
+    Raises:
+        UserError: the shapes differ, or a segment number is out of range.
+    """
+    predicted, true = np.asarray(predicted), np.asarray(true)
+    if predicted.shape != true.shape:
+        raise UserError(
+            f"predicted masks have shape {predicted.shape}, labels have shape {true.shape}: "
+            "make the masks at the size of the labels"
+        )
+    for name, array in (("predicted masks", predicted), ("labels", true)):
+        if array.dtype.kind not in "iub":
+            raise UserError(f"{name} are {array.dtype}, expected integer segment numbers")
+        if array.dtype != np.uint8 and array.size and (array.min() < 0 or array.max() > NO_SEGMENT):
+            raise UserError(
+                f"{name} hold numbers from {array.min()} to {array.max()}, expected 0..254, "
+                "or 255 for a pixel in no segment"
+            )
+    side = NO_SEGMENT + 1
+    counts = np.zeros((len(true), side, side), np.int64)
+    for i in range(len(true)):
+        pairs = predicted[i].astype(np.uint16).ravel() * np.uint16(side) + true[i].ravel()
+        counts[i] = np.bincount(pairs, minlength=side * side).reshape(side, side)
+    predicted_area, true_area = counts.sum(axis=2), counts.sum(axis=1)
+    num_predicted = _num_segments(predicted_area, num_predicted, "predicted masks")
+    num_true = _num_segments(true_area, num_true, "labels")
+    return Contingency(
+        counts[:, :num_predicted, :num_true],
+        predicted_area[:, :num_predicted],
+        true_area[:, :num_true],
+    )
+
+
+def contingency_from_one_hot(predicted: np.ndarray, true: np.ndarray) -> Contingency:
+    """Counts from one-hot rows; a row of zeros is a pixel in no segment.
+
+    Args:
+        predicted: (B, pixels, P) bool or 0/1.
+        true: (B, pixels, K) bool or 0/1.
+
+    Raises:
+        UserError: batch or number of pixels differ.
+    """
+    predicted, true = np.asarray(predicted), np.asarray(true)
+    if predicted.ndim != 3 or true.ndim != 3 or predicted.shape[:2] != true.shape[:2]:
+        raise UserError(
+            f"one-hot predictions have shape {predicted.shape}, labels {true.shape}: "
+            "expected (B, pixels, segments) with the same B and pixels"
+        )
+    # float64 sums of ones are exact up to 2**53 and use a fast matrix product.
+    table = np.matmul(predicted.astype(np.float64).swapaxes(1, 2), true.astype(np.float64))
+    return Contingency(
+        table.astype(np.int64),
+        predicted.sum(axis=1, dtype=np.int64),
+        true.sum(axis=1, dtype=np.int64),
+    )
+
+
+def ari(counts: Contingency, match_paper: bool = False) -> np.ndarray:
+    """Adjusted Rand index (B,) float64 over the pixels that have a true and a predicted segment.
+
+    1 where its denominator is 0 (as for a sample without any pixel: see `Contingency.valid`).
+
+    Exact by default. `match_paper=True` repeats the authors' arithmetic: the product of the two
+    pair counts wraps at 64 bits, which makes the scores of large videos too high (method
+    section 3), and the steps after it are float32. Use it only to compare with published numbers.
+    """
+    return np.array([_ari_of_table(table, match_paper) for table in counts.table], np.float64)
+
+
+def mbo(counts: Contingency) -> np.ndarray:
+    """Mean best overlap (B,) float64: for each non-empty true segment the best IoU of any
+    predicted one, averaged. NaN for a sample with no true pixel."""
+    return _mean_over_true(iou(counts).max(axis=1, initial=0).sum(axis=1), counts)
+
+
+def miou(counts: Contingency) -> np.ndarray:
+    """Mean IoU (B,) float64 under the best one-to-one matching (Hungarian), over the non-empty
+    true segments; an unmatched one counts 0. NaN for a sample with no true pixel."""
+    scores = iou(counts)
+    total = [table[linear_sum_assignment(table, maximize=True)].sum() for table in scores]
+    return _mean_over_true(np.array(total, np.float64), counts)
+
+
+def iou(counts: Contingency) -> np.ndarray:
+    """Intersection over union (B, P, K) float64 of every pair; 0 where both are empty."""
+    union = counts.predicted_area[:, :, None] + counts.true_area[:, None, :] - counts.table
+    return counts.table / np.maximum(union, 1)
+
+
+def score_batch(
+    predicted: np.ndarray,
+    segmentations: np.ndarray,
+    *,
+    num_slots: int | None = None,
+    match_paper: bool = False,
+    background_column_always: bool = False,
+) -> dict[str, np.ndarray]:
+    """All metrics of a batch of images or videos.
+
+    FG-ARI leaves out the pixels of the background. By default that is label 0 and nothing else: a
+    sample whose crop left no background loses no segment. With `match_paper` the first label column
+    is left out: the authors renumber the segments that a sample has, so this is the smallest label
+    found in the sample, the background where there is any and otherwise the first object (method
+    section 7, trap 4). Where their label always has a background column, empty or not (COCO), set
+    `background_column_always`, and `match_paper` drops label 0 too.
+
+    Args:
+        predicted: (B, H, W) or (B, T, H, W) slot numbers.
+        segmentations: the same shape, 0 background, 1.. objects, 255 in no segment.
+        num_slots: only to check the range of `predicted`; it changes no score.
+        match_paper: the authors' wrapping ARI and their choice of the column for FG-ARI.
+        background_column_always: see above; without effect unless `match_paper`.
+
+    Returns:
+        name -> (B,) float64 for "ari", "fg_ari", "mbo", "miou". NaN = sample left out of the mean
+        of this metric, for want of true pixels (for "fg_ari" of foreground pixels).
+
+    Raises:
+        UserError: shapes differ or a number is out of range.
+    """
+    counts = contingency(predicted, segmentations, num_slots)
+    if counts.true_area.shape[1] == 0:
+        return {name: np.full(len(counts.table), np.nan) for name in METRICS}
+    column = np.zeros(len(counts.table), np.int64)
+    if match_paper and not background_column_always:
+        column = (counts.true_area > 0).argmax(axis=1)
+    foreground = counts.without_column(column)
+    return {
+        "ari": np.where(counts.valid, ari(counts, match_paper), np.nan),
+        "fg_ari": np.where(foreground.valid, ari(foreground, match_paper), np.nan),
+        "mbo": mbo(counts),
+        "miou": miou(counts),
+    }
+
+
+def _ari_of_table(table: np.ndarray, match_paper: bool) -> float:
+    # Twice the usual numbers of pairs; below 2**63 for fewer than 3e9 pixels, so int64 holds them.
+    both = int((table * (table - 1)).sum())
+    rows, columns = table.sum(axis=1), table.sum(axis=0)
+    predicted = int((rows * (rows - 1)).sum())
+    true = int((columns * (columns - 1)).sum())
+    pixels = int(table.sum())
+    pairs = max(pixels * (pixels - 1), 1)
+    if match_paper:
+        return _wrapped_ari(both, predicted, true, pairs)
+    # (both - product / pairs) / ((predicted + true) / 2 - product / pairs) with both sides times
+    # 2 * pairs: Python integers of any length, so the only rounding is that of the last division.
+    product = predicted * true
+    denominator = (predicted + true) * pairs - 2 * product
+    return 1.0 if denominator == 0 else 2 * (both * pairs - product) / denominator
+
+
+def _wrapped_ari(both: int, predicted: int, true: int, pairs: int) -> float:
+    # The authors' steps in their types: one int64 product that wraps, the rest float32.
+    product = (predicted * true + 2**63) % 2**64 - 2**63
+    expected = np.float32(product) / np.float32(pairs)
+    denominator = np.float32(predicted + true) / np.float32(2) - expected
+    return 1.0 if denominator == 0 else float((np.float32(both) - expected) / denominator)
+
+
+def _mean_over_true(total: np.ndarray, counts: Contingency) -> np.ndarray:
+    num = (counts.true_area > 0).sum(axis=1)
+    return np.where(num > 0, total / np.maximum(num, 1), np.nan)
+
+
+def _num_segments(area: np.ndarray, num: int | None, name: str) -> int:
+    found = int(np.flatnonzero(area[:, :NO_SEGMENT].any(axis=0)).max(initial=-1)) + 1
+    if num is None:
+        return found
+    if found > num:
+        raise UserError(f"{name} hold segment number {found - 1}, expected less than {num}")
+    return num

@@ -1,0 +1,166 @@
+"""Scores of a run: averaging over samples and seeds, `scores.json`, and the table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.atomic import atomic_file
+
+DECIMALS = 6  # below any difference that matters, above the noise of another summation order
+
+
+def mean_over_samples(per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean of each metric over the samples it is defined for.
+
+    Args:
+        per_sample: name -> (..., samples) float64, NaN = sample left out of this metric.
+
+    Returns:
+        name -> (...), NaN where no sample counts.
+
+    Raises:
+        UserError: there are no samples.
+    """
+    means = {}
+    for name, values in per_sample.items():
+        values = np.asarray(values, np.float64)
+        if values.shape[-1] == 0:
+            raise UserError("no sample to score: found 0, expected at least 1; check eval.split")
+        defined = ~np.isnan(values)
+        count = defined.sum(axis=-1)
+        total = np.where(defined, values, 0.0).sum(axis=-1)
+        means[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means
+
+
+def summarise(per_sample: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Mean, spread and single values over evaluation seeds.
+
+    Args:
+        per_sample: name -> (seeds, samples) float64, NaN = sample left out.
+
+    Returns:
+        name -> {"mean", "std" (population, 0 for one seed), "seeds": one mean per seed}.
+    """
+    summary = {}
+    for name, seeds in mean_over_samples(per_sample).items():
+        seeds = np.atleast_1d(seeds)
+        summary[name] = {
+            "mean": _rounded(seeds.mean()),
+            "std": _rounded(seeds.std()),
+            "seeds": [_rounded(value) for value in seeds],
+        }
+    return summary
+
+
+def build_scores(
+    per_sample: Mapping[str, np.ndarray],
+    baselines: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    split: str,
+    protocol: Mapping[str, Any] | str,
+    step: int,
+) -> dict[str, Any]:
+    """The content of `scores.json`.
+
+    Args:
+        per_sample: the model's scores, name -> (seeds, samples).
+        baselines: baseline -> name -> (samples,) or (seeds, samples).
+        split: the split that was scored.
+        protocol: how it was scored (seeds, match_paper, number of samples, ...), plain JSON values.
+        step: the training step of the weights.
+    """
+    return {
+        "metrics": summarise(per_sample),
+        "baselines": {
+            baseline: {
+                name: _rounded(np.mean(value)) for name, value in mean_over_samples(values).items()
+            }
+            for baseline, values in baselines.items()
+        },
+        "split": split,
+        "protocol": protocol if isinstance(protocol, str) else dict(protocol),
+        "step": int(step),
+    }
+
+
+def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
+    """Write `scores.json`: keys sorted, floats rounded to 6 decimals, nothing that depends on the
+    time or the machine, so equal scores give equal bytes. The file appears whole or not at all."""
+    text = json.dumps(_plain(scores), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    path = Path(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def scores_table(scores: Mapping[str, Any], name: str = "SmoothSA", markdown: bool = False) -> str:
+    """The model and its baselines as a table, in percent, the best FG-ARI first among baselines.
+
+    Args:
+        scores: as `build_scores` gives them or as read from `scores.json`.
+        name: what to call the model.
+        markdown: a Markdown table instead of aligned text.
+    """
+    titles = {"ari": "ARI", "fg_ari": "FG-ARI", "mbo": "mBO", "miou": "mIoU"}
+    head = ["", *titles.values()]
+    model = [name]
+    for metric in titles:
+        entry = scores["metrics"][metric]
+        spread = f" ± {100 * entry['std']:.1f}" if len(entry["seeds"]) > 1 else ""
+        model.append(_percent(entry["mean"]) + spread)
+    order = sorted(
+        scores["baselines"].items(),
+        key=lambda item: (-(_number(item[1]["fg_ari"])), item[0]),
+    )
+    rows = [model] + [[key, *(_percent(row[m]) for m in titles)] for key, row in order]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "| " + " | ".join(cells) + " |" if markdown else "  ".join(cells).rstrip()
+
+    if markdown:
+        rule = "|" + "|".join(
+            "-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)
+        )
+        lines = [line(head), rule + "|"]
+    else:
+        lines = [line(head), "-" * len(line(head))]
+    return "\n".join(lines + [line(row) for row in rows])
+
+
+def _rounded(value: float) -> float | None:
+    value = float(value)
+    # None (null) for an undefined score; adding 0.0 turns -0.0 into 0.0.
+    return round(value, DECIMALS) + 0.0 if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return _rounded(value)
+    return value
+
+
+def _number(value: float | None) -> float:
+    return -1.0 if value is None else value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,24 @@
+"""Where samples come from.
+
+A source has `__len__` and `__getitem__(index)`. One sample is a dict; a batch is the same with B in
+front. An image is a video with T = 1.
+
+    video          uint8    (T, H, W, 3)
+    segmentations  uint8    (T, H, W)   0 background, 1.. objects, 255 in no segment
+    boxes          float32  (T, N, 4)   left, top, right, bottom: pixel indices, both ends included,
+                                        divided by width and height; all 0: the object is absent
+                                        from that frame; all -1: padding, no object
+    slot_mask      bool     (N,)        true: the slot takes part
+"""
+
+from smoothsa_jax.inputs.boxes import boxes_from_segmentation
+from smoothsa_jax.inputs.build import DATASETS, build_dataset
+from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
+
+__all__ = [
+    "DATASETS",
+    "boxes_from_segmentation",
+    "build_dataset",
+    "evaluation_batches",
+    "training_batches",
+]

@@ -1,0 +1,282 @@
+"""Sprites: clips of textured shapes over a textured background, made on the fly.
+
+A clip depends on nothing but (seed, split, index) and the options. Shapes move, bounce or leave,
+swing, turn, change size and cover each other; the background drifts. Labels and boxes are exact.
+Colour alone does not tell the objects apart (see sprite_textures); nothing is downloaded.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
+from smoothsa_jax.inputs.sprite_motion import Motion, draw_motion, paths
+from smoothsa_jax.inputs.sprite_shapes import SHAPES
+from smoothsa_jax.inputs.sprite_textures import COLOURS, TEXTURES, draw_pairs, paint
+
+# Part of the seed of a clip, so that splits never share one.
+SPLITS = {"train": 1, "validation": 2, "test": 3}
+DEFAULT_NUM_SAMPLES = {"train": 1_000_000, "validation": 128, "test": 128}
+
+# The far side of an object, or of the background, is darker by up to this share.
+SHADE = 0.1
+
+_SHAPE_NAMES = tuple(SHAPES)
+_TEXTURE_NAMES = tuple(TEXTURES)
+
+
+class Scene(NamedTuple):
+    """All that is drawn at random of one clip; sprite i lies in front of sprite i - 1."""
+
+    motion: Motion  # of n sprites
+    shapes: list[str]  # n
+    textures: list[str]  # 1 + n, the background first
+    frequencies: np.ndarray  # (1 + n,) radians a pixel
+    phases: np.ndarray  # (1 + n, 2) radians
+    colours: np.ndarray  # (1 + n, 2, 3)
+    shade: np.ndarray  # (1 + n,) how much darker the far side is, 0..1
+    drift: np.ndarray  # (2,) of the background, pixels a frame
+    tilt: float  # of the background's texture, radians
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    min_objects: int,
+    max_objects: int,
+    palette_size: int,
+) -> Scene:
+    count = int(rng.integers(min_objects, max_objects + 1))
+    number = rng.random((6, count + 1))
+    kinds = (number[:2] * [[len(_TEXTURE_NAMES)], [len(_SHAPE_NAMES)]]).astype(int)
+    heading, tilt = 2 * np.pi * rng.random(2)
+    speed = (0.2 + 0.6 * rng.random()) * min(height, width) / 64
+    return Scene(
+        motion=draw_motion(rng, count, height, width),
+        shapes=[_SHAPE_NAMES[i] for i in kinds[1, 1:]],
+        textures=[_TEXTURE_NAMES[i] for i in kinds[0]],
+        frequencies=(2 * np.pi / (4.5 + 3.0 * number[2])).astype(np.float32),
+        phases=(2 * np.pi * number[3:5].T).astype(np.float32),
+        colours=draw_pairs(rng, palette_size, count + 1),
+        shade=(SHADE * number[5]).astype(np.float32),
+        drift=speed * np.array([np.cos(heading), np.sin(heading)]),
+        tilt=tilt,
+    )
+
+
+def _turn(
+    x: np.ndarray, y: np.ndarray, cos: np.ndarray, sin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in turned axes, (T, h, w) each, of the grid of columns x (T, w), rows y (T, h).
+
+    `cos`, `sin` are (T, 1) and may carry a scale.
+    """
+    x, y, cos, sin = (array.astype(np.float32) for array in (x, y, cos, sin))
+    # A turned coordinate is a sum over x and y: one addition a pixel.
+    along = (cos * x)[:, None, :] + (sin * y)[:, :, None]
+    across = (cos * y)[:, :, None] - (sin * x)[:, None, :]
+    return along, across
+
+
+def _background(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray:
+    """Colours (3, T * H * W)."""
+    shift = scene.drift * np.arange(num_frames)[:, None]
+    x, y = np.arange(width) - shift[:, :1], np.arange(height) - shift[:, 1:]
+    cos = np.full((num_frames, 1), scene.frequencies[0] * np.cos(scene.tilt))
+    sin = np.full((num_frames, 1), scene.frequencies[0] * np.sin(scene.tilt))
+    along, across = _turn(x, y, cos, sin)
+    along += scene.phases[0, 0]
+    across += scene.phases[0, 1]
+    # The light is fixed to the frame; the texture drifts under it.
+    light = 1 - scene.shade[0] * np.linspace(0, 1, width, dtype=np.float32)
+    return paint(scene.textures[0], along, across, light, scene.colours[0]).reshape(3, -1)
+
+
+def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Video (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 background, i + 1 sprite i."""
+    canvas = _background(scene, num_frames, height, width)
+    labels = np.zeros(num_frames * height * width, dtype=np.uint8)
+    centres, angles, radii = paths(scene.motion, num_frames, height, width)
+    corners = np.floor(centres).astype(np.intp)
+    cos, sin = np.cos(angles) / radii, np.sin(angles) / radii
+    radii = radii.astype(np.float32)
+    frame_start = np.arange(num_frames) * (height * width)
+    for i, shape in enumerate(scene.shapes):
+        # Work in a window around the sprite, equally large in every frame.
+        reach = math.ceil(radii[i].max()) + 2
+        window = np.arange(-reach, reach + 1)
+        columns, rows = corners[i, :, :1] + window, corners[i, :, 1:] + window
+        x, y = columns - centres[i, :, :1], rows - centres[i, :, 1:]
+        u, v = _turn(x, y, cos[i, :, None], sin[i, :, None])
+        distance = SHAPES[shape](u, v)
+        distance *= radii[i, :, None, None]  # in pixels
+        covered = distance < 0.5
+        covered &= ((columns >= 0) & (columns < width))[:, None, :]
+        covered &= ((rows >= 0) & (rows < height))[:, :, None]
+        covered = np.flatnonzero(covered)
+        pixels = ((frame_start[:, None] + rows * width)[:, :, None] + columns[:, None, :]).take(
+            covered
+        )
+        u, v = u.take(covered), v.take(covered)
+        # The texture is fixed to the sprite: it turns and grows with it.
+        grain = scene.frequencies[i + 1] * np.float32(scene.motion.radius[i])
+        colours = paint(
+            scene.textures[i + 1],
+            grain * u + scene.phases[i + 1, 0],
+            grain * v + scene.phases[i + 1, 1],
+            1 - scene.shade[i + 1] * (0.5 + 0.5 * u),
+            scene.colours[i + 1],
+        )
+        # A pixel at the outline mixes in proportion to how much of it is covered.
+        cover = np.minimum(0.5 - distance.take(covered), 1.0)
+        under = canvas.take(pixels, axis=1)
+        colours -= under
+        colours *= cover
+        colours += under
+        for channel, colour in zip(canvas, colours, strict=True):
+            channel[pixels] = colour
+        labels[pixels[cover >= 0.5]] = i + 1
+    canvas += 0.5
+    video = np.empty((canvas.shape[1], 3), dtype=np.uint8)
+    for channel, values in enumerate(canvas):
+        video[:, channel] = values
+    return (
+        video.reshape(num_frames, height, width, 3),
+        labels.reshape(num_frames, height, width),
+    )
+
+
+def number_by_appearance(labels: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """Renumber labels 1.. in the order in which the objects are first seen; drop unseen ones.
+
+    The order does not depend on later frames, so a longer clip keeps the numbers of a shorter one.
+    Returns the labels and how many objects are seen at all.
+    """
+    frames = len(labels)
+    cells = labels.reshape(frames, -1) + np.arange(frames)[:, None] * (count + 1)
+    pixels = np.bincount(cells.ravel(), minlength=frames * (count + 1)).reshape(frames, -1)
+    present = pixels[:, 1:].T > 0  # (n, T)
+    first = np.where(present.any(axis=1), present.argmax(axis=1), len(labels))
+    order = np.argsort(first, kind="stable")
+    table = np.zeros(count + 1, dtype=np.uint8)
+    table[order + 1] = np.arange(1, count + 1)
+    return table.take(labels), int(present.any(axis=1).sum())
+
+
+class Sprites:
+    """A random-access source of sprite clips.
+
+    Args:
+      image_size: height and width in pixels, one number or a pair.
+      num_frames: frames of a clip, T. A longer clip of the same index goes on from a shorter one.
+      num_slots: slots N that boxes are given for; default: enough for every clip.
+      min_objects, max_objects: bounds of the number of objects.
+      split: "train", "validation" or "test"; no two share a clip, whatever their seeds.
+      num_samples: length of the split. Clips cost nothing to keep, so "train" is long by default.
+      seed: of the clips. Keep it fixed over training seeds, so that the test clips stay the same.
+      boxes: false for models that start from Gaussian queries: then every slot is valid.
+      background_box: slot 0 starts from the whole frame, which stands for the background.
+      palette_size: colours of a clip; the fewer, the less colour tells.
+      keep: keeps every clip in memory once it is drawn, so that later epochs cost nothing.
+
+    Raises:
+      UserError: for an option outside its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 64,
+        num_frames: int = 4,
+        max_objects: int = 5,
+        min_objects: int = 3,
+        split: str = "train",
+        num_samples: int | None = None,
+        seed: int = 0,
+        num_slots: int | None = None,
+        boxes: bool = True,
+        background_box: bool = True,
+        palette_size: int = 4,
+        keep: bool = False,
+    ):
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if num_samples is None:
+            num_samples = DEFAULT_NUM_SAMPLES.get(split, 1)
+        if num_slots is None:
+            num_slots = max_objects + int(background_box)
+        needed = max_objects + int(background_box) if boxes else 1
+        checks = [
+            (
+                split in SPLITS,
+                f"data split {split!r} is unknown; choose one of {', '.join(SPLITS)}",
+            ),
+            (
+                len(size) == 2 and min(size) >= 16,
+                f"data.image_size is {image_size}; sprites need a height and a width of at least "
+                "16 pixels",
+            ),
+            (
+                num_frames >= 1,
+                f"clips of {num_frames} frames were asked for; set data.num_frames to at least 1",
+            ),
+            (
+                num_samples >= 1,
+                f"a split of {num_samples} samples was asked for; it needs at least 1",
+            ),
+            (0 <= seed < 2**32, f"data.seed is {seed}; choose one in 0..{2**32 - 1}"),
+            (
+                2 <= min_objects <= max_objects <= 254,
+                f"data.min_objects is {min_objects} and data.max_objects {max_objects}; choose "
+                "2 <= min_objects <= max_objects <= 254",
+            ),
+            (
+                3 <= palette_size <= len(COLOURS),
+                f"data.palette_size is {palette_size}; choose one in 3..{len(COLOURS)}",
+            ),
+            (
+                num_slots >= needed,
+                f"clips have up to {needed} boxes, but the model has {num_slots} slots; set "
+                f"model.slot_attention.num_slots to at least {needed}",
+            ),
+        ]
+        for passes, message in checks:
+            if not passes:
+                raise UserError(message)
+        self.height, self.width = size
+        self.num_frames = num_frames
+        self.num_slots = num_slots
+        self.num_samples = num_samples
+        self._scene_options = (min_objects, max_objects, palette_size)
+        self._seed = (seed, SPLITS[split])
+        self._kept: dict[int, dict[str, np.ndarray]] | None = {} if keep else None
+        self._boxes = boxes
+        self._whole_frame = whole_frame_box(*size) if background_box else None
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index`, see smoothsa_jax.inputs for its keys and shapes."""
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"index {index} is not in 0..{self.num_samples - 1}")
+        if self._kept is None:
+            return self._make(index)
+        if index not in self._kept:
+            self._kept[index] = self._make(index)
+        return dict(self._kept[index])
+
+    def _make(self, index: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([*self._seed, int(index)])
+        scene = draw_scene(rng, self.height, self.width, *self._scene_options)
+        video, labels = render(scene, self.num_frames, self.height, self.width)
+        labels, num_objects = number_by_appearance(labels, len(scene.shapes))
+        boxes = boxes_from_segmentation(labels, np.arange(1, num_objects + 1))
+        if not self._boxes:
+            boxes = boxes[:, : self.num_slots - int(self._whole_frame is not None)]
+        boxes = pad_boxes(boxes, self.num_slots, whole_frame=self._whole_frame)
+        slot_mask = np.ones(self.num_slots, dtype=bool)
+        if self._boxes:
+            slot_mask = boxes[0, :, 0] >= 0
+        return {"video": video, "segmentations": labels, "boxes": boxes, "slot_mask": slot_mask}

@@ -1,0 +1,53 @@
+"""PyTorch's `.pth` files as NumPy arrays. PyTorch is needed for this and for nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """The state dict in a `.pth` file, for example an authors' checkpoint (method section 9).
+
+    Only tensors are read (`weights_only`), so a file from elsewhere cannot run code.
+
+    Returns:
+        key -> array, in the file's order. float16 and bfloat16 become float32.
+
+    Raises:
+        UserError: PyTorch is missing, the file cannot be read, or it holds no state dict.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a PyTorch file, and PyTorch is not installed: install smoothsa_jax[torch]"
+        ) from error
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of a .pth file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the pickle and zip readers each have their own errors
+        raise UserError(
+            f"{path} cannot be read as a PyTorch state dict ({_first_line(error)}): "
+            "it may be cut short or hold more than tensors; fetch it again"
+        ) from error
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(x) for x in loaded.values()):
+        raise UserError(
+            f"{path} holds {type(loaded).__name__}, expected a state dict of tensors: "
+            "give a file that was saved from model.state_dict()"
+        )
+    return {key: _array(tensor) for key, tensor in loaded.items()}
+
+
+def _array(tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.element_size() == 2:
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return tensor.numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,176 @@
+"""Frozen feature extractors: pixels -> tokens. None of them ever receives a gradient."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.attention import attend
+from smoothsa_jax.models.layers import MLP, layer_norm, linear, position_waves
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
+IMAGENET_STD = (58.395, 57.12, 57.375)
+VIT_EPSILON = 1e-6
+
+
+def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
+    """uint8 pixels to ImageNet-normalised floats; floats are taken as normalised already."""
+    if not jnp.issubdtype(pixels.dtype, jnp.integer):
+        return pixels
+    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
+    return (pixels.astype(jnp.float32) - mean) / std
+
+
+def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
+    """The feature grid (h, w) of an image, or a UserError where the patch does not fit."""
+    if image_size[0] % patch or image_size[1] % patch:
+        raise UserError(
+            f"{what} of {image_size[0]}x{image_size[1]} pixels does not divide into patches of {patch}: "
+            f"choose data.image_size so that it does"
+        )
+    return image_size[0] // patch, image_size[1] // patch
+
+
+class ViTBlock(nnx.Module):
+    """Pre-norm attention and MLP, each with LayerScale."""
+
+    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.norm_attention = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs)
+        self.qkv = linear(width, 3 * width, rngs=rngs)
+        self.out = linear(width, width, rngs=rngs)
+        self.scale_attention = nnx.Param(jnp.ones(width))
+        self.norm_mlp = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs)
+        self.mlp = MLP((width, 4 * width, width), rngs=rngs)
+        self.scale_mlp = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+        query, key, value = jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
+        mixed, _ = attend(query, key, value, self.num_heads)
+        x = x + self.scale_attention[...] * self.out(mixed)
+        return x + self.scale_mlp[...] * self.mlp(self.norm_mlp(x))
+
+
+class ViT(nnx.Module):
+    """A vision transformer in DINOv2's manner (method section 4), random until weights are loaded.
+
+    Args:
+        image_size: H, W of the pixels that come in.
+        resize: factor applied to them first (bicubic, coefficient -0.75, no antialias); 0.875 in the paper.
+        registers: number of register tokens, after the class token.
+
+    Raises:
+        UserError: where the resized image does not divide into patches.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        patch: int = 14,
+        registers: int = 4,
+        resize: float = 0.875,
+        rngs: nnx.Rngs,
+    ):
+        self.size = tuple(round(side * resize) for side in image_size)
+        self.grid = grid_of(
+            self.size, patch, f"data.image_size times model.backbone.resize={resize}"
+        )
+        self.patch = patch
+        self.feature_size = width
+        self.num_tokens = self.grid[0] * self.grid[1]
+        normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
+        self.embed = linear(patch * patch * 3, width, rngs=rngs)
+        self.position = normal((1, self.num_tokens, width))
+        self.class_token = normal((1, 1, width))  # its position is folded in
+        self.registers = normal((1, registers, width))
+        self.blocks = nnx.List([ViTBlock(width, num_heads, rngs=rngs) for _ in range(depth)])
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """Patch tokens before the final LayerNorm; `images` are normalised."""
+        batch = images.shape[0]
+        if images.shape[1:3] != self.size:
+            shape = (batch, *self.size, 3)
+            images = jax.image.resize(images, shape, "cubic-pytorch", antialias=False)
+        (h, w), p = self.grid, self.patch
+        patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.embed(patches.reshape(batch, h * w, p * p * 3)) + self.position[...]
+        prefix = jnp.concatenate([self.class_token[...], self.registers[...]], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, prefix.shape[1] :]
+
+
+class ColourFourier(nnx.Module):
+    """Random Fourier features of local colour statistics: no weights to download.
+
+    A token is the mean and the covariance of the colours in its window (9 numbers), lifted by cosines of random
+    frequencies and phases, and standardised over its width. It tells textures of different colours apart, whatever
+    their phase, and knows nothing of objects: a stand-in for a real backbone on synthetic textures only. As a ViT's
+    tokens do, these also tell where they are: the last channels are cosines of the position.
+
+    Args:
+        width: C, position channels included.
+        position_width: channels of position, half of them along either axis.
+        position_scale: their standard deviation; the colour channels' is 1.
+        patch: distance of neighbouring tokens in pixels.
+        window: pixels a token looks at, centred on its patch; at least `patch`.
+        bandwidth: standard deviation of the frequencies; colours lie in 0..1.
+    """
+
+    COVARIANCE_SCALE = 4.0  # brings the covariance, at most 1/4, to the range of the mean
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        patch: int,
+        window: int,
+        bandwidth: float,
+        position_width: int = 8,
+        position_scale: float = 0.3,
+        rngs: nnx.Rngs,
+    ):
+        self.grid = grid_of(image_size, patch, "data.image_size")
+        self.position_width, self.position_scale = position_width, position_scale
+        self.patch, self.window = patch, window
+        self.feature_size = width
+        self.num_tokens = self.grid[0] * self.grid[1]
+        waves = width - position_width
+        self.frequencies = nnx.Param(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
+        self.phases = nnx.Param(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """`images` are ImageNet-normalised, as for every backbone."""
+        colours = (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) / 255.0
+        red, green, blue = (colours[..., channel] for channel in range(3))
+        products = jnp.stack(
+            [red * red, green * green, blue * blue, red * green, green * blue, blue * red], axis=-1
+        )
+        mean = self._average(colours)
+        r, g, b = (mean[..., channel] for channel in range(3))
+        covariance = self._average(products) - jnp.stack(
+            [r * r, g * g, b * b, r * g, g * b, b * r], axis=-1
+        )
+        statistics = jnp.concatenate([mean, self.COVARIANCE_SCALE * covariance], axis=-1)
+        waves = jnp.cos(statistics @ self.frequencies[...] + self.phases[...])
+        colour = jax.nn.standardize(waves, axis=-1, epsilon=1e-6)
+        place = self.position_scale * position_waves(self.grid, self.position_width)
+        place = jnp.broadcast_to(place, (*colour.shape[:3], self.position_width))
+        tokens = jnp.concatenate([colour, place], axis=-1)
+        return tokens.reshape(tokens.shape[0], self.num_tokens, -1)
+
+    def _average(self, pixels: Float[Array, "B H W k"]) -> Float[Array, "B h w k"]:
+        """Means over the windows; at the border over the part inside the image."""
+        margin = self.window - self.patch
+        low = margin // 2
+        window, stride = (1, self.window, self.window, 1), (1, self.patch, self.patch, 1)
+        padding = ((0, 0), (low, margin - low), (low, margin - low), (0, 0))
+        add = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)  # noqa: E731
+        return add(pixels) / add(jnp.ones((1, *pixels.shape[1:3], 1)))

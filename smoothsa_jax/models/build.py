@@ -1,0 +1,119 @@
+"""Makes a model's parts from a config: each part is a name and that name's own settings."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backbones import ColourFourier, ViT
+from smoothsa_jax.models.decoders import MLPMixtureDecoder, RandomARDecoder
+from smoothsa_jax.models.initializers import BoxSampler, GaussianSampler, Initializer, Warmer
+from smoothsa_jax.models.slot_attention import SlotAttention
+from smoothsa_jax.models.smoothsa import Projection, SmoothSA
+from smoothsa_jax.models.transition import Transition
+
+BACKBONES: dict[str, Callable] = {"vit": ViT, "colour_fourier": ColourFourier}
+SAMPLERS: dict[str, Callable] = {"gaussian": GaussianSampler, "boxes": BoxSampler}
+TRANSITIONS: dict[str, Callable | None] = {"randsfq": Transition, "none": None}
+DECODERS: dict[str, Callable] = {"random_ar": RandomARDecoder, "mlp_mixture": MLPMixtureDecoder}
+PARTS = {
+    "backbone": BACKBONES,
+    "initializer": SAMPLERS,
+    "transition": TRANSITIONS,
+    "decoder": DECODERS,
+}
+
+
+def choose(part: str, name: str) -> Callable | None:
+    """The class of that name, or a UserError that lists the names there are."""
+    choices = PARTS[part]
+    if name not in choices:
+        near = difflib.get_close_matches(str(name), choices, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"model.{part}.name={name!r} is unknown: expected one of {', '.join(sorted(choices))}{hint}"
+        )
+    return choices[name]
+
+
+def make(
+    part: str, config: Mapping[str, Any], *args: Any, hidden: tuple[str, ...] = (), **given: Any
+):
+    """An object of the class that `config.name` chooses, made with its other keys; None where the choice is none.
+
+    Raises:
+        UserError: an unknown name, a key that the class does not take, or one that it lacks.
+    """
+    chosen = choose(part, config["name"])
+    if chosen is None:
+        return None
+    settings = {k: v for k, v in config.items() if k not in ("name", *hidden)}
+    parameters = inspect.signature(chosen.__init__).parameters
+    what = f"model.{part}.name={config['name']!r}"
+    for key in settings:
+        if key not in parameters:
+            choices = ", ".join(
+                name
+                for name, p in parameters.items()
+                if p.kind == p.KEYWORD_ONLY and name not in given
+            )
+            raise UserError(
+                f"model.{part}.{key} is no option of {what}: expected among {choices}; remove it"
+            )
+    for key, parameter in parameters.items():
+        needed = parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if needed and key not in settings and key not in given:
+            raise UserError(f"{what} needs model.{part}.{key}: add it to the config file")
+    return chosen(*args, **settings, **given)
+
+
+def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> SmoothSA:
+    """A freshly initialised model.
+
+    Args:
+        config: the `model` part of a config.
+        image_size: H, W of the frames.
+        seed: of the initial values. The backbone's own random values depend on `config.backbone.seed` alone, so that
+            runs of several seeds share their features.
+
+    Raises:
+        UserError: an unknown name, or an image that does not fit the patch.
+    """
+
+    rngs = nnx.Rngs(seed)
+    backbone = make(
+        "backbone",
+        config.backbone,
+        image_size,
+        hidden=("seed",),
+        rngs=nnx.Rngs(config.backbone.seed),
+    )
+    width, slot_size = backbone.feature_size, config.slot_attention.slot_size
+    initializer = _build_initializer(config.initializer, width, slot_size, rngs)
+    transition = make("transition", config.transition, width, slot_size, rngs=rngs)
+    decoder = make("decoder", config.decoder, backbone.grid, width, slot_size, rngs=rngs)
+    return SmoothSA(
+        backbone,
+        Projection(width, rngs=rngs),
+        initializer,
+        SlotAttention(width, slot_size, config.slot_attention.truncate, rngs=rngs),
+        transition,
+        decoder,
+        first_iterations=config.slot_attention.first_iterations,
+        later_iterations=config.slot_attention.later_iterations,
+    )
+
+
+def _build_initializer(
+    config: ConfigDict, feature_size: int, slot_size: int, rngs: nnx.Rngs
+) -> Initializer:
+    log_std = config.get("log_std", 0.0)
+    sampler = choose("initializer", config.name)(slot_size, log_std, rngs=rngs)
+    warmer = None
+    if config.warmer:
+        warmer = Warmer(feature_size, slot_size, config.num_heads, rngs=rngs)
+    return Initializer(sampler, warmer, slot_size, log_std, config.get("straight_through", False))

@@ -1,0 +1,119 @@
+"""Small layers with the initial values and numerics of the authors' program (method section 5)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+EPSILON = 1e-5  # of every LayerNorm that is trained here; the ViT has 1e-6
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact (erf) GELU; `nnx.gelu` is the tanh approximation by default."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def uniform(bound: float) -> nnx.Initializer:
+    """An initialiser uniform on [-bound, bound)."""
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    zero_bias: bool = False,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A Linear layer that starts uniform in +-1/sqrt(fan_in), as torch's does; bias likewise or 0."""
+    bound = in_features**-0.5
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        kernel_init=uniform(bound),
+        bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(bound),
+        rngs=rngs,
+    )
+
+
+def layer_norm(
+    features: int, *, bias: bool = True, epsilon: float = EPSILON, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """LayerNorm with the two-pass variance: the fast one loses digits on features of large mean."""
+    return nnx.LayerNorm(
+        features, epsilon=epsilon, use_bias=bias, use_fast_variance=False, rngs=rngs
+    )
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Drops entries with probability `rate` and rescales the rest; nothing where `key` is None."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+class MLP(nnx.Module):
+    """Linear, GELU, Linear.
+
+    Args:
+        sizes: input, hidden and output width.
+        bias: whether the two Linear layers have biases; `zero_bias` starts them at 0.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        *,
+        bias: bool = True,
+        zero_bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.hidden = linear(sizes[0], sizes[1], bias=bias, zero_bias=zero_bias, rngs=rngs)
+        self.out = linear(sizes[1], sizes[2], bias=bias, zero_bias=zero_bias, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... in"], dropout_rate: float = 0.0, key: Array | None = None
+    ) -> Float[Array, "... out"]:
+        return self.out(dropout(gelu(self.hidden(x)), dropout_rate, key))
+
+
+class GRUCell(nnx.Module):
+    """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, the hidden bias included.
+
+    (`nnx.GRUCell` has no bias on the hidden side.) Gates are packed in the order reset, update, new.
+    """
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.input = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+        self.hidden = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... D"], state: Float[Array, "... D"]
+    ) -> Float[Array, "... D"]:
+        x_reset, x_update, x_new = jnp.split(self.input(x), 3, axis=-1)
+        h_reset, h_update, h_new = jnp.split(self.hidden(state), 3, axis=-1)
+        reset = jax.nn.sigmoid(x_reset + h_reset)
+        update = jax.nn.sigmoid(x_update + h_update)
+        new = jnp.tanh(x_new + reset * h_new)
+        return (1.0 - update) * new + update * state
+
+
+def position_waves(grid: tuple[int, int], width: int) -> Float[Array, "h w P"]:
+    """Smooth functions of the position: cosines of 1, 2, ... half periods along y, then along x.
+
+    `width` of them, half along either axis, each of mean 0 and variance 1 over the grid.
+    """
+    waves = jnp.pi * jnp.arange(1, width // 2 + 1)
+    rows, columns = ((jnp.arange(side) + 0.5) / side for side in grid)
+    y = jnp.cos(rows[:, None, None] * waves)
+    x = jnp.cos(columns[None, :, None] * waves)
+    shape = (*grid, width // 2)
+    return 2**0.5 * jnp.concatenate([jnp.broadcast_to(y, shape), jnp.broadcast_to(x, shape)], -1)

@@ -1,0 +1,170 @@
+"""SmoothSA: frames -> features -> queries -> slots -> reconstruction (method sections 1 and 2).
+
+One model serves images and videos: an image is a video of one frame.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backbones import normalize
+from smoothsa_jax.models.draws import Draws
+from smoothsa_jax.models.initializers import Initializer
+from smoothsa_jax.models.layers import MLP, layer_norm
+from smoothsa_jax.models.slot_attention import SlotAttention
+from smoothsa_jax.models.transition import Transition, push, recall
+
+
+class Projection(nnx.Module):
+    """LayerNorm, Linear, GELU, Linear: features -> encoded features, both of width C."""
+
+    def __init__(self, feature_size: int, *, rngs: nnx.Rngs):
+        self.norm = layer_norm(feature_size, rngs=rngs)
+        self.mlp = MLP((feature_size,) * 3, zero_bias=True, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        return self.mlp(self.norm(features))
+
+
+class SmoothSA(nnx.Module):
+    """A composition of named parts; `build.py` makes them from a config.
+
+    Args:
+        backbone: frozen; images (B,H,W,3) -> features (B,M,C).
+        first_iterations: of slot attention on the first frame.
+        later_iterations: on every later frame.
+        transition: slots to the next frame's queries; None for a model of images.
+        decoder: features, slots -> reconstruction, attention.
+    """
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        projection: Projection,
+        initializer: Initializer,
+        slot_attention: SlotAttention,
+        transition: Transition | None,
+        decoder: nnx.Module,
+        *,
+        first_iterations: int,
+        later_iterations: int,
+    ):
+        self.backbone = backbone
+        self.projection = projection
+        self.initializer = initializer
+        self.slot_attention = slot_attention
+        self.transition = transition
+        self.decoder = decoder
+        self.first_iterations = first_iterations
+        self.later_iterations = later_iterations
+
+    def extract(self, video: Array) -> Float[Array, "B T M C"]:
+        """The frozen features of all frames, in one batch. `video` (B,T,H,W,3): uint8, or normalised floats."""
+        frames = normalize(video.reshape(-1, *video.shape[2:]))
+        features = jax.lax.stop_gradient(self.backbone(frames))
+        return features.reshape(*video.shape[:2], *features.shape[1:])
+
+    def __call__(
+        self,
+        features: Float[Array, "B T M C"],
+        draws: Draws,
+        boxes: Float[Array, "B T N 4"] | None = None,
+        slot_mask: Bool[Array, "B N"] | None = None,
+        detach_warmer: bool | Bool[Array, ""] = False,
+    ) -> dict[str, Array]:
+        """From features to named outputs.
+
+        Args:
+            draws: all randomness; what is None there is off, as at evaluation.
+            boxes: normalised left, top, right, bottom; only the first frame's are used.
+            slot_mask: true = valid. Masked slots change nothing in the others' outputs.
+            detach_warmer: whether the features enter the warmer behind a stop-gradient.
+
+        Returns:
+            warm_queries (B,N,D), absent without a warmer; slots (B,T,N,D); attention (B,T,N,M) of slot attention;
+            decoder_attention (B,T,N,M); reconstruction (B,T,M,C); features (B,T,M,C).
+
+        Raises:
+            UserError: more than one frame and no transition, or no boxes where slots start from them.
+        """
+        batch, num_frames = features.shape[:2]
+        encoded = self.projection(features)
+        warm_queries, queries = self.initializer(
+            encoded[:, 0],
+            draws.cold_noise,
+            draws.query_noise,
+            None if boxes is None else boxes[:, 0],
+            slot_mask,
+            detach_warmer,
+        )
+        slots, attention = self.slot_attention(
+            encoded[:, 0], queries, self.first_iterations, slot_mask
+        )
+        slots, attention = slots[:, None], attention[:, None]
+        if num_frames > 1:
+            later = self._later_frames(slots[:, 0], encoded, draws, slot_mask)
+            slots, attention = (
+                jnp.concatenate(pair, axis=1)
+                for pair in zip((slots, attention), later, strict=True)
+            )
+
+        fold = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
+        unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
+        reconstruction, decoder_attention = self.decoder(
+            fold(features),
+            fold(slots),
+            fold(draws.visible),
+            None if slot_mask is None else jnp.repeat(slot_mask, num_frames, axis=0),
+        )
+        outputs = {
+            "features": features,
+            "slots": slots,
+            "attention": attention,
+            "decoder_attention": unfold(decoder_attention),
+            "reconstruction": unfold(reconstruction),
+        }
+        if warm_queries is not None:
+            outputs["warm_queries"] = warm_queries
+        return outputs
+
+    def _later_frames(self, first_slots, encoded, draws, slot_mask):
+        """Slots (B,T-1,N,D) and attention (B,T-1,N,M) of the frames after the first."""
+        if self.transition is None:
+            raise UserError(
+                f"this model has no transition and got clips of {encoded.shape[1]} frames: "
+                "give one frame, or set model.transition.name"
+            )
+        batch, later = encoded.shape[0], encoded.shape[1] - 1
+        if draws.slot_offset is None:  # always the previous slots and the current features
+            slot_offset = jnp.ones((batch, later), jnp.int32)
+            feature_offset = jnp.zeros((batch, later), jnp.int32)
+            length = 1
+        else:
+            slot_offset, feature_offset = draws.slot_offset, draws.feature_offset
+            length = self.transition.history - 1
+        frame = jnp.arange(1, later + 1)[None, :] - feature_offset
+        looked_at = jnp.take_along_axis(encoded, frame[:, :, None, None], axis=1)
+        keys = None if draws.dropout is None else jax.random.split(draws.dropout, later)
+
+        def step(history, inputs):
+            encoded_t, looked_at_t, slot_offset_t, feature_offset_t, key = inputs
+            queries = self.transition(
+                recall(history, slot_offset_t),
+                looked_at_t,
+                slot_offset_t,
+                feature_offset_t,
+                slot_mask,
+                key,
+            )
+            slots, attention = self.slot_attention(
+                encoded_t, queries, self.later_iterations, slot_mask
+            )
+            return push(history, slots), (slots, attention)
+
+        history = jnp.broadcast_to(first_slots, (length, *first_slots.shape))
+        per_sample = (encoded[:, 1:], looked_at, slot_offset, feature_offset)
+        inputs = (*(jnp.moveaxis(x, 1, 0) for x in per_sample), keys)
+        _, outputs = jax.lax.scan(step, history, inputs)
+        return tuple(jnp.moveaxis(x, 0, 1) for x in outputs)

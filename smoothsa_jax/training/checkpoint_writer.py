@@ -1,0 +1,215 @@
+"""Writing checkpoints in the background; `checkpoints.py` says what they hold and reads them."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config import to_json
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.checkpoints import FILES_LIST, FOLDER, fingerprint, flatten_state
+
+
+@dataclasses.dataclass(frozen=True)
+class _LatestAndBest:
+    """Which steps stay, in Orbax's form of a preservation policy."""
+
+    max_to_keep: int
+    best_fn: Callable[[Mapping[str, float]], float] | None = None
+    best_mode: str = "min"
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        newest_first = sorted(checkpoints, key=lambda found: -found.step)
+        # Two of the latest where there is room: should the newest be damaged, the one before is near.
+        latest = self.max_to_keep if self.best_fn is None else min(2, self.max_to_keep)
+        kept, others = newest_first[:latest], newest_first[latest:]
+        if self.best_fn is not None:
+            sign = 1 if self.best_mode == "min" else -1
+            others.sort(key=lambda found: sign * self.best_fn(found.metrics or {}))
+            kept += others[: self.max_to_keep - latest]
+        steps = {found.step for found in kept}
+        return [found.step in steps for found in checkpoints]
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background and keeps `max_to_keep`.
+
+    The two latest stay; the places left go to the best by `best_metric` among the others, or, where no metric is
+    named, to the next latest.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: ConfigDict,
+        *,
+        max_to_keep: int = 3,
+        best_metric: str | None = None,
+        best_mode: str = "min",
+    ):
+        self.folder = Path(workdir) / FOLDER
+        self.config = config
+        self.best_metric = best_metric
+        self.last_good: int | None = None
+        self._pending: int | None = None
+        worst = math.inf if best_mode == "min" else -math.inf
+        options: dict[str, Any] = {}
+        if best_metric:  # a save after a signal comes without it
+            best_of = lambda metrics: metrics.get(best_metric, worst)  # noqa: E731
+            options = {"best_fn": best_of, "best_mode": best_mode}
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_LatestAndBest(max_to_keep, **options),
+                    create=True,
+                    enable_async_checkpointing=True,
+                    async_options=ocp.options.AsyncOptions(
+                        post_finalization_callback=self._list_files
+                    ),
+                    cleanup_tmp_directories=True,  # what a killed save left; it never was a checkpoint
+                    **options,
+                ),
+            )
+        except OSError as error:
+            raise UserError(
+                f"checkpoints cannot be written to {self.folder}: {error.strerror}; mend its permissions or use another --workdir"
+            ) from error
+        steps = self._manager.all_steps()
+        self.last_good = max(steps) if steps else None
+
+    def save(
+        self, step: int, state: Any, progress: Mapping[str, Any], metrics: Mapping[str, float]
+    ) -> None:
+        """Copy the state to the host and write it in the background.
+
+        Args:
+          step: updates done so far.
+          state: pytree of arrays; may be donated as soon as this returns.
+          progress: JSON-like.
+          metrics: by which the best is chosen.
+
+        Raises:
+          UserError: this save, or the one before, failed (disk full, no permission); or the state is not finite.
+        """
+        self.wait()
+        # np.array copies: on CPU a plain view would share memory with a buffer the next step overwrites.
+        arrays = {
+            name: np.array(leaf) for name, leaf in flatten_state(jax.device_get(state)).items()
+        }
+        for name, array in arrays.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise UserError(
+                    f"state of step {step} is not saved: {name} is not finite; {self.describe_last_good()}; "
+                    "lower optimizer.learning_rate or look at the data"
+                )
+        listed = {name: fingerprint(array) for name, array in arrays.items()}
+        scores = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            progress=ocp.args.JsonSave(dict(progress)),
+            config=ocp.args.JsonSave(json.loads(to_json(self.config))),
+            arrays=ocp.args.JsonSave(listed),
+        )
+        self._pending = step
+        with self._explained():
+            self._manager.save(step, args=items, metrics=scores, force=True)
+
+    def wait(self) -> None:
+        """Wait until the save in flight is complete.
+
+        Raises:
+          UserError: it failed; earlier checkpoints are intact.
+        """
+        if self._pending is None:
+            return
+        with self._explained():
+            self._manager.wait_until_finished()
+        self.last_good, self._pending = self._pending, None
+
+    def poll(self) -> None:
+        """Notice, without waiting, that the save in flight is complete or failed."""
+        if self._pending is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def close(self) -> None:
+        """Let a save in flight finish and Orbax's threads go. Raises nothing: it may run while another error is told;
+        a caller that wants to know calls `wait` before."""
+        with contextlib.suppress(Exception):
+            self.wait()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def describe_last_good(self) -> str:
+        """For messages; a save in flight is waited for."""
+        with contextlib.suppress(UserError):
+            self.wait()
+        if self.last_good is None:
+            return "there is no earlier checkpoint"
+        return f"the last good checkpoint is {self.folder / str(self.last_good)}"
+
+    def _list_files(self) -> None:
+        """Orbax calls this in its thread when all items of a step are written, before the folder gets its final name."""
+        for folder in self.folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
+            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in _files(folder)}
+            (folder / FILES_LIST).write_text(json.dumps(sizes))
+
+    def _explained(self) -> "_Explained":
+        return _Explained(self)
+
+
+class _Explained:
+    """Turns what Orbax and the file system raise while saving into one line."""
+
+    def __init__(self, writer: CheckpointWriter):
+        self.writer = writer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        step, self.writer._pending = self.writer._pending, None
+        reason, advice = _why_not_written(error)
+        raise UserError(
+            f"checkpoint of step {step} could not be written to {self.writer.folder}: {reason}; "
+            f"{self.writer.describe_last_good()}; {advice}"
+        ) from error
+
+
+def _why_not_written(error: BaseException) -> tuple[str, str]:
+    text = " ".join(str(error).split())
+    links: list[BaseException] = [error]
+    while (link := links[-1].__cause__ or links[-1].__context__) is not None and link not in links:
+        links.append(link)
+    codes = {link.errno for link in links if isinstance(link, OSError)}
+    everything = " ".join(str(link) for link in links)
+    for code, advice in (
+        (errno.ENOSPC, "free some space, then run the same command to go on"),
+        (errno.EDQUOT, "free some of your quota, then run the same command to go on"),
+        (errno.EFBIG, "raise the limit on file sizes, then run the same command to go on"),
+        (errno.EACCES, "mend its permissions, then run the same command to go on"),
+        (errno.EROFS, "use a --workdir that can be written"),
+    ):
+        if code in codes or os.strerror(code) in everything:
+            return os.strerror(code), advice
+    return f"{type(error).__name__}: {text}"[:200], "mend that, then run the same command to go on"
+
+
+def _files(folder: Path) -> list[Path]:
+    # Orbax goes on writing the file of metadata about the metadata.
+    return [
+        p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "_CHECKPOINT_METADATA"
+    ]

@@ -1,0 +1,175 @@
+"""What a run tells while it trains: a progress bar, one JSON row and TensorBoard events every few steps."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+from tqdm import tqdm
+
+from smoothsa_jax.errors import UserError
+
+LOG_FILE = "log.jsonl"
+EVENTS_FOLDER = "tensorboard"
+# What the progress bar calls the losses; all there is room for.
+SHORT = {
+    "loss": "loss",
+    "loss/reconstruction": "rec",
+    "loss/distillation": "dist",
+    "loss/slot_contrast": "contr",
+}
+
+
+def truncate_log(path: Path, last_step: int) -> None:
+    """Keep the rows of steps up to `last_step`; what a killed run wrote beyond its last checkpoint is computed again.
+
+    A row that was cut short is dropped with everything after it.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["step"] <= last_step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def read_log(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a `log.jsonl`."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+class RunLog:
+    """Writes `log.jsonl` and TensorBoard events, and moves the progress bar.
+
+    Writing is done at once and in this thread, so that a full disk is an error here and not a silent thread's.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        log_every: int,
+        stream: TextIO | None = None,
+    ):
+        """`first_step` steps are done already; rows beyond it are dropped from the log."""
+        stream = stream or sys.stderr
+        self._workdir = workdir
+        self.log_every, self.num_steps = log_every, num_steps
+        # When, and at which step, the measurement of the speed began.
+        self._clock: tuple[float, int] | None = None
+        truncate_log(workdir / LOG_FILE, first_step)
+        self._rows = open(workdir / LOG_FILE, "a")  # noqa: SIM115, closed by close()
+        (workdir / EVENTS_FOLDER).mkdir(exist_ok=True)
+        # The name holds whole seconds only; the process number keeps a quick restart from writing over its forerunner.
+        self._events = EventsWriter(str(workdir / EVENTS_FOLDER / "events"), f".{os.getpid()}")
+        # Hides what an interrupted run wrote of later steps.
+        self._event(session_log=SessionLog(status=SessionLog.START), step=first_step + 1)
+        self._stream = stream
+        self._bar: tqdm | None = None
+
+    def _begin_bar(self, step: int) -> tqdm:
+        """After the first step, which compiles: its time would spoil the time left for long."""
+        return tqdm(
+            total=self.num_steps,
+            initial=step,
+            unit=" steps",
+            desc="train",
+            file=self._stream,
+            # Some terminals claim to have no columns and no rows.
+            ncols=shutil.get_terminal_size((130, 24)).columns,
+            nrows=24,
+            # Into a file, the bar is a line now and then.
+            mininterval=0.3 if self._stream.isatty() else 20.0,
+            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} "
+            "[{rate_fmt}, {remaining} left{postfix}]",
+        )
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in the metrics of one step; write them when their turn has come.
+
+        Args:
+          step: steps done, the one of these metrics included.
+        """
+        if self._clock is None:
+            self._clock = (time.perf_counter(), step)
+        losses = {short: f"{metrics[name]:.3f}" for name, short in SHORT.items() if name in metrics}
+        if self._bar is None:
+            self._bar = self._begin_bar(step)
+        self._bar.set_postfix(losses, refresh=False)
+        self._bar.update(step - self._bar.n)
+        scored = any(name.startswith("validation/") for name in metrics)
+        if step % self.log_every and step != self.num_steps and not scored:
+            return
+        now = time.perf_counter()
+        if self._clock is not None and step > self._clock[1]:
+            speed = (step - self._clock[1]) / (now - self._clock[0])
+            metrics = {**metrics, "steps_per_second": round(speed, 3)}
+        # What compiles or scores in between is no training time.
+        self._clock = None if scored else (now, step)
+        plain = {name: float(value) for name, value in metrics.items()}
+        row = {
+            "step": step,
+            **{name: value if math.isfinite(value) else None for name, value in plain.items()},
+        }
+        try:
+            self._rows.write(json.dumps(row) + "\n")
+            self._rows.flush()
+            for name, value in plain.items():
+                tag = name if name.startswith("validation/") else f"train/{name}"
+                self._event(summary=scalar(tag, np.float32(value)), step=step)
+            self._events.flush()
+        except OSError as error:
+            raise UserError(
+                f"the log in {self._workdir} cannot be written at step {step}: {error.strerror}; checkpoints are intact; "
+                "mend that, then run the same command to go on"
+            ) from error
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for file in (self._rows, self._events):
+            with contextlib.suppress(OSError):  # a full disk was told of when the row was written
+                file.close()
+
+    def _event(self, **content: object) -> None:
+        self._events.write_event(Event(wall_time=time.time(), **content))
+
+
+class NonFiniteLoss(UserError):
+    """A loss or gradient became infinite or not a number."""
+
+
+def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[], str]) -> None:
+    """Stop where a loss or the gradient is not finite.
+
+    Raises:
+      NonFiniteLoss: names the step, all loss terms and the last good checkpoint.
+    """
+    if all(math.isfinite(value) for value in metrics.values()):
+        return
+    terms = ", ".join(
+        f"{name} {value:.6g}" for name, value in metrics.items() if name != "learning_rate"
+    )
+    raise NonFiniteLoss(
+        f"step {step} is not finite: {terms}; {last_good()}; lower optimizer.learning_rate or look at the data, "
+        "and start from another workdir"
+    )

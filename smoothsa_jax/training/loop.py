@@ -1,0 +1,304 @@
+"""The training loop, and the evaluation of what it left."""
+
+import contextlib
+import copy
+import dataclasses
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config import differences, to_json
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.evaluation.metrics import METRICS
+from smoothsa_jax.inputs.build import DATASETS, build_dataset
+from smoothsa_jax.inputs.loader import Source, training_batches
+from smoothsa_jax.models.build import PARTS
+from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.training import runtime, scoring
+from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
+from smoothsa_jax.training.checkpoints import (
+    FOLDER,
+    BrokenCheckpoint,
+    Checkpoint,
+    best_step,
+    read_checkpoint,
+    restore_latest,
+    restore_state,
+    steps_found,
+)
+from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, check_finite
+from smoothsa_jax.training.state import TrainState
+from smoothsa_jax.training.step import Training, build_training
+from smoothsa_jax.validation import validate
+
+CONFIG_FILE = "config.json"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation`."""
+    names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
+    trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
+    names |= {"data.name": DATASETS, "checkpoint.best_metric": (*METRICS, *trained)}
+    validate(config, len(jax.devices()), names)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train to `train.num_steps`, from the newest sound checkpoint in the workdir where there is one, then evaluate.
+
+    Returns:
+      the content of `scores.json`.
+
+    Raises:
+      UserError: a bad config, a workdir of another config, a disk that is full, a loss that is not finite.
+      Stopped: a signal asked to leave; the state is saved.
+    """
+    check(config)
+    with runtime.workdir_for_writing(workdir), runtime.SignalGuard() as guard:
+        checkpoint = restore_latest(workdir, warn=_warn, set_aside=True)
+        if checkpoint is not None:
+            _refuse_other_config(checkpoint, config, workdir)
+        training = build_training(config)
+        # A copy, because a step gives its state away; training.state stays as the untrained model.
+        state = jax.tree.map(jnp.copy, training.state)
+        if checkpoint is not None:
+            restored = restore_state({"state": state, "frozen": training.frozen}, checkpoint)
+            state, training = (
+                restored["state"],
+                dataclasses.replace(training, frozen=restored["frozen"]),
+            )
+        if checkpoint is not None and checkpoint.step >= config.train.num_steps:
+            say(
+                f"training is finished at step {checkpoint.step}: evaluating only; use another --workdir to train anew"
+            )
+        else:
+            state = _train_steps(config, workdir, training, state, checkpoint, guard)
+        step, params = config.train.num_steps, state.params
+        if _wants_best(config):
+            chosen = _chosen(read_checkpoint(workdir, step), config, workdir)
+            step, params = chosen.step, _params_of(chosen, training)
+        scores = scoring.report(config, training, params, step, workdir, say)
+    _tell_results(scores, workdir)
+    return scores
+
+
+def _train_steps(
+    config: ConfigDict,
+    workdir: Path,
+    training: Training,
+    state: TrainState,
+    checkpoint: Checkpoint | None,
+    guard: runtime.SignalGuard,
+) -> TrainState:
+    """Do the steps that are missing; the state after the last one."""
+    num_steps, done, means = config.train.num_steps, 0, _Means()
+    batches = training_batches(_training_source(config), config.train.batch_size, config.seed)
+    if checkpoint is not None:
+        done = checkpoint.step
+        batches.set_state(checkpoint.progress["data"])
+        means = _Means(**checkpoint.progress["means"])
+        say(f"going on from step {done} of {num_steps}")
+    _write_config(config, workdir)
+    writer = CheckpointWriter(
+        workdir,
+        config,
+        max_to_keep=config.checkpoint.max_to_keep,
+        best_metric=config.checkpoint.get("best_metric"),
+        best_mode=config.checkpoint.get("best_mode", "min"),
+    )
+    log = RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
+    validates = config.checkpoint.get("best_metric") in METRICS
+    root = jax.random.key(config.seed)
+    # Of the step before, still on the device: read while the device works on the next one.
+    waiting: tuple[int, dict[str, jax.Array]] | None = None
+
+    def read(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        check_finite(step, values, writer.describe_last_good)
+        means.add(values)
+        return values
+
+    say("compiling the training step, once; later starts find it on the disk")
+    with contextlib.closing(log), contextlib.closing(writer), guard.finishing_steps():
+        for batch, position in _placed_ahead(batches, training):
+            key = jax.random.fold_in(root, done)
+            state, metrics = training.train_step(state, training.frozen, batch, key)
+            done += 1
+            if waiting is not None:
+                log.record(waiting[0], read(*waiting))
+            waiting = (done, metrics)
+            leaving = guard.received is not None  # asked once: a signal may come at any time
+            regular = done % config.checkpoint.every == 0 or done == num_steps
+            if regular or leaving:
+                row, scores, waiting = read(*waiting), {}, None
+                if regular:
+                    scores = means.take()
+                    if validates and not leaving:
+                        scores |= scoring.validation_scores(config, training, state.params)
+                        row |= {f"validation/{name}": scores[name] for name in METRICS}
+                log.record(done, row)
+                progress = {"data": position, "means": means.state()}
+                writer.save(done, {"state": state, "frozen": training.frozen}, progress, scores)
+            else:
+                writer.poll()
+            if leaving or done == num_steps:
+                break
+        writer.wait()
+    if guard.received is not None:
+        name = signal.Signals(guard.received).name
+        where = writer.folder / str(done)
+        raise runtime.Stopped(
+            guard.received,
+            f"stopped by {name} after step {done} of {num_steps}, saved in {where}; the same command goes on from there",
+        )
+    return state
+
+
+class _Means:
+    """Means of the training metrics since the last regular checkpoint; part of a checkpoint."""
+
+    def __init__(self, count: int = 0, sums: dict[str, float] | None = None):
+        self.count, self.sums = count, dict(sums or {})
+
+    def add(self, values: dict[str, float]) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        """The means; counting starts anew."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.count, self.sums = 0, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "sums": dict(self.sums)}
+
+
+def _training_source(config: ConfigDict) -> Source:
+    return build_dataset(config.data, "train", num_slots=config.model.slot_attention.num_slots)
+
+
+def _placed_ahead(
+    batches: grain.DatasetIterator, training: Training, ahead: int = 2
+) -> Iterator[tuple[dict[str, jax.Array], Any]]:
+    """Batches on the device, put there while the steps before them run, each with the position after it."""
+    queue: deque[tuple[dict[str, jax.Array], Any]] = deque()
+    while True:
+        while len(queue) < ahead:
+            batch = next(batches)
+            queue.append((training.place(batch), copy.deepcopy(batches.get_state())))
+        yield queue.popleft()
+
+
+def _refuse_other_config(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> None:
+    different = differences(checkpoint.config, config)
+    if different:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config, which differs in {', '.join(different)}; "
+            "use the same config to go on, or another --workdir"
+        )
+
+
+def _write_config(config: ConfigDict, workdir: Path) -> None:
+    with atomic_file(workdir / CONFIG_FILE) as temporary:
+        temporary.write_text(to_json(config))
+
+
+# ----------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(
+    workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored
+) -> dict[str, Any]:
+    """Score a checkpoint of a workdir; needs nothing but the workdir.
+
+    The newest sound checkpoint is scored, as after training; with `eval.checkpoint` "best", the best one kept.
+
+    Args:
+      choose_config: given the checkpoint's config, the one to evaluate with; it may differ in `eval` and `mesh`.
+
+    Returns:
+      the content of `scores.json`.
+
+    Raises:
+      UserError: nothing to restore, or a config that differs where it matters.
+    """
+    checkpoint = restore_latest(workdir, warn=_warn)
+    if checkpoint is None:
+        found = f"no checkpoint found in {workdir / FOLDER}"
+        if steps_found(workdir):
+            found = f"every checkpoint in {workdir / FOLDER} is broken"
+        raise UserError(
+            f"nothing to restore: {found}; train first, or give the --workdir of a trained run"
+        )
+    config = choose_config(checkpoint.config)
+    check(config)
+    _refuse_other_config(checkpoint, config, workdir)
+    if _wants_best(config):
+        checkpoint = _chosen(checkpoint, config, workdir)
+    say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
+    training = build_training(config)
+    frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
+    training = dataclasses.replace(training, frozen=frozen)
+    params = _params_of(checkpoint, training)
+    with runtime.SignalGuard():
+        scores = scoring.report(config, training, params, checkpoint.step, workdir, say)
+    _tell_results(scores, workdir)
+    return scores
+
+
+def _params_of(checkpoint: Checkpoint, training: Training) -> Parameters:
+    template = {"state": {"params": training.state.params}}
+    return restore_state(template, checkpoint, only="state/params/")["state"]["params"]
+
+
+def _wants_best(config: ConfigDict) -> bool:
+    return config.eval.get("checkpoint") == "best" and bool(config.checkpoint.get("best_metric"))
+
+
+def _chosen(latest: Checkpoint, config: ConfigDict, workdir: Path) -> Checkpoint:
+    """The best checkpoint that is kept, by the metric saved with each."""
+    step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
+    if step is None or step == latest.step:
+        return latest
+    try:
+        return read_checkpoint(workdir, step)
+    except BrokenCheckpoint as reason:
+        path = workdir / FOLDER / str(step)
+        _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
+        return latest
+
+
+def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
+    """The end of a run, on standard output: where things are, the score, what to do next."""
+    print(f"""
+{scoring.table(scores)}
+
+scores       {workdir / scoring.SCORES_FILE}
+pictures     {workdir / scoring.PICTURES_FOLDER}
+log          {workdir / LOG_FILE}
+checkpoints  {workdir / FOLDER}
+curves       tensorboard --logdir {workdir / EVENTS_FOLDER}
+evaluate     python main.py --mode=evaluate --workdir={workdir}
+
+FG-ARI {100 * scores["metrics"]["fg_ari"]["mean"]:.1f} on the {scores["split"]} split after {scores["step"]} steps""")
+
+
+def _warn(text: str) -> None:
+    say(f"warning: {text}")

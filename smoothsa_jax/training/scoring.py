@@ -1,0 +1,158 @@
+"""Scores of given weights on a split, with the baselines and the pictures that belong to a report."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.pictures import animation, contact_sheet
+from smoothsa_jax.evaluation.protocol import Evaluation, evaluate, evaluate_baselines
+from smoothsa_jax.evaluation.scores import (
+    build_scores,
+    mean_over_samples,
+    scores_table,
+    write_scores,
+)
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.loader import evaluation_batches
+from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.training.step import Training
+
+SCORES_FILE = "scores.json"
+PICTURES_FOLDER = "pictures"
+NUM_PICTURES = 8  # unless eval.num_pictures says otherwise
+VALIDATION_SAMPLES = 32  # unless eval.validation_samples says otherwise
+
+
+def validation_scores(
+    config: ConfigDict, training: Training, params: Parameters
+) -> dict[str, float]:
+    """Mean of each metric on part of the validation split, first evaluation seed; for choosing a checkpoint."""
+    samples = config.eval.get("validation_samples", VALIDATION_SAMPLES)
+    found = _evaluate(config, training, params, "validation", samples, tuple(config.eval.seeds)[:1])
+    return {name: float(value[0]) for name, value in mean_over_samples(found.scores).items()}
+
+
+def report(
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    step: int,
+    workdir: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Score weights on `eval.split`; write `scores.json` and pictures.
+
+    Args:
+      training: of this config; its initial state is the untrained baseline.
+      params: the trained parameters.
+      step: training steps behind them.
+      say: called with a line for each stage.
+
+    Returns:
+      the content of `scores.json`.
+
+    Raises:
+      UserError: a file cannot be written, labels do not fit, ...
+    """
+    settings = config.eval
+    samples, pictures = settings.get("num_samples"), settings.get("num_pictures", NUM_PICTURES)
+    say(f"scoring on the {settings.split} split, seeds {', '.join(map(str, settings.seeds))}")
+    found = _evaluate(
+        config, training, params, settings.split, samples, tuple(settings.seeds), pictures
+    )
+    say("scoring the baselines")
+    untrained = _evaluate(
+        config, training, training.state.params, settings.split, samples, (settings.seeds[0],)
+    )
+    baselines = {"untrained model": untrained.scores}
+    baselines |= evaluate_baselines(
+        _batches(config, settings.split, samples),
+        training.grid,
+        _features(training),
+        with_boxes=config.model.initializer.name == "boxes",
+        **_arithmetic(config),
+    )
+    protocol = {
+        "seeds": tuple(settings.seeds),
+        "num_samples": found.scores["fg_ari"].shape[-1],
+        "num_frames": settings.get("num_frames"),
+        "batch_size": settings.batch_size,
+        "queries": config.model.initializer.name,
+        "masks": "decoder attention",
+        **_arithmetic(config),
+    }
+    scores = build_scores(
+        found.scores, baselines, split=settings.split, protocol=protocol, step=step
+    )
+    try:
+        write_scores(workdir / SCORES_FILE, scores)
+        for number, sample in enumerate(found.samples):
+            clip = (sample["video"], sample["segmentations"], sample["masks"])
+            contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{settings.split}_{number:02d}.png")
+            if len(sample["video"]) > 1:
+                animation(*clip, workdir / PICTURES_FOLDER / f"{settings.split}_{number:02d}.gif")
+    except OSError as error:
+        raise UserError(
+            f"scores cannot be written to {workdir}: {error.strerror}; mend that and use --mode=evaluate"
+        ) from error
+    return scores
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The scores and the baselines as lines of text."""
+    return scores_table(scores)
+
+
+def _evaluate(
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    split: str,
+    num_samples: int | None,
+    seeds: tuple[int, ...],
+    keep_samples: int = 0,
+) -> Evaluation:
+    def predict(batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
+        return training.predict(params, training.frozen, training.place(batch), key)
+
+    return evaluate(
+        predict,
+        _batches(config, split, num_samples),
+        training.grid,
+        seeds,
+        keep_samples=keep_samples,
+        **_arithmetic(config),
+    )
+
+
+def _batches(
+    config: ConfigDict, split: str, num_samples: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    # What is set for training only does not reach the evaluation.
+    data = {key: value for key, value in config.data.items() if key not in ("num_samples", "keep")}
+    options = {"num_slots": config.model.slot_attention.num_slots, "num_samples": num_samples}
+    if config.eval.get("num_frames") is not None:
+        options["num_frames"] = config.eval.num_frames
+    return evaluation_batches(build_dataset(data, split, **options), config.eval.batch_size)
+
+
+def _arithmetic(config: ConfigDict) -> dict[str, bool]:
+    return {
+        "match_paper": config.eval.get("match_paper", False),
+        "background_column_always": config.eval.get("background_column_always", False),
+    }
+
+
+def _features(training: Training) -> Callable[[dict[str, Any]], jax.Array]:
+    @jax.jit
+    def extract(params: Parameters, frozen: Parameters, video: jax.Array) -> jax.Array:
+        return training.definition.merge(params, frozen).extract(video)
+
+    return lambda batch: extract(
+        training.state.params, training.frozen, training.place(batch["video"])
+    )

@@ -1,0 +1,149 @@
+"""One pure training step and one pure evaluation forward, compiled for a mesh."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
+from smoothsa_jax.models.parameters import ModelDefinition, Parameters, split
+from smoothsa_jax.objectives.objective import active_terms, weighted_losses
+from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
+from smoothsa_jax.training.state import TrainState, create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that a loop needs: the first state, and the compiled functions.
+
+    Attributes:
+        train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is donated. Without
+            `draws` all randomness is sampled from the key.
+        predict: (params, frozen, batch, key) -> the model's outputs at evaluation.
+    """
+
+    definition: ModelDefinition
+    state: TrainState
+    frozen: Parameters
+    train_step: Callable
+    predict: Callable
+    grid: tuple[int, int]
+    mesh: Mesh
+    batch_sharding: NamedSharding
+    replicated: NamedSharding
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Puts a batch on the mesh, samples spread over the `data` axis."""
+        return jax.device_put(batch, self.batch_sharding)
+
+
+def make_mesh(config: ConfigDict, batch_size: int) -> Mesh:
+    """A mesh with one axis, `data`, over `mesh.data` devices (-1: all).
+
+    Raises:
+        UserError: more devices asked than there are, or a batch that they do not divide.
+    """
+    devices = jax.devices()
+    count = len(devices) if config.data == -1 else config.data
+    if not 1 <= count <= len(devices):
+        raise UserError(
+            f"mesh.data={config.data}, but {len(devices)} devices are visible: "
+            f"expected -1 (all) or 1 to {len(devices)}"
+        )
+    if batch_size % count:
+        raise UserError(
+            f"train.batch_size={batch_size} does not divide over {count} devices: "
+            f"choose a multiple of {count}, or set mesh.data"
+        )
+    return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
+
+
+def build_training(config: ConfigDict) -> Training:
+    """Builds the model, the optimiser and the compiled functions of a config.
+
+    Raises:
+        UserError: a config that does not fit together or does not fit the devices.
+    """
+    size = config.data.image_size
+    image_size = (size, size) if isinstance(size, int) else tuple(size)
+
+    model = build_model(config.model, image_size, config.seed)
+    definition, params, frozen = split(model)
+    grid = model.backbone.grid
+    num_tokens = model.backbone.num_tokens
+    history = 2 if model.transition is None else model.transition.history
+    optimizer = build_optimizer(config.optimizer, config.train.num_steps)
+    schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
+    detach_until = config.model.initializer.detach_until * config.train.num_steps
+    slot_size = config.model.slot_attention.slot_size
+    weights = active_terms(config.loss, config.model.initializer.warmer, config.data.num_frames)
+
+    def sample(key: Array, batch: dict[str, Array]) -> Draws:
+        return sample_training_draws(
+            key,
+            *batch["slot_mask"].shape,
+            slot_size,
+            num_frames=batch["video"].shape[1],
+            num_tokens=num_tokens,
+            history=history,
+        )
+
+    def train_step(
+        state: TrainState,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        draws: Draws | None = None,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        if draws is None:
+            draws = sample(key, batch)
+        mask = batch["slot_mask"]
+        # The backbone stands outside the differentiated function and stores no activations.
+        features = definition.merge(state.params, frozen).extract(batch["video"])
+
+        def loss_function(params):
+            outputs = definition.merge(params, frozen)(
+                features, draws, batch["boxes"], mask, state.step < detach_until
+            )
+            losses = weighted_losses(outputs, mask, weights)
+            return sum(losses.values()), losses
+
+        (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": total,
+            **{f"loss/{name}": loss for name, loss in losses.items()},
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def predict(
+        params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
+    ) -> dict[str, Array]:
+        model = definition.merge(params, frozen)
+        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
+        return model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
+
+    mesh = make_mesh(config.mesh, config.train.batch_size)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    return Training(
+        definition=definition,
+        state=jax.device_put(create_state(params, optimizer), replicated),
+        frozen=jax.device_put(frozen, replicated),
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
+        predict=jax.jit(predict, out_shardings=spread),
+        grid=grid,
+        mesh=mesh,
+        batch_sharding=spread,
+        replicated=replicated,
+    )

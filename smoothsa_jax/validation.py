@@ -1,0 +1,228 @@
+"""Refuse a config that cannot run, in one line, before anything is built."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config import flatten, nearest
+from smoothsa_jax.errors import UserError
+
+
+class _Reader:
+    """Reads dotted keys of a flat config and refuses, in one line, what is missing or out of range."""
+
+    def __init__(self, config: ConfigDict):
+        self.flat = flatten(config)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.flat.get(key, default)
+
+    def need(self, key: str) -> Any:
+        if key not in self.flat:
+            raise UserError(f"the config has no {key}; add it to the config file")
+        return self.flat[key]
+
+    def whole(self, key: str, least: int, optional: bool = False) -> int | None:
+        if optional and self.flat.get(key) is None:
+            return None
+        value = self.need(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(
+                f"{key} is {value!r}; expected a whole number of at least {least}; set --config.{key}={max(least, 1)} or more"
+            )
+        return value
+
+    def number(self, key: str, least: float, above: bool = False) -> None:
+        value = self.get(key)
+        if value is None:
+            return
+        good = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        if not good or value < least or (above and value == least):
+            bound = "above" if above else "of at least"
+            raise UserError(
+                f"{key} is {value!r}; expected a number {bound} {least:g}; mend --config.{key}"
+            )
+
+    def one_of(self, key: str, names: Iterable[str]) -> None:
+        names = sorted(names)
+        value = self.need(key)
+        if value not in names:
+            raise UserError(
+                f"{key} is {value!r}; expected one of {', '.join(names)}{nearest(str(value), names)}"
+            )
+
+
+def validate(
+    config: ConfigDict, num_devices: int = 1, names: Mapping[str, Iterable[str]] | None = None
+) -> None:
+    """Refuse a config that cannot run, before anything is built.
+
+    Args:
+      config: the whole config.
+      num_devices: how many devices are visible, for the mesh and the batch.
+      names: known names of each choice, `{"model.decoder.name": (...), ...}`.
+
+    Raises:
+      UserError: the first thing that is wrong: what was found, what was expected, what to do.
+    """
+    read = _Reader(config)
+    for key in (
+        "train.num_steps",
+        "train.batch_size",
+        "train.log_every",
+        "checkpoint.every",
+        "checkpoint.max_to_keep",
+    ):
+        read.whole(key, 1)
+    for key in ("data.num_frames", "eval.batch_size", "eval.num_samples", "eval.num_frames"):
+        read.whole(key, 1, optional=True)
+    read.whole("eval.validation_samples", 1, optional=True)
+    if read.get("eval.split") is not None:
+        read.one_of("eval.split", ("train", "validation", "test"))
+    read.whole("model.transition.history", 2, optional=True)
+    read.whole("model.decoder.num_layers", 1, optional=True)
+    read.whole("model.slot_attention.slot_size", 1)
+    read.whole("model.slot_attention.num_slots", 1)
+    for key in ("first_iterations", "later_iterations"):
+        read.whole(f"model.slot_attention.{key}", 1, optional=True)
+    read.whole("seed", 0)
+    if read.need("dtype") != "float32":
+        raise UserError(
+            f"dtype is {read.need('dtype')!r}; only 'float32' is supported for now; set --config.dtype=float32"
+        )
+    read.number("optimizer.learning_rate", 0.0, above=True)
+    read.number("optimizer.clip_norm", 0.0)
+    for key in (
+        "model.transition.dropout_rate",
+        "optimizer.warmup_fraction",
+        "optimizer.final_ratio",
+        "model.initializer.detach_until",
+    ):
+        read.number(key, 0.0)
+    for key in ("model.transition.dropout_rate", "optimizer.warmup_fraction"):
+        if (read.get(key) or 0.0) >= 1.0:
+            raise UserError(
+                f"{key} is {read.get(key)}; expected a number below 1; mend --config.{key}"
+            )
+    for key in ("loss.reconstruction", "loss.distillation", "loss.slot_contrast"):
+        read.number(key, 0.0)
+    if read.get("checkpoint.best_metric"):
+        read.one_of("checkpoint.best_mode", ("min", "max"))
+    elif "checkpoint.best_metric" in (names or {}):
+        names = {key: known for key, known in names.items() if key != "checkpoint.best_metric"}
+    if read.get("eval.checkpoint") is not None:
+        read.one_of("eval.checkpoint", ("latest", "best"))
+    if not re.fullmatch(r"[\w.\-]+", str(read.need("name"))):
+        raise UserError(
+            f"name is {read.need('name')!r}; expected letters, digits, '_', '-' or '.', since it names a folder"
+        )
+    for key, known in (names or {}).items():
+        read.one_of(key, known)
+    _check_best(read)
+    _check_seeds(read)
+    _check_image(read)
+    _check_slots(read)
+    _check_heads(read)
+    _check_frames(read)
+    _check_devices(read, num_devices)
+
+
+def _check_best(read: _Reader) -> None:
+    metric, mode = read.get("checkpoint.best_metric"), read.get("checkpoint.best_mode")
+    right = "min" if str(metric).startswith("loss") or metric == "grad_norm" else "max"
+    if metric and mode != right:
+        raise UserError(
+            f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
+            f"set --config.checkpoint.best_mode={right}"
+        )
+
+
+def _check_heads(read: _Reader) -> None:
+    slot_size = read.need("model.slot_attention.slot_size")
+    for part in ("initializer", "transition"):
+        key = f"model.{part}.num_heads"
+        heads = read.whole(key, 1, optional=True)
+        if heads is not None and slot_size % heads:
+            raise UserError(
+                f"{key} is {heads}, which does not divide model.slot_attention.slot_size {slot_size}; "
+                "choose a divisor"
+            )
+
+
+def _check_frames(read: _Reader) -> None:
+    if read.get("model.transition.name") != "none":
+        return
+    for key in ("data.num_frames", "eval.num_frames"):
+        if (read.get(key) or 1) > 1:
+            raise UserError(
+                f"{key} is {read.get(key)}, but model.transition.name is 'none', a model of single images; "
+                f"set --config.{key}=1 or choose a transition"
+            )
+
+
+def _check_seeds(read: _Reader) -> None:
+    seeds = read.get("eval.seeds")
+    if seeds is None:
+        return
+    good = (
+        isinstance(seeds, tuple)
+        and seeds
+        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    )
+    if not good:
+        raise UserError(
+            f'eval.seeds is {seeds!r}; expected whole numbers of at least 0; write --config.eval.seeds="(0, 1, 2)"'
+        )
+
+
+def _check_image(read: _Reader) -> None:
+    size = read.need("data.image_size")
+    height, width = size if isinstance(size, tuple) else (size, size)
+    patch = read.get("model.backbone.patch")
+    for name, pixels in (("height", height), ("width", width)):
+        if not isinstance(pixels, int) or pixels < 1:
+            raise UserError(
+                f"data.image_size has {name} {pixels!r}; expected a whole number of at least 1"
+            )
+        # The backbone may look at a smaller image than the labels have (method section 4: 256 -> 224 by 0.875).
+        seen = pixels * float(read.get("model.backbone.resize", 1.0) or 1.0)
+        if patch and (abs(seen - round(seen)) > 1e-6 or round(seen) % patch):
+            raise UserError(
+                f"data.image_size {pixels} does not fit the backbone: it sees {seen:g} pixels, which patches of "
+                f"{patch} do not divide; choose data.image_size or model.backbone.patch so that they fit"
+            )
+
+
+def _check_slots(read: _Reader) -> None:
+    if read.get("model.initializer.name") != "boxes":
+        return
+    slots = read.need("model.slot_attention.num_slots")
+    background = 1 if read.get("data.background_box", False) else 0
+    boxes = read.get("data.max_objects")
+    if isinstance(boxes, int) and boxes + background > slots:
+        also = " and one box for the background" if background else ""
+        raise UserError(
+            f"data.max_objects is {boxes}{also}, more than the {slots} slots that start from boxes; raise "
+            f"model.slot_attention.num_slots to {boxes + background} or lower data.max_objects"
+        )
+
+
+def _check_devices(read: _Reader, num_devices: int) -> None:
+    asked = read.get("mesh.data", -1)
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked == 0 or asked < -1:
+        raise UserError(
+            f"mesh.data is {asked!r}; expected -1 (all devices) or a number of devices of at least 1"
+        )
+    if asked > num_devices:
+        raise UserError(
+            f"mesh.data asks for {asked} devices, {num_devices} found; set --config.mesh.data=-1 to use all there are"
+        )
+    used = num_devices if asked == -1 else asked
+    for key in ("train.batch_size", "eval.batch_size"):
+        batch = read.get(key)
+        if isinstance(batch, int) and batch % used:
+            raise UserError(
+                f"{key} is {batch}, which {used} devices do not divide; choose a multiple of {used}, or --config.mesh.data=1"
+            )

@@ -1,0 +1,87 @@
+"""Running `main.py` as a person does: another process, its exit status, what it prints."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from smoothsa_jax.training.checkpoints import read_checkpoint
+from smoothsa_jax.training.logging import read_log
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # for `main`, which is no part of the package
+CONFIG = ROOT / "tests" / "run_config.py"
+IMAGE = f"{CONFIG}:image"
+
+
+def start(*arguments: str, cache: str, cwd: Path = ROOT, **options) -> subprocess.Popen:
+    """Begin `python main.py ...`; compiled programs are kept in `cache`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "SMOOTHSA_JAX_CACHE": cache,
+        # Half the time of compiling; what is compiled is as exact and as repeatable.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def run(*arguments: str, cache: str, **options) -> subprocess.CompletedProcess:
+    """`python main.py ...` to its end."""
+    process = start(*arguments, cache=cache, **options)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def here(*arguments: str) -> int:
+    """`python main.py ...` in this process, for what ends before anything is compiled; the exit status."""
+    import main
+
+    return main.main([str(argument) for argument in arguments])
+
+
+def trained(folder: Path, cache: str) -> Path:
+    """A workdir of the image variant, trained once for the session; tests work on `copy_of` it."""
+    workdir = folder / "trained_once"
+    if not workdir.exists():
+        result = run(f"--config={IMAGE}", f"--workdir={workdir}", cache=cache)
+        assert result.returncode == 0, result.stderr
+        (folder / "trained_once.out").write_text(result.stdout)
+    return workdir
+
+
+def copy_of(workdir: Path, target: Path) -> Path:
+    shutil.copytree(workdir, target)
+    return target
+
+
+def assert_same_run(one: Path, two: Path, step: int) -> None:
+    """Weights, optimizer, losses and scores of two runs agree in every bit."""
+    found, expected = read_checkpoint(one, step), read_checkpoint(two, step)
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array, err_msg=name)
+    assert found.progress == expected.progress
+    assert losses(one) == losses(two)
+    assert (one / "scores.json").read_bytes() == (two / "scores.json").read_bytes()
+
+
+def losses(workdir: Path) -> list[dict[str, float]]:
+    """The rows of the log without what depends on the clock."""
+    rows = read_log(workdir / "log.jsonl")
+    return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]

@@ -1,0 +1,34 @@
+"""How all tests run: on the CPU, in full float32, with compiled programs shared within the session."""
+
+import importlib.metadata
+import os
+
+import pytest
+
+# Before JAX is imported. A person may ask for another platform; the bounds of the tests are those of the CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nearly all the time of these tests is the compiler's; with this it is a fifth. `XLA_FLAGS= pytest` compiles as users do.
+QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
+
+import jax  # noqa: E402
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Compiled programs are used again by every test, and subprocess, of this session and of no other."""
+    folder = str(tmp_path_factory.mktemp("jax_cache"))
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    os.environ["SMOOTHSA_JAX_CACHE"] = folder  # where main.py keeps them
+    return folder

@@ -1,0 +1,80 @@
+"""A training step that compiles at once, for tests of the loop around it: real data, real checkpoints, no model."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from smoothsa_jax.training.state import TrainState, create_state
+from smoothsa_jax.training.step import Training
+
+SCORES = {
+    "metrics": {
+        name: {"mean": 0.5, "std": 0.0, "seeds": [0.5]} for name in ("ari", "fg_ari", "mbo", "miou")
+    },
+    "baselines": {},
+    "split": "test",
+    "step": 0,
+}
+
+
+def fake_training(config, *, width: int = 5, on_step: Callable[[int], None] = lambda step: None):
+    """A `Training` whose weights depend on every batch, every key and their order.
+
+    Args:
+      width: of its one array.
+      on_step: called in Python before each step with the number of steps done.
+    """
+    optimizer = optax.adam(1e-2)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    @jax.jit
+    def compute(state: TrainState, batch: dict, key: jax.Array):
+        noise = jax.random.normal(key, (width,))
+
+        def loss_function(params):
+            target = batch["video"].astype(jnp.float32).mean() / 255
+            return jnp.mean((params["w"] - target + 0.1 * noise) ** 2)
+
+        loss, grads = jax.value_and_grad(loss_function)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state)
+        metrics = {
+            "loss": loss,
+            "loss/reconstruction": loss,
+            "grad_norm": jnp.linalg.norm(grads["w"]),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def train_step(state, frozen, batch, key):
+        on_step(int(state.step))
+        return compute(state, batch, key)
+
+    params = {"w": jnp.linspace(0.0, 1.0, width) + config.seed}
+    return Training(
+        definition=None,
+        state=jax.device_put(create_state(params, optimizer), replicated),
+        frozen=jax.device_put({"backbone.f": jnp.ones(2)}, replicated),
+        train_step=train_step,
+        predict=None,
+        grid=(4, 4),
+        mesh=mesh,
+        batch_sharding=NamedSharding(mesh, PartitionSpec("data")),
+        replicated=replicated,
+    )
+
+
+def use(monkeypatch, **options) -> None:
+    """Let `main.py` train the fake instead of a model, and report fixed scores."""
+    from smoothsa_jax.training import loop, scoring
+
+    def report(config, training, params, step, workdir, say):
+        scores = {**SCORES, "step": step}
+        scoring.write_scores(workdir / "scores.json", scores)
+        return scores
+
+    monkeypatch.setattr(loop, "build_training", lambda config: fake_training(config, **options))
+    monkeypatch.setattr(scoring, "report", report)

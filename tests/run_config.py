@@ -1,0 +1,29 @@
+"""A config file for tests of whole runs: `--config=tests/run_config.py`, the smallest model on sprites."""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import tiny_config  # noqa: E402
+
+VARIANTS = ("", "image")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`image` has one frame and no transition, and compiles in a third of the time."""
+    frames = 1 if variant == "image" else 2
+    config = tiny_config(num_frames=frames, decoder="mlp_mixture")
+    config.name = "run"
+    config.data.update(max_objects=3, min_objects=2, background_box=True)
+    config.train.num_steps = 60
+    config.eval = ConfigDict(
+        {"split": "test", "num_samples": 3, "num_frames": frames, "batch_size": 2, "seeds": (0,)}
+    )
+    config.eval.num_pictures = 1
+    config.eval.checkpoint = "latest"
+    config.checkpoint = ConfigDict(
+        {"every": 10, "max_to_keep": 3, "best_metric": "loss", "best_mode": "min"}
+    )
+    return config

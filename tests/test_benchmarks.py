@@ -1,0 +1,258 @@
+"""The scripts in benchmarks/: the table of the ablation, its going on, and the timing of a step."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import CONFIG, IMAGE, ROOT
+
+from smoothsa_jax.errors import UserError
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(
+        f"benchmark_{name}", ROOT / f"benchmarks/{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+ablation = load("ablation")
+ARGUMENTS = [f"--config={CONFIG}", "--config.train.num_steps=7"]
+
+
+def row(variant: str, seed: int, fg_ari: float | None, **other) -> dict:
+    return {
+        "variant": variant,
+        "seed": seed,
+        "steps": 1500,
+        "fg_ari": fg_ari,
+        "ari": 0.5,
+        "mbo": 0.25,
+        "miou": 0.125,
+        "seconds": 100.0,
+        "changes": [f"{key}={value}" for key, value in ablation.VARIANTS[variant].items()],
+        "config": ["--config=configs/sprites.py"],
+        "fingerprint": "abc",
+        "batch_size": 16,
+        "num_frames": 4,
+        "split": "test",
+        "eval_samples": 64,
+        "eval_frames": 12,
+        "cores": 2,
+        "machine": "1 cpu device (cpu), jax 1.2.3",
+        "date": "2030-01-01",
+        **other,
+    }
+
+
+def cells(page: str, variant: str) -> list[str]:
+    line = next(line for line in page.splitlines() if line.startswith(f"| {variant} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_gives_mean_spread_and_each_seed():
+    rows = [
+        row("full", s, v, seconds=t) for s, v, t in ((2, 0.8, 90), (0, 0.6, 110), (1, 0.7, 130))
+    ]
+    rows += [row("1/1", s, v) for s, v in ((0, 0.65), (1, 0.5), (2, 0.5))]
+    page = ablation.document(rows)
+    full, changed = cells(page, "full"), cells(page, "1/1")
+    assert full == [
+        *("full", "none", "3", "70.0 ± 10.0", "50.0 ± 0.0", "25.0 ± 0.0", "12.5 ± 0.0"),
+        *("0: 60.0, 1: 70.0, 2: 80.0", "110"),
+    ]
+    assert "`model.slot_attention.first_iterations=1`" in changed[1]
+    assert changed[3] == "55.0 ± 8.7"  # of 65, 50, 50: square root of 225 / 3
+    assert "Highest mean FG-ARI: full, 70.0." in page
+    assert "Lowest mean FG-ARI: 1/1, 55.0." in page
+    assert (
+        "1/1: mean FG-ARI 15.0 points below full over the 3 seeds that both have; below full with 2 of 3."
+        in page
+    )
+    assert "Each run: 1500 steps of 16 clips of 4 frames." in page
+    assert "Scored on 64 clips of 12 frames of the test split." in page
+    assert "On 2 CPU cores a run: 1 cpu device (cpu), jax 1.2.3; 2030-01-01." in page
+    assert "    python benchmarks/ablation.py --config=configs/sprites.py\n" in page
+    assert "Not complete" not in page
+
+
+def test_a_partial_page_says_what_is_missing():
+    rows = [row("full", 0, 0.5), row("full", 1, 0.7), row("3/3", 1, 0.9), row("no warmer", 0, None)]
+    page = ablation.document(rows)
+    assert cells(page, "3/3")[2:4] == ["1", "90.0"]  # one seed has no spread
+    assert cells(page, "no warmer")[3] == "-"
+    # Compared with the same seed of `full`, not with its mean.
+    assert "3/3: mean FG-ARI 20.0 points above full over the 1 seed that both have" in page
+    assert "Not complete: 3/3 has 1 of 2 seeds." in page
+    assert "No run has finished of: 1/1, no slot contrast." in page
+    assert "No run has finished yet" in ablation.document([])
+
+
+def test_every_variant_trains_what_its_name_says(tmp_path):
+    runs = ablation.plan(ARGUMENTS, ablation.VARIANTS, [0, 1], tmp_path)
+    assert len(runs) == 10 and len({run.folder for run in runs}) == 10
+    assert [run.seed for run in runs] == [0] * 5 + [1] * 5
+    configs = {}
+    for run in runs[:5]:
+        pairs = ablation.split_command_line(run.arguments)[0]
+        configs[run.variant] = ablation.config_from_command_line(pairs, "")
+    model = {variant: config.model for variant, config in configs.items()}
+    assert all(config.train.num_steps == 7 for config in configs.values())
+    assert not model["no warmer"].initializer.warmer and configs["no warmer"].loss.distillation == 0
+    assert model["3/3"].slot_attention.first_iterations == 3
+    assert model["3/3"].slot_attention.later_iterations == 3
+    assert model["1/1"].slot_attention.first_iterations == 1
+    assert configs["no slot contrast"].loss.slot_contrast == 0
+    for variant in ("full", "3/3", "1/1"):
+        assert model[variant].initializer.warmer and configs[variant].loss.slot_contrast > 0
+
+
+def test_a_variant_that_changes_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="'no slot contrast' changes nothing"):
+        same = [*ARGUMENTS, "--config.loss.slot_contrast=0"]
+        ablation.plan(same, ["full", "no slot contrast"], [0], tmp_path)
+
+
+def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
+    rows_file, asked, broken = tmp_path / "rows.jsonl", [], {"full, seed 1"}
+
+    def train(run):
+        asked.append(run.name)
+        if run.name in broken:
+            raise ablation.RunFailed("no luck")
+        return row(run.variant, run.seed, 0.5, fingerprint=run.fingerprint)
+
+    runs = ablation.plan(ARGUMENTS, ["full", "3/3"], [0, 1], tmp_path)
+    failures = ablation.run_missing(runs, rows_file, train, say=lambda text: None)
+    assert failures == ["full, seed 1: no luck"]
+    assert asked == ["full, seed 0", "3/3, seed 0", "full, seed 1", "3/3, seed 1"]
+
+    # As after a kill while the last row was written.
+    lines = rows_file.read_text().splitlines(keepends=True)
+    rows_file.write_text("".join(lines[:-1]) + lines[-1][:20])
+    asked.clear(), broken.clear()
+    assert ablation.run_missing(runs, rows_file, train, jobs=2, say=lambda text: None) == []
+    assert sorted(asked) == ["3/3, seed 1", "full, seed 1"]
+    assert len(ablation.read_rows(rows_file)) == 4
+
+    asked.clear()
+    ablation.run_missing(runs, rows_file, train, say=lambda text: None)
+    assert asked == []
+
+    other = ablation.plan([*ARGUMENTS, "--config.train.batch_size=4"], ["full"], [0], tmp_path)
+    with pytest.raises(UserError, match="rows of another config"):
+        ablation.run_missing(other, rows_file, train)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
+def test_parallel_runs_have_their_own_cores(tmp_path):
+    mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        pytest.skip("one core cannot be shared out")
+    seen = {}
+
+    def train(run):
+        code = "import os, time; time.sleep(0.5); print(sorted(os.sched_getaffinity(0)))"
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        seen[run.name] = set(json.loads(out.stdout))
+        return row(run.variant, run.seed, 0.5, fingerprint=run.fingerprint)
+
+    runs = ablation.plan(ARGUMENTS, ["full"], [0, 1], tmp_path)
+    ablation.run_missing(runs, tmp_path / "rows.jsonl", train, jobs=2, say=lambda text: None)
+    first, second = seen.values()
+    assert first and second and not first & second and first | second == mine
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_the_time_of_training_leaves_out_pauses():
+    log = [
+        {"step": 1},
+        {"step": 11, "steps_per_second": 2.0},  # 10 steps in 5 s
+        {"step": 12, "validation/ari": 0.1},
+        {"step": 22, "steps_per_second": 1.0},  # 10 steps in 10 s
+    ]
+    assert ablation.training_seconds(log) == pytest.approx(15 * 22 / 20)
+    assert ablation.training_seconds([{"step": 1}]) is None
+
+
+def test_the_ablation_trains_with_main_and_makes_its_page(tmp_path, compilation_cache, capsys):
+    arguments = [
+        *(f"--config={IMAGE}", "--config.train.log_every=1", "--variants=full", "--seeds=3"),
+        *("--num_steps=4", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'page.md'}"),
+    ]
+    assert ablation.main(arguments) == 0
+    scores = json.loads((tmp_path / "runs/full_seed3/scores.json").read_text())
+    (found,) = ablation.read_rows(tmp_path / "runs/rows.jsonl")
+    assert found["fg_ari"] == scores["metrics"]["fg_ari"]["mean"]
+    assert (found["seed"], found["steps"], found["num_frames"]) == (3, 4, 1)
+    assert found["seconds"] > 0 and "jax" in found["machine"]
+    stored = json.loads((tmp_path / "runs/full_seed3/config.json").read_text())
+    assert stored["seed"] == 3 and stored["train"]["num_steps"] == 4
+    page = (tmp_path / "page.md").read_text()
+    assert "Each run: 4 steps of 2 clips of 1 frames." in page
+
+    (tmp_path / "page.md").unlink()
+    assert ablation.main([*arguments, "--table"]) == 0
+    assert (tmp_path / "page.md").read_text() == page
+
+
+def test_a_failed_run_tells_why(tmp_path):
+    runs = ablation.plan([f"--config={IMAGE}"], ["full"], [0], tmp_path)
+    (tmp_path / "full_seed0").mkdir()
+    (tmp_path / "full_seed0" / "checkpoints").write_text("a file where a folder should be")
+    failures = ablation.run_missing(
+        runs,
+        tmp_path / "rows.jsonl",
+        ablation.MainProgram(lambda text: None),
+        say=lambda text: None,
+    )
+    assert len(failures) == 1 and "status 2: error: " in failures[0]
+    assert ablation.read_rows(tmp_path / "rows.jsonl") == []
+
+
+def test_the_training_step_is_timed(capsys):
+    train_step = load("train_step")
+    train_step.PEAK_SIZE["cpu"] = 256
+    assert train_step.main([f"--config={IMAGE}", "--steps=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    parts = found["parts"]
+    assert len(parts) == 5 and all(part["seconds"] > 0 for part in parts.values())
+    # A gradient costs more than the forward parts it contains; a step more than its gradient.
+    forward = parts["slot attention, forward"]["flop"] + parts["decoder, forward"]["flop"]
+    assert 0 < forward < parts["loss and gradient"]["flop"] < found["flop"]
+    assert found["compile_seconds"] > 0 and found["peak_flop_per_second"] > 1e8
+    text = train_step.report(found)
+    assert found["date"] in text and "jax" in text and "steps/s" in text
+
+
+def test_flop_of_a_loop_count_every_round():
+    train_step = load("train_step")
+    jax, jnp = train_step.jax, train_step.jnp
+
+    @jax.jit
+    def ten_products(x):
+        return jax.lax.scan(lambda carry, _: (carry @ x, None), x, None, length=10)[0]
+
+    x = jnp.ones((32, 32))
+    compiled = ten_products.lower(x).compile()
+    counted = train_step.count_flop(ten_products, compiled, x, loops=True)
+    assert counted == pytest.approx(10 * 2 * 32**3, rel=0.01)
+
+
+def test_the_gpu_script_fails_clearly_without_a_gpu():
+    script = Path(ROOT) / "benchmarks" / "gpu.sh"
+    environment = {**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        ["bash", script], env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: JAX sees no GPU") and result.stdout == ""

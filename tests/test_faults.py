@@ -1,0 +1,227 @@
+"""What goes wrong gets one clear line and exit status 2, and nothing is lost."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_training
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+from command import CONFIG, IMAGE, ROOT, here
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training import logging, runtime
+from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
+
+SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
+
+
+def one_line(capfd) -> str:
+    """The error that was printed; fails where it is more than a line."""
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert errors == [len(lines) - 1], lines
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/sprite.py"], "does not exist"),
+        ([f"--config={CONFIG}:imag"], "did you mean 'image'?"),
+        (["--config.train.nun_steps=3"], "the nearest is 'train.num_steps'"),
+        (["--config.train.num_steps=few"], "expected int"),
+        (["--config.train.num_steps=0"], "train.num_steps is 0"),
+        (["--config.train.batch_size=-1"], "train.batch_size is -1"),
+        (["--config.model.slot_attention.num_slots=0"], "num_slots is 0"),
+        (["--config.data.image_size=63"], "which patches of"),
+        (["--config.mesh.data=64"], "mesh.data asks for 64 devices, 1 found"),
+        (["--config.model.backbone.name=vitt"], "did you mean 'vit'?"),
+        (["--config.data.name=sprite"], "did you mean 'sprites'?"),
+        (["--config.checkpoint.best_metric=fgari"], "did you mean 'fg_ari'?"),
+        (["--mode=evaluation"], "value should be one of <train|evaluate>"),
+        (["--wrkdir=x"], "Did you mean: workdir"),
+        (["train"], "found the argument 'train', expected flags only"),
+        (["--mode=evaluate"], "nothing to restore: no checkpoint found in"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, arguments, expected):
+    workdir = tmp_path / "run"
+    assert here(*arguments, f"--workdir={workdir}") == 2
+    assert expected in one_line(capfd)
+    assert not workdir.exists()
+
+
+def test_another_process_says_it_the_same_way(tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), "--config.seeed=3"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert (
+        result.stderr
+        == "error: --config.seeed: the config has no key 'seeed'; the nearest is 'seed'\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_used(tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    assert here(f"--config={IMAGE}", f"--workdir={tmp_path / 'file'}") == 2
+    assert f"workdir {tmp_path / 'file'} cannot be written" in one_line(capfd)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert here("--mode=evaluate", f"--workdir={tmp_path / 'file'}") == 2
+    assert "cannot be read: Not a directory" in one_line(capfd)
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert here(f"--config={IMAGE}", f"--workdir={tmp_path / 'closed'}") == 2
+    assert "cannot be written: Permission denied; mend its permissions" in one_line(capfd)
+
+
+def train_fake(workdir: Path, *arguments: str) -> int:
+    return here(f"--config={IMAGE}", f"--workdir={workdir}", *SHORT, *arguments)
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, monkeypatch):
+    fake_training.use(monkeypatch)
+    assert train_fake(tmp_path) == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
+    capfd.readouterr()
+    assert train_fake(tmp_path, "--config.seed=3", "--config.loss.distillation=0.5") == 2
+    text = one_line(capfd)
+    assert "loss.distillation (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert before == after
+    # How often it saves, logs and what it measures may change.
+    free = ["--config.checkpoint.every=5", "--config.train.log_every=4", "--config.eval.seeds=(3,)"]
+    assert train_fake(tmp_path, *free) == 0
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path, capfd, monkeypatch):
+    fake_training.use(monkeypatch)
+    assert train_fake(tmp_path) == 0
+    fake_training.use(monkeypatch, width=7)
+    for mode in ("train", "evaluate"):
+        capfd.readouterr()
+        arguments = (f"--config={IMAGE}", *SHORT) if mode == "train" else ()
+        assert here(f"--mode={mode}", f"--workdir={tmp_path}", *arguments) == 2
+        text = one_line(capfd)
+        assert "holds another architecture" in text
+        assert "params/w (checkpoint float32[5], model float32[7])" in text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
+    fake_training.use(monkeypatch)
+    from smoothsa_jax.training import loop
+
+    build = loop.build_training
+
+    def poisoned(config):
+        import dataclasses
+
+        training = build(config)
+
+        def train_step(state, frozen, batch, key):
+            bad = int(state.step) == 7
+            state, metrics = training.train_step(state, frozen, batch, key)
+            if bad:
+                metrics["loss"] = metrics["loss/reconstruction"] = jnp.float32(jnp.nan)
+                state = state.replace(params={"w": state.params["w"] * jnp.nan})
+            return state, metrics
+
+        return dataclasses.replace(training, train_step=train_step)
+
+    monkeypatch.setattr(loop, "build_training", poisoned)
+    assert train_fake(tmp_path) == 2
+    text = one_line(capfd)
+    assert "step 8 is not finite: " in text
+    assert "loss nan" in text and "loss/reconstruction nan" in text and "grad_norm" in text
+    assert f"the last good checkpoint is {tmp_path / FOLDER / '6'}" in text
+    assert steps_found(tmp_path) == [6, 3]
+    assert restore_latest(tmp_path, warn=pytest.fail).step == 6
+    rows = logging.read_log(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_disk_that_fills_up_while_saving(tmp_path, capfd, monkeypatch):
+    saved: list[int] = []
+
+    def full_after_two(self, x, directory):
+        if "config" in str(directory):
+            saved.append(1)
+        if len(saved) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(self, x, directory)
+
+    save = ocp.JsonCheckpointHandler._save_fn
+    fake_training.use(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.JsonCheckpointHandler, "_save_fn", full_after_two)
+        assert train_fake(tmp_path) == 2
+    text = one_line(capfd)
+    assert "checkpoint of step 9 could not be written" in text and "No space left on device" in text
+    assert f"the last good checkpoint is {tmp_path / FOLDER / '6'}" in text
+    assert restore_latest(tmp_path, warn=pytest.fail).step == 6
+    # With space again, the same command goes on.
+    assert train_fake(tmp_path) == 0
+    assert "going on from step 6 of 9" in capfd.readouterr().err
+    assert restore_latest(tmp_path, warn=pytest.fail).step == 9
+
+
+def test_a_write_that_the_system_refuses_in_orbax_own_threads(tmp_path):
+    """No stand-in: the system lets no file grow beyond 100 kB, so the arrays cannot be written."""
+    script = f"""
+import resource, sys
+import absl.logging, numpy as np
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from run_config import get_config
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
+absl.logging.set_verbosity(absl.logging.FATAL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+writer = CheckpointWriter({str(tmp_path)!r}, get_config())
+rng = np.random.default_rng(0)
+try:
+    for step, size in ((1, 10), (2, 1_000_000)):
+        writer.save(step, {{"a": rng.random(size)}}, {{}}, {{}})
+    writer.wait()
+except UserError as error:
+    print(error)
+writer.close()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint of step 2 could not be written" in result.stdout
+    assert "File too large" in result.stdout and result.stdout.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert restore_latest(tmp_path, warn=pytest.fail).step == 1
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path):
+    log = logging.RunLog(tmp_path, first_step=0, num_steps=3, log_every=1)
+    log._rows.close()
+    log._rows = open("/dev/full", "w")  # noqa: SIM115, closed by the log
+    with pytest.raises(UserError, match="cannot be written at step 1: No space left on device"):
+        log.record(1, {"loss": 1.0})
+    log.close()
+
+
+def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    assert runtime.idle_accelerator() is None
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "an NVIDIA GPU is visible, but JAX runs on the CPU; unset JAX_PLATFORMS=cpu" in (
+        runtime.idle_accelerator()
+    )
+    monkeypatch.delenv("JAX_PLATFORMS")
+    text = runtime.idle_accelerator()
+    assert 'pip install "smoothsa_jax[cuda13]"' in text and "\n" not in text

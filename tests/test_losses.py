@@ -1,0 +1,107 @@
+"""The loss terms against their definitions in NumPy: values, masks of each sample's own, and where gradient flows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smoothsa_jax.objectives.losses import (
+    distillation_loss,
+    reconstruction_loss,
+    slot_contrast_loss,
+)
+from smoothsa_jax.objectives.objective import TERMS, weighted_losses
+
+RNG = np.random.default_rng(0)
+SLOTS = RNG.standard_normal((3, 4, 5, 6)).astype("f")  # B, T, N, D
+WARM = RNG.standard_normal((3, 5, 6)).astype("f")
+# Of each sample its own number of valid slots, and not the first ones only.
+MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 1, 0, 0, 1]], bool)
+
+
+def contrast(slots, mask, temperature=0.1):
+    """The definition, slot by slot: cross-entropy of each later slot towards itself one frame earlier."""
+    terms = []
+    for t in range(slots.shape[1] - 1):
+        earlier, later = (slots[:, s][mask].astype(float) for s in (t, t + 1))
+        earlier /= np.linalg.norm(earlier, axis=1, keepdims=True)
+        later /= np.linalg.norm(later, axis=1, keepdims=True)
+        for own, slot in enumerate(later):
+            similarity = earlier @ slot / temperature
+            terms.append(np.log(np.exp(similarity).sum()) - similarity[own])
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all valid", "masked"])
+def test_slot_contrast_is_its_definition(mask):
+    valid = np.ones_like(MASK) if mask is None else mask
+    loss = slot_contrast_loss(jnp.asarray(SLOTS), mask)
+    np.testing.assert_allclose(loss, contrast(SLOTS, valid), rtol=1e-5)
+    # The softmax runs over the earlier frame's slots: time turned round is another number.
+    backwards = contrast(SLOTS[:, ::-1], valid)
+    assert abs(loss - backwards) > 1e-3
+
+
+def test_slot_contrast_trains_both_frames_and_no_masked_slot():
+    gradient = jax.grad(slot_contrast_loss)(jnp.asarray(SLOTS[:, :2]), MASK)
+    assert np.isfinite(gradient).all()
+    reached = np.abs(gradient).max(axis=-1) > 0  # (B, T, N)
+    np.testing.assert_array_equal(reached, np.broadcast_to(MASK[:, None], reached.shape))
+
+
+def test_slot_contrast_of_a_slot_of_zeros_is_finite():
+    """Its norm is floored, so it resembles nothing; neither the loss nor a gradient breaks."""
+    slots = jnp.asarray(SLOTS).at[0, 1, 2].set(0.0)
+    loss, gradient = jax.value_and_grad(slot_contrast_loss)(slots)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all valid", "masked"])
+def test_distillation_is_its_definition(mask):
+    valid = np.ones_like(MASK) if mask is None else mask
+    target = SLOTS[:, 0]
+    loss = distillation_loss(jnp.asarray(WARM), jnp.asarray(target), mask)
+    np.testing.assert_allclose(loss, np.mean((WARM - target)[valid] ** 2), rtol=1e-6)
+
+
+def test_distillation_trains_the_queries_alone():
+    to_queries, to_target = jax.grad(distillation_loss, argnums=(0, 1))(
+        jnp.asarray(WARM), jnp.asarray(SLOTS[:, 0]), MASK
+    )
+    assert not np.any(to_target)
+    np.testing.assert_array_equal(np.abs(to_queries).max(axis=-1) > 0, MASK)
+
+
+def test_reconstruction_is_its_definition_and_has_a_constant_target():
+    features = RNG.standard_normal((2, 3, 4, 5)).astype("f")
+    reconstruction = RNG.standard_normal((2, 3, 4, 5)).astype("f")
+    loss, grads = jax.value_and_grad(reconstruction_loss, argnums=(0, 1))(
+        jnp.asarray(reconstruction), jnp.asarray(features)
+    )
+    np.testing.assert_allclose(loss, np.mean((reconstruction - features) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(grads[0], 2 * (reconstruction - features) / features.size, rtol=1e-5)
+    assert not np.any(grads[1])
+
+
+def test_weighted_sum():
+    outputs = {
+        "slots": jnp.asarray(SLOTS),
+        "warm_queries": jnp.asarray(WARM),
+        "features": jnp.ones((3, 4, 2, 2)),
+        "reconstruction": jnp.zeros((3, 4, 2, 2)),
+    }
+    once = weighted_losses(outputs, MASK, {name: 1.0 for name in TERMS})
+    assert set(once) == {"reconstruction", "distillation", "slot_contrast"}
+    weights = {"reconstruction": 3.0, "distillation": 100.0, "slot_contrast": 0.5}
+    for name, loss in weighted_losses(outputs, MASK, weights).items():
+        np.testing.assert_allclose(loss, weights[name] * once[name], rtol=1e-6)
+    # The distillation's target is the first frame's slots alone.
+    np.testing.assert_allclose(
+        once["distillation"], distillation_loss(WARM, SLOTS[:, 0], MASK), rtol=1e-6
+    )
+    # A term that is off is not computed: what it needs may be missing.
+    del outputs["warm_queries"]
+    del weights["distillation"]
+    left = weighted_losses(outputs, MASK, weights)
+    assert set(left) == {"reconstruction", "slot_contrast"}

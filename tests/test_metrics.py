@@ -1,0 +1,359 @@
+"""Metrics: against scikit-learn, brute force and Python's integers; then scores and protocol."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.metrics import (
+    METRICS,
+    ari,
+    contingency,
+    contingency_from_one_hot,
+    iou,
+    mbo,
+    miou,
+    score_batch,
+)
+from smoothsa_jax.evaluation.protocol import evaluate, evaluate_baselines
+from smoothsa_jax.evaluation.scores import build_scores, scores_table, summarise, write_scores
+
+
+def random_maps(seed, shape=(4, 12, 12)):
+    """Predictions that partly follow the labels, with pixels in no segment."""
+    rng = np.random.default_rng(seed)
+    num_predicted, num_true = rng.integers(1, 7, 2)
+    true = rng.integers(0, num_true, shape)
+    predicted = np.where(rng.random(shape) < 0.4, true, rng.integers(0, num_predicted, shape))
+    true[rng.random(shape) < rng.choice([0, 0.2])] = 255
+    return predicted.astype(np.uint8), true.astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_ari_equals_scikit_learn(seed):
+    predicted, true = random_maps(seed)
+    scores = score_batch(predicted, true)
+    for b in range(len(true)):
+        inside = true[b] != 255
+        foreground = inside & (true[b] != 0)
+        expected = adjusted_rand_score(true[b][inside], predicted[b][inside])
+        np.testing.assert_allclose(scores["ari"][b], expected, atol=1e-12)
+        if foreground.any():
+            expected = adjusted_rand_score(true[b][foreground], predicted[b][foreground])
+            np.testing.assert_allclose(scores["fg_ari"][b], expected, atol=1e-12)
+        else:
+            assert np.isnan(scores["fg_ari"][b])
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_mbo_and_miou_equal_brute_force(seed):
+    predicted, true = random_maps(seed)
+    scores = score_batch(predicted, true)
+    for b in range(len(true)):
+        segments = [true[b] == k for k in np.unique(true[b]) if k != 255]
+        slots = [predicted[b] == p for p in range(6)]
+        table = np.array([[(s & k).sum() / (s | k).sum() for k in segments] for s in slots])
+        best = max(
+            sum(table[p, k] for k, p in enumerate(order))
+            for order in itertools.permutations(range(len(slots)), len(segments))
+        )
+        np.testing.assert_allclose(scores["mbo"][b], table.max(axis=0).mean(), atol=1e-12)
+        np.testing.assert_allclose(scores["miou"][b], best / len(segments), atol=1e-12)
+
+
+def large_video(seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (1, 24, 256, 256)
+    true = np.where(rng.random(shape) < 0.8, 0, rng.integers(0, 6, shape)).astype(np.uint8)
+    predicted = np.where(rng.random(shape) < 0.7, true, rng.integers(0, 8, shape)).astype(np.uint8)
+    return predicted, true
+
+
+def python_pairs(values):
+    return sum(int(v) * (int(v) - 1) for v in values)
+
+
+def test_video_of_24x256x256_is_exact_where_64_bits_overflow():
+    predicted, true = large_video()
+    counts = contingency(predicted, true)
+    table = [
+        [int(((predicted == p) & (true == k)).sum()) for k in range(counts.table.shape[2])]
+        for p in range(counts.table.shape[1])
+    ]
+    np.testing.assert_array_equal(counts.table[0], table)
+    both = python_pairs(itertools.chain(*table))
+    rows = python_pairs(map(sum, table))
+    columns = python_pairs(map(sum, zip(*table, strict=True)))
+    pixels = true.size
+    assert rows * columns > 2**63  # or this test shows nothing
+    pairs = pixels * (pixels - 1)
+    expected = (2 * both * pairs - 2 * rows * columns) / (
+        (rows + columns) * pairs - 2 * rows * columns
+    )
+    assert ari(counts)[0] == expected
+    # The published arithmetic loses the chance term and comes out higher.
+    assert ari(counts, match_paper=True)[0] > expected + 0.1
+
+
+def test_match_paper_is_the_int64_wrap():
+    predicted, true = large_video(1)
+    counts = contingency(predicted, true)
+    table = counts.table[0]
+    rows, columns = table.sum(axis=1), table.sum(axis=0)
+    with np.errstate(over="ignore"):
+        product = (rows * (rows - 1)).sum() * (columns * (columns - 1)).sum()
+    expected = product / (table.sum() * (table.sum() - 1))
+    highest = ((rows * (rows - 1)).sum() + (columns * (columns - 1)).sum()) / 2
+    value = ((table * (table - 1)).sum() - expected) / (highest - expected)
+    np.testing.assert_allclose(ari(counts, match_paper=True)[0], value, rtol=1e-6)
+
+
+def test_small_images_are_the_same_either_way():
+    predicted, true = random_maps(3)
+    true[:, 0, 0] = 0  # background there, so that the column is the same too
+    exact, paper = score_batch(predicted, true), score_batch(predicted, true, match_paper=True)
+    for name in METRICS:
+        np.testing.assert_allclose(exact[name], paper[name], atol=1e-5)
+
+
+def test_renumbering_changes_nothing():
+    predicted, true = random_maps(5)
+    rng = np.random.default_rng(0)
+    slots = rng.permutation(8).astype(np.uint8)
+    objects = np.concatenate([[0], 1 + rng.permutation(8)]).astype(np.uint8)  # background stays 0
+    renumbered = np.where(true == 255, 255, objects[np.minimum(true, 8)])
+    one, two = score_batch(predicted, true), score_batch(slots[predicted], renumbered)
+    for name in METRICS:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-12)
+
+
+def test_one_hot_equals_index_maps():
+    predicted, true = random_maps(9)
+    predicted[0, :3] = 255
+    rows_p = predicted.reshape(4, -1, 1) == np.arange(6)
+    rows_t = true.reshape(4, -1, 1) == np.arange(6)
+    one, two = contingency(predicted, true, 6, 6), contingency_from_one_hot(rows_p, rows_t)
+    for name in ("table", "predicted_area", "true_area"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_pixel_in_no_segment_leaves_ari_but_counts_in_the_predicted_area():
+    true = np.array([[[1, 1, 255, 255]]], np.uint8)
+    predicted = np.array([[[0, 0, 0, 1]]], np.uint8)
+    counts = contingency(predicted, true)
+    assert ari(counts)[0] == 1
+    np.testing.assert_allclose(iou(counts)[0, :, 1], [2 / 3, 0])
+    np.testing.assert_allclose([mbo(counts)[0], miou(counts)[0]], 2 / 3)
+
+
+def test_edge_cases():
+    nothing = np.full((1, 4, 4), 255, np.uint8)
+    single = np.zeros((1, 4, 4), np.uint8)
+    halves = np.repeat([[[0, 0, 1, 1]]], 4, axis=1).astype(np.uint8)
+    # no true pixel: left out of every mean
+    assert all(np.isnan(score_batch(single, nothing)[name][0]) for name in METRICS)
+    mixed = score_batch(np.concatenate([single, halves]), np.concatenate([nothing, halves]))
+    np.testing.assert_array_equal(np.isnan(mixed["ari"]), [True, False])
+    # one true segment, found: ARI's denominator is 0
+    scores = score_batch(single, single)
+    assert scores["ari"][0] == scores["mbo"][0] == scores["miou"][0] == 1
+    assert np.isnan(scores["fg_ari"][0])
+    # no predicted pixel at all
+    scores = score_batch(nothing, halves)
+    assert scores["mbo"][0] == scores["miou"][0] == 0 and scores["ari"][0] == 1
+    # everything in one slot
+    scores = score_batch(single, halves)
+    assert scores["ari"][0] == 0 and scores["mbo"][0] == 0.5 and scores["miou"][0] == 0.25
+
+
+def test_column_that_fg_ari_leaves_out():
+    rng = np.random.default_rng(0)
+    true = rng.integers(1, 4, (1, 9, 9)).astype(np.uint8)  # a crop without background
+    predicted = np.where(rng.random(true.shape) < 0.3, true, 0).astype(np.uint8)
+
+    def expected(kept):
+        return adjusted_rand_score(true[kept], predicted[kept])
+
+    def fg_ari(**options):
+        return score_batch(predicted, true, **options)["fg_ari"][0]
+
+    everything, without_first = expected(true > 0), expected(true > 1)
+    assert abs(everything - without_first) > 1e-3
+    np.testing.assert_allclose(fg_ari(), everything, atol=1e-12)
+    np.testing.assert_allclose(fg_ari(match_paper=True), without_first, atol=1e-6)
+    coco = fg_ari(match_paper=True, background_column_always=True)
+    np.testing.assert_allclose(coco, everything, atol=1e-6)
+
+
+def test_bad_input_is_named():
+    masks = np.zeros((2, 3, 8, 8), np.uint8)
+    with pytest.raises(UserError, match=r"\(2, 3, 8, 8\).*\(2, 3, 16, 16\)"):
+        score_batch(masks, np.zeros((2, 3, 16, 16), np.uint8))
+    with pytest.raises(UserError, match="segment number 5, expected less than 4"):
+        score_batch(masks + 5, masks, num_slots=4)
+    with pytest.raises(UserError, match="integer"):
+        score_batch(masks.astype(np.float32), masks)
+    with pytest.raises(UserError, match="from -1 to 0"):
+        contingency(masks.astype(np.int32), masks.astype(np.int32) - np.eye(8, dtype=np.int32))
+    with pytest.raises(UserError, match="one-hot"):
+        contingency_from_one_hot(np.zeros((2, 5, 3), bool), np.zeros((2, 6, 3), bool))
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def some_scores():
+    per_sample = {
+        name: np.array([[0.5, np.nan, 0.7], [0.1, 0.2, 0.3]]) + 0.01 * i
+        for i, name in enumerate(METRICS)
+    }
+    baselines = {
+        "b": {name: np.array([0.25, np.nan]) for name in METRICS},
+        "a": {name: np.array([0.5]) for name in METRICS},
+    }
+    return build_scores(
+        per_sample,
+        baselines,
+        split="test",
+        protocol={"seeds": (0, 1), "match_paper": False},
+        step=7,
+    )
+
+
+def test_summary_is_a_mean_of_per_seed_means():
+    summary = summarise({"ari": np.array([[0.5, np.nan, 0.7], [0.1, 0.2, 0.3]])})["ari"]
+    assert summary == {"mean": 0.4, "std": 0.2, "seeds": [0.6, 0.2]}
+    with pytest.raises(UserError, match="found 0"):
+        summarise({"ari": np.zeros((2, 0))})
+
+
+def test_scores_file_is_byte_identical_and_replaced_whole(tmp_path):
+    scores = some_scores()
+    for name in ("one", "two"):
+        write_scores(tmp_path / name / "scores.json", scores)
+    backwards = {key: scores[key] for key in reversed(scores)}
+    backwards["metrics"]["ari"]["mean"] += 1e-12  # below the rounding
+    write_scores(tmp_path / "one" / "scores.json", backwards)
+    one, two = ((tmp_path / n / "scores.json").read_bytes() for n in ("one", "two"))
+    assert one == two
+    read = json.loads(one)
+    assert set(read) == {"metrics", "baselines", "split", "protocol", "step"}
+    assert set(read["metrics"]) == set(METRICS) == set(read["baselines"]["a"])
+    assert read["protocol"]["seeds"] == [0, 1] and read["step"] == 7
+    with pytest.raises(TypeError):
+        write_scores(tmp_path / "one" / "scores.json", {"metrics": object()})
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["scores.json"]
+    assert (tmp_path / "one" / "scores.json").read_bytes() == one
+
+
+def test_table_holds_model_and_baselines():
+    lines = scores_table(some_scores(), "ours").splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["ours", "a", "b"]
+    assert "± " in lines[2] and lines[3].split()[1:] == ["50.0"] * 4
+    markdown = scores_table(some_scores(), markdown=True).splitlines()
+    assert len({line.count("|") for line in markdown}) == 1 and set(markdown[1]) == set("|-:")
+
+
+def test_undefined_score_is_null_and_a_dash(tmp_path):
+    empty = {name: np.full((1, 2), np.nan) for name in METRICS}
+    scores = build_scores(empty, {"b": empty}, split="test", protocol="p", step=0)
+    write_scores(tmp_path / "scores.json", scores)
+    assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["ari"]["mean"] is None
+    assert scores_table(scores).splitlines()[2].split()[1:] == ["-"] * 4
+
+
+# --- protocol -------------------------------------------------------------------------------------
+
+
+def clips(num, num_slots=4, size=16):
+    """Batches of two clips of moving squares; the last one is filled up with an invalid clip."""
+    rng, side = np.random.default_rng(0), size // 3
+    labels = np.zeros((num + num % 2, 3, size, size), np.uint8)
+    for b in range(len(labels)):
+        for k in range(1, num_slots - 1):
+            y, x = rng.integers(0, size - side - 2, 2)
+            for t in range(3):
+                labels[b, t, y : y + side, x + t : x + t + side] = k
+    video = rng.integers(0, 40, (*labels.shape, 3)) + 50 * labels[..., None]
+    boxes = np.zeros((len(labels), 3, num_slots, 4), np.float32)
+    for i in range(0, len(labels), 2):
+        yield {
+            "video": video[i : i + 2].astype(np.uint8),
+            "segmentations": labels[i : i + 2],
+            "boxes": boxes[i : i + 2],
+            "slot_mask": np.ones((2, num_slots), bool),
+            "valid": np.arange(i, i + 2) < num,
+        }
+
+
+def perfect(batch, key):
+    """Attention that is the labels at every second pixel, slots shuffled by the key."""
+    assert "valid" not in batch
+    small = jnp.asarray(batch["segmentations"])[:, :, ::2, ::2]
+    attention = jax.nn.one_hot(small.reshape(*small.shape[:2], -1), 4, axis=2)
+    return {"decoder_attention": attention + 0.6 * jax.random.uniform(key, attention.shape)}
+
+
+def test_protocol_scores_each_seed_on_each_valid_sample():
+    found = evaluate(perfect, clips(5), (8, 8), seeds=(3, 4), keep_samples=3)
+    assert {name: value.shape for name, value in found.scores.items()} == dict.fromkeys(
+        METRICS, (2, 5)
+    )
+    assert found.scores["fg_ari"].mean() > 0.5
+    assert not np.array_equal(found.scores["ari"][0], found.scores["ari"][1])
+    single = evaluate(perfect, clips(5), (8, 8), seeds=(4,))
+    for name in METRICS:  # a seed's scores do not depend on the other seeds
+        np.testing.assert_array_equal(single.scores[name][0], found.scores[name][1])
+    assert [s["masks"].shape for s in found.samples] == [(3, 16, 16)] * 3
+    for index, sample in enumerate(found.samples):
+        again = score_batch(sample["masks"][None], sample["segmentations"][None])
+        assert again["ari"][0] == found.scores["ari"][0, index]
+
+
+def test_protocol_honours_the_slot_mask():
+    def fourth_slot_everywhere(batch, key):
+        attention = perfect(batch, key)["decoder_attention"]
+        return {"decoder_attention": attention.at[:, :, 3].add(5)}
+
+    def without_fourth(batches):
+        for batch in batches:
+            batch["slot_mask"][:, 3] = False
+            yield batch
+
+    open_ = evaluate(fourth_slot_everywhere, clips(2), (8, 8))
+    masked = evaluate(fourth_slot_everywhere, without_fourth(clips(2)), (8, 8))
+    assert (open_.scores["ari"] == 0).all()
+    assert masked.scores["ari"].mean() > 0.5
+
+
+def test_protocol_refuses_nothing_to_do():
+    with pytest.raises(UserError, match="no batch"):
+        evaluate(perfect, [], (8, 8))
+    with pytest.raises(UserError, match="seeds"):
+        evaluate(perfect, clips(2), (8, 8), seeds=())
+    with pytest.raises(UserError, match=r"\(2, 2, 16, 16\).*\(2, 3, 16, 16\)"):
+        evaluate(
+            lambda b, k: {"decoder_attention": perfect(b, k)["decoder_attention"][:, :2]},
+            clips(2),
+            (8, 8),
+        )
+
+
+def test_baselines_are_scored_on_the_valid_samples():
+    def colours(batch):  # the mean of each cell of 2x2 pixels
+        cells = batch["video"].reshape(2, 3, 24, 2, 24, 2, 3).mean(axis=(3, 5))
+        return cells.reshape(2, 3, 24 * 24, 3)
+
+    found = evaluate_baselines(clips(5, size=48), (24, 24), colours)
+    assert set(found) == {"first boxes kept still", "k-means on features", "k-means on RGB"}
+    for scores in found.values():
+        assert {name: value.shape for name, value in scores.items()} == dict.fromkeys(METRICS, (5,))
+    # The clips' colours tell the segments apart, so colour must solve them.
+    assert found["k-means on RGB"]["fg_ari"].mean() > 0.9
+    assert found["k-means on features"]["fg_ari"].mean() > 0.7
+    assert set(evaluate_baselines(clips(2), (8, 8), with_boxes=False)) == {"k-means on RGB"}

@@ -1,0 +1,268 @@
+"""The training step as `main.py` calls it: pure, compiled once, the same on one device and on eight."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_batch, tiny_config
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from smoothsa_jax.models.draws import sample_training_draws
+from smoothsa_jax.objectives.optimizer import learning_rate_schedule
+from smoothsa_jax.training.step import build_training, make_mesh
+
+ROOT = Path(__file__).parents[1]
+CONFIG = tiny_config(num_frames=2)
+CONFIG.train.batch_size = 8
+
+
+def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch in which some samples have fewer slots than others."""
+    batch = tiny_batch(CONFIG, seed=seed)
+    batch["slot_mask"][::3, -1] = False
+    return batch
+
+
+traces = []  # one entry each time the training step is traced (without draws of the caller)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    def counted(*args, **settings):
+        traces.append("a trace")
+        return sample_training_draws(*args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smoothsa_jax.training.step.sample_training_draws", counted)
+        yield build_training(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def batch(setup):
+    return setup.place(make_batch())
+
+
+@jax.jit
+def copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def fresh(setup):
+    """A copy of the first state: a step gives its state away."""
+    return copy(setup.state)
+
+
+def run(setup, batch, keys):
+    """The state after these steps, and their metrics."""
+    state, metrics = fresh(setup), []
+    for key in keys:
+        state, found = setup.train_step(state, setup.frozen, batch, jax.random.key(key))
+        metrics.append(jax.device_get(found))
+    return state, metrics
+
+
+def assert_identical(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def first_moment(state) -> dict:
+    """Adam's; after one step a tenth of the clipped gradient."""
+    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+    found = next(x.mu for x in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(x))
+    return jax.device_get(found)
+
+
+def test_the_same_key_gives_the_same_bits(setup, batch):
+    """Twice, from the same state; and a setup that is built anew begins with that state."""
+    first, second = (run(setup, batch, [3, 4, 5]) for _ in range(2))
+    assert_identical(first, second)
+    assert_identical(build_training(CONFIG).state, setup.state)
+    _, other = run(setup, batch, [6])
+    assert other[0]["loss"] != first[1][0]["loss"]
+
+
+def test_another_seed_is_another_model_on_the_same_features(setup):
+    config = CONFIG.copy_and_resolve_references()
+    config.seed = 1
+    other = build_training(config)
+    assert_identical(other.frozen, setup.frozen)
+    kernel = "slot_attention.key.kernel"
+    assert np.any(other.state.params[kernel] != setup.state.params[kernel])
+
+
+def test_all_randomness_comes_from_the_key_unless_it_is_given(setup, batch):
+    """The sampled draws, passed by hand, give the same step, and then the key has no effect."""
+    key = jax.random.key(11)
+    attention = CONFIG.model.slot_attention
+    draws = sample_training_draws(
+        key,
+        CONFIG.train.batch_size,
+        attention.num_slots,
+        attention.slot_size,
+        CONFIG.data.num_frames,
+        setup.grid[0] * setup.grid[1],
+        CONFIG.model.transition.history,
+    )
+    sampled, _ = setup.train_step(fresh(setup), setup.frozen, batch, key)
+    for other in (key, jax.random.key(12)):
+        given, _ = setup.train_step(fresh(setup), setup.frozen, batch, other, draws)
+        for x, y in zip(*map(jax.tree.leaves, (sampled, given)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_of_a_step(setup, batch):
+    _, metrics = run(setup, batch, range(3))
+    schedule = learning_rate_schedule(CONFIG.optimizer, CONFIG.train.num_steps)
+    for step, found in enumerate(metrics):
+        terms = {name: x for name, x in found.items() if name.startswith("loss/")}
+        assert set(terms) == {f"loss/{name}" for name in CONFIG.loss}
+        np.testing.assert_allclose(found["loss"], sum(terms.values()), rtol=1e-6)
+        np.testing.assert_allclose(found["learning_rate"], schedule(step))
+        assert found["grad_norm"] > 0
+    assert metrics[0]["learning_rate"] == 0 < metrics[1]["learning_rate"]
+
+
+def test_clipping_keeps_direction_and_bounds_the_norm(setup, batch):
+    state, (metrics,) = run(setup, batch, [0])
+    assert metrics["grad_norm"] > CONFIG.optimizer.clip_norm  # so it acts
+    clipped = sum(np.sum(x**2) for x in first_moment(state).values()) ** 0.5 / 0.1
+    norm, bound = metrics["grad_norm"], CONFIG.optimizer.clip_norm
+    np.testing.assert_allclose(clipped, bound * norm / (norm + 1e-6), rtol=1e-5)
+
+
+def test_only_the_trained_parameters_change(setup, batch):
+    frozen = jax.device_get(setup.frozen)
+    assert frozen and all(name.startswith("backbone.") for name in frozen)
+    state, _ = run(setup, batch, range(3))
+    assert_identical(setup.frozen, frozen)
+    assert not any(name.startswith("backbone.") for name in state.params)
+    assert set(first_moment(state)) == set(
+        state.params
+    )  # the optimiser holds nothing of the backbone
+    before = jax.device_get(setup.state.params)
+    for name, array in jax.device_get(state.params).items():
+        assert np.any(array != before[name]), f"{name} does not learn"
+    assert int(state.step) == 3
+
+
+def test_everything_is_float32(setup, batch):
+    before, (after, metrics) = setup.state, run(setup, batch, [0])
+    for tree in (before, after, setup.frozen, metrics):
+        for leaf in jax.tree.leaves(tree):
+            expected = jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.int32
+            assert leaf.dtype == expected
+    types = [jax.tree.map(jax.typeof, tree) for tree in (before, after)]
+    assert types[0] == types[1]  # weak types too: else the second step compiles again
+
+
+def test_the_state_is_given_away(setup, batch):
+    state = fresh(setup)
+    setup.train_step(state, setup.frozen, batch, jax.random.key(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((setup.frozen, batch)))
+
+
+def test_nothing_is_traced_twice(setup, batch):
+    """The first step's state is newly made, a later one's comes from the step before: one program for both.
+
+    Of all tests of this module: none passes anything else than a newly made state or one from a step.
+    """
+    state = fresh(setup)
+    for step in range(3):
+        other = setup.place(make_batch(step))
+        key = jax.random.fold_in(jax.random.key(0), step)
+        state, _ = setup.train_step(state, setup.frozen, other, key)
+    assert len(traces) == 1
+
+
+def test_losses_fall_on_one_batch(setup, batch):
+    _, metrics = run(setup, batch, [0] * CONFIG.train.num_steps)
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
+
+
+def test_pixels_and_normalised_floats_are_the_same(setup, batch):
+    """`predict` on uint8 frames and on the same frames normalised; and what it computes is the model itself."""
+    frames = (np.asarray(batch["video"]) - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    key = jax.random.key(0)
+    outputs = setup.predict(setup.state.params, setup.frozen, batch, key)
+    floats = {**batch, "video": setup.place({"video": frames.astype("f")})["video"]}
+    other = setup.predict(setup.state.params, setup.frozen, floats, key)
+    for name, value in outputs.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    again = setup.predict(setup.state.params, setup.frozen, batch, key)
+    assert_identical(outputs, again)
+    moved = setup.predict(setup.state.params, setup.frozen, batch, jax.random.key(1))
+    assert np.any(outputs["slots"] != moved["slots"])  # the cold-start noise stays on
+
+
+def test_frames_need_not_be_square():
+    config = tiny_config(num_frames=1, initializer="gaussian", decoder="mlp_mixture").to_dict()
+    config["data"]["image_size"] = (16, 24)
+    built = build_training(type(CONFIG)(config))
+    assert built.grid == (4, 6)
+
+
+def test_mesh_errors():
+    mesh = tiny_config().mesh
+    mesh.data = 1 + len(jax.devices())
+    with pytest.raises(UserError, match=f"mesh.data={mesh.data}, but .* visible"):
+        make_mesh(mesh, 8)
+    mesh.data = 0
+    with pytest.raises(UserError, match="expected -1"):
+        make_mesh(mesh, 8)
+
+
+EIGHT_DEVICES = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+from test_step import CONFIG, first_moment, make_batch
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.step import build_training, make_mesh
+
+config = CONFIG.copy_and_resolve_references()
+config.mesh.data = -1
+setup = build_training(config)
+batch = setup.place(make_batch())
+assert len(batch["video"].sharding.device_set) == len(setup.mesh.devices) == 8
+state, metrics = setup.train_step(setup.state, setup.frozen, batch, jax.random.key(0))
+assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+np.savez({results!r}, **{{f"metrics/{{k}}": x for k, x in metrics.items()}}, **first_moment(state))
+try:
+    make_mesh(config.mesh, 12)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_eight_devices_equal_one(setup, batch, tmp_path):
+    """Losses and gradients within 1e-5, on virtual devices, which need a process of their own."""
+    results = tmp_path / "results.npz"
+    script = EIGHT_DEVICES.format(tests=str(ROOT / "tests"), results=str(results))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "batch_size=12 does not divide over 8 devices" in process.stdout
+    state, (metrics,) = run(setup, batch, [0])
+    with np.load(results) as file:
+        found = dict(file)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(found.pop(f"metrics/{name}"), value, rtol=1e-5, err_msg=name)
+    moment = first_moment(state)
+    largest = max(np.abs(x).max() for x in moment.values())
+    assert found.keys() == moment.keys()
+    for name, value in moment.items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * largest, name

@@ -1,0 +1,137 @@
+"""The wheel: what it holds, and that it works without the repository around it."""
+
+import email
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Imports every module, and notes what asked for PyTorch or TensorFlow: where neither is installed, nothing else shows.
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+
+asked = []
+
+class Notes:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "tensorflow"):
+            frame = sys._getframe(1)
+            while frame and "importlib" in frame.f_code.co_filename:
+                frame = frame.f_back
+            asked.append(frame.f_globals.get("__name__", "") if frame else "")
+
+sys.meta_path.insert(0, Notes())
+import smoothsa_jax
+
+names = [found.name for found in pkgutil.walk_packages(smoothsa_jax.__path__, "smoothsa_jax.")]
+for name in names:
+    importlib.import_module(name)
+print(json.dumps({
+    "file": smoothsa_jax.__file__,
+    "names": names,
+    "loaded": [name for name in ("torch", "tensorflow") if name in sys.modules],
+    "asked": [name for name in asked if name.startswith("smoothsa_jax")],
+}))
+"""
+
+
+def check_call(*command: str | Path, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["JAX_PLATFORMS"] = "cpu"
+    result = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
+    check_call(*build, ROOT, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def make_environment(folder: Path) -> Path:
+    """An environment without any package; its Python."""
+    check_call(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    return folder / "bin" / "python"
+
+
+def install(python: Path, *what: str | Path) -> None:
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    check_call(*pip, "install", "--quiet", *what, cwd=python.parent)
+
+
+def import_all(python: Path, cwd: Path) -> dict:
+    return json.loads(check_call(python, "-c", IMPORT_ALL, cwd=cwd).splitlines()[-1])
+
+
+def modules_of_the_source() -> list[str]:
+    paths = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "smoothsa_jax").rglob("*.py")]
+    names = {".".join(p.parts).removesuffix(".__init__") for p in paths}
+    return sorted(names - {"smoothsa_jax"})
+
+
+def test_the_wheel_holds_the_package_only(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        fields = email.message_from_bytes(archive.read(metadata))
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"smoothsa_jax", metadata.split("/")[0]}
+    found = {name for name in names if name.startswith("smoothsa_jax/")}
+    source = {str(p.relative_to(ROOT)) for p in (ROOT / "smoothsa_jax").rglob("*.py")}
+    assert found == source
+    core = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
+    assert any(need.startswith("jax") for need in core)
+    assert not [need for need in core if need.startswith(("torch", "tensorflow"))]
+    assert {"test", "torch", "cuda12", "cuda13", "tpu"} <= set(fields.get_all("Provides-Extra"))
+
+
+@pytest.fixture(scope="module")
+def imported(wheel, tmp_path_factory) -> tuple[dict, Path]:
+    """What importing everything gives in an environment that has the wheel, beside other packages borrowed from here."""
+    folder = tmp_path_factory.mktemp("environment")
+    python = make_environment(folder / "venv")
+    install(python, "--no-deps", "--no-index", wheel)
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    # Added after the wheel's own folder, and .pth files in it, such as this checkout's, are not read.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    return import_all(python, elsewhere), folder / "venv"
+
+
+def test_the_installed_wheel_is_imported_from_another_folder(imported):
+    found, environment = imported
+    assert Path(found["file"]).is_relative_to(environment)
+    assert sorted(found["names"]) == modules_of_the_source()
+
+
+def test_importing_everything_needs_neither_pytorch_nor_tensorflow(imported):
+    found, _ = imported
+    assert found["loaded"] == [] and found["asked"] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_all_it_needs_into_an_empty_environment(wheel, tmp_path):
+    """Downloads the dependencies, some 600 MB unpacked."""
+    python = make_environment(tmp_path / "venv")
+    install(python, wheel)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    found = import_all(python, elsewhere)
+    assert Path(found["file"]).is_relative_to(tmp_path / "venv")
+    assert sorted(found["names"]) == modules_of_the_source()
+    installed = {p.name for p in (tmp_path / "venv").glob("lib/python*/site-packages/*")}
+    assert not installed & {"torch", "tensorflow"}
