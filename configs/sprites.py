@@ -56,7 +56,8 @@ def get_config(variant: str = "") -> ConfigDict:
                 "name": "boxes",
                 "warmer": True,
                 "num_heads": 4,
-                "log_std": -4.0,
+                "cold_log_std": -4.0,
+                "query_log_std": -4.0,
                 "detach_until": 1.0,
                 "straight_through": True,
             },
@@ -105,7 +106,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant in ("gaussian", "image"):
         config.data.boxes = False
         config.model.initializer.name = "gaussian"
-        config.model.initializer.log_std = 0.0  # the noise alone tells the slots apart
+        config.model.initializer.cold_log_std = 0.0  # this noise alone tells the slots apart
     if variant == "image":
         config.data.num_frames = config.eval.num_frames = 1
         config.model.transition = ConfigDict({"name": "none"})

@@ -9,18 +9,18 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
 
 # What may change between two runs in one workdir: it says how the run is watched, kept, measured or spread over
 # devices, and does not enter the weights.
-FREE_TO_DIFFER = ("name", "checkpoint", "eval", "mesh", "train.log_every")
+FREE_TO_DIFFER = ("name", "checkpoint", "eval", "mesh", "data.keep", "train.log_every")
 
 
 # ---------------------------------------------------------------------------------------------- files and variants
@@ -43,7 +43,7 @@ def load_config(spec: str) -> ConfigDict:
         )
     variants = tuple(getattr(module, "VARIANTS", ()))
     if variant and variants and variant not in variants:
-        hint = nearest(variant, variants)
+        hint = did_you_mean(variant, variants)
         raise UserError(
             f"config {path_text} has no variant {variant!r}; it has {', '.join(filter(None, variants))}{hint}"
         )
@@ -83,7 +83,7 @@ def _nearby_files(path: Path) -> str:
     names = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
     if not names:
         return "give the path of a Python file with a get_config function"
-    return f"{folder} has {', '.join(names)}{nearest(path.name, names)}"
+    return f"{folder} has {', '.join(names)}{did_you_mean(path.name, names)}"
 
 
 # -------------------------------------------------------------------------------------------------- command line
@@ -233,12 +233,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_tuples(inner) for inner in value)
     return value
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the nearest of the names, or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import flatten, nearest
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.config import flatten
+from smoothsa_jax.errors import UserError, did_you_mean
 
 
 class _Reader:
@@ -50,12 +50,15 @@ class _Reader:
         value = self.need(key)
         if value not in names:
             raise UserError(
-                f"{key} is {value!r}; expected one of {', '.join(names)}{nearest(str(value), names)}"
+                f"{key} is {value!r}; expected one of {', '.join(names)}{did_you_mean(value, names)}"
             )
 
 
 def validate(
-    config: ConfigDict, num_devices: int = 1, names: Mapping[str, Iterable[str]] | None = None
+    config: ConfigDict,
+    num_devices: int = 1,
+    names: Mapping[str, Iterable[str]] | None = None,
+    batches: Iterable[str] = ("train.batch_size", "eval.batch_size"),
 ) -> None:
     """Refuse a config that cannot run, before anything is built.
 
@@ -63,6 +66,7 @@ def validate(
       config: the whole config.
       num_devices: how many devices are visible, for the mesh and the batch.
       names: known names of each choice, `{"model.decoder.name": (...), ...}`.
+      batches: the batch sizes that will be used, and have to divide over the devices.
 
     Raises:
       UserError: the first thing that is wrong: what was found, what was expected, what to do.
@@ -126,7 +130,7 @@ def validate(
     _check_slots(read)
     _check_heads(read)
     _check_frames(read)
-    _check_devices(read, num_devices)
+    _check_devices(read, num_devices, batches)
 
 
 def _check_best(read: _Reader) -> None:
@@ -136,6 +140,18 @@ def _check_best(read: _Reader) -> None:
         raise UserError(
             f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
             f"set --config.checkpoint.best_mode={right}"
+        )
+    if read.get("eval.checkpoint") != "best":
+        return
+    if not metric:
+        raise UserError(
+            "eval.checkpoint is 'best', but checkpoint.best_metric names none to choose by; "
+            "set --config.checkpoint.best_metric=loss, or --config.eval.checkpoint=latest"
+        )
+    if read.get("checkpoint.max_to_keep") < 2:
+        raise UserError(
+            "eval.checkpoint is 'best', but checkpoint.max_to_keep 1 keeps the latest alone; "
+            "set --config.checkpoint.max_to_keep to at least 2"
         )
 
 
@@ -209,7 +225,7 @@ def _check_slots(read: _Reader) -> None:
         )
 
 
-def _check_devices(read: _Reader, num_devices: int) -> None:
+def _check_devices(read: _Reader, num_devices: int, batches: Iterable[str]) -> None:
     asked = read.get("mesh.data", -1)
     if isinstance(asked, bool) or not isinstance(asked, int) or asked == 0 or asked < -1:
         raise UserError(
@@ -220,7 +236,7 @@ def _check_devices(read: _Reader, num_devices: int) -> None:
             f"mesh.data asks for {asked} devices, {num_devices} found; set --config.mesh.data=-1 to use all there are"
         )
     used = num_devices if asked == -1 else asked
-    for key in ("train.batch_size", "eval.batch_size"):
+    for key in batches:
         batch = read.get(key)
         if isinstance(batch, int) and batch % used:
             raise UserError(

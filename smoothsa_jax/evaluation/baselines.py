@@ -5,14 +5,11 @@ Each function takes one clip and gives (T, H, W) uint8 segment numbers. All are 
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.metrics import NO_SEGMENT
-
-_masks = jax.jit(masks_from_attention, static_argnums=(1, 2))
 
 
 def num_true_segments(segmentation: np.ndarray) -> int:
@@ -69,7 +66,7 @@ def kmeans_on_features(
     labels = nearest(kmeans(points, num_segments, seed), points.T).reshape(num_frames, num_tokens)
     padded = -(-num_segments // 8) * 8  # few different shapes, so few compilations
     one_hot = labels[:, None, :] == np.arange(padded)[:, None]
-    return np.asarray(_masks(one_hot.astype(np.float32), grid, size))
+    return np.asarray(masks_from_attention(one_hot.astype(np.float32), grid, size))
 
 
 def kmeans_on_rgb(

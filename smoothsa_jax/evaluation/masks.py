@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
     return matrix
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def masks_from_attention(
     attention: jax.Array,
     grid: tuple[int, int],

@@ -15,7 +15,6 @@ from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.metrics import METRICS, score_batch
 
 Batch = Mapping[str, Any]
-_masks = jax.jit(masks_from_attention, static_argnums=(1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,9 @@ def evaluate(
         size = tuple(batch["segmentations"].shape[-2:])
         for index, seed in enumerate(seeds):
             outputs = predict(inputs, jax.random.fold_in(jax.random.key(seed), i))
-            masks = _masks(outputs["decoder_attention"], grid, size, batch.get("slot_mask"))
+            masks = masks_from_attention(
+                outputs["decoder_attention"], grid, size, batch.get("slot_mask")
+            )
             if waiting is not None:
                 score(*waiting)
             waiting = (index, batch, masks)

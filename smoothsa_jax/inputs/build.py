@@ -1,11 +1,10 @@
 """The data set that a config names."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inputs.loader import Source
 from smoothsa_jax.inputs.sprites import Sprites
 
@@ -21,15 +20,15 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     arguments = {**config, **options, "split": split}
     name = arguments.pop("name", None)
     if name not in DATASETS:
-        raise UserError(f"data.name is {name!r}, which is no data set; {_advice(name, DATASETS)}")
+        raise UserError(
+            f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
+            f"{did_you_mean(name, DATASETS)}"
+        )
     known = inspect.signature(DATASETS[name]).parameters
     for key in arguments:
         if key not in known:
-            raise UserError(f"data.{key} is no option of {name!r}; {_advice(key, known)}")
+            raise UserError(
+                f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
+                f"{did_you_mean(key, known)}"
+            )
     return DATASETS[name](**arguments)
-
-
-def _advice(found: Any, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(str(found), known, n=1)
-    choices = "choose one of " + ", ".join(known)
-    return f"did you mean {nearest[0]!r}? {choices}" if nearest else choices

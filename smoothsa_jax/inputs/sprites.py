@@ -201,6 +201,10 @@ class Sprites:
         palette_size: int = 4,
         keep: bool = False,
     ):
+        if keep and num_samples is None:
+            raise UserError(
+                "data.keep holds every clip in memory, and the split has no end; set data.num_samples"
+            )
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if num_samples is None:
             num_samples = DEFAULT_NUM_SAMPLES.get(split, 1)

@@ -1,6 +1,5 @@
 """Makes a model's parts from a config: each part is a name and that name's own settings."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.models.backbones import ColourFourier, ViT
 from smoothsa_jax.models.decoders import MLPMixtureDecoder, RandomARDecoder
 from smoothsa_jax.models.initializers import BoxSampler, GaussianSampler, Initializer, Warmer
@@ -27,15 +26,31 @@ PARTS = {
     "decoder": DECODERS,
 }
 
+SLOT_ATTENTION_KEYS = (
+    "num_slots",
+    "slot_size",
+    "truncate",
+    "first_iterations",
+    "later_iterations",
+)
+INITIALIZER_KEYS = (
+    "name",
+    "warmer",
+    "num_heads",
+    "cold_log_std",
+    "query_log_std",
+    "detach_until",
+    "straight_through",
+)
+
 
 def choose(part: str, name: str) -> Callable | None:
     """The class of that name, or a UserError that lists the names there are."""
     choices = PARTS[part]
     if name not in choices:
-        near = difflib.get_close_matches(str(name), choices, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f"model.{part}.name={name!r} is unknown: expected one of {', '.join(sorted(choices))}{hint}"
+            f"model.{part}.name={name!r} is unknown: expected one of {', '.join(sorted(choices))}"
+            f"{did_you_mean(name, choices)}"
         )
     return choices[name]
 
@@ -92,6 +107,7 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
         hidden=("seed",),
         rngs=nnx.Rngs(config.backbone.seed),
     )
+    _refuse_other_keys("slot_attention", config.slot_attention, SLOT_ATTENTION_KEYS)
     width, slot_size = backbone.feature_size, config.slot_attention.slot_size
     initializer = _build_initializer(config.initializer, width, slot_size, rngs)
     transition = make("transition", config.transition, width, slot_size, rngs=rngs)
@@ -108,12 +124,29 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
     )
 
 
+def _refuse_other_keys(part: str, config: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in config:
+        if key not in known:
+            raise UserError(
+                f"model.{part}.{key} is no option of model.{part}: expected among {', '.join(known)}"
+                f"{did_you_mean(key, known)}; remove it"
+            )
+
+
 def _build_initializer(
     config: ConfigDict, feature_size: int, slot_size: int, rngs: nnx.Rngs
 ) -> Initializer:
-    log_std = config.get("log_std", 0.0)
-    sampler = choose("initializer", config.name)(slot_size, log_std, rngs=rngs)
+    _refuse_other_keys("initializer", config, INITIALIZER_KEYS)
+    sampler = choose("initializer", config.name)(
+        slot_size, config.get("cold_log_std", 0.0), rngs=rngs
+    )
     warmer = None
     if config.warmer:
         warmer = Warmer(feature_size, slot_size, config.num_heads, rngs=rngs)
-    return Initializer(sampler, warmer, slot_size, log_std, config.get("straight_through", False))
+    return Initializer(
+        sampler,
+        warmer,
+        slot_size,
+        config.get("query_log_std", 0.0),
+        config.get("straight_through", False),
+    )

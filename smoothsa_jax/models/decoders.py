@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.layers import MLP, layer_norm, linear, position_waves
 from smoothsa_jax.models.transformer import PreNormLayer
 
@@ -27,6 +28,11 @@ class RandomARDecoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width, num_tokens = feature_size, grid[0] * grid[1]
+        if width % num_heads:
+            raise UserError(
+                f"model.decoder.num_heads is {num_heads}, which does not divide the {width} channels of the features; "
+                "choose a divisor"
+            )
         self.project_features = linear(width, width, bias=False, rngs=rngs)
         self.norm_features = layer_norm(width, rngs=rngs)
         self.project_slots = linear(slot_size, width, bias=False, rngs=rngs)

@@ -31,8 +31,11 @@ class _LatestAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         newest_first = sorted(checkpoints, key=lambda found: -found.step)
-        # Two of the latest where there is room: should the newest be damaged, the one before is near.
-        latest = self.max_to_keep if self.best_fn is None else min(2, self.max_to_keep)
+        # One place for the best, and two for the latest where there is room: should the newest be damaged, the one
+        # before is near.
+        latest = self.max_to_keep
+        if self.best_fn is not None:
+            latest = max(1, min(2, self.max_to_keep - 1))
         kept, others = newest_first[:latest], newest_first[latest:]
         if self.best_fn is not None:
             sign = 1 if self.best_mode == "min" else -1
@@ -45,8 +48,8 @@ class _LatestAndBest:
 class CheckpointWriter:
     """Writes checkpoints in the background and keeps `max_to_keep`.
 
-    The two latest stay; the places left go to the best by `best_metric` among the others, or, where no metric is
-    named, to the next latest.
+    Where a metric is named one place is the best's: the two latest stay (the latest alone where `max_to_keep` is 2)
+    and the places left go to the best by `best_metric` among the others. Otherwise the latest stay.
     """
 
     def __init__(

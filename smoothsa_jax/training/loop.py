@@ -19,6 +19,7 @@ from smoothsa_jax.config import differences, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.metrics import METRICS
+from smoothsa_jax.evaluation.scores import scores_table
 from smoothsa_jax.inputs.build import DATASETS, build_dataset
 from smoothsa_jax.inputs.loader import Source, training_batches
 from smoothsa_jax.models.build import PARTS
@@ -47,12 +48,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def check(config: ConfigDict) -> None:
-    """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation`."""
+def check(config: ConfigDict, batches: tuple[str, ...]) -> None:
+    """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation.validate`."""
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
     names |= {"data.name": DATASETS, "checkpoint.best_metric": (*METRICS, *trained)}
-    validate(config, len(jax.devices()), names)
+    validate(config, len(jax.devices()), names, batches)
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -68,7 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a bad config, a workdir of another config, a disk that is full, a loss that is not finite.
       Stopped: a signal asked to leave; the state is saved.
     """
-    check(config)
+    check(config, ("train.batch_size", "eval.batch_size"))
     with runtime.workdir_for_writing(workdir), runtime.SignalGuard() as guard:
         checkpoint = restore_latest(workdir, warn=_warn, set_aside=True)
         if checkpoint is not None:
@@ -148,7 +149,9 @@ def _train_steps(
                 row, scores, waiting = read(*waiting), {}, None
                 if regular:
                     scores = means.take()
-                    if validates and not leaving:
+                    if (
+                        validates
+                    ):  # also when leaving: a resumed run has to choose the same best step
                         scores |= scoring.validation_scores(config, training, state.params)
                         row |= {f"validation/{name}": scores[name] for name in METRICS}
                 log.record(done, row)
@@ -248,7 +251,7 @@ def evaluate(
             f"nothing to restore: {found}; train first, or give the --workdir of a trained run"
         )
     config = choose_config(checkpoint.config)
-    check(config)
+    check(config, ("eval.batch_size",))
     _refuse_other_config(checkpoint, config, workdir)
     if _wants_best(config):
         checkpoint = _chosen(checkpoint, config, workdir)
@@ -288,7 +291,7 @@ def _chosen(latest: Checkpoint, config: ConfigDict, workdir: Path) -> Checkpoint
 def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
     """The end of a run, on standard output: where things are, the score, what to do next."""
     print(f"""
-{scoring.table(scores)}
+{scores_table(scores)}
 
 scores       {workdir / scoring.SCORES_FILE}
 pictures     {workdir / scoring.PICTURES_FOLDER}

@@ -14,7 +14,6 @@ from smoothsa_jax.evaluation.protocol import Evaluation, evaluate, evaluate_base
 from smoothsa_jax.evaluation.scores import (
     build_scores,
     mean_over_samples,
-    scores_table,
     write_scores,
 )
 from smoothsa_jax.inputs.build import build_dataset
@@ -103,11 +102,6 @@ def report(
     return scores
 
 
-def table(scores: dict[str, Any]) -> str:
-    """The scores and the baselines as lines of text."""
-    return scores_table(scores)
-
-
 def _evaluate(
     config: ConfigDict,
     training: Training,
@@ -154,5 +148,5 @@ def _features(training: Training) -> Callable[[dict[str, Any]], jax.Array]:
         return training.definition.merge(params, frozen).extract(video)
 
     return lambda batch: extract(
-        training.state.params, training.frozen, training.place(batch["video"])
+        training.state.params, training.frozen, training.place(batch)["video"]
     )

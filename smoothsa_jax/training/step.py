@@ -18,6 +18,9 @@ from smoothsa_jax.objectives.objective import active_terms, weighted_losses
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.training.state import TrainState, create_state
 
+MODEL_INPUTS = ("video", "boxes", "slot_mask")
+PREDICTED = ("slots", "attention", "decoder_attention")  # what else XLA need not compute
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -26,7 +29,7 @@ class Training:
     Attributes:
         train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is donated. Without
             `draws` all randomness is sampled from the key.
-        predict: (params, frozen, batch, key) -> the model's outputs at evaluation.
+        predict: (params, frozen, batch, key) -> the model's slots and attentions at evaluation.
     """
 
     definition: ModelDefinition
@@ -40,8 +43,9 @@ class Training:
     replicated: NamedSharding
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Puts a batch on the mesh, samples spread over the `data` axis."""
-        return jax.device_put(batch, self.batch_sharding)
+        """Puts what the model sees of a batch on the mesh, samples spread over the `data` axis."""
+        seen = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        return jax.device_put(seen, self.batch_sharding)
 
 
 def make_mesh(config: ConfigDict, batch_size: int) -> Mesh:
@@ -120,7 +124,7 @@ def build_training(config: ConfigDict) -> Training:
         metrics = {
             "loss": total,
             **{f"loss/{name}": loss for name, loss in losses.items()},
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
         params = optax.apply_updates(state.params, updates)
@@ -131,7 +135,8 @@ def build_training(config: ConfigDict) -> Training:
     ) -> dict[str, Array]:
         model = definition.merge(params, frozen)
         draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
-        return model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
+        outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
+        return {name: outputs[name] for name in PREDICTED}
 
     mesh = make_mesh(config.mesh, config.train.batch_size)
     replicated = NamedSharding(mesh, PartitionSpec())
