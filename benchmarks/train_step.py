@@ -34,7 +34,7 @@ from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.inputs.build import build_dataset  # noqa: E402
 from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
 from smoothsa_jax.models.draws import sample_training_draws  # noqa: E402
-from smoothsa_jax.objectives.objective import weighted_losses  # noqa: E402
+from smoothsa_jax.objectives.objective import active_terms, weighted_losses  # noqa: E402
 from smoothsa_jax.objectives.optimizer import build_optimizer  # noqa: E402
 from smoothsa_jax.training.loop import check  # noqa: E402
 from smoothsa_jax.training.runtime import describe_machine  # noqa: E402
@@ -104,9 +104,10 @@ def parts_of(
         num_tokens=training.grid[0] * training.grid[1],
         history=config.model.transition.get("history", 2),
     )
-    draws = draws.replace(
-        **training.place({n: v for n, v in vars(draws).items() if n != "dropout"})
-    )
+    per_sample = {name: value for name, value in vars(draws).items() if name != "dropout"}
+    draws = draws.replace(**jax.device_put(per_sample, training.batch_sharding))
+    weights = active_terms(config.loss, config.model.initializer.warmer, num_frames)
+    detach = config.model.initializer.detach_until > 0  # as in the first step
     mask = batch["slot_mask"]
     optimizer = build_optimizer(config.optimizer, config.train.num_steps)
 
@@ -114,7 +115,7 @@ def parts_of(
         return merge(params, frozen).extract(video)
 
     def forward(params, frozen, features, draws, batch):
-        return merge(params, frozen)(features, draws, batch["boxes"], batch["slot_mask"], False)
+        return merge(params, frozen)(features, draws, batch["boxes"], batch["slot_mask"], detach)
 
     def slot_attention(*inputs):
         outputs = forward(*inputs)
@@ -129,7 +130,7 @@ def parts_of(
     def gradient(params, frozen, features, draws, batch):
         def loss(params):
             outputs = forward(params, frozen, features, draws, batch)
-            return sum(weighted_losses(outputs, batch["slot_mask"], config.loss).values())
+            return sum(weighted_losses(outputs, batch["slot_mask"], weights).values())
 
         return jax.value_and_grad(loss)(params)
 

@@ -61,7 +61,9 @@ def get_config(variant: str = "") -> ConfigDict:
                 "detach_until": 1.0,
                 "straight_through": True,
             },
+            "projection": {"name": "mlp"},
             "slot_attention": {
+                "name": "slot_attention",
                 "num_slots": 5,
                 "slot_size": 48,
                 "truncate": True,

@@ -110,6 +110,13 @@ def validate(
             raise UserError(
                 f"{key} is {read.get(key)}; expected a number below 1; mend --config.{key}"
             )
+    warmup = round((read.get("optimizer.warmup_fraction") or 0.0) * read.need("train.num_steps"))
+    if warmup >= read.need("train.num_steps"):
+        raise UserError(
+            f"optimizer.warmup_fraction is {read.get('optimizer.warmup_fraction')}, which leaves no step of "
+            f"{read.need('train.num_steps')} after the warm-up; lower it or raise train.num_steps"
+        )
+    read.need("model.initializer.detach_until")
     for key in ("loss.reconstruction", "loss.distillation", "loss.slot_contrast"):
         read.number(key, 0.0)
     if read.get("checkpoint.best_metric"):
@@ -212,7 +219,14 @@ def _check_image(read: _Reader) -> None:
 
 
 def _check_slots(read: _Reader) -> None:
-    if read.get("model.initializer.name") != "boxes":
+    queries, boxes = read.get("model.initializer.name"), read.get("data.boxes")
+    if boxes is not None and boxes != (queries == "boxes"):
+        # With boxes a slot is valid where there is one: their number would be told to a model that has to find it.
+        raise UserError(
+            f"data.boxes is {boxes}, but model.initializer.name is {queries!r}; set --config.data.boxes={not boxes}, "
+            "or use a variant of the config that changes both"
+        )
+    if queries != "boxes":
         return
     slots = read.need("model.slot_attention.num_slots")
     background = 1 if read.get("data.background_box", False) else 0

@@ -192,7 +192,9 @@ def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: d
     config = {
         "backbone": {"name": "vit", "seed": 0, **vit},
         "initializer": {"name": "gaussian", "warmer": True, "num_heads": HEADS},
+        "projection": {"name": "mlp"},
         "slot_attention": {
+            "name": "slot_attention",
             "slot_size": slot_size,
             "truncate": True,
             "first_iterations": 1,
@@ -467,7 +469,9 @@ def model_config(keys: Mapping[str, tuple[int, ...]], num_slots: int) -> ConfigD
                 "num_heads": HEADS,
                 "detach_until": 0.0,
             },
+            "projection": {"name": "mlp"},
             "slot_attention": {
+                "name": "slot_attention",
                 "num_slots": num_slots,
                 "slot_size": sizes["aggregat.proj_q.weight"][0],
                 "truncate": True,

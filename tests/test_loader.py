@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import build
 from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
 from smoothsa_jax.inputs.sprites import Sprites
 
@@ -92,3 +93,27 @@ def test_empty_batches_and_sources_are_refused():
         evaluation_batches(Numbers(3), -1)
     with pytest.raises(UserError, match="no sample"):
         training_batches(Numbers(0), 2, seed=0)
+
+
+class _Shrinking:
+    """Clips of a folder: one is shorter than the others."""
+
+    def __init__(self, split: str, num_frames: int):
+        self._num_frames = num_frames
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        frames = self._num_frames - (index == 4)
+        return {"video": np.zeros((frames, 8, 8, 3), np.uint8)}
+
+
+def test_a_clip_shorter_than_asked_is_named(monkeypatch):
+    monkeypatch.setitem(build.DATASETS, "shrinking", _Shrinking)
+    source = build.build_dataset({"name": "shrinking", "num_frames": 3}, "train")
+    message = "clip 4 has 2 frames, 3 were asked for"
+    for batches in (training_batches(source, 2, seed=0), evaluation_batches(source, 2)):
+        with pytest.raises(UserError, match=message):
+            for _ in range(4):
+                next(batches)

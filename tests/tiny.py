@@ -39,7 +39,9 @@ def tiny_config(
                     "num_heads": 2,
                     "detach_until": 0.1,
                 },
+                "projection": {"name": "mlp"},
                 "slot_attention": {
+                    "name": "slot_attention",
                     "num_slots": 4,
                     "slot_size": 8,
                     "truncate": True,

@@ -66,7 +66,7 @@ def build_scores(
     baselines: Mapping[str, Mapping[str, np.ndarray]],
     *,
     split: str,
-    protocol: Mapping[str, Any] | str,
+    protocol: Mapping[str, Any],
     step: int,
 ) -> dict[str, Any]:
     """The content of `scores.json`.
@@ -87,7 +87,7 @@ def build_scores(
             for baseline, values in baselines.items()
         },
         "split": split,
-        "protocol": protocol if isinstance(protocol, str) else dict(protocol),
+        "protocol": dict(protocol),
         "step": int(step),
     }
 
@@ -101,17 +101,15 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def scores_table(scores: Mapping[str, Any], name: str = "SmoothSA", markdown: bool = False) -> str:
+def scores_table(scores: Mapping[str, Any]) -> str:
     """The model and its baselines as a table, in percent, the best FG-ARI first among baselines.
 
     Args:
         scores: as `build_scores` gives them or as read from `scores.json`.
-        name: what to call the model.
-        markdown: a Markdown table instead of aligned text.
     """
     titles = {"ari": "ARI", "fg_ari": "FG-ARI", "mbo": "mBO", "miou": "mIoU"}
     head = ["", *titles.values()]
-    model = [name]
+    model = ["SmoothSA"]
     for metric in titles:
         entry = scores["metrics"][metric]
         spread = f" ± {100 * entry['std']:.1f}" if len(entry["seeds"]) > 1 else ""
@@ -126,15 +124,9 @@ def scores_table(scores: Mapping[str, Any], name: str = "SmoothSA", markdown: bo
     def line(row: list[str]) -> str:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "| " + " | ".join(cells) + " |" if markdown else "  ".join(cells).rstrip()
+        return "  ".join(cells).rstrip()
 
-    if markdown:
-        rule = "|" + "|".join(
-            "-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)
-        )
-        lines = [line(head), rule + "|"]
-    else:
-        lines = [line(head), "-" * len(line(head))]
+    lines = [line(head), "-" * len(line(head))]
     return "\n".join(lines + [line(row) for row in rows])
 
 

@@ -10,15 +10,3 @@ front. An image is a video with T = 1.
                                         from that frame; all -1: padding, no object
     slot_mask      bool     (N,)        true: the slot takes part
 """
-
-from smoothsa_jax.inputs.boxes import boxes_from_segmentation
-from smoothsa_jax.inputs.build import DATASETS, build_dataset
-from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
-
-__all__ = [
-    "DATASETS",
-    "boxes_from_segmentation",
-    "build_dataset",
-    "evaluation_batches",
-    "training_batches",
-]

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inputs.loader import Source
 from smoothsa_jax.inputs.sprites import Sprites
@@ -15,7 +17,8 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     """Build the data set `config.name` with the other entries of `config` as its options.
 
     `options` take precedence over `config`, for example `num_frames` or `num_samples` of an
-    evaluation. Raises UserError for an unknown name or option.
+    evaluation. Raises UserError for an unknown name or option; a sample
+    raises it whose clip is shorter than asked.
     """
     arguments = {**config, **options, "split": split}
     name = arguments.pop("name", None)
@@ -31,4 +34,25 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
                 f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
                 f"{did_you_mean(key, known)}"
             )
-    return DATASETS[name](**arguments)
+    source = DATASETS[name](**arguments)
+    num_frames = arguments.get("num_frames")
+    return source if num_frames is None else _WholeClips(source, num_frames)
+
+
+class _WholeClips:
+    """A source, whose clips all have as many frames as asked for."""
+
+    def __init__(self, source: Source, num_frames: int):
+        self._source, self._num_frames = source, num_frames
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        sample = self._source[index]
+        if (found := len(sample["video"])) != self._num_frames:
+            raise UserError(
+                f"clip {index} has {found} frames, {self._num_frames} were asked for; "
+                "lower data.num_frames (or eval.num_frames), or leave out clips that are too short"
+            )
+        return sample

@@ -138,6 +138,10 @@ class ColourFourier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.grid = grid_of(image_size, patch, "data.image_size")
+        if position_width % 2 or not 0 <= position_width < width:
+            raise UserError(
+                f"model.backbone.position_width is {position_width}: expected an even number below the width {width}"
+            )
         self.position_width, self.position_scale = position_width, position_scale
         self.patch, self.window = patch, window
         self.feature_size = width

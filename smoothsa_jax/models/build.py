@@ -17,22 +17,19 @@ from smoothsa_jax.models.transition import Transition
 
 BACKBONES: dict[str, Callable] = {"vit": ViT, "colour_fourier": ColourFourier}
 SAMPLERS: dict[str, Callable] = {"gaussian": GaussianSampler, "boxes": BoxSampler}
+PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
+SLOT_ATTENTIONS: dict[str, Callable] = {"slot_attention": SlotAttention}
 TRANSITIONS: dict[str, Callable | None] = {"randsfq": Transition, "none": None}
 DECODERS: dict[str, Callable] = {"random_ar": RandomARDecoder, "mlp_mixture": MLPMixtureDecoder}
 PARTS = {
     "backbone": BACKBONES,
+    "projection": PROJECTIONS,
     "initializer": SAMPLERS,
+    "slot_attention": SLOT_ATTENTIONS,
     "transition": TRANSITIONS,
     "decoder": DECODERS,
 }
 
-SLOT_ATTENTION_KEYS = (
-    "num_slots",
-    "slot_size",
-    "truncate",
-    "first_iterations",
-    "later_iterations",
-)
 INITIALIZER_KEYS = (
     "name",
     "warmer",
@@ -107,16 +104,22 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
         hidden=("seed",),
         rngs=nnx.Rngs(config.backbone.seed),
     )
-    _refuse_other_keys("slot_attention", config.slot_attention, SLOT_ATTENTION_KEYS)
     width, slot_size = backbone.feature_size, config.slot_attention.slot_size
     initializer = _build_initializer(config.initializer, width, slot_size, rngs)
     transition = make("transition", config.transition, width, slot_size, rngs=rngs)
     decoder = make("decoder", config.decoder, backbone.grid, width, slot_size, rngs=rngs)
     return SmoothSA(
         backbone,
-        Projection(width, rngs=rngs),
+        make("projection", config.projection, width, rngs=rngs),
         initializer,
-        SlotAttention(width, slot_size, config.slot_attention.truncate, rngs=rngs),
+        make(
+            "slot_attention",
+            config.slot_attention,
+            width,
+            slot_size,
+            hidden=("num_slots", "slot_size", "first_iterations", "later_iterations"),
+            rngs=rngs,
+        ),
         transition,
         decoder,
         first_iterations=config.slot_attention.first_iterations,
@@ -124,19 +127,15 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
     )
 
 
-def _refuse_other_keys(part: str, config: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in config:
-        if key not in known:
-            raise UserError(
-                f"model.{part}.{key} is no option of model.{part}: expected among {', '.join(known)}"
-                f"{did_you_mean(key, known)}; remove it"
-            )
-
-
 def _build_initializer(
     config: ConfigDict, feature_size: int, slot_size: int, rngs: nnx.Rngs
 ) -> Initializer:
-    _refuse_other_keys("initializer", config, INITIALIZER_KEYS)
+    for key in config:
+        if key not in INITIALIZER_KEYS:
+            raise UserError(
+                f"model.initializer.{key} is no option: expected among {', '.join(INITIALIZER_KEYS)}"
+                f"{did_you_mean(key, INITIALIZER_KEYS)}; remove it"
+            )
     sampler = choose("initializer", config.name)(
         slot_size, config.get("cold_log_std", 0.0), rngs=rngs
     )

@@ -92,6 +92,10 @@ class MLPMixtureDecoder(nnx.Module):
         uniform_values: bool = False,
         rngs: nnx.Rngs,
     ):
+        if num_layers < 2:
+            raise UserError(
+                f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last Linear included"
+            )
         # Random, but smooth over the grid: from independent draws the shape of a mask is learned token by token.
         waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
         mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size))

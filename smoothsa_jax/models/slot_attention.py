@@ -22,8 +22,8 @@ class SlotAttention(nnx.Module):
         self,
         feature_size: int,
         slot_size: int,
-        truncate: bool = True,
         *,
+        truncate: bool = True,
         rngs: nnx.Rngs,
     ):
         self.truncate = truncate

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import differences, to_json
+from smoothsa_jax.config import differences, from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.metrics import METRICS
@@ -48,7 +48,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def check(config: ConfigDict, batches: tuple[str, ...]) -> None:
+def check(
+    config: ConfigDict, batches: tuple[str, ...] = ("train.batch_size", "eval.batch_size")
+) -> None:
     """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation.validate`."""
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
@@ -69,11 +71,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a bad config, a workdir of another config, a disk that is full, a loss that is not finite.
       Stopped: a signal asked to leave; the state is saved.
     """
-    check(config, ("train.batch_size", "eval.batch_size"))
+    check(config)
     with runtime.workdir_for_writing(workdir), runtime.SignalGuard() as guard:
+        _refuse_other_config(_config_of(workdir), config, workdir)
         checkpoint = restore_latest(workdir, warn=_warn, set_aside=True)
         if checkpoint is not None:
-            _refuse_other_config(checkpoint, config, workdir)
+            _refuse_other_config(checkpoint.config, config, workdir)
         training = build_training(config)
         # A copy, because a step gives its state away; training.state stays as the untrained model.
         state = jax.tree.map(jnp.copy, training.state)
@@ -91,8 +94,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             state = _train_steps(config, workdir, training, state, checkpoint, guard)
         step, params = config.train.num_steps, state.params
         if _wants_best(config):
-            chosen = _chosen(read_checkpoint(workdir, step), config, workdir)
-            step, params = chosen.step, _params_of(chosen, training)
+            chosen = _best(workdir, config)
+            if chosen is not None:
+                step, params = chosen.step, _params_of(chosen, training)
         scores = scoring.report(config, training, params, step, workdir, say)
     _tell_results(scores, workdir)
     return scores
@@ -149,9 +153,8 @@ def _train_steps(
                 row, scores, waiting = read(*waiting), {}, None
                 if regular:
                     scores = means.take()
-                    if (
-                        validates
-                    ):  # also when leaving: a resumed run has to choose the same best step
+                    # Also when leaving: a resumed run has to choose the same best step.
+                    if validates:
                         scores |= scoring.validation_scores(config, training, state.params)
                         row |= {f"validation/{name}": scores[name] for name in METRICS}
                 log.record(done, row)
@@ -209,9 +212,16 @@ def _placed_ahead(
         yield queue.popleft()
 
 
-def _refuse_other_config(checkpoint: Checkpoint, config: ConfigDict, workdir: Path) -> None:
-    different = differences(checkpoint.config, config)
-    if different:
+def _config_of(workdir: Path) -> ConfigDict | None:
+    """What a run in this workdir was started with, also where it has no checkpoint yet."""
+    try:
+        return from_json((workdir / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: Path) -> None:
+    if found is not None and (different := differences(found, config)):
         raise UserError(
             f"workdir {workdir} holds a run of another config, which differs in {', '.join(different)}; "
             "use the same config to go on, or another --workdir"
@@ -252,9 +262,9 @@ def evaluate(
         )
     config = choose_config(checkpoint.config)
     check(config, ("eval.batch_size",))
-    _refuse_other_config(checkpoint, config, workdir)
+    _refuse_other_config(checkpoint.config, config, workdir)
     if _wants_best(config):
-        checkpoint = _chosen(checkpoint, config, workdir)
+        checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     training = build_training(config)
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
@@ -275,17 +285,17 @@ def _wants_best(config: ConfigDict) -> bool:
     return config.eval.get("checkpoint") == "best" and bool(config.checkpoint.get("best_metric"))
 
 
-def _chosen(latest: Checkpoint, config: ConfigDict, workdir: Path) -> Checkpoint:
-    """The best checkpoint that is kept, by the metric saved with each."""
+def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
+    """The best checkpoint that is kept, by the metric saved with each; None where none can be used."""
     step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
-    if step is None or step == latest.step:
-        return latest
+    if step is None:
+        return None
     try:
         return read_checkpoint(workdir, step)
     except BrokenCheckpoint as reason:
         path = workdir / FOLDER / str(step)
         _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
-        return latest
+        return None
 
 
 def _tell_results(scores: dict[str, Any], workdir: Path) -> None:

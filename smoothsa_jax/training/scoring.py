@@ -73,7 +73,7 @@ def report(
         _batches(config, settings.split, samples),
         training.grid,
         _features(training),
-        with_boxes=config.model.initializer.name == "boxes",
+        with_boxes=config.data.get("boxes", False),
         **_arithmetic(config),
     )
     protocol = {

@@ -48,11 +48,11 @@ class Training:
         return jax.device_put(seen, self.batch_sharding)
 
 
-def make_mesh(config: ConfigDict, batch_size: int) -> Mesh:
+def make_mesh(config: ConfigDict) -> Mesh:
     """A mesh with one axis, `data`, over `mesh.data` devices (-1: all).
 
     Raises:
-        UserError: more devices asked than there are, or a batch that they do not divide.
+        UserError: more devices asked than there are.
     """
     devices = jax.devices()
     count = len(devices) if config.data == -1 else config.data
@@ -60,11 +60,6 @@ def make_mesh(config: ConfigDict, batch_size: int) -> Mesh:
         raise UserError(
             f"mesh.data={config.data}, but {len(devices)} devices are visible: "
             f"expected -1 (all) or 1 to {len(devices)}"
-        )
-    if batch_size % count:
-        raise UserError(
-            f"train.batch_size={batch_size} does not divide over {count} devices: "
-            f"choose a multiple of {count}, or set mesh.data"
         )
     return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
 
@@ -138,7 +133,7 @@ def build_training(config: ConfigDict) -> Training:
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
         return {name: outputs[name] for name in PREDICTED}
 
-    mesh = make_mesh(config.mesh, config.train.batch_size)
+    mesh = make_mesh(config.mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     spread = NamedSharding(mesh, PartitionSpec("data"))
     return Training(
