@@ -121,6 +121,8 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert steps_found(tmp_path) == [10, 9, 8]
     write(tmp_path, {12: 0.1, 14: 7.0}, max_to_keep=4, best_metric="loss", best_mode="max")
     assert steps_found(tmp_path) == [14, 12, 10, 9]
+    write(tmp_path / "two", losses, max_to_keep=2, best_metric="loss", best_mode="min")
+    assert steps_found(tmp_path / "two") == [max(losses), min(losses, key=losses.get)]
     write(tmp_path / "plain", losses, max_to_keep=2)
     assert steps_found(tmp_path / "plain") == [7, 6]
 

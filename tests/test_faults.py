@@ -98,6 +98,11 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, m
     assert "loss.distillation (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
+    # So it is before the first checkpoint, and when none is left that can be used.
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    assert train_fake(tmp_path, "--config.seed=3") == 2
+    assert "seed (found 0, asked 3)" in one_line(capfd)
+    (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
     # How often it saves, logs and what it measures may change.
     free = ["--config.checkpoint.every=5", "--config.train.log_every=4", "--config.eval.seeds=(3,)"]
     assert train_fake(tmp_path, *free) == 0
