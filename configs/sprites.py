@@ -108,13 +108,16 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant in ("gaussian", "image"):
         config.data.boxes = False
         config.model.initializer.name = "gaussian"
-        config.model.initializer.cold_log_std = 0.0  # this noise alone tells the slots apart
-    if variant == "image":
+        config.model.initializer.cold_log_std = -1.0  # this noise alone tells the slots apart
+        config.model.backbone.patch = 4  # a finer grid: without boxes slots merge small neighbours
+    if variant == "gaussian":
+        config.model.transition.dropout_rate = 0.1
+    elif variant == "image":
         config.data.num_frames = config.eval.num_frames = 1
         config.model.transition = ConfigDict({"name": "none"})
         config.loss.slot_contrast = 0.0
     elif variant == "full":
-        config.data.num_frames = 4
+        config.model.backbone.patch = 4
         config.train.num_steps = 12_000
         config.eval.num_frames = 24
     elif variant == "smoke":
