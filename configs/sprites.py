@@ -108,11 +108,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant in ("gaussian", "image"):
         config.data.boxes = False
         config.model.initializer.name = "gaussian"
-        config.model.initializer.cold_log_std = -1.0  # this noise alone tells the slots apart
-        config.model.backbone.patch = 4  # a finer grid: without boxes slots merge small neighbours
-    if variant == "gaussian":
-        config.model.transition.dropout_rate = 0.1
-    elif variant == "image":
+        config.model.initializer.cold_log_std = 0.0  # this noise alone tells the slots apart
+    if variant == "image":
         config.data.num_frames = config.eval.num_frames = 1
         config.model.transition = ConfigDict({"name": "none"})
         config.loss.slot_contrast = 0.0
