@@ -297,7 +297,8 @@ def test_bi_level_truncation():
         rng.standard_normal(shape).astype("f") for shape in ((2, 5, 6), (2, 3, 4), (2, 3, 4))
     )
     truncated, whole = (
-        nnx.split(SlotAttention(6, 4, truncate, rngs=nnx.Rngs(0))) for truncate in (True, False)
+        nnx.split(SlotAttention(6, 4, truncate=truncate, rngs=nnx.Rngs(0)))
+        for truncate in (True, False)
     )
     no_shift = np.zeros_like(queries)
 
