@@ -282,7 +282,7 @@ def _params_of(checkpoint: Checkpoint, training: Training) -> Parameters:
 
 
 def _wants_best(config: ConfigDict) -> bool:
-    return config.eval.get("checkpoint") == "best" and bool(config.checkpoint.get("best_metric"))
+    return config.eval.get("checkpoint") == "best"
 
 
 def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
