@@ -37,7 +37,10 @@ from smoothsa_jax.models.draws import sample_training_draws  # noqa: E402
 from smoothsa_jax.objectives.objective import active_terms, weighted_losses  # noqa: E402
 from smoothsa_jax.objectives.optimizer import build_optimizer  # noqa: E402
 from smoothsa_jax.training.loop import check  # noqa: E402
-from smoothsa_jax.training.runtime import describe_machine  # noqa: E402
+from smoothsa_jax.training.runtime import (  # noqa: E402
+    describe_machine,
+    keep_freed_memory,
+)
 from smoothsa_jax.training.step import Training, build_training  # noqa: E402
 
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192
@@ -264,6 +267,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.steps < 1:
         raise UserError(f"--steps is {options.steps}; expected at least 1")
     config = config_from_command_line(for_config, "configs/sprites.py")
+    keep_freed_memory()  # as main.py does
     found = {**header(config), **measure(config, options.steps)}
     print(json.dumps(found) if options.json else report(found))
     return 0

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -230,3 +231,37 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     text = runtime.idle_accelerator()
     assert 'pip install "smoothsa_jax[cuda13]"' in text and "\n" not in text
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+from smoothsa_jax.training.runtime import keep_freed_memory
+if sys.argv[1:]:
+    print(keep_freed_memory())
+import jax, jax.numpy as jnp
+run = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)
+x = jnp.ones((1500, 1500))
+for _ in range(5):
+    run(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    run(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+
+
+def faults_a_call(*arguments: str, **environment: str) -> list[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", MEMORY_SCRIPT, *arguments]
+    return subprocess.run(
+        command, env={**clean, **environment}, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_freed_memory_is_kept_for_the_next_step():
+    (taken_anew,) = faults_a_call()
+    done, kept = faults_a_call("keep")
+    assert done == "True"
+    assert float(kept) < 0.5 * float(taken_anew)
+    assert faults_a_call("keep", MALLOC_ARENA_MAX="2")[0] == "False"  # the user's own choice
