@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "name": "colour_fourier",
                 "seed": 0,
                 "width": 32,
-                "patch": 5,
+                "patch": 4,
                 "window": 5,
                 "bandwidth": 2.0,
                 "position_width": 8,
@@ -86,7 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {"learning_rate": 5e-3, "warmup_fraction": 0.05, "final_ratio": 1e-3, "clip_norm": 1.0}
     )
-    config.train = ConfigDict({"num_steps": 5000, "batch_size": 16, "log_every": 50})
+    config.train = ConfigDict({"num_steps": 7000, "batch_size": 16, "log_every": 50})
     config.eval = ConfigDict(
         {
             "split": "test",
@@ -108,13 +108,12 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant in ("gaussian", "image"):
         config.data.boxes = False
         config.model.initializer.name = "gaussian"
-        config.model.initializer.cold_log_std = 0.0  # this noise alone tells the slots apart
+        config.model.initializer.cold_log_std = -1.0  # this noise alone tells the slots apart
     if variant == "image":
         config.data.num_frames = config.eval.num_frames = 1
         config.model.transition = ConfigDict({"name": "none"})
         config.loss.slot_contrast = 0.0
     elif variant == "full":
-        config.model.backbone.patch = 4
         config.train.num_steps = 12_000
         config.eval.num_frames = 24
     elif variant == "smoke":
