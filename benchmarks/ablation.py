@@ -398,7 +398,8 @@ def document(rows: Sequence[Row]) -> str:
 
 def _budget(rows: Sequence[Row]) -> list[str]:
     def all_of(*names: str) -> list[tuple]:
-        return sorted({tuple(row[name] for name in names) for row in rows}, key=str)
+        found = {json.dumps([row[name] for name in names]) for row in rows}
+        return [json.loads(values) for values in sorted(found)]
 
     lines = [
         f"* Each run: {steps} steps of {batch} clips of {frames} frames."
@@ -408,6 +409,9 @@ def _budget(rows: Sequence[Row]) -> list[str]:
         f"* Scored on {samples} clips of {frames} frames of the {split} split."
         for samples, frames, split in all_of("eval_samples", "eval_frames", "split")
     ]
+    for (arguments,) in all_of("config"):
+        flags = ", ".join(f"`{argument.removeprefix('--')}`" for argument in arguments)
+        lines.append(f"* With {flags}.")
     for cores, machine in all_of("cores", "machine"):
         dates = sorted({r["date"] for r in rows if (r["cores"], r["machine"]) == (cores, machine)})
         when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
