@@ -1,0 +1,56 @@
+"""The features of prepared samples: TFDS's, under the names that MOVi has.
+
+stills: `image`, `segmentation`; clips: `video`, `segmentations`. Frames stay encoded, JPEG or PNG; labels are PNG,
+0 = background, k = object k, NO_SEGMENT = in no segment. Lists of annotations have a row for each object, in the order of
+the labels 1, 2, ...
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+NO_SEGMENT = 255
+
+
+def still_features(**more: Any) -> dict[str, Any]:
+    """`image` (H,W,3) and `segmentation` (H,W,1), uint8, and `metadata`; `more` beside them."""
+    return {"image": _frame(), "segmentation": _labels(), "metadata": _metadata(), **more}
+
+
+def clip_features(**more: Any) -> dict[str, Any]:
+    """`video` (T,H,W,3) and `segmentations` (T,H,W,1), uint8, and `metadata`; `more` beside them."""
+    sequence = tfds.features.Sequence
+    return {
+        "video": sequence(_frame()),
+        "segmentations": sequence(_labels()),
+        "metadata": {**_metadata(), "num_frames": np.int32},
+        **more,
+    }
+
+
+def table(dtype: Any, *widths: int) -> Any:
+    """Numbers of each object in each frame: (objects, frames, *widths)."""
+    return tfds.features.Tensor(shape=(None, None, *widths), dtype=dtype, encoding="bytes")
+
+
+def column(dtype: Any, *widths: int) -> Any:
+    """Numbers of each object: (objects, *widths)."""
+    return tfds.features.Tensor(shape=(None, *widths), dtype=dtype)
+
+
+def categories(names: list[str]) -> Any:
+    """The category of each object, as its place in `names`."""
+    return tfds.features.Sequence(tfds.features.ClassLabel(names=names))
+
+
+def _frame() -> Any:
+    return tfds.features.Image(shape=(None, None, 3), dtype=np.uint8)
+
+
+def _labels() -> Any:
+    return tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
+
+
+def _metadata() -> dict[str, Any]:
+    return {"name": tfds.features.Text(), "height": np.int32, "width": np.int32}

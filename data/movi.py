@@ -1,0 +1,286 @@
+"""MOVi A to E, as TFDS builds them (TFRecord files), from a local folder or the public bucket gs://kubric-public/tfds."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data import tfrecords
+from data.family import BadSample, Family, Job, Plan
+from data.features import categories, clip_features, column, table
+from data.pictures import frame, label_png, labels
+from smoothsa_jax.errors import UserError
+
+# What else a record holds, for `--keep`: values of a picture's pixel, if it is one.
+PICTURES = {"depth": 1, "normal": 3, "object_coordinates": 3}
+FLOWS = ("forward_flow", "backward_flow")
+COLLISIONS = {
+    "frame": (),
+    "force": (),
+    "position": (3,),
+    "image_position": (2,),
+    "contact_normal": (3,),
+    "instances": (2,),
+}
+RANGES = {
+    "depth": "depth_range",
+    "forward_flow": "forward_flow_range",
+    "backward_flow": "backward_flow_range",
+}
+KEPT = (*PICTURES, *FLOWS, "events")
+CATEGORY_KEYS = ("category", "shape_label")  # of MOVi C to E, of A and B
+
+
+class Movi(Family):
+    names = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e")
+    summary = (
+        "a folder of TFDS TFRecord files, at any resolution; or gs://kubric-public/tfds/movi_..."
+    )
+
+    def plan(self, splits: tuple[str, ...]) -> Plan:
+        tfrecords.check_address(self.source)
+        if unknown := set(self.options.keep) - set(KEPT):
+            raise UserError(
+                f"--keep={','.join(sorted(unknown))} is nothing that MOVi has; expected some of {', '.join(KEPT)}"
+            )
+        folder, info = find_build(self.source, self.name)
+        there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
+        jobs = []
+        for split in splits:
+            if split not in there:
+                continue
+            left = self.options.limit
+            count = len(there[split])
+            for index, length in enumerate(there[split]):
+                take = length if left is None else min(left, length)
+                if take == 0:
+                    break
+                file = f"{self.name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
+                jobs.append(Job(split, (folder, file, length), take))
+                left = None if left is None else left - take
+        key, names = _category_names(folder)
+        return Plan(
+            jobs=tuple(jobs),
+            sources=(),
+            features=self._features(names),
+            metadata={"kind": "clips", "categories": names, "category_key": key},
+        )
+
+    def _features(self, names: list[str]) -> dict[str, Any]:
+        more: dict[str, Any] = {
+            "categories": categories(names),
+            "bboxes": table(np.float32, 4),
+            "visibility": table(np.int32),
+        }
+        keep = self.options.keep
+        for name in PICTURES.keys() & set(keep):
+            more[name] = tfds.features.Sequence(
+                tfds.features.Image(
+                    shape=(None, None, PICTURES[name]), dtype=np.uint16, encoding_format="png"
+                )
+            )
+        for name in set(FLOWS) & set(keep):
+            shape = (None, None, None, 2)
+            more[name] = tfds.features.Tensor(shape=shape, dtype=np.uint16, encoding="zlib")
+        if "events" in keep:
+            more["collisions"] = {
+                name: column(np.int32 if name in ("frame", "instances") else np.float32, *widths)
+                for name, widths in COLLISIONS.items()
+            }
+        features = clip_features(**more)
+        for name, key in RANGES.items():
+            if name in keep:
+                features["metadata"][key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
+        return features
+
+    def items(self, job: Job) -> Iterator[Any]:
+        folder, file, length = job.payload
+        with tfrecords.staged(folder, file) as path:
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is missing; dataset_info.json beside it names it, download it too"
+                )
+            digest, found = hashlib.sha256(), 0
+            for index, record in enumerate(tfrecords.read_records(path, digest)):
+                found += 1
+                if index < job.num_items:
+                    yield f"{file}, record {index}", record
+            if found != length:
+                raise UserError(
+                    f"{path} holds {found} records, dataset_info.json says {length}; download this file again"
+                )
+            self.note_source(file, path.stat().st_size, digest.hexdigest())
+
+    def example(self, item: tuple[str, bytes]) -> dict[str, Any]:
+        where, record = item
+        try:
+            values = _Values(tf_example_pb2.Example.FromString(record))
+        except Exception as error:  # protobuf's own, of several kinds
+            raise BadSample(
+                f"{where} is no tf.train.Example ({error}); download it again"
+            ) from error
+        num_frames = int(values.numbers("metadata/num_frames")[0])
+        num_objects = int(values.numbers("metadata/num_instances")[0])
+        frames = values.encoded("video")
+        segmentations = values.encoded("segmentations")
+        if not len(frames) == len(segmentations) == num_frames:
+            raise BadSample(
+                f"{where} has {len(frames)} frames and {len(segmentations)} label maps, its metadata says {num_frames}"
+            )
+        video, sizes, maps = [], set(), []
+        for t, (picture, segmentation) in enumerate(zip(frames, segmentations, strict=True)):
+            data, height, width = frame(picture, f"{where}, frame {t}", self.options)
+            video.append(data)
+            sizes.add((height, width))
+            maps.append(self._labels(segmentation, f"{where}, labels of frame {t}", num_objects))
+        if len(sizes) != 1:
+            raise BadSample(f"{where} has frames of several sizes: {sorted(sizes)}")
+        height, width = sizes.pop()
+        key = next(key for key in CATEGORY_KEYS if f"instances/{key}" in values)
+        example = {
+            "video": video,
+            "segmentations": maps,
+            "metadata": {
+                "name": values.encoded("metadata/video_name")[0].decode(),
+                "num_frames": num_frames,
+                "height": height,
+                "width": width,
+            },
+            "categories": [int(k) for k in values.numbers(f"instances/{key}")],
+            "bboxes": _boxes(values, num_objects, num_frames),
+            "visibility": values.numbers("instances/visibility")
+            .astype(np.int32)
+            .reshape(num_objects, num_frames),
+        }
+        return self._kept(example, values, num_frames)
+
+    def _labels(self, data: bytes, where: str, num_objects: int) -> bytes:
+        segmentation = labels(data, where, self.options)
+        if segmentation.max(initial=0) > num_objects:
+            raise BadSample(
+                f"{where}: label {segmentation.max()}, but the record has {num_objects} objects"
+            )
+        if self.options.size is None and segmentation.dtype == np.uint8:
+            return data
+        return label_png(segmentation.astype(np.uint8), self.options)
+
+    def _kept(self, example: dict[str, Any], values: "_Values", num_frames: int) -> dict[str, Any]:
+        keep = self.options.keep
+        for name in PICTURES.keys() & set(keep):
+            example[name] = values.encoded(name)
+        for name in set(FLOWS) & set(keep):
+            height, width = (
+                int(values.numbers(f"metadata/{side}")[0]) for side in ("height", "width")
+            )
+            flow = values.numbers(name).astype(np.uint16)
+            example[name] = flow.reshape(num_frames, height, width, 2)
+        if "events" in keep:
+            example["collisions"] = {
+                name: values.numbers(f"events/collisions/{name}")
+                .astype(np.int32 if name in ("frame", "instances") else np.float32)
+                .reshape(-1, *widths)
+                for name, widths in COLLISIONS.items()
+            }
+        for name, key in RANGES.items():
+            if name in keep:
+                example["metadata"][key] = values.numbers(f"metadata/{key}").astype(np.float32)
+        return example
+
+
+class _Values:
+    """The flat values of a tf.train.Example."""
+
+    def __init__(self, example: Any):
+        self._features = example.features.feature
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._features
+
+    def numbers(self, name: str) -> np.ndarray:
+        feature = self._get(name)
+        kind = feature.WhichOneof("kind")
+        if kind is None:
+            return np.zeros(0)
+        return np.array(getattr(feature, kind).value)
+
+    def encoded(self, name: str) -> list[bytes]:
+        return list(self._get(name).bytes_list.value)
+
+    def _get(self, name: str) -> Any:
+        if name not in self._features:
+            raise BadSample(f"a record has no {name!r}: it is not of MOVi, or of another version")
+        return self._features[name]
+
+
+def _boxes(values: _Values, num_objects: int, num_frames: int) -> np.ndarray:
+    """The stored boxes (objects, frames, 4): ymin, xmin, ymax, xmax in 0..1; 0 where there is none."""
+    lengths = values.numbers("instances/bbox_frames/ragged_row_lengths_0").astype(int)
+    frames = values.numbers("instances/bbox_frames/ragged_flat_values").astype(int)
+    flat = values.numbers("instances/bboxes/ragged_flat_values").astype(np.float32).reshape(-1, 4)
+    boxes = np.zeros((num_objects, num_frames, 4), np.float32)
+    boxes[np.repeat(np.arange(num_objects), lengths), frames] = flat
+    return boxes
+
+
+def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
+    """The folder of TFRecord files below `source`, and its dataset_info.json.
+
+    Raises:
+        UserError: none, several, or one of another data set.
+    """
+    files, read = _info_files(source)
+    infos = {folder: json.loads(read(folder)) for folder in files}
+    mine = {folder: info for folder, info in infos.items() if info.get("name") == name}
+    if not mine:
+        there = ", ".join(f"{info.get('name')} in {folder}" for folder, info in infos.items())
+        raise UserError(
+            f"--source={source} holds no TFDS build of {name} (found {there or 'no dataset_info.json'}); expected "
+            f"<source>/[{name}/][256x256/][1.0.0/]dataset_info.json with {name}-train.tfrecord-... beside it"
+        )
+    if len(mine) > 1:
+        raise UserError(
+            f"--source={source} holds {len(mine)} builds of {name}: {', '.join(sorted(mine))}; give one of them as --source"
+        )
+    return next(iter(mine.items()))
+
+
+def _info_files(source: str):
+    patterns = ["/".join(["*"] * depth + ["dataset_info.json"]) for depth in range(4)]
+    if tfrecords.is_remote(source):
+        file_system, folder = tfrecords.remote_file_system(source)
+        protocol = source.split("://", 1)[0]
+        try:
+            found = itertools.chain(
+                *(file_system.glob(f"{folder.rstrip('/')}/{p}") for p in patterns)
+            )
+            folders = [f"{protocol}://{str(f).lstrip('/').rsplit('/', 1)[0]}" for f in found]
+        except OSError as error:
+            raise UserError(
+                f"{source} cannot be listed: {error}; check the address and the network"
+            ) from error
+        return folders, lambda folder: tfrecords.remote_file_system(folder)[0].cat(
+            f"{tfrecords.remote_file_system(folder)[1]}/dataset_info.json"
+        )
+    root = Path(source)
+    if not root.is_dir():
+        raise UserError(f"--source={source} is no folder; give the one that holds the TFDS build")
+    folders = [str(f.parent) for pattern in patterns for f in sorted(root.glob(pattern))]
+    return folders, lambda folder: (Path(folder) / "dataset_info.json").read_bytes()
+
+
+def _category_names(folder: str) -> tuple[str, list[str]]:
+    for key in CATEGORY_KEYS:
+        file = f"instances-{key}.labels.txt"
+        try:
+            with tfrecords.staged(folder, file) as path:
+                return key, path.read_text().splitlines()
+        except (OSError, UserError):
+            continue
+    wanted = " or ".join(f"instances-{key}.labels.txt" for key in CATEGORY_KEYS)
+    raise UserError(f"{folder} has no {wanted}, the names of the categories; download it too")

@@ -1,0 +1,96 @@
+"""Encoded pictures: kept as they were downloaded where every reader takes them alike, else written again losslessly."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.family import BadSample, Options
+from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit is told in our own words
+ORIENTATION = 0x0112  # of EXIF
+
+
+def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
+    """A colour picture: its encoded bytes, height and width.
+
+    JPEG and PNG of 8 bit RGB stay the bytes they are. Grey, palette, CMYK and 16 bit pictures become RGB of 8 bit,
+    transparency is laid on black, and a rotation that EXIF asks for is carried out; these are written as PNG.
+
+    Raises:
+        BadSample: damaged, of another format, or larger than `options.max_pixels`.
+    """
+    picture = _open(data, where, options)
+    if (
+        options.size is None
+        and picture.format in ("JPEG", "PNG")
+        and picture.mode == "RGB"
+        and picture.getexif().get(ORIENTATION, 1) == 1
+        and "transparency" not in picture.info
+    ):
+        return data, picture.height, picture.width
+    pixels = _rgb(ImageOps.exif_transpose(picture))
+    if options.size is not None:
+        pixels = resize_pixels(pixels, shorter_side(pixels.shape[0], pixels.shape[1], options.size))
+    return png(pixels), pixels.shape[0], pixels.shape[1]
+
+
+def labels(data: bytes, where: str, options: Options) -> np.ndarray:
+    """The integers (H,W) of a label picture as stored: grey values, or places in the palette.
+
+    Raises:
+        BadSample: damaged, too large, or a picture of colours.
+    """
+    picture = _open(data, where, options)
+    if picture.mode not in ("L", "P", "1", "I", "I;16"):
+        raise BadSample(
+            f"{where} has mode {picture.mode}, expected a label map: one integer a pixel, grey or with a palette"
+        )
+    return np.asarray(picture)
+
+
+def label_png(segmentation: np.ndarray, options: Options) -> bytes:
+    """A label map (H,W) of uint8 as PNG, resized as its frame is."""
+    if options.size is not None:
+        segmentation = resize_labels(segmentation, shorter_side(*segmentation.shape, options.size))
+    return png(segmentation)
+
+
+def shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width, scaled so that the shorter of them is `size` pixels."""
+    shorter = min(height, width)
+    return max(1, round(height * size / shorter)), max(1, round(width * size / shorter))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _open(data: bytes, where: str, options: Options) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data))
+        if picture.width * picture.height > options.max_pixels:
+            raise BadSample(
+                f"{where} has {picture.width}x{picture.height} pixels, more than {options.max_pixels}; "
+                "raise --max_pixels if it is a picture that you want"
+            )
+        picture.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise BadSample(
+            f"{where} is no readable picture ({error}); download it again, or leave such samples out with --skip-bad"
+        ) from error
+    return picture
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I"):  # 16 bit, also where Pillow holds it as 32
+        values = np.asarray(picture).astype(np.int64)
+        grey = np.clip(values // 256 if values.max(initial=0) > 255 else values, 0, 255)
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return np.asarray(picture.convert("RGB"))

@@ -1,0 +1,304 @@
+"""Preparing MOVi from its real files: the bytes, going on, and what is refused."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from command import ROOT
+
+from data import prepare, tfrecords
+from data.family import Options
+from smoothsa_jax.errors import UserError
+
+MOVI = Path(__file__).parent / "fixtures" / "movi_c"
+EXPECTED = json.loads((MOVI / "expected.json").read_text())
+BUILD = Path("64x64") / "1.0.0"
+TRAIN = "movi_c-train.tfrecord-00000-of-00001"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("movi") / "prepared"
+    prepare.prepare("movi_c", str(MOVI), out)
+    return out
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A copy of the download that a test may damage."""
+    return Path(shutil.copytree(MOVI, tmp_path / "movi_c"))
+
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_tfds_reads_the_videos_that_were_downloaded(prepared, split):
+    samples = tfds.builder_from_directory(prepared).as_data_source(split=split)
+    assert len(samples) == len(EXPECTED[split])
+    for sample, expected in zip(samples, EXPECTED[split], strict=True):
+        video = np.stack(sample["video"])
+        assert list(video.shape) == expected["video_shape"]
+        assert sha256(video) == expected["video_sha256"]
+        segmentations = np.stack(sample["segmentations"])
+        assert sha256(segmentations) == expected["segmentations_sha256"]
+        assert sample["metadata"]["name"].decode() == expected["video_name"]
+        assert len(sample["categories"]) == expected["num_instances"]
+        for boxes, frames, values in zip(
+            sample["bboxes"], expected["bbox_frames"], expected["bboxes"], strict=True
+        ):
+            np.testing.assert_allclose(boxes[frames], values, atol=1e-6)
+            assert not np.delete(boxes, frames, axis=0).any()
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_manifest_says_where_the_bytes_came_from(prepared):
+    manifest = json.loads((prepared / "MANIFEST.json").read_text())
+    train = next(entry for entry in manifest["sources"] if entry["file"] == TRAIN)
+    original = (MOVI / BUILD / TRAIN).read_bytes()
+    assert train["num_bytes"] == len(original)
+    assert train["sha256"] == hashlib.sha256(original).hexdigest()
+    assert {s: found["num_examples"] for s, found in manifest["splits"].items()} == {
+        split: len(samples) for split, samples in EXPECTED.items()
+    }
+    for found in manifest["splits"].values():
+        for shard in found["shards"]:
+            data = (prepared / shard["file"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == shard["sha256"]
+
+
+def test_workers_change_no_byte(prepared, tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "data.prepare",
+            "movi_c",
+            f"--source={MOVI}",
+            f"--out={tmp_path / 'out'}",
+            "--workers=2",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
+def test_a_finished_folder_is_recognised(prepared, capsys):
+    before = files_of(prepared)
+    prepare.prepare("movi_c", str(MOVI), prepared)
+    assert "is prepared already" in capsys.readouterr().out
+    assert files_of(prepared) == before
+
+
+def test_an_interrupted_preparation_goes_on(prepared, tmp_path, monkeypatch, capsys):
+    make, made = prepare._make, []
+
+    def interrupted(out, file, job):
+        if made:
+            raise KeyboardInterrupt
+        made.append(file)
+        return make(out, file, job)
+
+    arguments = ["movi_c", f"--source={MOVI}", f"--out={tmp_path}", "--workers=1"]
+    monkeypatch.setattr(prepare, "_make", interrupted)
+    assert prepare.main(arguments) == 130
+    assert not (tmp_path / "MANIFEST.json").exists()
+    first = (tmp_path / made[0]).stat().st_mtime_ns
+    monkeypatch.setattr(prepare, "_make", make)
+    assert prepare.main(arguments) == 0
+    assert "1 of 3 shards are finished" in capsys.readouterr().out
+    assert (tmp_path / made[0]).stat().st_mtime_ns == first
+    assert files_of(tmp_path) == files_of(prepared)
+
+
+def test_splits_one_after_the_other_give_the_same_folder(prepared, tmp_path):
+    for split in ("validation", "train", "test"):
+        prepare.prepare("movi_c", str(MOVI), tmp_path, (split,))
+    assert files_of(tmp_path) == files_of(prepared)
+
+
+def test_limit_and_size(tmp_path):
+    prepare.prepare("movi_c", str(MOVI), tmp_path, options=Options(limit=1, size=32))
+    samples = tfds.builder_from_directory(tmp_path).as_data_source(split="train")
+    assert len(samples) == 1
+    assert np.stack(samples[0]["video"]).shape == (24, 32, 32, 3)
+    labels = np.stack(samples[0]["segmentations"])
+    assert labels.shape == (24, 32, 32, 1) and set(np.unique(labels)) <= set(range(7))
+
+
+def test_further_annotations_are_kept_on_request(prepared, tmp_path):
+    assert "depth" not in (prepared / "features.json").read_text()
+    keep = ("depth", "events", "forward_flow")
+    prepare.prepare("movi_c", str(MOVI), tmp_path, ("train",), Options(keep=keep))
+    sample = tfds.builder_from_directory(tmp_path).as_data_source(split="train")[0]
+    assert sample["forward_flow"].shape == (24, 64, 64, 2)
+    assert np.stack(sample["depth"]).shape == (24, 64, 64, 1)
+    assert sample["metadata"]["depth_range"].shape == (2,)
+    assert sample["collisions"]["position"].shape[1:] == (3,)
+
+
+def test_a_bucket_is_read_shard_by_shard(prepared, tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(MOVI), "/kubric/movi_c", recursive=True)
+    prepare.prepare("movi_c", "memory://kubric/movi_c", tmp_path)
+    assert files_of(tmp_path) == files_of(prepared)
+
+
+def refuses(source: object, out: Path, name: str = "movi_c", **options) -> str:
+    with pytest.raises(UserError) as error:
+        prepare.prepare(name, str(source), out, options=Options(**options))
+    return str(error.value)
+
+
+def test_a_web_address_is_answered_with_the_bucket(tmp_path):
+    text = refuses("https://storage.googleapis.com/kubric-public/tfds/movi_c", tmp_path)
+    assert "--source=gs://kubric-public/tfds/movi_c" in text
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    assert "is no folder" in refuses(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "dataset_info.json with movi_c-train.tfrecord" in refuses(
+        tmp_path / "empty", tmp_path / "out"
+    )
+
+
+def test_another_data_set(source, tmp_path):
+    assert "found movi_c in" in refuses(source, tmp_path / "out", name="movi_d")
+
+
+def test_a_missing_file_is_named(source, tmp_path):
+    (source / BUILD / TRAIN).unlink()
+    assert f"{TRAIN} is missing" in refuses(source, tmp_path / "out")
+
+
+def test_a_truncated_file_is_named_with_the_place(source, tmp_path):
+    path = source / BUILD / TRAIN
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    second = 8 + 4 + length + 4
+    path.write_bytes(data[:-10])
+    text = refuses(source, tmp_path / "out")
+    assert TRAIN in text and f"at byte {second}" in text and "cut off" in text
+    path.write_bytes(data[:second])
+    assert "holds 1 records, dataset_info.json says 2" in refuses(source, tmp_path / "out")
+
+
+def test_a_flipped_bit_is_found(source, tmp_path):
+    path = source / BUILD / TRAIN
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    text = refuses(source, tmp_path / "out")
+    assert TRAIN in text and "at byte 0" in text and "CRC" in text
+
+
+def damaged_frame(source: Path) -> None:
+    """Cuts off a frame of the first training record; the record itself is whole."""
+    path = source / BUILD / TRAIN
+    first, second = tfrecords.read_records(path)
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example.FromString(first)
+    video = example.features.feature["video"].bytes_list.value
+    video[3] = video[3][: len(video[3]) // 2]
+    with open(path, "wb") as file:
+        for record in (example.SerializeToString(), second):
+            length = struct.pack("<Q", len(record))
+            file.write(length + struct.pack("<I", tfrecords.masked_crc(length)))
+            file.write(record + struct.pack("<I", tfrecords.masked_crc(record)))
+
+
+def test_a_damaged_frame_stops_or_is_left_out(source, tmp_path, capsys):
+    damaged_frame(source)
+    text = refuses(source, tmp_path / "out")
+    assert f"{TRAIN}, record 0, frame 3 is no readable picture" in text and "--skip-bad" in text
+    prepare.prepare("movi_c", str(source), tmp_path / "skipping", options=Options(skip_bad=True))
+    assert "train: 1 samples" in (out := capsys.readouterr().out) and "record 0, frame 3" in out
+    manifest = json.loads((tmp_path / "skipping" / "MANIFEST.json").read_text())
+    assert len(manifest["splits"]["train"]["skipped"]) == 1
+    samples = tfds.builder_from_directory(tmp_path / "skipping").as_data_source(split="train")
+    assert [s["metadata"]["name"].decode() for s in samples] == [EXPECTED["train"][1]["video_name"]]
+
+
+def test_pictures_of_absurd_size_are_refused(tmp_path):
+    text = refuses(MOVI, tmp_path, max_pixels=1000)
+    assert "64x64 pixels, more than 1000" in text and "--max_pixels" in text
+
+
+def test_another_preparation_of_the_same_folder_is_refused(prepared, tmp_path):
+    before = files_of(prepared)
+    text = refuses(MOVI, prepared, size=32)
+    assert "prepared with options.size None, now it is 32" in text
+    assert files_of(prepared) == before
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path):
+    prepare.prepare("movi_c", str(MOVI), tmp_path, ("test",))
+    manifest = json.loads((tmp_path / "MANIFEST.json").read_text())
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({**manifest, "format": 0}))
+    assert "prepared with format 0, now it is 1" in refuses(MOVI, tmp_path)
+
+
+def test_two_at_once_are_refused(tmp_path):
+    with prepare._only_one(tmp_path):
+        assert "being prepared by another process" in refuses(MOVI, tmp_path)
+
+
+def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path):
+    """A limit on the size of files stands in for a full disk: both end a write with an error."""
+    script = (
+        "import resource, sys; from data import prepare; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY)); "
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "sys.exit(prepare.main(sys.argv[1:]))"
+    )
+    arguments = ["movi_c", f"--source={MOVI}", f"--out={tmp_path}", "--workers=1"]
+    command = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and TRAIN.replace("tfrecord", "array_record") in last
+    assert not [p for p in tmp_path.iterdir() if "train" in p.name]
+    assert prepare.main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["movi_x", "--source=a", "--out=b"], "did you mean 'movi_"),
+        (["movi_c", "--source=a", "--out=b", "--limit=0"], "--limit is 0"),
+        (["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"], "--keep=dept is nothing"),
+    ],
+)
+def test_a_bad_command_line_gets_one_line(arguments, expected, capsys):
+    assert prepare.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and expected in lines[0]
+
+
+def test_no_permission(tmp_path):
+    if os.geteuid() == 0:
+        (tmp_path / "out").write_text("a file")
+        assert "cannot be written" in refuses(MOVI, tmp_path / "out")
+        return
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in refuses(MOVI, tmp_path / "out")
