@@ -2,10 +2,10 @@
 
 Procedural clips of textured, moving, overlapping shapes (smoothsa_jax/inputs/sprites.py). FG-ARI on the test clips in %:
 
-    (none)      boxes-started video, 6 min on 2 cores: 72
-    :gaussian   video, slots start from one learned Gaussian instead of boxes; same budget: 65
-    :image      single frames, Gaussian; 66 after half of the steps
-    :full       longer, on a finer grid, scored on 24-frame clips; 26 min on one core: 70
+    (none)      boxes-started video, 7 min on 2 cores: DEFAULT
+    :gaussian   video, slots start from one learned Gaussian instead of boxes; same budget: 68
+    :image      single frames, Gaussian: IMAGE
+    :full       longer, scored on 24-frame clips; 26 min on one core: 70
     :smoke      seconds, to see that everything runs
 """
 

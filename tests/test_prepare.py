@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from command import ROOT
+from tensorflow_datasets.proto import tf_example_pb2
 
-from data import prepare, tfrecords
+from data import check, prepare, shards, tfrecords
 from data.family import Options
 from smoothsa_jax.errors import UserError
 
@@ -215,7 +217,6 @@ def damaged_frame(source: Path) -> None:
     """Cuts off a frame of the first training record; the record itself is whole."""
     path = source / BUILD / TRAIN
     first, second = tfrecords.read_records(path)
-    from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example.FromString(first)
     video = example.features.feature["video"].bytes_list.value
@@ -302,3 +303,62 @@ def test_no_permission(tmp_path):
         return
     tmp_path.chmod(0o500)
     assert "cannot be written" in refuses(MOVI, tmp_path / "out")
+
+
+def test_check_accepts_what_was_prepared(prepared, capsys):
+    assert check.main([str(prepared), "--workers=1"]) == 0
+    assert "train: 2 samples in 1 shards" in capsys.readouterr().out
+
+
+def rewritten(folder: Path, change) -> str:
+    """Writes the training shard again with changed records, and notes its new hash: only the contents are wrong."""
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    shard = manifest["splits"]["train"]["shards"][0]
+    path = folder / shard["file"]
+    reader = ArrayRecordReader(str(path))
+    records = [reader.read([index])[0] for index in range(reader.num_records())]
+    reader.close()
+    _, _, shard["sha256"] = shards.write_shard(path, change(records))
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    return shard["file"]
+
+
+def cut_frame(records: list[bytes]) -> list[bytes]:
+    example = tf_example_pb2.Example.FromString(records[1])
+    video = example.features.feature["video"].bytes_list.value
+    video[2] = video[2][:100]
+    return [records[0], example.SerializeToString()]
+
+
+def fewer_objects(records: list[bytes]) -> list[bytes]:
+    example = tf_example_pb2.Example.FromString(records[0])
+    del example.features.feature["categories"].int64_list.value[1:]
+    return [example.SerializeToString(), records[1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda records: records[:1], "has 1 records, MANIFEST.json says 2"),
+        (cut_frame, "record 1: frame 2 cannot be read"),
+        (fewer_objects, "record 0: frame"),
+    ],
+)
+def test_check_finds_what_is_wrong_inside(prepared, tmp_path, capsys, change, expected):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    file = rewritten(folder, change)
+    assert check.main([str(folder), "--workers=1"]) == 2
+    assert f"wrong: {file}" in (text := capsys.readouterr().err) and expected in text
+
+
+def test_check_finds_changed_and_missing_files(prepared, tmp_path, capsys):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    shard = next(folder.glob("*train*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    next(folder.glob("*-test*")).unlink()
+    assert check.main([str(folder), "--workers=1"]) == 2
+    text = capsys.readouterr().err
+    assert "SHA-256 differs" in text and "is missing" in text
+    (folder / "MANIFEST.json").unlink()
+    assert check.main([str(folder)]) == 2
+    assert "not finished" in capsys.readouterr().err

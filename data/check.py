@@ -1,0 +1,141 @@
+"""Verify a prepared folder: files, hashes, counts, and that every picture and label can be read.
+
+    python -m data.check prepared/movi_c
+
+Prints a line for each split, and one for each thing that is wrong; exit status 2 if there is any.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from data.features import NO_SEGMENT
+from data.prepare import FORMAT, MANIFEST
+from data.shards import read_json, sha256_of
+from smoothsa_jax.errors import UserError
+
+PICTURES = {"image": "segmentation", "video": "segmentations"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.check", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a prepared folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    given = parser.parse_args(arguments)
+    try:
+        wrong = check(given.folder, max(1, given.workers))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in wrong:
+        print(f"wrong: {line}", file=sys.stderr)
+    if wrong:
+        print(f"error: {given.folder} is damaged; remove it and prepare it again", file=sys.stderr)
+    return 2 if wrong else 0
+
+
+def check(folder: Path, workers: int = 1) -> list[str]:
+    """What is wrong with a prepared folder, a line each; prints what is there.
+
+    Raises:
+        UserError: it is no finished prepared folder.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} has no {MANIFEST}: it is no prepared folder, or not finished; run python -m data.prepare again"
+        )
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has format {manifest.get('format')}, expected {FORMAT}; prepare it again"
+        )
+    shards = [(folder, shard) for found in manifest["splits"].values() for shard in found["shards"]]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        results = pool.map(_check_shard, *zip(*shards, strict=True))
+        wrong = [
+            line for lines in tqdm(results, total=len(shards), unit=" shards") for line in lines
+        ]
+    for split, found in manifest["splits"].items():
+        total = sum(shard["num_examples"] for shard in found["shards"])
+        if total != found["num_examples"]:
+            wrong.append(
+                f"{split} has {total} samples in its shards, {found['num_examples']} in {MANIFEST}"
+            )
+        print(f"{split}: {total} samples in {len(found['shards'])} shards")
+    listed = {
+        split["name"]: [int(length) for length in split["shardLengths"]]
+        for split in read_json(folder / "dataset_info.json")["splits"]
+    }
+    for split, found in manifest["splits"].items():
+        lengths = [shard["num_examples"] for shard in found["shards"]]
+        if listed.get(split) != lengths:
+            wrong.append(
+                f"dataset_info.json has {listed.get(split)} for {split}, {MANIFEST} {lengths}"
+            )
+    return wrong
+
+
+def _check_shard(folder: Path, shard: dict[str, Any]) -> list[str]:
+    path = folder / shard["file"]
+    if not path.is_file():
+        return [f"{shard['file']} is missing"]
+    if sha256_of(path) != shard["sha256"]:
+        return [
+            f"{shard['file']} is not the file that {MANIFEST} was written for: its SHA-256 differs"
+        ]
+    reader = ArrayRecordReader(str(path))
+    try:
+        count = reader.num_records()
+        if count != shard["num_examples"]:
+            return [f"{shard['file']} has {count} records, {MANIFEST} says {shard['num_examples']}"]
+        return [
+            f"{shard['file']}, record {index}: {line}"
+            for index in range(count)
+            for line in _check_record(reader.read([index])[0])
+        ]
+    finally:
+        reader.close()
+
+
+def _check_record(record: bytes) -> Iterator[str]:
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    frames_name = next((name for name in PICTURES if name in features), None)
+    if frames_name is None:
+        yield "neither image nor video"
+        return
+    frames = features[frames_name].bytes_list.value
+    maps = features[PICTURES[frames_name]].bytes_list.value
+    num_objects = len(features["categories"].int64_list.value) if "categories" in features else None
+    if len(frames) != len(maps):
+        yield f"{len(frames)} frames, {len(maps)} label maps"
+    for t, (frame, labels) in enumerate(zip(frames, maps, strict=False)):
+        try:
+            pixels, segmentation = _decode(frame), _decode(labels)
+        except (OSError, SyntaxError, ValueError) as error:
+            yield f"frame {t} cannot be read: {error}"
+            continue
+        if pixels.shape[:2] != segmentation.shape:
+            yield f"frame {t} has {pixels.shape[:2]} pixels, its labels {segmentation.shape}"
+        largest = segmentation[segmentation != NO_SEGMENT].max(initial=0)
+        if num_objects is not None and largest > num_objects:
+            yield f"frame {t} has label {largest}, the sample {num_objects} objects"
+
+
+def _decode(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
