@@ -92,8 +92,9 @@ class Family:
     def add_arguments(cls, parser: Any) -> None:
         """Adds the family's own options to an argparse parser."""
 
-    def __init__(self, name: str, source: str, options: Options):
-        self.name, self.source, self.options = name, source, options
+    def __init__(self, name: str, source: str, options: Options, staging: Path | None = None):
+        """`staging`: a folder for what has to be unpacked first; it is removed when all is done."""
+        self.name, self.source, self.options, self.staging = name, source, options, staging
         self.sources_read: list[Source] = []
 
     def note_source(self, file: str, num_bytes: int, sha256: str) -> None:

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -40,6 +41,7 @@ from smoothsa_jax.evaluation.atomic import atomic_file
 FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
+STAGING = "staging"  # in it: what had to be unpacked
 FAMILIES: tuple[type[Family], ...] = (Movi,)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
@@ -127,7 +129,7 @@ def prepare(
     Raises:
         UserError: a bad source, sample, folder or disk. What is finished stays.
     """
-    family = family_of(name)(name, source, options)
+    family = family_of(name)(name, source, options, out / UNFINISHED / STAGING)
     plan = family.plan(splits)
     if not plan.jobs:
         raise UserError(
@@ -147,9 +149,7 @@ def prepare(
         _run(name, source, options, plan, out, missing, workers, len(done))
         notes_now = {file: _note(out, file) for file in wanted}
         _write_manifest(out, name, settings, plan, notes_now, manifest)
-        for file in notes.iterdir():
-            file.unlink()
-        notes.rmdir()
+        shutil.rmtree(notes)
     _say_end(out)
 
 
@@ -203,16 +203,15 @@ def _results(
     missing: dict[str, Job],
     workers: int,
 ) -> Iterator[dict[str, Any]]:
+    setting = (name, source, options, out / UNFINISHED / STAGING, features)
     if workers == 1 or len(missing) < 2:
-        _start(name, source, options, features)
+        _start(*setting)
         for file, job in missing.items():
             yield _make(out, file, job)
         return
     # Forking a process that has threads, as TFDS and JAX start them, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(missing)), context, _start, (name, source, options, features)
-    )
+    pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start, setting)
     try:
         futures: list[Future] = [
             pool.submit(_make, out, file, job) for file, job in missing.items()
@@ -224,9 +223,12 @@ def _results(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(name: str, source: str, options: Options, features: dict[str, Any]) -> None:
+def _start(
+    name: str, source: str, options: Options, staging: Path, features: dict[str, Any]
+) -> None:
     global _family, _serialize
-    _family, _serialize = family_of(name)(name, source, options), serializer(features)
+    _family = family_of(name)(name, source, options, staging)
+    _serialize = serializer(features)
 
 
 def _make(out: Path, file: str, job: Job) -> dict[str, Any]:

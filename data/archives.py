@@ -1,0 +1,174 @@
+"""Files of a download, read alike from a folder, a zip or a tar; nothing is unpacked on the way."""
+
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from data.family import BadSample
+from smoothsa_jax.errors import UserError
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
+
+
+class Files:
+    """The files below a folder or in an archive, by their names there, such as `train2017/000000000009.jpg`.
+
+    May travel to another process: archives are opened when they are first read. A compressed tar can only be read from its
+    beginning: use `in_order`.
+
+    Args:
+        path: a folder, or an archive.
+
+    Raises:
+        UserError: neither, or damaged; an archive with a member that leaves the folder it would be unpacked to.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._archive: zipfile.ZipFile | tarfile.TarFile | None = None
+        self._members: dict[str, zipfile.ZipInfo | tarfile.TarInfo] | None = None
+        if not path.exists():
+            raise UserError(f"{path} does not exist; check the name, or download it")
+        if path.is_file() and not path.name.endswith(ENDINGS):
+            raise UserError(f"{path} is neither a folder nor one of {', '.join(ENDINGS)}")
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_archive": None, "_members": self._members}
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether reading one file means reading all in front of it."""
+        return self.path.is_file() and self.path.name.endswith((".tar.gz", ".tgz"))
+
+    def names(self) -> list[str]:
+        """All files, sorted."""
+        if self.path.is_dir():
+            return sorted(
+                p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()
+            )
+        return sorted(self._open())
+
+    def __contains__(self, name: str) -> bool:
+        if self.path.is_dir():
+            return (self.path / name).is_file()
+        return name in self._open()
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            UserError: there is none of this name.
+            BadSample: it is damaged.
+        """
+        if name not in self:
+            raise UserError(f"{self.path} has no {name}; download it again")
+        try:
+            if self.path.is_dir():
+                return (self.path / name).read_bytes()
+            member = self._open()[name]
+            if isinstance(self._archive, zipfile.ZipFile):
+                return self._archive.read(member)
+            data = self._archive.extractfile(member).read()
+        except DAMAGE as error:
+            raise self._damaged(name, error) from error
+        if len(data) != member.size:
+            raise self._damaged(name, f"it ends after {len(data)} of {member.size} bytes")
+        return data
+
+    def in_order(self) -> Iterator[tuple[str, bytes]]:
+        """All files with their contents, in the order in which they are stored.
+
+        Raises:
+            UserError: the archive is damaged; the file after the last one that could be read is named by its offset.
+        """
+        if not self.is_sequential:
+            for name in self.names():
+                yield name, self.read(name)
+            return
+        member = None
+        try:
+            with tarfile.open(self.path, "r|*") as archive:
+                for member in archive:
+                    if self._is_file(member, member.name):
+                        yield str(PurePosixPath(member.name)), archive.extractfile(member).read()
+        except DAMAGE as error:
+            place = (
+                f"behind {member.name}, at byte {member.offset} of the tar"
+                if member
+                else "at its beginning"
+            )
+            raise UserError(
+                f"{self.path} is damaged {place}: {error}; download it again"
+            ) from error
+
+    def _open(self) -> dict[str, zipfile.ZipInfo | tarfile.TarInfo]:
+        if self._archive is not None and self._members is not None:
+            return self._members
+        try:
+            if self.path.suffix == ".zip":
+                self._archive = zipfile.ZipFile(self.path)
+                listed = [(m.filename, m) for m in self._archive.infolist()]
+            else:
+                self._archive = tarfile.open(self.path)  # noqa: SIM115, kept open
+                listed = [(m.name, m) for m in self._archive.getmembers()]
+        except DAMAGE as error:
+            raise UserError(
+                f"{self.path} is damaged: {error}; its {self.path.stat().st_size} bytes are not all there, or it is no "
+                "archive: download it again"
+            ) from error
+        self._members = {
+            str(PurePosixPath(name)): member
+            for name, member in listed
+            if self._is_file(member, name)
+        }
+        return self._members
+
+    def _is_file(self, member: zipfile.ZipInfo | tarfile.TarInfo, name: str) -> bool:
+        if isinstance(member, zipfile.ZipInfo):
+            is_link, is_file = stat.S_ISLNK(member.external_attr >> 16), not member.is_dir()
+        else:
+            is_link, is_file = member.issym() or member.islnk(), member.isfile()
+        parts = PurePosixPath(name).parts
+        if is_link or ".." in parts or name.startswith(("/", "\\")):
+            kind = "a link" if is_link else "outside of the folder it is unpacked to"
+            raise UserError(
+                f"{self.path} has the member {name!r}, which is {kind}: no official download has one; get the archive "
+                "from the official page"
+            )
+        return is_file
+
+    def _damaged(self, name: str, error: object) -> BadSample:
+        return BadSample(f"{self.path}: {name} cannot be read: {error}; download the archive again")
+
+
+def find(source: Path, wanted: dict[str, tuple[str, ...]]) -> dict[str, Path]:
+    """Where the parts of a download are: for each part the first of its names that exists in `source`.
+
+    Args:
+        source: the folder that holds the downloads.
+        wanted: part -> names, of an archive or of the folder it is unpacked to.
+
+    Returns:
+        the parts that were found; those missing are left out.
+
+    Raises:
+        UserError: `source` is no folder, or holds none of them; all names that were looked for are listed.
+    """
+    if not source.is_dir():
+        raise UserError(
+            f"--source={source} is no folder; give the one that holds what was downloaded"
+        )
+    found = {
+        part: source / name
+        for part, names in wanted.items()
+        for name in reversed(names)
+        if (source / name).exists()
+    }
+    if not found:
+        names = ", ".join(name for names in wanted.values() for name in names)
+        raise UserError(f"--source={source} holds nothing of this data set; looked for {names}")
+    return found
