@@ -2,9 +2,9 @@
 
 Procedural clips of textured, moving, overlapping shapes (smoothsa_jax/inputs/sprites.py). FG-ARI on the test clips in %:
 
-    (none)      boxes-started video, 7 min on 2 cores: DEFAULT
+    (none)      boxes-started video, 7 min on 2 cores: 75
     :gaussian   video, slots start from one learned Gaussian instead of boxes; same budget: 68
-    :image      single frames, Gaussian: IMAGE
+    :image      single frames, Gaussian; 6 min on one core: 74
     :full       longer, scored on 24-frame clips; 26 min on one core: 70
     :smoke      seconds, to see that everything runs
 """
