@@ -137,7 +137,28 @@ def validate(
     _check_slots(read)
     _check_heads(read)
     _check_frames(read)
+    _check_recognition(read)
     _check_devices(read, num_devices, batches)
+
+
+def _check_recognition(read: _Reader) -> None:
+    if not any(key.startswith("recognition.") for key in read.flat):
+        return
+    read.whole("recognition.num_classes", 1)
+    if not isinstance(read.need("recognition.workdir"), str) or not read.get("recognition.workdir"):
+        raise UserError(
+            f"recognition.workdir is {read.get('recognition.workdir')!r}; expected the folder of a trained SmoothSA; "
+            "set --config.recognition.workdir"
+        )
+    for key in ("loss.category", "loss.box"):
+        read.need(key)
+        read.number(key, 0.0)
+    read.number("recognition.dropout_rate", 0.0)
+    if (read.get("recognition.dropout_rate") or 0.0) >= 1.0:
+        raise UserError(
+            f"recognition.dropout_rate is {read.get('recognition.dropout_rate')}; expected a number below 1; "
+            "mend --config.recognition.dropout_rate"
+        )
 
 
 def _check_best(read: _Reader) -> None:

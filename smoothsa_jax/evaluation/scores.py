@@ -14,6 +14,19 @@ import numpy as np
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 
+# Columns of the table; the first of a kind of scores that is found orders the baselines and stands in the last line.
+TITLES = {
+    "ari": "ARI",
+    "fg_ari": "FG-ARI",
+    "mbo": "mBO",
+    "miou": "mIoU",
+    "top1": "top-1",
+    "top3": "top-3",
+    "box_iou": "box IoU",
+    "num_matches": "matches",
+}
+LEADING = ("fg_ari", "top1")
+COUNTS = ("num_matches",)  # no share of anything
 DECIMALS = 6  # below any difference that matters, above the noise of another summation order
 
 
@@ -50,8 +63,13 @@ def summarise(per_sample: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
     Returns:
         name -> {"mean", "std" (population, 0 for one seed), "seeds": one mean per seed}.
     """
+    return summarise_seeds(mean_over_samples(per_sample))
+
+
+def summarise_seeds(per_seed: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Likewise from one value a seed: name -> (seeds,), or a number for a single seed."""
     summary = {}
-    for name, seeds in mean_over_samples(per_sample).items():
+    for name, seeds in per_seed.items():
         seeds = np.atleast_1d(seeds)
         summary[name] = {
             "mean": _rounded(seeds.mean()),
@@ -102,23 +120,25 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:
-    """The model and its baselines as a table, in percent, the best FG-ARI first among baselines.
+    """The model and its baselines as a table, in percent, the best baseline first.
 
     Args:
         scores: as `build_scores` gives them or as read from `scores.json`.
     """
-    titles = {"ari": "ARI", "fg_ari": "FG-ARI", "mbo": "mBO", "miou": "mIoU"}
+    titles = {name: title for name, title in TITLES.items() if name in scores["metrics"]}
     head = ["", *titles.values()]
     model = ["SmoothSA"]
     for metric in titles:
         entry = scores["metrics"][metric]
-        spread = f" ± {100 * entry['std']:.1f}" if len(entry["seeds"]) > 1 else ""
-        model.append(_percent(entry["mean"]) + spread)
+        cell = _cell(metric, entry["mean"])
+        if len(entry["seeds"]) > 1:
+            cell += f" ± {_cell(metric, entry['std'])}"
+        model.append(cell)
+    leading = _leading(scores)
     order = sorted(
-        scores["baselines"].items(),
-        key=lambda item: (-(_number(item[1]["fg_ari"])), item[0]),
+        scores["baselines"].items(), key=lambda item: (-(_number(item[1][leading])), item[0])
     )
-    rows = [model] + [[key, *(_percent(row[m]) for m in titles)] for key, row in order]
+    rows = [model] + [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:
@@ -128,6 +148,16 @@ def scores_table(scores: Mapping[str, Any]) -> str:
 
     lines = [line(head), "-" * len(line(head))]
     return "\n".join(lines + [line(row) for row in rows])
+
+
+def headline(scores: Mapping[str, Any]) -> str:
+    """The one score that stands for a run, with its name."""
+    leading = _leading(scores)
+    return f"{TITLES[leading]} {_cell(leading, scores['metrics'][leading]['mean'])}"
+
+
+def _leading(scores: Mapping[str, Any]) -> str:
+    return next(name for name in LEADING if name in scores["metrics"])
 
 
 def _rounded(value: float) -> float | None:
@@ -154,5 +184,7 @@ def _number(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if metric in COUNTS else f"{100 * value:.1f}"

@@ -98,6 +98,8 @@ _TABLE = [
     (r"decode\.project2\.1", "decoder.norm_slots", _NORM),
     (r"decode\.norm0", "decoder.norm_input", _NORM),
     *_layer(r"decode\.backbone\.layers\.(\d+)", r"decoder.layers.\1"),
+    (r"recogn\.0", "recognition.mlp.hidden", _LINEAR),
+    (r"recogn\.3", "recognition.mlp.out", _LINEAR),
 ]  # fmt: skip
 
 # A flag that their training loop sets by the step; ours follows from the step number.
@@ -107,12 +109,13 @@ _NOT_PARAMETERS = frozenset({"initializ.detach_flag"})
 def name_of(key: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]] | None:
     """Our name for one of their keys (`m.` in front or not), and the transform of its array.
 
-    None for what is no parameter.
+    None for what is no parameter. In a file of recognition the SmoothSA is below `discov.`, and has the same names here; the
+    head's names begin with `recognition.`.
 
     Raises:
         UserError: a key that no row of the table matches.
     """
-    key = key.removeprefix("m.")
+    key = key.removeprefix("m.").removeprefix("discov.")
     if key in _NOT_PARAMETERS:
         return None
     for pattern, name, leaves in _TABLE:

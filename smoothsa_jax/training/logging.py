@@ -27,6 +27,8 @@ SHORT = {
     "loss/reconstruction": "rec",
     "loss/distillation": "dist",
     "loss/slot_contrast": "contr",
+    "loss/category": "cat",
+    "loss/box": "box",
 }
 
 

@@ -19,12 +19,13 @@ from smoothsa_jax.config import differences, from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.metrics import METRICS
-from smoothsa_jax.evaluation.scores import scores_table
+from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
+from smoothsa_jax.evaluation.scores import headline, scores_table
 from smoothsa_jax.inputs.build import DATASETS, build_dataset
 from smoothsa_jax.inputs.loader import Source, training_batches
 from smoothsa_jax.models.build import PARTS
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import runtime, scoring
+from smoothsa_jax.training import recognition_scoring, runtime, scoring
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import (
     FOLDER,
@@ -37,11 +38,45 @@ from smoothsa_jax.training.checkpoints import (
     steps_found,
 )
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, check_finite
+from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
 from smoothsa_jax.validation import validate
 
 CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained and how it is scored; all else of a run is the same for every task.
+
+    Attributes:
+      build: config -> the first state and the compiled functions.
+      begin: (config, training, warn) -> the same with what a run that has no checkpoint yet takes from elsewhere.
+      validation_scores: (config, training, params) -> {name: mean}, with a value for each of `metrics`.
+      report: as `scoring.report`.
+      metrics: names by which the best checkpoint can be chosen.
+    """
+
+    build: Callable[[ConfigDict], Training]
+    begin: Callable[[ConfigDict, Training, Callable[[str], None]], Training]
+    validation_scores: Callable[[ConfigDict, Training, Parameters], dict[str, float]]
+    report: Callable[..., dict[str, Any]]
+    metrics: tuple[str, ...]
+
+
+def task_of(config: ConfigDict) -> Task:
+    """Recognition where the config has a part of that name, else SmoothSA itself."""
+    if "recognition" in config:
+        return Task(
+            build_recognition,
+            with_pretrained,
+            recognition_scoring.validation_scores,
+            recognition_scoring.report,
+            RECOGNITION_METRICS,
+        )
+    as_built = lambda config, training, warn: training  # noqa: E731
+    return Task(build_training, as_built, scoring.validation_scores, scoring.report, METRICS)
 
 
 def say(text: str) -> None:
@@ -54,7 +89,7 @@ def check(
     """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation.validate`."""
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
-    names |= {"data.name": DATASETS, "checkpoint.best_metric": (*METRICS, *trained)}
+    names |= {"data.name": DATASETS, "checkpoint.best_metric": (*task_of(config).metrics, *trained)}
     validate(config, len(jax.devices()), names, batches)
 
 
@@ -72,15 +107,18 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       Stopped: a signal asked to leave; the state is saved.
     """
     check(config)
+    task = task_of(config)
     with runtime.workdir_for_writing(workdir), runtime.SignalGuard() as guard:
         _refuse_other_config(_config_of(workdir), config, workdir)
         checkpoint = restore_latest(workdir, warn=_warn, set_aside=True)
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
-        training = build_training(config)
+        training = task.build(config)
         # A copy, because a step gives its state away; training.state stays as the untrained model.
         state = jax.tree.map(jnp.copy, training.state)
-        if checkpoint is not None:
+        if checkpoint is None:
+            training = task.begin(config, training, _warn)
+        else:
             restored = restore_state({"state": state, "frozen": training.frozen}, checkpoint)
             state, training = (
                 restored["state"],
@@ -97,7 +135,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             chosen = _best(workdir, config)
             if chosen is not None:
                 step, params = chosen.step, _params_of(chosen, training)
-        scores = scoring.report(config, training, params, step, workdir, say)
+        scores = task.report(config, training, params, step, workdir, say)
     _tell_results(scores, workdir)
     return scores
 
@@ -127,7 +165,8 @@ def _train_steps(
         best_mode=config.checkpoint.get("best_mode", "min"),
     )
     log = RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
-    validates = config.checkpoint.get("best_metric") in METRICS
+    task = task_of(config)
+    validates = config.checkpoint.get("best_metric") in task.metrics
     root = jax.random.key(config.seed)
     # Of the step before, still on the device: read while the device works on the next one.
     waiting: tuple[int, dict[str, jax.Array]] | None = None
@@ -155,8 +194,8 @@ def _train_steps(
                     scores = means.take()
                     # Also when leaving: a resumed run has to choose the same best step.
                     if validates:
-                        scores |= scoring.validation_scores(config, training, state.params)
-                        row |= {f"validation/{name}": scores[name] for name in METRICS}
+                        scores |= task.validation_scores(config, training, state.params)
+                        row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
                 progress = {"data": position, "means": means.state()}
                 writer.save(done, {"state": state, "frozen": training.frozen}, progress, scores)
@@ -266,12 +305,13 @@ def evaluate(
     if _wants_best(config):
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
-    training = build_training(config)
+    task = task_of(config)
+    training = task.build(config)
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)
     with runtime.SignalGuard():
-        scores = scoring.report(config, training, params, checkpoint.step, workdir, say)
+        scores = task.report(config, training, params, checkpoint.step, workdir, say)
     _tell_results(scores, workdir)
     return scores
 
@@ -300,17 +340,18 @@ def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
 
 def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
     """The end of a run, on standard output: where things are, the score, what to do next."""
+    pictures = workdir / scoring.PICTURES_FOLDER
     print(f"""
 {scores_table(scores)}
 
 scores       {workdir / scoring.SCORES_FILE}
-pictures     {workdir / scoring.PICTURES_FOLDER}
+pictures     {pictures if pictures.exists() else "none"}
 log          {workdir / LOG_FILE}
 checkpoints  {workdir / FOLDER}
 curves       tensorboard --logdir {workdir / EVENTS_FOLDER}
 evaluate     python main.py --mode=evaluate --workdir={workdir}
 
-FG-ARI {100 * scores["metrics"]["fg_ari"]["mean"]:.1f} on the {scores["split"]} split after {scores["step"]} steps""")
+{headline(scores)} on the {scores["split"]} split after {scores["step"]} steps""")
 
 
 def _warn(text: str) -> None:

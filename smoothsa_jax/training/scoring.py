@@ -70,7 +70,7 @@ def report(
     )
     baselines = {"untrained model": untrained.scores}
     baselines |= evaluate_baselines(
-        _batches(config, settings.split, samples),
+        batches_of_split(config, settings.split, samples),
         training.grid,
         _features(training),
         with_boxes=config.data.get("boxes", False),
@@ -116,7 +116,7 @@ def _evaluate(
 
     return evaluate(
         predict,
-        _batches(config, split, num_samples),
+        batches_of_split(config, split, num_samples),
         training.grid,
         seeds,
         keep_samples=keep_samples,
@@ -124,9 +124,10 @@ def _evaluate(
     )
 
 
-def _batches(
+def batches_of_split(
     config: ConfigDict, split: str, num_samples: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
+    """The batches that a split is scored on."""
     # What is set for training only does not reach the evaluation.
     data = {key: value for key, value in config.data.items() if key not in ("num_samples", "keep")}
     options = {"num_slots": config.model.slot_attention.num_slots, "num_samples": num_samples}

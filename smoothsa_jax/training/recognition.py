@@ -1,0 +1,233 @@
+"""Recognition as the loop sees it: a head trained on the slots of a frozen SmoothSA (method section 6).
+
+The config is one of SmoothSA with a part `recognition`:
+
+    workdir       of the trained SmoothSA; read when a run begins, then its weights are in the run's own checkpoints
+    num_classes   categories are 0 .. num_classes - 1
+    dropout_rate  of the head
+    match_paper   train as the authors do: their slip in the matching, and the frozen model in training mode
+
+and with `loss.category`, `loss.box` in place of SmoothSA's terms. `eval.match_paper` chooses the matching at evaluation, where
+the frozen model is always in evaluation mode.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config import differences
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.metrics import NO_SEGMENT
+from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
+from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
+from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
+from smoothsa_jax.objectives.recognition import box_loss, category_loss
+from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
+from smoothsa_jax.training.state import TrainState, create_state
+from smoothsa_jax.training.step import MODEL_INPUTS, Training, make_mesh
+
+INPUTS = (*MODEL_INPUTS, "segmentations", "categories")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecognitionTraining(Training):
+    """As `Training`, with other meanings where the model is two.
+
+    Attributes:
+        definition, state: of the head.
+        frozen: all arrays of the SmoothSA; shapes only, until `with_pretrained` or a checkpoint gives them.
+        predict: (params, frozen, batch, key) -> counts of each sample, see `evaluation.recognition.count`.
+        pretrained_names: which of `frozen` its own run trained; the others were frozen there too.
+    """
+
+    num_classes: int
+    pretrained_names: frozenset[str]
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Puts a batch on the mesh.
+
+        Raises:
+            UserError: labels or categories are missing or out of range; on a device that would be silent.
+        """
+        check_labels(batch, self.num_classes)
+        return jax.device_put({name: batch[name] for name in INPUTS}, self.batch_sharding)
+
+
+def check_labels(batch: dict[str, np.ndarray], num_classes: int) -> None:
+    """Refuse a batch whose objects cannot be told.
+
+    Raises:
+        UserError: no "categories" or "segmentations", a category that is not in -1 .. num_classes - 1, or a label without one.
+    """
+    for name in ("segmentations", "categories"):
+        if name not in batch:
+            raise UserError(
+                f"the data has no {name!r}, expected it in every sample for recognition; choose a data set with categories"
+            )
+    categories, labels = np.asarray(batch["categories"]), np.asarray(batch["segmentations"])
+    if categories.min() < -1 or categories.max() >= num_classes:
+        raise UserError(
+            f"categories hold numbers from {categories.min()} to {categories.max()}, expected -1 (none) to "
+            f"{num_classes - 1}; set recognition.num_classes to at least {categories.max() + 1}"
+        )
+    largest = int(labels.max(where=labels != NO_SEGMENT, initial=0))
+    if largest > categories.shape[-1]:
+        raise UserError(
+            f"labels hold object {largest}, but there are categories for {categories.shape[-1]}; raise data.max_objects"
+        )
+
+
+def build_recognition(config: ConfigDict) -> RecognitionTraining:
+    """Builds the head, the optimiser and the compiled functions of a config.
+
+    Raises:
+        UserError: a config that does not fit together or does not fit the devices.
+    """
+    size = config.data.image_size
+    image_size = (size, size) if isinstance(size, int) else tuple(size)
+    settings = config.recognition
+    slot_size = config.model.slot_attention.slot_size
+
+    # Only traced: its arrays come from a checkpoint.
+    model = nnx.eval_shape(lambda: build_model(config.model, image_size, config.seed))
+    smoothsa, pretrained, backbone = split(model)
+    grid, num_tokens = model.backbone.grid, model.backbone.num_tokens
+    history = 2 if model.transition is None else model.transition.history
+    head = RecognitionHead(
+        slot_size,
+        settings.num_classes,
+        settings.get("dropout_rate", DROPOUT_RATE),
+        rngs=nnx.Rngs(config.seed),
+    )
+    definition, params, _ = split(head)
+    optimizer = build_optimizer(config.optimizer, config.train.num_steps)
+    schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
+    weights = {"category": config.loss.category, "box": config.loss.box}
+    train_paper = settings.get("match_paper", False)
+    eval_paper = config.get("eval", {}).get("match_paper", False)
+
+    def training_draws(key: Array, batch: dict[str, Array]) -> Draws:
+        mask = batch["slot_mask"]
+        if not train_paper:
+            return sample_evaluation_draws(key, *mask.shape, slot_size)
+        num_frames = batch["video"].shape[1]
+        return sample_training_draws(key, *mask.shape, slot_size, num_frames, num_tokens, history)
+
+    def look(
+        frozen: Parameters, batch: dict[str, Array], draws: Draws, match_paper: bool
+    ) -> tuple[Float[Array, "B T N D"], Targets]:
+        model, mask = smoothsa.merge(frozen, {}), batch["slot_mask"]
+        # The decoder's outputs are not used, so XLA does not compute them.
+        outputs = model(model.extract(batch["video"]), draws, batch["boxes"], mask)
+        targets = targets_of_slots(
+            outputs["attention"],
+            grid,
+            batch["segmentations"],
+            batch["categories"],
+            mask,
+            match_paper,
+        )
+        return jax.lax.stop_gradient(outputs["slots"]), targets
+
+    def train_step(
+        state: TrainState,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        draws: Draws | None = None,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        draws_key, dropout_key = jax.random.split(key)
+        if draws is None:
+            draws = training_draws(draws_key, batch)
+        # Outside the differentiated function, so that none of the frozen model's activations is kept.
+        slots, targets = look(frozen, batch, draws, train_paper)
+
+        def loss_function(params):
+            logits, boxes = definition.merge(params, {})(slots, dropout_key)
+            losses = {
+                "category": category_loss(logits, targets.category, targets.matched),
+                "box": box_loss(boxes, targets.box, targets.matched),
+            }
+            losses = {name: weights[name] * loss for name, loss in losses.items()}
+            return sum(losses.values()), losses
+
+        (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": total,
+            **{f"loss/{name}": loss for name, loss in losses.items()},
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+            "num_matches": targets.matched.sum(),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def predict(
+        params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
+    ) -> dict[str, Array]:
+        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
+        slots, targets = look(frozen, batch, draws, eval_paper)
+        logits, boxes = definition.merge(params, {})(slots)
+        return count(logits, boxes, targets)
+
+    mesh = make_mesh(config.mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    shapes = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
+        for name, x in {**pretrained, **backbone}.items()
+    }
+    return RecognitionTraining(
+        definition=definition,
+        state=jax.device_put(create_state(params, optimizer), replicated),
+        frozen=shapes,
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
+        predict=jax.jit(predict, out_shardings=spread),
+        grid=grid,
+        mesh=mesh,
+        batch_sharding=spread,
+        replicated=replicated,
+        num_classes=settings.num_classes,
+        pretrained_names=frozenset(pretrained),
+    )
+
+
+def with_pretrained(
+    config: ConfigDict, training: RecognitionTraining, warn: Callable[[str], None]
+) -> RecognitionTraining:
+    """The same with the weights of the newest sound checkpoint in `recognition.workdir`.
+
+    Raises:
+        UserError: no checkpoint there, or one of another model.
+    """
+    workdir = Path(config.recognition.workdir)
+    checkpoint = restore_latest(workdir, warn=warn)
+    if checkpoint is None:
+        raise UserError(
+            f"recognition.workdir: no usable checkpoint found in {workdir / FOLDER}, expected a trained SmoothSA; "
+            "train one, or give its folder with --config.recognition.workdir"
+        )
+    if different := differences(checkpoint.config.model, config.model):
+        raise UserError(
+            f"recognition.workdir {workdir} holds another model, which differs in {', '.join(different)}; "
+            "use the `model` part of its config"
+        )
+    names = training.pretrained_names
+    template = {
+        "state": {"params": {name: x for name, x in training.frozen.items() if name in names}},
+        "frozen": {name: x for name, x in training.frozen.items() if name not in names},
+    }
+    found = restore_state(template, checkpoint, only=("state/params/", "frozen/"))
+    return dataclasses.replace(training, frozen={**found["state"]["params"], **found["frozen"]})
