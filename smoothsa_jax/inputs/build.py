@@ -1,16 +1,17 @@
 """The data set that a config names."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inputs.loader import Source
+from smoothsa_jax.inputs.loader import RandomSource, Source
+from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.sprites import Sprites
 
-DATASETS = {"sprites": Sprites}
+DATASETS = {"sprites": Sprites, "prepared": PreparedFolder}
 
 
 def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Source:
@@ -36,7 +37,10 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
             )
     source = DATASETS[name](**arguments)
     num_frames = arguments.get("num_frames")
-    return source if num_frames is None else _WholeClips(source, num_frames)
+    if num_frames is None:
+        return source
+    random = isinstance(source, RandomSource)
+    return (_WholeRandomClips if random else _WholeClips)(source, num_frames)
 
 
 class _WholeClips:
@@ -49,10 +53,24 @@ class _WholeClips:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        sample = self._source[index]
+        return self._checked(index, self._source[index])
+
+    def _checked(self, index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if (found := len(sample["video"])) != self._num_frames:
             raise UserError(
                 f"clip {index} has {found} frames, {self._num_frames} were asked for; "
                 "lower data.num_frames (or eval.num_frames), or leave out clips that are too short"
             )
         return sample
+
+
+class _WholeRandomClips(_WholeClips):
+    """The same for a source that training draws from."""
+
+    _source: RandomSource
+
+    def epoch(self) -> Sequence[int]:
+        return self._source.epoch()
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return self._checked(index, self._source.draw(index, rng))

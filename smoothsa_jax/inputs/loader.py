@@ -3,11 +3,12 @@
 Batches are dicts of NumPy arrays; placing them on devices happens elsewhere.
 """
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
+from absl import flags
 
 from smoothsa_jax.errors import UserError
 
@@ -18,6 +19,31 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class RandomSource(Source, Protocol):
+    """A source whose samples differ each time that training sees them: crops, windows, flips."""
+
+    def epoch(self) -> Sequence[int]:
+        """The indices that one epoch of training goes through; an index may repeat."""
+        ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Sample `index`, all that is random of it drawn from `rng`."""
+        ...
+
+
+class Batches(Protocol):
+    """Endless batches whose position can be saved, as JSON, and restored."""
+
+    def __iter__(self) -> "Batches": ...
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
 
 
 class _WithValid:
@@ -47,19 +73,93 @@ def training_batches(
     *,
     num_threads: int = 1,
     prefetch: int = 4,
-) -> grain.DatasetIterator:
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
     """Endless batches in an order that depends on `seed` only, newly shuffled every epoch.
 
     `iterator.get_state()` and `set_state()` save and restore the position: a restored iterator goes
-    on with the identical next batch. `num_threads` threads make up to `prefetch` batches ahead.
-    Epochs are joined: a batch may hold the end of one and the start of the next, so a source may be
-    smaller than a batch. Raises UserError for an empty source or batch.
+    on with the identical next batch, whatever the numbers of threads and workers. Epochs are
+    joined: a batch may hold the end of one and the start of the next, so a source may be smaller
+    than a batch.
+
+    Args:
+      source: its samples are shuffled; of a `RandomSource`, each is drawn anew every time, with a
+        generator that depends on `seed` and the place in the order only.
+      batch_size: samples of a batch of this process.
+      num_threads: threads that make batches ahead, in each worker if there are any.
+      prefetch: batches made ahead by them.
+      num_workers: worker processes that make the batches; 0: this process does. The source has to
+        be picklable, and the program's main file importable.
+      process_index, process_count: of this host among those that train together with the same
+        seed. Hosts share the samples out: the batches number i of all hosts hold what one host's
+        batch number i of `process_count * batch_size` would.
+
+    Raises:
+      UserError: an empty source or batch, or a process that is not one of `process_count`.
     """
     _check_batch_size(batch_size)
+    if not 0 <= process_index < process_count:
+        raise UserError(
+            f"process {process_index} of {process_count} was asked for; expected 0 to {process_count - 1}"
+        )
     if len(source) < 1:
         raise UserError("the training split holds no sample; check the data folder and the split")
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
-    return iter(dataset.to_iter_dataset(_read_options(num_threads, prefetch)))
+    dataset = _shuffled(source, seed)
+    # Shared out after shuffling and drawing: what is drawn does not depend on the number of hosts.
+    if process_count > 1:
+        dataset = dataset[process_index::process_count]
+    dataset, options = dataset.batch(batch_size), _read_options(num_threads, prefetch)
+    if num_workers > 0:
+        return _WorkerBatches(dataset, options, num_workers)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _shuffled(source: Source, seed: int) -> grain.MapDataset:
+    """Samples without end, in random order, each of an epoch's once an epoch."""
+    if isinstance(source, RandomSource):
+        dataset = grain.MapDataset.source(source.epoch()).seed(seed).shuffle().repeat()
+        return dataset.random_map(source.draw)
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
+class _WorkerBatches:
+    """Batches made by worker processes, in the order of `dataset`.
+
+    The position is the number of batches given out, in the form of Grain's iterator without
+    workers: a run may be resumed with another number of them. (Grain's own state with workers holds
+    a part for each, and is only good for as many.)
+    """
+
+    def __init__(self, dataset: grain.MapDataset, options: grain.ReadOptions, num_workers: int):
+        self._dataset, self._options, self._num_workers = dataset, options, num_workers
+        self._given = 0
+        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+
+    def __iter__(self) -> "_WorkerBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:  # workers start late: a resumed run sets its position first
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._given += 1
+        return batch
+
+    def _start(self) -> Iterator[dict[str, np.ndarray]]:
+        # Grain reads absl's flags to start workers; outside of absl's app.run nobody parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        batches = self._dataset[self._given :].to_iter_dataset(self._options)
+        workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
+        return iter(batches.mp_prefetch(workers))
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_index": self._given}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._given, self._iterator = state["next_index"], None
 
 
 def evaluation_batches(
