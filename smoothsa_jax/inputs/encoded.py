@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
+from tensorflow_datasets.proto import tf_example_pb2
 
 from smoothsa_jax.errors import UserError
-
-NO_SEGMENT = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,6 @@ def parse_clip(record: bytes, name: str) -> EncodedClip:
     Raises:
         UserError: not such a record, no frame, or not one label map for each frame.
     """
-    # Imported here: slow to import, and embedded data has no need of it.
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
         features = tf_example_pb2.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's DecodeError, whose module differs between versions
@@ -75,8 +72,6 @@ def decode_frames(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, 
     Raises:
         UserError: a frame that cannot be decoded, or frames of different sizes.
     """
-    import cv2
-
     # The stored orientation counts, as for labels, which carry no EXIF.
     mode = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     frames = []
@@ -92,8 +87,6 @@ def decode_labels(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, 
     Raises:
         UserError: a label map that cannot be decoded or is not of 8 bits and one channel.
     """
-    import cv2
-
     labels = []
     for t in which:
         what = f"label map {t} of {clip.name}"
@@ -108,8 +101,6 @@ def decode_labels(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, 
 
 
 def _decode(encoded: bytes, mode: int, what: str) -> np.ndarray:
-    import cv2
-
     # OpenCV raises on an empty buffer and gives None for what it cannot read.
     data = np.frombuffer(encoded, np.uint8)
     picture = cv2.imdecode(data, mode) if data.size else None

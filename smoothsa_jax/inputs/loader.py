@@ -3,6 +3,7 @@
 Batches are dicts of NumPy arrays; placing them on devices happens elsewhere.
 """
 
+import atexit
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -135,7 +136,7 @@ class _WorkerBatches:
     def __init__(self, dataset: grain.MapDataset, options: grain.ReadOptions, num_workers: int):
         self._dataset, self._options, self._num_workers = dataset, options, num_workers
         self._given = 0
-        self._iterator: Iterator[dict[str, np.ndarray]] | None = None
+        self._iterator: grain.DatasetIterator | None = None
 
     def __iter__(self) -> "_WorkerBatches":
         return self
@@ -147,19 +148,29 @@ class _WorkerBatches:
         self._given += 1
         return batch
 
-    def _start(self) -> Iterator[dict[str, np.ndarray]]:
+    def _start(self) -> grain.DatasetIterator:
         # Grain reads absl's flags to start workers; outside of absl's app.run nobody parsed them.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         batches = self._dataset[self._given :].to_iter_dataset(self._options)
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
+        # Left to the interpreter's end, they would complain of modules that are gone already.
+        atexit.register(self.close)
         return iter(batches.mp_prefetch(workers))
 
     def get_state(self) -> dict[str, Any]:
         return {"next_index": self._given}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._given, self._iterator = state["next_index"], None
+        self.close()
+        self._given = state["next_index"]
+
+    def close(self) -> None:
+        """Ends the workers; the next batch starts new ones."""
+        if self._iterator is not None:
+            atexit.unregister(self.close)
+            self._iterator.close()
+            self._iterator = None
 
 
 def evaluation_batches(

@@ -7,6 +7,7 @@ from jaxtyping import Int, UInt8
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.augment import (
+    NO_SEGMENT,
     View,
     centre_square,
     draw_view,
@@ -18,7 +19,6 @@ from smoothsa_jax.inputs.augment import (
 )
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.encoded import (
-    NO_SEGMENT,
     EncodedClip,
     decode_frames,
     decode_labels,

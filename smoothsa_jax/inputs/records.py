@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from array_record.python.array_record_module import ArrayRecordReader
+
 from smoothsa_jax.errors import UserError
 
 PREPARE = "python -m data.prepare NAME --source PATH --out"
@@ -95,9 +97,6 @@ class Records:
             return self._readers[shard]
 
     def _checked_reader(self, shard: int) -> Any:
-        # Imported here, so that embedded data needs none of it.
-        from array_record.python.array_record_module import ArrayRecordReader
-
         file = self._files[shard]
         expected = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
         try:
