@@ -7,6 +7,8 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+import run_config
+from ml_collections import ConfigDict
 from prepared_folders import blobs, png, write_folder
 
 from smoothsa_jax.errors import UserError
@@ -16,6 +18,7 @@ from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_label
 from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.training.loop import train
 
 SIZE = (20, 30)
 OBJECTS = 4
@@ -199,6 +202,8 @@ def test_a_resumed_training_draws_the_identical_batches(folder, num_workers):
     resumed.set_state(state)
     for batch in want[4:]:
         _assert_same(next(resumed), batch)
+    whole.close()
+    resumed.close()
     # The position is also good for another number of workers.
     alone = training_batches(_source(folder), 3, seed=1)
     alone.set_state(state)
@@ -339,3 +344,28 @@ def test_records_know_their_bounds(folder):
     for index in (-1, 8):
         with pytest.raises(IndexError):
             records[index]
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_trains_and_scores_on_prepared_folders(tmp_path, clips):
+    config = run_config.get_config()
+    config.data = ConfigDict(
+        {
+            "name": "prepared",
+            "folder": str(write_folder(tmp_path / "set", clips)),
+            "image_size": 16,
+            "num_frames": 2,
+            "max_objects": 4,
+            "boxes": True,
+            "background_box": False,
+            "repeat_frames": 3,
+        }
+    )
+    config.train.update(num_steps=4, num_threads=2)
+    config.checkpoint.every = 2
+    config.eval.update(split="train", batch_size=1, num_frames=-1, num_samples=2)
+    scores = train(config, tmp_path / "run")
+    assert np.isfinite(scores["metrics"]["ari"]["mean"])
+    assert scores["protocol"]["num_samples"] == 2

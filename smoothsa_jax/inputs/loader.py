@@ -4,6 +4,7 @@ Batches are dicts of NumPy arrays; placing them on devices happens elsewhere.
 """
 
 import atexit
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +46,8 @@ class Batches(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _WithValid:
@@ -125,6 +128,11 @@ def _shuffled(source: Source, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
+def _ignore_interrupts(index: int, count: int) -> None:
+    # Ctrl-C reaches the workers too; when to leave is for the run to decide, which ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class _WorkerBatches:
     """Batches made by worker processes, in the order of `dataset`.
 
@@ -156,7 +164,7 @@ class _WorkerBatches:
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
         # Left to the interpreter's end, they would complain of modules that are gone already.
         atexit.register(self.close)
-        return iter(batches.mp_prefetch(workers))
+        return iter(batches.mp_prefetch(workers, worker_init_fn=_ignore_interrupts))
 
     def get_state(self) -> dict[str, Any]:
         return {"next_index": self._given}
