@@ -238,6 +238,15 @@ def test_evaluation_sees_each_sample_once(folder):
         np.testing.assert_array_equal(video, source[index]["video"])
 
 
+def test_whole_videos_of_different_lengths_need_batches_of_one(tmp_path):
+    rng = np.random.default_rng(0)
+    path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (3, 5)])
+    source = _source(path, num_frames=None)
+    assert [batch["video"].shape[1] for batch in evaluation_batches(source, 1)] == [3, 5]
+    with pytest.raises(UserError, match="clips of 3, 5 frames.*eval.batch_size=1"):
+        next(evaluation_batches(source, 2))
+
+
 def test_a_source_travels_to_other_processes(folder):
     source = _source(folder)
     want = source[5]  # with a shard open

@@ -125,4 +125,4 @@ def drop_absent(labels: UInt8[np.ndarray, "T H W"]) -> tuple[UInt8[np.ndarray, "
     seen[[0, NO_SEGMENT]] = False
     table = np.cumsum(seen).astype(np.uint8)
     table[0], table[NO_SEGMENT] = 0, NO_SEGMENT
-    return table[labels], int(seen.sum())
+    return table.take(labels), int(seen.sum())

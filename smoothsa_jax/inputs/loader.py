@@ -70,6 +70,16 @@ def _check_batch_size(batch_size: int) -> None:
         raise UserError(f"a batch of {batch_size} samples was asked for; it needs at least 1")
 
 
+def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    lengths = sorted({len(sample["video"]) for sample in samples})
+    if len(lengths) > 1:
+        raise UserError(
+            f"a batch has clips of {', '.join(map(str, lengths))} frames, expected one length; use "
+            "batches of 1 (eval.batch_size=1) or a fixed data.num_frames (eval.num_frames)"
+        )
+    return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
 def training_batches(
     source: Source,
     batch_size: int,
@@ -114,7 +124,10 @@ def training_batches(
     # Shared out after shuffling and drawing: what is drawn does not depend on the number of hosts.
     if process_count > 1:
         dataset = dataset[process_index::process_count]
-    dataset, options = dataset.batch(batch_size), _read_options(num_threads, prefetch)
+    dataset, options = (
+        dataset.batch(batch_size, batch_fn=_stack),
+        _read_options(num_threads, prefetch),
+    )
     if num_workers > 0:
         return _WorkerBatches(dataset, options, num_workers)
     return iter(dataset.to_iter_dataset(options))
@@ -187,9 +200,11 @@ def evaluation_batches(
     """Every sample once, in order. All batches have the size `batch_size`.
 
     Each carries `valid` (B,) bool; the last one is filled up with copies that have `valid` false.
+    Raises UserError where the clips of a batch differ in length.
     """
     _check_batch_size(batch_size)
-    dataset = grain.MapDataset.source(_WithValid(source, batch_size)).batch(batch_size)
+    dataset = grain.MapDataset.source(_WithValid(source, batch_size))
+    dataset = dataset.batch(batch_size, batch_fn=_stack)
     return iter(dataset.to_iter_dataset(_read_options(num_threads, prefetch)))
 
 
