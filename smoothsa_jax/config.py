@@ -20,7 +20,16 @@ from smoothsa_jax.errors import UserError, did_you_mean
 
 # What may change between two runs in one workdir: it says how the run is watched, kept, measured or spread over
 # devices, and does not enter the weights.
-FREE_TO_DIFFER = ("name", "checkpoint", "eval", "mesh", "data.keep", "train.log_every")
+FREE_TO_DIFFER = (
+    "name",
+    "checkpoint",
+    "eval",
+    "mesh",
+    "data.keep",
+    "train.log_every",
+    "train.num_threads",
+    "train.num_workers",
+)
 
 
 # ---------------------------------------------------------------------------------------------- files and variants

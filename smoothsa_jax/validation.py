@@ -80,8 +80,11 @@ def validate(
         "checkpoint.max_to_keep",
     ):
         read.whole(key, 1)
-    for key in ("data.num_frames", "eval.batch_size", "eval.num_samples", "eval.num_frames"):
+    for key in ("data.num_frames", "eval.batch_size", "eval.num_samples", "train.num_threads"):
         read.whole(key, 1, optional=True)
+    if read.get("eval.num_frames") != -1 or read.get("data.name") == "sprites":  # -1: whole videos
+        read.whole("eval.num_frames", 1, optional=True)
+    read.whole("train.num_workers", 0, optional=True)
     read.whole("eval.validation_samples", 1, optional=True)
     if read.get("eval.split") is not None:
         read.one_of("eval.split", ("train", "validation", "test"))

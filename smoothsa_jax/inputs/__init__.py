@@ -1,5 +1,8 @@
 """Where samples come from.
 
+    sprites     made on the fly
+    prepared    records -> encoded clips -> augment (window, crop, flip, labels) -> boxes
+
 A source has `__len__` and `__getitem__(index)`. One sample is a dict; a batch is the same with B in
 front. An image is a video with T = 1.
 

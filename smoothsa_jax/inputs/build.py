@@ -1,16 +1,19 @@
 """The data set that a config names."""
 
+import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inputs.loader import Source
+from smoothsa_jax.inputs.loader import RandomSource, Source
 from smoothsa_jax.inputs.sprites import Sprites
 
-DATASETS = {"sprites": Sprites}
+# A class, or "module:class" where the module needs packages that other data sets do without. They
+# are not imported in passing: one of them, while it is imported, breaks the imports of other threads.
+DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
 
 
 def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Source:
@@ -27,16 +30,34 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
             f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
             f"{did_you_mean(name, DATASETS)}"
         )
-    known = inspect.signature(DATASETS[name]).parameters
+    dataset = _class_of(name)
+    known = inspect.signature(dataset).parameters
     for key in arguments:
         if key not in known:
             raise UserError(
                 f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
                 f"{did_you_mean(key, known)}"
             )
-    source = DATASETS[name](**arguments)
+    source = dataset(**arguments)
     num_frames = arguments.get("num_frames")
-    return source if num_frames is None else _WholeClips(source, num_frames)
+    if num_frames is None:
+        return source
+    random = isinstance(source, RandomSource)
+    return (_WholeRandomClips if random else _WholeClips)(source, num_frames)
+
+
+def _class_of(name: str) -> Callable[..., Source]:
+    entry = DATASETS[name]
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"data set {name!r} needs the module {error.name!r}, which is not installed; run "
+            "pip install array_record opencv-python-headless tensorflow-datasets"
+        ) from error
 
 
 class _WholeClips:
@@ -49,10 +70,24 @@ class _WholeClips:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        sample = self._source[index]
+        return self._checked(index, self._source[index])
+
+    def _checked(self, index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if (found := len(sample["video"])) != self._num_frames:
             raise UserError(
                 f"clip {index} has {found} frames, {self._num_frames} were asked for; "
                 "lower data.num_frames (or eval.num_frames), or leave out clips that are too short"
             )
         return sample
+
+
+class _WholeRandomClips(_WholeClips):
+    """The same for a source that training draws from."""
+
+    _source: RandomSource
+
+    def epoch(self) -> Sequence[int]:
+        return self._source.epoch()
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return self._checked(index, self._source.draw(index, rng))

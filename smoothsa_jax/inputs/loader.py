@@ -3,11 +3,14 @@
 Batches are dicts of NumPy arrays; placing them on devices happens elsewhere.
 """
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import atexit
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
+from absl import flags
 
 from smoothsa_jax.errors import UserError
 
@@ -18,6 +21,33 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class RandomSource(Source, Protocol):
+    """A source whose samples differ each time that training sees them: crops, windows, flips."""
+
+    def epoch(self) -> Sequence[int]:
+        """The indices that one epoch of training goes through; an index may repeat."""
+        ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Sample `index`, all that is random of it drawn from `rng`."""
+        ...
+
+
+class Batches(Protocol):
+    """Endless batches whose position can be saved, as JSON, and restored."""
+
+    def __iter__(self) -> "Batches": ...
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _WithValid:
@@ -40,6 +70,16 @@ def _check_batch_size(batch_size: int) -> None:
         raise UserError(f"a batch of {batch_size} samples was asked for; it needs at least 1")
 
 
+def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    lengths = sorted({len(sample["video"]) for sample in samples})
+    if len(lengths) > 1:
+        raise UserError(
+            f"a batch has clips of {', '.join(map(str, lengths))} frames, expected one length; use "
+            "batches of 1 (eval.batch_size=1) or a fixed data.num_frames (eval.num_frames)"
+        )
+    return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
 def training_batches(
     source: Source,
     batch_size: int,
@@ -47,19 +87,111 @@ def training_batches(
     *,
     num_threads: int = 1,
     prefetch: int = 4,
-) -> grain.DatasetIterator:
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
     """Endless batches in an order that depends on `seed` only, newly shuffled every epoch.
 
     `iterator.get_state()` and `set_state()` save and restore the position: a restored iterator goes
-    on with the identical next batch. `num_threads` threads make up to `prefetch` batches ahead.
-    Epochs are joined: a batch may hold the end of one and the start of the next, so a source may be
-    smaller than a batch. Raises UserError for an empty source or batch.
+    on with the identical next batch, whatever the numbers of threads and workers. Epochs are
+    joined: a batch may hold the end of one and the start of the next, so a source may be smaller
+    than a batch.
+
+    Args:
+      source: its samples are shuffled; of a `RandomSource`, each is drawn anew every time, with a
+        generator that depends on `seed` and the place in the order only.
+      batch_size: samples of a batch of this process.
+      num_threads: threads that make batches ahead, in each worker if there are any.
+      prefetch: batches made ahead by them.
+      num_workers: worker processes that make the batches; 0: this process does. The source has to
+        be picklable, and the program's main file importable.
+      process_index, process_count: of this host among those that train together with the same
+        seed. Hosts share the samples out: the batches number i of all hosts hold what one host's
+        batch number i of `process_count * batch_size` would.
+
+    Raises:
+      UserError: an empty source or batch, or a process that is not one of `process_count`.
     """
     _check_batch_size(batch_size)
+    if not 0 <= process_index < process_count:
+        raise UserError(
+            f"process {process_index} of {process_count} was asked for; expected 0 to {process_count - 1}"
+        )
     if len(source) < 1:
         raise UserError("the training split holds no sample; check the data folder and the split")
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
-    return iter(dataset.to_iter_dataset(_read_options(num_threads, prefetch)))
+    dataset = _shuffled(source, seed)
+    # Shared out after shuffling and drawing: what is drawn does not depend on the number of hosts.
+    if process_count > 1:
+        dataset = dataset[process_index::process_count]
+    dataset, options = (
+        dataset.batch(batch_size, batch_fn=_stack),
+        _read_options(num_threads, prefetch),
+    )
+    if num_workers > 0:
+        return _WorkerBatches(dataset, options, num_workers)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _shuffled(source: Source, seed: int) -> grain.MapDataset:
+    """Samples without end, in random order, each of an epoch's once an epoch."""
+    if isinstance(source, RandomSource):
+        dataset = grain.MapDataset.source(source.epoch()).seed(seed).shuffle().repeat()
+        return dataset.random_map(source.draw)
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
+def _ignore_interrupts(index: int, count: int) -> None:
+    # Ctrl-C reaches the workers too; when to leave is for the run to decide, which ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _WorkerBatches:
+    """Batches made by worker processes, in the order of `dataset`.
+
+    The position is the number of batches given out, in the form of Grain's iterator without
+    workers: a run may be resumed with another number of them. (Grain's own state with workers holds
+    a part for each, and is only good for as many.)
+    """
+
+    def __init__(self, dataset: grain.MapDataset, options: grain.ReadOptions, num_workers: int):
+        self._dataset, self._options, self._num_workers = dataset, options, num_workers
+        self._given = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> "_WorkerBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:  # workers start late: a resumed run sets its position first
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._given += 1
+        return batch
+
+    def _start(self) -> grain.DatasetIterator:
+        # Grain reads absl's flags to start workers; outside of absl's app.run nobody parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        batches = self._dataset[self._given :].to_iter_dataset(self._options)
+        workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
+        # Left to the interpreter's end, they would complain of modules that are gone already.
+        atexit.register(self.close)
+        return iter(batches.mp_prefetch(workers, worker_init_fn=_ignore_interrupts))
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_index": self._given}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.close()
+        self._given = state["next_index"]
+
+    def close(self) -> None:
+        """Ends the workers; the next batch starts new ones."""
+        if self._iterator is not None:
+            atexit.unregister(self.close)
+            self._iterator.close()
+            self._iterator = None
 
 
 def evaluation_batches(
@@ -68,9 +200,11 @@ def evaluation_batches(
     """Every sample once, in order. All batches have the size `batch_size`.
 
     Each carries `valid` (B,) bool; the last one is filled up with copies that have `valid` false.
+    Raises UserError where the clips of a batch differ in length.
     """
     _check_batch_size(batch_size)
-    dataset = grain.MapDataset.source(_WithValid(source, batch_size)).batch(batch_size)
+    dataset = grain.MapDataset.source(_WithValid(source, batch_size))
+    dataset = dataset.batch(batch_size, batch_fn=_stack)
     return iter(dataset.to_iter_dataset(_read_options(num_threads, prefetch)))
 
 

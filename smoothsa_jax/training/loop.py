@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -22,7 +21,7 @@ from smoothsa_jax.evaluation.metrics import METRICS
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.evaluation.scores import headline, scores_table
 from smoothsa_jax.inputs.build import DATASETS, build_dataset
-from smoothsa_jax.inputs.loader import Source, training_batches
+from smoothsa_jax.inputs.loader import Batches, Source, training_batches
 from smoothsa_jax.models.build import PARTS
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import recognition_scoring, runtime, scoring
@@ -150,7 +149,13 @@ def _train_steps(
 ) -> TrainState:
     """Do the steps that are missing; the state after the last one."""
     num_steps, done, means = config.train.num_steps, 0, _Means()
-    batches = training_batches(_training_source(config), config.train.batch_size, config.seed)
+    batches = training_batches(
+        _training_source(config),
+        config.train.batch_size,
+        config.seed,
+        num_threads=config.train.get("num_threads", 1),
+        num_workers=config.train.get("num_workers", 0),
+    )
     if checkpoint is not None:
         done = checkpoint.step
         batches.set_state(checkpoint.progress["data"])
@@ -178,7 +183,8 @@ def _train_steps(
         return values
 
     say("compiling the training step, once; later starts find it on the disk")
-    with contextlib.closing(log), contextlib.closing(writer), guard.finishing_steps():
+    closing = contextlib.closing
+    with closing(log), closing(writer), closing(batches), guard.finishing_steps():
         for batch, position in _placed_ahead(batches, training):
             key = jax.random.fold_in(root, done)
             state, metrics = training.train_step(state, training.frozen, batch, key)
@@ -240,7 +246,7 @@ def _training_source(config: ConfigDict) -> Source:
 
 
 def _placed_ahead(
-    batches: grain.DatasetIterator, training: Training, ahead: int = 2
+    batches: Batches, training: Training, ahead: int = 2
 ) -> Iterator[tuple[dict[str, jax.Array], Any]]:
     """Batches on the device, put there while the steps before them run, each with the position after it."""
     queue: deque[tuple[dict[str, jax.Array], Any]] = deque()

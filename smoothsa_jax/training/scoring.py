@@ -23,6 +23,7 @@ from smoothsa_jax.training.step import Training
 
 SCORES_FILE = "scores.json"
 PICTURES_FOLDER = "pictures"
+WHOLE_CLIPS = -1  # as eval.num_frames: each clip with all of its frames
 NUM_PICTURES = 8  # unless eval.num_pictures says otherwise
 VALIDATION_SAMPLES = 32  # unless eval.validation_samples says otherwise
 
@@ -132,7 +133,8 @@ def batches_of_split(
     data = {key: value for key, value in config.data.items() if key not in ("num_samples", "keep")}
     options = {"num_slots": config.model.slot_attention.num_slots, "num_samples": num_samples}
     if config.eval.get("num_frames") is not None:
-        options["num_frames"] = config.eval.num_frames
+        whole = config.eval.num_frames == WHOLE_CLIPS
+        options["num_frames"] = None if whole else config.eval.num_frames
     return evaluation_batches(build_dataset(data, split, **options), config.eval.batch_size)
 
 

@@ -1,0 +1,128 @@
+"""Which part of a clip a model sees: a window in time, a crop, a flip (method section 6.1).
+
+Everything random is drawn from the generator that is passed, once for all frames of a clip.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
+
+NO_SEGMENT = 255  # the label of pixels in no segment
+AREA = (0.75, 1.0)  # of a random crop, in units of min(height, width)^2
+ASPECT = (3 / 4, 4 / 3)  # of a random crop, width / height
+TRIES = 10
+FLIP_PROBABILITY = 0.5
+
+
+class View(NamedTuple):
+    """A rectangle of every frame in pixels, seen mirrored left to right or not."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flipped: bool = False
+
+
+# ------------------------------------------------------------------------------------------- time
+
+
+def windows(length: int, num_frames: int) -> list[range]:
+    """Cuts a video of `length` frames into windows of `num_frames`, in order.
+
+    Where the length is no multiple, the last window is moved back to fit. A video no longer than a
+    window is one window, whole.
+    """
+    if length <= num_frames:
+        return [range(length)]
+    starts = (min(start, length - num_frames) for start in range(0, length, num_frames))
+    return [range(start, start + num_frames) for start in starts]
+
+
+def draw_window(rng: np.random.Generator, length: int, num_frames: int) -> range:
+    """One of the `windows`, each as likely as the others."""
+    choices = windows(length, num_frames)
+    return choices[int(rng.integers(len(choices)))]
+
+
+def repeats(length: int, repeat_frames: int) -> int:
+    """How often a video counts in an epoch: floor(length / repeat_frames), and at least once."""
+    return max(1, length // repeat_frames)
+
+
+# ------------------------------------------------------------------------------------------ space
+
+
+def draw_view(rng: np.random.Generator, height: int, width: int) -> View:
+    """A random crop of frames (height, width), mirrored with probability 0.5.
+
+    The area of the crop is uniform in AREA times min(height, width)^2, its aspect ratio log-uniform
+    in ASPECT, its place uniform. Sizes are drawn until one fits, TRIES times at most; then the
+    largest centred rectangle with an aspect ratio within ASPECT serves, as in torchvision's
+    RandomResizedCrop.
+    """
+    crop = _fallback(height, width)
+    for _ in range(TRIES):
+        area = min(height, width) ** 2 * rng.uniform(*AREA)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < rows <= height and 0 < columns <= width:
+            top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+            crop = View(int(top), int(left), rows, columns)
+            break
+    return crop._replace(flipped=bool(rng.random() < FLIP_PROBABILITY))
+
+
+def _fallback(height: int, width: int) -> View:
+    rows = min(height, round(width / ASPECT[0]))
+    columns = min(width, round(height * ASPECT[1]))
+    return View((height - rows) // 2, (width - columns) // 2, rows, columns)
+
+
+def centre_square(height: int, width: int) -> View:
+    """The largest square in the middle; half a pixel is rounded to the even one, as by torchvision."""
+    side = min(height, width)
+    return View(round((height - side) / 2), round((width - side) / 2), side, side)
+
+
+def view_pixels(
+    frames: UInt8[np.ndarray, "T H W 3"], view: View, size: tuple[int, int]
+) -> UInt8[np.ndarray, "T h w 3"]:
+    """What `view` shows of frames, resized to `size` (height, width): bilinear with antialias."""
+    pixels = resize_pixels(_cut(frames, view), size)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if view.flipped else pixels
+
+
+def view_labels(
+    labels: UInt8[np.ndarray, "T H W"], view: View, size: tuple[int, int]
+) -> UInt8[np.ndarray, "T h w"]:
+    """What `view` shows of label maps, resized to `size` (height, width): nearest-exact."""
+    seen = resize_labels(_cut(labels, view), size)
+    return np.ascontiguousarray(seen[:, :, ::-1]) if view.flipped else seen
+
+
+def _cut(pictures: np.ndarray, view: View) -> np.ndarray:
+    bottom, right = view.top + view.height, view.left + view.width
+    return pictures[:, view.top : bottom, view.left : right]
+
+
+# ----------------------------------------------------------------------------------------- labels
+
+
+def drop_absent(labels: UInt8[np.ndarray, "T H W"]) -> tuple[UInt8[np.ndarray, "T H W"], int]:
+    """Numbers the objects that some frame shows 1, 2, ... in the order of their labels.
+
+    The background stays 0, NO_SEGMENT stays NO_SEGMENT.
+
+    Returns:
+        the labels, and how many objects are seen.
+    """
+    seen = np.bincount(labels.ravel(), minlength=256) > 0
+    seen[[0, NO_SEGMENT]] = False
+    table = np.cumsum(seen).astype(np.uint8)
+    table[0], table[NO_SEGMENT] = 0, NO_SEGMENT
+    return table.take(labels), int(seen.sum())

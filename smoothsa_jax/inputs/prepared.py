@@ -1,0 +1,201 @@
+"""Samples from a prepared folder: what `python -m data.prepare` writes."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.augment import (
+    NO_SEGMENT,
+    View,
+    centre_square,
+    draw_view,
+    draw_window,
+    drop_absent,
+    repeats,
+    view_labels,
+    view_pixels,
+)
+from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
+from smoothsa_jax.inputs.encoded import (
+    EncodedClip,
+    decode_frames,
+    decode_labels,
+    parse_clip,
+)
+from smoothsa_jax.inputs.records import Records
+
+
+class PreparedFolder:
+    """A random-access source of the clips of a prepared folder; a still is a clip of one frame.
+
+    Two ways to see a clip (method section 6.1). `source[index]` is the evaluation's: the largest
+    centre square, the whole video (or its first `num_frames` frames). `source.draw(index, rng)` is
+    the training's: a random window of `num_frames` frames, a random crop, a flip. Only frames that
+    are used are decoded. Objects that no frame of the result shows are dropped; boxes are computed
+    from the final labels.
+
+    Args:
+      folder: a prepared folder.
+      split: "train", "validation", "test" or another one that the folder has.
+      image_size: height and width of the result in pixels, one number or a pair.
+      num_frames: frames of a clip; None: the whole video, also in training. A shorter video is
+        used whole.
+      max_objects: with `boxes`, no clip may show more objects; default: as many as slots are left.
+      num_slots: slots N that boxes are given for; default: enough for `max_objects`.
+      boxes: false for models that start from Gaussian queries: then every slot is valid, and there
+        may be more objects than slots.
+      background_box: slot 0 starts from the whole frame, which stands for the background.
+      num_samples: use the first ones only; default: all of the split.
+      repeat_frames: in training a video of t frames counts floor(t / repeat_frames) times an epoch,
+        at least once (YouTube-VIS: 30). The split is read once to count frames. None: all count once.
+
+    Raises:
+      UserError: an option outside its range, or a folder that cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "train",
+        image_size: int | tuple[int, int] = 256,
+        num_frames: int | None = 1,
+        max_objects: int | None = None,
+        num_slots: int | None = None,
+        boxes: bool = True,
+        background_box: bool = True,
+        num_samples: int | None = None,
+        repeat_frames: int | None = None,
+    ):
+        first = int(background_box)
+        if num_slots is None:
+            num_slots = max_objects + first if max_objects is not None else None
+        if max_objects is None and num_slots is not None:
+            max_objects = num_slots - first
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        checks = [
+            (
+                len(size) == 2 and min(size) >= 1,
+                f"data.image_size is {image_size}; expected a height and a width of at least 1 pixel",
+            ),
+            (
+                num_slots is not None,
+                "neither data.max_objects nor a number of slots is given; set data.max_objects to "
+                "the most objects that a clip shows",
+            ),
+            *(
+                (
+                    value is None or value >= 1,
+                    f"data.{name} is {value}; expected at least 1, or None",
+                )
+                for name, value in (
+                    ("num_frames", num_frames),
+                    ("num_samples", num_samples),
+                    ("repeat_frames", repeat_frames),
+                )
+            ),
+        ]
+        for passes, message in checks:
+            if not passes:
+                raise UserError(message)
+        if boxes and not 0 <= max_objects <= num_slots - first:
+            raise UserError(
+                f"data.max_objects is {max_objects}, but {num_slots - first} of the model's "
+                f"{num_slots} slots can stand for objects; set model.slot_attention.num_slots to at "
+                f"least {max_objects + first}"
+            )
+        self.records = Records(folder, split)
+        self._split = split
+        self._size = size
+        self._num_frames = num_frames
+        self._max_objects, self._num_slots = max_objects, num_slots
+        self._boxes = boxes
+        self._whole_frame = whole_frame_box(*size) if background_box else None
+        self._repeat_frames = repeat_frames
+        self._length = min(len(self.records), num_samples or len(self.records))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index` as the evaluation sees it, see smoothsa_jax.inputs for keys and shapes.
+
+        Raises:
+          UserError: a record or a frame cannot be read, or too many objects; names the sample.
+        """
+        clip = self._clip(index)
+        which = range(len(clip) if self._num_frames is None else min(len(clip), self._num_frames))
+        frames = decode_frames(clip, which)
+        return self._sample(clip, which, frames, centre_square(*frames.shape[1:3]))
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Sample `index` as the training sees it; all that is random comes from `rng`.
+
+        Raises:
+          UserError: as for the evaluation.
+        """
+        clip = self._clip(index)
+        which = range(len(clip))
+        if self._num_frames is not None:
+            which = draw_window(rng, len(clip), self._num_frames)
+        frames = decode_frames(clip, which)
+        return self._sample(clip, which, frames, draw_view(rng, *frames.shape[1:3]))
+
+    def epoch(self) -> Int[np.ndarray, " E"]:
+        """The indices that an epoch of training goes through, in order; some repeat."""
+        indices = np.arange(len(self))
+        if self._repeat_frames is None:
+            return indices
+        lengths = (len(self._clip(index)) for index in indices)
+        return np.repeat(indices, [repeats(length, self._repeat_frames) for length in lengths])
+
+    def _clip(self, index: int) -> EncodedClip:
+        if not 0 <= index < self._length:
+            raise IndexError(f"index {index} is not in 0..{self._length - 1}")
+        name = f"sample {index} of split {self._split!r} in {self.records.folder}"
+        return parse_clip(self.records[int(index)], name)
+
+    def _sample(
+        self, clip: EncodedClip, which: range, frames: UInt8[np.ndarray, "T H W 3"], view: View
+    ) -> dict[str, np.ndarray]:
+        labels, num_objects = drop_absent(
+            view_labels(self._labels(clip, which, frames.shape[1:3]), view, self._size)
+        )
+        if self._boxes and num_objects > self._max_objects:
+            raise UserError(
+                f"{clip.name} shows {num_objects} objects, data.max_objects is {self._max_objects}; "
+                "raise it, and model.slot_attention.num_slots with it"
+            )
+        room = self._num_slots - int(self._whole_frame is not None)
+        ids = np.arange(1, min(num_objects, room) + 1)
+        boxes = pad_boxes(
+            boxes_from_segmentation(labels, ids), self._num_slots, whole_frame=self._whole_frame
+        )
+        slot_mask = np.ones(self._num_slots, dtype=bool)
+        if self._boxes:
+            slot_mask = boxes[0, :, 0] >= 0
+        return {
+            "video": view_pixels(frames, view, self._size),
+            "segmentations": labels,
+            "boxes": boxes,
+            "slot_mask": slot_mask,
+        }
+
+    def _labels(
+        self, clip: EncodedClip, which: range, size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "T H W"]:
+        if clip.labels is None:
+            if self._boxes:
+                raise UserError(
+                    f"{clip.name} has no labels, and data.boxes needs them; set data.boxes=False and "
+                    "an initializer that starts without boxes"
+                )
+            return np.full((len(which), *size), NO_SEGMENT, dtype=np.uint8)
+        labels = decode_labels(clip, which)
+        if labels.shape[1:] != tuple(size):
+            raise UserError(
+                f"{clip.name} has frames of {size[0]}x{size[1]} pixels and label maps of "
+                f"{labels.shape[1]}x{labels.shape[2]}; prepare the folder again"
+            )
+        return labels

@@ -1,0 +1,142 @@
+"""Random access to the records of one split of a prepared folder (ArrayRecord shards)."""
+
+import bisect
+import itertools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from smoothsa_jax.errors import UserError
+
+PREPARE = "python -m data.prepare NAME --source PATH --out"
+# Without it every single read would fetch the megabytes behind it as well.
+READER_OPTIONS = "readahead_buffer_size:0"
+
+
+class Records:
+    """The records of a split, by index over all of its shards, as bytes.
+
+    Shards are opened when they are first read, once in each process: an instance may travel to
+    worker processes, which open their own. Reading from several threads is safe.
+
+    Args:
+        folder: a prepared folder, with dataset_info.json.
+        split: one of the splits listed there.
+
+    Raises:
+        UserError: no such folder, no description in it, no such split, or a shard is missing.
+    """
+
+    def __init__(self, folder: str | Path, split: str):
+        self.folder = Path(folder).expanduser()
+        dataset, splits = _described(self.folder)
+        if split not in splits:
+            found = ", ".join(sorted(splits)) or "none"
+            raise UserError(
+                f"{self.folder} has no split {split!r}; it has: {found}; choose one of them or "
+                f"prepare it: {PREPARE} {self.folder} --split {split}"
+            )
+        lengths = splits[split]
+        self._files = [
+            self.folder / f"{dataset}-{split}.array_record-{i:05d}-of-{len(lengths):05d}"
+            for i in range(len(lengths))
+        ]
+        missing = [file.name for file in self._files if not file.is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"{self.folder} lacks {missing[0]}{more}, of {len(lengths)} shards of split "
+                f"{split!r}; prepare it again: {PREPARE} {self.folder}"
+            )
+        self._ends = list(itertools.accumulate(lengths))
+        self._open()
+
+    def _open(self) -> None:
+        self._readers: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and locks belong to one process.
+        return {key: self.__dict__[key] for key in ("folder", "_files", "_ends")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        """Record `index`.
+
+        Raises:
+            IndexError: not in 0..len - 1.
+            UserError: the shard is shorter than described, or the record is damaged; names the file.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        shard = bisect.bisect_right(self._ends, index)
+        position = index - (self._ends[shard - 1] if shard else 0)
+        reader = self._reader(shard)
+        try:
+            (record,) = reader.read([position])
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"record {position} of {self._files[shard]} cannot be read: "
+                f"{_one_line(error)}; delete the file and prepare it again: {PREPARE} {self.folder}"
+            ) from error
+        return record
+
+    def _reader(self, shard: int) -> Any:
+        with self._lock:
+            if shard not in self._readers:
+                self._readers[shard] = self._checked_reader(shard)
+            return self._readers[shard]
+
+    def _checked_reader(self, shard: int) -> Any:
+        file = self._files[shard]
+        expected = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
+        try:
+            reader = ArrayRecordReader(str(file), READER_OPTIONS)
+            found = reader.num_records()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{file} cannot be opened: {_one_line(error)}; prepare it again: "
+                f"{PREPARE} {self.folder}"
+            ) from error
+        # A file that was cut off opens as one without records.
+        if found != expected:
+            raise UserError(
+                f"{file} holds {found} whole records, dataset_info.json says {expected}: it is "
+                f"truncated or of another preparation; delete it and prepare again: {PREPARE} {self.folder}"
+            )
+        return reader
+
+
+def _described(folder: Path) -> tuple[str, dict[str, list[int]]]:
+    """The data set's name, and for each split the number of records of every shard."""
+    file = folder / "dataset_info.json"
+    if not file.is_file():
+        what = "has no dataset_info.json" if folder.is_dir() else "is no folder"
+        raise UserError(
+            f"data.folder {folder} {what}; expected a prepared folder: make it with "
+            f"{PREPARE} {folder}, or mend data.folder"
+        )
+    try:
+        info = json.loads(file.read_text())
+        splits = {
+            split["name"]: [int(length) for length in split.get("shardLengths", ())]
+            for split in info.get("splits", ())
+        }
+        return info["name"], splits
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({_one_line(error)}); prepare it again: {PREPARE} {folder}"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

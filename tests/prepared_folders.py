@@ -1,0 +1,62 @@
+"""Small prepared folders, written as `python -m data.prepare` writes them."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data import features, shards
+
+
+def png(picture: np.ndarray) -> bytes:
+    """Encodes RGB (H,W,3) or labels (H,W)."""
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", picture)[1].tobytes()
+
+
+def blobs(
+    rng: np.random.Generator, num_frames: int, height: int, width: int, num_objects: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random video and labels with `num_objects` moving rectangles and some pixels in no segment."""
+    video = rng.integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+    labels = np.zeros((num_frames, height, width), np.uint8)
+    for k in range(1, num_objects + 1):
+        top, left = rng.integers(height - 4), rng.integers(width - 4)
+        rows, columns = rng.integers(2, height // 2), rng.integers(2, width // 2)
+        for t in range(num_frames):
+            y, x = max(0, top + int(rng.integers(-3, 4))), max(0, left + int(rng.integers(-3, 4)))
+            labels[t, y : y + rows, x : x + columns] = k
+    labels[:, :2, :3] = 255
+    return video, labels
+
+
+def write_folder(
+    folder: Path,
+    clips: list[tuple[np.ndarray, np.ndarray]],
+    *,
+    split: str = "train",
+    per_shard: int = 3,
+    stills: bool = False,
+) -> Path:
+    """A folder of one split; each clip is a video (T,H,W,3) and labels (T,H,W)."""
+    kind = features.still_features() if stills else features.clip_features()
+    serialize = shards.serializer(kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [range(i, min(i + per_shard, len(clips))) for i in range(0, len(clips), per_shard)]
+    written = []
+    for number, piece in enumerate(pieces):
+        file = shards.shard_name("mini", split, number, len(pieces))
+        records = (serialize(_example(i, *clips[i], stills)) for i in piece)
+        written.append(shards.Shard(file, *shards.write_shard(folder / file, records)))
+    shards.write_description(folder, "mini", kind, {split: written}, "for tests")
+    return folder
+
+
+def _example(index: int, video: np.ndarray, labels: np.ndarray, still: bool) -> dict:
+    frames, maps = [png(frame) for frame in video], [png(label) for label in labels]
+    metadata = {"name": f"clip_{index}", "height": video.shape[1], "width": video.shape[2]}
+    if still:
+        return {"image": frames[0], "segmentation": maps[0], "metadata": metadata}
+    metadata["num_frames"] = len(frames)
+    return {"video": frames, "segmentations": maps, "metadata": metadata}

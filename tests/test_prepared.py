@@ -1,0 +1,380 @@
+"""Samples and batches from prepared folders."""
+
+import itertools
+import json
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import run_config
+from ml_collections import ConfigDict
+from prepared_folders import blobs, png, write_folder
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import encoded
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels
+from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
+from smoothsa_jax.inputs.prepared import PreparedFolder
+from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.training.loop import train
+
+SIZE = (20, 30)
+OBJECTS = 4
+
+
+@pytest.fixture(scope="module")
+def clips():
+    rng = np.random.default_rng(0)
+    return [blobs(rng, 7, *SIZE, OBJECTS) for _ in range(8)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, clips):
+    return write_folder(tmp_path_factory.mktemp("clips") / "mini", clips)
+
+
+def _source(folder, **options):
+    return PreparedFolder(
+        folder, **{"image_size": 16, "num_frames": 3, "max_objects": OBJECTS, **options}
+    )
+
+
+def _assert_same(got, want):
+    assert got.keys() == want.keys()
+    for key in want:
+        np.testing.assert_array_equal(got[key], want[key], err_msg=key)
+
+
+def _loop_boxes(labels, count):
+    """Boxes (T, count, 4) of objects 1..count, pixel by pixel."""
+    frames, height, width = labels.shape
+    boxes = np.zeros((frames, count, 4), np.float32)
+    for t, k in itertools.product(range(frames), range(1, count + 1)):
+        places = [(y, x) for y in range(height) for x in range(width) if labels[t, y, x] == k]
+        if places:
+            rows, columns = zip(*places, strict=True)
+            corners = min(columns), min(rows), max(columns), max(rows)
+            boxes[t, k - 1] = np.array(corners) / np.array([width, height, width, height])
+    return boxes
+
+
+# ---------------------------------------------------------------------------------------- samples
+
+
+def test_evaluation_shows_the_centre_square_of_the_whole_video(folder, clips):
+    source = _source(folder, image_size=20, num_frames=None)
+    assert len(source) == len(clips)
+    for index, (video, labels) in enumerate(clips):
+        sample = source[index]
+        np.testing.assert_array_equal(sample["video"], video[:, :, 5:25])
+        assert sample["video"].dtype == sample["segmentations"].dtype == np.uint8
+        assert sample["boxes"].shape == (7, OBJECTS + 1, 4)
+        seen = labels[:, :, 5:25]
+        # The same segments, whatever their numbers; background and no segment keep theirs.
+        for value in (0, 255):
+            np.testing.assert_array_equal(sample["segmentations"] == value, seen == value)
+        pairs = set(zip(sample["segmentations"].ravel(), seen.ravel(), strict=True))
+        assert len(pairs) == len(np.unique(seen)) == len(np.unique(sample["segmentations"]))
+
+
+def test_evaluation_of_a_number_of_frames_starts_at_the_first(folder, clips):
+    sample = _source(folder, image_size=20, num_frames=3)[2]
+    np.testing.assert_array_equal(sample["video"], clips[2][0][:3, :, 5:25])
+
+
+@pytest.mark.parametrize("background_box", [False, True])
+def test_boxes_are_those_of_the_final_labels(folder, background_box):
+    source = _source(folder, background_box=background_box, num_slots=OBJECTS + 2)
+    first = int(background_box)
+    for index, seed in itertools.product(range(4), range(4)):
+        for sample in (source.draw(index, np.random.default_rng(seed)), source[index]):
+            labels, boxes = sample["segmentations"], sample["boxes"]
+            count = len(set(np.unique(labels)) - {0, 255})
+            assert set(np.unique(labels)) <= {0, 255, *range(1, count + 1)}  # numbered compactly
+            np.testing.assert_allclose(
+                boxes[:, first : first + count], _loop_boxes(labels, count), rtol=1e-6
+            )
+            assert (boxes[:, first + count :] == -1).all()
+            assert sample["slot_mask"].tolist() == [i < first + count for i in range(OBJECTS + 2)]
+            if background_box:
+                np.testing.assert_allclose(boxes[:, 0] - [0, 0, 15 / 16, 15 / 16], 0, atol=1e-7)
+
+
+def test_an_object_outside_of_the_crop_is_dropped(tmp_path):
+    labels = np.zeros((2, 20, 60), np.uint8)
+    labels[:, 5:9, 0:4], labels[1, 5:9, 28:32] = 1, 2
+    video = np.zeros((2, 20, 60, 3), np.uint8)
+    sample = _source(write_folder(tmp_path / "a", [(video, labels)]), image_size=20)[0]
+    assert set(np.unique(sample["segmentations"])) == {0, 1}
+    assert sample["slot_mask"].tolist() == [True, True, False, False, False]
+    np.testing.assert_allclose(sample["boxes"][:, 1] * 20, [[0, 0, 0, 0], [8, 5, 11, 8]], atol=1e-5)
+
+
+def test_one_draw_serves_all_frames_of_a_clip_and_its_labels(tmp_path):
+    # Every frame is the same picture, and its red is the label: they have to stay so.
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.integers(0, 4, (1, 40, 50), dtype=np.uint8), 6, axis=0)
+    labels = np.kron(labels[:, ::10, ::10], np.ones((1, 10, 10), np.uint8))
+    video = np.stack([labels * 60] * 3, axis=-1)
+    source = _source(write_folder(tmp_path / "a", [(video, labels)]), image_size=64)
+    shown = set()
+    for seed in range(12):
+        sample = source.draw(0, np.random.default_rng(seed))
+        assert (sample["video"] == sample["video"][:1]).all()
+        assert (sample["segmentations"] == sample["segmentations"][:1]).all()
+        agree = sample["video"][..., 0] == sample["segmentations"] * 60
+        assert agree.mean() > 0.6  # the rest are outlines, mixed by the resize
+        shown.add(sample["video"].tobytes())
+    assert len(shown) == 12
+
+
+def test_windows_are_drawn_from_the_cut_video(folder, tmp_path):
+    video = np.repeat(np.arange(7, dtype=np.uint8), 20 * 20 * 3).reshape(7, 20, 20, 3) * 30
+    source = _source(write_folder(tmp_path / "a", [(video, np.zeros((7, 20, 20), np.uint8))]))
+    drawn = {
+        tuple(source.draw(0, np.random.default_rng(seed))["video"][:, 3, 3, 0] // 30)
+        for seed in range(40)
+    }
+    assert drawn == {(0, 1, 2), (3, 4, 5), (4, 5, 6)}
+    assert len(_source(folder, num_frames=20).draw(0, np.random.default_rng(0))["video"]) == 7
+
+
+def test_a_still_is_a_clip_of_one_frame(tmp_path, clips):
+    stills = [(video[:1], labels[:1]) for video, labels in clips]
+    source = _source(write_folder(tmp_path / "a", stills, stills=True), image_size=20, num_frames=1)
+    for index, (video, _) in enumerate(stills):
+        np.testing.assert_array_equal(source[index]["video"], video[:, :, 5:25])
+    assert source.draw(0, np.random.default_rng(0))["video"].shape == (1, 20, 20, 3)
+
+
+def test_without_boxes_every_slot_takes_part(folder):
+    sample = _source(folder, boxes=False, background_box=False, max_objects=None, num_slots=2)[0]
+    assert sample["slot_mask"].all() and sample["boxes"].shape == (3, 2, 4)
+
+
+def test_only_frames_that_are_used_are_decoded(folder, monkeypatch):
+    decoded = []
+    decode = encoded._decode
+
+    def counted(data, mode, what):
+        decoded.append(what)
+        return decode(data, mode, what)
+
+    monkeypatch.setattr(encoded, "_decode", counted)
+    _source(folder).draw(0, np.random.default_rng(0))
+    assert len(decoded) == 2 * 3  # frames and labels
+    decoded.clear()
+    _source(folder, num_frames=2)[0]
+    assert len(decoded) == 2 * 2
+    decoded.clear()
+    assert len(_source(folder, repeat_frames=3).epoch()) == 16 and not decoded
+
+
+# ------------------------------------------------------------------------------------------ order
+
+
+def test_long_videos_count_more_often(tmp_path):
+    rng = np.random.default_rng(0)
+    videos = [blobs(rng, length, 8, 8, 1) for length in (2, 5, 9)]
+    path = write_folder(tmp_path / "a", videos)
+    assert _source(path, repeat_frames=3).epoch().tolist() == [0, 1, 2, 2, 2]
+    assert _source(path).epoch().tolist() == [0, 1, 2]
+    assert _source(path, repeat_frames=3, num_samples=2).epoch().tolist() == [0, 1]
+
+
+def test_training_draws_anew_every_epoch(folder):
+    batches = training_batches(_source(folder), 8, seed=0)
+    first, second = next(batches)["video"], next(batches)["video"]
+    assert len({video.tobytes() for video in [*first, *second]}) == 16
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, id="workers")])
+def test_a_resumed_training_draws_the_identical_batches(folder, num_workers):
+    want = list(itertools.islice(training_batches(_source(folder), 3, seed=1), 6))
+    options = {"num_threads": 2, "num_workers": num_workers}
+    whole = training_batches(_source(folder), 3, seed=1, **options)
+    for batch in want[:4]:
+        _assert_same(next(whole), batch)
+    state = json.loads(json.dumps(whole.get_state()))
+    resumed = training_batches(_source(folder), 3, seed=1, **options)
+    resumed.set_state(state)
+    for batch in want[4:]:
+        _assert_same(next(resumed), batch)
+    whole.close()
+    resumed.close()
+    # The position is also good for another number of workers.
+    alone = training_batches(_source(folder), 3, seed=1)
+    alone.set_state(state)
+    _assert_same(next(alone), want[4])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_hosts_share_out_what_one_would_draw(folder, count):
+    alone = training_batches(_source(folder), 2 * count, seed=5)
+    hosts = [
+        training_batches(_source(folder), 2, seed=5, process_index=i, process_count=count)
+        for i in range(count)
+    ]
+    for _ in range(6):
+        whole, parts = next(alone), [next(host) for host in hosts]
+        for key in whole:
+            interleaved = np.stack([part[key] for part in parts], axis=1)
+            np.testing.assert_array_equal(interleaved.reshape(whole[key].shape), whole[key])
+
+
+def test_process_out_of_range_is_refused(folder):
+    with pytest.raises(UserError, match="process 2 of 2"):
+        training_batches(_source(folder), 2, seed=0, process_index=2, process_count=2)
+
+
+def test_evaluation_sees_each_sample_once(folder):
+    source = _source(folder)
+    batches = list(evaluation_batches(source, 3))
+    videos = np.concatenate([batch["video"][batch["valid"]] for batch in batches])
+    assert len(videos) == 8
+    for index, video in enumerate(videos):
+        np.testing.assert_array_equal(video, source[index]["video"])
+
+
+def test_whole_videos_of_different_lengths_need_batches_of_one(tmp_path):
+    rng = np.random.default_rng(0)
+    path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (3, 5)])
+    source = _source(path, num_frames=None)
+    assert [batch["video"].shape[1] for batch in evaluation_batches(source, 1)] == [3, 5]
+    with pytest.raises(UserError, match="clips of 3, 5 frames.*eval.batch_size=1"):
+        next(evaluation_batches(source, 2))
+
+
+def test_a_source_travels_to_other_processes(folder):
+    source = _source(folder)
+    want = source[5]  # with a shard open
+    _assert_same(pickle.loads(pickle.dumps(source))[5], want)
+
+
+def test_config_names_it(folder):
+    config = {"name": "prepared", "folder": str(folder), "image_size": 16, "num_frames": 3}
+    source = build_dataset(config, "train", num_slots=5)
+    assert next(training_batches(source, 2, seed=0))["video"].shape == (2, 3, 16, 16, 3)
+    long = build_dataset({**config, "num_frames": 9}, "train", num_slots=5)
+    with pytest.raises(UserError, match="has 7 frames, 9 were asked for"):
+        next(training_batches(long, 2, seed=0))
+    assert len(build_dataset(config, "train", num_slots=5, num_samples=100)) == 8
+
+
+# ----------------------------------------------------------------------------------------- faults
+
+
+def test_missing_folder_and_split_are_named(folder, tmp_path):
+    with pytest.raises(UserError, match="nowhere is no folder.*python -m data.prepare"):
+        _source(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no dataset_info.json"):
+        _source(tmp_path)
+    with pytest.raises(UserError, match="no split 'test'; it has: train"):
+        _source(folder, split="test")
+
+
+def _copy(folder, tmp_path, clips):
+    return write_folder(tmp_path / "copy", clips)
+
+
+def test_a_missing_shard_is_named(tmp_path, clips):
+    path = _copy(None, tmp_path, clips)
+    (path / "mini-train.array_record-00001-of-00003").unlink()
+    with pytest.raises(UserError, match="lacks mini-train.array_record-00001-of-00003, of 3"):
+        _source(path)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_truncated_shard_is_named(tmp_path, clips, keep):
+    path = _copy(None, tmp_path, clips)
+    file = path / "mini-train.array_record-00001-of-00003"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * keep)])
+    source = _source(path)
+    source[0]
+    with pytest.raises(UserError, match="00001-of-00003.*truncated"):
+        source[3]
+
+
+def test_a_damaged_record_is_named(tmp_path, clips):
+    path = _copy(None, tmp_path, clips)
+    file = path / "mini-train.array_record-00000-of-00003"
+    data = bytearray(file.read_bytes())
+    place = data.find(b"\x89PNG") + 40
+    data[place : place + 20] = bytes(20)
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="record 0 of .*00000-of-00003 cannot be read"):
+        _source(path)[0]
+
+
+def test_too_many_objects_name_the_sample(folder):
+    with pytest.raises(UserError, match=r"clip_0\) shows \d objects, data.max_objects is 1"):
+        _source(folder, max_objects=1)[0]
+    with pytest.raises(UserError, match="num_slots to at least 5"):
+        _source(folder, max_objects=4, num_slots=4)
+
+
+def test_pictures_that_cannot_be_decoded_are_named():
+    clip = EncodedClip("clip_7", [png(np.zeros((4, 5, 3), np.uint8)), b"no picture", b""], None)
+    assert decode_frames(clip, [0]).shape == (1, 4, 5, 3)
+    for t in (1, 2):
+        with pytest.raises(UserError, match=f"frame {t} of clip_7 cannot be decoded"):
+            decode_frames(clip, [t])
+
+
+def test_labels_have_to_be_8_bit_maps_and_frames_of_one_size():
+    deep = cv2.imencode(".png", np.zeros((4, 5), np.uint16))[1].tobytes()
+    colour = png(np.zeros((4, 5, 3), np.uint8))
+    for data in (deep, colour):
+        with pytest.raises(UserError, match="label map 0 of clip_7 is uint"):
+            decode_labels(EncodedClip("clip_7", [colour], [data]), [0])
+    frames = [colour, png(np.zeros((4, 6, 3), np.uint8))]
+    with pytest.raises(UserError, match="sizes 4x5, 4x6"):
+        decode_frames(EncodedClip("clip_7", frames, None), [0, 1])
+
+
+def test_frames_are_red_green_blue():
+    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    clip = EncodedClip("clip", [png(picture)], None)
+    np.testing.assert_array_equal(decode_frames(clip, [0])[0], picture)
+
+
+def test_labels_of_another_size_are_refused(tmp_path):
+    video, labels = np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8, 9), np.uint8)
+    with pytest.raises(UserError, match="frames of 8x8 pixels and label maps of 8x9"):
+        _source(write_folder(tmp_path / "a", [(video, labels)]))[0]
+
+
+def test_records_know_their_bounds(folder):
+    records = Records(folder, "train")
+    assert len(records) == 8 and records[7]
+    for index in (-1, 8):
+        with pytest.raises(IndexError):
+            records[index]
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_trains_and_scores_on_prepared_folders(tmp_path, clips):
+    config = run_config.get_config()
+    config.data = ConfigDict(
+        {
+            "name": "prepared",
+            "folder": str(write_folder(tmp_path / "set", clips)),
+            "image_size": 16,
+            "num_frames": 2,
+            "max_objects": 4,
+            "boxes": True,
+            "background_box": False,
+            "repeat_frames": 3,
+        }
+    )
+    config.train.update(num_steps=4, num_threads=2)
+    config.checkpoint.every = 2
+    config.eval.update(split="train", batch_size=1, num_frames=-1, num_samples=2)
+    scores = train(config, tmp_path / "run")
+    assert np.isfinite(scores["metrics"]["ari"]["mean"])
+    assert scores["protocol"]["num_samples"] == 2
