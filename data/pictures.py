@@ -50,6 +50,18 @@ def labels(data: bytes, where: str, options: Options) -> np.ndarray:
     return np.asarray(picture)
 
 
+def colours(data: bytes, where: str, options: Options) -> np.ndarray:
+    """The pixels (H,W,3) of a label picture whose colours tell segments apart.
+
+    Raises:
+        BadSample: damaged, too large, or not of 8 bit RGB.
+    """
+    picture = _open(data, where, options)
+    if picture.mode not in ("RGB", "RGBA"):
+        raise BadSample(f"{where} has mode {picture.mode}, expected labels as RGB colours of 8 bit")
+    return np.asarray(picture)[..., :3]
+
+
 def label_png(segmentation: np.ndarray, options: Options) -> bytes:
     """A label map (H,W) of uint8 as PNG, resized as its frame is."""
     if options.size is not None:

@@ -1,0 +1,390 @@
+"""Preparing single images, from miniatures in the real layouts: archives with zips inside, and unpacked."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from test_rle import compressed, run_lengths
+
+from data import check, prepare
+from data.archives import Files
+from data.family import Options
+from data.features import NO_SEGMENT
+from smoothsa_jax.errors import UserError
+
+HEIGHT, WIDTH = 24, 32
+
+
+def picture(seed: int, kind: str = "JPEG", size=(HEIGHT, WIDTH)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), kind)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def zipped(contents: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tarred(contents: dict[str, bytes], compression: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write(folder: Path, contents: dict[str, bytes]) -> Path:
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def unpack(source: Path) -> None:
+    """Unpacks the archives of a folder there, and removes them; zips inside too."""
+    while archives := [p for p in source.rglob("*") if p.name.endswith((".zip", ".tar", "gz"))]:
+        for path in archives:
+            files = Files(path)
+            write(path.parent, {name: files.read(name) for name in files.names()})
+            path.unlink()
+
+
+def samples(out: Path, split: str) -> list[dict[str, Any]]:
+    return list(tfds.builder_from_directory(out).as_data_source(split=split))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+
+
+def refuses(name: str, source: Path, **options) -> str:
+    """The one line that is said, once nothing was left behind."""
+    out = source.parent / f"{source.name}-refused"
+    with pytest.raises(UserError) as error:
+        prepare.prepare(name, str(source), out, options=Options(**options))
+    assert not (out / "MANIFEST.json").exists()
+    return " ".join(str(error.value).split())
+
+
+# ---------------------------------------------------------------------------------------------------------------- COCO
+
+PERSON, CAT, GRASS = 1, 17, 193
+CATEGORIES = [
+    {"id": PERSON, "name": "person", "supercategory": "person", "isthing": 1},
+    {"id": CAT, "name": "cat", "supercategory": "animal", "isthing": 1},
+    {"id": GRASS, "name": "grass-merged", "supercategory": "plant", "isthing": 0},
+]
+IDS = (1000, 66_000, 10_000_000, 70, 300)  # of more than one colour channel
+
+
+def regions() -> list[tuple[slice, slice]]:
+    """Where things, stuff and a crowd are in each image; what is left is not annotated."""
+    return [
+        (slice(0, 8), slice(0, 10)),
+        (slice(8, 16), slice(4, 20)),
+        (slice(16, 24), slice(0, 32)),
+        (slice(0, 8), slice(20, 30)),
+        (slice(8, 16), slice(20, 30)),
+    ]
+
+
+def segments() -> list[dict[str, Any]]:
+    kinds = [(CAT, 0), (GRASS, 0), (GRASS, 0), (PERSON, 0), (PERSON, 1)]
+    found = []
+    for (rows, columns), segment_id, (category, crowd) in zip(regions(), IDS, kinds, strict=True):
+        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        found.append(
+            {
+                "id": segment_id,
+                "category_id": category,
+                "iscrowd": crowd,
+                "bbox": box,
+                "area": box[2] * box[3],
+            }
+        )
+    return found
+
+
+def panoptic_png(rows: int = HEIGHT) -> bytes:
+    ids = np.zeros((rows, WIDTH), np.int64)
+    for region, segment_id in zip(regions(), IDS, strict=True):
+        ids[region] = segment_id
+    return encoded(Image.fromarray(np.stack([ids >> s & 255 for s in (0, 8, 16)], -1).astype("u1")))
+
+
+def panoptic_labels(crowd: int) -> np.ndarray:
+    labels = np.full((HEIGHT, WIDTH), NO_SEGMENT, np.uint8)
+    for region, label in zip(regions(), (1, 0, 0, 2, crowd), strict=True):
+        labels[region] = label
+    return labels
+
+
+SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+RIGHT = [20.0, 0.0, 28.0, 0.0, 28.0, 6.0, 20.0, 6.0]
+
+
+def crowd_mask(index: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10 + index : 20, 5:25:2] = True
+    return mask
+
+
+def instances(index: int) -> list[dict[str, Any]]:
+    counts = run_lengths(crowd_mask(index))
+    size = [HEIGHT, WIDTH]
+    crowd = {"size": size, "counts": counts if index % 2 else compressed(counts)}
+    found = [
+        {"category_id": PERSON, "segmentation": [SQUARE, RIGHT], "bbox": [2.0, 0, 26, 12]},
+        {"category_id": PERSON, "segmentation": crowd, "bbox": [5, 10, 20, 10], "iscrowd": 1},
+        {
+            "category_id": CAT,
+            "segmentation": [[8, 8, 16, 8, 16, 16, 8, 16]],
+            "bbox": [8, 8, 8, 8],
+        },
+    ]
+    return [{"iscrowd": 0, "id": 10 * index + k, **entry} for k, entry in enumerate(found)]
+
+
+def instance_labels(index: int, crowd: int, cat: int) -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[2:12, 2:12] = labels[0:6, 20:28] = 1
+    labels[crowd_mask(index)] = crowd
+    labels[8:16, 8:16] = cat
+    return labels
+
+
+COUNTS = {"train2017": 3, "val2017": 2}
+
+
+def coco_contents() -> dict[str, dict[str, bytes]]:
+    """The archives of COCO: name -> what is in it."""
+    archives: dict[str, dict[str, bytes]] = {
+        "panoptic_annotations_trainval2017.zip": {},
+        "annotations_trainval2017.zip": {},
+    }
+    for stem, count in COUNTS.items():
+        names = [f"{index + 7:012d}" for index in range(count)]
+        archives[f"{stem}.zip"] = {
+            f"{stem}/{n}.jpg": picture(100 * count + i) for i, n in enumerate(names)
+        }
+        images = [
+            {"id": int(n), "file_name": f"{n}.jpg", "height": HEIGHT, "width": WIDTH} for n in names
+        ]
+        panoptic = [
+            {"image_id": int(n), "file_name": f"{n}.png", "segments_info": segments()}
+            for n in names
+        ]
+        drawn = [
+            {"image_id": int(n), **entry} for i, n in enumerate(names) for entry in instances(i)
+        ]
+        common = {"info": {"year": 2017}, "licenses": [], "images": images}
+        archives["panoptic_annotations_trainval2017.zip"].update(
+            {
+                f"annotations/panoptic_{stem}.json": json.dumps(
+                    {**common, "annotations": panoptic, "categories": CATEGORIES}
+                ).encode(),
+                f"annotations/panoptic_{stem}.zip": zipped(
+                    {f"panoptic_{stem}/{n}.png": panoptic_png() for n in names}
+                    | {f"__MACOSX/panoptic_{stem}/._{n}.png": b"?" for n in names}
+                ),
+            }
+        )
+        archives["annotations_trainval2017.zip"][f"annotations/instances_{stem}.json"] = json.dumps(
+            {**common, "annotations": drawn, "categories": CATEGORIES[:2]}
+        ).encode()
+    return archives
+
+
+def coco_source(folder: Path, archives: dict[str, dict[str, bytes]] | None = None) -> Path:
+    contents = archives or coco_contents()
+    return write(folder, {name: zipped(inside) for name, inside in contents.items()})
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    return coco_source(tmp_path / "coco")
+
+
+def check_coco(out: Path, source: Path, labels, num_objects: int) -> None:
+    for split, stem in (("train", "train2017"), ("validation", "val2017")):
+        images = coco_images(source, stem)
+        found = samples(out, split)
+        assert [s["metadata"]["name"].decode() for s in found] == [n[:-4] for n in sorted(images)]
+        for index, sample in enumerate(found):
+            name = sample["metadata"]["name"].decode()
+            np.testing.assert_array_equal(sample["image"], pixels_of(images[f"{name}.jpg"]))
+            np.testing.assert_array_equal(sample["segmentation"][..., 0], labels(index))
+            assert len(sample["categories"]) == len(sample["bboxes"]) == num_objects
+            assert (sample["metadata"]["height"], sample["metadata"]["width"]) == (HEIGHT, WIDTH)
+    assert check.check(out) == []
+
+
+def coco_images(source: Path, stem: str) -> dict[str, bytes]:
+    files = Files(source / stem if (source / stem).exists() else source / f"{stem}.zip")
+    return {name.split("/")[-1]: files.read(name) for name in files.names()}
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_coco(coco, tmp_path, unpacked):
+    if unpacked:
+        unpack(coco)
+    out = tmp_path / "out"
+    prepare.prepare("coco", str(coco), out)
+    check_coco(out, coco, lambda index: panoptic_labels(crowd=NO_SEGMENT), 2)
+    sample = samples(out, "train")[0]
+    builder = tfds.builder_from_directory(out)
+    assert builder.info.features["categories"].feature.names == ["person", "cat"]
+    assert list(sample["categories"]) == [1, 0]
+    expected = [[0, 0, 8 / HEIGHT, 10 / WIDTH], [0, 20 / WIDTH, 8 / HEIGHT, 30 / WIDTH]]
+    np.testing.assert_allclose(sample["bboxes"], expected, atol=1e-6)
+    assert not (out / prepare.UNFINISHED).exists()
+
+
+def test_coco_crowds_as_segments(coco, tmp_path):
+    options = Options(extra=(("crowd", "segment"),))
+    prepare.prepare("coco", str(coco), tmp_path / "out", options=options)
+    check_coco(tmp_path / "out", coco, lambda index: panoptic_labels(crowd=3), 3)
+    prepare.prepare("coco_instances", str(coco), tmp_path / "instances", options=options)
+    check_coco(tmp_path / "instances", coco, lambda index: instance_labels(index, 2, 3), 3)
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_coco_instances(coco, tmp_path, unpacked):
+    if unpacked:
+        unpack(coco)
+    prepare.prepare("coco_instances", str(coco), tmp_path / "out")
+    check_coco(tmp_path / "out", coco, lambda i: instance_labels(i, NO_SEGMENT, 2), 2)
+    assert list(samples(tmp_path / "out", "train")[1]["categories"]) == [0, 1]
+
+
+def test_coco_workers_change_no_byte(coco, tmp_path):
+    arguments = ["coco", f"--source={coco}"]
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        assert prepare.main([*arguments, f"--out={out}", f"--workers={workers}"]) == 0
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+
+
+def test_coco_splits_one_after_the_other(coco, tmp_path):
+    prepare.prepare("coco", str(coco), tmp_path / "both")
+    for split in ("validation", "train"):
+        prepare.prepare("coco", str(coco), tmp_path / "one", (split,))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "both")
+
+
+def test_coco_limit_and_size(coco, tmp_path):
+    prepare.prepare("coco", str(coco), tmp_path / "out", options=Options(limit=1, size=12))
+    (sample,) = samples(tmp_path / "out", "train")
+    assert sample["image"].shape == (12, 16, 3) and sample["segmentation"].shape == (12, 16, 1)
+
+
+def changed_json(archives: dict, name: str, change) -> dict:
+    file = next(inside for inside in archives.values() if name in inside)
+    content = json.loads(file[name])
+    change(content)
+    file[name] = json.dumps(content).encode()
+    return archives
+
+
+PANOPTIC = "annotations/panoptic_train2017.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda j: j["images"][1].update(file_name="x.jpg"), "lacks 1 of the 3 images"),
+        (lambda j: j.update(annotations=[]), "no annotations for its 3 images"),
+        (lambda j: j["annotations"][0].update(image_id=99), "that it does not list: 99"),
+        (lambda j: j["annotations"][0].pop("segments_info"), "holds no panoptic annotations"),
+        (lambda j: j["images"][0].pop("height"), "an entry of images lacks 'height'"),
+        (lambda j: j["images"][0].update(height=25), "24x32 pixels, its json says 25x32"),
+        (
+            lambda j: j["annotations"][0].update(file_name="x.png"),
+            "has no panoptic_train2017/x.png",
+        ),
+        (lambda j: j["annotations"][0]["segments_info"].pop(), "has the id 300"),
+        (lambda j: j["annotations"][0]["segments_info"][0].pop("bbox"), "KeyError 'bbox'"),
+        (lambda j: j["annotations"][0].update(segments_info=segments() * 130), "260 objects"),
+    ],
+)
+def test_coco_faults_of_the_json(tmp_path, change, expected):
+    archives = changed_json(coco_contents(), PANOPTIC, change)
+    assert expected in refuses("coco", coco_source(tmp_path / "coco", archives))
+
+
+def test_coco_damaged_json(tmp_path):
+    archives = coco_contents()
+    inside = archives["panoptic_annotations_trainval2017.zip"]
+    inside[PANOPTIC] = inside[PANOPTIC][:-30]
+    text = refuses("coco", coco_source(tmp_path / "coco", archives))
+    assert "panoptic_train2017.json is no json as it was published" in text
+
+
+def test_coco_image_of_another_size(tmp_path):
+    archives = coco_contents()
+    name = sorted(archives["train2017.zip"])[0]
+    archives["train2017.zip"][name] = picture(0, size=(20, 32))
+    source = coco_source(tmp_path / "coco", archives)
+    text = refuses("coco", source)
+    assert f"{name} has 20x32 pixels, its labels 24x32" in text
+    prepare.prepare("coco", str(source), tmp_path / "out", options=Options(skip_bad=True))
+    assert len(samples(tmp_path / "out", "train")) == 2
+
+
+def test_coco_run_lengths_that_do_not_fit(tmp_path):
+    def shorten(content):
+        content["annotations"][4]["segmentation"]["counts"][-1] -= 1
+
+    archives = changed_json(coco_contents(), "annotations/instances_train2017.json", shorten)
+    text = refuses("coco_instances", coco_source(tmp_path / "coco", archives))
+    assert "000000000008.jpg, annotation 11: the RLE counts 767 pixels" in text
+
+
+def test_coco_missing_files(coco, tmp_path):
+    (coco / "panoptic_annotations_trainval2017.zip").unlink()
+    text = refuses("coco", coco)
+    assert "annotations/panoptic_train2017.json" in text and "download panoptic_ann" in text
+    (tmp_path / "empty").mkdir()
+    text = refuses("coco", tmp_path / "empty")
+    assert "train2017.zip" in text and "val2017.zip" in text
+    assert "is no folder" in refuses("coco", tmp_path / "nowhere")
+
+
+def test_coco_missing_label_maps(coco):
+    unpack(coco)
+    (coco / "annotations" / "panoptic_train2017").rename(coco / "elsewhere")
+    assert "but the label maps are missing; looked for" in refuses("coco", coco)
+    (coco / "elsewhere").rename(coco / "panoptic_train2017")
+    prepare.prepare("coco", str(coco), coco.parent / "out")
+
+
+def test_coco_a_damaged_zip_inside(tmp_path):
+    archives = coco_contents()
+    inside = archives["panoptic_annotations_trainval2017.zip"]
+    inside["annotations/panoptic_train2017.zip"] = inside["annotations/panoptic_train2017.zip"][
+        :-90
+    ]
+    text = refuses("coco", coco_source(tmp_path / "coco", archives))
+    assert "panoptic_train2017.zip is damaged" in text
