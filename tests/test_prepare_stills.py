@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 from test_rle import compressed, run_lengths
@@ -388,3 +389,187 @@ def test_coco_a_damaged_zip_inside(tmp_path):
     ]
     text = refuses("coco", coco_source(tmp_path / "coco", archives))
     assert "panoptic_train2017.zip is damaged" in text
+
+
+# ----------------------------------------------------------------------------------------------------------------- VOC
+
+VOC_LISTS = {
+    "VOC2012": {"train": ["2007_000032", "2008_000001"], "val": ["2009_000005"]},
+    "VOC2007": {"train": ["000032"], "val": ["000039"], "test": ["000068"]},
+}
+BENCHMARK = ["2008_000001", "2009_000005", "2010_000011", "2011_000009"]
+VOC_PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # of the first values
+
+
+def voc_labels(gap: int = 2) -> np.ndarray:
+    """Two objects, with their boundaries; the second has the value `gap`."""
+    objects = np.zeros((HEIGHT, WIDTH), np.uint8)
+    objects[2:10, 2:10] = 1
+    objects[12:20, 4:20] = gap
+    objects[10, 2:10] = objects[12:20, 3] = 255
+    return objects
+
+
+def palette_png(values: np.ndarray) -> bytes:
+    image = Image.fromarray(values)
+    image.putpalette(VOC_PALETTE + [0] * (255 * 3 - len(VOC_PALETTE)) + [224, 224, 192])
+    assert image.mode == "P"
+    return encoded(image)
+
+
+def voc_classes() -> np.ndarray:
+    """A dog (12) and a train (19), of whose pixels a few are of another class."""
+    classes = np.where(voc_labels() == 1, 12, np.where(voc_labels() == 2, 19, 0)).astype(np.uint8)
+    classes[2:10, 2:4] = 255
+    classes[12:14, 4:20] = 7
+    return classes
+
+
+def voc_contents(year: str, lists: tuple[str, ...]) -> dict[str, bytes]:
+    root = f"VOCdevkit/{year}"
+    contents = {}
+    for which in lists:
+        names = VOC_LISTS[year][which]
+        contents[f"{root}/ImageSets/Segmentation/{which}.txt"] = "\n".join([*names, ""]).encode()
+        for name in names:
+            contents[f"{root}/JPEGImages/{name}.jpg"] = picture(int(name[-4:]))
+            contents[f"{root}/SegmentationObject/{name}.png"] = palette_png(voc_labels())
+            contents[f"{root}/SegmentationClass/{name}.png"] = palette_png(voc_classes())
+    if "val" in lists:
+        both = sorted(VOC_LISTS[year]["train"] + VOC_LISTS[year]["val"])
+        contents[f"{root}/ImageSets/Segmentation/trainval.txt"] = "\n".join(both).encode()
+    if year == "VOC2012":  # SBD's images are of VOC2012, most without a segmentation there
+        for name in BENCHMARK:
+            contents[f"{root}/JPEGImages/{name}.jpg"] = picture(int(name[-4:]))
+    return contents
+
+
+def inst(objects: np.ndarray, classes: list[int]) -> bytes:
+    buffer = io.BytesIO()
+    instance = {"Segmentation": objects, "Categories": np.array(classes, np.uint8)[:, None]}
+    scipy.io.savemat(buffer, {"GTinst": instance})
+    return buffer.getvalue()
+
+
+def sbd_labels() -> np.ndarray:
+    return np.where(voc_labels() == 255, 0, voc_labels()).astype(np.uint8)
+
+
+def sbd_contents() -> dict[str, bytes]:
+    root = "benchmark_RELEASE/dataset"
+    contents = {f"{root}/inst/{n}.mat": inst(sbd_labels(), [3, 20]) for n in BENCHMARK}
+    one = np.minimum(sbd_labels(), 1)  # a single category is stored as a number, not a list
+    contents[f"{root}/inst/{BENCHMARK[-1]}.mat"] = inst(one, [5])
+    return {f"{root}/train.txt": b"2008_000001", f"{root}/cls/{BENCHMARK[0]}.mat": b"?", **contents}
+
+
+def voc_source(folder: Path, **changes: dict[str, bytes]) -> Path:
+    contents = {
+        "VOCtrainval_11-May-2012.tar": voc_contents("VOC2012", ("train", "val")),
+        "VOCtrainval_06-Nov-2007.tar": voc_contents("VOC2007", ("train", "val")),
+        "VOCtest_06-Nov-2007.tar": voc_contents("VOC2007", ("test",)),
+    }
+    for inside in contents.values():
+        inside.update({name: data for name, data in changes.items() if name in inside})
+    benchmark = {"benchmark.tgz": tarred(sbd_contents(), "gz")}
+    return write(folder, {name: tarred(inside) for name, inside in contents.items()} | benchmark)
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    return voc_source(tmp_path / "voc")
+
+
+def names_of(out: Path, split: str) -> list[str]:
+    return [s["metadata"]["name"].decode() for s in samples(out, split)]
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_voc(voc, tmp_path, unpacked):
+    if unpacked:
+        unpack(voc)
+    out = tmp_path / "out"
+    prepare.prepare("voc", str(voc), out)
+    assert names_of(out, "train") == ["2007_000032", "2008_000001", "2009_000005"]
+    assert names_of(out, "validation") == ["000032", "000039"]
+    assert names_of(out, "test") == ["000068"]
+    for split in ("train", "validation", "test"):
+        for sample in samples(out, split):
+            name = sample["metadata"]["name"].decode()
+            expected = pixels_of(picture(int(name[-4:])))
+            np.testing.assert_array_equal(sample["image"], expected)
+            np.testing.assert_array_equal(sample["segmentation"][..., 0], voc_labels())
+            assert list(sample["categories"]) == [11, 18]
+    assert check.check(out) == []
+    names = tfds.builder_from_directory(out).info.features["categories"].feature.names
+    assert len(names) == 20 and (names[11], names[18]) == ("dog", "train")
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_voc_trainaug(voc, tmp_path, unpacked):
+    if unpacked:
+        unpack(voc)
+    out = tmp_path / "out"
+    prepare.prepare("voc_trainaug", str(voc), out)
+    found = {s["metadata"]["name"].decode(): s for s in samples(out, "train")}
+    assert list(found) == ["2007_000032", "2008_000001", "2010_000011", "2011_000009"]
+    np.testing.assert_array_equal(found["2008_000001"]["segmentation"][..., 0], voc_labels())
+    sample = found["2010_000011"]
+    np.testing.assert_array_equal(sample["segmentation"][..., 0], sbd_labels())
+    np.testing.assert_array_equal(sample["image"], pixels_of(picture(11)))
+    assert list(sample["categories"]) == [2, 19]
+    assert list(found["2011_000009"]["categories"]) == [4]
+    assert names_of(out, "validation") == ["000032", "000039"]
+    assert check.check(out) == []
+    prepare.prepare("voc_trainaug", str(voc), tmp_path / "few", ("train",), Options(limit=3))
+    assert names_of(tmp_path / "few", "train") == list(found)[:3]
+
+
+def test_voc_values_that_no_pixel_has_are_left_out(tmp_path):
+    name = "VOCdevkit/VOC2012/SegmentationObject/2007_000032.png"
+    source = voc_source(tmp_path / "voc", **{name: palette_png(voc_labels(gap=5))})
+    prepare.prepare("voc", str(source), tmp_path / "out", ("train",))
+    sample = samples(tmp_path / "out", "train")[0]
+    np.testing.assert_array_equal(sample["segmentation"][..., 0], voc_labels())
+
+
+def test_voc_missing_files(voc, tmp_path):
+    write(tmp_path / "empty", {"benchmark.tgz": b""})
+    text = refuses("voc", tmp_path / "empty")
+    for name in ("VOCtrainval_11-May-2012.tar", "VOCtrainval_06-Nov-2007.tar", "VOCdevkit/VOC2012"):
+        assert name in text
+    (voc / "benchmark.tgz").unlink()
+    text = refuses("voc_trainaug", voc)
+    assert "benchmark.tgz" in text and "benchmark_RELEASE/dataset" in text
+    unpack(voc)
+    (voc / "VOCdevkit/VOC2012/SegmentationClass/2009_000005.png").unlink()
+    assert "lacks 1 of the 9 files" in refuses("voc", voc)
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "expected"),
+    [
+        ("JPEGImages/2008_000001.jpg", picture(1, size=(20, 30)), "has 20x30 pixels, its labels"),
+        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (3, 3))), "Class 3x3"),
+        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (32, 24))), "object 1 is of"),
+        ("SegmentationObject/2008_000001.png", picture(0, "PNG"), "has mode RGB, expected a label"),
+        ("ImageSets/Segmentation/trainval.txt", b"\n", "trainval.txt is empty: no annotations"),
+    ],
+)
+def test_voc_faults(tmp_path, file, data, expected):
+    source = voc_source(tmp_path / "voc", **{f"VOCdevkit/VOC2012/{file}": data})
+    assert expected in refuses("voc", source)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"MATLAB", "2010_000011.mat has no GTinst"),
+        (inst(sbd_labels(), [3]), "has labels to 2"),
+        (inst(sbd_labels(), [3, 21]), r"has the classes [3, 21], expected 1 to 20"),
+    ],
+)
+def test_voc_faults_of_sbd(voc, data, expected):
+    name = "benchmark_RELEASE/dataset/inst/2010_000011.mat"
+    (voc / "benchmark.tgz").write_bytes(tarred({**sbd_contents(), name: data}, "gz"))
+    assert expected in refuses("voc_trainaug", voc)
