@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.clevrtex import Clevrtex
 from data.coco import Coco
 from data.family import SPLITS, BadSample, Family, Job, Options, Plan, Source
 from data.movi import Movi
@@ -44,7 +45,7 @@ FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 STAGING = "staging"  # in it: what had to be unpacked
-FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc)
+FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 # Each worker process has its own.

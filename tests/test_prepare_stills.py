@@ -573,3 +573,138 @@ def test_voc_faults_of_sbd(voc, data, expected):
     name = "benchmark_RELEASE/dataset/inst/2010_000011.mat"
     (voc / "benchmark.tgz").write_bytes(tarred({**sbd_contents(), name: data}, "gz"))
     assert expected in refuses("voc_trainaug", voc)
+
+
+# ------------------------------------------------------------------------------------------------------------ ClevrTex
+
+FULL = {part: [10 * part + k for k in range(10)] for part in range(1, 6)}
+
+
+def scene_labels(index: int) -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for label in range(1, 2 + index % 4):
+        labels[4 * label : 4 * label + 3, label : label + 9] = label
+    return labels
+
+
+def flat(index: int) -> bytes:
+    """The label map in colours; some as a palette picture."""
+    colours = np.array([[0, 0, 0], [200, 1, 0], [0, 0, 9], [255, 255, 255], [5, 0, 200]], np.uint8)
+    image = Image.fromarray(colours[scene_labels(index)])
+    if index % 3 == 0:
+        image = image.quantize(dither=Image.Dither.NONE)
+        assert image.mode == "P"
+    return encoded(image)
+
+
+def scenes(which: str, numbers: list[int]) -> dict[str, bytes]:
+    contents = {}
+    for place, number in enumerate(numbers):
+        stem = f"clevrtex_{which}/{number // 7}/CLEVRTEX_{which}_{number:06d}"
+        files = {
+            ".json": b"{}",
+            "_depth_0001.png": picture(0, "PNG"),
+            ".png": picture(number, "PNG"),
+            "_flat.png": flat(number),
+        }
+        # A tar has the files in the order of the disk that it was made on.
+        for ending in sorted(files, reverse=place % 2 == 0):
+            contents[f"{stem}{ending}"] = files[ending]
+    return contents
+
+
+def clevrtex_source(folder: Path, compression: str = "gz") -> Path:
+    contents = {f"full_part{part}": scenes("full", numbers) for part, numbers in FULL.items()}
+    contents |= {which: scenes(which, [0, 1, 2]) for which in ("outd", "camo")}
+    ending = ".tar.gz" if compression else ".tar"
+    tars = {f"clevrtex_{n}{ending}": tarred(inside, compression) for n, inside in contents.items()}
+    return write(folder, tars)
+
+
+@pytest.fixture
+def clevrtex(tmp_path) -> Path:
+    return clevrtex_source(tmp_path / "clevrtex")
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar", "unpacked"])
+def test_clevrtex(tmp_path, kind):
+    source = clevrtex_source(tmp_path / "clevrtex", "" if kind == "tar" else "gz")
+    if kind == "unpacked":
+        unpack(source)
+    out = tmp_path / "out"
+    prepare.prepare("clevrtex", str(source), out)
+    metadata = json.loads((out / "MANIFEST.json").read_text())["metadata"]
+    held_out = metadata["held_out"]
+    assert 4500 < len(held_out) < 5500 and metadata["validation"] == "outd"
+    names = [f"CLEVRTEX_full_{n:06d}" for numbers in FULL.values() for n in numbers]
+    test = [name for name in names if name in held_out]
+    assert test and names_of(out, "test") == test
+    assert sorted(names_of(out, "train")) == sorted(set(names) - set(test))
+    assert names_of(out, "validation") == [f"CLEVRTEX_outd_{n:06d}" for n in range(3)]
+    for split in ("train", "validation", "test"):
+        for sample in samples(out, split):
+            number = int(sample["metadata"]["name"][-6:])
+            expected = pixels_of(picture(number, "PNG"))
+            np.testing.assert_array_equal(sample["image"], expected)
+            np.testing.assert_array_equal(sample["segmentation"][..., 0], scene_labels(number))
+    assert check.check(out) == []
+
+
+def test_clevrtex_camo(clevrtex, tmp_path):
+    options = Options(extra=(("variant", "camo"),))
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", ("validation",), options)
+    assert names_of(tmp_path / "out", "validation")[0] == "CLEVRTEX_camo_000000"
+
+
+def test_clevrtex_limit(clevrtex, tmp_path):
+    options = Options(limit=13)  # more than the first part has
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "tars", options=options)
+    unpack(clevrtex)
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "folders", options=options)
+    for split, number in (("train", 13), ("validation", 3)):
+        names = names_of(tmp_path / "tars", split)
+        assert len(names) == number and names == names_of(tmp_path / "folders", split)
+
+
+def test_clevrtex_memory_does_not_grow_with_the_tar(clevrtex, tmp_path, monkeypatch):
+    """No more waits than a scene's first half."""
+    from data import clevrtex as module
+
+    largest = max(len(picture(n, "PNG")) for numbers in FULL.values() for n in numbers)
+    monkeypatch.setattr(module, "MAX_WAITING", largest)
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", ("train",))
+    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    assert "too far apart" in refuses("clevrtex", clevrtex)
+
+
+def test_clevrtex_missing_files(clevrtex, tmp_path):
+    (clevrtex / "clevrtex_full_part3.tar.gz").unlink()
+    text = refuses("clevrtex", clevrtex)
+    assert "has 4 of the 5 archives of full; clevrtex_full_part3.tar.gz missing" in text
+    (tmp_path / "empty").mkdir()
+    text = refuses("clevrtex", tmp_path / "empty")
+    assert "clevrtex_full_part5.tar.gz" in text and "clevrtex_outd.tar.gz" in text
+
+
+@pytest.mark.parametrize("compression", ["gz", ""])
+def test_clevrtex_faults(tmp_path, compression):
+    source = clevrtex_source(tmp_path / "clevrtex", compression)
+    tar = next(source.glob("clevrtex_outd.*"))
+
+    def holds(changes: dict[str, bytes | None]) -> str:
+        contents = {**scenes("outd", [0, 1]), **changes}
+        inside = {name: data for name, data in contents.items() if data is not None}
+        tar.write_bytes(tarred(inside, compression))
+        with pytest.raises(UserError) as error:
+            prepare.prepare("clevrtex", str(source), tmp_path / "out", ("validation",))
+        return str(error.value)
+
+    name = "clevrtex_outd/0/CLEVRTEX_outd_000001"
+    assert "1 scenes with only one of image and labels" in holds({f"{name}_flat.png": None})
+    text = holds({f"{name}_flat.png": picture(0, "PNG", (20, 30))})
+    assert "000001.png has 600 objects, more than the 254" in text
+    small = encoded(Image.new("RGB", (30, 20)))
+    assert "has 24x32 pixels, its labels 20x30" in holds({f"{name}_flat.png": small})
+    tar.write_bytes(tarred(scenes("pbg", [0]), compression))
+    text = refuses("clevrtex", source)
+    assert "holds no scene named CLEVRTEX_outd_000000.png" in text
