@@ -42,6 +42,7 @@ class Clevrtex(Stills):
         )
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
+        self.check_options()
         variant = self.options.get("variant", SETS[1])
         jobs: list[Job] = []
         sources: list[Path] = []

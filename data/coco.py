@@ -63,6 +63,7 @@ class Coco(Stills):
         return KINDS[self.name]
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
+        self.check_options()
         jobs: list[Job] = []
         sources: list[Path] = []
         names: list[str] | None = None

@@ -38,6 +38,13 @@ class Stills(Family):
         super().__init__(name, source, options, staging)
         self._files: dict[Path, Files] = {}
 
+    def check_options(self) -> None:
+        """Raises UserError for what no family of single images has."""
+        if self.options.keep:
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is nothing that {self.name} has; leave --keep out"
+            )
+
     @property
     def folder(self) -> Path:
         """`--source`, which is a folder.

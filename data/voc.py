@@ -43,6 +43,7 @@ class Voc(Stills):
     )
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
+        self.check_options()
         jobs: list[Job] = []
         sources: list[Path] = []
         looked_for: list[str] = []

@@ -363,6 +363,34 @@ def test_coco_run_lengths_that_do_not_fit(tmp_path):
     assert "000000000008.jpg, annotation 11: the RLE counts 767 pixels" in text
 
 
+def test_coco_images_without_objects(tmp_path):
+    def only_the_last(content):
+        content["annotations"] = content["annotations"][-3:]
+
+    archives = changed_json(coco_contents(), "annotations/instances_train2017.json", only_the_last)
+    source = coco_source(tmp_path / "coco", archives)
+    prepare.prepare("coco_instances", str(source), tmp_path / "out", ("train",))
+    found = samples(tmp_path / "out", "train")
+    assert [len(s["categories"]) for s in found] == [0, 0, 2]
+    assert found[0]["bboxes"].shape == (0, 4) and not found[0]["segmentation"].any()
+    assert check.check(tmp_path / "out") == []
+
+
+def test_options_of_families_on_the_command_line(coco, clevrtex, tmp_path, capsys):
+    common = ["--workers=1", "--split=validation"]
+    crowds = ["coco", f"--source={coco}", f"--out={tmp_path / 'crowds'}", "--crowd=segment"]
+    assert prepare.main([*crowds, *common]) == 0
+    assert len(samples(tmp_path / "crowds", "validation")[0]["categories"]) == 3
+    camo = ["clevrtex", f"--source={clevrtex}", f"--out={tmp_path / 'camo'}", "--variant=camo"]
+    assert prepare.main([*camo, *common]) == 0
+    assert names_of(tmp_path / "camo", "validation")[0] == "CLEVRTEX_camo_000000"
+    capsys.readouterr()
+    for name, source in (("coco", coco), ("clevrtex", clevrtex), ("voc", coco)):
+        arguments = [name, f"--source={source}", f"--out={tmp_path / 'x'}", "--keep=depth"]
+        assert prepare.main(arguments) == 2
+        assert f"--keep=depth is nothing that {name} has" in capsys.readouterr().err
+
+
 def test_coco_missing_files(coco, tmp_path):
     (coco / "panoptic_annotations_trainval2017.zip").unlink()
     text = refuses("coco", coco)
@@ -648,12 +676,6 @@ def test_clevrtex(tmp_path, kind):
             np.testing.assert_array_equal(sample["image"], expected)
             np.testing.assert_array_equal(sample["segmentation"][..., 0], scene_labels(number))
     assert check.check(out) == []
-
-
-def test_clevrtex_camo(clevrtex, tmp_path):
-    options = Options(extra=(("variant", "camo"),))
-    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", ("validation",), options)
-    assert names_of(tmp_path / "out", "validation")[0] == "CLEVRTEX_camo_000000"
 
 
 def test_clevrtex_limit(clevrtex, tmp_path):
