@@ -50,6 +50,18 @@ def labels(data: bytes, where: str, options: Options) -> np.ndarray:
     return np.asarray(picture)
 
 
+def colours(data: bytes, where: str, options: Options) -> np.ndarray:
+    """The pixels (H,W,3) of a label picture whose colours tell segments apart; palettes and grey are colours too.
+
+    Raises:
+        BadSample: damaged, too large, or of more than 8 bit.
+    """
+    picture = _open(data, where, options)
+    if picture.mode not in ("RGB", "RGBA", "P", "L", "1"):
+        raise BadSample(f"{where} has mode {picture.mode}, expected labels as colours of 8 bit")
+    return np.asarray(picture.convert("RGB"))
+
+
 def label_png(segmentation: np.ndarray, options: Options) -> bytes:
     """A label map (H,W) of uint8 as PNG, resized as its frame is."""
     if options.size is not None:

@@ -24,6 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.clevrtex import Clevrtex
+from data.coco import Coco
 from data.family import SPLITS, BadSample, Family, Job, Options, Plan, Source
 from data.movi import Movi
 from data.shards import (
@@ -35,6 +37,7 @@ from data.shards import (
     write_description,
     write_shard,
 )
+from data.voc import Voc
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.evaluation.atomic import atomic_file
 
@@ -42,7 +45,7 @@ FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 STAGING = "staging"  # in it: what had to be unpacked
-FAMILIES: tuple[type[Family], ...] = (Movi,)
+FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 # Each worker process has its own.

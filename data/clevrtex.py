@@ -1,0 +1,224 @@
+"""ClevrTex: scenes of `full` for training, of `outd` or `camo` for validation; a held-out part of `full` for testing.
+
+A label map is the scene's `_flat.png`, in which each object has a colour: black is background 0, the others are 1, 2, ...
+in the order in which they first appear, row by row.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.family import SPLITS, Job, Plan, shards_of
+from data.features import NO_SEGMENT, still_features
+from data.pictures import colours
+from data.stills import PER_SHARD, Place, Stills, check_number, some
+from smoothsa_jax.errors import UserError
+
+NUM_FULL, NUM_PARTS, HELD_OUT = 50_000, 5, 10  # one scene in ten
+SETS = ("full", "outd", "camo")
+ENDINGS = (".tar.gz", ".tgz", ".tar")
+# Of halves of scenes whose other half has not come yet, in a tar that is read from its beginning.
+MAX_WAITING = 1 << 30
+
+
+class Clevrtex(Stills):
+    names = ("clevrtex",)
+    summary = (
+        "a folder with clevrtex_full_part1.tar.gz to part5 (train, and test: the held-out part) and "
+        "clevrtex_outd.tar.gz or, with --variant=camo, clevrtex_camo.tar.gz (validation), or what they unpack to"
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: Any) -> None:
+        parser.add_argument(
+            "--variant",
+            choices=SETS[1:],
+            default=SETS[1],
+            help="the set that is validated on: outd, as the authors do, or camo",
+        )
+
+    def plan(self, splits: tuple[str, ...]) -> Plan:
+        self.check_options()
+        variant = self.options.get("variant", SETS[1])
+        jobs: list[Job] = []
+        sources: list[Path] = []
+        looked_for: list[str] = []
+        for split in SPLITS:
+            if split not in splits:
+                continue
+            which = variant if split == "validation" else SETS[0]
+            paths = self._paths(which, looked_for)
+            jobs += self._jobs(split, which, paths)
+            sources += paths
+        if not jobs:
+            raise UserError(
+                f"--source={self.source} has nothing of {self.name} for {' or '.join(splits)}; looked for "
+                f"{', '.join(dict.fromkeys(looked_for))}"
+            )
+        return Plan(
+            jobs=tuple(jobs),
+            sources=tuple(dict.fromkeys(sources)),
+            features=still_features(),
+            metadata={
+                "kind": "stills",
+                "no_segment": NO_SEGMENT,
+                "validation": variant,
+                "test": f"scenes of full whose SHA-256 of the name is a multiple of {HELD_OUT}",
+                "held_out": [
+                    n for n in (scene_name(SETS[0], i) for i in range(NUM_FULL)) if is_held_out(n)
+                ],
+            },
+        )
+
+    def _paths(self, which: str, looked_for: list[str]) -> list[Path]:
+        """Where a set is: a folder, or its archives; none if nothing of it is there.
+
+        Raises:
+            UserError: some of its archives are missing.
+        """
+        stem = self.folder / f"clevrtex_{which}"
+        looked_for.append(str(stem))
+        if stem.is_dir():
+            return [stem]
+        parts = [f"_part{n}" for n in range(1, NUM_PARTS + 1)] if which == SETS[0] else [""]
+        found, missing = [], []
+        for part in parts:
+            candidates = [stem.with_name(f"{stem.name}{part}{ending}") for ending in ENDINGS]
+            looked_for.append(str(candidates[0]))
+            path = next((p for p in candidates if p.exists()), None)
+            if path is None:
+                missing.append(candidates[0].name)
+            else:
+                found.append(path)
+        if found and missing and self.options.limit is None:
+            raise UserError(
+                f"--source={self.source} has {len(found)} of the {len(parts)} archives of {which}; {some(missing)} "
+                "missing: download the others too, or take a part with --limit"
+            )
+        return found
+
+    def _jobs(self, split: str, which: str, paths: list[Path]) -> list[Job]:
+        """Compressed tars can only be read through: each is a job, or all are one if --limit is to be counted."""
+        limit = self.options.limit
+        if any(self.files(path).is_sequential for path in paths):
+            groups = [tuple(paths)] if limit is not None else [(path,) for path in paths]
+            return [Job(split, (which, group), limit) for group in groups]
+        scenes = [
+            (Place(path), name, *files)
+            for path in paths
+            for name, files in self._scenes(path, which).items()
+            if _is_wanted(split, name)
+        ]
+        return shards_of(split, sorted(scenes, key=lambda scene: scene[1])[:limit], PER_SHARD)
+
+    def _scenes(self, path: Path, which: str) -> dict[str, tuple[str, str]]:
+        """The files of each scene: image and labels, by the scene's name."""
+        halves: dict[str, dict[bool, str]] = {}
+        for file in self.files(path).names():
+            if (half := half_of(file, which)) is not None:
+                name, is_flat = half
+                halves.setdefault(name, {})[is_flat] = file
+        _check_scenes(path, which, len(halves), [n for n, h in halves.items() if len(h) != 2])
+        return {name: (half[False], half[True]) for name, half in halves.items()}
+
+    def items(self, job: Job) -> Iterator[Any]:
+        if not isinstance(job.payload[0], str):
+            for place, name, image, flat in job.payload:
+                yield name, f"{place}/{image}", _reader(self, place, image, flat)
+            return
+        which, paths = job.payload
+        found = 0
+        for path in paths:
+            for name, file, image, flat in self._pairs(path, which, job.split):
+                if found == job.num_items:
+                    return
+                found += 1
+                yield name, f"{path}: {file}", lambda pair=(image, flat): pair
+
+    def _pairs(self, path: Path, which: str, split: str) -> Iterator[tuple[str, str, bytes, bytes]]:
+        """Image and labels of the scenes of a split, as soon as both came out of the tar."""
+        waiting: dict[str, tuple[bool, str, bytes]] = {}
+        num_scenes = num_waiting = 0
+        for file, data in self.files(path).in_order():
+            half = half_of(file, which)
+            if half is None:
+                continue
+            name, is_flat = half
+            num_scenes += not is_flat
+            if not _is_wanted(split, name):
+                continue
+            if name not in waiting:
+                waiting[name] = (is_flat, file, data)
+                num_waiting += len(data)
+                if num_waiting > MAX_WAITING:
+                    raise UserError(
+                        f"{path} has images and labels too far apart to read it in one go; unpack it in {path.parent}, "
+                        "and move the archive away"
+                    )
+                continue
+            was_flat, other, before = waiting.pop(name)
+            num_waiting -= len(before)
+            yield (name, file, data, before) if was_flat else (name, other, before, data)
+        _check_scenes(path, which, num_scenes, list(waiting))
+
+    def example(self, item: tuple[str, str, Callable[[], tuple[bytes, bytes]]]) -> dict[str, Any]:
+        name, where, read = item
+        image, flat = read()
+        pixels = colours(flat, f"{where}, its labels {name}_flat.png", self.options)
+        return self.still(image, labels_of(pixels, where), where, name)
+
+
+def scene_name(which: str, index: int) -> str:
+    return f"CLEVRTEX_{which}_{index:06d}"
+
+
+def half_of(file: str, which: str) -> tuple[str, bool] | None:
+    """The scene's name, and whether it is the label map; None for depth, normals and all the rest."""
+    match = re.fullmatch(rf"(CLEVRTEX_{which}_\d{{6}})(_flat)?\.png", file.rsplit("/", 1)[-1])
+    return (match[1], match[2] is not None) if match else None
+
+
+def is_held_out(name: str) -> bool:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0
+
+
+def labels_of(pixels: np.ndarray, where: str) -> np.ndarray:
+    """Labels (H,W) of uint8 of colours (H,W,3); see the module for their order.
+
+    Raises:
+        BadSample: more colours than labels.
+    """
+    packed = pixels.astype(np.int64) @ np.array([256**2, 256, 1])
+    values, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
+    objects = [i for i in np.argsort(first) if values[i] != 0]
+    check_number(len(objects), where)
+    label = np.zeros(len(values), np.uint8)
+    label[objects] = np.arange(1, len(objects) + 1)
+    return label[inverse.reshape(packed.shape)]
+
+
+def _is_wanted(split: str, name: str) -> bool:
+    return split == "validation" or is_held_out(name) == (split == "test")
+
+
+def _reader(
+    family: Clevrtex, place: Place, image: str, flat: str
+) -> Callable[[], tuple[bytes, bytes]]:
+    return lambda: (family.read(place, image), family.read(place, flat))
+
+
+def _check_scenes(path: Path, which: str, num_scenes: int, halves: list[str]) -> None:
+    if not num_scenes:
+        raise UserError(
+            f"{path} holds no scene named {scene_name(which, 0)}.png or the like; is it another data set? Download "
+            f"clevrtex_{which} again"
+        )
+    if halves:
+        raise UserError(
+            f"{path} has {len(halves)} scenes with only one of image and labels (NAME.png, NAME_flat.png): "
+            f"{some(halves)}; download it again, and unpack all of it"
+        )

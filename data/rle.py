@@ -1,0 +1,121 @@
+"""Masks as COCO and YouTube-VIS store them: run lengths and polygons.
+
+Run lengths count pixels down the columns, first those outside of the mask, then those inside, and so on in turn. They
+are a list, or a text: every number, from the fourth on as its difference to the last but one, in groups of 5 bits from
+low to high, a character each: 48 + bits + 32 if more follow; the highest bit of the last group is the sign.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from data.family import BadSample
+
+OFFSET, BITS, MORE, SIGN = 48, 5, 32, 16
+
+
+def decode(rle: dict[str, Any], shape: tuple[int, int], where: str) -> np.ndarray:
+    """A mask (H,W) of bool.
+
+    Args:
+        rle: `size` (height, width) and `counts`, a list or a text.
+        shape: height and width of the image.
+        where: names the mask in messages.
+
+    Raises:
+        BadSample: it is damaged, or does not fit `shape`.
+    """
+    size, counts = rle.get("size"), rle.get("counts")
+    if list(size or ()) != list(shape):
+        raise BadSample(
+            f"{where}: the RLE has size {size}, the image {list(shape)}; download the annotations again"
+        )
+    if isinstance(counts, (str, bytes)):
+        counts = counts_of(counts, where)
+    try:
+        lengths = np.array(counts, np.int64).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadSample(
+            f"{where}: the RLE's counts are no numbers ({error}); download the annotations again"
+        ) from error
+    if (lengths < 0).any() or lengths.sum() != shape[0] * shape[1]:
+        raise BadSample(
+            f"{where}: the RLE counts {lengths.sum()} pixels, its size {list(shape)} has {shape[0] * shape[1]}; "
+            "download the annotations again"
+        )
+    inside = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(inside, lengths).reshape(shape[::-1]).T
+
+
+def counts_of(text: str | bytes, where: str) -> list[int]:
+    """The run lengths of a text.
+
+    Raises:
+        BadSample: it ends within a number, or has characters that no RLE has.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for code in text.encode() if isinstance(text, str) else text:
+        group = code - OFFSET
+        if not 0 <= group < 2 * MORE:
+            raise BadSample(
+                f"{where}: the RLE has the character {chr(code)!r}; download the annotations again"
+            )
+        value |= (group & (MORE - 1)) << shift
+        shift += BITS
+        if group & MORE:
+            continue
+        if group & SIGN:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise BadSample(f"{where}: the RLE ends within a number; download the annotations again")
+    return counts
+
+
+def fill(polygons: list[list[float]], shape: tuple[int, int], where: str) -> np.ndarray:
+    """The mask (H,W) of bool of some polygons, each x, y, x, y, ... in pixels; together where they overlap.
+
+    A pixel is inside if its centre is (even-odd rule). pycocotools draws the outline on a grid that is five times finer
+    and rounds there: the two differ in pixels on the outline only.
+
+    Raises:
+        BadSample: fewer than three corners, or no numbers.
+    """
+    mask = np.zeros(shape, bool)
+    for polygon in polygons:
+        try:
+            corners = np.array(polygon, np.float64).reshape(-1, 2)
+        except (TypeError, ValueError) as error:
+            raise BadSample(
+                f"{where}: a polygon is no list of x, y, ... ({error}); download the annotations again"
+            ) from error
+        if len(corners) < 3 or not np.isfinite(corners).all():
+            raise BadSample(
+                f"{where}: a polygon has {len(corners)} corners, expected at least 3, all finite; download the "
+                "annotations again"
+            )
+        mask |= _fill(corners, shape)
+    return mask
+
+
+def _fill(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    start, end = corners, np.roll(corners, -1, axis=0)
+    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    # An edge crosses the rows whose centres are in low <= y < high, so a corner shared by two edges counts once.
+    first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)
+    last = np.clip(np.ceil(high - 0.5), 0, height).astype(int)
+    edges = np.repeat(np.arange(len(corners)), last - first)
+    within = np.arange(len(edges)) - np.repeat(
+        np.cumsum(last - first) - (last - first), last - first
+    )
+    rows = first[edges] + within
+    rise = end[edges] - start[edges]
+    x = start[edges, 0] + rise[:, 0] * (rows + 0.5 - start[edges, 1]) / rise[:, 1]
+    columns = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
+    # Everything right of a crossing changes sides.
+    crossings = np.zeros((height, width + 1), np.int32)
+    np.add.at(crossings, (rows, columns), 1)
+    return np.cumsum(crossings, axis=1)[:, :width] % 2 == 1

@@ -1,0 +1,117 @@
+"""What families of single images share: where their files are, and a sample of an image and its label map."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.archives import Files
+from data.family import BadSample, Family, Options
+from data.features import NO_SEGMENT
+from data.pictures import frame, label_png, shorter_side
+from smoothsa_jax.errors import UserError
+
+PER_SHARD = 1000  # images; about 160 MB of COCO
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A folder with files of a download: on the disk, or `prefix` inside of an archive."""
+
+    path: Path
+    prefix: str = ""
+
+    def name(self, file: str) -> str:
+        """The file's name in `Files(path)`."""
+        return f"{self.prefix}/{file}" if self.prefix else file
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.prefix}" if self.prefix else str(self.path)
+
+
+class Stills(Family):
+    """A family of single images; archives stay open between samples."""
+
+    def __init__(self, name: str, source: str, options: Options, staging: Path | None = None):
+        super().__init__(name, source, options, staging)
+        self._files: dict[Path, Files] = {}
+
+    def check_options(self) -> None:
+        """Raises UserError for what no family of single images has."""
+        if self.options.keep:
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is nothing that {self.name} has; leave --keep out"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """`--source`, which is a folder.
+
+        Raises:
+            UserError: it is none.
+        """
+        folder = Path(self.source)
+        if not folder.is_dir():
+            raise UserError(
+                f"--source={self.source} is no folder; give the one that holds what was downloaded"
+            )
+        return folder
+
+    def files(self, path: Path) -> Files:
+        if path not in self._files:
+            self._files[path] = Files(path)
+        return self._files[path]
+
+    def has(self, place: Place, file: str) -> bool:
+        return place.path.exists() and place.name(file) in self.files(place.path)
+
+    def first_with(self, places: Sequence[Place], file: str) -> Place | None:
+        """The first of `places` that holds `file`."""
+        return next((place for place in places if self.has(place, file)), None)
+
+    def read(self, place: Place, file: str) -> bytes:
+        return self.files(place.path).read(place.name(file))
+
+    def absent(self, place: Place, files: Sequence[str]) -> list[str]:
+        """Those of `files` that `place` lacks."""
+        there = set(self.files(place.path).names())
+        return [file for file in files if place.name(file) not in there]
+
+    def still(
+        self, picture: bytes, segmentation: np.ndarray, where: str, name: str, **more: Any
+    ) -> dict[str, Any]:
+        """A sample of an encoded image and its labels (H,W) of uint8; `more` beside them.
+
+        Raises:
+            BadSample: the image cannot be read, or is not of the labels' size.
+        """
+        data, height, width = frame(picture, where, self.options)
+        size = self.options.size
+        expected = segmentation.shape if size is None else shorter_side(*segmentation.shape, size)
+        if (height, width) != tuple(expected):
+            raise BadSample(
+                f"{where} has {height}x{width} pixels, its labels {expected[0]}x{expected[1]} (height x width); expected "
+                "the same: image and labels are not of one download, get both again"
+            )
+        return {
+            "image": data,
+            "segmentation": label_png(segmentation, self.options),
+            "metadata": {"name": name, "height": height, "width": width},
+            **more,
+        }
+
+
+def check_number(num_objects: int, where: str) -> None:
+    """Raises BadSample if there are more objects than labels of 8 bit can tell apart."""
+    if num_objects >= NO_SEGMENT:
+        raise BadSample(
+            f"{where} has {num_objects} objects, more than the {NO_SEGMENT - 1} that labels of 8 bit tell apart; leave "
+            "it out with --skip-bad"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of `names`, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,732 @@
+"""Preparing single images, from miniatures in the real layouts: archives with zips inside, and unpacked."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import tensorflow_datasets as tfds
+from PIL import Image
+from test_rle import compressed, run_lengths
+
+from data import check, prepare
+from data.archives import Files
+from data.family import Options
+from data.features import NO_SEGMENT
+from smoothsa_jax.errors import UserError
+
+HEIGHT, WIDTH = 24, 32
+
+
+def picture(seed: int, kind: str = "JPEG", size=(HEIGHT, WIDTH)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), kind)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def zipped(contents: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tarred(contents: dict[str, bytes], compression: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write(folder: Path, contents: dict[str, bytes]) -> Path:
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def unpack(source: Path) -> None:
+    """Unpacks the archives of a folder there, and removes them; zips inside too."""
+    while archives := [p for p in source.rglob("*") if p.name.endswith((".zip", ".tar", "gz"))]:
+        for path in archives:
+            files = Files(path)
+            write(path.parent, {name: files.read(name) for name in files.names()})
+            path.unlink()
+
+
+def samples(out: Path, split: str) -> list[dict[str, Any]]:
+    return list(tfds.builder_from_directory(out).as_data_source(split=split))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+
+
+def refuses(name: str, source: Path, **options) -> str:
+    """The one line that is said, once nothing was left behind."""
+    out = source.parent / f"{source.name}-refused"
+    with pytest.raises(UserError) as error:
+        prepare.prepare(name, str(source), out, options=Options(**options))
+    assert not (out / "MANIFEST.json").exists()
+    return " ".join(str(error.value).split())
+
+
+# ---------------------------------------------------------------------------------------------------------------- COCO
+
+PERSON, CAT, GRASS = 1, 17, 193
+CATEGORIES = [
+    {"id": PERSON, "name": "person", "supercategory": "person", "isthing": 1},
+    {"id": CAT, "name": "cat", "supercategory": "animal", "isthing": 1},
+    {"id": GRASS, "name": "grass-merged", "supercategory": "plant", "isthing": 0},
+]
+IDS = (1000, 66_000, 10_000_000, 70, 300)  # of more than one colour channel
+
+
+def regions() -> list[tuple[slice, slice]]:
+    """Where things, stuff and a crowd are in each image; what is left is not annotated."""
+    return [
+        (slice(0, 8), slice(0, 10)),
+        (slice(8, 16), slice(4, 20)),
+        (slice(16, 24), slice(0, 32)),
+        (slice(0, 8), slice(20, 30)),
+        (slice(8, 16), slice(20, 30)),
+    ]
+
+
+def segments() -> list[dict[str, Any]]:
+    kinds = [(CAT, 0), (GRASS, 0), (GRASS, 0), (PERSON, 0), (PERSON, 1)]
+    found = []
+    for (rows, columns), segment_id, (category, crowd) in zip(regions(), IDS, kinds, strict=True):
+        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        found.append(
+            {
+                "id": segment_id,
+                "category_id": category,
+                "iscrowd": crowd,
+                "bbox": box,
+                "area": box[2] * box[3],
+            }
+        )
+    return found
+
+
+def panoptic_png(rows: int = HEIGHT) -> bytes:
+    ids = np.zeros((rows, WIDTH), np.int64)
+    for region, segment_id in zip(regions(), IDS, strict=True):
+        ids[region] = segment_id
+    return encoded(Image.fromarray(np.stack([ids >> s & 255 for s in (0, 8, 16)], -1).astype("u1")))
+
+
+def panoptic_labels(crowd: int) -> np.ndarray:
+    labels = np.full((HEIGHT, WIDTH), NO_SEGMENT, np.uint8)
+    for region, label in zip(regions(), (1, 0, 0, 2, crowd), strict=True):
+        labels[region] = label
+    return labels
+
+
+SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+RIGHT = [20.0, 0.0, 28.0, 0.0, 28.0, 6.0, 20.0, 6.0]
+
+
+def crowd_mask(index: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10 + index : 20, 5:25:2] = True
+    return mask
+
+
+def instances(index: int) -> list[dict[str, Any]]:
+    counts = run_lengths(crowd_mask(index))
+    size = [HEIGHT, WIDTH]
+    crowd = {"size": size, "counts": counts if index % 2 else compressed(counts)}
+    found = [
+        {"category_id": PERSON, "segmentation": [SQUARE, RIGHT], "bbox": [2.0, 0, 26, 12]},
+        {"category_id": PERSON, "segmentation": crowd, "bbox": [5, 10, 20, 10], "iscrowd": 1},
+        {
+            "category_id": CAT,
+            "segmentation": [[8, 8, 16, 8, 16, 16, 8, 16]],
+            "bbox": [8, 8, 8, 8],
+        },
+    ]
+    return [{"iscrowd": 0, "id": 10 * index + k, **entry} for k, entry in enumerate(found)]
+
+
+def instance_labels(index: int, crowd: int, cat: int) -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[2:12, 2:12] = labels[0:6, 20:28] = 1
+    labels[crowd_mask(index)] = crowd
+    labels[8:16, 8:16] = cat
+    return labels
+
+
+COUNTS = {"train2017": 3, "val2017": 2}
+
+
+def coco_contents() -> dict[str, dict[str, bytes]]:
+    """The archives of COCO: name -> what is in it."""
+    archives: dict[str, dict[str, bytes]] = {
+        "panoptic_annotations_trainval2017.zip": {},
+        "annotations_trainval2017.zip": {},
+    }
+    for stem, count in COUNTS.items():
+        names = [f"{index + 7:012d}" for index in range(count)]
+        archives[f"{stem}.zip"] = {
+            f"{stem}/{n}.jpg": picture(100 * count + i) for i, n in enumerate(names)
+        }
+        images = [
+            {"id": int(n), "file_name": f"{n}.jpg", "height": HEIGHT, "width": WIDTH} for n in names
+        ]
+        panoptic = [
+            {"image_id": int(n), "file_name": f"{n}.png", "segments_info": segments()}
+            for n in names
+        ]
+        drawn = [
+            {"image_id": int(n), **entry} for i, n in enumerate(names) for entry in instances(i)
+        ]
+        common = {"info": {"year": 2017}, "licenses": [], "images": images}
+        archives["panoptic_annotations_trainval2017.zip"].update(
+            {
+                f"annotations/panoptic_{stem}.json": json.dumps(
+                    {**common, "annotations": panoptic, "categories": CATEGORIES}
+                ).encode(),
+                f"annotations/panoptic_{stem}.zip": zipped(
+                    {f"panoptic_{stem}/{n}.png": panoptic_png() for n in names}
+                    | {f"__MACOSX/panoptic_{stem}/._{n}.png": b"?" for n in names}
+                ),
+            }
+        )
+        archives["annotations_trainval2017.zip"][f"annotations/instances_{stem}.json"] = json.dumps(
+            {**common, "annotations": drawn, "categories": CATEGORIES[:2]}
+        ).encode()
+    return archives
+
+
+def coco_source(folder: Path, archives: dict[str, dict[str, bytes]] | None = None) -> Path:
+    contents = archives or coco_contents()
+    return write(folder, {name: zipped(inside) for name, inside in contents.items()})
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    return coco_source(tmp_path / "coco")
+
+
+def check_coco(out: Path, source: Path, labels, num_objects: int) -> None:
+    for split, stem in (("train", "train2017"), ("validation", "val2017")):
+        images = coco_images(source, stem)
+        found = samples(out, split)
+        assert [s["metadata"]["name"].decode() for s in found] == [n[:-4] for n in sorted(images)]
+        for index, sample in enumerate(found):
+            name = sample["metadata"]["name"].decode()
+            np.testing.assert_array_equal(sample["image"], pixels_of(images[f"{name}.jpg"]))
+            np.testing.assert_array_equal(sample["segmentation"][..., 0], labels(index))
+            assert len(sample["categories"]) == len(sample["bboxes"]) == num_objects
+            assert (sample["metadata"]["height"], sample["metadata"]["width"]) == (HEIGHT, WIDTH)
+    assert check.check(out) == []
+
+
+def coco_images(source: Path, stem: str) -> dict[str, bytes]:
+    files = Files(source / stem if (source / stem).exists() else source / f"{stem}.zip")
+    return {name.split("/")[-1]: files.read(name) for name in files.names()}
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_coco(coco, tmp_path, unpacked):
+    if unpacked:
+        unpack(coco)
+    out = tmp_path / "out"
+    prepare.prepare("coco", str(coco), out)
+    check_coco(out, coco, lambda index: panoptic_labels(crowd=NO_SEGMENT), 2)
+    sample = samples(out, "train")[0]
+    builder = tfds.builder_from_directory(out)
+    assert builder.info.features["categories"].feature.names == ["person", "cat"]
+    assert list(sample["categories"]) == [1, 0]
+    expected = [[0, 0, 8 / HEIGHT, 10 / WIDTH], [0, 20 / WIDTH, 8 / HEIGHT, 30 / WIDTH]]
+    np.testing.assert_allclose(sample["bboxes"], expected, atol=1e-6)
+    assert not (out / prepare.UNFINISHED).exists()
+
+
+def test_coco_crowds_as_segments(coco, tmp_path):
+    options = Options(extra=(("crowd", "segment"),))
+    prepare.prepare("coco", str(coco), tmp_path / "out", options=options)
+    check_coco(tmp_path / "out", coco, lambda index: panoptic_labels(crowd=3), 3)
+    prepare.prepare("coco_instances", str(coco), tmp_path / "instances", options=options)
+    check_coco(tmp_path / "instances", coco, lambda index: instance_labels(index, 2, 3), 3)
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_coco_instances(coco, tmp_path, unpacked):
+    if unpacked:
+        unpack(coco)
+    prepare.prepare("coco_instances", str(coco), tmp_path / "out")
+    check_coco(tmp_path / "out", coco, lambda i: instance_labels(i, NO_SEGMENT, 2), 2)
+    assert list(samples(tmp_path / "out", "train")[1]["categories"]) == [0, 1]
+
+
+def test_coco_workers_change_no_byte(coco, tmp_path):
+    arguments = ["coco", f"--source={coco}"]
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        assert prepare.main([*arguments, f"--out={out}", f"--workers={workers}"]) == 0
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
+
+
+def test_coco_splits_one_after_the_other(coco, tmp_path):
+    prepare.prepare("coco", str(coco), tmp_path / "both")
+    for split in ("validation", "train"):
+        prepare.prepare("coco", str(coco), tmp_path / "one", (split,))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "both")
+
+
+def test_coco_limit_and_size(coco, tmp_path):
+    prepare.prepare("coco", str(coco), tmp_path / "out", options=Options(limit=1, size=12))
+    (sample,) = samples(tmp_path / "out", "train")
+    assert sample["image"].shape == (12, 16, 3) and sample["segmentation"].shape == (12, 16, 1)
+
+
+def changed_json(archives: dict, name: str, change) -> dict:
+    file = next(inside for inside in archives.values() if name in inside)
+    content = json.loads(file[name])
+    change(content)
+    file[name] = json.dumps(content).encode()
+    return archives
+
+
+PANOPTIC = "annotations/panoptic_train2017.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda j: j["images"][1].update(file_name="x.jpg"), "lacks 1 of the 3 images"),
+        (lambda j: j.update(annotations=[]), "no annotations for its 3 images"),
+        (lambda j: j["annotations"][0].update(image_id=99), "that it does not list: 99"),
+        (lambda j: j["annotations"][0].pop("segments_info"), "holds no panoptic annotations"),
+        (lambda j: j["images"][0].pop("height"), "an entry of images lacks 'height'"),
+        (lambda j: j["images"][0].update(height=25), "24x32 pixels, its json says 25x32"),
+        (
+            lambda j: j["annotations"][0].update(file_name="x.png"),
+            "has no panoptic_train2017/x.png",
+        ),
+        (lambda j: j["annotations"][0]["segments_info"].pop(), "has the id 300"),
+        (lambda j: j["annotations"][0]["segments_info"][0].pop("bbox"), "KeyError 'bbox'"),
+        (lambda j: j["annotations"][0].update(segments_info=segments() * 130), "260 objects"),
+    ],
+)
+def test_coco_faults_of_the_json(tmp_path, change, expected):
+    archives = changed_json(coco_contents(), PANOPTIC, change)
+    assert expected in refuses("coco", coco_source(tmp_path / "coco", archives))
+
+
+def test_coco_damaged_json(tmp_path):
+    archives = coco_contents()
+    inside = archives["panoptic_annotations_trainval2017.zip"]
+    inside[PANOPTIC] = inside[PANOPTIC][:-30]
+    text = refuses("coco", coco_source(tmp_path / "coco", archives))
+    assert "panoptic_train2017.json is no json as it was published" in text
+
+
+def test_coco_image_of_another_size(tmp_path):
+    archives = coco_contents()
+    name = sorted(archives["train2017.zip"])[0]
+    archives["train2017.zip"][name] = picture(0, size=(20, 32))
+    source = coco_source(tmp_path / "coco", archives)
+    text = refuses("coco", source)
+    assert f"{name} has 20x32 pixels, its labels 24x32" in text
+    prepare.prepare("coco", str(source), tmp_path / "out", options=Options(skip_bad=True))
+    assert len(samples(tmp_path / "out", "train")) == 2
+
+
+def test_coco_run_lengths_that_do_not_fit(tmp_path):
+    def shorten(content):
+        content["annotations"][4]["segmentation"]["counts"][-1] -= 1
+
+    archives = changed_json(coco_contents(), "annotations/instances_train2017.json", shorten)
+    text = refuses("coco_instances", coco_source(tmp_path / "coco", archives))
+    assert "000000000008.jpg, annotation 11: the RLE counts 767 pixels" in text
+
+
+def test_coco_images_without_objects(tmp_path):
+    def only_the_last(content):
+        content["annotations"] = content["annotations"][-3:]
+
+    archives = changed_json(coco_contents(), "annotations/instances_train2017.json", only_the_last)
+    source = coco_source(tmp_path / "coco", archives)
+    prepare.prepare("coco_instances", str(source), tmp_path / "out", ("train",))
+    found = samples(tmp_path / "out", "train")
+    assert [len(s["categories"]) for s in found] == [0, 0, 2]
+    assert found[0]["bboxes"].shape == (0, 4) and not found[0]["segmentation"].any()
+    assert check.check(tmp_path / "out") == []
+
+
+def test_options_of_families_on_the_command_line(coco, clevrtex, tmp_path, capsys):
+    common = ["--workers=1", "--split=validation"]
+    crowds = ["coco", f"--source={coco}", f"--out={tmp_path / 'crowds'}", "--crowd=segment"]
+    assert prepare.main([*crowds, *common]) == 0
+    assert len(samples(tmp_path / "crowds", "validation")[0]["categories"]) == 3
+    camo = ["clevrtex", f"--source={clevrtex}", f"--out={tmp_path / 'camo'}", "--variant=camo"]
+    assert prepare.main([*camo, *common]) == 0
+    assert names_of(tmp_path / "camo", "validation")[0] == "CLEVRTEX_camo_000000"
+    capsys.readouterr()
+    for name, source in (("coco", coco), ("clevrtex", clevrtex), ("voc", coco)):
+        arguments = [name, f"--source={source}", f"--out={tmp_path / 'x'}", "--keep=depth"]
+        assert prepare.main(arguments) == 2
+        assert f"--keep=depth is nothing that {name} has" in capsys.readouterr().err
+
+
+def test_coco_missing_files(coco, tmp_path):
+    (coco / "panoptic_annotations_trainval2017.zip").unlink()
+    text = refuses("coco", coco)
+    assert "annotations/panoptic_train2017.json" in text and "download panoptic_ann" in text
+    (tmp_path / "empty").mkdir()
+    text = refuses("coco", tmp_path / "empty")
+    assert "train2017.zip" in text and "val2017.zip" in text
+    assert "is no folder" in refuses("coco", tmp_path / "nowhere")
+
+
+def test_coco_missing_label_maps(coco):
+    unpack(coco)
+    (coco / "annotations" / "panoptic_train2017").rename(coco / "elsewhere")
+    assert "but the label maps are missing; looked for" in refuses("coco", coco)
+    (coco / "elsewhere").rename(coco / "panoptic_train2017")
+    prepare.prepare("coco", str(coco), coco.parent / "out")
+
+
+def test_coco_a_damaged_zip_inside(tmp_path):
+    archives = coco_contents()
+    inside = archives["panoptic_annotations_trainval2017.zip"]
+    inside["annotations/panoptic_train2017.zip"] = inside["annotations/panoptic_train2017.zip"][
+        :-90
+    ]
+    text = refuses("coco", coco_source(tmp_path / "coco", archives))
+    assert "panoptic_train2017.zip is damaged" in text
+
+
+# ----------------------------------------------------------------------------------------------------------------- VOC
+
+VOC_LISTS = {
+    "VOC2012": {"train": ["2007_000032", "2008_000001"], "val": ["2009_000005"]},
+    "VOC2007": {"train": ["000032"], "val": ["000039"], "test": ["000068"]},
+}
+BENCHMARK = ["2008_000001", "2009_000005", "2010_000011", "2011_000009"]
+VOC_PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # of the first values
+
+
+def voc_labels(gap: int = 2) -> np.ndarray:
+    """Two objects, with their boundaries; the second has the value `gap`."""
+    objects = np.zeros((HEIGHT, WIDTH), np.uint8)
+    objects[2:10, 2:10] = 1
+    objects[12:20, 4:20] = gap
+    objects[10, 2:10] = objects[12:20, 3] = 255
+    return objects
+
+
+def palette_png(values: np.ndarray) -> bytes:
+    image = Image.fromarray(values)
+    image.putpalette(VOC_PALETTE + [0] * (255 * 3 - len(VOC_PALETTE)) + [224, 224, 192])
+    assert image.mode == "P"
+    return encoded(image)
+
+
+def voc_classes() -> np.ndarray:
+    """A dog (12) and a train (19), of whose pixels a few are of another class."""
+    classes = np.where(voc_labels() == 1, 12, np.where(voc_labels() == 2, 19, 0)).astype(np.uint8)
+    classes[2:10, 2:4] = 255
+    classes[12:14, 4:20] = 7
+    return classes
+
+
+def voc_contents(year: str, lists: tuple[str, ...]) -> dict[str, bytes]:
+    root = f"VOCdevkit/{year}"
+    contents = {}
+    for which in lists:
+        names = VOC_LISTS[year][which]
+        contents[f"{root}/ImageSets/Segmentation/{which}.txt"] = "\n".join([*names, ""]).encode()
+        for name in names:
+            contents[f"{root}/JPEGImages/{name}.jpg"] = picture(int(name[-4:]))
+            contents[f"{root}/SegmentationObject/{name}.png"] = palette_png(voc_labels())
+            contents[f"{root}/SegmentationClass/{name}.png"] = palette_png(voc_classes())
+    if "val" in lists:
+        both = sorted(VOC_LISTS[year]["train"] + VOC_LISTS[year]["val"])
+        contents[f"{root}/ImageSets/Segmentation/trainval.txt"] = "\n".join(both).encode()
+    if year == "VOC2012":  # SBD's images are of VOC2012, most without a segmentation there
+        for name in BENCHMARK:
+            contents[f"{root}/JPEGImages/{name}.jpg"] = picture(int(name[-4:]))
+    return contents
+
+
+def inst(objects: np.ndarray, classes: list[int]) -> bytes:
+    buffer = io.BytesIO()
+    instance = {"Segmentation": objects, "Categories": np.array(classes, np.uint8)[:, None]}
+    scipy.io.savemat(buffer, {"GTinst": instance})
+    return buffer.getvalue()
+
+
+def sbd_labels() -> np.ndarray:
+    return np.where(voc_labels() == 255, 0, voc_labels()).astype(np.uint8)
+
+
+def sbd_contents() -> dict[str, bytes]:
+    root = "benchmark_RELEASE/dataset"
+    contents = {f"{root}/inst/{n}.mat": inst(sbd_labels(), [3, 20]) for n in BENCHMARK}
+    one = np.minimum(sbd_labels(), 1)  # a single category is stored as a number, not a list
+    contents[f"{root}/inst/{BENCHMARK[-1]}.mat"] = inst(one, [5])
+    return {f"{root}/train.txt": b"2008_000001", f"{root}/cls/{BENCHMARK[0]}.mat": b"?", **contents}
+
+
+def voc_source(folder: Path, **changes: dict[str, bytes]) -> Path:
+    contents = {
+        "VOCtrainval_11-May-2012.tar": voc_contents("VOC2012", ("train", "val")),
+        "VOCtrainval_06-Nov-2007.tar": voc_contents("VOC2007", ("train", "val")),
+        "VOCtest_06-Nov-2007.tar": voc_contents("VOC2007", ("test",)),
+    }
+    for inside in contents.values():
+        inside.update({name: data for name, data in changes.items() if name in inside})
+    benchmark = {"benchmark.tgz": tarred(sbd_contents(), "gz")}
+    return write(folder, {name: tarred(inside) for name, inside in contents.items()} | benchmark)
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    return voc_source(tmp_path / "voc")
+
+
+def names_of(out: Path, split: str) -> list[str]:
+    return [s["metadata"]["name"].decode() for s in samples(out, split)]
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_voc(voc, tmp_path, unpacked):
+    if unpacked:
+        unpack(voc)
+    out = tmp_path / "out"
+    prepare.prepare("voc", str(voc), out)
+    assert names_of(out, "train") == ["2007_000032", "2008_000001", "2009_000005"]
+    assert names_of(out, "validation") == ["000032", "000039"]
+    assert names_of(out, "test") == ["000068"]
+    for split in ("train", "validation", "test"):
+        for sample in samples(out, split):
+            name = sample["metadata"]["name"].decode()
+            expected = pixels_of(picture(int(name[-4:])))
+            np.testing.assert_array_equal(sample["image"], expected)
+            np.testing.assert_array_equal(sample["segmentation"][..., 0], voc_labels())
+            assert list(sample["categories"]) == [11, 18]
+    assert check.check(out) == []
+    names = tfds.builder_from_directory(out).info.features["categories"].feature.names
+    assert len(names) == 20 and (names[11], names[18]) == ("dog", "train")
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_voc_trainaug(voc, tmp_path, unpacked):
+    if unpacked:
+        unpack(voc)
+    out = tmp_path / "out"
+    prepare.prepare("voc_trainaug", str(voc), out)
+    found = {s["metadata"]["name"].decode(): s for s in samples(out, "train")}
+    assert list(found) == ["2007_000032", "2008_000001", "2010_000011", "2011_000009"]
+    np.testing.assert_array_equal(found["2008_000001"]["segmentation"][..., 0], voc_labels())
+    sample = found["2010_000011"]
+    np.testing.assert_array_equal(sample["segmentation"][..., 0], sbd_labels())
+    np.testing.assert_array_equal(sample["image"], pixels_of(picture(11)))
+    assert list(sample["categories"]) == [2, 19]
+    assert list(found["2011_000009"]["categories"]) == [4]
+    assert names_of(out, "validation") == ["000032", "000039"]
+    assert check.check(out) == []
+    prepare.prepare("voc_trainaug", str(voc), tmp_path / "few", ("train",), Options(limit=3))
+    assert names_of(tmp_path / "few", "train") == list(found)[:3]
+
+
+def test_voc_values_that_no_pixel_has_are_left_out(tmp_path):
+    name = "VOCdevkit/VOC2012/SegmentationObject/2007_000032.png"
+    source = voc_source(tmp_path / "voc", **{name: palette_png(voc_labels(gap=5))})
+    prepare.prepare("voc", str(source), tmp_path / "out", ("train",))
+    sample = samples(tmp_path / "out", "train")[0]
+    np.testing.assert_array_equal(sample["segmentation"][..., 0], voc_labels())
+
+
+def test_voc_missing_files(voc, tmp_path):
+    write(tmp_path / "empty", {"benchmark.tgz": b""})
+    text = refuses("voc", tmp_path / "empty")
+    for name in ("VOCtrainval_11-May-2012.tar", "VOCtrainval_06-Nov-2007.tar", "VOCdevkit/VOC2012"):
+        assert name in text
+    (voc / "benchmark.tgz").unlink()
+    text = refuses("voc_trainaug", voc)
+    assert "benchmark.tgz" in text and "benchmark_RELEASE/dataset" in text
+    unpack(voc)
+    (voc / "VOCdevkit/VOC2012/SegmentationClass/2009_000005.png").unlink()
+    assert "lacks 1 of the 9 files" in refuses("voc", voc)
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "expected"),
+    [
+        ("JPEGImages/2008_000001.jpg", picture(1, size=(20, 30)), "has 20x30 pixels, its labels"),
+        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (3, 3))), "Class 3x3"),
+        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (32, 24))), "object 1 is of"),
+        ("SegmentationObject/2008_000001.png", picture(0, "PNG"), "has mode RGB, expected a label"),
+        ("ImageSets/Segmentation/trainval.txt", b"\n", "trainval.txt is empty: no annotations"),
+    ],
+)
+def test_voc_faults(tmp_path, file, data, expected):
+    source = voc_source(tmp_path / "voc", **{f"VOCdevkit/VOC2012/{file}": data})
+    assert expected in refuses("voc", source)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"MATLAB", "2010_000011.mat has no GTinst"),
+        (inst(sbd_labels(), [3]), "has labels to 2"),
+        (inst(sbd_labels(), [3, 21]), r"has the classes [3, 21], expected 1 to 20"),
+    ],
+)
+def test_voc_faults_of_sbd(voc, data, expected):
+    name = "benchmark_RELEASE/dataset/inst/2010_000011.mat"
+    (voc / "benchmark.tgz").write_bytes(tarred({**sbd_contents(), name: data}, "gz"))
+    assert expected in refuses("voc_trainaug", voc)
+
+
+# ------------------------------------------------------------------------------------------------------------ ClevrTex
+
+FULL = {part: [10 * part + k for k in range(10)] for part in range(1, 6)}
+
+
+def scene_labels(index: int) -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for label in range(1, 2 + index % 4):
+        labels[4 * label : 4 * label + 3, label : label + 9] = label
+    return labels
+
+
+def flat(index: int) -> bytes:
+    """The label map in colours; some as a palette picture."""
+    colours = np.array([[0, 0, 0], [200, 1, 0], [0, 0, 9], [255, 255, 255], [5, 0, 200]], np.uint8)
+    image = Image.fromarray(colours[scene_labels(index)])
+    if index % 3 == 0:
+        image = image.quantize(dither=Image.Dither.NONE)
+        assert image.mode == "P"
+    return encoded(image)
+
+
+def scenes(which: str, numbers: list[int]) -> dict[str, bytes]:
+    contents = {}
+    for place, number in enumerate(numbers):
+        stem = f"clevrtex_{which}/{number // 7}/CLEVRTEX_{which}_{number:06d}"
+        files = {
+            ".json": b"{}",
+            "_depth_0001.png": picture(0, "PNG"),
+            ".png": picture(number, "PNG"),
+            "_flat.png": flat(number),
+        }
+        # A tar has the files in the order of the disk that it was made on.
+        for ending in sorted(files, reverse=place % 2 == 0):
+            contents[f"{stem}{ending}"] = files[ending]
+    return contents
+
+
+def clevrtex_source(folder: Path, compression: str = "gz") -> Path:
+    contents = {f"full_part{part}": scenes("full", numbers) for part, numbers in FULL.items()}
+    contents |= {which: scenes(which, [0, 1, 2]) for which in ("outd", "camo")}
+    ending = ".tar.gz" if compression else ".tar"
+    tars = {f"clevrtex_{n}{ending}": tarred(inside, compression) for n, inside in contents.items()}
+    return write(folder, tars)
+
+
+@pytest.fixture
+def clevrtex(tmp_path) -> Path:
+    return clevrtex_source(tmp_path / "clevrtex")
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar", "unpacked"])
+def test_clevrtex(tmp_path, kind):
+    source = clevrtex_source(tmp_path / "clevrtex", "" if kind == "tar" else "gz")
+    if kind == "unpacked":
+        unpack(source)
+    out = tmp_path / "out"
+    prepare.prepare("clevrtex", str(source), out)
+    metadata = json.loads((out / "MANIFEST.json").read_text())["metadata"]
+    held_out = metadata["held_out"]
+    assert 4500 < len(held_out) < 5500 and metadata["validation"] == "outd"
+    names = [f"CLEVRTEX_full_{n:06d}" for numbers in FULL.values() for n in numbers]
+    test = [name for name in names if name in held_out]
+    assert test and names_of(out, "test") == test
+    assert sorted(names_of(out, "train")) == sorted(set(names) - set(test))
+    assert names_of(out, "validation") == [f"CLEVRTEX_outd_{n:06d}" for n in range(3)]
+    for split in ("train", "validation", "test"):
+        for sample in samples(out, split):
+            number = int(sample["metadata"]["name"][-6:])
+            expected = pixels_of(picture(number, "PNG"))
+            np.testing.assert_array_equal(sample["image"], expected)
+            np.testing.assert_array_equal(sample["segmentation"][..., 0], scene_labels(number))
+    assert check.check(out) == []
+
+
+def test_clevrtex_limit(clevrtex, tmp_path):
+    options = Options(limit=13)  # more than the first part has
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "tars", options=options)
+    unpack(clevrtex)
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "folders", options=options)
+    for split, number in (("train", 13), ("validation", 3)):
+        names = names_of(tmp_path / "tars", split)
+        assert len(names) == number and names == names_of(tmp_path / "folders", split)
+
+
+def test_clevrtex_memory_does_not_grow_with_the_tar(clevrtex, tmp_path, monkeypatch):
+    """No more waits than a scene's first half."""
+    from data import clevrtex as module
+
+    largest = max(len(picture(n, "PNG")) for numbers in FULL.values() for n in numbers)
+    monkeypatch.setattr(module, "MAX_WAITING", largest)
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", ("train",))
+    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    assert "too far apart" in refuses("clevrtex", clevrtex)
+
+
+def test_clevrtex_missing_files(clevrtex, tmp_path):
+    (clevrtex / "clevrtex_full_part3.tar.gz").unlink()
+    text = refuses("clevrtex", clevrtex)
+    assert "has 4 of the 5 archives of full; clevrtex_full_part3.tar.gz missing" in text
+    (tmp_path / "empty").mkdir()
+    text = refuses("clevrtex", tmp_path / "empty")
+    assert "clevrtex_full_part5.tar.gz" in text and "clevrtex_outd.tar.gz" in text
+
+
+@pytest.mark.parametrize("compression", ["gz", ""])
+def test_clevrtex_faults(tmp_path, compression):
+    source = clevrtex_source(tmp_path / "clevrtex", compression)
+    tar = next(source.glob("clevrtex_outd.*"))
+
+    def holds(changes: dict[str, bytes | None]) -> str:
+        contents = {**scenes("outd", [0, 1]), **changes}
+        inside = {name: data for name, data in contents.items() if data is not None}
+        tar.write_bytes(tarred(inside, compression))
+        with pytest.raises(UserError) as error:
+            prepare.prepare("clevrtex", str(source), tmp_path / "out", ("validation",))
+        return str(error.value)
+
+    name = "clevrtex_outd/0/CLEVRTEX_outd_000001"
+    assert "1 scenes with only one of image and labels" in holds({f"{name}_flat.png": None})
+    text = holds({f"{name}_flat.png": picture(0, "PNG", (20, 30))})
+    assert "000001.png has 600 objects, more than the 254" in text
+    small = encoded(Image.new("RGB", (30, 20)))
+    assert "has 24x32 pixels, its labels 20x30" in holds({f"{name}_flat.png": small})
+    tar.write_bytes(tarred(scenes("pbg", [0]), compression))
+    text = refuses("clevrtex", source)
+    assert "holds no scene named CLEVRTEX_outd_000000.png" in text
