@@ -35,6 +35,7 @@ from data.shards import (
     write_description,
     write_shard,
 )
+from data.ytvis import YoutubeVis
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.evaluation.atomic import atomic_file
 
@@ -42,7 +43,7 @@ FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 STAGING = "staging"  # in it: what had to be unpacked
-FAMILIES: tuple[type[Family], ...] = (Movi,)
+FAMILIES: tuple[type[Family], ...] = (Movi, YoutubeVis)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 # Each worker process has its own.

@@ -1,0 +1,465 @@
+"""Families of clips and folders of one's own, each from a miniature in its real layout, made here."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data import check, prepare
+from data.clips import is_held_out, natural
+from data.family import BadSample, Options
+from data.rle import decode_rle
+from smoothsa_jax.errors import UserError
+
+HEIGHT, WIDTH = 24, 32
+
+
+# --------------------------------------------------------------------------------------------------------------- making
+
+
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A smooth picture, so that lossy formats stay near to it."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 100 * np.sin((x + c * y + 7 * seed) / (9 + c)) for c in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def palette_png(labels: np.ndarray) -> bytes:
+    image = Image.fromarray(labels, "P")
+    image.putpalette([(37 * k) % 256 for k in range(768)])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def write(folder: Path, contents: dict[str, bytes]) -> Path:
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return path
+
+
+def read(out: Path, split: str) -> list[dict]:
+    """Samples of a prepared folder, by name; frames and labels as arrays."""
+    found = []
+    for sample in tfds.builder_from_directory(out).as_data_source(split=split):
+        for key in ("video", "segmentations"):
+            if key in sample:
+                sample[key] = np.stack(sample[key])
+        sample["name"] = sample["metadata"]["name"].decode()
+        found.append(sample)
+    return found
+
+
+def manifest(out: Path) -> dict:
+    return json.loads((out / "MANIFEST.json").read_text())
+
+
+def refuses(name: str, source: Path, out: Path, splits=("train",), **options) -> str:
+    extra = tuple(sorted(options.pop("extra", {}).items()))
+    with pytest.raises(UserError) as error:
+        prepare.prepare(name, str(source), out, splits, Options(extra=extra, **options))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------------ RLE
+
+
+def uncompressed(mask: np.ndarray) -> dict:
+    """Run lengths down the columns, one pixel after the other."""
+    counts, last = [0], False
+    for value in mask.T.reshape(-1):
+        if bool(value) != last:
+            counts.append(0)
+            last = bool(value)
+        counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def compressed(mask: np.ndarray) -> dict:
+    """COCO's string, from its definition: signed numbers, 5 bits a character, lowest first."""
+    counts = uncompressed(mask)["counts"]
+    text = ""
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        while True:
+            bits, value = value & 31, value >> 5
+            done = value == (-1 if bits & 16 else 0)
+            text += chr(48 + bits + (0 if done else 32))
+            if done:
+                break
+    return {"size": list(mask.shape), "counts": text}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
+def test_both_kinds_of_run_lengths(share):
+    draw = np.random.default_rng(0)
+    mask = draw.random((37, 53)) < share
+    mask[10:30, 5:50] |= share > 0.4  # runs of more than one character
+    for rle in (uncompressed(mask), compressed(mask)):
+        found = decode_rle(rle, "here")
+        assert found.dtype == bool and np.array_equal(found, mask)
+    rle = compressed(mask)
+    assert np.array_equal(decode_rle({**rle, "counts": rle["counts"].encode()}, "here"), mask)
+
+
+def test_a_compressed_mask_worked_out_by_hand():
+    # 4x3, runs 2 3 1 2 4: the fourth is 2-3 = -1 (31 -> 'O'), the fifth 4-1 = 3.
+    mask = decode_rle({"size": [4, 3], "counts": "231O3"}, "here")
+    assert mask.tolist() == [
+        [False, True, False],
+        [False, False, False],
+        [True, True, False],
+        [True, True, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rle", "expected"),
+    [
+        ({"size": [4, 3], "counts": [5, 6]}, "cover 11 pixels, expected its size 4x3 = 12"),
+        ({"size": [4, 3], "counts": [13, -1]}, "expected its size"),
+        ({"size": [4, 3], "counts": "231"}, "cover 6 pixels"),
+        ({"size": [4, 3], "counts": "2P"}, "cut off"),
+        ({"size": [4, 3], "counts": "2 3"}, "character ' '"),
+        ({"size": [4], "counts": [4]}, "no run-length encoding"),
+        ({"counts": [4]}, "no run-length encoding"),
+        ([[1, 2, 3, 4, 5, 6]], "no run-length encoding"),
+        ({"size": [4, 3], "counts": None}, "here: the mask"),
+    ],
+)
+def test_run_lengths_that_do_not_fit_are_refused(rle, expected):
+    with pytest.raises(BadSample) as error:
+        decode_rle(rle, "here")
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- YouTube-VIS
+
+KINDS = [{"id": 3, "name": "ape"}, {"id": 1, "name": "person"}, {"id": 7, "name": "zebra"}]
+NAMES = ["person", "ape", "zebra"]  # in the order of the ids
+
+
+def block(top: int, left: int, height: int, width: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+class Videos:
+    """A miniature of a split: `count` videos, the second of them without annotation."""
+
+    def __init__(self, count: int, encode=uncompressed, seed: int = 0, num_frames: int = 3):
+        self.frames: dict[str, bytes] = {}
+        self.labels: dict[str, np.ndarray] = {}
+        self.videos, self.annotations = [], []
+        for v in range(count):
+            name = f"{seed:02d}{v:02d}f3a9c1"
+            files = [f"{name}/{5 * t:05d}.jpg" for t in range(num_frames)]
+            for t, file in enumerate(files):
+                self.frames[file] = encoded(picture(seed + 10 * v + t), "JPEG", quality=95)
+            self.videos.append(
+                {
+                    "id": 100 + v,
+                    "file_names": files,
+                    "height": HEIGHT,
+                    "width": WIDTH,
+                    "length": num_frames,
+                }
+            )
+            if v == 1:
+                continue
+            labels = np.zeros((num_frames, HEIGHT, WIDTH), np.uint8)
+            # The second object lies over a part of the first one, and is absent from the second frame.
+            first = [block(4 + t, 4, 10, 12) for t in range(num_frames)]
+            second = [None if t == 1 else block(8, 10 + t, 10, 12) for t in range(num_frames)]
+            for k, (masks, kind) in enumerate(((first, 3), (second, 7))):
+                rles = [None if m is None else encode(m) for m in masks]
+                boxes = [None if m is None else box_of(m) for m in masks]
+                self.annotations.append(
+                    {
+                        "id": len(self.annotations) + 1,
+                        "video_id": 100 + v,
+                        "category_id": kind,
+                        "iscrowd": 0,
+                        "height": HEIGHT,
+                        "width": WIDTH,
+                        "segmentations": rles,
+                        "bboxes": boxes,
+                    }
+                )
+                for t, m in enumerate(masks):
+                    if m is not None:
+                        labels[t][m] = k + 1
+            self.labels[name] = labels
+
+    def json(self, **changes) -> bytes:
+        values = {"videos": self.videos, "annotations": self.annotations, "categories": KINDS}
+        return json.dumps({**values, **changes}).encode()
+
+    def check(self, sample: dict) -> None:
+        name = sample["name"]
+        frames = [data for file, data in self.frames.items() if file.startswith(f"{name}/")]
+        assert np.array_equal(sample["video"], np.stack([decoded(data) for data in frames]))
+        assert np.array_equal(sample["segmentations"][..., 0], self.labels[name])
+        assert sample["metadata"]["num_frames"] == len(frames)
+        assert list(sample["categories"]) == [NAMES.index("ape"), NAMES.index("zebra")]
+        expected = [4 / HEIGHT, 4 / WIDTH, 14 / HEIGHT, 16 / WIDTH]
+        np.testing.assert_allclose(sample["bboxes"][0, 0], expected, atol=1e-6)
+        assert sample["bboxes"].shape == (2, len(frames), 4) and not sample["bboxes"][1, 1].any()
+
+
+def box_of(mask: np.ndarray) -> list[float]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [
+        float(columns[0]),
+        float(rows[0]),
+        float(len(columns)),
+        float(len(rows)),
+    ]
+
+
+def prefixed(prefix: str, contents: dict[str, bytes]) -> dict[str, bytes]:
+    return {prefix + name: data for name, data in contents.items()}
+
+
+def ytvis_2022(folder: Path, layout: str) -> dict[str, Videos]:
+    """As downloaded: valid's own json has no annotations, the ground truth is apart."""
+    train, valid = Videos(4), Videos(3, seed=50)
+    hidden = valid.json(annotations=None)
+    trains = prefixed("train/JPEGImages/", train.frames)
+    valids = prefixed("valid/JPEGImages/", valid.frames)
+    if layout == "zip":
+        write_zip(folder / "train.zip", {**trains, "train/instances.json": train.json()})
+        write_zip(folder / "valid.zip", {**valids, "valid/instances.json": hidden})
+        write_zip(folder / "validation_gt.zip", {"gt.json": valid.json()})
+    elif layout == "zip without its folder, json beside":
+        write_zip(folder / "train.zip", prefixed("JPEGImages/", train.frames))
+        write_zip(folder / "valid.zip", prefixed("JPEGImages/", valid.frames))
+        write(folder, {"train.json": train.json(), "valid.json": valid.json()})
+    else:
+        write(folder, {**trains, **valids})
+        write(folder, {"train/instances.json": train.json(), "valid/instances.json": hidden})
+        write(folder, {"valid/gt.json": valid.json()})
+    return {"train": train, "validation": valid}
+
+
+@pytest.mark.parametrize("layout", ["zip", "zip without its folder, json beside", "unpacked"])
+def test_youtube_vis_2022(tmp_path, layout):
+    drawn = ytvis_2022(tmp_path / "in", layout)
+    out = tmp_path / "out"
+    prepare.prepare("ytvis_2022", str(tmp_path / "in"), out)
+    for split, videos in drawn.items():
+        samples = read(out, split)
+        assert [sample["name"] for sample in samples] == list(videos.labels)
+        for sample in samples:
+            videos.check(sample)
+    metadata = manifest(out)["metadata"]
+    assert metadata["categories"] == NAMES
+    assert metadata["without_annotation"] == {"train": 1, "validation": 1}
+    assert check.check(out) == []
+    sources = {source["file"] for source in manifest(out)["sources"]}
+    assert sources == {
+        "zip": {"train.zip", "valid.zip", "validation_gt.zip"},
+        "unpacked": {"JPEGImages", "instances.json", "gt.json"},
+    }.get(layout, {"train.zip", "valid.zip", "train.json", "valid.json"})
+
+
+def test_frames_stay_the_bytes_that_were_downloaded(tmp_path):
+    drawn = ytvis_2022(tmp_path / "in", "zip")
+    prepare.prepare("ytvis_2022", str(tmp_path / "in"), tmp_path / "out", ("train",))
+    shard = next((tmp_path / "out").glob("*train*")).read_bytes()
+    for name in drawn["train"].labels:
+        assert drawn["train"].frames[f"{name}/00000.jpg"] in shard
+
+
+def test_one_split_after_the_other_and_a_size(tmp_path):
+    ytvis_2022(tmp_path / "in", "zip")
+    out = tmp_path / "out"
+    for split in ("validation", "train"):
+        prepare.prepare("ytvis_2022", str(tmp_path / "in"), out, (split,), Options(size=12))
+    assert list(manifest(out)["splits"]) == ["train", "validation"]
+    sample = read(out, "train")[0]
+    assert sample["video"].shape == (3, 12, 16, 3)
+    assert sample["segmentations"].shape == (3, 12, 16, 1)
+
+
+@pytest.mark.parametrize("name", ["ytvis_2019", "ytvis_2021"])
+def test_a_part_of_train_is_validation_and_is_listed(tmp_path, name):
+    videos = Videos(60, num_frames=1)
+    contents = prefixed("train/JPEGImages/", videos.frames)
+    write_zip(tmp_path / "in" / "train.zip", contents)
+    write(tmp_path / "in", {"train.json": videos.json()})
+    write(
+        tmp_path / "in", {"valid.json": videos.json(annotations=None)}
+    )  # not public: not looked at
+    out = tmp_path / "out"
+    prepare.prepare(name, str(tmp_path / "in"), out)
+    held_out = [sample["name"] for sample in read(out, "validation")]
+    assert held_out == [video for video in videos.labels if is_held_out(video, 0.1)]
+    assert manifest(out)["metadata"]["held_out_of_train"] == sorted(held_out)
+    train = [sample["name"] for sample in read(out, "train")]
+    assert train == [video for video in videos.labels if video not in held_out]
+    assert len(train) > 32 and len(manifest(out)["splits"]["train"]["shards"]) == 2
+
+
+def test_the_held_out_part_never_changes():
+    names = [f"video_{k}" for k in range(40)]
+    assert [n for n in names if is_held_out(n, 0.1)] == HELD_OUT_OF_FORTY
+    assert set(HELD_OUT_OF_FORTY) <= {n for n in names if is_held_out(n, 0.3)}
+    many = [is_held_out(f"video_{k}", 0.1) for k in range(5000)]
+    assert 0.085 < np.mean(many) < 0.115
+
+
+HELD_OUT_OF_FORTY = ["video_7", "video_27", "video_38"]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_hq_ytvis(tmp_path, beside):
+    """Compressed and uncompressed masks, boxes that are not stored, frames beside or elsewhere."""
+    videos = {
+        "train": Videos(3, compressed),
+        "validation": Videos(1, seed=20),
+        "test": Videos(1, seed=40),
+    }
+    source, frames = tmp_path / "in", tmp_path / "frames"
+    for annotation in videos["train"].annotations:
+        del annotation["bboxes"]
+    for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
+        write(source, {f"ytvis_hq-{short}.json": videos[split].json()})
+    contents = {name: data for v in videos.values() for name, data in v.frames.items()}
+    extra = ()
+    if beside:
+        write(source, prefixed("JPEGImages/", contents))
+    else:
+        write_zip(
+            frames / "train_all_frames.zip", prefixed("train_all_frames/JPEGImages/", contents)
+        )
+        extra = (("frames", str(frames)),)
+    prepare.prepare("ytvis_hq", str(source), tmp_path / "out", options=Options(extra=extra))
+    for split, drawn in videos.items():
+        for sample in read(tmp_path / "out", split):
+            drawn.check(sample)
+    # Missing frames are named.
+    if beside:
+        shutil.rmtree(source / "JPEGImages" / next(iter(videos["train"].labels)))
+        text = refuses("ytvis_hq", source, tmp_path / "out2")
+        assert f"{next(iter(videos['train'].frames))}, " in text and "ytvis_hq-train.json" in text
+        assert "--skip-bad" in text
+        prepare.prepare(
+            "ytvis_hq", str(source), tmp_path / "out2", ("train",), Options(skip_bad=True)
+        )
+        assert len(manifest(tmp_path / "out2")["splits"]["train"]["skipped"]) == 1
+    else:
+        shutil.rmtree(frames)
+        text = refuses("ytvis_hq", source, tmp_path / "out2")
+        assert "train_all_frames.zip" in text and "give their folder as --frames" in text
+
+
+def broken(folder: Path, change) -> Path:
+    """A 2022 download whose training annotations are changed."""
+    ytvis_2022(folder, "unpacked")
+    path = folder / "train" / "instances.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return folder
+
+
+def absent_frame(values):
+    values["videos"][2]["file_names"][1] = "nowhere/00005.jpg"
+
+
+def short_runs(values):
+    values["annotations"][0]["segmentations"][1]["counts"][-1] -= 1
+
+
+def other_size(values):
+    values["annotations"][0]["segmentations"][1] = uncompressed(np.ones((HEIGHT, WIDTH + 1), bool))
+
+
+def other_video_size(values):
+    values["videos"][0]["height"] += 1
+    for annotation in values["annotations"][:2]:
+        annotation["segmentations"] = [None, None, uncompressed(np.ones((HEIGHT + 1, WIDTH)))]
+
+
+def fewer_masks(values):
+    values["annotations"][0]["segmentations"].pop()
+
+
+def no_category(values):
+    values["annotations"][0]["category_id"] = 99
+
+
+def unknown_video(values):
+    values["annotations"][0]["video_id"] = 99
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (absent_frame, "nowhere/00005.jpg, named by"),
+        (
+            short_runs,
+            "frame 1, annotation 0: the mask's runs cover 767 pixels, expected its size 24x32",
+        ),
+        (other_size, "the mask has 24x33 pixels (height x width), the video 24x32"),
+        (other_video_size, "has 24x32 pixels (height x width), its labels 25x32"),
+        (fewer_masks, "annotation 0 has 2 masks, the video 3 frames"),
+        (no_category, "KeyError(99)"),
+        (unknown_video, "annotations of 1 videos that it does not list, such as id 99"),
+        (lambda values: values.update(annotations=[]), "has no annotations, expected"),
+        (lambda values: values.pop("videos"), "expected videos, categories and annotations"),
+    ],
+)
+def test_a_json_that_does_not_fit(tmp_path, change, expected):
+    source = broken(tmp_path / "in", change)
+    assert expected in refuses("ytvis_2022", source, tmp_path / "out")
+
+
+def test_annotations_that_are_missing(tmp_path):
+    ytvis_2022(tmp_path / "in", "zip")
+    (tmp_path / "in" / "validation_gt.zip").unlink()
+    text = refuses("ytvis_2022", tmp_path / "in", tmp_path / "out", prepare.SPLITS)
+    assert "valid.zip: valid/instances.json has no annotations" in text and "gt.json" in text
+    prepare.prepare("ytvis_2022", str(tmp_path / "in"), tmp_path / "out", ("train",))
+    (tmp_path / "empty").mkdir()
+    text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
+    assert "looked for train/instances.json, train/train.json, train.json" in text
+    assert "is no folder" in refuses("ytvis_2021", tmp_path / "nowhere", tmp_path / "out2")
+    write(tmp_path / "empty", {"train.json": b'{"videos": ['})
+    assert "is no json" in refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
+    write(tmp_path / "empty", {"train.json": Videos(1).json()})
+    text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
+    assert "looked for [.../]JPEGImages/0000f3a9c1/00000.jpg in" in text and "train.zip" in text
+
+
+def test_natural_order():
+    names = ["f10", "f9", "f1", "g2", "f1b"]
+    assert sorted(names, key=natural) == ["f1", "f1b", "f9", "f10", "g2"]
