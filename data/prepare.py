@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.davis import Davis
 from data.family import SPLITS, BadSample, Family, Job, Options, Plan, Source
 from data.movi import Movi
 from data.shards import (
@@ -43,7 +44,7 @@ FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 STAGING = "staging"  # in it: what had to be unpacked
-FAMILIES: tuple[type[Family], ...] = (Movi, YoutubeVis)
+FAMILIES: tuple[type[Family], ...] = (Movi, YoutubeVis, Davis)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 # Each worker process has its own.

@@ -463,3 +463,112 @@ def test_annotations_that_are_missing(tmp_path):
 def test_natural_order():
     names = ["f10", "f9", "f1", "g2", "f1b"]
     assert sorted(names, key=natural) == ["f1", "f1b", "f9", "f10", "g2"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- DAVIS
+
+SEQUENCES = {"train": ["bear", "dog-agility"], "val": ["camel"]}
+
+
+def davis(year: int, labelling: str = "Annotations/480p") -> tuple[dict[str, bytes], dict]:
+    """The files of a download, and for each sequence its frames and labels as they are to be read back."""
+    contents, drawn = {}, {}
+    for split, sequences in SEQUENCES.items():
+        lines = []
+        for s, sequence in enumerate(sequences):
+            frames, maps = [], []
+            for t in range(3):
+                frame = f"JPEGImages/480p/{sequence}/{t:05d}.jpg"
+                label = f"{labelling}/{sequence}/{t:05d}.png"
+                contents[frame] = encoded(picture(9 * s + t + year), "JPEG")
+                labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+                labels[block(2 + t, 3, 9, 10)] = 1
+                labels[block(12, 8 + t, 9, 10)] = 2 if year == 2017 else 1
+                if year == 2017:
+                    labels[0] = 255
+                    contents[label] = palette_png(labels)
+                elif t == 2:  # one of the official files has an alpha channel
+                    grey_alpha = np.stack([255 * labels, np.full_like(labels, 255)], axis=-1)
+                    contents[label] = encoded(grey_alpha, "PNG")
+                else:
+                    contents[label] = encoded(255 * labels if t else labels, "PNG")
+                lines.append(f"/{frame} /{label}")
+                frames.append(decoded(contents[frame]))
+                maps.append(labels)
+            drawn[sequence] = np.stack(frames), np.stack(maps)
+        if year == 2017:
+            contents[f"ImageSets/2017/{split}.txt"] = "\n".join([*sequences, ""]).encode()
+        else:
+            contents[f"ImageSets/480p/{split}.txt"] = "\n".join(lines).encode()
+    return contents, drawn
+
+
+@pytest.mark.parametrize("layout", ["zip", "the zip itself", "unpacked", "the folder itself"])
+@pytest.mark.parametrize("year", [2016, 2017])
+def test_davis(tmp_path, year, layout):
+    contents, drawn = davis(year)
+    source = tmp_path / "in"
+    if "zip" in layout:
+        name = {2016: "DAVIS-data.zip", 2017: "DAVIS-2017-trainval-480p.zip"}[year]
+        path = write_zip(source / name, prefixed("DAVIS/", contents))
+        source = path if layout == "the zip itself" else source
+    else:
+        write(source, prefixed("DAVIS/", contents))
+        source = source / "DAVIS" if layout == "the folder itself" else source
+    out = tmp_path / "out"
+    prepare.prepare(f"davis_{year}", str(source), out)
+    for split, short in (("train", "train"), ("validation", "val")):
+        samples = read(out, split)
+        assert [sample["name"] for sample in samples] == SEQUENCES[short]
+        for sample in samples:
+            video, labels = drawn[sample["name"]]
+            assert np.array_equal(sample["video"], video)
+            assert np.array_equal(sample["segmentations"][..., 0], labels)
+            assert sample["metadata"]["height"] == HEIGHT
+    assert manifest(out)["metadata"]["no_segment"] == 255
+    assert check.check(out) == []
+
+
+def test_davis_with_the_unsupervised_labels_and_a_limit(tmp_path):
+    contents, drawn = davis(2017, "Annotations_unsupervised/480p")
+    write(tmp_path / "in" / "DAVIS", contents)
+    prepare.prepare("davis_2017", str(tmp_path / "in"), tmp_path / "out", options=Options(limit=1))
+    (sample,) = read(tmp_path / "out", "train")
+    assert np.array_equal(sample["segmentations"][..., 0], drawn["bear"][1])
+    assert "unsupervised" in manifest(tmp_path / "out")["metadata"]["annotations"]
+
+
+def test_davis_2016_of_the_download_of_2017(tmp_path):
+    contents, drawn = davis(2017)
+    contents["ImageSets/2016/train.txt"] = b"bear\n"
+    write(tmp_path / "in", contents)
+    prepare.prepare("davis_2016", str(tmp_path / "in"), tmp_path / "out")
+    (sample,) = read(tmp_path / "out", "train")
+    assert np.array_equal(sample["segmentations"][..., 0], drawn["bear"][1] > 0)
+
+
+def test_faults_of_davis(tmp_path):
+    contents, _ = davis(2017)
+    (tmp_path / "empty").mkdir()
+    text = refuses("davis_2017", tmp_path / "empty", tmp_path / "out")
+    assert "DAVIS-2017-trainval-480p.zip: DAVIS/ImageSets/2017/train.txt" in text
+    assert "does not exist" in refuses("davis_2016", tmp_path / "nowhere", tmp_path / "out")
+
+    def refused(name: str, change: dict[str, bytes | None]) -> str:
+        kept = {**contents, **change}
+        source = write(tmp_path / name, {f: data for f, data in kept.items() if data is not None})
+        return refuses("davis_2017", source, tmp_path / "out")
+
+    labels = [name for name in contents if name.startswith("Annotations/480p/bear")]
+    text = refused("one label", {labels[1]: None})
+    assert f"has no {labels[1]}, named by the frames of ImageSets/2017/train.txt" in text
+    all_labels = {name: None for name in contents if name.startswith("Annotations")}
+    text = refused("no labels", all_labels)
+    assert "has no annotations; looked for Annotations/480p" in text
+    frames = {name: None for name in contents if name.startswith("JPEGImages/480p/bear")}
+    assert "has no frames of bear" in refused("no frames", frames)
+    other = {labels[0]: palette_png(np.zeros((HEIGHT, WIDTH + 2), np.uint8))}
+    assert "has 24x32 pixels (height x width), its labels 24x34" in refused("other size", other)
+    assert "is no readable picture" in refused("cut", {labels[0]: contents[labels[0]][:40]})
+    colours = {labels[0]: encoded(picture(0), "PNG")}
+    assert "has mode RGB, expected a label map" in refused("colours", colours)
