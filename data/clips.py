@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -46,20 +47,24 @@ def labelled_frame(
 def clip_example(
     name: str,
     frames: Iterable[tuple[str, bytes]],
-    segmentations: Iterable[np.ndarray | None],
+    segmentations: Iterable[np.ndarray] | None,
     options: Options,
 ) -> dict[str, Any]:
     """`video`, `segmentations` and `metadata` of a clip; frames and labels are asked for one at a time.
 
     Args:
         frames: what to call a frame in an error, and its encoded bytes.
-        segmentations: as many, see `labelled_frame`.
+        segmentations: as many, (H,W) of uint8; None: all pixels are in no segment.
 
     Raises:
         BadSample: a frame or its labels cannot be used, or the frames differ in size.
     """
     video, maps, first, num_bytes = [], [], None, 0
-    for (where, data), segmentation in zip(frames, segmentations, strict=True):
+    if segmentations is None:
+        pairs = zip(frames, itertools.repeat(None), strict=False)
+    else:
+        pairs = zip(frames, segmentations, strict=True)
+    for (where, data), segmentation in pairs:
         picture, label_map, height, width = labelled_frame(data, segmentation, where, options)
         first = first or (height, width)
         if (height, width) != first:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from data.davis import Davis
 from data.family import SPLITS, BadSample, Family, Job, Options, Plan, Source
+from data.folder import Folder
 from data.movi import Movi
 from data.shards import (
     Shard,
@@ -44,7 +45,7 @@ FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 STAGING = "staging"  # in it: what had to be unpacked
-FAMILIES: tuple[type[Family], ...] = (Movi, YoutubeVis, Davis)
+FAMILIES: tuple[type[Family], ...] = (Movi, YoutubeVis, Davis, Folder)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 # Each worker process has its own.

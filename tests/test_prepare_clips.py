@@ -572,3 +572,253 @@ def test_faults_of_davis(tmp_path):
     assert "is no readable picture" in refused("cut", {labels[0]: contents[labels[0]][:40]})
     colours = {labels[0]: encoded(picture(0), "PNG")}
     assert "has mode RGB, expected a label map" in refused("colours", colours)
+
+
+# ----------------------------------------------------------------------------------------------------- one's own folder
+
+
+def drawn_labels(t: int, count: int = 2) -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for k in range(count):
+        labels[block(2 + 6 * k, 3 + t, 5, 9)] = k + 1
+    return labels
+
+
+def video_file(path: Path, frames: list[np.ndarray]) -> bytes:
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = {"mp4": "mp4v", "avi": "MJPG"}[path.suffix[1:]]
+    size = (frames[0].shape[1], frames[0].shape[0])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 10, size)
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path.read_bytes()
+
+
+def gif(frames: list[np.ndarray]) -> bytes:
+    images = [Image.fromarray(frame).quantize(64) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], optimize=False)
+    return buffer.getvalue()
+
+
+def as_source(kind: str, folder: Path, contents: dict[str, bytes]) -> Path:
+    if kind == "folder":
+        return write(folder / "mydata", contents)
+    inside = prefixed("mydata/", contents) if kind == "zip of the folder" else contents
+    return write_zip(folder / "mydata.zip", {**inside, "__MACOSX/._cat.jpg": b"x"})
+
+
+KINDS_OF_SOURCE = ["folder", "zip", "zip of the folder"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
+def test_stills_with_labels(tmp_path, kind):
+    pictures = {
+        "cat 10.jpg": encoded(picture(1), "JPEG"),
+        "cat 9.png": encoded(picture(2), "PNG"),
+        "dog.bmp": encoded(picture(3), "BMP"),
+    }
+    labels = {name: drawn_labels(t) for t, name in enumerate(pictures)}
+    contents = {
+        **pictures,
+        "labels/cat 10.png": encoded(labels["cat 10.jpg"], "PNG"),
+        "labels/cat 9.png": palette_png(labels["cat 9.png"]),
+        "labels/dog.png": palette_png(labels["dog.bmp"]),
+        "README.txt": b"not a picture",
+        ".DS_Store": b"x",
+    }
+    source = as_source(kind, tmp_path, contents)
+    prepare.prepare("folder", str(source), tmp_path / "out")
+    samples = read(tmp_path / "out", "train")
+    assert [s["name"] for s in samples] == ["cat 9", "cat 10", "dog"]
+    for sample, name in zip(samples, ["cat 9.png", "cat 10.jpg", "dog.bmp"], strict=True):
+        assert np.array_equal(sample["image"], decoded(pictures[name]))
+        assert np.array_equal(sample["segmentation"][..., 0], labels[name])
+        assert sample["metadata"]["width"] == WIDTH
+    assert manifest(tmp_path / "out")["metadata"]["labelled"] == ["train"]
+    assert check.check(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
+def test_folders_of_frames_and_videos(tmp_path, kind):
+    frames = [picture(3 * t) for t in range(12)]
+    contents = {
+        "run.mp4": video_file(tmp_path / "made" / "run.mp4", frames),
+        "old.avi": video_file(tmp_path / "made" / "old.avi", frames),
+        "walk.gif": gif(frames),
+        **{f"deep/swim/f{t}.jpg": encoded(f, "JPEG") for t, f in enumerate(frames)},
+    }
+    for clip in ("run", "old", "walk"):
+        for t in range(12):
+            contents[f"labels/{clip}/{t}.png"] = palette_png(drawn_labels(t))
+    for t in range(12):
+        contents[f"labels/deep/swim/f{t}.png"] = encoded(drawn_labels(t), "PNG")
+    source = as_source(kind, tmp_path, contents)
+    prepare.prepare("folder", str(source), tmp_path / "out")
+    samples = {s["name"]: s for s in read(tmp_path / "out", "train")}
+    assert list(samples) == ["deep/swim", "old", "run", "walk"]
+    labels = np.stack([drawn_labels(t) for t in range(12)])
+    for sample in samples.values():
+        assert sample["video"].shape == (12, HEIGHT, WIDTH, 3)
+        assert np.array_equal(sample["segmentations"][..., 0], labels)
+    # f10 follows f9; jpg and gif are taken as they are, mp4 and avi are lossy.
+    exact = np.stack([decoded(contents[f"deep/swim/f{t}.jpg"]) for t in range(12)])
+    assert np.array_equal(samples["deep/swim"]["video"], exact)
+    image = Image.open(io.BytesIO(contents["walk.gif"]))
+    for t in range(12):
+        image.seek(t)
+        assert np.array_equal(samples["walk"]["video"][t], np.asarray(image.convert("RGB")))
+    for name in ("run", "old"):
+        video = samples[name]["video"].astype(int)
+        errors = [[np.abs(video[t] - frames[s]).mean() for s in range(12)] for t in range(12)]
+        assert np.diag(errors).max() < 12 and (np.argmin(errors, axis=1) == np.arange(12)).all()
+    assert not (tmp_path / "out" / prepare.UNFINISHED).exists()
+
+
+def test_without_labels_all_is_in_no_segment(tmp_path):
+    source = write(tmp_path / "in", {f"{k}.jpg": encoded(picture(k), "JPEG") for k in range(3)})
+    prepare.prepare("folder", str(source), tmp_path / "out", options=Options(size=12))
+    for sample in read(tmp_path / "out", "train"):
+        assert sample["image"].shape == (12, 16, 3)
+        assert sample["segmentation"].shape == (12, 16, 1) and (sample["segmentation"] == 255).all()
+    source = write(tmp_path / "clips", {"walk.gif": gif([picture(0), picture(5)])})
+    prepare.prepare("folder", str(source), tmp_path / "out2")
+    (sample,) = read(tmp_path / "out2", "train")
+    assert sample["segmentations"].shape == (2, HEIGHT, WIDTH, 1)
+    assert (sample["segmentations"] == 255).all()
+    assert manifest(tmp_path / "out2")["metadata"]["labelled"] == []
+
+
+def test_sub_folders_are_splits_and_labels_may_be_elsewhere(tmp_path):
+    contents = {
+        f"{split}/clip/{t}.png": encoded(picture(t + 10 * s), "PNG")
+        for s, split in enumerate(prepare.SPLITS)
+        for t in range(2)
+    }
+    source = write(tmp_path / "in", contents)
+    labels = {
+        f"{split}/clip/{t}.png": encoded(drawn_labels(t + s), "PNG")
+        for s, split in enumerate(("validation", "test"))
+        for t in range(2)
+    }
+    arguments = ["folder", f"--source={source}", f"--out={tmp_path / 'out'}", "--workers=1"]
+    arguments.append(f"--labels={write(tmp_path / 'masks', labels)}")
+    assert prepare.main(arguments) == 0
+    for s, split in enumerate(prepare.SPLITS):
+        (sample,) = read(tmp_path / "out", split)
+        assert np.array_equal(sample["video"], np.stack([picture(t + 10 * s) for t in range(2)]))
+        if split == "train":
+            assert (sample["segmentations"] == 255).all()
+        else:
+            expected = np.stack([drawn_labels(t + s - 1) for t in range(2)])
+            assert np.array_equal(sample["segmentations"][..., 0], expected)
+    assert manifest(tmp_path / "out")["metadata"]["labelled"] == ["test", "validation"]
+
+
+def test_a_part_held_out_by_name(tmp_path):
+    contents = {f"video_{k}.png": encoded(picture(k), "PNG") for k in range(40)}
+    source = write(tmp_path / "in", contents)
+    arguments = ["folder", f"--source={source}", f"--out={tmp_path / 'out'}", "--workers=1"]
+    assert prepare.main([*arguments, "--holdout=0.1"]) == 0
+    assert [s["name"] for s in read(tmp_path / "out", "validation")] == HELD_OUT_OF_FORTY
+    assert len(read(tmp_path / "out", "train")) == 37
+    listed = manifest(tmp_path / "out")["metadata"]["held_out_of_train"]
+    assert listed == sorted(HELD_OUT_OF_FORTY)
+    assert "--holdout is 1.5" in refuses("folder", source, tmp_path / "o", extra={"holdout": 1.5})
+
+
+def test_pixels_in_no_segment_by_their_label(tmp_path):
+    labels = drawn_labels(0).astype(np.uint8)
+    labels[0] = 255
+    contents = {"a.png": encoded(picture(0), "PNG"), "labels/a.png": encoded(labels, "PNG")}
+    source = write(tmp_path / "in", contents)
+    text = refuses("folder", source, tmp_path / "out")
+    assert "labels/a.png has label 255, expected 0 to 254" in text and "--void" in text
+    options = Options(extra=(("void", 255),))
+    prepare.prepare("folder", str(source), tmp_path / "out2", options=options)
+    assert np.array_equal(read(tmp_path / "out2", "train")[0]["segmentation"][..., 0], labels)
+
+
+STILL = {"a.png": encoded(picture(0), "PNG")}
+CLIP = {f"c/{t}.png": encoded(picture(t), "PNG") for t in range(2)}
+MADE_GIF = {"c.gif": gif([picture(0), picture(4)])}
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({"notes.txt": b""}, "has no pictures; looked for images (.jpg"),
+        ({**STILL, **CLIP}, "has stills (a.png) and clips (c); expected one kind"),
+        ({**STILL, "a.jpg": STILL["a.png"]}, "both named a"),
+        ({**CLIP, "c.gif": MADE_GIF["c.gif"]}, "both named c"),
+        ({**CLIP, "c/0.jpg": STILL["a.png"]}, "has several files c/0.*"),
+        ({**CLIP, "c/last.png": STILL["a.png"]}, "has c/last.png, expected a number at its end"),
+        (
+            {"train/a.png": STILL["a.png"], "val/a.png": STILL["a.png"]},
+            "has val/a.png beside the splits train",
+        ),
+        ({**STILL, "b.png": STILL["a.png"][:300]}, "b.png is no readable picture"),
+        (
+            {**STILL, "b.png": STILL["a.png"], "labels/a.png": palette_png(drawn_labels(0))},
+            "the labels have no labels/b.png for b.png",
+        ),
+        ({**STILL, "labels/a.png": palette_png(drawn_labels(0)[1:])}, "its labels 23x32"),
+        ({**STILL, "labels/a.png": STILL["a.png"]}, "has mode RGB, expected a label map"),
+        (
+            {**STILL, "labels/a.png": encoded(np.full((HEIGHT, WIDTH), 300, np.uint16), "PNG")},
+            "has label 300, expected 0 to 254",
+        ),
+        ({**STILL, "labels/a.txt": b""}, "has no label pictures"),
+        (
+            {**CLIP, "c/3.png": encoded(picture(0, 20), "PNG")},
+            "c/3.png has 20x32 pixels (height x width), the first frame of this clip 24x32",
+        ),
+        (
+            {**MADE_GIF, "labels/c/0.png": palette_png(drawn_labels(0))},
+            "c.gif has more than 1 frames",
+        ),
+        (
+            {
+                **MADE_GIF,
+                **{f"labels/c/{t}.png": palette_png(drawn_labels(0)) for t in range(3)},
+            },
+            "c.gif has 2 frames",
+        ),
+        (
+            {**MADE_GIF, "labels/d/0.png": palette_png(drawn_labels(0))},
+            "the labels have no labels/c/*.png for c.gif",
+        ),
+        ({"c.mp4": b"no video at all"}, "c.mp4 is no readable video"),
+        ({"c.gif": b"no video at all"}, "c.gif is no readable gif"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path, contents, expected):
+    assert expected in refuses("folder", write(tmp_path / "in", contents), tmp_path / "out")
+
+
+def test_sources_and_options_that_are_refused(tmp_path):
+    assert "does not exist" in refuses("folder", tmp_path / "nowhere", tmp_path / "out")
+    source = write(tmp_path / "in", STILL)
+    text = refuses("folder", source, tmp_path / "out", extra={"labels": str(tmp_path / "no")})
+    assert "--labels=" in text and "does not exist" in text
+    splits = write(tmp_path / "splits", {"train/a.png": STILL["a.png"]})
+    text = refuses("folder", splits, tmp_path / "out", extra={"holdout": 0.1})
+    assert "--holdout=0.1 and the sub-folders train" in text
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    assert "compressed tar" in refuses("folder", tmp_path / "x.tar.gz", tmp_path / "out")
+    big = write(tmp_path / "big", MADE_GIF)
+    assert "raise --max_pixels" in refuses("folder", big, tmp_path / "out", max_pixels=100)
+    video_file(tmp_path / "video" / "v.mp4", [picture(0)])
+    text = refuses("folder", tmp_path / "video", tmp_path / "out", max_pixels=100)
+    assert "32x24 pixels, more than 100" in text
+
+
+def test_a_bad_clip_is_left_out(tmp_path):
+    contents = {"bad.mp4": b"no video at all", **MADE_GIF}
+    source = write(tmp_path / "in", contents)
+    prepare.prepare("folder", str(source), tmp_path / "out", options=Options(skip_bad=True))
+    assert [s["name"] for s in read(tmp_path / "out", "train")] == ["c"]
+    assert "bad.mp4" in manifest(tmp_path / "out")["splits"]["train"]["skipped"][0]
