@@ -37,12 +37,14 @@ def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
 
 
 def labels(data: bytes, where: str, options: Options) -> np.ndarray:
-    """The integers (H,W) of a label picture as stored: grey values, or places in the palette.
+    """The integers (H,W) of a label picture as stored: grey values, whatever alpha they have, or places in the palette.
 
     Raises:
         BadSample: damaged, too large, or a picture of colours.
     """
     picture = _open(data, where, options)
+    if picture.mode == "LA":  # bear/00077.png of DAVIS 2016
+        picture = picture.getchannel("L")
     if picture.mode not in ("L", "P", "1", "I", "I;16"):
         raise BadSample(
             f"{where} has mode {picture.mode}, expected a label map: one integer a pixel, grey or with a palette"

@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 from data.clevrtex import Clevrtex
 from data.coco import Coco
+from data.davis import Davis
 from data.family import SPLITS, BadSample, Family, Job, Options, Plan, Source
+from data.folder import Folder
 from data.movi import Movi
 from data.shards import (
     Shard,
@@ -38,6 +40,7 @@ from data.shards import (
     write_shard,
 )
 from data.voc import Voc
+from data.ytvis import YoutubeVis
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.evaluation.atomic import atomic_file
 
@@ -45,7 +48,7 @@ FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 STAGING = "staging"  # in it: what had to be unpacked
-FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex)
+FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex, YoutubeVis, Davis, Folder)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 # Each worker process has its own.

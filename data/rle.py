@@ -25,6 +25,10 @@ def decode(rle: dict[str, Any], shape: tuple[int, int], where: str) -> np.ndarra
     Raises:
         BadSample: it is damaged, or does not fit `shape`.
     """
+    if not isinstance(rle, dict):
+        raise BadSample(
+            f"{where}: a {type(rle).__name__} stands in the place of an RLE; download the annotations again"
+        )
     size, counts = rle.get("size"), rle.get("counts")
     if list(size or ()) != list(shape):
         raise BadSample(

@@ -1,0 +1,126 @@
+"""What families of clips share: frames with their labels, the held-out part, and what is missing."""
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from data.archives import Files
+from data.family import BadSample, Options
+from data.features import NO_SEGMENT
+from data.pictures import frame, label_png
+from smoothsa_jax.errors import UserError
+
+PER_SHARD = 32  # clips: an interrupted preparation loses at most as many of each worker
+MAX_BYTES = 1_900_000_000  # of one sample: a protocol buffer ends at 2 GiB
+
+
+def labelled_frame(
+    data: bytes, segmentation: np.ndarray | None, where: str, options: Options
+) -> tuple[bytes, bytes, int, int]:
+    """A frame and its labels as they are stored, and their height and width.
+
+    Args:
+        segmentation: (H,W) of uint8; None: all pixels are in no segment.
+
+    Raises:
+        BadSample: the frame cannot be read, or has another size than its labels.
+    """
+    picture, height, width = frame(data, where, dataclasses.replace(options, size=None))
+    if segmentation is None:
+        segmentation = np.full((height, width), NO_SEGMENT, np.uint8)
+    if segmentation.shape != (height, width):
+        raise BadSample(
+            f"{where} has {height}x{width} pixels (height x width), its labels "
+            f"{segmentation.shape[0]}x{segmentation.shape[1]}; expected the same: take labels of the same resolution"
+        )
+    maps = label_png(segmentation, options)
+    if options.size is not None:
+        picture, height, width = frame(data, where, options)
+    return picture, maps, height, width
+
+
+def clip_example(
+    name: str,
+    frames: Iterable[tuple[str, bytes]],
+    segmentations: Iterable[np.ndarray] | None,
+    options: Options,
+) -> dict[str, Any]:
+    """`video`, `segmentations` and `metadata` of a clip; frames and labels are asked for one at a time.
+
+    Args:
+        frames: what to call a frame in an error, and its encoded bytes.
+        segmentations: as many, (H,W) of uint8; None: all pixels are in no segment.
+
+    Raises:
+        BadSample: a frame or its labels cannot be used, or the frames differ in size.
+    """
+    video, maps, first, num_bytes = [], [], None, 0
+    if segmentations is None:
+        pairs = zip(frames, itertools.repeat(None), strict=False)
+    else:
+        pairs = zip(frames, segmentations, strict=True)
+    for (where, data), segmentation in pairs:
+        picture, label_map, height, width = labelled_frame(data, segmentation, where, options)
+        first = first or (height, width)
+        if (height, width) != first:
+            raise BadSample(
+                f"{where} has {height}x{width} pixels (height x width), the first frame of this clip "
+                f"{first[0]}x{first[1]}; expected one size: make two clips of it, or resize it"
+            )
+        num_bytes += len(picture) + len(label_map)
+        if num_bytes > MAX_BYTES:
+            raise BadSample(
+                f"{where}: the clip {name} has more than {MAX_BYTES / 1e9} GB; cut it into shorter ones, or use --size"
+            )
+        video.append(picture)
+        maps.append(label_map)
+    if first is None:
+        raise BadSample(f"the clip {name} has no frames; expected at least one: remove it")
+    metadata = {"name": name, "num_frames": len(video), "height": first[0], "width": first[1]}
+    return {"video": video, "segmentations": maps, "metadata": metadata}
+
+
+def is_held_out(name: str, part: float) -> bool:
+    """Whether a sample belongs to the held-out part: by its name alone, whatever else there is."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < part * 2**64
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that sorts `frame_9` in front of `frame_10`."""
+    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def require(files: Files, names: Iterable[str], asked_by: str, options: Options) -> None:
+    """Looks for files before anything is written; with `--skip-bad` reading finds them missing, clip by clip.
+
+    Raises:
+        UserError: some are missing; the first of them are named.
+    """
+    if options.skip_bad:
+        return
+    missing = [name for name in names if name not in files]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{files.path} has no {', '.join(missing[:3])}{more}, named by {asked_by}; download it again, or leave such "
+            "clips out with --skip-bad"
+        )
+
+
+def read(files: Files, name: str) -> bytes:
+    """The contents of a file of a sample.
+
+    Raises:
+        BadSample: it is missing or damaged.
+    """
+    if name not in files:
+        raise BadSample(
+            f"{files.path} has no {name}; download it again, or leave such samples out with --skip-bad"
+        )
+    return files.read(name)

@@ -1,0 +1,139 @@
+"""DAVIS 2016 and 2017 at 480p: JPEG frames and label PNGs of a zip or of the folder DAVIS that is unpacked from it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.archives import Files
+from data.clips import PER_SHARD, clip_example, natural, read, require
+from data.family import BadSample, Family, Job, Plan, shards_of
+from data.features import NO_SEGMENT, clip_features
+from data.pictures import labels
+from smoothsa_jax.errors import UserError
+
+SPLITS = {"train": "train", "validation": "val"}
+FRAMES = "JPEGImages/480p"
+# 2017 has a second labelling, of all that moves, in a download of its own.
+LABELS = ("Annotations/480p", "Annotations_unsupervised/480p")
+# 2016's own lists name pairs of files; 2017's download has lists of 2016 too, of sequences.
+LISTS = {
+    "davis_2016": ("ImageSets/480p", "ImageSets/2016"),
+    "davis_2017": ("ImageSets/2017",),
+}
+ARCHIVES = {
+    "davis_2016": ("DAVIS-data.zip", "DAVIS-2016-trainval-480p.zip"),
+    "davis_2017": ("DAVIS-2017-trainval-480p.zip", "DAVIS-2017-Unsupervised-trainval-480p.zip"),
+}
+
+
+class Davis(Family):
+    names = ("davis_2016", "davis_2017")
+    summary = "the zip of 480p (2016: DAVIS-data.zip, 2017: DAVIS-2017-trainval-480p.zip), its folder, or the folder DAVIS"
+
+    def plan(self, splits: tuple[str, ...]) -> Plan:
+        if self.options.keep:
+            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that {self.name} has")
+        path, root, lists = self._find()
+        files = Files(path)
+        frames = _by_sequence(files, f"{root}{FRAMES}/")
+        labelling = next((d for d in LABELS if _has_folder(files, f"{root}{d}/")), None)
+        if labelling is None:
+            raise UserError(
+                f"{path} has no annotations; looked for {' and '.join(root + d for d in LABELS)}: get the download of "
+                "trainval, the challenge's test sets have none"
+            )
+        jobs = []
+        for split in splits:
+            name = f"{lists}/{SPLITS.get(split)}.txt"
+            if name not in files:
+                continue
+            clips = []
+            for sequence in _sequences(files.read(name))[: self.options.limit]:
+                if not frames.get(sequence):
+                    raise UserError(
+                        f"{path} has no frames of {sequence}, named by {name}; looked for {root}{FRAMES}/{sequence}/*.jpg: "
+                        "download it again"
+                    )
+                stems = [Path(file).stem for file in frames[sequence]]
+                maps = tuple(f"{root}{labelling}/{sequence}/{stem}.png" for stem in stems)
+                clips.append((sequence, path, tuple(frames[sequence]), maps))
+            wanted = (file for clip in clips for file in clip[3])
+            require(files, wanted, f"the frames of {name}", self.options)
+            jobs += shards_of(split, clips, PER_SHARD)
+        metadata = {"kind": "clips", "no_segment": NO_SEGMENT, "annotations": labelling}
+        return Plan(tuple(jobs), (path,), clip_features(), metadata)
+
+    def items(self, job: Job) -> Iterator[Any]:
+        files = None
+        for sequence, path, frames, maps in job.payload:
+            files = files or Files(path)
+            yield sequence, files, frames, maps
+
+    def example(self, item: tuple[str, Files, tuple[str, ...], tuple[str, ...]]) -> dict[str, Any]:
+        sequence, files, frames, maps = item
+        return clip_example(
+            sequence,
+            ((f"{files.path}: {file}", read(files, file)) for file in frames),
+            (self._labels(read(files, file), f"{files.path}: {file}") for file in maps),
+            self.options,
+        )
+
+    def _labels(self, data: bytes, where: str) -> np.ndarray:
+        """2016: every labelled pixel is of the one object; 2017: 255 is in no segment."""
+        segmentation = labels(data, where, self.options)
+        if self.name == "davis_2016":
+            return (segmentation > 0).astype(np.uint8)
+        if segmentation.max(initial=0) > NO_SEGMENT:
+            raise BadSample(
+                f"{where} has label {segmentation.max()}, expected at most {NO_SEGMENT}: download it again"
+            )
+        return segmentation.astype(np.uint8)
+
+    def _find(self) -> tuple[Path, str, str]:
+        """The folder or zip, what is in front of its names, and the folder of its lists."""
+        source = Path(self.source)
+        if source.is_file():
+            candidates = [source]
+        elif source.is_dir():
+            archives = [source / name for name in ARCHIVES[self.name]]
+            # A folder DAVIS is preferred as the one to be hashed: there may be anything beside it.
+            candidates = [source / "DAVIS", source, *archives]
+        else:
+            raise UserError(
+                f"--source={source} does not exist; give the folder that holds the download"
+            )
+        looked = []
+        for path in candidates:
+            for root in ("", "DAVIS/") if path.suffix == ".zip" else ("",):
+                for folder in LISTS[self.name]:
+                    looked.append(f"{path}: {root}{folder}/train.txt")
+                    if not path.exists():
+                        continue
+                    files = Files(path)
+                    if any(f"{root}{folder}/{file}.txt" in files for file in SPLITS.values()):
+                        return path, root, f"{root}{folder}"
+        raise UserError(
+            f"--source={source} holds no {self.name}; looked for {', '.join(looked)}, or val.txt there: download it"
+        )
+
+
+def _by_sequence(files: Files, folder: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in files.names():
+        sequence, _, file = name.removeprefix(folder).partition("/")
+        if name.startswith(folder) and file.endswith(".jpg") and "/" not in file:
+            found.setdefault(sequence, []).append(name)
+    return {sequence: sorted(names, key=natural) for sequence, names in found.items()}
+
+
+def _has_folder(files: Files, folder: str) -> bool:
+    return any(name.startswith(folder) for name in files.names())
+
+
+def _sequences(text: bytes) -> list[str]:
+    """The sequences of a list, in order: a name a line, or a frame and its labels, /JPEGImages/480p/bear/00000.jpg ..."""
+    first = [line.split()[0] for line in text.decode().splitlines() if line.strip()]
+    names = [entry.split("/")[-2] if "/" in entry else entry for entry in first]
+    return list(dict.fromkeys(names))

@@ -1,0 +1,389 @@
+"""One's own data: a folder, or a zip or tar of it, of images, of videos, or of sub-folders with numbered frames.
+
+    mydata/0001.jpg, mydata/cat.png ...                            stills, named by their files
+    mydata/run.mp4, mydata/walk.gif, mydata/swim/frame_0001.jpg    clips, named by their file or folder
+
+Labels are pictures of integers, grey or with a palette, 0 = background: `labels/cat.png`, for clips `labels/run/*.png`, one
+for each frame. Sub-folders `train`, `validation` and `test` are the splits, also below the labels.
+"""
+
+import contextlib
+import dataclasses
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data.archives import ENDINGS, Files
+from data.clips import PER_SHARD, clip_example, is_held_out, labelled_frame, natural, read
+from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
+from data.features import NO_SEGMENT, clip_features, still_features
+from data.pictures import labels, png
+from smoothsa_jax.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
+# Their header tells how many frames there are; others only estimate it.
+COUNTED = (".mp4", ".m4v", ".mov")
+STILLS_PER_SHARD = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A sample.
+
+    Attributes:
+        kind: "still", "frames" or "video".
+        files: one, or the frames in order; full names within the source.
+        labels: the label pictures in order, full names within the labels' folder; None: there are none.
+    """
+
+    name: str
+    kind: str
+    files: tuple[str, ...]
+    labels: tuple[str, ...] | None
+
+
+class Folder(Family):
+    names = ("folder",)
+    summary = (
+        "any folder, zip or tar of images (stills), or of videos and sub-folders of numbered frames (clips), with label "
+        "PNGs of the same names in its sub-folder labels or in --labels"
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: Any) -> None:
+        parser.add_argument("--labels", help="folder of the label PNGs; default SOURCE/labels")
+        parser.add_argument(
+            "--holdout", type=float, default=0.0, help="part of the samples for validation, by name"
+        )
+        parser.add_argument("--void", type=int, help="the label of pixels that are in no segment")
+
+    def plan(self, splits: tuple[str, ...]) -> Plan:
+        if self.options.keep:
+            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that a folder has")
+        holdout = self.options.get("holdout") or 0.0
+        if not 0 <= holdout < 1:
+            raise UserError(f"--holdout is {holdout}; expected a part from 0 up to 1, such as 0.1")
+        files, root = _open(Path(self.source), "--source")
+        names = [name.removeprefix(root) for name in _visible(files) if name.startswith(root)]
+        label_files, label_names, label_root = self._label_files(files, root, names)
+        names = [name for name in names if not name.startswith(self._label_folders())]
+        by_split = _splits(names, self.source)
+        there = set(by_split)
+        if holdout and there != {""}:
+            raise UserError(
+                f"--holdout={holdout} and the sub-folders {', '.join(sorted(there))} both say what validation is; use one of "
+                "them"
+            )
+        entries: dict[str, list[Entry]] = {}
+        for split, mine in by_split.items():
+            prefix = f"{split}/" if split else ""
+            found = _entries(mine, self.source)
+            if not found:
+                continue
+            there_too = {n.removeprefix(prefix) for n in label_names if n.startswith(prefix)}
+            entries[split or "train"] = [
+                dataclasses.replace(
+                    entry,
+                    files=tuple(root + prefix + file for file in entry.files),
+                    labels=self._labels_of(entry, there_too, label_root + prefix),
+                )
+                for entry in found
+            ]
+        everything = [entry for found in entries.values() for entry in found]
+        if not everything:
+            raise UserError(
+                f"--source={self.source} has no pictures; looked for images ({', '.join(IMAGES)}), videos "
+                f"({', '.join(VIDEOS)}) and sub-folders of numbered images"
+            )
+        stills = {entry.kind == "still" for entry in everything}
+        if len(stills) > 1:
+            still = next(entry for entry in everything if entry.kind == "still")
+            clip = next(entry for entry in everything if entry.kind != "still")
+            raise UserError(
+                f"--source={self.source} has stills ({still.files[0]}) and clips ({clip.name}); expected one kind: put them "
+                "into two folders, and prepare each"
+            )
+        metadata: dict[str, Any] = {
+            "kind": "stills" if stills == {True} else "clips",
+            "no_segment": NO_SEGMENT,
+            "labelled": sorted(s for s, found in entries.items() if found[0].labels is not None),
+        }
+        if holdout:
+            both = entries.pop("train")
+            entries["train"] = [e for e in both if not is_held_out(e.name, holdout)]
+            entries["validation"] = [e for e in both if is_held_out(e.name, holdout)]
+            metadata["held_out_of_train"] = sorted(e.name for e in entries["validation"])
+        jobs = []
+        for split in splits:
+            per_shard = STILLS_PER_SHARD if stills == {True} else PER_SHARD
+            jobs += shards_of(split, entries.get(split, [])[: self.options.limit], per_shard)
+        sources = [files.path]
+        if label_files not in (None, files):
+            sources.append(label_files.path)
+        features = still_features() if stills == {True} else clip_features()
+        return Plan(tuple(jobs), tuple(path.resolve() for path in sources), features, metadata)
+
+    def items(self, job: Job) -> Iterator[tuple[Entry, Files, Files]]:
+        files, _ = _open(Path(self.source), "--source")
+        given = self.options.get("labels")
+        label_files = _open(Path(given), "--labels")[0] if given else files
+        for entry in job.payload:
+            yield entry, files, label_files
+
+    def example(self, item: tuple[Entry, Files, Files]) -> dict[str, Any]:
+        entry, files, label_files = item
+        maps = None
+        if entry.labels is not None:
+            maps = (self._labels(label_files, name) for name in entry.labels)
+        if entry.kind == "still":
+            (file,) = entry.files
+            image, segmentation, height, width = labelled_frame(
+                read(files, file),
+                None if maps is None else next(maps),
+                f"{files.path}/{file}",
+                self.options,
+            )
+            metadata = {"name": entry.name, "height": height, "width": width}
+            return {"image": image, "segmentation": segmentation, "metadata": metadata}
+        if entry.kind == "frames":
+            frames = ((f"{files.path}/{file}", read(files, file)) for file in entry.files)
+        else:
+            frames = self._video_frames(files, entry.files[0])
+        if maps is not None:
+            frames = _as_many(frames, entry, label_files.path)
+        return clip_example(entry.name, frames, maps, self.options)
+
+    def _label_files(
+        self, files: Files, root: str, names: list[str]
+    ) -> tuple[Files | None, set[str], str]:
+        """The labels' folder or archive, the names there, and what is in front of them; None: no labels."""
+        if given := self.options.get("labels"):
+            found, label_root = _open(Path(given), "--labels")
+        elif any(name.startswith("labels/") for name in names):
+            found, label_root = files, f"{root}labels/"
+        else:
+            return None, set(), ""
+        inside = {n.removeprefix(label_root) for n in _visible(found) if n.startswith(label_root)}
+        inside = {name for name in inside if name.lower().endswith(".png")}
+        if not inside:
+            raise UserError(
+                f"{found.path}/{label_root} has no label pictures; expected .png files of the samples' names: leave "
+                "--labels out, or remove the empty folder"
+            )
+        return found, inside, label_root
+
+    def _label_folders(self) -> tuple[str, ...]:
+        """Labels below the source are no samples."""
+        found = ["labels/"]
+        if given := self.options.get("labels"):
+            path, source = Path(given).resolve(), Path(self.source).resolve()
+            if source in path.parents:
+                found.append(f"{path.relative_to(source).as_posix()}/")
+        return tuple(found)
+
+    def _labels_of(self, entry: Entry, there: set[str], prefix: str) -> tuple[str, ...] | None:
+        """The full names of a sample's labels; None where its split has none at all."""
+        if not there:
+            return None
+        if entry.kind == "still":
+            wanted = [f"{entry.name}.png"]
+        elif entry.kind == "frames":
+            wanted = [f"{entry.name}/{PurePosixPath(file).stem}.png" for file in entry.files]
+        else:
+            wanted = [name for name in there if str(PurePosixPath(name).parent) == entry.name]
+            wanted = sorted(wanted, key=natural) or [f"{entry.name}/*.png"]
+        missing = [name for name in wanted if name not in there]
+        if missing and not self.options.skip_bad:
+            raise UserError(
+                f"the labels have no {prefix}{missing[0]} for {entry.files[0]}; expected one for each picture of a split, or "
+                "none: add it, remove the picture, or leave such samples out with --skip-bad"
+            )
+        return tuple(prefix + name for name in wanted)
+
+    def _labels(self, files: Files, name: str) -> np.ndarray:
+        where = f"{files.path}/{name}"
+        values = labels(read(files, name), where, self.options).astype(np.int64)
+        void = self.options.get("void")
+        in_no_segment = np.zeros(values.shape, bool) if void is None else values == void
+        values = np.where(in_no_segment, 0, values)
+        low, high = values.min(initial=0), values.max(initial=0)
+        if low < 0 or high >= NO_SEGMENT:
+            raise BadSample(
+                f"{where} has label {low if low < 0 else high}, expected 0 to {NO_SEGMENT - 1}: number the objects "
+                "1, 2, ..., or name the value of pixels in no segment with --void"
+            )
+        return np.where(in_no_segment, NO_SEGMENT, values).astype(np.uint8)
+
+    def _video_frames(self, files: Files, name: str) -> Iterator[tuple[str, bytes]]:
+        where = f"{files.path}/{name}"
+        if name.lower().endswith(".gif"):
+            frames = _gif_frames(read(files, name), where, self.options.max_pixels)
+        else:
+            frames = self._decoded(files, name, where)
+        for t, pixels in enumerate(frames):
+            yield f"{where}, frame {t}", png(pixels)
+
+    def _decoded(self, files: Files, name: str, where: str) -> Iterator[np.ndarray]:
+        with contextlib.ExitStack() as stack:
+            path = files.path / name
+            if not files.path.is_dir():
+                # OpenCV reads files alone. Where the prepared folder is there is space.
+                if self.staging is not None:
+                    self.staging.mkdir(parents=True, exist_ok=True)
+                folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.staging))
+                path = Path(folder) / f"video{PurePosixPath(name).suffix}"
+                path.write_bytes(read(files, name))
+            video = cv2.VideoCapture(str(path))
+            stack.callback(video.release)
+            width, height = (
+                int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+            )
+            _check_size(height, width, where, self.options.max_pixels)
+            expected, found = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+            while True:
+                is_there, pixels = video.read()
+                if not is_there:
+                    break
+                found += 1
+                yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        if found == 0:
+            raise BadSample(
+                f"{where} is no readable video; expected one that OpenCV decodes, such as H.264 in mp4: encode it again, or "
+                "leave such samples out with --skip-bad"
+            )
+        # One less is usual: an edit list may hide a frame.
+        if name.lower().endswith(COUNTED) and found < expected - 1:
+            raise BadSample(
+                f"{where} ends after {found} of {expected} frames; expected all: copy it again, or leave such samples out "
+                "with --skip-bad"
+            )
+
+
+def _open(path: Path, option: str) -> tuple[Files, str]:
+    """The files of a folder or archive, and what is in front of all names: an archive may hold its own folder."""
+    if not path.exists():
+        raise UserError(f"{option}={path} does not exist; give a folder, or a .zip or .tar")
+    files = Files(path)
+    if files.is_sequential:
+        raise UserError(
+            f"{option}={path} is a compressed tar, whose files cannot be read one by one; unpack it, or make a zip of it"
+        )
+    if path.is_dir():
+        return files, ""
+    stem = path.name.removesuffix(next(end for end in ENDINGS if path.name.endswith(end)))
+    names = _visible(files)
+    return files, f"{stem}/" if names and all(n.startswith(f"{stem}/") for n in names) else ""
+
+
+def _visible(files: Files) -> list[str]:
+    return [
+        name
+        for name in files.names()
+        if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    ]
+
+
+def _splits(names: list[str], source: str) -> dict[str, list[str]]:
+    """Names by split, without it; all under "" where there are no sub-folders of splits."""
+    there = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in names)]
+    if not there:
+        return {"": names}
+    outside = [n for n in names if n.split("/")[0] not in there and _is_picture(n)]
+    if outside:
+        raise UserError(
+            f"--source={source} has {outside[0]} beside the splits {', '.join(there)}; expected all below one of "
+            f"{', '.join(SPLITS)}: move or rename it"
+        )
+    return {
+        split: [n.removeprefix(f"{split}/") for n in names if n.startswith(f"{split}/")]
+        for split in there
+    }
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith((*IMAGES, *VIDEOS))
+
+
+def _entries(names: list[str], source: str) -> list[Entry]:
+    """The samples, in natural order of their names."""
+    entries: dict[str, Entry] = {}
+    folders: dict[str, list[str]] = {}
+
+    def add(entry: Entry) -> None:
+        if other := entries.get(entry.name):
+            raise UserError(
+                f"--source={source} has {other.files[0]} and {entry.files[0]}, both named {entry.name}; expected one name "
+                "for each sample: rename one"
+            )
+        entries[entry.name] = entry
+
+    for name in names:
+        path = PurePosixPath(name)
+        if name.lower().endswith(VIDEOS):
+            add(Entry(str(path.with_suffix("")), "video", (name,), None))
+        elif name.lower().endswith(IMAGES):
+            if "/" in name:
+                folders.setdefault(str(path.parent), []).append(name)
+            else:
+                add(Entry(path.stem, "still", (name,), None))
+    for folder, frames in folders.items():
+        for name in frames:
+            if not PurePosixPath(name).stem[-1:].isdecimal():
+                raise UserError(
+                    f"--source={source} has {name}, expected a number at its end: a sub-folder is a clip of numbered "
+                    "frames; stills lie in the folder itself"
+                )
+        stems = [PurePosixPath(name).stem for name in frames]
+        if len(set(stems)) < len(stems):
+            twice = next(stem for stem in stems if stems.count(stem) > 1)
+            raise UserError(
+                f"--source={source} has several files {folder}/{twice}.*; expected one for each frame: remove the others"
+            )
+        add(Entry(folder, "frames", tuple(sorted(frames, key=natural)), None))
+    return [entries[name] for name in sorted(entries, key=natural)]
+
+
+def _as_many(
+    frames: Iterator[tuple[str, bytes]], entry: Entry, path: Path
+) -> Iterator[tuple[str, bytes]]:
+    """The same frames; refuses a video of another number of frames than it has labels."""
+    count, found = len(entry.labels), 0
+    for found, frame in enumerate(frames, 1):
+        if found > count:
+            break
+        yield frame
+    if found != count:
+        there = f"more than {count}" if found > count else str(found)
+        raise BadSample(
+            f"{entry.files[0]} has {there} frames, {path} has {count} labels for it ({entry.labels[0]} ...); expected one "
+            "for each frame"
+        )
+
+
+def _gif_frames(data: bytes, where: str, max_pixels: int) -> Iterator[np.ndarray]:
+    try:
+        picture = Image.open(io.BytesIO(data))
+        _check_size(picture.height, picture.width, where, max_pixels)
+        for t in range(getattr(picture, "n_frames", 1)):
+            picture.seek(t)
+            frame = picture.convert("RGBA")
+            black = Image.new("RGBA", frame.size, "black")
+            yield np.asarray(Image.alpha_composite(black, frame).convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+        raise BadSample(
+            f"{where} is no readable gif ({error}); save it again, or leave such samples out with --skip-bad"
+        ) from error
+
+
+def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise BadSample(
+            f"{where} has {width}x{height} pixels, more than {max_pixels}; raise --max_pixels if it is a video that you want"
+        )

@@ -1,0 +1,392 @@
+"""YouTube-VIS of 2019, 2021 and 2022, and HQ-YTVIS: frames in zips or folders, masks as run lengths in a json.
+
+Masks are drawn in the order of the annotations, a later one over an earlier one; the k-th annotation of a video is label k.
+Videos without annotation are left out. What is public differs:
+
+* 2022: train, valid and test, where the ground truth of the latter two is a json of its own (`validation_gt.zip` or
+  `gt.json`, `test_gt.json`);
+* 2019 and 2021: the ground truth of train alone. A tenth of it, by a hash of the video's id, is `validation`.
+* HQ-YTVIS: three json files; their frames are those of 2019's train.
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.archives import Files
+from data.clips import PER_SHARD, clip_example, is_held_out, read, require
+from data.family import BadSample, Family, Job, Plan, shards_of
+from data.features import NO_SEGMENT, categories, clip_features, table
+from data.rle import decode
+from smoothsa_jax.errors import UserError
+
+HELD_OUT = 0.1
+PARTS = {"train": "train", "validation": "valid", "test": "test"}  # split -> name in the downloads
+# Where annotations are, by preference: a file, one of a zip, or any json of a zip.
+JSONS = {
+    "train": ("train/instances.json", "train/train.json", "train.json", "instances.json"),
+    "validation": (
+        "valid/gt.json",
+        "gt.json",
+        "validation_gt.zip",
+        "validation_gt.json",
+        "valid/instances.json",
+        "valid.json",
+    ),
+    "test": ("test/test_gt.json", "test_gt.json"),
+}
+HQ_JSONS = {
+    "train": ("ytvis_hq-train.json", "train.json"),
+    "validation": ("ytvis_hq-val.json", "val.json"),
+    "test": ("ytvis_hq-test.json", "test.json"),
+}
+HQ_FRAMES = ("", "train", "train.zip", "train_all_frames", "train_all_frames.zip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video of the json.
+
+    Attributes:
+        container: the folder or archive that holds `files`, their full names there.
+        annotations: compressed json: only the videos that are being read are held unpacked.
+    """
+
+    name: str
+    container: Path
+    files: tuple[str, ...]
+    height: int
+    width: int
+    annotations: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Annotations:
+    """A json that is read: clips without their frames' place yet."""
+
+    file: str
+    path: Path
+    names: list[str]
+    clips: list[Clip]
+    num_skipped: int
+
+
+class YoutubeVis(Family):
+    names = ("ytvis_2022", "ytvis_2021", "ytvis_2019", "ytvis_hq")
+    summary = (
+        "the folder of train.zip, valid.zip, ... or of what is unpacked from them; ytvis_hq: of its three json "
+        "files, with --frames for those of YouTube-VIS 2019"
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: Any) -> None:
+        parser.add_argument(
+            "--frames",
+            help="ytvis_hq: folder or zip of YouTube-VIS 2019's frames; default --source",
+        )
+
+    def plan(self, splits: tuple[str, ...]) -> Plan:
+        source = Path(self.source)
+        if not source.is_dir():
+            raise UserError(
+                f"--source={source} is no folder; give the one that holds what was downloaded"
+            )
+        if self.options.keep:
+            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that {self.name} has")
+        if self.options.get("frames") and self.name != "ytvis_hq":
+            raise UserError(
+                f"--frames is for ytvis_hq; the frames of {self.name} are looked for in --source, leave it out"
+            )
+        # All there is decides the metadata, whatever is written now: one split can be prepared after the other.
+        found = {}
+        for split in self._public_splits():
+            part = self._part(source, split, split in splits)
+            if part is not None:
+                found[split] = part
+        if not found:
+            wanted = ", ".join(name for s in self._public_splits() for name in self._json_names(s))
+            raise UserError(
+                f"--source={source} holds no annotations of {self.name}; looked for {wanted}, in {source} and its train.zip, "
+                "valid.zip, test.zip"
+            )
+        names = next(iter(found.values())).names
+        for part in found.values():
+            if part.names != names:
+                raise UserError(
+                    f"{part.file} has other categories than {next(iter(found.values())).file}; expected the json files of "
+                    "one release: download them together"
+                )
+        clips = {split: part.clips for split, part in found.items()}
+        metadata = {
+            "kind": "clips",
+            "categories": names,
+            "no_segment": NO_SEGMENT,
+            "without_annotation": {split: part.num_skipped for split, part in found.items()},
+        }
+        if self.name in ("ytvis_2019", "ytvis_2021"):
+            both = clips["train"]
+            clips = {
+                split: [c for c in both if is_held_out(c.name, HELD_OUT) is held_out]
+                for split, held_out in (("train", False), ("validation", True))
+            }
+            metadata["held_out_of_train"] = sorted(clip.name for clip in clips["validation"])
+        jobs, sources = [], {}
+        for split in splits:
+            mine = clips.get(split, [])[: self.options.limit]
+            if not mine:
+                continue
+            part = found.get(split, found["train"] if "train" in found else None)
+            container, prefix = self._frames(source, split, mine, part.file)
+            mine = [
+                dataclasses.replace(
+                    c, container=container, files=tuple(prefix + file for file in c.files)
+                )
+                for c in mine
+            ]
+            require(
+                Files(container), (file for c in mine for file in c.files), part.file, self.options
+            )
+            jobs += shards_of(split, mine, PER_SHARD)
+            frames = container / prefix if container.is_dir() else container
+            sources |= {part.path: None, frames: None}
+        features = clip_features(categories=categories(names), bboxes=table(np.float32, 4))
+        return Plan(tuple(jobs), tuple(sources), features, metadata)
+
+    def items(self, job: Job) -> Iterator[Clip]:
+        yield from job.payload
+
+    def example(self, item: Clip) -> dict[str, Any]:
+        files = self._opened(item.container)
+        annotations = json.loads(zlib.decompress(item.annotations))
+        where = f"{item.container}, video {item.name}"
+        for k, annotation in enumerate(annotations):
+            if len(annotation["segmentations"]) != len(item.files):
+                raise BadSample(
+                    f"{where}: annotation {k} has {len(annotation['segmentations'])} masks, the video {len(item.files)} "
+                    "frames; expected as many: the json is damaged, download it again"
+                )
+        if len(annotations) >= NO_SEGMENT:
+            raise BadSample(
+                f"{where} has {len(annotations)} annotations, expected at most {NO_SEGMENT - 1}"
+            )
+        example = clip_example(
+            item.name,
+            ((f"{files.path}: {file}", read(files, file)) for file in item.files),
+            (_draw(item, annotations, t, where) for t in range(len(item.files))),
+            self.options,
+        )
+        return {
+            **example,
+            "categories": [annotation["category"] for annotation in annotations],
+            "bboxes": _boxes(item, annotations, where),
+        }
+
+    def _opened(self, path: Path) -> Files:
+        if not hasattr(self, "_archives"):
+            self._archives: dict[Path, Files] = {}
+        return self._archives.setdefault(path, Files(path))
+
+    def _public_splits(self) -> tuple[str, ...]:
+        return ("train",) if self.name in ("ytvis_2019", "ytvis_2021") else tuple(PARTS)
+
+    def _json_names(self, split: str) -> tuple[str, ...]:
+        return (HQ_JSONS if self.name == "ytvis_hq" else JSONS)[split]
+
+    def _part(self, source: Path, split: str, wanted: bool) -> _Annotations | None:
+        """The annotations of a split; None: it was not downloaded."""
+        without = None
+        for name in self._json_names(split):
+            for path, member in _places(source, name):
+                file = f"{path}: {member}" if member else str(path)
+                try:
+                    data = Files(path).read(member) if member else path.read_bytes()
+                except OSError as error:
+                    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+                values = _parsed(data, file)
+                if not values.get("annotations"):
+                    without = without or file
+                    continue
+                return _annotations(values, file, path)
+        if without is None or not wanted:
+            return None
+        more = (
+            "; the ground truth of 2022 is in validation_gt.zip of the same page, put it beside: or prepare --split=train"
+            if split == "validation"
+            else "; get the annotations of the same page"
+        )
+        raise UserError(
+            f"{without} has no annotations, expected the ground truth in it or in one of "
+            f"{', '.join(self._json_names(split))}{more}"
+        )
+
+    def _frames(
+        self, source: Path, split: str, clips: list[Clip], asked_by: str
+    ) -> tuple[Path, str]:
+        """The folder or archive of the frames, and what is in front of their names there."""
+        if self.name == "ytvis_hq":
+            root = Path(self.options.get("frames") or source)
+            candidates = [root / name if name else root for name in HQ_FRAMES]
+            option = "--frames"
+        else:
+            part = PARTS[split] if split in self._public_splits() else "train"
+            candidates = [
+                source / part,
+                source / f"{part}.zip",
+                source / f"{part}_all_frames",
+                source / f"{part}_all_frames.zip",
+                source,
+            ]
+            option = "--source"
+        # The first frame of some videos tells: one alone might be missing.
+        probes = [clip.files[0] for clip in clips[:50]]
+        best, place = 0, None
+        looked = []
+        for path in candidates:
+            looked.append(str(path))
+            if not (path.is_dir() or path.is_file() and path.suffix == ".zip"):
+                continue
+            files = Files(path)
+            for prefix in _prefixes(path):
+                count = sum(prefix + probe in files for probe in probes)
+                if count > best:
+                    best, place = count, (path, prefix)
+        if place is None:
+            raise UserError(
+                f"the frames that {asked_by} names, such as {probes[0]}, are missing; looked for [.../]JPEGImages/"
+                f"{probes[0]} in {', '.join(looked)}: download them, and give their folder as {option}"
+            )
+        return place
+
+
+def _prefixes(path: Path) -> list[str]:
+    names = ["", *(f"{name}/" for name in (*PARTS.values(), "train_all_frames", path.stem))]
+    return list(dict.fromkeys([f"{name}JPEGImages/" for name in names] + names))
+
+
+def _places(source: Path, name: str) -> Iterator[tuple[Path, str | None]]:
+    """Where a json of this name is: a file of its own, or a member of an archive."""
+    path = source / name
+    if path.is_file():
+        if path.suffix != ".zip":
+            yield path, None
+        else:
+            for member in Files(path).names():
+                if member.endswith(".json") and not member.startswith("__MACOSX/"):
+                    yield path, member
+    folder, _, file = name.rpartition("/")
+    if folder and (archive := source / f"{folder}.zip").is_file():
+        files = Files(archive)
+        for member in (name, file):
+            if member in files:
+                yield archive, member
+
+
+def _parsed(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise UserError(
+            f"{where} is no json ({error}): it is damaged, download it again"
+        ) from error
+    if not isinstance(values, dict) or not {"videos", "categories"} <= values.keys():
+        keys = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise UserError(
+            f"{where} has {keys or 'nothing'}, expected videos, categories and annotations as YouTube-VIS has them; give its "
+            "own json"
+        )
+    return values
+
+
+def _annotations(values: dict[str, Any], file: str, path: Path) -> _Annotations:
+    """Clips in the order of the videos, each with its annotations in the order of the json."""
+    try:
+        kinds = sorted(values["categories"], key=lambda kind: kind["id"])
+        places = {kind["id"]: place for place, kind in enumerate(kinds)}
+        of_video: dict[Any, list[Any]] = {}
+        for annotation in values.pop("annotations"):
+            of_video.setdefault(annotation["video_id"], []).append(annotation)
+        clips, num_skipped = [], 0
+        for video in values["videos"]:
+            mine = of_video.pop(video["id"], [])
+            if not any(rle is not None for a in mine for rle in a["segmentations"]):
+                num_skipped += 1
+                continue
+            clips.append(_clip(video, mine, places))
+        names = [str(kind["name"]) for kind in kinds]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not as YouTube-VIS's json is ({error!r}); expected videos with file_names and annotations with "
+            "video_id, category_id and segmentations: download it again"
+        ) from error
+    if of_video:
+        raise UserError(
+            f"{file} has annotations of {len(of_video)} videos that it does not list, such as id {next(iter(of_video))}; "
+            "download it again"
+        )
+    if not clips:
+        raise UserError(
+            f"{file} has annotations without a single mask, expected some in segmentations; download it again"
+        )
+    return _Annotations(file, path, names, clips, num_skipped)
+
+
+def _clip(video: dict[str, Any], annotations: list[Any], places: dict[Any, int]) -> Clip:
+    kept = [
+        {
+            "category": places[annotation["category_id"]],
+            "segmentations": annotation["segmentations"],
+            "bboxes": annotation.get("bboxes"),
+        }
+        for annotation in annotations
+    ]
+    files = tuple(video["file_names"])
+    return Clip(
+        name=files[0].split("/")[0] if "/" in files[0] else str(video["id"]),
+        container=Path(),
+        files=files,
+        height=int(video["height"]),
+        width=int(video["width"]),
+        annotations=zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1),
+    )
+
+
+def _draw(clip: Clip, annotations: list[Any], t: int, where: str) -> np.ndarray:
+    segmentation = np.zeros((clip.height, clip.width), np.uint8)
+    for k, annotation in enumerate(annotations):
+        if annotation["segmentations"][t] is not None:
+            segmentation[_mask(clip, annotation, k, t, where)] = k + 1
+    return segmentation
+
+
+def _mask(clip: Clip, annotation: dict[str, Any], k: int, t: int, where: str) -> np.ndarray:
+    place = f"{where}, frame {t}, annotation {k}"
+    return decode(annotation["segmentations"][t], (clip.height, clip.width), place)
+
+
+def _boxes(clip: Clip, annotations: list[Any], where: str) -> np.ndarray:
+    """The stored boxes (objects, frames, 4), ymin, xmin, ymax, xmax in 0..1; from the mask where none is stored."""
+    boxes = np.zeros((len(annotations), len(clip.files), 4), np.float32)
+    scale = np.array([clip.height, clip.width] * 2)
+    for k, annotation in enumerate(annotations):
+        stored = annotation["bboxes"] or [None] * len(clip.files)
+        if len(stored) != len(clip.files):
+            raise BadSample(
+                f"{where}: annotation {k} has {len(stored)} boxes, the video {len(clip.files)} frames; download the json "
+                "again"
+            )
+        for t, rle in enumerate(annotation["segmentations"]):
+            if rle is None:
+                continue
+            if stored[t]:
+                left, top, width, height = stored[t]
+                boxes[k, t] = np.array([top, left, top + height, left + width]) / scale
+            elif (mask := _mask(clip, annotation, k, t, where)).any():
+                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                corners = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+                boxes[k, t] = np.array(corners) / scale
+    return boxes
