@@ -11,6 +11,7 @@ Videos without annotation are left out. What is public differs:
 
 import dataclasses
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from data.rle import decode
 from smoothsa_jax.errors import UserError
 
 HELD_OUT = 0.1
+SPACE = re.compile(r"[ \t\n\r]*")
 PARTS = {"train": "train", "validation": "valid", "test": "test"}  # split -> name in the downloads
 # Where annotations are, by preference: a file, one of a zip, or any json of a zip.
 JSONS = {
@@ -54,7 +56,8 @@ class Clip:
 
     Attributes:
         container: the folder or archive that holds `files`, their full names there.
-        annotations: compressed json: only the videos that are being read are held unpacked.
+        categories: of each annotation.
+        annotations: their json, compressed: those of one video at a time are unpacked.
     """
 
     name: str
@@ -62,7 +65,17 @@ class Clip:
     files: tuple[str, ...]
     height: int
     width: int
-    annotations: bytes
+    categories: tuple[int, ...]
+    annotations: tuple[bytes, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Track:
+    """An annotation: an object through its video."""
+
+    category_id: Any
+    is_seen: bool
+    text: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +175,7 @@ class YoutubeVis(Family):
 
     def example(self, item: Clip) -> dict[str, Any]:
         files = self._opened(item.container)
-        annotations = json.loads(zlib.decompress(item.annotations))
+        annotations = [json.loads(zlib.decompress(text)) for text in item.annotations]
         where = f"{item.container}, video {item.name}"
         for k, annotation in enumerate(annotations):
             if len(annotation["segmentations"]) != len(item.files):
@@ -182,7 +195,7 @@ class YoutubeVis(Family):
         )
         return {
             **example,
-            "categories": [annotation["category"] for annotation in annotations],
+            "categories": list(item.categories),
             "bboxes": _boxes(item, annotations, where),
         }
 
@@ -207,11 +220,10 @@ class YoutubeVis(Family):
                     data = Files(path).read(member) if member else path.read_bytes()
                 except OSError as error:
                     raise UserError(f"{path} cannot be read: {error.strerror}") from error
-                values = _parsed(data, file)
-                if not values.get("annotations"):
-                    without = without or file
-                    continue
-                return _annotations(values, file, path)
+                found = _annotations(data, file, path)
+                if found is not None:
+                    return found
+                without = without or file
         if without is None or not wanted:
             return None
         more = (
@@ -286,43 +298,45 @@ def _places(source: Path, name: str) -> Iterator[tuple[Path, str | None]]:
                 yield archive, member
 
 
-def _parsed(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(data)
-    except ValueError as error:
-        raise UserError(
-            f"{where} is no json ({error}): it is damaged, download it again"
-        ) from error
-    if not isinstance(values, dict) or not {"videos", "categories"} <= values.keys():
-        keys = ", ".join(values) if isinstance(values, dict) else type(values).__name__
-        raise UserError(
-            f"{where} has {keys or 'nothing'}, expected videos, categories and annotations as YouTube-VIS has them; give its "
-            "own json"
-        )
-    return values
+def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
+    """Clips in the order of the videos, each with its annotations in the order of the json; None: no annotations.
 
-
-def _annotations(values: dict[str, Any], file: str, path: Path) -> _Annotations:
-    """Clips in the order of the videos, each with its annotations in the order of the json."""
+    Annotations are parsed one at a time: the hundreds of MB that a json has would be several GB as Python's lists.
+    """
+    found: dict[str, list[Any]] = {"videos": [], "categories": []}
+    of_video: dict[Any, list[_Track]] = {}
+    keys = set()
     try:
-        kinds = sorted(values["categories"], key=lambda kind: kind["id"])
-        places = {kind["id"]: place for place, kind in enumerate(kinds)}
-        of_video: dict[Any, list[Any]] = {}
-        for annotation in values.pop("annotations"):
-            of_video.setdefault(annotation["video_id"], []).append(annotation)
-        clips, num_skipped = [], 0
-        for video in values["videos"]:
-            mine = of_video.pop(video["id"], [])
-            if not any(rle is not None for a in mine for rle in a["segmentations"]):
-                num_skipped += 1
-                continue
-            clips.append(_clip(video, mine, places))
+        for key, value, text in _elements(data.decode()):
+            keys.add(key)
+            if key in found and text:
+                found[key].append(value)
+            elif key == "annotations" and text:
+                of_video.setdefault(value["video_id"], []).append(_track(value, text))
+        if not found.keys() <= keys:
+            raise UserError(
+                f"{file} has {', '.join(sorted(keys)) or 'nothing'}, expected videos, categories and annotations as "
+                "YouTube-VIS has them; give its own json"
+            )
+        if not of_video:
+            return None
+        kinds = sorted(found["categories"], key=lambda kind: kind["id"])
         names = [str(kind["name"]) for kind in kinds]
+        places = {kind["id"]: place for place, kind in enumerate(kinds)}
+        clips, num_skipped = [], 0
+        for video in found["videos"]:
+            tracks = of_video.pop(video["id"], [])
+            if any(track.is_seen for track in tracks):
+                clips.append(_clip(video, tracks, places))
+            else:
+                num_skipped += 1
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
             f"{file} is not as YouTube-VIS's json is ({error!r}); expected videos with file_names and annotations with "
             "video_id, category_id and segmentations: download it again"
         ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is no json ({error}): it is damaged, download it again") from error
     if of_video:
         raise UserError(
             f"{file} has annotations of {len(of_video)} videos that it does not list, such as id {next(iter(of_video))}; "
@@ -335,15 +349,52 @@ def _annotations(values: dict[str, Any], file: str, path: Path) -> _Annotations:
     return _Annotations(file, path, names, clips, num_skipped)
 
 
-def _clip(video: dict[str, Any], annotations: list[Any], places: dict[Any, int]) -> Clip:
-    kept = [
-        {
-            "category": places[annotation["category_id"]],
-            "segmentations": annotation["segmentations"],
-            "bboxes": annotation.get("bboxes"),
-        }
-        for annotation in annotations
-    ]
+def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
+    """Of a json's object: key, value and "", or for each element of a list: key, element and its text.
+
+    Raises:
+        json.JSONDecodeError: it is no such json.
+    """
+    decode = json.JSONDecoder().raw_decode
+
+    def skip(place: int, expected: str) -> int:
+        """The place of what follows one of `expected`, and white space."""
+        if text[place : place + 1] not in tuple(expected):
+            raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, place)
+        return SPACE.match(text, place + 1).end()
+
+    place = skip(SPACE.match(text).end(), "{")
+    while text[place : place + 1] != "}":
+        key, place = decode(text, place)
+        place = skip(SPACE.match(text, place).end(), ":")
+        if text[place : place + 1] == "[":
+            place = skip(place, "[")
+            yield key, None, ""
+            while text[place : place + 1] != "]":
+                start = place
+                value, place = decode(text, start)
+                yield key, value, text[start:place]
+                place = SPACE.match(text, place).end()
+                if text[place : place + 1] != "]":
+                    place = skip(place, ",")
+            place = skip(place, "]")
+        else:
+            value, place = decode(text, place)
+            yield key, value, ""
+            place = SPACE.match(text, place).end()
+        if text[place : place + 1] != "}":
+            place = skip(place, ",")
+
+
+def _track(annotation: dict[str, Any], text: str) -> _Track:
+    return _Track(
+        annotation["category_id"],
+        any(rle is not None for rle in annotation["segmentations"]),
+        zlib.compress(text.encode(), 1),
+    )
+
+
+def _clip(video: dict[str, Any], tracks: list[_Track], places: dict[Any, int]) -> Clip:
     files = tuple(video["file_names"])
     return Clip(
         name=files[0].split("/")[0] if "/" in files[0] else str(video["id"]),
@@ -351,7 +402,8 @@ def _clip(video: dict[str, Any], annotations: list[Any], places: dict[Any, int])
         files=files,
         height=int(video["height"]),
         width=int(video["width"]),
-        annotations=zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1),
+        categories=tuple(places[track.category_id] for track in tracks),
+        annotations=tuple(track.text for track in tracks),
     )
 
 
@@ -373,7 +425,7 @@ def _boxes(clip: Clip, annotations: list[Any], where: str) -> np.ndarray:
     boxes = np.zeros((len(annotations), len(clip.files), 4), np.float32)
     scale = np.array([clip.height, clip.width] * 2)
     for k, annotation in enumerate(annotations):
-        stored = annotation["bboxes"] or [None] * len(clip.files)
+        stored = annotation.get("bboxes") or [None] * len(clip.files)
         if len(stored) != len(clip.files):
             raise BadSample(
                 f"{where}: annotation {k} has {len(stored)} boxes, the video {len(clip.files)} frames; download the json "

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data import check, prepare
+from data import check, prepare, ytvis
 from data.clips import is_held_out, natural
 from data.family import Options
 from smoothsa_jax.errors import UserError
@@ -414,6 +414,26 @@ def test_annotations_that_are_missing(tmp_path):
     write(tmp_path / "empty", {"train.json": Videos(1).json()})
     text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
     assert "looked for [.../]JPEGImages/0000f3a9c1/00000.jpg in" in text and "train.zip" in text
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_is_read_element_by_element(indent):
+    values = {"info": {"a": [1]}, "videos": [], "annotations": [{"id": 1, "x": [None, "]}"]}, 7]}
+    found: dict = {}
+    for key, value, text in ytvis._elements(json.dumps(values, indent=indent)):
+        if text:
+            assert json.loads(text) == value
+            found[key].append(value)
+        else:
+            found[key] = [] if value is None else value
+    assert found == values
+    assert list(ytvis._elements(" {} ")) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a"', '{"a": [1', '{"a": [1 2]}', '{"a": 1 "b": 2}'])
+def test_no_json_of_that_kind(text):
+    with pytest.raises(json.JSONDecodeError):
+        list(ytvis._elements(text))
 
 
 def test_natural_order():
