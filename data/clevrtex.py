@@ -1,7 +1,8 @@
 """ClevrTex: scenes of `full` for training, of `outd` or `camo` for validation; a held-out part of `full` for testing.
 
-A label map is the scene's `_flat.png`, in which each object has a colour: black is background 0, the others are 1, 2, ...
-in the order in which they first appear, row by row.
+A label map is the scene's `_flat.png`. Where it holds integers, in a palette or grey, 0 is background and the others
+become 1, 2, ... in ascending order; where it holds colours, black is background and the others become 1, 2, ... in the
+order in which they first appear, row by row. The images' alpha is dropped, as the official loader does.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import numpy as np
 
 from data.family import SPLITS, Job, Plan, shards_of
 from data.features import NO_SEGMENT, still_features
-from data.pictures import colours
+from data.pictures import labels_or_colours, without_alpha
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
 
@@ -168,8 +169,9 @@ class Clevrtex(Stills):
     def example(self, item: tuple[str, str, Callable[[], tuple[bytes, bytes]]]) -> dict[str, Any]:
         name, where, read = item
         image, flat = read()
-        pixels = colours(flat, f"{where}, its labels {name}_flat.png", self.options)
-        return self.still(image, labels_of(pixels, where), where, name)
+        stored = labels_or_colours(flat, f"{where}, its labels {name}_flat.png", self.options)
+        picture = without_alpha(image, where, self.options)
+        return self.still(picture, labels_of(stored, where), where, name)
 
 
 def scene_name(which: str, index: int) -> str:
@@ -186,15 +188,18 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
-def labels_of(pixels: np.ndarray, where: str) -> np.ndarray:
-    """Labels (H,W) of uint8 of colours (H,W,3); see the module for their order.
+def labels_of(stored: np.ndarray, where: str) -> np.ndarray:
+    """Labels (H,W) of uint8 of integers (H,W) or colours (H,W,3); see the module for their order.
 
     Raises:
-        BadSample: more colours than labels.
+        BadSample: more objects than labels.
     """
-    packed = pixels.astype(np.int64) @ np.array([256**2, 256, 1])
+    packed = stored.astype(np.int64)
+    if stored.ndim == 3:
+        packed = packed @ np.array([256**2, 256, 1])
     values, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
-    objects = [i for i in np.argsort(first) if values[i] != 0]
+    order = np.argsort(first) if stored.ndim == 3 else np.arange(len(values))
+    objects = [i for i in order if values[i] != 0]
     check_number(len(objects), where)
     label = np.zeros(len(values), np.uint8)
     label[objects] = np.arange(1, len(objects) + 1)

@@ -42,26 +42,56 @@ def labels(data: bytes, where: str, options: Options) -> np.ndarray:
     Raises:
         BadSample: damaged, too large, or a picture of colours.
     """
-    picture = _open(data, where, options)
-    if picture.mode == "LA":  # bear/00077.png of DAVIS 2016
-        picture = picture.getchannel("L")
-    if picture.mode not in ("L", "P", "1", "I", "I;16"):
+    segmentation, mode = _segmentation(data, where, options)
+    if segmentation.ndim != 2:
         raise BadSample(
-            f"{where} has mode {picture.mode}, expected a label map: one integer a pixel, grey or with a palette"
+            f"{where} has mode {mode}, expected a label map: one integer a pixel, grey or with a palette"
         )
-    return np.asarray(picture)
+    return segmentation
 
 
 def colours(data: bytes, where: str, options: Options) -> np.ndarray:
-    """The pixels (H,W,3) of a label picture whose colours tell segments apart; palettes and grey are colours too.
+    """The pixels (H,W,3) of a label picture whose colours tell segments apart.
 
     Raises:
-        BadSample: damaged, too large, or of more than 8 bit.
+        BadSample: damaged, too large, or not of 8 bit RGB.
+    """
+    segmentation, mode = _segmentation(data, where, options)
+    if segmentation.ndim != 3:
+        raise BadSample(f"{where} has mode {mode}, expected labels as RGB colours of 8 bit")
+    return segmentation
+
+
+def labels_or_colours(data: bytes, where: str, options: Options) -> np.ndarray:
+    """`labels` (H,W) or `colours` (H,W,3), whichever the picture has.
+
+    Raises:
+        BadSample: damaged, too large, or neither.
+    """
+    return _segmentation(data, where, options)[0]
+
+
+def _segmentation(data: bytes, where: str, options: Options) -> tuple[np.ndarray, str]:
+    picture = _open(data, where, options)
+    if picture.mode == "LA":  # bear/00077.png of DAVIS 2016
+        picture = picture.getchannel("L")
+    if picture.mode in ("RGB", "RGBA"):
+        return np.asarray(picture)[..., :3], picture.mode
+    if picture.mode in ("L", "P", "1", "I", "I;16"):
+        return np.asarray(picture), picture.mode
+    raise BadSample(
+        f"{where} has mode {picture.mode}, expected labels: one integer a pixel, or RGB colours of 8 bit"
+    )
+
+
+def without_alpha(data: bytes, where: str, options: Options) -> bytes:
+    """The encoded picture, with its colours as stored: transparency is dropped, not laid on black as `frame` does.
+
+    Raises:
+        BadSample: damaged, or too large.
     """
     picture = _open(data, where, options)
-    if picture.mode not in ("RGB", "RGBA", "P", "L", "1"):
-        raise BadSample(f"{where} has mode {picture.mode}, expected labels as colours of 8 bit")
-    return np.asarray(picture.convert("RGB"))
+    return png(np.asarray(picture)[..., :3]) if picture.mode == "RGBA" else data
 
 
 def label_png(segmentation: np.ndarray, options: Options) -> bytes:

@@ -616,23 +616,33 @@ def scene_labels(index: int) -> np.ndarray:
 
 
 def flat(index: int) -> bytes:
-    """The label map in colours; some as a palette picture."""
-    colours = np.array([[0, 0, 0], [200, 1, 0], [0, 0, 9], [255, 255, 255], [5, 0, 200]], np.uint8)
-    image = Image.fromarray(colours[scene_labels(index)])
+    """The label map as integers with a palette, as grey values or as colours."""
+    labels = scene_labels(index)
     if index % 3 == 0:
-        image = image.quantize(dither=Image.Dither.NONE)
-        assert image.mode == "P"
+        image = Image.fromarray(labels)
+        image.putpalette([0, 0, 0, 200, 1, 0] + 3 * [7, 7, 7])  # its colours do not matter
+        return encoded(image)
+    if index % 3 == 1:
+        return encoded(Image.fromarray(labels * 2))
+    colours = np.array([[0, 0, 0], [200, 1, 0], [0, 0, 9], [255, 255, 255], [5, 0, 200]], np.uint8)
+    return encoded(Image.fromarray(colours[labels]))
+
+
+def rendered(index: int) -> bytes:
+    """Of four channels, as the real ones are."""
+    image = Image.open(io.BytesIO(picture(index, "PNG")))
+    image.putalpha(255 if index % 2 else 100)
     return encoded(image)
 
 
 def scenes(which: str, numbers: list[int]) -> dict[str, bytes]:
     contents = {}
     for place, number in enumerate(numbers):
-        stem = f"clevrtex_{which}/{number // 7}/CLEVRTEX_{which}_{number:06d}"
+        stem = f"clevrtex_{which}/{number // 1000}/CLEVRTEX_{which}_{number:06d}"
         files = {
             ".json": b"{}",
             "_depth_0001.png": picture(0, "PNG"),
-            ".png": picture(number, "PNG"),
+            ".png": rendered(number),
             "_flat.png": flat(number),
         }
         # A tar has the files in the order of the disk that it was made on.
@@ -692,7 +702,7 @@ def test_clevrtex_memory_does_not_grow_with_the_tar(clevrtex, tmp_path, monkeypa
     """No more waits than a scene's first half."""
     from data import clevrtex as module
 
-    largest = max(len(picture(n, "PNG")) for numbers in FULL.values() for n in numbers)
+    largest = max(len(rendered(n)) for numbers in FULL.values() for n in numbers)
     monkeypatch.setattr(module, "MAX_WAITING", largest)
     prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", ("train",))
     monkeypatch.setattr(module, "MAX_WAITING", 10)
