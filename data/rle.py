@@ -119,7 +119,12 @@ def _fill(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     rise = end[edges] - start[edges]
     x = start[edges, 0] + rise[:, 0] * (rows + 0.5 - start[edges, 1]) / rise[:, 1]
     columns = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
-    # Everything right of a crossing changes sides.
-    crossings = np.zeros((height, width + 1), np.int32)
-    np.add.at(crossings, (rows, columns), 1)
-    return np.cumsum(crossings, axis=1)[:, :width] % 2 == 1
+    mask = np.zeros(shape, bool)
+    if not len(rows):
+        return mask
+    # Everything right of a crossing changes sides; right of the last one all is outside again.
+    top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max()
+    crossings = np.zeros((bottom - top, right - left + 1), np.int32)
+    np.add.at(crossings, (rows - top, columns - left), 1)
+    mask[top:bottom, left:right] = np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1
+    return mask

@@ -94,6 +94,11 @@ def test_polygons_of_one_object_are_joined():
     np.testing.assert_array_equal(mask, expected)
 
 
+def test_polygons_outside_of_the_image():
+    for polygon in ([-9, -9, -2, -9, -2, -2], [50, 2, 60, 2, 60, 8], [1, 1, 5, 1, 9, 1]):
+        assert not fill([polygon], (10, 10), "x").any()
+
+
 @pytest.mark.parametrize("polygon", [[1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, None]])
 def test_what_is_no_polygon(polygon):
     with pytest.raises(BadSample, match="a polygon"):
