@@ -188,7 +188,7 @@ def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: d
     """Makes one part of a model as a config chooses it, for features (B, tokens, C) and slots (B, N, D)."""
     vit = {"width": feature_size, "depth": 0, "num_heads": 1, "patch": 1, "resize": 1.0}
     config = {
-        "backbone": {"name": "vit", "seed": 0, **vit},
+        "backbone": {"name": "vit", "weights": "random", "seed": 0, **vit},
         "initializer": {"name": "gaussian", "warmer": True, "num_heads": HEADS},
         "projection": {"name": "mlp"},
         "slot_attention": {
@@ -460,7 +460,12 @@ def model_config(keys: Mapping[str, tuple[int, ...]], num_slots: int) -> ConfigD
     layers = num_layers(sizes, r"decode\.backbone\.layers\.(\d+)\.")
     return ConfigDict(
         {
-            "backbone": {"name": "vit", "seed": 0, **vit_settings(sizes, "encode_backbone.1.")},
+            "backbone": {
+                "name": "vit",
+                "weights": "random",
+                "seed": 0,
+                **vit_settings(sizes, "encode_backbone.1."),
+            },
             "initializer": {
                 "name": "gaussian" if "initializ.mean" in sizes else "boxes",
                 "warmer": True,

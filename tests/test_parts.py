@@ -24,7 +24,11 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
     ("settings", "words"),
     [
         ({"model.decoder.name": "random_ar"}, "model.decoder.hidden_size is no option"),
-        ({"model.backbone.name": "vit"}, "is no option of model.backbone.name='vit'"),
+        ({"model.backbone.name": "vit"}, "expected 'random'"),
+        (
+            {"model.backbone.name": "vit", "model.backbone.weights": "random"},
+            "is no option of model.backbone.name='vit'",
+        ),
         ({"loss.foo": 1.0}, "loss.foo is no loss term"),
         ({"data.num_frames": 1}, "loss.slot_contrast is 0.02, but clips have 1 frame"),
         ({"model.transition.name": "none"}, "a model of single images"),

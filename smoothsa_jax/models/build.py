@@ -97,11 +97,12 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
     """
 
     rngs = nnx.Rngs(seed)
+    _check_weights(config.backbone)
     backbone = make(
         "backbone",
         config.backbone,
         image_size,
-        hidden=("seed",),
+        hidden=("seed", "weights"),
         rngs=nnx.Rngs(config.backbone.seed),
     )
     width, slot_size = backbone.feature_size, config.slot_attention.slot_size
@@ -125,6 +126,15 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
         first_iterations=config.slot_attention.first_iterations,
         later_iterations=config.slot_attention.later_iterations,
     )
+
+
+def _check_weights(config: ConfigDict) -> None:
+    # An untrained backbone that nobody asked for would train, and find nothing.
+    if config.name == "vit" and config.get("weights") != "random":
+        raise UserError(
+            f"model.backbone.weights is {config.get('weights')!r}; loading pretrained weights is not part of this version, "
+            "expected 'random'; set --config.model.backbone.weights=random to train over an untrained backbone"
+        )
 
 
 def _build_initializer(

@@ -65,18 +65,10 @@ def report(
     found = _evaluate(
         config, training, params, settings.split, samples, tuple(settings.seeds), pictures
     )
-    say("scoring the baselines")
-    untrained = _evaluate(
-        config, training, training.state.params, settings.split, samples, (settings.seeds[0],)
-    )
-    baselines = {"untrained model": untrained.scores}
-    baselines |= evaluate_baselines(
-        batches_of_split(config, settings.split, samples),
-        training.grid,
-        _features(training),
-        with_boxes=config.data.get("boxes", False),
-        **_arithmetic(config),
-    )
+    baselines = {}
+    if settings.get("baselines", True):
+        say("scoring the baselines")
+        baselines = _baselines(config, training, samples)
     protocol = {
         "seeds": tuple(settings.seeds),
         "num_samples": found.scores["fg_ari"].shape[-1],
@@ -101,6 +93,21 @@ def report(
             f"scores cannot be written to {workdir}: {error.strerror}; mend that and use --mode=evaluate"
         ) from error
     return scores
+
+
+def _baselines(
+    config: ConfigDict, training: Training, num_samples: int | None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Scores of the samples, by the name of the baseline."""
+    split, seed = config.eval.split, config.eval.seeds[0]
+    untrained = _evaluate(config, training, training.state.params, split, num_samples, (seed,))
+    return {"untrained model": untrained.scores} | evaluate_baselines(
+        batches_of_split(config, split, num_samples),
+        training.grid,
+        _features(training),
+        with_boxes=config.data.get("boxes", False),
+        **_arithmetic(config),
+    )
 
 
 def _evaluate(

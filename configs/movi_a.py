@@ -1,0 +1,14 @@
+"""SmoothSA on MOVi-A: boxes-started video, at most 10 objects, with the recipe of MOVi-C.
+
+Cost: 50,000 steps of 8 clips of 6 frames. The authors publish no scores for it. Data: docs/datasets.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import recipes
+
+VARIANTS = recipes.VARIANTS
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    return recipes.video("movi_a", variant, num_slots=10, num_frames=6, boxes=True, eval_frames=24)
