@@ -1,5 +1,6 @@
 """Files of a download, read alike from a folder, a zip or a tar; nothing is unpacked on the way."""
 
+import gzip
 import stat
 import tarfile
 import zipfile
@@ -91,10 +92,15 @@ class Files:
             return
         member = None
         try:
-            with tarfile.open(self.path, "r|*") as archive:
-                for member in archive:
-                    if self._is_file(member, member.name):
-                        yield str(PurePosixPath(member.name)), archive.extractfile(member).read()
+            # gzip itself, read to its end, so that its checksum and length are looked at: tarfile would not.
+            with gzip.open(self.path) as stream:
+                with tarfile.open(fileobj=stream, mode="r|") as archive:
+                    for member in archive:
+                        if self._is_file(member, member.name):
+                            data = archive.extractfile(member).read()
+                            yield str(PurePosixPath(member.name)), data
+                while stream.read(1 << 20):
+                    pass
         except DAMAGE as error:
             place = (
                 f"behind {member.name}, at byte {member.offset} of the tar"
@@ -113,6 +119,7 @@ class Files:
                 self._archive = zipfile.ZipFile(self.path)
                 listed = [(m.filename, m) for m in self._archive.infolist()]
             else:
+                self._check_end()
                 self._archive = tarfile.open(self.path)  # noqa: SIM115, kept open
                 listed = [(m.name, m) for m in self._archive.getmembers()]
         except DAMAGE as error:
@@ -126,6 +133,15 @@ class Files:
             if self._is_file(member, name)
         }
         return self._members
+
+    def _check_end(self) -> None:
+        """A tar ends with blocks of zeros; one that is cut between two members would read as a shorter one."""
+        if self.is_sequential:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(max(0, self.path.stat().st_size - 1024))
+            if file.read().strip(b"\0"):
+                raise tarfile.ReadError("its end is missing")
 
     def _is_file(self, member: zipfile.ZipInfo | tarfile.TarInfo, name: str) -> bool:
         if isinstance(member, zipfile.ZipInfo):
@@ -143,32 +159,3 @@ class Files:
 
     def _damaged(self, name: str, error: object) -> BadSample:
         return BadSample(f"{self.path}: {name} cannot be read: {error}; download the archive again")
-
-
-def find(source: Path, wanted: dict[str, tuple[str, ...]]) -> dict[str, Path]:
-    """Where the parts of a download are: for each part the first of its names that exists in `source`.
-
-    Args:
-        source: the folder that holds the downloads.
-        wanted: part -> names, of an archive or of the folder it is unpacked to.
-
-    Returns:
-        the parts that were found; those missing are left out.
-
-    Raises:
-        UserError: `source` is no folder, or holds none of them; all names that were looked for are listed.
-    """
-    if not source.is_dir():
-        raise UserError(
-            f"--source={source} is no folder; give the one that holds what was downloaded"
-        )
-    found = {
-        part: source / name
-        for part, names in wanted.items()
-        for name in reversed(names)
-        if (source / name).exists()
-    }
-    if not found:
-        names = ", ".join(name for names in wanted.values() for name in names)
-        raise UserError(f"--source={source} holds nothing of this data set; looked for {names}")
-    return found

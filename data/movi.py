@@ -51,6 +51,7 @@ class Movi(Family):
             )
         folder, info = find_build(self.source, self.name)
         there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
+        sizes = {entry["name"]: entry.get("numBytes") for entry in info["splits"]}
         jobs = []
         for split in splits:
             if split not in there:
@@ -62,7 +63,8 @@ class Movi(Family):
                 if take == 0:
                     break
                 file = f"{self.name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
-                jobs.append(Job(split, (folder, file, length), take))
+                size = sizes[split]  # tells builds of other resolutions apart
+                jobs.append(Job(split, (folder, file, length, size), take))
                 left = None if left is None else left - take
         key, names = _category_names(folder)
         return Plan(
@@ -100,7 +102,7 @@ class Movi(Family):
         return features
 
     def items(self, job: Job) -> Iterator[Any]:
-        folder, file, length = job.payload
+        folder, file, length, _ = job.payload
         with tfrecords.staged(folder, file) as path:
             if not path.is_file():
                 raise UserError(
@@ -119,6 +121,16 @@ class Movi(Family):
 
     def example(self, item: tuple[str, bytes]) -> dict[str, Any]:
         where, record = item
+        try:
+            return self._example(where, record)
+        except BadSample as error:
+            raise error if where in str(error) else BadSample(f"{where}: {error}") from error
+        except (KeyError, IndexError, ValueError, StopIteration) as error:
+            raise BadSample(
+                f"{where} is not as MOVi's records are ({type(error).__name__}: {error}); download it again"
+            ) from error
+
+    def _example(self, where: str, record: bytes) -> dict[str, Any]:
         try:
             values = _Values(tf_example_pb2.Example.FromString(record))
         except Exception as error:  # protobuf's own, of several kinds
@@ -235,7 +247,7 @@ def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
         UserError: none, several, or one of another data set.
     """
     files, read = _info_files(source)
-    infos = {folder: json.loads(read(folder)) for folder in files}
+    infos = {folder: _info(folder, read(folder)) for folder in files}
     mine = {folder: info for folder, info in infos.items() if info.get("name") == name}
     if not mine:
         there = ", ".join(f"{info.get('name')} in {folder}" for folder, info in infos.items())
@@ -248,6 +260,18 @@ def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
             f"--source={source} holds {len(mine)} builds of {name}: {', '.join(sorted(mine))}; give one of them as --source"
         )
     return next(iter(mine.items()))
+
+
+def _info(folder: str, data: bytes) -> dict[str, Any]:
+    try:
+        info = json.loads(data)
+        for split in info["splits"]:
+            split["name"], split["shardLengths"]
+        return info
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/dataset_info.json is damaged ({type(error).__name__}: {error}); download it again"
+        ) from error
 
 
 def _info_files(source: str):

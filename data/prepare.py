@@ -9,16 +9,20 @@ workers changes no byte.
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from data.family import SPLITS, BadSample, Family, Job, Options, Plan, Source
 from data.folder import Folder
 from data.movi import Movi
 from data.shards import (
+    PARTIAL,
     Shard,
     read_json,
     serializer,
@@ -47,6 +52,7 @@ from smoothsa_jax.evaluation.atomic import atomic_file
 FORMAT = 1  # of prepared folders; another number is refused
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
+SETTINGS = "settings.json"  # in it: what two runs have to agree in
 STAGING = "staging"  # in it: what had to be unpacked
 FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex, YoutubeVis, Davis, Folder)
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
@@ -62,6 +68,20 @@ def main(arguments: Sequence[str]) -> int:
         prepare(name, source, out, splits, options, workers)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenProcessPool:
+        print(
+            "error: a worker process was killed, for want of memory perhaps; run the same command with fewer --workers: "
+            "what is finished stays",
+            file=sys.stderr,
+        )
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}; mend that, then run the same command",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; the same command goes on with the next shard", file=sys.stderr)
@@ -141,21 +161,24 @@ def prepare(
         raise UserError(
             f"--source={source} has nothing of {name} for {' or '.join(splits)}; check --source and --split"
         )
+    if Path(source).is_dir() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"--out={out} lies inside --source={source}; use a folder beside it")
     with _only_one(out):
+        for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
+            stray.unlink()
         wanted = _shards(name, plan)
         settings = _settings(name, options, plan)
         manifest = _finished(out, settings)
-        if manifest and set(plan_splits(plan)) <= set(manifest["splits"]):
+        known = {**_in_manifest(manifest), **_in_notes(out, settings)}
+        _refuse_other_samples(known, wanted, source, out, options)
+        missing = {file: job for file, job in wanted.items() if not _is_there(out, file, known)}
+        if manifest and not missing and set(plan_splits(plan)) <= set(manifest["splits"]):
             print(f"{out} is prepared already; python -m data.check {out} verifies it")
             return
-        notes = out / UNFINISHED
-        _check_settings(notes / "settings.json", settings, out)
-        done = {file: note for file in wanted if (note := _note(out, file))}
-        missing = {file: job for file, job in wanted.items() if file not in done}
-        _run(name, source, options, plan, out, missing, workers, len(done))
-        notes_now = {file: _note(out, file) for file in wanted}
-        _write_manifest(out, name, settings, plan, notes_now, manifest)
-        shutil.rmtree(notes)
+        _run(name, source, options, plan, out, missing, workers, len(wanted) - len(missing))
+        known |= _in_notes(out, settings)
+        _write_manifest(out, name, settings, plan, {file: known[file] for file in wanted}, manifest)
+        _remove_notes(out, wanted)
     _say_end(out)
 
 
@@ -233,8 +256,39 @@ def _start(
     name: str, source: str, options: Options, staging: Path, features: dict[str, Any]
 ) -> None:
     global _family, _serialize
+    if multiprocessing.parent_process() is not None:
+        _live_with_parent()
     _family = family_of(name)(name, source, options, staging)
     _serialize = serializer(features)
+
+
+def _live_with_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end when it is killed, before the next run begins."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(AttributeError, OSError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def digest_of(job: Job) -> str:
+    """Tells apart the samples that shards are made of; the same wherever the download lies."""
+    return hashlib.sha256(json.dumps(_plain(job)).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        return sorted([_plain(key), _plain(entry)] for key, entry in value.items())
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Path):
+        return value.name
+    text = value if isinstance(value, str) else repr(value)
+    return text.rsplit("/", 1)[-1] if text.startswith("/") or "://" in text else text
 
 
 def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
@@ -243,6 +297,9 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     _family.sources_read.clear()
     num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped))
     note = {
+        "file": file,
+        "job": digest_of(job),
+        "file_size": (out / file).stat().st_size,
         "num_examples": num_examples,
         "num_bytes": num_bytes,
         "sha256": sha256,
@@ -283,21 +340,27 @@ def _only_one(out: Path) -> Iterator[None]:
             raise UserError(
                 f"--out={out} is being prepared by another process; wait for it, or use another folder"
             ) from error
+        except OSError:  # a file system without locks
+            print(f"warning: {out} cannot be locked; prepare it once at a time", file=sys.stderr)
         try:
             yield
         finally:
+            if not list((out / UNFINISHED).glob("*.array_record-*.json")):
+                (out / UNFINISHED / SETTINGS).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it is empty, or is needed to go on
                 (out / UNFINISHED).rmdir()
 
 
 def _settings(name: str, options: Options, plan: Plan) -> dict[str, Any]:
-    """What decides the bytes; two preparations of one folder have to agree in it."""
-    return {
+    """What decides the bytes of a sample; two preparations of one folder have to agree in it."""
+    decides = ("limit", "size", "keep", "extra")
+    settings = {
         "format": FORMAT,
         "dataset": name,
-        "options": json.loads(json.dumps(dataclasses.asdict(options))),
-        "metadata": json.loads(json.dumps(plan.metadata)),
+        "options": {key: getattr(options, key) for key in decides},
+        "categories": plan.metadata.get("categories"),
     }
+    return json.loads(json.dumps(settings))
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -309,12 +372,57 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def _check_settings(path: Path, settings: dict[str, Any], out: Path) -> None:
+def _in_manifest(manifest: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    splits = manifest["splits"].values() if manifest else ()
+    return {shard["file"]: shard for split in splits for shard in split["shards"]}
+
+
+def _in_notes(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an unfinished preparation left, by file."""
+    path = out / UNFINISHED / SETTINGS
     if path.is_file():
         _compare(read_json(path), settings, out)
-        return
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(settings))
+    else:
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(settings))
+    notes = (read_json(p) for p in (out / UNFINISHED).glob("*.array_record-*.json"))
+    return {note["file"]: note for note in notes}
+
+
+def _is_there(out: Path, file: str, known: dict[str, dict[str, Any]]) -> bool:
+    path = out / file
+    return file in known and path.is_file() and path.stat().st_size == known[file]["file_size"]
+
+
+def _refuse_other_samples(
+    known: dict[str, dict[str, Any]],
+    wanted: dict[str, Job],
+    source: str,
+    out: Path,
+    options: Options,
+) -> None:
+    """Shards that are there already, of splits that are wanted, have to be of the same samples."""
+    splits = {file.rsplit(".", 1)[0] for file in wanted}
+    for file, note in known.items():
+        if file.rsplit(".", 1)[0] not in splits:
+            continue
+        if file not in wanted or note["job"] != digest_of(wanted[file]):
+            raise UserError(
+                f"--out={out} holds {file}, which was made of other samples than --source={source} has now; nothing was "
+                "changed: use another folder, or remove this one"
+            )
+        if note["skipped"] and not options.skip_bad:
+            raise UserError(
+                f"--out={out} holds {file}, of which {len(note['skipped'])} samples were left out; add --skip-bad, or use "
+                "another folder"
+            )
+
+
+def _remove_notes(out: Path, wanted: dict[str, Job]) -> None:
+    notes = out / UNFINISHED
+    for file in wanted:
+        (notes / f"{file}.json").unlink(missing_ok=True)
+    shutil.rmtree(notes / STAGING, ignore_errors=True)
 
 
 def _compare(there: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
@@ -339,11 +447,6 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def _note(out: Path, file: str) -> dict[str, Any] | None:
-    path = out / UNFINISHED / f"{file}.json"
-    return read_json(path) if path.is_file() and (out / file).is_file() else None
-
-
 def _write_manifest(
     out: Path,
     name: str,
@@ -353,6 +456,11 @@ def _write_manifest(
     before: dict[str, Any] | None,
 ) -> None:
     splits = dict(before["splits"]) if before else {}
+    metadata = dict(before["metadata"]) if before else {}
+    for key, value in json.loads(json.dumps(plan.metadata)).items():
+        # What is told of each split is joined.
+        both = isinstance(value, dict) and isinstance(metadata.get(key), dict)
+        metadata[key] = {**metadata[key], **value} if both else value
     sources = [tuple(source.values()) for source in before["sources"]] if before else []
     for split in plan_splits(plan):
         mine = {file: note for file, note in notes.items() if file.startswith(f"{name}-{split}.")}
@@ -360,14 +468,11 @@ def _write_manifest(
             "num_examples": sum(note["num_examples"] for note in mine.values()),
             "skipped": [line for note in mine.values() for line in note["skipped"]],
             "shards": [
-                {
-                    "file": file,
-                    **{key: note[key] for key in ("num_examples", "num_bytes", "sha256")},
-                }
-                for file, note in mine.items()
+                {key: value for key, value in note.items() if key != "sources"}
+                for note in mine.values()
             ],
         }
-        sources += [tuple(source) for note in mine.values() for source in note["sources"]]
+        sources += [tuple(source) for note in mine.values() for source in note.get("sources", ())]
     for path in plan.sources:
         size = sum(
             f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()
@@ -384,6 +489,7 @@ def _write_manifest(
     write_description(out, name, plan.features, shards, f"{name}, prepared by smoothsa_jax")
     manifest = {
         **settings,
+        "metadata": metadata,
         "versions": {tool: importlib.metadata.version(tool) for tool in TOOLS},
         "splits": splits,
         "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],

@@ -1,5 +1,6 @@
 """ArrayRecord shards that appear whole or not at all, and the files that make a folder of them."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -18,6 +19,7 @@ from smoothsa_jax.errors import UserError
 # One record a group: any sample is read alone. Frames are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 CHUNK = 1 << 22
+PARTIAL = ".partial"  # the end of the name of a shard that is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +28,12 @@ class Shard:
 
     Attributes:
         num_bytes: of the records.
-        skipped: a line for each sample that was left out.
     """
 
     file: str
     num_examples: int
     num_bytes: int
     sha256: str
-    skipped: tuple[str, ...] = ()
 
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
@@ -70,30 +70,39 @@ def write_shard(path: Path, records: Iterable[bytes]) -> tuple[int, int, str]:
     Raises:
         UserError: it could not be written, for want of space say; what other shards hold stays.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # Its own name for each process: whoever comes last replaces a whole file by a whole file.
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     num_records = num_bytes = 0
     try:
-        writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+        with _told_as(partial):
+            writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         try:
             for record in records:
-                writer.write(record)
+                with _told_as(partial):
+                    writer.write(record)
                 num_records, num_bytes = num_records + 1, num_bytes + len(record)
         finally:
-            writer.close()
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        digest = sha256_of(partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{partial} cannot be written: {error}; mend that (is the disk full?), then run the same command: "
-            "the shards that are finished stay"
-        ) from error
+            with _told_as(partial):
+                writer.close()
+        with _told_as(partial):
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            digest = sha256_of(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return num_records, num_bytes, digest
+
+
+@contextlib.contextmanager
+def _told_as(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be written: {error}; mend that (is the disk full?), then run the same command: "
+            "the shards that are finished stay"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -145,4 +154,8 @@ def write_description(
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """Raises UserError where the file is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; get it or make it again") from error

@@ -1,5 +1,6 @@
 """Downloads are read alike from folders and archives, and hostile or damaged ones are refused."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.archives import Files, find
+from data.archives import Files
 from data.family import BadSample
 from smoothsa_jax.errors import UserError
 
@@ -112,15 +113,15 @@ def test_what_is_no_archive(tmp_path):
         Files(tmp_path / "x.zip").names()
 
 
-def test_parts_of_a_download(tmp_path):
-    wanted = {"train": ("train2017", "train2017.zip"), "validation": ("val2017", "val2017.zip")}
-    with pytest.raises(
-        UserError, match=r"looked for train2017, train2017\.zip, val2017, val2017\.zip"
-    ):
-        find(tmp_path, wanted)
-    make(tmp_path / "val2017.zip")
-    assert find(tmp_path, wanted) == {"validation": tmp_path / "val2017.zip"}
-    (tmp_path / "val2017").mkdir()
-    assert find(tmp_path, wanted) == {"validation": tmp_path / "val2017"}
-    with pytest.raises(UserError, match="is no folder"):
-        find(tmp_path / "nowhere", wanted)
+def test_a_compressed_tar_cut_between_members_or_changed_is_told(tmp_path):
+    """tarfile alone reads both without a word."""
+    whole = gzip.decompress(make(tmp_path / "x.tar.gz").read_bytes())
+    second = 512 + 5120  # a header and 5,000 bytes, filled up
+    (tmp_path / "x.tar").write_bytes(whole[:second])
+    with pytest.raises(UserError, match="its end is missing"):
+        Files(tmp_path / "x.tar").names()
+    packed = bytearray((tmp_path / "x.tar.gz").read_bytes())
+    packed[-8] ^= 1  # of the checksum
+    (tmp_path / "x.tar.gz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"x\.tar\.gz is damaged"):
+        list(Files(tmp_path / "x.tar.gz").in_order())

@@ -221,8 +221,12 @@ def damaged_frame(source: Path) -> None:
     example = tf_example_pb2.Example.FromString(first)
     video = example.features.feature["video"].bytes_list.value
     video[3] = video[3][: len(video[3]) // 2]
+    write_records(path, [example.SerializeToString(), second])
+
+
+def write_records(path: Path, records: list[bytes]) -> None:
     with open(path, "wb") as file:
-        for record in (example.SerializeToString(), second):
+        for record in records:
             length = struct.pack("<Q", len(record))
             file.write(length + struct.pack("<I", tfrecords.masked_crc(length)))
             file.write(record + struct.pack("<I", tfrecords.masked_crc(record)))
@@ -240,6 +244,24 @@ def test_a_damaged_frame_stops_or_is_left_out(source, tmp_path, capsys):
     assert [s["metadata"]["name"].decode() for s in samples] == [EXPECTED["train"][1]["video_name"]]
 
 
+def test_going_on_with_samples_left_out(source, tmp_path):
+    """The advice of the error can be followed: what was finished without it stays."""
+    damaged_frame(source)
+    refuses(source, tmp_path / "out")
+    prepare.prepare("movi_c", str(source), tmp_path / "out", options=Options(skip_bad=True))
+    assert "add --skip-bad" in refuses(source, tmp_path / "out")
+
+
+def test_a_record_that_is_not_as_movis_are_is_one_bad_sample(source, tmp_path):
+    path = source / BUILD / TRAIN
+    first, second = tfrecords.read_records(path)
+    example = tf_example_pb2.Example.FromString(first)
+    del example.features.feature["instances/category"]
+    write_records(path, [example.SerializeToString(), second])
+    text = refuses(source, tmp_path / "out")
+    assert f"{TRAIN}, record 0 is not as MOVi's records are" in text and "disk" not in text
+
+
 def test_pictures_of_absurd_size_are_refused(tmp_path):
     text = refuses(MOVI, tmp_path, max_pixels=1000)
     assert "64x64 pixels, more than 1000" in text and "--max_pixels" in text
@@ -250,6 +272,35 @@ def test_another_preparation_of_the_same_folder_is_refused(prepared, tmp_path):
     text = refuses(MOVI, prepared, size=32)
     assert "prepared with options.size None, now it is 32" in text
     assert files_of(prepared) == before
+
+
+def test_a_lost_shard_is_made_again(prepared, tmp_path):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    lost = next(folder.glob("*-train*"))
+    others = {p: p.stat().st_mtime_ns for p in folder.glob("*record*") if p != lost}
+    lost.unlink()
+    prepare.prepare("movi_c", str(MOVI), folder)
+    assert files_of(folder) == files_of(prepared)
+    assert {p: p.stat().st_mtime_ns for p in others} == others
+
+
+def test_other_samples_are_not_mixed_in(prepared, source, tmp_path):
+    folder = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    info = source / BUILD / "dataset_info.json"
+    info.write_text(info.read_text().replace('"974192"', '"974193"'))  # as of another build
+    before = files_of(folder)
+    assert "made of other samples than --source" in refuses(source, folder)
+    assert files_of(folder) == before
+
+
+def test_the_output_may_not_lie_in_the_source(source):
+    assert "lies inside --source" in refuses(source, source / "out")
+
+
+def test_a_damaged_description_is_told(source, tmp_path):
+    info = source / BUILD / "dataset_info.json"
+    info.write_text(info.read_text()[:100])
+    assert "dataset_info.json is damaged" in refuses(source, tmp_path / "out")
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path):

@@ -112,6 +112,15 @@ def test_an_object_outside_of_the_crop_is_dropped(tmp_path):
     np.testing.assert_allclose(sample["boxes"][:, 1] * 20, [[0, 0, 0, 0], [8, 5, 11, 8]], atol=1e-5)
 
 
+def test_a_clip_without_objects_leaves_one_slot(tmp_path):
+    """A model whose slots are all masked would have no softmax to take."""
+    clip = np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 16, 16), np.uint8)
+    sample = _source(write_folder(tmp_path / "a", [clip]), background_box=False)[0]
+    assert sample["slot_mask"].sum() == 1 and sample["slot_mask"][0]
+    np.testing.assert_allclose(sample["boxes"][:, 0], [[0, 0, 15 / 16, 15 / 16]] * 2)
+    assert (sample["boxes"][:, 1:] == -1).all()
+
+
 def test_one_draw_serves_all_frames_of_a_clip_and_its_labels(tmp_path):
     # Every frame is the same picture, and its red is the label: they have to stay so.
     rng = np.random.default_rng(0)

@@ -55,7 +55,14 @@ def test_recipes_are_the_papers(name):
     assert config.loss.slot_contrast == (0.0 if config.data.num_frames == 1 else 0.5)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The others differ from these in numbers of slots and steps alone.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("movi_e", "coco", "ytvis") else pytest.param(name, marks=pytest.mark.slow)
+        for name in RECIPES
+    ],
+)
 def test_full_sizes_fit_together(name):
     """The real train step, on shapes alone."""
     config = load_config(f"configs/{name}.py")
@@ -89,7 +96,7 @@ def test_a_backbone_is_never_silently_untrained():
 
 
 def test_from_raw_files_to_scores(tmp_path, compilation_cache):
-    """Prepare, train, go on where a run was cut off, evaluate: main.py and the recipe as for the real data."""
+    """Prepare, train, evaluate, go on where a run was cut off: main.py and the recipe as for the real data."""
     prepared, workdir = tmp_path / "prepared", tmp_path / "run"
     prepare.prepare("movi_c", str(MOVI), prepared)
     arguments = [
@@ -109,8 +116,3 @@ def test_from_raw_files_to_scores(tmp_path, compilation_cache):
     resumed = run(*arguments, f"--workdir={cut}", cache=compilation_cache)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(cut, workdir, step=6)
-
-    (cut / "scores.json").unlink()
-    evaluated = run("--mode=evaluate", f"--workdir={cut}", cache=compilation_cache)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert (cut / "scores.json").read_bytes() == (workdir / "scores.json").read_bytes()

@@ -44,8 +44,9 @@ class PreparedFolder:
         used whole.
       max_objects: with `boxes`, no clip may show more objects; default: as many as slots are left.
       num_slots: slots N that boxes are given for; default: enough for `max_objects`.
-      boxes: false for models that start from Gaussian queries: then every slot is valid, and there
-        may be more objects than slots.
+      boxes: slots start from boxes, and those without one are masked; in a clip without an object one
+        slot starts from the whole frame. False for models that start from Gaussian queries: then every slot is
+        valid, and there may be more objects than slots.
       background_box: slot 0 starts from the whole frame, which stands for the background.
       num_samples: use the first ones only; default: all of the split.
       repeat_frames: in training a video of t frames counts floor(t / repeat_frames) times an epoch,
@@ -175,6 +176,9 @@ class PreparedFolder:
         slot_mask = np.ones(self._num_slots, dtype=bool)
         if self._boxes:
             slot_mask = boxes[0, :, 0] >= 0
+            if not slot_mask.any():
+                # No object in sight: a model needs a slot, so one starts from the whole frame.
+                boxes[:, 0], slot_mask[0] = whole_frame_box(*self._size), True
         return {
             "video": view_pixels(frames, view, self._size),
             "segmentations": labels,
