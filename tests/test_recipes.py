@@ -95,6 +95,7 @@ def test_a_backbone_is_never_silently_untrained():
         build_training(load_config("configs/movi_c.py"))
 
 
+@pytest.mark.slow
 def test_from_raw_files_to_scores(tmp_path, compilation_cache):
     """Prepare, train, evaluate, go on where a run was cut off: main.py and the recipe as for the real data."""
     prepared, workdir = tmp_path / "prepared", tmp_path / "run"

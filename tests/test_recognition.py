@@ -303,6 +303,7 @@ def is_adam(x) -> bool:
     return isinstance(x, optax.ScaleByAdamState)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match_paper", [False, True])
 def test_the_frozen_model_is_in_training_mode_only_as_the_authors_have_it(case, match_paper):
     config, training, batch = case
