@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -35,7 +34,7 @@ from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_sch
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import MODEL_INPUTS, Training, make_mesh
+from smoothsa_jax.training.step import MODEL_INPUTS, Training, descend, make_mesh
 
 INPUTS = (*MODEL_INPUTS, "segmentations", "categories")
 
@@ -162,17 +161,8 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
             losses = {name: weights[name] * loss for name, loss in losses.items()}
             return sum(losses.values()), losses
 
-        (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": total,
-            **{f"loss/{name}": loss for name, loss in losses.items()},
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-            "num_matches": targets.matched.sum(),
-        }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        state, metrics = descend(loss_function, state, optimizer, schedule)
+        return state, {**metrics, "num_matches": targets.matched.sum()}
 
     def predict(
         params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array

@@ -64,6 +64,25 @@ def make_mesh(config: ConfigDict) -> Mesh:
     return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
 
 
+def descend(
+    loss_function: Callable[[Parameters], tuple[Array, dict[str, Array]]],
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update down the gradient of `loss_function`: params -> (loss, its terms by name); made to be called in a jitted step."""
+    (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": total,
+        **{f"loss/{name}": loss for name, loss in losses.items()},
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": schedule(state.step),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
 def build_training(config: ConfigDict) -> Training:
     """Builds the model, the optimiser and the compiled functions of a config.
 
@@ -114,16 +133,7 @@ def build_training(config: ConfigDict) -> Training:
             losses = weighted_losses(outputs, mask, weights)
             return sum(losses.values()), losses
 
-        (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": total,
-            **{f"loss/{name}": loss for name, loss in losses.items()},
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-        }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return descend(loss_function, state, optimizer, schedule)
 
     def predict(
         params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
