@@ -12,4 +12,8 @@ VARIANTS = recipes.VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return recipes.image("coco", variant, num_slots=7, num_steps=100_000)
+    config = recipes.image("coco", variant, num_slots=7, num_steps=100_000)
+    config.eval.background_column_always = (
+        True  # of match_paper: stuff is a segment, in view or not
+    )
+    return config

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from smoothsa_jax.inputs.augment import NO_SEGMENT as NO_SEGMENT  # one number for writer and reader
+from smoothsa_jax.inputs import NO_SEGMENT as NO_SEGMENT  # one number for writer and reader
 
 
 def still_features(**more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import build
-from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
+from smoothsa_jax.inputs.loader import evaluation_batches, filled_length, training_batches
 from smoothsa_jax.inputs.sprites import Sprites
 
 
@@ -76,6 +76,12 @@ def test_evaluation_covers_each_sample_once_in_order(length):
         assert batch["valid"].dtype == bool
     seen = np.concatenate([batch["index"][batch["valid"]] for batch in batches])
     np.testing.assert_array_equal(seen, np.arange(length))
+
+
+def test_clips_of_all_lengths_need_few_programs():
+    filled = [filled_length(t) for t in range(1, 200)]
+    assert all(t <= f <= 1.5 * t for t, f in enumerate(filled, start=1))
+    assert sorted(set(filled)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
 
 
 def test_batches_stack_the_samples():

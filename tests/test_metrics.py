@@ -1,7 +1,9 @@
 """Metrics: against scikit-learn, brute force and Python's integers; then scores and protocol."""
 
+import csv
 import itertools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ from smoothsa_jax.evaluation.metrics import (
     score_batch,
 )
 from smoothsa_jax.evaluation.protocol import evaluate, evaluate_baselines
+from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import build_scores, scores_table, summarise, write_scores
+from smoothsa_jax.inputs.loader import evaluation_batches
 
 
 def random_maps(seed, shape=(4, 12, 12)):
@@ -257,6 +261,41 @@ def test_table_holds_model_and_baselines():
     assert "± " in lines[2] and lines[3].split()[1:] == ["50.0"] * 4
 
 
+def test_the_papers_protocol_is_a_row_of_its_own():
+    paper = {name: np.array([[0.9, 0.9]]) for name in METRICS}
+    scores = build_scores(
+        {name: np.array([[0.5, 0.5]]) for name in METRICS},
+        {},
+        split="test",
+        protocol={},
+        step=0,
+        paper_per_sample=paper,
+    )
+    assert scores["match_paper"]["metrics"]["ari"]["mean"] == 0.9
+    assert [line.split("  ")[0] for line in scores_table(scores).splitlines()[2:]] == [
+        "SmoothSA",
+        "SmoothSA, match_paper",
+    ]
+
+
+def test_every_sample_has_a_line(tmp_path):
+    path = tmp_path / "scores.csv"
+    of_model = {"ari": np.array([[0.5, np.nan], [0.25, 1.0]]), "mbo": np.full((2, 2), 1 / 3)}
+    rows = scored_by_seeds("SmoothSA", "exact", (3, 4), of_model)
+    rows.append(Scored("boxes", "exact", 3, {"ari": np.zeros(2), "mbo": np.ones(2)}))
+    write_sample_scores(path, ["a", "b,c"], rows)
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == ["a", "b,c"] * 3
+    assert [(line["method"], line["seed"]) for line in lines[::2]] == [
+        ("SmoothSA", "3"),
+        ("SmoothSA", "4"),
+        ("boxes", "3"),
+    ]
+    assert [line["ari"] for line in lines] == ["0.5", "", "0.25", "1", "0", "0"]
+    assert lines[0]["mbo"] == "0.333333"
+
+
 def test_undefined_score_is_null_and_a_dash(tmp_path):
     empty = {name: np.full((1, 2), np.nan) for name in METRICS}
     scores = build_scores(empty, {"b": empty}, split="test", protocol={}, step=0)
@@ -291,7 +330,6 @@ def clips(num, num_slots=4, size=16):
 
 def perfect(batch, key):
     """Attention that is the labels at every second pixel, slots shuffled by the key."""
-    assert "valid" not in batch
     small = jnp.asarray(batch["segmentations"])[:, :, ::2, ::2]
     attention = jax.nn.one_hot(small.reshape(*small.shape[:2], -1), 4, axis=2)
     return {"decoder_attention": attention + 0.6 * jax.random.uniform(key, attention.shape)}
@@ -329,12 +367,88 @@ def test_protocol_honours_the_slot_mask():
     assert masked.scores["ari"].mean() > 0.5
 
 
+def test_both_protocols_are_scored_in_one_run():
+    """As the paper has it, every sample of a batch has as many slots as the one with the most boxes (method 7.2)."""
+
+    def masked(batches, masks):
+        for batch, mask in zip(batches, masks, strict=True):
+            yield {**batch, "slot_mask": np.array(mask)}
+
+    own = [[[True] * 2 + [False] * 2, [True] * 3 + [False]], [[True] * 4, [True] + [False] * 3]]
+    padded = [[[True] * 3 + [False]] * 2, [[True] * 4] * 2]
+    found = evaluate(perfect, masked(clips(3), own), (8, 8), (0, 1), match_paper=True)
+    alone = evaluate(perfect, masked(clips(3), own), (8, 8), (0, 1))
+    paper = evaluate(perfect, masked(clips(3), padded), (8, 8), (0, 1))
+    assert alone.paper_scores is None
+    for name in METRICS:
+        np.testing.assert_array_equal(found.scores[name], alone.scores[name])
+        # Clips this small do not overflow, so only the arithmetic's rounding differs.
+        np.testing.assert_allclose(found.paper_scores[name], paper.scores[name], atol=1e-6)
+    assert (found.scores["ari"][:, 0] != found.paper_scores["ari"][:, 0]).all()
+    # The last clip of the split only fills up its batch: its boxes ask for no slots.
+    last = [[[True] * 3 + [False], [True] * 4]] * 2
+    short = evaluate(perfect, masked(clips(3), last), (8, 8), match_paper=True)
+    same = evaluate(perfect, masked(clips(3), [last[0], [last[0][0]] * 2]), (8, 8))
+    np.testing.assert_allclose(short.paper_scores["ari"][0, 2], same.scores["ari"][0, 2], atol=1e-6)
+
+
+def test_frames_that_fill_up_a_clip_do_not_count():
+    def longer(batches):
+        for batch in batches:
+            more = {k: np.concatenate([batch[k], batch[k]], 1) for k in ("video", "segmentations")}
+            yield {**batch, **more, "num_frames": np.array([3, 3])}
+
+    def first_frames(batch, key):  # the random part of `perfect` depends on the shape
+        return perfect({"segmentations": batch["segmentations"][:, :3]}, key)
+
+    def with_more_frames(batch, key):
+        attention = first_frames(batch, key)["decoder_attention"]
+        return {"decoder_attention": jnp.concatenate([attention, attention[:, :, ::-1]], 1)}
+
+    short = evaluate(first_frames, clips(3), (8, 8), keep_samples=1)
+    filled = evaluate(with_more_frames, longer(clips(3)), (8, 8), keep_samples=1)
+    for name in METRICS:
+        np.testing.assert_array_equal(short.scores[name], filled.scores[name])
+    assert filled.samples[0]["video"].shape[0] == filled.samples[0]["masks"].shape[0] == 3
+    by_colour = [evaluate_baselines(x, (8, 8)) for x in (clips(2), longer(clips(2)))]
+    for scores in zip(*(x["k-means on RGB"].values() for x in by_colour), strict=True):
+        np.testing.assert_array_equal(*scores)
+
+
+def test_memory_does_not_grow_with_the_split():
+    num, shape = 2000, (8, 64, 64)
+    clip = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
+    attention = jnp.zeros((2, 8, 4, 64))  # 32 KiB each; a clip is 160 KiB
+    resident = []
+
+    class Clips:
+        def __len__(self):
+            return num
+
+        def __getitem__(self, index):
+            if index in (num // 10, num - 1):
+                resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+            return {
+                "video": np.full((*shape, 3), index % 256, np.uint8),
+                "segmentations": clip.copy(),
+                "slot_mask": np.ones(4, bool),
+            }
+
+    found = evaluate(
+        lambda batch, key: {"decoder_attention": attention + 0},
+        evaluation_batches(Clips(), 2),
+        (8, 8),
+    )
+    assert len(found.names) == num
+    assert resident[1] - resident[0] < 32 << 20  # kept, clips would take 250 MiB, masks 60
+
+
 def test_protocol_refuses_nothing_to_do():
     with pytest.raises(UserError, match="no batch"):
         evaluate(perfect, [], (8, 8))
     with pytest.raises(UserError, match="seeds"):
         evaluate(perfect, clips(2), (8, 8), seeds=())
-    with pytest.raises(UserError, match=r"\(2, 2, 16, 16\).*\(2, 3, 16, 16\)"):
+    with pytest.raises(UserError, match=r"\(1, 2, 16, 16\).*\(1, 3, 16, 16\)"):
         evaluate(
             lambda b, k: {"decoder_attention": perfect(b, k)["decoder_attention"][:, :2]},
             clips(2),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from prepared_folders import blobs, png, write_folder
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inputs import encoded
+from smoothsa_jax.inputs import NO_SEGMENT, encoded
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels
 from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
@@ -247,12 +247,19 @@ def test_evaluation_sees_each_sample_once(folder):
         np.testing.assert_array_equal(video, source[index]["video"])
 
 
-def test_whole_videos_of_different_lengths_need_batches_of_one(tmp_path):
+def test_whole_videos_of_different_lengths_are_filled_up(tmp_path):
     rng = np.random.default_rng(0)
     path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (3, 5)])
     source = _source(path, num_frames=None)
-    assert [batch["video"].shape[1] for batch in evaluation_batches(source, 1)] == [3, 5]
-    with pytest.raises(UserError, match="clips of 3, 5 frames.*eval.batch_size=1"):
+    (batch,) = evaluation_batches(source, 2, fill_lengths=True)
+    assert batch["num_frames"].tolist() == [3, 5]
+    for b, length in enumerate(batch["num_frames"]):
+        for key in ("video", "segmentations", "boxes"):
+            assert batch[key].shape[:2] == (2, 6)
+            np.testing.assert_array_equal(batch[key][b, :length], source[b][key])
+        assert (batch["video"][b, length:] == batch["video"][b, length - 1]).all()
+        assert (batch["segmentations"][b, length:] == NO_SEGMENT).all()
+    with pytest.raises(UserError, match="clips of 3, 5 frames.*eval.num_frames=-1"):
         next(evaluation_batches(source, 2))
 
 

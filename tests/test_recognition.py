@@ -190,12 +190,25 @@ def test_scores_of_known_guesses():
 
 def test_copies_that_fill_the_last_batch_are_not_counted():
     names = ("num_matches", "top1", "top3", "num_boxes", "box_iou")
-    batches = [{"x": np.arange(2), "valid": np.array([True, i == 0])} for i in range(2)]
-    predict = lambda batch, key: {name: jnp.ones(2) for name in names}  # noqa: E731
-    counts = recognition.evaluate_recognition(predict, batches, (0, 1))
-    assert all(x.shape == (2, 3) for x in counts.values())
+    batches = [{"valid": np.array([True, i == 0])} for i in range(2)]
+    predict = lambda batch, key, paper: {name: jnp.ones(2) for name in names}  # noqa: E731
+    found = recognition.evaluate_recognition(predict, batches, (0, 1))
+    assert all(x.shape == (2, 3) for x in found.counts.values()) and found.paper_counts is None
     with pytest.raises(UserError, match="found 0 samples"):
         recognition.evaluate_recognition(predict, [], (0,))
+
+
+def test_both_protocols_are_counted_in_one_run():
+    batch = {"slot_mask": np.array([[True, False, False], [True, True, False]])}
+    batch |= {"valid": np.array([True, True]), "name": np.array(["one", "two"])}
+
+    def predict(batch, key, paper):
+        return {"num_matches": batch["slot_mask"].sum(1) + 10 * paper}
+
+    found = recognition.evaluate_recognition(predict, [batch], (0,), match_paper=True)
+    np.testing.assert_array_equal(found.counts["num_matches"], [[1, 2]])
+    np.testing.assert_array_equal(found.paper_counts["num_matches"], [[12, 12]])
+    assert found.names == ["one", "two"]
 
 
 # -------------------------------------------------------------------------------------------------- head and losses

@@ -9,7 +9,7 @@ import numpy as np
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
-from smoothsa_jax.evaluation.metrics import NO_SEGMENT
+from smoothsa_jax.inputs import NO_SEGMENT
 
 
 def num_true_segments(segmentation: np.ndarray) -> int:

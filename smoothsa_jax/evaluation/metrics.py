@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import NO_SEGMENT
 
 METRICS = ("ari", "fg_ari", "mbo", "miou")
-NO_SEGMENT = 255
 
 
 @dataclasses.dataclass(frozen=True)

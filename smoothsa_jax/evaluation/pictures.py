@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
-from smoothsa_jax.evaluation.metrics import NO_SEGMENT, contingency, iou
+from smoothsa_jax.evaluation.metrics import contingency, iou
+from smoothsa_jax.inputs import NO_SEGMENT
 
 BACKGROUND = (88, 92, 100)
 # Neighbours in the list differ in hue and in lightness.

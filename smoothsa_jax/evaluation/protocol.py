@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation import baselines
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.metrics import METRICS, score_batch
-
-Batch = Mapping[str, Any]
+from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` found.
 
-    scores: name -> (seeds, samples) float64, NaN = sample left out of this metric's mean.
-    seeds: the evaluation seeds, in the order of the first axis.
-    samples: the first few samples, each {"video" (T,H,W,3), "segmentations" (T,H,W),
-        "masks" (T,H,W)}, the masks predicted with the first seed.
+    Attributes:
+        scores: name -> (seeds, samples) float64, NaN = sample left out of this metric's mean.
+        paper_scores: the same by the paper's protocol, where it was asked for.
+        names: of the samples, "" where the data set has none.
+        samples: the first few samples, each {"video" (T,H,W,3), "segmentations" (T,H,W),
+            "masks" (T,H,W)}, the masks predicted with the first seed.
     """
 
     scores: dict[str, np.ndarray]
-    seeds: tuple[int, ...]
+    paper_scores: dict[str, np.ndarray] | None
+    names: list[str]
     samples: list[dict[str, np.ndarray]]
 
 
@@ -44,63 +44,72 @@ def evaluate(
 ) -> Evaluation:
     """Run every seed over the whole split once and score each sample.
 
-    Queries are random at evaluation. The key of batch i under seed s is
-    `fold_in(key(s), i)`, so scores depend on seed and batching, and on nothing else.
-    Segmentation uses the decoder attention, upsampled to the size of the labels.
+    Segmentation uses the decoder attention, upsampled to the size of the labels. Only scores are kept, so
+    memory does not grow with the split.
 
     Args:
         predict: (batch, key) -> outputs with "decoder_attention" (B, T, N, M).
         batches: each with "video", "segmentations" and optionally "slot_mask" (B, N), which keeps
-            masked slots out of the masks, and "valid" (B,) bool, false for samples that only fill
-            up the last batch; they are not scored. "valid" is not shown to `predict`.
+            masked slots out of the masks; "valid" (B,) bool, false for samples that only fill
+            up the last batch; "num_frames" (B,), how many frames of a sample count, where others only
+            fill it up; "name" (B,) of the samples.
         grid: (h, w) of the tokens.
-        seeds: evaluation seeds, at least one.
-        match_paper, background_column_always: passed to `metrics.score_batch`.
+        seeds: evaluation seeds, at least one; see `predictions`.
+        match_paper: score by the paper's protocol as well: `paper_slot_mask`, and the authors' arithmetic
+            (see `metrics.score_batch`).
+        background_column_always: see `metrics.score_batch`.
         keep_samples: how many of the first samples to keep for pictures.
 
     Raises:
         UserError: no seed, no sample, or labels that do not fit the predictions.
     """
-    seeds = tuple(int(seed) for seed in seeds)
-    if not seeds:
-        raise UserError("eval.seeds is empty: expected at least one seed, for example (0,)")
-    found: list[dict[str, list[np.ndarray]]] = [{name: [] for name in METRICS} for _ in seeds]
+
+    def masks_of(batch: Batch, key: jax.Array) -> dict[bool, jax.Array]:
+        def masks(slot_mask: np.ndarray | None) -> jax.Array:
+            inputs = batch if slot_mask is None else {**batch, "slot_mask": slot_mask}
+            attention = predict(inputs, key)["decoder_attention"]
+            size = tuple(batch["segmentations"].shape[-2:])
+            return masks_from_attention(attention, grid, size, slot_mask)
+
+        own = batch.get("slot_mask")
+        found = {False: masks(own)}
+        if match_paper:
+            padded = None if own is None else paper_slot_mask(batch)
+            same = own is None or np.array_equal(padded, own)
+            found[True] = found[False] if same else masks(padded)
+        return found
+
+    protocols = (False, True) if match_paper else (False,)
+    rows = {paper: [{name: [] for name in METRICS} for _ in seeds] for paper in protocols}
+    names: list[str] = []
     samples: list[dict[str, np.ndarray]] = []
-
-    def score(index: int, batch: Batch, masks: jax.Array) -> None:
-        valid = _valid(batch)
-        masks, labels = np.asarray(masks)[valid], np.asarray(batch["segmentations"])[valid]
-        scores = score_batch(
-            masks,
-            labels,
-            match_paper=match_paper,
-            background_column_always=background_column_always,
-        )
-        for name in METRICS:
-            found[index][name].append(scores[name])
-        if index == 0 and len(samples) < keep_samples:
-            video = np.asarray(batch["video"])[valid]
-            for b in range(min(len(masks), keep_samples - len(samples))):
-                samples.append({"video": video[b], "segmentations": labels[b], "masks": masks[b]})
-
-    # Scored one step late: the device works on the next prediction while the host counts pixels.
-    waiting = None
-    for i, batch in enumerate(batches):
-        inputs = {name: value for name, value in batch.items() if name != "valid"}
-        size = tuple(batch["segmentations"].shape[-2:])
-        for index, seed in enumerate(seeds):
-            outputs = predict(inputs, jax.random.fold_in(jax.random.key(seed), i))
-            masks = masks_from_attention(
-                outputs["decoder_attention"], grid, size, batch.get("slot_mask")
-            )
-            if waiting is not None:
-                score(*waiting)
-            waiting = (index, batch, masks)
-    if waiting is None:
-        raise UserError("the split has no batch: found 0 samples, expected at least 1")
-    score(*waiting)
-    stacked = {name: np.stack([np.concatenate(f[name]) for f in found]) for name in METRICS}
-    return Evaluation(stacked, seeds, samples)
+    for batch, number, masks in predictions(masks_of, batches, seeds):
+        masks = {paper: np.asarray(x) for paper, x in masks.items()}
+        for b in scored(batch):
+            length = _length(batch, b)
+            labels = np.asarray(batch["segmentations"][b][:length])
+            for paper in protocols:
+                scores = score_batch(
+                    masks[paper][b][None, :length],
+                    labels[None],
+                    match_paper=paper,
+                    background_column_always=background_column_always,
+                )
+                for name in METRICS:
+                    rows[paper][number][name].append(scores[name][0])
+            if number > 0:
+                continue
+            names.append(str(batch["name"][b]) if "name" in batch else "")
+            if len(samples) < keep_samples:
+                video = np.asarray(batch["video"][b][:length])
+                # Copies: a view would keep the whole batch.
+                kept = {"video": video, "segmentations": labels, "masks": masks[False][b][:length]}
+                samples.append({key: value.copy() for key, value in kept.items()})
+    stacked = {
+        paper: {name: np.stack([row[name] for row in of_seeds]) for name in METRICS}
+        for paper, of_seeds in rows.items()
+    }
+    return Evaluation(stacked[False], stacked.get(True), names, samples)
 
 
 def evaluate_baselines(
@@ -109,14 +118,12 @@ def evaluate_baselines(
     features: Callable[[Batch], Any] | None = None,
     *,
     with_boxes: bool = True,
-    match_paper: bool = False,
-    background_column_always: bool = False,
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """The baselines that need no weights, on the same clips and with the same metrics.
 
     Args:
-        batches, grid, match_paper, background_column_always: as for `evaluate`.
+        batches, grid: as for `evaluate`.
         features: batch -> (B, T, M, C), the frozen features; None leaves that baseline out.
         with_boxes: whether to score the first frame's boxes (needs batch["boxes"]).
         seed: of k-means.
@@ -127,40 +134,32 @@ def evaluate_baselines(
     """
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for batch in batches:
-        valid = np.flatnonzero(_valid(batch))
-        inputs = {name: value for name, value in batch.items() if name != "valid"}
-        labels, video = np.asarray(batch["segmentations"]), np.asarray(batch["video"])
-        size = labels.shape[-2:]
-        tokens = None if features is None else np.asarray(features(inputs))
-        masks: dict[str, list[np.ndarray]] = {}
-        for b in valid:
-            number = baselines.num_true_segments(labels[b])
+        tokens = None if features is None else np.asarray(features(batch))
+        for b in scored(batch):
+            length = _length(batch, b)
+            labels = np.asarray(batch["segmentations"][b][:length])
+            video, size = np.asarray(batch["video"][b][:length]), labels.shape[-2:]
+            segments = baselines.num_true_segments(labels)
+            masks = {}
             if with_boxes:
-                boxes = np.asarray(batch["boxes"])[b]
-                still = baselines.boxes_kept_still(boxes, size)
-                masks.setdefault("first boxes kept still", []).append(still)
+                boxes = np.asarray(batch["boxes"][b][:length])
+                masks["first boxes kept still"] = baselines.boxes_kept_still(boxes, size)
             if tokens is not None:
-                by_feature = baselines.kmeans_on_features(tokens[b], number, grid, size, seed)
-                masks.setdefault("k-means on features", []).append(by_feature)
-            by_colour = baselines.kmeans_on_rgb(video[b], number, seed)
-            masks.setdefault("k-means on RGB", []).append(by_colour)
-        for baseline, clips in masks.items():
-            scores = score_batch(
-                np.stack(clips),
-                labels[valid],
-                match_paper=match_paper,
-                background_column_always=background_column_always,
-            )
-            per_metric = found.setdefault(baseline, {name: [] for name in METRICS})
-            for name in METRICS:
-                per_metric[name].append(scores[name])
+                masks["k-means on features"] = baselines.kmeans_on_features(
+                    tokens[b][:length], segments, grid, size, seed
+                )
+            masks["k-means on RGB"] = baselines.kmeans_on_rgb(video, segments, seed)
+            for baseline, mask in masks.items():
+                scores = score_batch(mask[None], labels[None])
+                per_metric = found.setdefault(baseline, {name: [] for name in METRICS})
+                for name in METRICS:
+                    per_metric[name].append(scores[name][0])
     return {
-        baseline: {name: np.concatenate(values) for name, values in per_metric.items()}
+        baseline: {name: np.array(values) for name, values in per_metric.items()}
         for baseline, per_metric in found.items()
     }
 
 
-def _valid(batch: Batch) -> np.ndarray:
-    if "valid" not in batch:
-        return np.ones(len(batch["segmentations"]), bool)
-    return np.asarray(batch["valid"], bool)
+def _length(batch: Batch, b: int) -> int:
+    """How many frames of sample `b` count."""
+    return int(batch["num_frames"][b]) if "num_frames" in batch else batch["segmentations"].shape[1]

@@ -8,8 +8,9 @@ host would make every step wait for its masks.
 Objects are numbered 0 .. K-1: object k has label k + 1. The background, label 0, is no object; 255 is in no segment.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
 
 MATCH_IOU = 0.1  # a matched pair has more
 KEPT_BY_THE_AUTHORS = 2  # objects of each image: those numbered 0 and 1
@@ -248,45 +249,62 @@ def scores_of_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class RecognitionEvaluation:
+    """What `evaluate_recognition` found.
+
+    Attributes:
+        counts: name -> (seeds, samples) float64, as `count` gives them.
+        paper_counts: the same by the paper's protocol, where it was asked for.
+        names: of the samples, "" where the data set has none.
+    """
+
+    counts: dict[str, np.ndarray]
+    paper_counts: dict[str, np.ndarray] | None
+    names: list[str]
+
+
 def evaluate_recognition(
-    predict: Callable[[Mapping[str, Any], jax.Array], Mapping[str, jax.Array]],
-    batches: Iterable[Mapping[str, Any]],
+    predict: Callable[[Batch, jax.Array, bool], Mapping[str, jax.Array]],
+    batches: Iterable[Batch],
     seeds: Sequence[int] = (0,),
-) -> dict[str, np.ndarray]:
-    """Counts of every sample of a split, for every seed; keys and seeds as in `protocol.evaluate`.
+    *,
+    match_paper: bool = False,
+) -> RecognitionEvaluation:
+    """Counts of every sample of a split, for every seed; batches and seeds as for `protocol.evaluate`.
 
     Args:
-        predict: (batch, key) -> counts of each sample, as `count` gives them.
-        batches: with "valid" (B,) bool where some samples only fill up the last batch; those are left out.
-        seeds: evaluation seeds, at least one.
-
-    Returns:
-        name -> (seeds, samples) float64.
+        predict: (batch, key, match_paper) -> counts of each sample, as `count` gives them.
+        match_paper: count by the paper's protocol as well: `paper_slot_mask` and `kept_by_the_authors`.
 
     Raises:
         UserError: no seed or no sample.
     """
-    if not seeds:
-        raise UserError("eval.seeds is empty: expected at least one seed, for example (0,)")
-    found: list[list[dict[str, np.ndarray]]] = [[] for _ in seeds]
 
-    def keep(index: int, counts: Mapping[str, jax.Array], valid: np.ndarray | None) -> None:
-        on_host = jax.device_get(dict(counts))
-        found[index].append({n: x if valid is None else x[valid] for n, x in on_host.items()})
+    def counts_of(batch: Batch, key: jax.Array) -> dict[bool, Mapping[str, jax.Array]]:
+        found = {False: predict(batch, key, False)}
+        if match_paper:
+            padded = {**batch, "slot_mask": paper_slot_mask(batch)}
+            found[True] = predict(padded, key, True)
+        return found
 
-    waiting = None  # read one step late: the device is then at work on the next one
-    for i, batch in enumerate(batches):
-        valid = np.asarray(batch["valid"], bool) if "valid" in batch else None
-        inputs = {name: value for name, value in batch.items() if name != "valid"}
-        for index, seed in enumerate(seeds):
-            counts = predict(inputs, jax.random.fold_in(jax.random.key(int(seed)), i))
-            if waiting is not None:
-                keep(*waiting)
-            waiting = (index, counts, valid)
-    if waiting is None:
-        raise UserError("the split has no batch: found 0 samples, expected at least 1")
-    keep(*waiting)
-    return {
-        name: np.stack([np.concatenate([c[name] for c in rows]) for rows in found]).astype(float)
-        for name in found[0][0]
+    rows = {paper: [[] for _ in seeds] for paper in ((False, True) if match_paper else (False,))}
+    names: list[str] = []
+    for batch, number, found in predictions(counts_of, batches, seeds):
+        at = scored(batch)
+        for paper, counts in jax.device_get(found).items():
+            rows[paper][number].append({name: x[at] for name, x in counts.items()})
+        if number == 0:
+            names += (
+                [str(name) for name in batch["name"][at]] if "name" in batch else [""] * len(at)
+            )
+    stacked = {
+        paper: {
+            name: np.stack([np.concatenate([c[name] for c in row]) for row in of_seeds]).astype(
+                float
+            )
+            for name in of_seeds[0][0]
+        }
+        for paper, of_seeds in rows.items()
     }
+    return RecognitionEvaluation(stacked[False], stacked.get(True), names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def build_scores(
     split: str,
     protocol: Mapping[str, Any],
     step: int,
+    paper_per_sample: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """The content of `scores.json`.
 
@@ -95,9 +96,12 @@ def build_scores(
         split: the split that was scored.
         protocol: how it was scored (seeds, match_paper, number of samples, ...), plain JSON values.
         step: the training step of the weights.
+        paper_per_sample: the model's scores by the paper's protocol, if they were asked for: the entry "match_paper".
     """
+    paper = {"match_paper": {"metrics": summarise(paper_per_sample)}} if paper_per_sample else {}
     return {
         "metrics": summarise(per_sample),
+        **paper,
         "baselines": {
             baseline: {
                 name: _rounded(np.mean(value)) for name, value in mean_over_samples(values).items()
@@ -120,25 +124,22 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:
-    """The model and its baselines as a table, in percent, the best baseline first.
+    """The model, by each protocol that was scored, and its baselines as a table in percent, the best baseline first.
 
     Args:
         scores: as `build_scores` gives them or as read from `scores.json`.
     """
     titles = {name: title for name, title in TITLES.items() if name in scores["metrics"]}
     head = ["", *titles.values()]
-    model = ["SmoothSA"]
-    for metric in titles:
-        entry = scores["metrics"][metric]
-        cell = _cell(metric, entry["mean"])
-        if len(entry["seeds"]) > 1:
-            cell += f" ± {_cell(metric, entry['std'])}"
-        model.append(cell)
+    rows = [_model_row("SmoothSA", scores["metrics"], titles)]
+    if "match_paper" in scores:
+        paper = scores["match_paper"]["metrics"]
+        rows.append(_model_row("SmoothSA, match_paper", paper, titles))
     leading = _leading(scores)
     order = sorted(
         scores["baselines"].items(), key=lambda item: (-(_number(item[1][leading])), item[0])
     )
-    rows = [model] + [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
+    rows += [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:
@@ -148,6 +149,17 @@ def scores_table(scores: Mapping[str, Any]) -> str:
 
     lines = [line(head), "-" * len(line(head))]
     return "\n".join(lines + [line(row) for row in rows])
+
+
+def _model_row(name: str, metrics: Mapping[str, Any], titles: Iterable[str]) -> list[str]:
+    row = [name]
+    for metric in titles:
+        entry = metrics[metric]
+        cell = _cell(metric, entry["mean"])
+        if len(entry["seeds"]) > 1:
+            cell += f" ± {_cell(metric, entry['std'])}"
+        row.append(cell)
+    return row
 
 
 def headline(scores: Mapping[str, Any]) -> str:

@@ -12,6 +12,9 @@ front. An image is a video with T = 1.
                                         divided by width and height; all 0: the object is absent
                                         from that frame; all -1: padding, no object
     slot_mask      bool     (N,)        true: the slot takes part
+    name           str      ()          of the sample, where a data set has names; not in training
     categories     int32    (K,)        of the objects, where a data set tells them: number k is that of label k + 1;
                                         -1: no such object, or its category is unknown. K is the same for all samples
 """
+
+NO_SEGMENT = 255  # the label of pixels in no segment

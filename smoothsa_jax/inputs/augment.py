@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 
-NO_SEGMENT = 255  # the label of pixels in no segment
 AREA = (0.75, 1.0)  # of a random crop, in units of min(height, width)^2
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width / height
 TRIES = 10

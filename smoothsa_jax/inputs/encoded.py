@@ -17,14 +17,16 @@ class EncodedClip:
     """A clip of T frames, none decoded; a still has T = 1.
 
     Attributes:
-        name: of the sample, for messages.
+        name: which sample it is, for messages.
         frames: T encoded pictures, PNG or JPEG.
         labels: T encoded label maps, PNG; None: the sample has none.
+        stored_name: what the data set calls the sample; "" if it has no names.
     """
 
     name: str
     frames: Sequence[bytes]
     labels: Sequence[bytes] | None
+    stored_name: str = ""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -45,8 +47,9 @@ def parse_clip(record: bytes, name: str) -> EncodedClip:
         raise UserError(
             f"{name} is no tf.train.Example ({error}); prepare the folder again"
         ) from error
-    if stored := _values(features, "metadata/name"):
-        name = f"{name} ({stored[0].decode(errors='replace')})"
+    stored_name = b"".join(_values(features, "metadata/name")[:1]).decode(errors="replace")
+    if stored_name:
+        name = f"{name} ({stored_name})"
     frames = _values(features, "video") or _values(features, "image")
     labels = _values(features, "segmentations") or _values(features, "segmentation") or None
     if not frames:
@@ -59,7 +62,7 @@ def parse_clip(record: bytes, name: str) -> EncodedClip:
             f"{name} has {len(frames)} frames and {len(labels)} label maps, expected one for each "
             "frame; prepare the folder again"
         )
-    return EncodedClip(name, frames, labels)
+    return EncodedClip(name, frames, labels, stored_name)
 
 
 def _values(features: Any, key: str) -> Sequence[bytes]:

@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import NO_SEGMENT
 
 
 class Source(Protocol):
@@ -74,10 +75,38 @@ def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     lengths = sorted({len(sample["video"]) for sample in samples})
     if len(lengths) > 1:
         raise UserError(
-            f"a batch has clips of {', '.join(map(str, lengths))} frames, expected one length; use "
-            "batches of 1 (eval.batch_size=1) or a fixed data.num_frames (eval.num_frames)"
+            f"a batch has clips of {', '.join(map(str, lengths))} frames, expected one length; set "
+            "data.num_frames (or eval.num_frames) to a length that all have; eval.num_frames=-1 scores whole clips"
         )
     return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def filled_length(num_frames: int) -> int:
+    """The number of frames that a clip is filled up to: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, ...
+
+    So clips of all lengths need few compiled programs, and none grows by more than half.
+    """
+    power = 1 << (num_frames - 1).bit_length()
+    return power * 3 // 4 if power > 2 and num_frames <= power * 3 // 4 else power
+
+
+PER_FRAME = ("video", "segmentations", "boxes")
+
+
+def _fill(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """A batch of clips of any lengths, with `num_frames` (B,) of each: later frames repeat its last one, in no segment."""
+    lengths = [len(sample["video"]) for sample in samples]
+    target = filled_length(max(lengths))
+
+    def filled(key: str, sample: dict[str, np.ndarray]) -> np.ndarray:
+        value = sample[key]
+        if key not in PER_FRAME or len(value) == target:
+            return value
+        last = np.full_like(value[-1:], NO_SEGMENT) if key == "segmentations" else value[-1:]
+        return np.concatenate([value, np.repeat(last, target - len(value), axis=0)])
+
+    batch = {key: np.stack([filled(key, sample) for sample in samples]) for key in samples[0]}
+    return {**batch, "num_frames": np.array(lengths, np.int32)}
 
 
 def training_batches(
@@ -195,16 +224,28 @@ class _WorkerBatches:
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, *, num_threads: int = 1, prefetch: int = 4
+    source: Source,
+    batch_size: int,
+    *,
+    fill_lengths: bool = False,
+    num_threads: int = 1,
+    prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every sample once, in order. All batches have the size `batch_size`.
 
     Each carries `valid` (B,) bool; the last one is filled up with copies that have `valid` false.
-    Raises UserError where the clips of a batch differ in length.
+
+    Args:
+      fill_lengths: clips may differ in length: those of a batch are filled up to one `filled_length`, and
+        `num_frames` (B,) says how many frames of each count. As no frame influences an earlier one, what a model
+        says of those does not change.
+
+    Raises:
+      UserError: clips of a batch that differ in length, unless `fill_lengths`.
     """
     _check_batch_size(batch_size)
     dataset = grain.MapDataset.source(_WithValid(source, batch_size))
-    dataset = dataset.batch(batch_size, batch_fn=_stack)
+    dataset = dataset.batch(batch_size, batch_fn=_fill if fill_lengths else _stack)
     return iter(dataset.to_iter_dataset(_read_options(num_threads, prefetch)))
 
 

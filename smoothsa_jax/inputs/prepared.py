@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.augment import (
-    NO_SEGMENT,
     View,
     centre_square,
     draw_view,
@@ -128,7 +128,8 @@ class PreparedFolder:
         clip = self._clip(index)
         which = range(len(clip) if self._num_frames is None else min(len(clip), self._num_frames))
         frames = decode_frames(clip, which)
-        return self._sample(clip, which, frames, centre_square(*frames.shape[1:3]))
+        sample = self._sample(clip, which, frames, centre_square(*frames.shape[1:3]))
+        return {**sample, "name": np.array(clip.stored_name)}
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sample `index` as the training sees it; all that is random comes from `rng`.

@@ -351,6 +351,7 @@ def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
 {scores_table(scores)}
 
 scores       {workdir / scoring.SCORES_FILE}
+by sample    {workdir / scoring.SAMPLE_SCORES_FILE}
 pictures     {pictures if pictures.exists() else "none"}
 log          {workdir / LOG_FILE}
 checkpoints  {workdir / FOLDER}

@@ -7,8 +7,8 @@ The config is one of SmoothSA with a part `recognition`:
     dropout_rate  of the head
     match_paper   train as the authors do: their slip in the matching, and the frozen model in training mode
 
-and with `loss.category`, `loss.box` in place of SmoothSA's terms. `eval.match_paper` chooses the matching at evaluation, where
-the frozen model is always in evaluation mode.
+and with `loss.category`, `loss.box` in place of SmoothSA's terms. With `eval.match_paper` both matchings are scored; at
+evaluation the frozen model is always in evaluation mode.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config import differences
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.metrics import NO_SEGMENT
 from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
+from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
 from smoothsa_jax.models.parameters import Parameters, split
@@ -46,7 +46,8 @@ class RecognitionTraining(Training):
     Attributes:
         definition, state: of the head.
         frozen: all arrays of the SmoothSA; shapes only, until `with_pretrained` or a checkpoint gives them.
-        predict: (params, frozen, batch, key) -> counts of each sample, see `evaluation.recognition.count`.
+        predict: (params, frozen, batch, key, match_paper=False) -> counts of each sample, see
+            `evaluation.recognition.count`; `match_paper` is static.
         pretrained_names: which of `frozen` its own run trained; the others were frozen there too.
     """
 
@@ -114,7 +115,6 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
     weights = {"category": config.loss.category, "box": config.loss.box}
     train_paper = settings.get("match_paper", False)
-    eval_paper = config.get("eval", {}).get("match_paper", False)
 
     def training_draws(key: Array, batch: dict[str, Array]) -> Draws:
         mask = batch["slot_mask"]
@@ -165,10 +165,14 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         return state, {**metrics, "num_matches": targets.matched.sum()}
 
     def predict(
-        params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
+        params: Parameters,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        match_paper: bool = False,
     ) -> dict[str, Array]:
         draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
-        slots, targets = look(frozen, batch, draws, eval_paper)
+        slots, targets = look(frozen, batch, draws, match_paper)
         logits, boxes = definition.merge(params, {})(slots)
         return count(logits, boxes, targets)
 
@@ -184,7 +188,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         state=jax.device_put(create_state(params, optimizer), replicated),
         frozen=shapes,
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
-        predict=jax.jit(predict, out_shardings=spread),
+        predict=jax.jit(predict, static_argnums=4, out_shardings=spread),
         grid=grid,
         mesh=mesh,
         batch_sharding=spread,

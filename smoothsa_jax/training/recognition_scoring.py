@@ -5,15 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.recognition import evaluate_recognition, scores_of_counts
+from smoothsa_jax.evaluation.recognition import (
+    RecognitionEvaluation,
+    evaluate_recognition,
+    scores_of_counts,
+)
+from smoothsa_jax.evaluation.sample_scores import scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import summarise_seeds, write_scores
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training.recognition import RecognitionTraining
-from smoothsa_jax.training.scoring import SCORES_FILE, VALIDATION_SAMPLES, batches_of_split
+from smoothsa_jax.training.scoring import (
+    SAMPLE_SCORES_FILE,
+    SCORES_FILE,
+    VALIDATION_SAMPLES,
+    batches_of_split,
+)
 
 
 def validation_scores(
@@ -21,8 +30,8 @@ def validation_scores(
 ) -> dict[str, float]:
     """Scores on part of the validation split, first evaluation seed; for choosing a checkpoint."""
     samples = config.eval.get("validation_samples", VALIDATION_SAMPLES)
-    counts = _counts(config, training, params, "validation", samples, tuple(config.eval.seeds)[:1])
-    return {name: float(value[0]) for name, value in scores_of_counts(counts).items()}
+    found = _evaluate(config, training, params, "validation", samples, tuple(config.eval.seeds)[:1])
+    return {name: float(value[0]) for name, value in scores_of_counts(found.counts).items()}
 
 
 def report(
@@ -33,30 +42,38 @@ def report(
     workdir: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Score weights on `eval.split` and write `scores.json`; arguments and errors as of `scoring.report`."""
+    """Score weights on `eval.split` and write `scores.json` and `scores.csv` (counts); arguments and errors as of `scoring.report`."""
     settings = config.eval
     samples, seeds = settings.get("num_samples"), tuple(settings.seeds)
     say(f"scoring on the {settings.split} split, seeds {', '.join(map(str, seeds))}")
-    counts = _counts(config, training, params, settings.split, samples, seeds)
-    untrained = _counts(config, training, training.state.params, settings.split, samples, seeds[:1])
-    first_seed = summarise_seeds(scores_of_counts(untrained))
+    paper = settings.get("match_paper", False)
+    found = _evaluate(config, training, params, settings.split, samples, seeds, paper)
+    untrained = _evaluate(
+        config, training, training.state.params, settings.split, samples, seeds[:1]
+    )
+    first_seed = summarise_seeds(scores_of_counts(untrained.counts))
     scores = {
-        "metrics": summarise_seeds(scores_of_counts(counts)),
+        "metrics": summarise_seeds(scores_of_counts(found.counts)),
         "baselines": {"untrained head": {name: x["mean"] for name, x in first_seed.items()}},
         "split": settings.split,
         "protocol": {
             "seeds": seeds,
-            "num_samples": counts["num_matches"].shape[-1],
+            "num_samples": len(found.names),
             "num_frames": settings.get("num_frames"),
             "batch_size": settings.batch_size,
             "queries": config.model.initializer.name,
             "masks": "slot attention",
             "mean_over": "matches",
-            "match_paper": settings.get("match_paper", False),
+            "match_paper": paper,
         },
         "step": int(step),
     }
+    rows = scored_by_seeds("SmoothSA", "default", seeds, found.counts)
+    if found.paper_counts is not None:
+        scores["match_paper"] = {"metrics": summarise_seeds(scores_of_counts(found.paper_counts))}
+        rows += scored_by_seeds("SmoothSA", "match_paper", seeds, found.paper_counts)
     try:
+        write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
     except OSError as error:
         raise UserError(
@@ -65,15 +82,17 @@ def report(
     return scores
 
 
-def _counts(
+def _evaluate(
     config: ConfigDict,
     training: RecognitionTraining,
     params: Parameters,
     split: str,
     num_samples: int | None,
     seeds: tuple[int, ...],
-) -> dict[str, np.ndarray]:
-    def predict(batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
-        return training.predict(params, training.frozen, training.place(batch), key)
+    match_paper: bool = False,
+) -> RecognitionEvaluation:
+    def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
+        return training.predict(params, training.frozen, training.place(batch), key, match_paper)
 
-    return evaluate_recognition(predict, batches_of_split(config, split, num_samples), seeds)
+    batches = batches_of_split(config, split, num_samples)
+    return evaluate_recognition(predict, batches, seeds, match_paper=match_paper)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet
 from smoothsa_jax.evaluation.protocol import Evaluation, evaluate, evaluate_baselines
+from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import (
     build_scores,
     mean_over_samples,
@@ -22,6 +23,7 @@ from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training.step import Training
 
 SCORES_FILE = "scores.json"
+SAMPLE_SCORES_FILE = "scores.csv"
 PICTURES_FOLDER = "pictures"
 WHOLE_CLIPS = -1  # as eval.num_frames: each clip with all of its frames
 NUM_PICTURES = 8  # unless eval.num_pictures says otherwise
@@ -45,7 +47,7 @@ def report(
     workdir: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Score weights on `eval.split`; write `scores.json` and pictures.
+    """Score weights on `eval.split`; write `scores.json`, `scores.csv` and pictures.
 
     Args:
       training: of this config; its initial state is the untrained baseline.
@@ -62,26 +64,36 @@ def report(
     settings = config.eval
     samples, pictures = settings.get("num_samples"), settings.get("num_pictures", NUM_PICTURES)
     say(f"scoring on the {settings.split} split, seeds {', '.join(map(str, settings.seeds))}")
-    found = _evaluate(
-        config, training, params, settings.split, samples, tuple(settings.seeds), pictures
-    )
+    paper, seeds = settings.get("match_paper", False), tuple(settings.seeds)
+    found = _evaluate(config, training, params, settings.split, samples, seeds, paper, pictures)
+    rows = scored_by_seeds("SmoothSA", "default", seeds, found.scores)
+    if found.paper_scores is not None:
+        rows += scored_by_seeds("SmoothSA", "match_paper", seeds, found.paper_scores)
     baselines = {}
     if settings.get("baselines", True):
         say("scoring the baselines")
         baselines = _baselines(config, training, samples)
+        rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
     protocol = {
-        "seeds": tuple(settings.seeds),
-        "num_samples": found.scores["fg_ari"].shape[-1],
+        "seeds": seeds,
+        "num_samples": len(found.names),
         "num_frames": settings.get("num_frames"),
         "batch_size": settings.batch_size,
         "queries": config.model.initializer.name,
         "masks": "decoder attention",
-        **_arithmetic(config),
+        "match_paper": paper,
+        "background_column_always": settings.get("background_column_always", False),
     }
     scores = build_scores(
-        found.scores, baselines, split=settings.split, protocol=protocol, step=step
+        found.scores,
+        baselines,
+        split=settings.split,
+        protocol=protocol,
+        step=step,
+        paper_per_sample=found.paper_scores,
     )
     try:
+        write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
         for number, sample in enumerate(found.samples):
             clip = (sample["video"], sample["segmentations"], sample["masks"])
@@ -101,13 +113,15 @@ def _baselines(
     """Scores of the samples, by the name of the baseline."""
     split, seed = config.eval.split, config.eval.seeds[0]
     untrained = _evaluate(config, training, training.state.params, split, num_samples, (seed,))
-    return {"untrained model": untrained.scores} | evaluate_baselines(
-        batches_of_split(config, split, num_samples),
-        training.grid,
-        _features(training),
-        with_boxes=config.data.get("boxes", False),
-        **_arithmetic(config),
-    )
+    return {
+        "untrained model": {name: x[0] for name, x in untrained.scores.items()},
+        **evaluate_baselines(
+            batches_of_split(config, split, num_samples),
+            training.grid,
+            _features(training),
+            with_boxes=config.data.get("boxes", False),
+        ),
+    }
 
 
 def _evaluate(
@@ -117,6 +131,7 @@ def _evaluate(
     split: str,
     num_samples: int | None,
     seeds: tuple[int, ...],
+    match_paper: bool = False,
     keep_samples: int = 0,
 ) -> Evaluation:
     def predict(batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
@@ -127,8 +142,9 @@ def _evaluate(
         batches_of_split(config, split, num_samples),
         training.grid,
         seeds,
+        match_paper=match_paper,
+        background_column_always=config.eval.get("background_column_always", False),
         keep_samples=keep_samples,
-        **_arithmetic(config),
     )
 
 
@@ -139,17 +155,15 @@ def batches_of_split(
     # What is set for training only does not reach the evaluation.
     data = {key: value for key, value in config.data.items() if key not in ("num_samples", "keep")}
     options = {"num_slots": config.model.slot_attention.num_slots, "num_samples": num_samples}
-    if config.eval.get("num_frames") is not None:
-        whole = config.eval.num_frames == WHOLE_CLIPS
-        options["num_frames"] = None if whole else config.eval.num_frames
-    return evaluation_batches(build_dataset(data, split, **options), config.eval.batch_size)
-
-
-def _arithmetic(config: ConfigDict) -> dict[str, bool]:
-    return {
-        "match_paper": config.eval.get("match_paper", False),
-        "background_column_always": config.eval.get("background_column_always", False),
-    }
+    frames = config.eval.get("num_frames")
+    if frames is not None:
+        options["num_frames"] = None if frames == WHOLE_CLIPS else frames
+    return evaluation_batches(
+        build_dataset(data, split, **options),
+        config.eval.batch_size,
+        fill_lengths=frames == WHOLE_CLIPS,
+        num_threads=config.train.get("num_threads", 1),
+    )
 
 
 def _features(training: Training) -> Callable[[dict[str, Any]], jax.Array]:

@@ -1,0 +1,58 @@
+"""`scores.csv`: the score of every sample, beside the means of `scores.json`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.evaluation.scores import DECIMALS
+
+
+class Scored(NamedTuple):
+    """Scores of all samples of a split: of which method, by which protocol, with which evaluation seed."""
+
+    method: str
+    protocol: str
+    seed: int
+    per_sample: Mapping[str, np.ndarray]  # name -> (samples,)
+
+
+def scored_by_seeds(
+    method: str, protocol: str, seeds: Sequence[int], per_sample: Mapping[str, np.ndarray]
+) -> list[Scored]:
+    """One entry for each seed, from name -> (seeds, samples)."""
+    return [
+        Scored(method, protocol, seed, {name: x[i] for name, x in per_sample.items()})
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def write_sample_scores(
+    path: str | os.PathLike, names: Sequence[str], scored: Iterable[Scored]
+) -> None:
+    """Write one line for each sample of each entry; a score that is undefined is left empty.
+
+    Equal scores give equal bytes. The file appears whole or not at all.
+
+    Args:
+        names: of the samples, "" where there is none; their number in the split comes first in any case.
+    """
+    scored = list(scored)
+    metrics = list(scored[0].per_sample)
+    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["sample", "name", "method", "protocol", "seed", *metrics])
+        for method, protocol, seed, per_sample in scored:
+            for i, name in enumerate(names):
+                values = [_cell(per_sample[metric][i]) for metric in metrics]
+                writer.writerow([i, name, method, protocol, seed, *values])
+
+
+def _cell(value: float) -> str:
+    return f"{round(float(value), DECIMALS) + 0.0:g}" if math.isfinite(value) else ""
