@@ -1,6 +1,7 @@
 """SmoothSA on COCO: images, 7 slots from Gaussian queries.
 
-Cost: 100,000 steps of 32 images. Published scores in % (mean of 3 seeds, authors' current program, match_paper):
+Cost: 100,000 steps of 32 images, 0.9 TFLOP each: 0.5 hours at 50 TFLOP/s, a third of an A100's TF32 peak
+(counted, not run). Published scores in % (mean of 3 seeds, authors' current program, match_paper):
 ARI 29.3, FG-ARI 41.3, mBO 33.4, mIoU 31.8. Data: docs/datasets.md.
 """
 

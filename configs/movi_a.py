@@ -1,6 +1,7 @@
 """SmoothSA on MOVi-A: boxes-started video, at most 10 objects, with the recipe of MOVi-C.
 
-Cost: 50,000 steps of 8 clips of 6 frames. The authors publish no scores for it. Data: docs/datasets.md.
+Cost: 50,000 steps of 8 clips of 6 frames, 1.4 TFLOP each: 0.4 hours at 50 TFLOP/s, a third of an A100's TF32 peak
+(counted, not run). The authors publish no scores for it. Data: docs/datasets.md.
 """
 
 from ml_collections import ConfigDict

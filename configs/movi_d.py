@@ -1,6 +1,7 @@
 """SmoothSA on MOVi-D: boxes-started video, at most 20 objects.
 
-Cost: 50,000 steps of 8 clips of 6 frames. Published scores in % (mean of 3 seeds, authors' current program, match_paper):
+Cost: 50,000 steps of 8 clips of 6 frames, 1.4 TFLOP each: 0.4 hours at 50 TFLOP/s, a third of an A100's TF32 peak
+(counted, not run). Published scores in % (mean of 3 seeds, authors' current program, match_paper):
 ARI 43.8, FG-ARI 70.5, mBO 31.4, mIoU 30.2. Data: docs/datasets.md.
 """
 

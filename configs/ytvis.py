@@ -1,6 +1,7 @@
 """SmoothSA on YouTube-VIS 2022: video, 7 slots from Gaussian queries.
 
-Cost: 50,000 steps of 8 clips of 5 frames. Published scores in % (mean of 3 seeds, authors' current program, match_paper):
+Cost: 50,000 steps of 8 clips of 5 frames, 1.1 TFLOP each: 0.3 hours at 50 TFLOP/s, a third of an A100's TF32 peak
+(counted, not run). Published scores in % (mean of 3 seeds, authors' current program, match_paper):
 ARI 42.0, FG-ARI 59.0, mBO 36.0, mIoU 34.9. Data: docs/datasets.md.
 """
 

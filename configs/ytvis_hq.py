@@ -1,6 +1,7 @@
 """SmoothSA on HQ-YTVIS: video, 7 slots from Gaussian queries.
 
-Cost: 50,000 steps of 8 clips of 5 frames. Published scores in % (mean of 3 seeds, authors' current program, match_paper):
+Cost: 50,000 steps of 8 clips of 5 frames, 1.1 TFLOP each: 0.3 hours at 50 TFLOP/s, a third of an A100's TF32 peak
+(counted, not run). Published scores in % (mean of 3 seeds, authors' current program, match_paper):
 ARI 42.4, FG-ARI 63.0, mBO 38.9, mIoU 38.3. Data: docs/datasets.md.
 """
 
