@@ -225,5 +225,5 @@ def _check_scenes(path: Path, which: str, num_scenes: int, halves: list[str]) ->
     if halves:
         raise UserError(
             f"{path} has {len(halves)} scenes with only one of image and labels (NAME.png, NAME_flat.png): "
-            f"{some(halves)}; download it again, and unpack all of it"
+            f"{some(halves)}; download it again, and unpack all of it: all parts of full into one folder"
         )
