@@ -688,6 +688,16 @@ def test_clevrtex(tmp_path, kind):
     assert check.check(out) == []
 
 
+def test_clevrtex_trains_on_all_of_full_on_request(clevrtex, tmp_path):
+    options = Options(extra=(("holdout", 0.0),))
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", options=options)
+    assert len(names_of(tmp_path / "out", "train")) == sum(map(len, FULL.values()))
+    manifest = json.loads((tmp_path / "out/MANIFEST.json").read_text())
+    assert set(manifest["splits"]) == {"train", "validation"}
+    assert not manifest["metadata"]["held_out"]
+    assert "--holdout is 1.0; expected" in refuses("clevrtex", clevrtex, extra=(("holdout", 1.0),))
+
+
 def test_clevrtex_limit(clevrtex, tmp_path):
     options = Options(limit=13)  # more than the first part has
     prepare.prepare("clevrtex", str(clevrtex), tmp_path / "tars", options=options)
