@@ -127,7 +127,8 @@ class Files:
                 listed = [(m.filename, m) for m in self._archive.infolist()]
             else:
                 self._check_end()
-                self._archive = tarfile.open(self.path)  # noqa: SIM115, kept open
+                mode = "r:gz" if self.is_sequential else "r:"
+                self._archive = tarfile.open(self.path, mode)  # noqa: SIM115, kept open
                 listed = [(m.name, m) for m in self._archive.getmembers()]
         except DAMAGE as error:
             raise UserError(

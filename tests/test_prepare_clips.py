@@ -799,7 +799,7 @@ def test_sources_and_options_that_are_refused(tmp_path):
     splits = write(tmp_path / "splits", {"train/a.png": STILL["a.png"]})
     text = refuses("folder", splits, tmp_path / "out", extra={"holdout": 0.1})
     assert "--holdout=0.1 and the sub-folders train" in text
-    (tmp_path / "x.tar.gz").write_bytes(b"")
+    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
     assert "compressed tar" in refuses("folder", tmp_path / "x.tar.gz", tmp_path / "out")
     big = write(tmp_path / "big", MADE_GIF)
     assert "raise --max_pixels" in refuses("folder", big, tmp_path / "out", max_pixels=100)
