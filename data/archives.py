@@ -12,6 +12,7 @@ from data.family import BadSample
 from smoothsa_jax.errors import UserError
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+GZIP = b"\x1f\x8b"  # how a compressed file begins
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
 
 
@@ -42,8 +43,14 @@ class Files:
 
     @property
     def is_sequential(self) -> bool:
-        """Whether reading one file means reading all in front of it."""
-        return self.path.is_file() and self.path.name.endswith((".tar.gz", ".tgz"))
+        """Whether reading one file means reading all in front of it: a compressed tar.
+
+        Its first bytes tell, not its name: some browsers unpack a .tgz on the way and keep the name.
+        """
+        if not self.path.is_file() or self.path.suffix == ".zip":
+            return False
+        with open(self.path, "rb") as file:
+            return file.read(len(GZIP)) == GZIP
 
     def names(self) -> list[str]:
         """All files, sorted."""
@@ -120,7 +127,8 @@ class Files:
                 listed = [(m.filename, m) for m in self._archive.infolist()]
             else:
                 self._check_end()
-                self._archive = tarfile.open(self.path)  # noqa: SIM115, kept open
+                mode = "r:gz" if self.is_sequential else "r:"
+                self._archive = tarfile.open(self.path, mode)  # noqa: SIM115, kept open
                 listed = [(m.name, m) for m in self._archive.getmembers()]
         except DAMAGE as error:
             raise UserError(

@@ -5,7 +5,6 @@ become 1, 2, ... in ascending order; where it holds colours, black is background
 order in which they first appear, row by row. The images' alpha is dropped, as the official loader does.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from data.clips import is_held_out
 from data.family import SPLITS, Job, Plan, shards_of
 from data.features import NO_SEGMENT, still_features
 from data.pictures import labels_or_colours, without_alpha
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
 
-NUM_FULL, NUM_PARTS, HELD_OUT = 50_000, 5, 10  # one scene in ten
+NUM_FULL, NUM_PARTS = 50_000, 5
+HOLDOUT = 0.1
 SETS = ("full", "outd", "camo")
 ENDINGS = (".tar.gz", ".tgz", ".tar")
 # Of halves of scenes whose other half has not come yet, in a tar that is read from its beginning.
@@ -41,15 +42,25 @@ class Clevrtex(Stills):
             default=SETS[1],
             help="the set that is validated on: outd, as the authors do, or camo",
         )
+        parser.add_argument(
+            "--holdout",
+            type=float,
+            default=HOLDOUT,
+            help="part of full for test, by name; 0 trains on all of full, as the authors do",
+        )
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         self.check_options()
         variant = self.options.get("variant", SETS[1])
+        if not 0 <= self.holdout < 1:
+            raise UserError(
+                f"--holdout is {self.holdout}; expected a part from 0 up to 1, such as {HOLDOUT}"
+            )
         jobs: list[Job] = []
         sources: list[Path] = []
         looked_for: list[str] = []
         for split in SPLITS:
-            if split not in splits:
+            if split not in splits or (split == "test" and not self.holdout):
                 continue
             which = variant if split == "validation" else SETS[0]
             paths = self._paths(which, looked_for)
@@ -68,12 +79,21 @@ class Clevrtex(Stills):
                 "kind": "stills",
                 "no_segment": NO_SEGMENT,
                 "validation": variant,
-                "test": f"scenes of full whose SHA-256 of the name is a multiple of {HELD_OUT}",
+                "test": f"{self.holdout} of full, by the SHA-256 of a scene's name",
                 "held_out": [
-                    n for n in (scene_name(SETS[0], i) for i in range(NUM_FULL)) if is_held_out(n)
+                    name
+                    for name in (scene_name(SETS[0], i) for i in range(NUM_FULL))
+                    if is_held_out(name, self.holdout)
                 ],
             },
         )
+
+    @property
+    def holdout(self) -> float:
+        return self.options.get("holdout", HOLDOUT)
+
+    def _is_wanted(self, split: str, name: str) -> bool:
+        return split == "validation" or is_held_out(name, self.holdout) == (split == "test")
 
     def _paths(self, which: str, looked_for: list[str]) -> list[Path]:
         """Where a set is: a folder, or its archives; none if nothing of it is there.
@@ -112,7 +132,7 @@ class Clevrtex(Stills):
             (Place(path), name, *files)
             for path in paths
             for name, files in self._scenes(path, which).items()
-            if _is_wanted(split, name)
+            if self._is_wanted(split, name)
         ]
         return shards_of(split, sorted(scenes, key=lambda scene: scene[1])[:limit], PER_SHARD)
 
@@ -150,7 +170,7 @@ class Clevrtex(Stills):
                 continue
             name, is_flat = half
             num_scenes += not is_flat
-            if not _is_wanted(split, name):
+            if not self._is_wanted(split, name):
                 continue
             if name not in waiting:
                 waiting[name] = (is_flat, file, data)
@@ -184,10 +204,6 @@ def half_of(file: str, which: str) -> tuple[str, bool] | None:
     return (match[1], match[2] is not None) if match else None
 
 
-def is_held_out(name: str) -> bool:
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0
-
-
 def labels_of(stored: np.ndarray, where: str) -> np.ndarray:
     """Labels (H,W) of uint8 of integers (H,W) or colours (H,W,3); see the module for their order.
 
@@ -206,10 +222,6 @@ def labels_of(stored: np.ndarray, where: str) -> np.ndarray:
     return label[inverse.reshape(packed.shape)]
 
 
-def _is_wanted(split: str, name: str) -> bool:
-    return split == "validation" or is_held_out(name) == (split == "test")
-
-
 def _reader(
     family: Clevrtex, place: Place, image: str, flat: str
 ) -> Callable[[], tuple[bytes, bytes]]:
@@ -225,5 +237,5 @@ def _check_scenes(path: Path, which: str, num_scenes: int, halves: list[str]) ->
     if halves:
         raise UserError(
             f"{path} has {len(halves)} scenes with only one of image and labels (NAME.png, NAME_flat.png): "
-            f"{some(halves)}; download it again, and unpack all of it"
+            f"{some(halves)}; download it again, and unpack all of it: all parts of full into one folder"
         )

@@ -23,7 +23,7 @@ from data.archives import Files
 from data.clips import PER_SHARD, clip_example, is_held_out, read, require
 from data.family import BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, categories, clip_features, table
-from data.rle import decode
+from data.rle import decode, fill
 from smoothsa_jax.errors import UserError
 
 HELD_OUT = 0.1
@@ -416,8 +416,10 @@ def _draw(clip: Clip, annotations: list[Any], t: int, where: str) -> np.ndarray:
 
 
 def _mask(clip: Clip, annotation: dict[str, Any], k: int, t: int, where: str) -> np.ndarray:
-    place = f"{where}, frame {t}, annotation {k}"
-    return decode(annotation["segmentations"][t], (clip.height, clip.width), place)
+    """The format allows polygons in the place of run lengths."""
+    shapes = annotation["segmentations"][t]
+    draw = fill if isinstance(shapes, list) else decode
+    return draw(shapes, (clip.height, clip.width), f"{where}, frame {t}, annotation {k}")
 
 
 def _boxes(clip: Clip, annotations: list[Any], where: str) -> np.ndarray:

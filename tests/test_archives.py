@@ -47,6 +47,14 @@ def test_all_kinds_give_the_same(tmp_path, name):
         files.read("nothing.txt")
 
 
+@pytest.mark.parametrize(("made", "kept"), [("x.tar", "y.tgz"), ("x.tar.gz", "y.tar")])
+def test_the_first_bytes_tell_whether_a_tar_is_compressed(tmp_path, made, kept):
+    """Some browsers unpack a .tgz on the way and keep its name, so SBD's is often a plain tar."""
+    files = Files(make(tmp_path / made).rename(tmp_path / kept))
+    assert files.is_sequential == made.endswith("gz")
+    assert dict(files.in_order()) == CONTENTS
+
+
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
 @pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt"])
 def test_members_that_leave_the_folder_are_refused(tmp_path, ending, name):

@@ -248,6 +248,15 @@ def test_flop_of_a_loop_count_every_round():
     assert counted == pytest.approx(10 * 2 * 32**3, rel=0.01)
 
 
+def test_preparing_is_timed(capsys):
+    preparation = load("preparation")
+    assert preparation.main(["voc", "--scale=0.0025", "--workers", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["voc"]
+    assert found["samples"] == found["frames"] == 5 and found["seconds"]["1"] > 0
+    # JPEGs are kept as they are, labels are small, and a folder describes itself.
+    assert 0.5 < found["out_bytes"] / found["source_bytes"] < 1.5
+
+
 def test_the_gpu_script_fails_clearly_without_a_gpu():
     script = Path(ROOT) / "benchmarks" / "gpu.sh"
     environment = {**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}

@@ -337,6 +337,22 @@ def test_hq_ytvis(tmp_path, beside):
         assert "train_all_frames.zip" in text and "give their folder as --frames" in text
 
 
+def test_masks_may_be_polygons(tmp_path):
+    def polygons(mask: np.ndarray) -> list[list[float]]:
+        left, top, width, height = box_of(mask)
+        right, bottom = left + width, top + height
+        return [[left, top, right, top, right, bottom, left, bottom]]
+
+    train = Videos(3, polygons)
+    write(tmp_path / "in", prefixed("train/JPEGImages/", train.frames))
+    write(tmp_path / "in", {"train/instances.json": train.json()})
+    prepare.prepare("ytvis_2022", str(tmp_path / "in"), tmp_path / "out", ("train",))
+    samples = read(tmp_path / "out", "train")
+    assert len(samples) == 2
+    for sample in samples:
+        train.check(sample)
+
+
 def broken(folder: Path, change) -> Path:
     """A 2022 download whose training annotations are changed."""
     ytvis_2022(folder, "unpacked")
@@ -783,7 +799,7 @@ def test_sources_and_options_that_are_refused(tmp_path):
     splits = write(tmp_path / "splits", {"train/a.png": STILL["a.png"]})
     text = refuses("folder", splits, tmp_path / "out", extra={"holdout": 0.1})
     assert "--holdout=0.1 and the sub-folders train" in text
-    (tmp_path / "x.tar.gz").write_bytes(b"")
+    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
     assert "compressed tar" in refuses("folder", tmp_path / "x.tar.gz", tmp_path / "out")
     big = write(tmp_path / "big", MADE_GIF)
     assert "raise --max_pixels" in refuses("folder", big, tmp_path / "out", max_pixels=100)

@@ -688,6 +688,16 @@ def test_clevrtex(tmp_path, kind):
     assert check.check(out) == []
 
 
+def test_clevrtex_trains_on_all_of_full_on_request(clevrtex, tmp_path):
+    options = Options(extra=(("holdout", 0.0),))
+    prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", options=options)
+    assert len(names_of(tmp_path / "out", "train")) == sum(map(len, FULL.values()))
+    manifest = json.loads((tmp_path / "out/MANIFEST.json").read_text())
+    assert set(manifest["splits"]) == {"train", "validation"}
+    assert not manifest["metadata"]["held_out"]
+    assert "--holdout is 1.0; expected" in refuses("clevrtex", clevrtex, extra=(("holdout", 1.0),))
+
+
 def test_clevrtex_limit(clevrtex, tmp_path):
     options = Options(limit=13)  # more than the first part has
     prepare.prepare("clevrtex", str(clevrtex), tmp_path / "tars", options=options)
@@ -707,6 +717,22 @@ def test_clevrtex_memory_does_not_grow_with_the_tar(clevrtex, tmp_path, monkeypa
     prepare.prepare("clevrtex", str(clevrtex), tmp_path / "out", ("train",))
     monkeypatch.setattr(module, "MAX_WAITING", 10)
     assert "too far apart" in refuses("clevrtex", clevrtex)
+
+
+def test_clevrtex_scene_over_two_parts(tmp_path):
+    """Unpacked into one folder it is whole; a part alone is told to be incomplete."""
+    source = tmp_path / "clevrtex"
+    parts = {part: scenes("full", numbers) for part, numbers in FULL.items()}
+    moved = next(name for name in parts[1] if name.endswith("_flat.png"))
+    parts[2][moved] = parts[1].pop(moved)
+    for part, inside in parts.items():
+        write(source, {f"clevrtex_full_part{part}.tar.gz": tarred(inside, "gz")})
+    text = refuses("clevrtex", source)
+    assert "only one of image and labels" in text and "all parts of full into one folder" in text
+    unpack(source)
+    prepare.prepare("clevrtex", str(source), tmp_path / "out", ("train", "test"))
+    names = names_of(tmp_path / "out", "train") + names_of(tmp_path / "out", "test")
+    assert len(names) == sum(map(len, FULL.values()))
 
 
 def test_clevrtex_missing_files(clevrtex, tmp_path):
