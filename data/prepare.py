@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -41,6 +42,7 @@ from data.shards import (
     serializer,
     sha256_of,
     shard_name,
+    size_of,
     write_description,
     write_shard,
 )
@@ -48,9 +50,9 @@ from data.voc import Voc
 from data.ytvis import YoutubeVis
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.inputs.manifest import MANIFEST
 
 FORMAT = 1  # of prepared folders; another number is refused
-MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 SETTINGS = "settings.json"  # in it: what two runs have to agree in
 STAGING = "staging"  # in it: what had to be unpacked
@@ -294,8 +296,9 @@ def _plain(value: Any) -> Any:
 def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     """Writes one shard, and beside the folder's other notes what is known of it."""
     skipped: list[str] = []
+    frames: list[int] = []
     _family.sources_read.clear()
-    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped))
+    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped, frames))
     note = {
         "file": file,
         "job": digest_of(job),
@@ -303,6 +306,7 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         "num_examples": num_examples,
         "num_bytes": num_bytes,
         "sha256": sha256,
+        "frames": frames,
         "skipped": skipped,
         "sources": [dataclasses.astuple(source) for source in _family.sources_read],
     }
@@ -311,14 +315,20 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     return note
 
 
-def _records(job: Job, skipped: list[str]) -> Iterable[bytes]:
+def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]:
+    """The records of a shard; notes which samples are left out, and how many frames each clip has."""
     for item in _family.items(job):
         try:
-            yield _serialize(_family.example(item))
+            example = _family.example(item)
+            record = _serialize(example)
         except BadSample as error:
             if not _family.options.skip_bad:
                 raise
             skipped.append(str(error))
+            continue
+        if "video" in example:
+            frames.append(len(example["video"]))
+        yield record
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
@@ -473,11 +483,16 @@ def _write_manifest(
             ],
         }
         sources += [tuple(source) for note in mine.values() for source in note.get("sources", ())]
-    for path in plan.sources:
-        size = sum(
-            f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()
-        )
-        sources.append((path.name, size, sha256_of(path)))
+    sizes = [size_of(path) for path in plan.sources]
+    with tqdm(
+        total=sum(sizes),
+        desc="checksums of the source",
+        unit="B",
+        unit_scale=True,
+        disable=not plan.sources,
+    ) as bar:
+        for path, size in zip(plan.sources, sizes, strict=True):
+            sources.append((path.name, size, sha256_of(path, bar.update)))
     splits = {split: splits[split] for split in SPLITS if split in splits}
     shards = {
         split: [
@@ -494,8 +509,9 @@ def _write_manifest(
         "splits": splits,
         "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],
     }
+    text = re.sub(r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1))  # numbers in lines
     with atomic_file(out / MANIFEST) as partial:
-        partial.write_text(json.dumps(manifest, indent=1))
+        partial.write_text(text)
 
 
 def _say_end(out: Path) -> None:
