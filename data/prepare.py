@@ -2,6 +2,7 @@
 
     python -m data.prepare movi_c --source ~/downloads/movi_c --out prepared/movi_c
     python -m data.prepare movi_c --source gs://kubric-public/tfds/movi_c/256x256/1.0.0 --out prepared/movi_c
+    python -m data.prepare movi_c --from lmdb --source ~/datasets/movi_c --out prepared/movi_c
 
 The same command goes on where an interrupted one was, and says so where there is nothing left to do. The number of
 workers changes no byte.
@@ -29,6 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.authors_lmdb import AuthorsLmdb
 from data.clevrtex import Clevrtex
 from data.coco import Coco
 from data.davis import Davis
@@ -94,10 +96,20 @@ def main(arguments: Sequence[str]) -> int:
 def read_command_line(
     arguments: Sequence[str],
 ) -> tuple[str, str, Path, tuple[str, ...], int, Options]:
-    known = {name: family for family in FAMILIES for name in family.names}
-    summaries = "\n".join(f"  {', '.join(f.names)}: {f.summary}" for f in FAMILIES)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument(
+        "--from",
+        dest="origin",
+        choices=("lmdb",),
+        help="read the authors' converted LMDB files instead",
+    )
+    origin = early.parse_known_args(arguments)[0].origin
+    families = (AuthorsLmdb,) if origin else FAMILIES
+    known = {name: family for family in families for name in family.names}
+    summaries = "\n".join(f"  {', '.join(f.names)}: {f.summary}" for f in (*FAMILIES, AuthorsLmdb))
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
+        parents=[early],
         description=__doc__,
         epilog=f"data sets, and what --source is:\n{summaries}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -120,7 +132,8 @@ def read_command_line(
     name = next((a for a in arguments if not a.startswith("-")), None)
     if name is not None and name not in known and not {"-h", "--help"} & set(arguments):
         raise UserError(
-            f"{name!r} is no data set; choose one of {', '.join(known)}{did_you_mean(name, known)}"
+            f"{name!r} is no data set{' in LMDB' if origin else ''}; choose one of {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
         )
     extra = argparse.ArgumentParser(add_help=False)
     if name in known:
@@ -132,6 +145,7 @@ def read_command_line(
         if value is not None and value < 1:
             raise UserError(f"--{key} is {value}; expected at least 1")
     own = sorted(vars(extra.parse_known_args(arguments)[0]).items())
+    own += [("from", origin)] if origin else []
     options = Options(
         limit=given.limit,
         size=given.size,
@@ -157,7 +171,7 @@ def prepare(
     Raises:
         UserError: a bad source, sample, folder or disk. What is finished stays.
     """
-    family = family_of(name)(name, source, options, out / UNFINISHED / STAGING)
+    family = family_of(name, options)(name, source, options, out / UNFINISHED / STAGING)
     plan = family.plan(splits)
     if not plan.jobs:
         raise UserError(
@@ -184,7 +198,9 @@ def prepare(
     _say_end(out)
 
 
-def family_of(name: str) -> type[Family]:
+def family_of(name: str, options: Options) -> type[Family]:
+    if options.get("from") == "lmdb":
+        return AuthorsLmdb
     return next(family for family in FAMILIES if name in family.names)
 
 
@@ -260,7 +276,7 @@ def _start(
     global _family, _serialize
     if multiprocessing.parent_process() is not None:
         _live_with_parent()
-    _family = family_of(name)(name, source, options, staging)
+    _family = family_of(name, options)(name, source, options, staging)
     _serialize = serializer(features)
 
 
