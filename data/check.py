@@ -22,9 +22,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from data.features import NO_SEGMENT
-from data.prepare import FORMAT, MANIFEST
+from data.prepare import FORMAT
 from data.shards import read_json, sha256_of
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.manifest import MANIFEST
 
 PICTURES = {"image": "segmentation", "video": "segmentations"}
 
@@ -100,17 +101,22 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> list[str]:
         count = reader.num_records()
         if count != shard["num_examples"]:
             return [f"{shard['file']} has {count} records, {MANIFEST} says {shard['num_examples']}"]
-        return [
-            f"{shard['file']}, record {index}: {line}"
-            for index in range(count)
-            for line in _check_record(reader.read([index])[0])
-        ]
+        wrong, frames = [], []
+        for index in range(count):
+            features = tf_example_pb2.Example.FromString(reader.read([index])[0]).features.feature
+            if "video" in features:
+                frames.append(len(features["video"].bytes_list.value))
+            wrong += [
+                f"{shard['file']}, record {index}: {line}" for line in _check_record(features)
+            ]
+        if frames != shard["frames"]:
+            wrong.append(f"{shard['file']} has clips of other lengths than {MANIFEST} says")
+        return wrong
     finally:
         reader.close()
 
 
-def _check_record(record: bytes) -> Iterator[str]:
-    features = tf_example_pb2.Example.FromString(record).features.feature
+def _check_record(features: Any) -> Iterator[str]:
     frames_name = next((name for name in PICTURES if name in features), None)
     if frames_name is None:
         yield "neither image nor video"

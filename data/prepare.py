@@ -2,6 +2,7 @@
 
     python -m data.prepare movi_c --source ~/downloads/movi_c --out prepared/movi_c
     python -m data.prepare movi_c --source gs://kubric-public/tfds/movi_c/256x256/1.0.0 --out prepared/movi_c
+    python -m data.prepare movi_c --from lmdb --source ~/datasets/movi_c --out prepared/movi_c
 
 The same command goes on where an interrupted one was, and says so where there is nothing left to do. The number of
 workers changes no byte.
@@ -17,6 +18,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,6 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.authors_lmdb import AuthorsLmdb
 from data.clevrtex import Clevrtex
 from data.coco import Coco
 from data.davis import Davis
@@ -41,6 +44,7 @@ from data.shards import (
     serializer,
     sha256_of,
     shard_name,
+    size_of,
     write_description,
     write_shard,
 )
@@ -48,9 +52,9 @@ from data.voc import Voc
 from data.ytvis import YoutubeVis
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.inputs.manifest import MANIFEST
 
 FORMAT = 1  # of prepared folders; another number is refused
-MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
 SETTINGS = "settings.json"  # in it: what two runs have to agree in
 STAGING = "staging"  # in it: what had to be unpacked
@@ -92,10 +96,20 @@ def main(arguments: Sequence[str]) -> int:
 def read_command_line(
     arguments: Sequence[str],
 ) -> tuple[str, str, Path, tuple[str, ...], int, Options]:
-    known = {name: family for family in FAMILIES for name in family.names}
-    summaries = "\n".join(f"  {', '.join(f.names)}: {f.summary}" for f in FAMILIES)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument(
+        "--from",
+        dest="origin",
+        choices=("lmdb",),
+        help="read the authors' converted LMDB files instead",
+    )
+    origin = early.parse_known_args(arguments)[0].origin
+    families = (AuthorsLmdb,) if origin else FAMILIES
+    known = {name: family for family in families for name in family.names}
+    summaries = "\n".join(f"  {', '.join(f.names)}: {f.summary}" for f in (*FAMILIES, AuthorsLmdb))
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
+        parents=[early],
         description=__doc__,
         epilog=f"data sets, and what --source is:\n{summaries}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -118,7 +132,8 @@ def read_command_line(
     name = next((a for a in arguments if not a.startswith("-")), None)
     if name is not None and name not in known and not {"-h", "--help"} & set(arguments):
         raise UserError(
-            f"{name!r} is no data set; choose one of {', '.join(known)}{did_you_mean(name, known)}"
+            f"{name!r} is no data set{' in LMDB' if origin else ''}; choose one of {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
         )
     extra = argparse.ArgumentParser(add_help=False)
     if name in known:
@@ -130,6 +145,7 @@ def read_command_line(
         if value is not None and value < 1:
             raise UserError(f"--{key} is {value}; expected at least 1")
     own = sorted(vars(extra.parse_known_args(arguments)[0]).items())
+    own += [("from", origin)] if origin else []
     options = Options(
         limit=given.limit,
         size=given.size,
@@ -155,7 +171,7 @@ def prepare(
     Raises:
         UserError: a bad source, sample, folder or disk. What is finished stays.
     """
-    family = family_of(name)(name, source, options, out / UNFINISHED / STAGING)
+    family = family_of(name, options)(name, source, options, out / UNFINISHED / STAGING)
     plan = family.plan(splits)
     if not plan.jobs:
         raise UserError(
@@ -182,7 +198,9 @@ def prepare(
     _say_end(out)
 
 
-def family_of(name: str) -> type[Family]:
+def family_of(name: str, options: Options) -> type[Family]:
+    if options.get("from") == "lmdb":
+        return AuthorsLmdb
     return next(family for family in FAMILIES if name in family.names)
 
 
@@ -258,7 +276,7 @@ def _start(
     global _family, _serialize
     if multiprocessing.parent_process() is not None:
         _live_with_parent()
-    _family = family_of(name)(name, source, options, staging)
+    _family = family_of(name, options)(name, source, options, staging)
     _serialize = serializer(features)
 
 
@@ -294,8 +312,9 @@ def _plain(value: Any) -> Any:
 def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     """Writes one shard, and beside the folder's other notes what is known of it."""
     skipped: list[str] = []
+    frames: list[int] = []
     _family.sources_read.clear()
-    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped))
+    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped, frames))
     note = {
         "file": file,
         "job": digest_of(job),
@@ -303,6 +322,7 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         "num_examples": num_examples,
         "num_bytes": num_bytes,
         "sha256": sha256,
+        "frames": frames,
         "skipped": skipped,
         "sources": [dataclasses.astuple(source) for source in _family.sources_read],
     }
@@ -311,14 +331,20 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     return note
 
 
-def _records(job: Job, skipped: list[str]) -> Iterable[bytes]:
+def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]:
+    """The records of a shard; notes which samples are left out, and how many frames each clip has."""
     for item in _family.items(job):
         try:
-            yield _serialize(_family.example(item))
+            example = _family.example(item)
+            record = _serialize(example)
         except BadSample as error:
             if not _family.options.skip_bad:
                 raise
             skipped.append(str(error))
+            continue
+        if "video" in example:
+            frames.append(len(example["video"]))
+        yield record
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
@@ -473,11 +499,16 @@ def _write_manifest(
             ],
         }
         sources += [tuple(source) for note in mine.values() for source in note.get("sources", ())]
-    for path in plan.sources:
-        size = sum(
-            f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file()
-        )
-        sources.append((path.name, size, sha256_of(path)))
+    sizes = [size_of(path) for path in plan.sources]
+    with tqdm(
+        total=sum(sizes),
+        desc="checksums of the source",
+        unit="B",
+        unit_scale=True,
+        disable=not plan.sources,
+    ) as bar:
+        for path, size in zip(plan.sources, sizes, strict=True):
+            sources.append((path.name, size, sha256_of(path, bar.update)))
     splits = {split: splits[split] for split in SPLITS if split in splits}
     shards = {
         split: [
@@ -494,8 +525,9 @@ def _write_manifest(
         "splits": splits,
         "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],
     }
+    text = re.sub(r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1))  # numbers in lines
     with atomic_file(out / MANIFEST) as partial:
-        partial.write_text(json.dumps(manifest, indent=1))
+        partial.write_text(text)
 
 
 def _say_end(out: Path) -> None:

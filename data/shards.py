@@ -105,15 +105,25 @@ def _told_as(path: Path) -> Iterator[None]:
         ) from error
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file, or of all files of a folder with their names."""
+def sha256_of(path: Path, progress: Callable[[int], Any] = lambda num_bytes: None) -> str:
+    """Of a file, or of all files of a folder with their names; `progress` is told of bytes as they are read."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    for file in _files(path):
         if file is not path:
             digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
         for chunk in _chunks(file):
             digest.update(chunk)
+            progress(len(chunk))
     return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

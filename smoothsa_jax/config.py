@@ -19,12 +19,13 @@ from ml_collections import ConfigDict, config_flags
 from smoothsa_jax.errors import UserError, did_you_mean
 
 # What may change between two runs in one workdir: it says how the run is watched, kept, measured or spread over
-# devices, and does not enter the weights.
+# devices, or where its data lie, and does not enter the weights.
 FREE_TO_DIFFER = (
     "name",
     "checkpoint",
     "eval",
     "mesh",
+    "data.folder",
     "data.keep",
     "train.log_every",
     "train.num_threads",

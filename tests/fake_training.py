@@ -20,15 +20,22 @@ SCORES = {
 }
 
 
-def fake_training(config, *, width: int = 5, on_step: Callable[[int], None] = lambda step: None):
+def fake_training(
+    config,
+    *,
+    width: int = 5,
+    on_step: Callable[[int], None] = lambda step: None,
+    num_devices: int = 1,
+):
     """A `Training` whose weights depend on every batch, every key and their order.
 
     Args:
       width: of its one array.
       on_step: called in Python before each step with the number of steps done.
+      num_devices: of the mesh.
     """
     optimizer = optax.adam(1e-2)
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, PartitionSpec())
 
     @jax.jit

@@ -1,5 +1,7 @@
 """Small prepared folders, written as `python -m data.prepare` writes them."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import cv2
@@ -44,12 +46,19 @@ def write_folder(
     serialize = shards.serializer(kind)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [range(i, min(i + per_shard, len(clips))) for i in range(0, len(clips), per_shard)]
-    written = []
+    written, notes = [], []
     for number, piece in enumerate(pieces):
         file = shards.shard_name("mini", split, number, len(pieces))
         records = (serialize(_example(i, *clips[i], stills)) for i in piece)
         written.append(shards.Shard(file, *shards.write_shard(folder / file, records)))
+        frames = [] if stills else [len(clips[i][0]) for i in piece]
+        notes.append({**dataclasses.asdict(written[-1]), "frames": frames})
     shards.write_description(folder, "mini", kind, {split: written}, "for tests")
+    manifest = {
+        "metadata": {"kind": "stills" if stills else "clips"},
+        "splits": {split: {"num_examples": len(clips), "shards": notes}},
+    }
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     return folder
 
 

@@ -131,6 +131,8 @@ def test_differences_that_matter():
         "--config.mesh.data=1",
     )
     assert differences(config, same) == []
+    moved = from_json(to_json(config).replace('"data": {', '"data": {"folder": "elsewhere",'))
+    assert differences(config, moved) == []  # what it holds is compared instead
     for key in (
         "seed",
         "train.num_steps",

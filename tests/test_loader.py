@@ -118,7 +118,7 @@ class _Shrinking:
 def test_a_clip_shorter_than_asked_is_named(monkeypatch):
     monkeypatch.setitem(build.DATASETS, "shrinking", _Shrinking)
     source = build.build_dataset({"name": "shrinking", "num_frames": 3}, "train")
-    message = "clip 4 has 2 frames, 3 were asked for"
+    message = "clip 4 has 2 frames, 3 were asked for; lower eval.num_frames"
     for batches in (training_batches(source, 2, seed=0), evaluation_batches(source, 2)):
         with pytest.raises(UserError, match=message):
             for _ in range(4):

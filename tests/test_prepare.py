@@ -14,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from command import ROOT
+from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import check, prepare, shards, tfrecords
@@ -80,6 +81,22 @@ def test_the_manifest_says_where_the_bytes_came_from(prepared):
         for shard in found["shards"]:
             data = (prepared / shard["file"]).read_bytes()
             assert hashlib.sha256(data).hexdigest() == shard["sha256"]
+
+
+def test_the_manifest_says_how_many_frames_each_clip_has(prepared):
+    text = (prepared / "MANIFEST.json").read_text()
+    assert '"frames": [\n      24, 24\n' in text  # numbers take no line each
+    (shard,) = json.loads(text)["splits"]["train"]["shards"]
+    assert check._check_shard(prepared, shard) == []
+    (wrong,) = check._check_shard(prepared, {**shard, "frames": [24, 23]})
+    assert "clips of other lengths than MANIFEST.json says" in wrong
+
+
+def test_checksums_of_the_source_show_their_progress(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "pictures" / "a.png")
+    prepare.prepare("folder", str(tmp_path / "pictures"), tmp_path / "out")
+    assert "checksums of the source: 100%" in capsys.readouterr().err
 
 
 def test_workers_change_no_byte(prepared, tmp_path):

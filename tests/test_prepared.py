@@ -3,8 +3,10 @@
 import itertools
 import json
 import pickle
+import shutil
 
 import cv2
+import fake_training
 import numpy as np
 import pytest
 import run_config
@@ -188,9 +190,45 @@ def test_long_videos_count_more_often(tmp_path):
     rng = np.random.default_rng(0)
     videos = [blobs(rng, length, 8, 8, 1) for length in (2, 5, 9)]
     path = write_folder(tmp_path / "a", videos)
-    assert _source(path, repeat_frames=3).epoch().tolist() == [0, 1, 2, 2, 2]
-    assert _source(path).epoch().tolist() == [0, 1, 2]
-    assert _source(path, repeat_frames=3, num_samples=2).epoch().tolist() == [0, 1]
+    options = {"num_frames": 2, "repeat_frames": 3}
+    assert _source(path, **options).epoch().tolist() == [0, 1, 2, 2, 2]
+    assert _source(path, num_frames=2).epoch().tolist() == [0, 1, 2]
+    assert _source(path, **options, num_samples=2).epoch().tolist() == [0, 1]
+
+
+def test_short_videos_are_left_out_of_training(tmp_path):
+    rng = np.random.default_rng(0)
+    path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (2, 5, 9, 4)])
+    source = _source(path, num_frames=5, repeat_frames=3)
+    assert source.epoch().tolist() == [1, 2, 2, 2]
+    batches = training_batches(source, 2, seed=0)
+    assert {next(batches)["video"].shape for _ in range(6)} == {(2, 5, 16, 16, 3)}
+    with pytest.raises(UserError, match="has the 10 frames .* the longest has 9; lower data.num_f"):
+        _source(path, num_frames=10).epoch()
+    assert len(_source(path, num_frames=None).epoch()) == 4
+
+
+def test_lengths_are_known_from_the_manifest_alone(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (2, 5)])
+    monkeypatch.setattr(Records, "__getitem__", lambda self, index: pytest.fail("a record is read"))
+    assert _source(path, num_frames=3).epoch().tolist() == [1]
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest["splits"]["train"]["shards"][0]["frames"].pop()
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="2 samples .* tells the length of 1; prepare"):
+        _source(path, num_frames=3).epoch()
+    (path / "MANIFEST.json").unlink()
+    with pytest.raises(UserError, match="MANIFEST.json does not say how many frames"):
+        _source(path, num_frames=3).epoch()
+    assert _source(path, num_frames=1).epoch().tolist() == [0, 1]
+
+
+def test_a_fingerprint_is_of_the_contents_wherever_they_lie(folder, tmp_path, clips):
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert _source(moved).fingerprint() == _source(folder).fingerprint() is not None
+    other = write_folder(tmp_path / "other", clips[::-1])
+    assert _source(other).fingerprint() != _source(folder).fingerprint()
 
 
 def test_training_draws_anew_every_epoch(folder):
@@ -274,8 +312,10 @@ def test_config_names_it(folder):
     source = build_dataset(config, "train", num_slots=5)
     assert next(training_batches(source, 2, seed=0))["video"].shape == (2, 3, 16, 16, 3)
     long = build_dataset({**config, "num_frames": 9}, "train", num_slots=5)
-    with pytest.raises(UserError, match="has 7 frames, 9 were asked for"):
-        next(training_batches(long, 2, seed=0))
+    with pytest.raises(UserError, match="the longest has 7"):
+        training_batches(long, 2, seed=0)
+    with pytest.raises(UserError, match="has 7 frames, 9 were asked for; lower eval.num_frames"):
+        next(evaluation_batches(long, 2))
     assert len(build_dataset(config, "train", num_slots=5, num_samples=100)) == 8
 
 
@@ -374,12 +414,12 @@ def test_records_know_their_bounds(folder):
 # ------------------------------------------------------------------------------------------- runs
 
 
-def test_a_run_trains_and_scores_on_prepared_folders(tmp_path, clips):
+def _run_config(folder):
     config = run_config.get_config()
     config.data = ConfigDict(
         {
             "name": "prepared",
-            "folder": str(write_folder(tmp_path / "set", clips)),
+            "folder": str(folder),
             "image_size": 16,
             "num_frames": 2,
             "max_objects": 4,
@@ -391,6 +431,30 @@ def test_a_run_trains_and_scores_on_prepared_folders(tmp_path, clips):
     config.train.update(num_steps=4, num_threads=2)
     config.checkpoint.every = 2
     config.eval.update(split="train", batch_size=1, num_frames=-1, num_samples=2)
+    return config
+
+
+def test_a_run_goes_on_where_its_data_moved_to_and_not_with_others(
+    tmp_path, clips, monkeypatch, capsys
+):
+    fake_training.use(monkeypatch)
+    short = (clips[0][0][:1], clips[0][1][:1])
+    config = _run_config(write_folder(tmp_path / "set", [*clips, short]))
+    train(config, tmp_path / "run")
+    assert "1 of 9 training samples are left out: they have fewer than" in capsys.readouterr().err
+    # To go on, a run needs something left to do.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    (tmp_path / "set").rename(tmp_path / "moved")
+    config.data.folder = str(write_folder(tmp_path / "others", clips[::-1]))
+    with pytest.raises(UserError, match="others holds other training samples than the run of"):
+        train(config, tmp_path / "run")
+    config.data.folder = str(tmp_path / "moved")
+    train(config, tmp_path / "run")
+    assert "going on from step 2 of 4" in capsys.readouterr().err
+
+
+def test_a_run_trains_and_scores_on_prepared_folders(tmp_path, clips):
+    config = _run_config(write_folder(tmp_path / "set", clips))
     scores = train(config, tmp_path / "run")
     assert np.isfinite(scores["metrics"]["ari"]["mean"])
     assert scores["protocol"]["num_samples"] == 2

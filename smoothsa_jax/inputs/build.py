@@ -76,7 +76,7 @@ class _WholeClips:
         if (found := len(sample["video"])) != self._num_frames:
             raise UserError(
                 f"clip {index} has {found} frames, {self._num_frames} were asked for; "
-                "lower data.num_frames (or eval.num_frames), or leave out clips that are too short"
+                "lower eval.num_frames, or score whole clips with eval.num_frames=-1 and eval.batch_size=1"
             )
         return sample
 
@@ -91,3 +91,6 @@ class _WholeRandomClips(_WholeClips):
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return self._checked(index, self._source.draw(index, rng))
+
+    def fingerprint(self) -> str | None:
+        return self._source.fingerprint()

@@ -29,11 +29,15 @@ class RandomSource(Source, Protocol):
     """A source whose samples differ each time that training sees them: crops, windows, flips."""
 
     def epoch(self) -> Sequence[int]:
-        """The indices that one epoch of training goes through; an index may repeat."""
+        """The indices that one epoch of training goes through; an index may repeat, or be left out."""
         ...
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sample `index`, all that is random of it drawn from `rng`."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """Differs where the samples do; None: not known."""
         ...
 
 

@@ -24,6 +24,7 @@ from smoothsa_jax.inputs.encoded import (
     decode_labels,
     parse_clip,
 )
+from smoothsa_jax.inputs.manifest import fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
 
 
@@ -40,8 +41,8 @@ class PreparedFolder:
       folder: a prepared folder.
       split: "train", "validation", "test" or another one that the folder has.
       image_size: height and width of the result in pixels, one number or a pair.
-      num_frames: frames of a clip; None: the whole video, also in training. A shorter video is
-        used whole.
+      num_frames: frames of a clip; None: the whole video, also in training. A shorter video is left
+        out of an epoch of training, where a batch needs clips of one length; else it is used whole.
       max_objects: with `boxes`, no clip may show more objects; default: as many as slots are left.
       num_slots: slots N that boxes are given for; default: enough for `max_objects`.
       boxes: slots start from boxes, and those without one are masked; in a clip without an object one
@@ -50,7 +51,7 @@ class PreparedFolder:
       background_box: slot 0 starts from the whole frame, which stands for the background.
       num_samples: use the first ones only; default: all of the split.
       repeat_frames: in training a video of t frames counts floor(t / repeat_frames) times an epoch,
-        at least once (YouTube-VIS: 30). The split is read once to count frames. None: all count once.
+        at least once (YouTube-VIS: 30). None: all count once.
 
     Raises:
       UserError: an option outside its range, or a folder that cannot be read.
@@ -145,12 +146,36 @@ class PreparedFolder:
         return self._sample(clip, which, frames, draw_view(rng, *frames.shape[1:3]))
 
     def epoch(self) -> Int[np.ndarray, " E"]:
-        """The indices that an epoch of training goes through, in order; some repeat."""
+        """The indices that an epoch of training goes through, in order; some repeat.
+
+        Videos shorter than `num_frames` are left out, as by the authors' reader of YouTube-VIS.
+
+        Raises:
+          UserError: all are shorter, or the manifest does not say how long they are.
+        """
         indices = np.arange(len(self))
-        if self._repeat_frames is None:
+        num_frames = self._num_frames or 1
+        if num_frames == 1 and self._repeat_frames is None:
             return indices
-        lengths = (len(self._clip(index)) for index in indices)
-        return np.repeat(indices, [repeats(length, self._repeat_frames) for length in lengths])
+        lengths = frame_counts(self.records.folder, self._split)
+        if len(lengths) != len(self.records):
+            raise UserError(
+                f"{self.records.folder} has {len(self.records)} samples of split {self._split!r}, its manifest tells the "
+                f"length of {len(lengths)}; prepare the folder again"
+            )
+        lengths = lengths[: len(self)]
+        counts = np.array([repeats(length, self._repeat_frames or length) for length in lengths])
+        counts[lengths < num_frames] = 0
+        if not counts.any():
+            raise UserError(
+                f"no sample of split {self._split!r} in {self.records.folder} has the {num_frames} frames that were asked "
+                f"for, the longest has {lengths.max()}; lower data.num_frames"
+            )
+        return np.repeat(indices, counts)
+
+    def fingerprint(self) -> str | None:
+        """Tells apart the bytes of splits, wherever the folder lies; None: not known."""
+        return fingerprint(self.records.folder, self._split)
 
     def _clip(self, index: int) -> EncodedClip:
         if not 0 <= index < self._length:

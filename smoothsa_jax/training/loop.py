@@ -21,7 +21,7 @@ from smoothsa_jax.evaluation.metrics import METRICS
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.evaluation.scores import headline, scores_table
 from smoothsa_jax.inputs.build import DATASETS, build_dataset
-from smoothsa_jax.inputs.loader import Batches, Source, training_batches
+from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.models.build import PARTS
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import recognition_scoring, runtime, scoring
@@ -149,15 +149,21 @@ def _train_steps(
 ) -> TrainState:
     """Do the steps that are missing; the state after the last one."""
     num_steps, done, means = config.train.num_steps, 0, _Means()
+    source = _training_source(config)
+    fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     batches = training_batches(
-        _training_source(config),
-        config.train.batch_size,
+        source,
+        config.train.batch_size // jax.process_count(),
         config.seed,
         num_threads=config.train.get("num_threads", 1),
         num_workers=config.train.get("num_workers", 0),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
+    _tell_left_out(source, config)
     if checkpoint is not None:
         done = checkpoint.step
+        _refuse_other_data(checkpoint, fingerprint, config)
         batches.set_state(checkpoint.progress["data"])
         means = _Means(**checkpoint.progress["means"])
         say(f"going on from step {done} of {num_steps}")
@@ -203,7 +209,7 @@ def _train_steps(
                         scores |= task.validation_scores(config, training, state.params)
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
-                progress = {"data": position, "means": means.state()}
+                progress = {"data": position, "means": means.state(), "source": fingerprint}
                 writer.save(done, {"state": state, "frozen": training.frozen}, progress, scores)
             else:
                 writer.poll()
@@ -243,6 +249,26 @@ class _Means:
 
 def _training_source(config: ConfigDict) -> Source:
     return build_dataset(config.data, "train", num_slots=config.model.slot_attention.num_slots)
+
+
+def _tell_left_out(source: Source, config: ConfigDict) -> None:
+    if isinstance(source, RandomSource) and (
+        left_out := len(source) - len(set(map(int, source.epoch())))
+    ):
+        say(
+            f"{left_out} of {len(source)} training samples are left out: they have fewer than data.num_frames="
+            f"{config.data.num_frames} frames"
+        )
+
+
+def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: ConfigDict) -> None:
+    """The folder may have moved since the checkpoint was saved; what it holds may not have changed."""
+    before = checkpoint.progress.get("source")
+    if before is not None and found != before:
+        raise UserError(
+            f"data.folder {config.data.get('folder')} holds other training samples than the run of {checkpoint.path} was "
+            "trained on; give the same ones to go on, or another --workdir"
+        )
 
 
 def _placed_ahead(
@@ -289,7 +315,8 @@ def evaluate(
     The newest sound checkpoint is scored, as after training; with `eval.checkpoint` "best", the best one kept.
 
     Args:
-      choose_config: given the checkpoint's config, the one to evaluate with; it may differ in `eval` and `mesh`.
+      choose_config: given the checkpoint's config, the one to evaluate with; it may differ in `eval`, `mesh` and
+        `data.folder`.
 
     Returns:
       the content of `scores.json`.

@@ -61,7 +61,8 @@ class RecognitionTraining(Training):
             UserError: labels or categories are missing or out of range; on a device that would be silent.
         """
         check_labels(batch, self.num_classes)
-        return jax.device_put({name: batch[name] for name in INPUTS}, self.batch_sharding)
+        seen = {name: batch[name] for name in INPUTS}
+        return jax.make_array_from_process_local_data(self.batch_sharding, seen)
 
 
 def check_labels(batch: dict[str, np.ndarray], num_classes: int) -> None:

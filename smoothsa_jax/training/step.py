@@ -43,9 +43,12 @@ class Training:
     replicated: NamedSharding
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Puts what the model sees of a batch on the mesh, samples spread over the `data` axis."""
+        """Puts what the model sees of a batch on the mesh, samples spread over the `data` axis.
+
+        Where several processes train together, each gives its own part of the batch.
+        """
         seen = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        return jax.device_put(seen, self.batch_sharding)
+        return jax.make_array_from_process_local_data(self.batch_sharding, seen)
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
