@@ -67,6 +67,16 @@ def test_tfds_reads_the_videos_that_were_downloaded(prepared, split):
     assert "tensorflow" not in sys.modules
 
 
+def test_categories_are_those_of_the_download(prepared):
+    builder = tfds.builder_from_directory(prepared)
+    records = tfrecords.read_records(MOVI / BUILD / TRAIN)
+    for sample, record in zip(builder.as_data_source(split="train"), records, strict=True):
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        assert list(sample["categories"]) == list(features["instances/category"].int64_list.value)
+    names = (MOVI / BUILD / "instances-category.labels.txt").read_text().splitlines()
+    assert builder.info.features["categories"].feature.names == names
+
+
 def test_the_manifest_says_where_the_bytes_came_from(prepared):
     manifest = json.loads((prepared / "MANIFEST.json").read_text())
     train = next(entry for entry in manifest["sources"] if entry["file"] == TRAIN)
