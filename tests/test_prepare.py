@@ -14,15 +14,14 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from command import ROOT
+from raw_clips import BUILD, MOVI, write_records
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import check, prepare, shards, tfrecords
 from data.family import Options
 from smoothsa_jax.errors import UserError
 
-MOVI = Path(__file__).parent / "fixtures" / "movi_c"
 EXPECTED = json.loads((MOVI / "expected.json").read_text())
-BUILD = Path("64x64") / "1.0.0"
 TRAIN = "movi_c-train.tfrecord-00000-of-00001"
 
 
@@ -232,14 +231,6 @@ def damaged_frame(source: Path) -> None:
     video = example.features.feature["video"].bytes_list.value
     video[3] = video[3][: len(video[3]) // 2]
     write_records(path, [example.SerializeToString(), second])
-
-
-def write_records(path: Path, records: list[bytes]) -> None:
-    with open(path, "wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + struct.pack("<I", tfrecords.masked_crc(length)))
-            file.write(record + struct.pack("<I", tfrecords.masked_crc(record)))
 
 
 def test_a_damaged_frame_stops_or_is_left_out(source, tmp_path, capsys):
