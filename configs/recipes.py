@@ -52,6 +52,31 @@ def video(
     return _variant(config, variant)
 
 
+def recognition(config: ConfigDict, *, num_classes: int, num_steps: int) -> ConfigDict:
+    """A head on the frozen slots of a run of `config`: same model, pixels, batches and schedule.
+
+    Where that run had settings of its own under `model`, this one needs them too, and says so.
+    """
+    config.recognition = ConfigDict(
+        {
+            "workdir": f"runs/{config.name}",  # of the run whose slots these are
+            "num_classes": num_classes,
+            "dropout_rate": 0.1,
+            "match_paper": False,  # in training; eval.match_paper in scoring
+        }
+    )
+    # The 63 objects of COCO's fullest picture (as DETR's paper counts) and some more; many cost memory in the matching.
+    config.data.update(categories=True, max_objects=100)
+    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
+    config.optimizer.update(learning_rate=1e-3, clip_norm=0.0)
+    config.checkpoint.update(best_metric="top1", best_mode="max")
+    if not config.name.endswith("_smoke"):
+        config.train.num_steps = num_steps
+        config.checkpoint.every = num_steps // 40
+    config.name = f"recognition_{config.name}"
+    return config
+
+
 def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> ConfigDict:
     data = {
         "name": "prepared",

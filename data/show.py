@@ -119,9 +119,9 @@ def sheet(rows: Rows, num_columns: int) -> Image.Image:
 
 def _tiles(video: np.ndarray, labels: np.ndarray, num_columns: int) -> list[Image.Image]:
     which = _evenly(len(video), num_columns)
-    video, (labels, num_objects) = video[which], drop_absent(labels[which])
+    video, (labels, kept) = video[which], drop_absent(labels[which])
     labelled = (labels != 255).any()
-    boxes = boxes_from_segmentation(labels, np.arange(1, num_objects + 1))
+    boxes = boxes_from_segmentation(labels, np.arange(1, len(kept) + 1))
     pictures = overlay(video, labels) if labelled else video
     scale = TILE / max(video.shape[1:3])
     size = (round(video.shape[2] * scale), round(video.shape[1] * scale))

@@ -49,7 +49,7 @@ def run(*arguments: str, cache: str, **options) -> subprocess.CompletedProcess:
 
 
 def here(*arguments: str) -> int:
-    """`python main.py ...` in this process, for what ends before anything is compiled; the exit status."""
+    """`python main.py ...` in this process, which compiles in the tests' quick way; the exit status."""
     import main
 
     return main.main([str(argument) for argument in arguments])

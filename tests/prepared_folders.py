@@ -9,6 +9,8 @@ import numpy as np
 
 from data import features, shards
 
+NAMES = "abcdefghij"  # of categories 0, 1, ...
+
 
 def png(picture: np.ndarray) -> bytes:
     """Encodes RGB (H,W,3) or labels (H,W)."""
@@ -40,16 +42,23 @@ def write_folder(
     split: str = "train",
     per_shard: int = 3,
     stills: bool = False,
+    categories: list[list[int]] | None = None,
 ) -> Path:
-    """A folder of one split; each clip is a video (T,H,W,3) and labels (T,H,W)."""
-    kind = features.still_features() if stills else features.clip_features()
+    """A folder of one split; each clip is a video (T,H,W,3) and labels (T,H,W), and may have categories of its objects."""
+    more = {} if categories is None else {"categories": features.categories(list(NAMES))}
+    kind = features.still_features(**more) if stills else features.clip_features(**more)
     serialize = shards.serializer(kind)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [range(i, min(i + per_shard, len(clips))) for i in range(0, len(clips), per_shard)]
     written, notes = [], []
     for number, piece in enumerate(pieces):
         file = shards.shard_name("mini", split, number, len(pieces))
-        records = (serialize(_example(i, *clips[i], stills)) for i in piece)
+        examples = (
+            _example(i, *clips[i], stills)
+            | ({} if categories is None else {"categories": categories[i]})
+            for i in piece
+        )
+        records = map(serialize, examples)
         written.append(shards.Shard(file, *shards.write_shard(folder / file, records)))
         frames = [] if stills else [len(clips[i][0]) for i in piece]
         notes.append({**dataclasses.asdict(written[-1]), "frames": frames})

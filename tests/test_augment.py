@@ -147,14 +147,14 @@ def test_repeats_of_a_long_video():
 
 def test_absent_objects_are_dropped_and_the_others_keep_their_order():
     labels = np.array([[[0, 3, 255], [7, 7, 0]], [[0, 254, 255], [7, 3, 0]]], np.uint8)
-    numbered, count = drop_absent(labels)
+    numbered, kept = drop_absent(labels)
     expected = [[[0, 1, 255], [2, 2, 0]], [[0, 3, 255], [2, 1, 0]]]
     np.testing.assert_array_equal(numbered, expected)
-    assert count == 3 and numbered.dtype == np.uint8
+    assert kept.tolist() == [3, 7, 254] and numbered.dtype == np.uint8
 
 
 def test_no_background_and_no_object():
-    full, count = drop_absent(np.full((1, 2, 2), 9, np.uint8))
-    assert (full == 1).all() and count == 1
-    nothing, count = drop_absent(np.full((1, 2, 2), 255, np.uint8))
-    assert (nothing == 255).all() and count == 0
+    full, kept = drop_absent(np.full((1, 2, 2), 9, np.uint8))
+    assert (full == 1).all() and kept.tolist() == [9]
+    nothing, kept = drop_absent(np.full((1, 2, 2), 255, np.uint8))
+    assert (nothing == 255).all() and kept.size == 0

@@ -15,15 +15,14 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from command import ROOT
 from PIL import Image
+from raw_clips import BUILD, MOVI, write_records
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import check, prepare, shards, tfrecords
 from data.family import Options
 from smoothsa_jax.errors import UserError
 
-MOVI = Path(__file__).parent / "fixtures" / "movi_c"
 EXPECTED = json.loads((MOVI / "expected.json").read_text())
-BUILD = Path("64x64") / "1.0.0"
 TRAIN = "movi_c-train.tfrecord-00000-of-00001"
 
 
@@ -66,6 +65,16 @@ def test_tfds_reads_the_videos_that_were_downloaded(prepared, split):
             np.testing.assert_allclose(boxes[frames], values, atol=1e-6)
             assert not np.delete(boxes, frames, axis=0).any()
     assert "tensorflow" not in sys.modules
+
+
+def test_categories_are_those_of_the_download(prepared):
+    builder = tfds.builder_from_directory(prepared)
+    records = tfrecords.read_records(MOVI / BUILD / TRAIN)
+    for sample, record in zip(builder.as_data_source(split="train"), records, strict=True):
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        assert list(sample["categories"]) == list(features["instances/category"].int64_list.value)
+    names = (MOVI / BUILD / "instances-category.labels.txt").read_text().splitlines()
+    assert builder.info.features["categories"].feature.names == names
 
 
 def test_the_manifest_says_where_the_bytes_came_from(prepared):
@@ -239,14 +248,6 @@ def damaged_frame(source: Path) -> None:
     video = example.features.feature["video"].bytes_list.value
     video[3] = video[3][: len(video[3]) // 2]
     write_records(path, [example.SerializeToString(), second])
-
-
-def write_records(path: Path, records: list[bytes]) -> None:
-    with open(path, "wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + struct.pack("<I", tfrecords.masked_crc(length)))
-            file.write(record + struct.pack("<I", tfrecords.masked_crc(record)))
 
 
 def test_a_damaged_frame_stops_or_is_left_out(source, tmp_path, capsys):

@@ -12,6 +12,7 @@ import pytest
 import run_config
 from ml_collections import ConfigDict
 from prepared_folders import blobs, png, write_folder
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT, encoded
@@ -235,6 +236,61 @@ def test_training_draws_anew_every_epoch(folder):
     batches = training_batches(_source(folder), 8, seed=0)
     first, second = next(batches)["video"], next(batches)["video"]
     assert len({video.tobytes() for video in [*first, *second]}) == 16
+
+
+# ------------------------------------------------------------------------------------- categories
+
+
+def test_categories_follow_their_objects(tmp_path):
+    """Whatever the window, the crop and the flip leave: an object is known by its colour, which tells its label."""
+    rng = np.random.default_rng(0)
+    clips, categories = [], []
+    for index in range(4):
+        _, labels = blobs(rng, 5, 40, 60, 6 if index else 0)
+        labels[:4][labels[:4] == 2] = 0  # in the last frame alone
+        clips.append((np.stack([labels] * 3, axis=-1), labels))
+        categories.append(rng.permutation(10)[: 6 if index else 0].tolist())
+    path = write_folder(tmp_path / "a", clips, categories=categories)
+    source = _source(path, max_objects=8, categories=True, image_size=80, num_frames=2)
+    some_absent, checked = False, 0
+    for index, seed in itertools.product(range(4), range(6)):
+        for sample in (source.draw(index, np.random.default_rng(seed)), source[index]):
+            found, labels = sample["categories"], sample["segmentations"]
+            assert found.dtype == np.int32 and found.shape == (8,)
+            count = len(set(np.unique(labels)) - {0, 255})
+            assert (found[count:] == -1).all()
+            some_absent |= 0 < count < 6
+            inside = maximum_filter(labels, (1, 7, 7)) == minimum_filter(labels, (1, 7, 7))
+            for k in range(count):
+                # Outlines are mixed with their neighbours by the resize.
+                colours = np.unique(sample["video"][..., 0][(labels == k + 1) & inside])
+                assert len(colours) <= 1
+                checked += len(colours)
+                assert all(found[k] == categories[index][colour - 1] for colour in colours)
+    assert some_absent and checked > 50
+    assert "categories" not in _source(path, max_objects=8)[1]
+
+
+def test_categories_without_boxes_may_be_more_than_slots(tmp_path, clips):
+    path = write_folder(tmp_path / "a", clips, categories=[[3, 1, 4, 1]] * len(clips))
+    config = {"name": "prepared", "folder": str(path), "image_size": 16, "num_frames": 3}
+    config |= {"boxes": False, "background_box": False, "categories": True, "max_objects": 6}
+    batch = next(evaluation_batches(build_dataset(config, "train", num_slots=2), 3))
+    assert batch["categories"].shape == (3, 6) and batch["slot_mask"].shape == (3, 2)
+    config["max_objects"] = 1
+    with pytest.raises(UserError, match=r"data.max_objects is 1; raise it$"):
+        build_dataset(config, "train", num_slots=2)[0]
+
+
+def test_categories_that_are_not_there_are_told(tmp_path, folder, clips):
+    with pytest.raises(UserError, match=r"clip_0\) has no categories, and data.categories needs"):
+        _source(folder, categories=True)[0]
+    path = write_folder(tmp_path / "a", clips, categories=[[0]] * len(clips))
+    with pytest.raises(UserError, match=r"clip_0\) has label \d and categories of 1 objects"):
+        _source(path, categories=True)[0]
+
+
+# ----------------------------------------------------------------------------------------- resume
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, id="workers")])

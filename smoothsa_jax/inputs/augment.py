@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
@@ -113,16 +113,18 @@ def _cut(pictures: np.ndarray, view: View) -> np.ndarray:
 # ----------------------------------------------------------------------------------------- labels
 
 
-def drop_absent(labels: UInt8[np.ndarray, "T H W"]) -> tuple[UInt8[np.ndarray, "T H W"], int]:
+def drop_absent(
+    labels: UInt8[np.ndarray, "T H W"],
+) -> tuple[UInt8[np.ndarray, "T H W"], Int[np.ndarray, " K"]]:
     """Numbers the objects that some frame shows 1, 2, ... in the order of their labels.
 
     The background stays 0, NO_SEGMENT stays NO_SEGMENT.
 
     Returns:
-        the labels, and how many objects are seen.
+        the labels, and what those of the K objects that are seen were before.
     """
     seen = np.bincount(labels.ravel(), minlength=256) > 0
     seen[[0, NO_SEGMENT]] = False
     table = np.cumsum(seen).astype(np.uint8)
     table[0], table[NO_SEGMENT] = 0, NO_SEGMENT
-    return table.take(labels), int(seen.sum())
+    return table.take(labels), np.flatnonzero(seen)

@@ -21,12 +21,15 @@ class EncodedClip:
         frames: T encoded pictures, PNG or JPEG.
         labels: T encoded label maps, PNG; None: the sample has none.
         stored_name: what the data set calls the sample; "" if it has no names.
+        categories: of the objects with the labels 1, 2, ...: places among the names that the folder's
+            description lists; None: the data set has none.
     """
 
     name: str
     frames: Sequence[bytes]
     labels: Sequence[bytes] | None
     stored_name: str = ""
+    categories: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -36,7 +39,7 @@ def parse_clip(record: bytes, name: str) -> EncodedClip:
     """The clip in a record, which is a serialised `tf.train.Example`.
 
     Frames are its feature `video` (clips) or `image` (stills), labels `segmentations` or
-    `segmentation`. The sample is named by `metadata/name`, else by `name`.
+    `segmentation`, categories `categories`. The sample is named by `metadata/name`, else by `name`.
 
     Raises:
         UserError: not such a record, no frame, or not one label map for each frame.
@@ -62,7 +65,8 @@ def parse_clip(record: bytes, name: str) -> EncodedClip:
             f"{name} has {len(frames)} frames and {len(labels)} label maps, expected one for each "
             "frame; prepare the folder again"
         )
-    return EncodedClip(name, frames, labels, stored_name)
+    categories = features["categories"].int64_list.value if "categories" in features else None
+    return EncodedClip(name, frames, labels, stored_name, categories)
 
 
 def _values(features: Any, key: str) -> Sequence[bytes]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Int32, UInt8
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT
@@ -43,11 +43,14 @@ class PreparedFolder:
       image_size: height and width of the result in pixels, one number or a pair.
       num_frames: frames of a clip; None: the whole video, also in training. A shorter video is left
         out of an epoch of training, where a batch needs clips of one length; else it is used whole.
-      max_objects: with `boxes`, no clip may show more objects; default: as many as slots are left.
+      max_objects: with `boxes` or `categories`, no clip may show more objects; default: as many as
+        slots are left.
       num_slots: slots N that boxes are given for; default: enough for `max_objects`.
       boxes: slots start from boxes, and those without one are masked; in a clip without an object one
         slot starts from the whole frame. False for models that start from Gaussian queries: then every slot is
         valid, and there may be more objects than slots.
+      categories: whether samples tell the categories of `max_objects` objects: places among the
+        names that the folder's description lists.
       background_box: slot 0 starts from the whole frame, which stands for the background.
       num_samples: use the first ones only; default: all of the split.
       repeat_frames: in training a video of t frames counts floor(t / repeat_frames) times an epoch,
@@ -67,6 +70,7 @@ class PreparedFolder:
         num_slots: int | None = None,
         boxes: bool = True,
         background_box: bool = True,
+        categories: bool = False,
         num_samples: int | None = None,
         repeat_frames: int | None = None,
     ):
@@ -112,7 +116,7 @@ class PreparedFolder:
         self._size = size
         self._num_frames = num_frames
         self._max_objects, self._num_slots = max_objects, num_slots
-        self._boxes = boxes
+        self._boxes, self._categories = boxes, categories
         self._whole_frame = whole_frame_box(*size) if background_box else None
         self._repeat_frames = repeat_frames
         self._length = min(len(self.records), num_samples or len(self.records))
@@ -186,13 +190,15 @@ class PreparedFolder:
     def _sample(
         self, clip: EncodedClip, which: range, frames: UInt8[np.ndarray, "T H W 3"], view: View
     ) -> dict[str, np.ndarray]:
-        labels, num_objects = drop_absent(
+        labels, kept = drop_absent(
             view_labels(self._labels(clip, which, frames.shape[1:3]), view, self._size)
         )
-        if self._boxes and num_objects > self._max_objects:
+        num_objects = len(kept)
+        if (self._boxes or self._categories) and num_objects > self._max_objects:
+            more = ", and model.slot_attention.num_slots with it" if self._boxes else ""
             raise UserError(
                 f"{clip.name} shows {num_objects} objects, data.max_objects is {self._max_objects}; "
-                "raise it, and model.slot_attention.num_slots with it"
+                f"raise it{more}"
             )
         room = self._num_slots - int(self._whole_frame is not None)
         ids = np.arange(1, min(num_objects, room) + 1)
@@ -205,12 +211,33 @@ class PreparedFolder:
             if not slot_mask.any():
                 # No object in sight: a model needs a slot, so one starts from the whole frame.
                 boxes[:, 0], slot_mask[0] = whole_frame_box(*self._size), True
-        return {
+        sample = {
             "video": view_pixels(frames, view, self._size),
             "segmentations": labels,
             "boxes": boxes,
             "slot_mask": slot_mask,
         }
+        if self._categories:
+            sample["categories"] = self._categories_of(clip, kept)
+        return sample
+
+    def _categories_of(
+        self, clip: EncodedClip, kept: Int[np.ndarray, " k"]
+    ) -> Int32[np.ndarray, " K"]:
+        """The categories of the objects that had the labels `kept`, then -1."""
+        if clip.categories is None:
+            raise UserError(
+                f"{clip.name} has no categories, and data.categories needs them; take a data set "
+                "that has some, or set data.categories=False"
+            )
+        if kept.max(initial=0) > len(clip.categories):
+            raise UserError(
+                f"{clip.name} has label {kept.max()} and categories of {len(clip.categories)} "
+                "objects, expected one of each object; prepare the folder again"
+            )
+        padded = np.full(self._max_objects, -1, np.int32)
+        padded[: len(kept)] = np.asarray(clip.categories, np.int32)[kept - 1]
+        return padded
 
     def _labels(
         self, clip: EncodedClip, which: range, size: tuple[int, int]

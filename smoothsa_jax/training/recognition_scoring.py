@@ -48,13 +48,15 @@ def report(
     say(f"scoring on the {settings.split} split, seeds {', '.join(map(str, seeds))}")
     paper = settings.get("match_paper", False)
     found = _evaluate(config, training, params, settings.split, samples, seeds, paper)
-    untrained = _evaluate(
-        config, training, training.state.params, settings.split, samples, seeds[:1]
-    )
-    first_seed = summarise_seeds(scores_of_counts(untrained.counts))
+    baselines = {}
+    if settings.get("baselines", True):
+        head = training.state.params
+        untrained = _evaluate(config, training, head, settings.split, samples, seeds[:1])
+        first_seed = summarise_seeds(scores_of_counts(untrained.counts))
+        baselines = {"untrained head": {name: x["mean"] for name, x in first_seed.items()}}
     scores = {
         "metrics": summarise_seeds(scores_of_counts(found.counts)),
-        "baselines": {"untrained head": {name: x["mean"] for name, x in first_seed.items()}},
+        "baselines": baselines,
         "split": settings.split,
         "protocol": {
             "seeds": seeds,
