@@ -47,7 +47,7 @@ def video(
         {"name": "randsfq", "num_heads": 4, "history": num_frames, "dropout_rate": 0.5}
     )
     config.optimizer.update(learning_rate=5e-5, clip_norm=0.05)
-    # Videos of different lengths do not fit into one batch.
+    # The paper's batches, on which match_paper depends.
     config.eval.update(num_frames=eval_frames, batch_size=1 if eval_frames == -1 else 8)
     return _variant(config, variant)
 

@@ -76,7 +76,7 @@ class _WholeClips:
         if (found := len(sample["video"])) != self._num_frames:
             raise UserError(
                 f"clip {index} has {found} frames, {self._num_frames} were asked for; "
-                "lower eval.num_frames, or score whole clips with eval.num_frames=-1 and eval.batch_size=1"
+                "lower eval.num_frames, or score whole clips with eval.num_frames=-1"
             )
         return sample
 
