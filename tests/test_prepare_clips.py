@@ -16,6 +16,7 @@ from raw_clips import (
     WIDTH,
     Videos,
     block,
+    box_of,
     compressed,
     davis,
     decoded,
