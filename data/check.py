@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from data.features import NO_SEGMENT
-from data.prepare import FORMAT
+from data.finished import FORMAT
 from data.shards import read_json, sha256_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.manifest import MANIFEST

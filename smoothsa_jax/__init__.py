@@ -12,3 +12,18 @@ Dimension letters, the same in every docstring of this package:
 """
 
 __version__ = "0.1.0"
+
+_PUBLIC = {"load": "load", "list_models": "load", "draw": "draw"}
+
+
+def __getattr__(name: str):
+    # Imported when first used: `import smoothsa_jax` alone starts no JAX.
+    if name in _PUBLIC:
+        import importlib
+
+        return getattr(importlib.import_module(f"smoothsa_jax.inference.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

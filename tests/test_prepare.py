@@ -18,7 +18,7 @@ from PIL import Image
 from raw_clips import BUILD, MOVI, write_records
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import check, prepare, shards, tfrecords
+from data import check, finished, prepare, shards, tfrecords, workers
 from data.family import Options
 from smoothsa_jax.errors import UserError
 
@@ -135,7 +135,7 @@ def test_a_finished_folder_is_recognised(prepared, capsys):
 
 
 def test_an_interrupted_preparation_goes_on(prepared, tmp_path, monkeypatch, capsys):
-    make, made = prepare._make, []
+    make, made = workers._make, []
 
     def interrupted(out, file, job):
         if made:
@@ -144,11 +144,11 @@ def test_an_interrupted_preparation_goes_on(prepared, tmp_path, monkeypatch, cap
         return make(out, file, job)
 
     arguments = ["movi_c", f"--source={MOVI}", f"--out={tmp_path}", "--workers=1"]
-    monkeypatch.setattr(prepare, "_make", interrupted)
+    monkeypatch.setattr(workers, "_make", interrupted)
     assert prepare.main(arguments) == 130
     assert not (tmp_path / "MANIFEST.json").exists()
     first = (tmp_path / made[0]).stat().st_mtime_ns
-    monkeypatch.setattr(prepare, "_make", make)
+    monkeypatch.setattr(workers, "_make", make)
     assert prepare.main(arguments) == 0
     assert "1 of 3 shards are finished" in capsys.readouterr().out
     assert (tmp_path / made[0]).stat().st_mtime_ns == first
@@ -329,7 +329,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
 
 
 def test_two_at_once_are_refused(tmp_path):
-    with prepare._only_one(tmp_path):
+    with finished.only_one(tmp_path):
         assert "being prepared by another process" in refuses(MOVI, tmp_path)
 
 

@@ -30,7 +30,7 @@ from raw_clips import (
     ytvis_2022,
 )
 
-from data import check, prepare, ytvis
+from data import check, finished, prepare, ytvis
 from data.clips import is_held_out, natural
 from data.family import Options
 from smoothsa_jax.errors import UserError
@@ -470,7 +470,7 @@ def test_folders_of_frames_and_videos(tmp_path, kind):
         video = samples[name]["video"].astype(int)
         errors = [[np.abs(video[t] - frames[s]).mean() for s in range(12)] for t in range(12)]
         assert np.diag(errors).max() < 12 and (np.argmin(errors, axis=1) == np.arange(12)).all()
-    assert not (tmp_path / "out" / prepare.UNFINISHED).exists()
+    assert not (tmp_path / "out" / finished.UNFINISHED).exists()
 
 
 def test_without_labels_all_is_in_no_segment(tmp_path):

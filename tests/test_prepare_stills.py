@@ -34,7 +34,7 @@ from raw_stills import (
     write,
 )
 
-from data import check, prepare
+from data import check, finished, prepare
 from data.archives import Files
 from data.family import Options
 from data.features import NO_SEGMENT
@@ -111,7 +111,7 @@ def test_coco(coco, tmp_path, unpacked):
     assert list(sample["categories"]) == [1, 0]
     expected = [[0, 0, 8 / HEIGHT, 10 / WIDTH], [0, 20 / WIDTH, 8 / HEIGHT, 30 / WIDTH]]
     np.testing.assert_allclose(sample["bboxes"], expected, atol=1e-6)
-    assert not (out / prepare.UNFINISHED).exists()
+    assert not (out / finished.UNFINISHED).exists()
 
 
 def test_coco_crowds_as_segments(coco, tmp_path):

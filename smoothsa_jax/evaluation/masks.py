@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 
@@ -27,6 +28,16 @@ def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
     np.add.at(matrix, (rows, low), np.float32(1) - fraction)
     np.add.at(matrix, (rows, high), fraction)
     return matrix
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def upsample(maps: Float[Array, "*lead h w"], size: tuple[int, int]) -> Float[Array, "*lead H W"]:
+    """Bilinear, see `interpolation_matrix`; `size` (H, W) is static."""
+    rows = interpolation_matrix(size[0], maps.shape[-2])
+    columns = interpolation_matrix(size[1], maps.shape[-1])
+    # HIGHEST: reduced matmul precision would move the borders between slots.
+    large = jnp.einsum("yh,...hw->...yw", rows, maps, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("...yw,xw->...yx", large, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -62,14 +73,11 @@ def masks_from_attention(
             f"has {h * w}: pass the grid of the backbone that made the features"
         )
     dtype = jnp.uint8 if num_slots <= 255 else jnp.int32
-    rows, columns = interpolation_matrix(height, h), interpolation_matrix(width, w)
     maps = attention.astype(jnp.float32).reshape(-1, num_slots, h, w)
 
     def one_frame(args):
         frame, valid = args
-        # HIGHEST: reduced matmul precision would move the borders between slots.
-        large = jnp.einsum("yh,nhw->nyw", rows, frame, precision=jax.lax.Precision.HIGHEST)
-        large = jnp.einsum("nyw,xw->nyx", large, columns, precision=jax.lax.Precision.HIGHEST)
+        large = upsample(frame, size)
         if valid is not None:
             large = jnp.where(valid[:, None, None], large, -jnp.inf)
         return jnp.argmax(large, axis=0).astype(dtype)

@@ -99,7 +99,7 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 
 def contact_sheet(
     video: np.ndarray,
-    true: np.ndarray,
+    true: np.ndarray | None,
     predicted: np.ndarray | Mapping[str, np.ndarray],
     path: str | os.PathLike,
     *,
@@ -110,7 +110,7 @@ def contact_sheet(
 
     Args:
         video: (T, H, W, 3) uint8.
-        true: (T, H, W), 0 background, 255 in no segment.
+        true: (T, H, W), 0 background, 255 in no segment; None: there are no labels, and no row of them.
         predicted: (T, H, W) slot numbers, or name -> (T, H, W) for one row each.
         path: the PNG; written whole or not at all.
         max_frames: with more frames than that, evenly spaced ones (first and last included).
@@ -147,7 +147,7 @@ def contact_sheet(
 
 def animation(
     video: np.ndarray,
-    true: np.ndarray,
+    true: np.ndarray | None,
     predicted: np.ndarray | Mapping[str, np.ndarray],
     path: str | os.PathLike,
     *,
@@ -200,15 +200,18 @@ def animation(
 
 
 def _rows(
-    video: np.ndarray, true: np.ndarray, predicted: np.ndarray | Mapping[str, np.ndarray]
+    video: np.ndarray, true: np.ndarray | None, predicted: np.ndarray | Mapping[str, np.ndarray]
 ) -> list[tuple[str, np.ndarray | None]]:
     named = predicted if isinstance(predicted, Mapping) else {"prediction": predicted}
-    for name, segments in {"labels": true, **named}.items():
+    for name, segments in (named if true is None else {"labels": true, **named}).items():
         if segments.shape != video.shape[:3]:
             raise UserError(
                 f"{name} have shape {segments.shape}, the video has frames {video.shape[:3]}: "
                 "expected the same frames, height and width"
             )
+    if true is None:
+        # Each slot has a colour of its own: none of them is known to be the background.
+        return [("frame", None), *((name, np.asarray(p) + 1) for name, p in named.items())]
     matched = [(name, match_colours(np.asarray(p), true)) for name, p in named.items()]
     return [("frame", None), ("truth", true), *matched]
 

@@ -91,16 +91,12 @@ class SmoothSA(nnx.Module):
         """
         batch, num_frames = features.shape[:2]
         encoded = self.projection(features)
-        warm_queries, queries = self.initializer(
+        warm_queries, slots, attention = self.first_frame(
             encoded[:, 0],
-            draws.cold_noise,
-            draws.query_noise,
+            draws,
             None if boxes is None else boxes[:, 0],
             slot_mask,
             detach_warmer,
-        )
-        slots, attention = self.slot_attention(
-            encoded[:, 0], queries, self.first_iterations, slot_mask
         )
         slots, attention = slots[:, None], attention[:, None]
         if num_frames > 1:
@@ -129,13 +125,47 @@ class SmoothSA(nnx.Module):
             outputs["warm_queries"] = warm_queries
         return outputs
 
-    def _later_frames(self, first_slots, encoded, draws, slot_mask):
-        """Slots (B,T-1,N,D) and attention (B,T-1,N,M) of the frames after the first."""
+    def first_frame(
+        self,
+        encoded: Float[Array, "B M C"],
+        draws: Draws,
+        boxes: Float[Array, "B N 4"] | None,
+        slot_mask: Bool[Array, "B N"] | None,
+        detach_warmer: bool | Bool[Array, ""] = False,
+    ) -> tuple[Float[Array, "B N D"] | None, Float[Array, "B N D"], Float[Array, "B N M"]]:
+        """Warm queries (None without a warmer), slots and slot attention of a first frame; arguments as for the model."""
+        warm_queries, queries = self.initializer(
+            encoded, draws.cold_noise, draws.query_noise, boxes, slot_mask, detach_warmer
+        )
+        return warm_queries, *self.slot_attention(
+            encoded, queries, self.first_iterations, slot_mask
+        )
+
+    def next_frame(
+        self,
+        slots: Float[Array, "B N D"],
+        encoded: Float[Array, "B M C"],
+        slot_mask: Bool[Array, "B N"] | None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"]]:
+        """Slots and slot attention of a frame at evaluation, from the slots of the frame before.
+
+        Raises:
+            UserError: the model has no transition.
+        """
+        self._check_transition("a further frame")
+        ones = jnp.ones(slots.shape[0], jnp.int32)  # the slots' offset in time; the features' is 0
+        queries = self.transition(slots, encoded, ones, 0 * ones, slot_mask, None)
+        return self.slot_attention(encoded, queries, self.later_iterations, slot_mask)
+
+    def _check_transition(self, found: str) -> None:
         if self.transition is None:
             raise UserError(
-                f"this model has no transition and got clips of {encoded.shape[1]} frames: "
-                "give one frame, or set model.transition.name"
+                f"this model has no transition and got {found}: give single images, or set model.transition.name"
             )
+
+    def _later_frames(self, first_slots, encoded, draws, slot_mask):
+        """Slots (B,T-1,N,D) and attention (B,T-1,N,M) of the frames after the first."""
+        self._check_transition(f"clips of {encoded.shape[1]} frames")
         batch, later = encoded.shape[0], encoded.shape[1] - 1
         if draws.slot_offset is None:  # always the previous slots and the current features
             slot_offset = jnp.ones((batch, later), jnp.int32)

@@ -1,0 +1,19 @@
+"""Which data sets can be prepared."""
+
+from data.authors_lmdb import AuthorsLmdb
+from data.clevrtex import Clevrtex
+from data.coco import Coco
+from data.davis import Davis
+from data.family import Family, Options
+from data.folder import Folder
+from data.movi import Movi
+from data.voc import Voc
+from data.ytvis import YoutubeVis
+
+FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex, YoutubeVis, Davis, Folder)
+
+
+def family_of(name: str, options: Options) -> type[Family]:
+    if options.get("from") == "lmdb":
+        return AuthorsLmdb
+    return next(family for family in FAMILIES if name in family.names)

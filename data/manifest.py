@@ -1,0 +1,97 @@
+"""MANIFEST.json and the TFDS description of a folder that is whole."""
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.family import SPLITS, Plan, Source
+from data.shards import Shard, read_json, sha256_of, size_of, write_description
+from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.inputs.manifest import MANIFEST
+
+TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
+
+
+def plan_splits(plan: Plan) -> list[str]:
+    """The splits that a plan has something of."""
+    return [split for split in SPLITS if any(job.split == split for job in plan.jobs)]
+
+
+def write_manifest(
+    out: Path,
+    name: str,
+    settings: dict[str, Any],
+    plan: Plan,
+    notes: dict[str, dict[str, Any]],
+    before: dict[str, Any] | None,
+) -> None:
+    """Writes the description that TFDS reads, and last the manifest, with which the folder is whole.
+
+    Args:
+        notes: what is known of each shard of this preparation, by file.
+        before: the manifest of an earlier one, of other splits, which stay.
+    """
+    splits = dict(before["splits"]) if before else {}
+    metadata = dict(before["metadata"]) if before else {}
+    for key, value in json.loads(json.dumps(plan.metadata)).items():
+        # What is told of each split is joined.
+        both = isinstance(value, dict) and isinstance(metadata.get(key), dict)
+        metadata[key] = {**metadata[key], **value} if both else value
+    sources = [tuple(source.values()) for source in before["sources"]] if before else []
+    for split in plan_splits(plan):
+        mine = {file: note for file, note in notes.items() if file.startswith(f"{name}-{split}.")}
+        splits[split] = {
+            "num_examples": sum(note["num_examples"] for note in mine.values()),
+            "skipped": [line for note in mine.values() for line in note["skipped"]],
+            "shards": [
+                {key: value for key, value in note.items() if key != "sources"}
+                for note in mine.values()
+            ],
+        }
+        sources += [tuple(source) for note in mine.values() for source in note.get("sources", ())]
+    sizes = [size_of(path) for path in plan.sources]
+    with tqdm(
+        total=sum(sizes),
+        desc="checksums of the source",
+        unit="B",
+        unit_scale=True,
+        disable=not plan.sources,
+    ) as bar:
+        for path, size in zip(plan.sources, sizes, strict=True):
+            sources.append((path.name, size, sha256_of(path, bar.update)))
+    splits = {split: splits[split] for split in SPLITS if split in splits}
+    shards = {
+        split: [
+            Shard(s["file"], s["num_examples"], s["num_bytes"], s["sha256"])
+            for s in found["shards"]
+        ]
+        for split, found in splits.items()
+    }
+    write_description(out, name, plan.features, shards, f"{name}, prepared by smoothsa_jax")
+    manifest = {
+        **settings,
+        "metadata": metadata,
+        "versions": {tool: importlib.metadata.version(tool) for tool in TOOLS},
+        "splits": splits,
+        "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],
+    }
+    text = re.sub(r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1))  # numbers in lines
+    with atomic_file(out / MANIFEST) as partial:
+        partial.write_text(text)
+
+
+def say_end(out: Path) -> None:
+    """Tells what a prepared folder holds."""
+    manifest = read_json(out / MANIFEST)
+    for split, found in manifest["splits"].items():
+        left_out = f", {len(found['skipped'])} left out" if found["skipped"] else ""
+        size = sum(shard["num_bytes"] for shard in found["shards"])
+        print(f"{split}: {found['num_examples']} samples, {size / 1e6:.1f} MB{left_out}")
+        for line in found["skipped"]:
+            print(f"  left out: {line}")
+    print(f"{out} is prepared; python -m data.check {out} verifies it")

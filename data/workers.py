@@ -1,0 +1,133 @@
+"""Makes the shards of a prepared folder, in this process or in several; their number changes no byte."""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.families import family_of
+from data.family import BadSample, Family, Job, Options, Plan
+from data.finished import STAGING, UNFINISHED, digest_of
+from data.shards import serializer, write_shard
+from smoothsa_jax.evaluation.atomic import atomic_file
+
+# Each worker process has its own.
+_family: Family
+_serialize: Any
+
+
+def make_shards(
+    name: str,
+    source: str,
+    options: Options,
+    plan: Plan,
+    out: Path,
+    missing: dict[str, Job],
+    workers: int,
+    num_done: int,
+) -> None:
+    """Makes the shards `missing`, with a progress bar; what is known of each is noted beside the folder's other notes.
+
+    Raises:
+        UserError: a bad source, sample or disk. What is finished stays.
+    """
+    if num_done:
+        print(
+            f"{num_done} of {num_done + len(missing)} shards are finished; going on with the others"
+        )
+    total = sum(job.num_items or 0 for job in missing.values()) or None
+    with tqdm(total=total, unit=" samples", desc=name, smoothing=0.1) as bar:
+        for note in _results(name, source, options, plan.features, out, missing, workers):
+            bar.update(note["num_examples"] + len(note["skipped"]))
+
+
+def _results(
+    name: str,
+    source: str,
+    options: Options,
+    features: dict[str, Any],
+    out: Path,
+    missing: dict[str, Job],
+    workers: int,
+) -> Iterator[dict[str, Any]]:
+    setting = (name, source, options, out / UNFINISHED / STAGING, features)
+    if workers == 1 or len(missing) < 2:
+        _start(*setting)
+        for file, job in missing.items():
+            yield _make(out, file, job)
+        return
+    # Forking a process that has threads, as TFDS and JAX start them, may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start, setting)
+    try:
+        futures: list[Future] = [
+            pool.submit(_make, out, file, job) for file, job in missing.items()
+        ]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        # After an error or Ctrl-C: shards that are being made are finished, no further one is begun.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(
+    name: str, source: str, options: Options, staging: Path, features: dict[str, Any]
+) -> None:
+    global _family, _serialize
+    if multiprocessing.parent_process() is not None:
+        _live_with_parent()
+    _family = family_of(name, options)(name, source, options, staging)
+    _serialize = serializer(features)
+
+
+def _live_with_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end when it is killed, before the next run begins."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(AttributeError, OSError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
+    """Writes one shard, and beside the folder's other notes what is known of it."""
+    skipped: list[str] = []
+    frames: list[int] = []
+    _family.sources_read.clear()
+    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped, frames))
+    note = {
+        "file": file,
+        "job": digest_of(job),
+        "file_size": (out / file).stat().st_size,
+        "num_examples": num_examples,
+        "num_bytes": num_bytes,
+        "sha256": sha256,
+        "frames": frames,
+        "skipped": skipped,
+        "sources": [dataclasses.astuple(source) for source in _family.sources_read],
+    }
+    with atomic_file(out / UNFINISHED / f"{file}.json") as path:
+        path.write_text(json.dumps(note))
+    return note
+
+
+def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]:
+    """The records of a shard; notes which samples are left out, and how many frames each clip has."""
+    for item in _family.items(job):
+        try:
+            example = _family.example(item)
+            record = _serialize(example)
+        except BadSample as error:
+            if not _family.options.skip_bad:
+                raise
+            skipped.append(str(error))
+            continue
+        if "video" in example:
+            frames.append(len(example["video"]))
+        yield record

@@ -1,0 +1,57 @@
+"""A model as three files: weights (safetensors), the whole config, and a few words about it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from smoothsa_jax.config import from_json, to_json
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.atomic import atomic_file
+
+WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "model.safetensors", "config.json", "about.json"
+
+
+def save_model(
+    folder: Path, config: ConfigDict, params: Mapping[str, np.ndarray], step: int, about: str = ""
+) -> None:
+    """Writes the files; the weights come last, and with them the model is whole.
+
+    Raises:
+        UserError: there is a model already, or the folder cannot be written.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        raise UserError(f"{folder / WEIGHTS_FILE} exists; nothing was changed: use another folder")
+    try:
+        with atomic_file(folder / CONFIG_FILE) as path:
+            path.write_text(to_json(config))
+        with atomic_file(folder / ABOUT_FILE) as path:
+            path.write_text(json.dumps({"about": about, "step": step}) + "\n")
+        with atomic_file(folder / WEIGHTS_FILE) as path:
+            save_file({name: np.ascontiguousarray(x) for name, x in params.items()}, path)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}; use another folder"
+        ) from error
+
+
+def read_model(folder: Path) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
+    """Config, arrays and step of a folder that `save_model` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        arrays = load_file(folder / WEIGHTS_FILE)
+        config = from_json((folder / CONFIG_FILE).read_text())
+        return config, arrays, json.loads((folder / ABOUT_FILE).read_text())["step"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the model in {folder} is damaged ({reason}); expected whole files {WEIGHTS_FILE}, {CONFIG_FILE} and "
+            f"{ABOUT_FILE}: fetch or save it again"
+        ) from error

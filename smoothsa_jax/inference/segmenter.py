@@ -1,0 +1,284 @@
+"""A trained model, ready for pictures and videos."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames
+from smoothsa_jax.inference.model_files import save_model
+from smoothsa_jax.inference.segmentation import Segmentation
+from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
+from smoothsa_jax.inputs.resize import resize_pixels
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.draws import sample_evaluation_draws
+from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.smoothsa import SmoothSA
+
+PER_FRAME = ("slots", "attention", "decoder_attention", "reconstruction_error")
+
+
+class Segmenter:
+    """A SmoothSA with its weights; `smoothsa_jax.load` makes one.
+
+    Everything is computed by three pure functions of (params, frame(s), ...), compiled once for each shape.
+
+    Attributes:
+        config: the whole config that it was trained with.
+        params: all its arrays, the frozen backbone's among them.
+        step: the training steps behind them.
+    """
+
+    def __init__(self, config: ConfigDict, params: Mapping[str, np.ndarray], step: int = 0):
+        size = config.data.image_size
+        self.config, self.step = config, step
+        self.image_size = (size, size) if isinstance(size, int) else tuple(size)
+        # Only traced: the arrays are given.
+        model = nnx.eval_shape(lambda: build_model(config.model, self.image_size, config.seed))
+        self.grid = model.backbone.grid
+        self.num_slots = config.model.slot_attention.num_slots
+        self.starts_from_boxes = config.model.initializer.name == "boxes"
+        definition, trained, frozen = split(model)
+        expected = {**trained, **frozen}
+        for name, like in expected.items():
+            found = np.shape(params[name]) if name in params else None
+            if found != like.shape:
+                raise UserError(
+                    f"array {name} is {'missing' if found is None else f'of shape {found}'}, the model of the config needs "
+                    f"{like.shape}: weights and config do not belong together"
+                )
+        self.params: Parameters = {name: jnp.asarray(params[name]) for name in expected}
+
+        def whole(params: Parameters, video: Array, boxes: Any, slot_mask: Array, key: Array):
+            model = definition.merge(params, {})
+            batch, num_slots = slot_mask.shape
+            draws = sample_evaluation_draws(key, batch, num_slots, self.slot_size)
+            outputs = model(model.extract(video), draws, boxes, slot_mask)
+            return _found(outputs, outputs["features"], outputs["reconstruction"])
+
+        def first(params: Parameters, frame: Array, boxes: Any, slot_mask: Array, key: Array):
+            model = definition.merge(params, {})
+            features = model.extract(frame[None, None])[:, 0]
+            draws = sample_evaluation_draws(key, *slot_mask.shape, self.slot_size)
+            boxes = None if boxes is None else boxes[:, 0]
+            _, slots, attention = model.first_frame(
+                model.projection(features), draws, boxes, slot_mask
+            )
+            return _of_frame(model, features, slots, attention, slot_mask)
+
+        def following(params: Parameters, frame: Array, slots: Array, slot_mask: Array):
+            model = definition.merge(params, {})
+            features = model.extract(frame[None, None])[:, 0]
+            slots, attention = model.next_frame(slots, model.projection(features), slot_mask)
+            return _of_frame(model, features, slots, attention, slot_mask)
+
+        self._whole, self._first, self._following = map(jax.jit, (whole, first, following))
+
+    @property
+    def slot_size(self) -> int:
+        return self.config.model.slot_attention.slot_size
+
+    def segment(
+        self,
+        pictures: Picture | Sequence[Picture],
+        *,
+        num_slots: int | None = None,
+        boxes: Any = None,
+        seed: int = 0,
+        video: bool = False,
+    ) -> Segmentation:
+        """Finds the objects in one picture, in several, or in a whole video at once.
+
+        Pictures of any size are resized to the model's, without regard to their proportions; masks have the pictures' size.
+
+        Args:
+            pictures: one picture (see `frames.as_frame`), a sequence or array (B,H,W,3) of them, or videos (B,T,H,W,3).
+            num_slots: N, for models that start from Gaussian queries; default: that of the training.
+            boxes: for models that start from boxes: (k,4) of the objects in the picture, or in a video's first frame; left,
+                top, right, bottom pixel, both ends included. (B,k,4) for several pictures, rows of -1 where one has fewer.
+            seed: of the random queries.
+            video: the pictures are the frames of one video.
+
+        Raises:
+            UserError: pictures or boxes that do not fit, no slot, boxes that are missing or not used.
+        """
+        frames, lead = self._frames(pictures, video)
+        if frames.shape[1] > 1 and self.config.model.transition.name == "none":
+            raise UserError(
+                "this model was trained on images and a video was given; give its frames one by one, without video=True"
+            )
+        boxes, slot_mask = self._slots(num_slots, boxes, len(frames), frames.shape[2:4])
+        key = jax.random.key(seed)
+        outputs = self._whole(self.params, self._resized(frames), boxes, slot_mask, key)
+        mask = np.repeat(slot_mask[:, None], frames.shape[1], axis=1)
+        return self._segmentation(outputs, mask, frames.shape[2:4], lead)
+
+    def stream(
+        self,
+        frames: Iterable[Picture],
+        *,
+        num_slots: int | None = None,
+        boxes: Any = None,
+        seed: int = 0,
+        state: Mapping[str, np.ndarray] | None = None,
+    ) -> Iterator[Segmentation]:
+        """Finds the objects in a video one frame after another; memory does not grow with its length.
+
+        The same numbers as `segment(frames, video=True)`, with the same seed.
+
+        Args:
+            frames: of one size, any iterable.
+            num_slots, boxes, seed: as for `segment`.
+            state: `Segmentation.state` of an earlier frame, to go on behind it; then no queries are made.
+
+        Raises:
+            UserError: as `segment`, when the frame is reached.
+        """
+        slots = slot_mask = None
+        if state is not None:
+            slots, slot_mask = (
+                jnp.asarray(state["slots"])[None],
+                np.asarray(state["slot_mask"])[None],
+            )
+        for frame in checked_frames(frames):
+            small = self._resized(frame)
+            if slots is None:
+                boxes, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
+                key = jax.random.key(seed)
+                outputs = self._first(self.params, small, boxes, slot_mask, key)
+            else:
+                outputs = self._following(self.params, small, slots, slot_mask)
+            slots = outputs["slots"][:, 0]
+            yield self._segmentation(outputs, slot_mask[:, None], frame.shape[:2], ())
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes weights (safetensors) and config, for `smoothsa_jax.load`.
+
+        Raises:
+            UserError: there is a model already, or the folder cannot be written.
+        """
+        save_model(Path(folder), self.config, self.params, self.step)
+
+    def _frames(
+        self, pictures: Picture | Sequence[Picture], video: bool
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
+        """(B, T, H, W, 3), and which of B and T the result shows."""
+        ndim = getattr(pictures, "ndim", None)
+        if ndim == 5:
+            frames = np.stack([as_frames(clip) for clip in pictures])
+            return frames, frames.shape[:2]
+        if ndim == 4 or isinstance(pictures, list | tuple):
+            frames = as_frames(pictures)
+            return (frames[None] if video else frames[:, None]), (len(frames),)
+        if video:
+            raise UserError(
+                "video=True needs the frames of a video as an array (T,H,W,3) or a list of pictures; one picture was given"
+            )
+        return as_frame(pictures)[None, None], ()
+
+    def _resized(self, frames: np.ndarray) -> np.ndarray:
+        return (
+            frames
+            if frames.shape[-3:-1] == self.image_size
+            else resize_pixels(frames, self.image_size)
+        )
+
+    def _slots(
+        self, num_slots: int | None, boxes: Any, batch: int, size: tuple[int, int]
+    ) -> tuple[Float[np.ndarray, "B 1 N 4"] | None, np.ndarray]:
+        """Boxes for the slots (None where they start from Gaussian queries), and the slot mask (B, N)."""
+        if num_slots is not None and num_slots < 1:
+            raise UserError(f"num_slots is {num_slots}, expected at least 1")
+        if not self.starts_from_boxes:
+            if boxes is not None:
+                raise UserError(
+                    "boxes were given, and this model starts its slots from Gaussian queries; leave them out"
+                )
+            return None, np.ones((batch, num_slots or self.num_slots), bool)
+        if num_slots is not None:
+            raise UserError(
+                f"num_slots={num_slots} was given, and this model has a slot for each box; give as many boxes"
+            )
+        if boxes is None:
+            raise UserError(
+                "this model starts its slots from boxes and none were given; give boxes=[[left, top, right, bottom], ...] in "
+                "pixels of the first frame, or load a model with Gaussian queries"
+            )
+        boxes = _checked_boxes(boxes, batch, size)
+        whole = whole_frame_box(*size) if self.config.data.get("background_box", True) else None
+        room = max(self.num_slots, boxes.shape[1] + (whole is not None))
+        padded = pad_boxes(boxes, room, whole_frame=whole)
+        return padded[:, None], padded[..., 0] >= 0
+
+    def _segmentation(
+        self,
+        outputs: Mapping[str, Array],
+        slot_mask: np.ndarray,
+        size: tuple[int, int],
+        lead: tuple[int, ...],
+    ) -> Segmentation:
+        masks = masks_from_attention(
+            outputs["decoder_attention"], self.grid, tuple(map(int, size)), slot_mask
+        )
+        found = {name: np.asarray(outputs[name]) for name in PER_FRAME}
+        found |= {"masks": np.asarray(masks), "slot_mask": slot_mask}
+        for name in ("attention", "decoder_attention", "reconstruction_error"):
+            found[name] = found[name].reshape(*found[name].shape[:-1], *self.grid)
+        return Segmentation(**{name: x.reshape(*lead, *x.shape[2:]) for name, x in found.items()})
+
+
+def _of_frame(
+    model: SmoothSA, features: Array, slots: Array, attention: Array, slot_mask: Array
+) -> dict[str, Array]:
+    reconstruction, decoder_attention = model.decoder(features, slots, None, slot_mask)
+    outputs = {"slots": slots, "attention": attention, "decoder_attention": decoder_attention}
+    found = _found(outputs, features, reconstruction)
+    return {name: x[:, None] for name, x in found.items()}
+
+
+def _found(
+    outputs: Mapping[str, Array], features: Array, reconstruction: Array
+) -> dict[str, Array]:
+    error = jnp.square(reconstruction - features).mean(-1)
+    return {**{name: outputs[name] for name in PER_FRAME[:3]}, "reconstruction_error": error}
+
+
+def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.ndarray, "B k 4"]:
+    """Pixel boxes as the model takes them: divided by width and height; rows of -1 stay.
+
+    Raises:
+        UserError: another shape, or a box that is empty or outside the picture.
+    """
+    height, width = size
+    array = np.asarray(boxes, np.float32)
+    if array.ndim == 2 and batch == 1:
+        array = array[None]
+    if array.ndim != 3 or array.shape[-1] != 4 or len(array) != batch or array.shape[1] < 1:
+        raise UserError(
+            f"boxes have shape {np.shape(boxes)}, expected (boxes, 4){f' for each of {batch} pictures' if batch > 1 else ''}: "
+            "left, top, right, bottom in pixels"
+        )
+    padding = (array == -1).all(-1)
+    left, top, right, bottom = np.moveaxis(array, -1, 0)
+    inside = (0 <= left) & (left <= right) & (right < width)
+    inside &= (0 <= top) & (top <= bottom) & (bottom < height)
+    if not (inside | padding).all():
+        worst = array[~(inside | padding)][0]
+        raise UserError(
+            f"box {worst.tolist()} does not lie in a picture of {width}x{height} pixels: expected "
+            f"0 <= left <= right <= {width - 1} and 0 <= top <= bottom <= {height - 1}"
+        )
+    scaled = array / np.array([width, height, width, height], np.float32)
+    # Those that are padding come last, as in training.
+    scaled = np.where(padding[..., None], np.float32(-1), scaled)
+    order = np.argsort(padding, axis=1, kind="stable")
+    return np.take_along_axis(scaled, order[..., None], axis=1)

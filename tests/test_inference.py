@@ -1,0 +1,250 @@
+"""Models on one's own pictures: what may be handed in, what comes out, streams, saving and loading."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+from command import trained
+from ml_collections import ConfigDict
+from PIL import Image
+from tiny import tiny_config
+
+import smoothsa_jax as ssa
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.model_files import WEIGHTS_FILE
+from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.parameters import split
+
+BOXES = [[1, 2, 9, 12], [10, 4, 25, 18]]  # in pictures of 30x20
+
+
+def model_of(config: ConfigDict) -> Segmenter:
+    size = (config.data.image_size,) * 2
+    _, params, frozen = split(build_model(config.model, size, config.seed))
+    return Segmenter(config, {**params, **frozen})
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> Segmenter:
+    return model_of(tiny_config(initializer="gaussian", decoder="mlp_mixture"))
+
+
+@pytest.fixture(scope="module")
+def boxes() -> Segmenter:
+    return model_of(tiny_config(decoder="mlp_mixture"))
+
+
+@pytest.fixture(scope="module")
+def video() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)
+
+
+def assert_close(found, expected, rtol=1e-5):
+    for field in dataclasses.fields(found):
+        one, two = getattr(found, field.name), getattr(expected, field.name)
+        if one.dtype.kind == "f":
+            np.testing.assert_allclose(one, two, atol=rtol * np.abs(two).max(), rtol=0)
+        else:
+            np.testing.assert_array_equal(one, two)
+
+
+def test_what_is_found_has_the_shape_of_what_was_given(gaussian, video):
+    for pictures, lead in ((video[0], ()), (video, (5,)), (video[None], (1, 5)), ([*video], (5,))):
+        found = gaussian.segment(pictures)
+        assert found.slots.shape == (*lead, 4, 8)
+        assert found.masks.shape == (*lead, 20, 30)
+        assert found.attention.shape == found.decoder_attention.shape == (*lead, 4, 4, 4)
+        assert found.reconstruction_error.shape == (*lead, 4, 4)
+        assert found.slot_mask.shape == (*lead, 4)
+        soft = found.soft_masks
+        assert soft.shape == (*lead, 4, 20, 30)
+        np.testing.assert_allclose(soft.sum(axis=-3), 1, atol=1e-5)
+        np.testing.assert_array_equal(soft.argmax(axis=-3), found.masks)
+    whole = gaussian.segment(video, video=True)
+    assert whole.slots.shape == (5, 4, 8)
+    # Frames of a video depend on those before them, pictures of a batch do not.
+    assert np.abs(whole.slots[1] - gaussian.segment(video).slots[1]).max() > 1e-3
+
+
+def test_pictures_may_be_handed_in_in_many_ways(gaussian, video, tmp_path):
+    picture = video[0]
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    alpha = np.concatenate([picture, picture[..., :1]], axis=-1)
+    expected = gaussian.segment(picture)
+    for same in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.fromarray(picture),
+        Image.fromarray(alpha),
+        alpha,
+        jax.numpy.asarray(picture),
+        picture / 255.0,
+        (picture / 255.0).astype(np.float32),
+    ):
+        assert_close(gaussian.segment(same), expected, rtol=0)
+    grey = gaussian.segment(np.repeat(picture[..., :1], 3, axis=-1))
+    for same in (picture[..., 0], picture[..., :1], Image.fromarray(picture[..., 0])):
+        assert_close(gaussian.segment(same), grey, rtol=0)
+    turned = Image.fromarray(picture)
+    exif = turned.getexif()
+    exif[0x112] = 6  # to be shown turned by a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert gaussian.segment(tmp_path / "turned.jpg").masks.shape == (30, 20)
+
+
+def test_the_seed_and_the_number_of_slots_can_be_chosen(gaussian, video):
+    found = gaussian.segment(video[0], num_slots=7)
+    assert found.slots.shape == (7, 8) and found.masks.max() < 7
+    assert np.abs(gaussian.segment(video[0], seed=1).slots - gaussian.segment(video[0]).slots).max()
+    assert_close(gaussian.segment(video[0]), gaussian.segment(video[0]), rtol=0)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "boxes"])
+def test_a_stream_finds_what_the_whole_video_gives(start, request, video, tmp_path):
+    model = request.getfixturevalue(start)
+    options = {"boxes": BOXES} if start == "boxes" else {"num_slots": 5}
+    whole = model.segment(video, video=True, seed=3, **options)
+    frames = list(model.stream(iter(video), seed=3, **options))
+    stacked = [
+        np.stack([getattr(f, field.name) for f in frames]) for field in dataclasses.fields(whole)
+    ]
+    assert_close(type(whole)(*stacked), whole)
+
+    first = next(iter(model.stream(video[:1], seed=3, **options)))
+    np.savez(tmp_path / "state.npz", **first.state)
+    with np.load(tmp_path / "state.npz") as state:
+        later = list(model.stream(video[1:], state=state))
+    for found, expected in zip(later, frames[1:], strict=True):
+        assert_close(found, expected, rtol=0)
+
+
+def test_boxes_are_those_of_the_training(boxes, video):
+    """Pixels of the picture, both ends included, over width and height; then the slot of the whole frame comes first."""
+    found = boxes.segment(video[0], boxes=BOXES)
+    assert found.slot_mask.tolist() == [True, True, True, False]
+    assert found.masks.max() < 3
+    padded = boxes.segment(video[:2], boxes=[[*BOXES], [BOXES[0], [-1] * 4]])
+    assert padded.slot_mask[:, 2].tolist() == [True, False]
+    other = boxes.segment(video[0], boxes=BOXES[::-1])
+    assert np.abs(other.slots[1] - found.slots[1]).max() > 1e-3
+
+
+def test_a_second_call_of_the_same_shape_compiles_nothing(gaussian, video, caplog):
+    def call(pictures):
+        gaussian.segment(pictures[0], num_slots=3)
+        gaussian.segment(pictures, num_slots=3, video=True)
+        list(gaussian.stream(pictures, num_slots=3))
+
+    call(video)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        call(255 - video)
+        assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+        gaussian.segment(video[0], num_slots=2)  # another shape: the log does tell
+        assert [r for r in caplog.records if "ompil" in r.getMessage()]
+
+
+def test_a_saved_model_is_the_same_model(gaussian, video, tmp_path):
+    gaussian.save(tmp_path / "model")
+    loaded = ssa.load(tmp_path / "model")
+    assert_close(loaded.segment(video[0]), gaussian.segment(video[0]), rtol=0)
+    assert loaded.config.to_dict() == gaussian.config.to_dict()
+    with pytest.raises(UserError, match="exists; nothing was changed"):
+        gaussian.save(tmp_path / "model")
+    weights = tmp_path / "model" / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged"):
+        ssa.load(tmp_path / "model")
+
+
+def test_a_workdir_is_loaded(tmp_path_factory, compilation_cache, tmp_path):
+    workdir = trained(tmp_path_factory.getbasetemp(), compilation_cache)
+    model = ssa.load(workdir)
+    assert model.step == 60
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    found = model.segment(picture, boxes=[[2, 3, 9, 9]])
+    assert found.slots.shape == (model.num_slots, 8)
+    with pytest.raises(UserError, match="trained on images and a video was given"):
+        model.segment([picture, picture], boxes=[[2, 3, 9, 9]], video=True)
+    with pytest.raises(UserError, match="has no transition and got a further frame"):
+        list(model.stream([picture, picture], boxes=[[2, 3, 9, 9]]))
+    with pytest.raises(UserError, match="holds no model: no usable checkpoint"):
+        ssa.load(tmp_path)
+    with pytest.raises(UserError, match="neither a folder nor the name of a model"):
+        ssa.load("spritess")
+
+
+def test_what_is_found_can_be_drawn(gaussian, video, tmp_path):
+    ssa.draw(video[0], gaussian.segment(video[0]), tmp_path / "one.png")
+    ssa.draw(video, list(gaussian.stream(video)), tmp_path / "video.gif")
+    with Image.open(tmp_path / "video.gif") as gif:
+        assert gif.n_frames == 5
+    with Image.open(tmp_path / "one.png") as png:
+        assert png.width > 60 and png.height > 40
+    with pytest.raises(UserError, match="expected one of .png, .gif"):
+        ssa.draw(video[0], gaussian.segment(video[0]), tmp_path / "one.tiff")
+
+
+def bad_pictures():
+    nan = np.zeros((4, 4, 3))
+    nan[1, 1, 1] = np.nan
+    return {
+        "1 values that are not finite": nan,
+        "from 0 to 200, expected 0..1": np.linspace(0, 200, 48).reshape(4, 4, 3),
+        "is int64, expected uint8": np.zeros((4, 4, 3), np.int64),
+        r"shape \(4, 4, 2\)": np.zeros((4, 4, 2), np.uint8),
+        r"shape \(0, 4, 3\)": np.zeros((0, 4, 3), np.uint8),
+        "picture 1 has 5x4 pixels": [np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)],
+        "no picture was given": [],
+        "is not there": "no/such/file.png",
+    }
+
+
+@pytest.mark.parametrize("message", bad_pictures())
+def test_bad_pictures_are_told(gaussian, message):
+    with pytest.raises(UserError, match=message):
+        gaussian.segment(bad_pictures()[message])
+
+
+def test_a_file_that_is_no_image_is_told(gaussian, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        gaussian.segment(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "message, options",
+    {
+        "none were given; give boxes=": {},
+        "num_slots=3 was given, and this model has a slot for each box": {"num_slots": 3},
+        r"boxes have shape \(4,\)": {"boxes": [1, 2, 3, 4]},
+        r"box \[1.0, 2.0, 30.0, 9.0\] does not lie in a picture of 30x20": {
+            "boxes": [[1, 2, 30, 9]]
+        },
+        r"box \[9.0, 2.0, 3.0, 9.0\] does not lie": {"boxes": [[9, 2, 3, 9]]},
+    }.items(),
+)
+def test_bad_boxes_are_told(boxes, video, message, options):
+    with pytest.raises(UserError, match=message):
+        boxes.segment(video[0], **options)
+
+
+def test_bad_slots_are_told(gaussian, video):
+    with pytest.raises(UserError, match="num_slots is 0"):
+        gaussian.segment(video[0], num_slots=0)
+    with pytest.raises(UserError, match="starts its slots from Gaussian queries; leave them out"):
+        gaussian.segment(video[0], boxes=BOXES)
+
+
+def test_weights_of_another_model_are_refused(gaussian):
+    other = tiny_config(initializer="gaussian", decoder="mlp_mixture")
+    other.model.slot_attention.slot_size = 16
+    with pytest.raises(UserError, match="weights and config do not belong together"):
+        Segmenter(other, gaussian.params)
+
+
+def test_nothing_is_imported_before_it_is_used():
+    assert {"load", "list_models", "draw"} <= set(dir(ssa))
+    assert not hasattr(ssa, "nothing_of_this_name")
