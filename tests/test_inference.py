@@ -1,6 +1,7 @@
 """Models on one's own pictures: what may be handed in, what comes out, streams, saving and loading."""
 
 import dataclasses
+import json
 import logging
 
 import jax
@@ -13,8 +14,12 @@ from tiny import tiny_config
 
 import smoothsa_jax as ssa
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.metrics import score_batch
+from smoothsa_jax.inference.load import SHIPPED
 from smoothsa_jax.inference.model_files import WEIGHTS_FILE
 from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.inputs.boxes import boxes_from_segmentation
+from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.parameters import split
 
@@ -174,6 +179,28 @@ def test_a_workdir_is_loaded(tmp_path_factory, compilation_cache, tmp_path):
         ssa.load(tmp_path)
     with pytest.raises(UserError, match="neither a folder nor the name of a model"):
         ssa.load("spritess")
+
+
+@pytest.mark.parametrize("name", ["sprites", "sprites_gaussian"])
+def test_shipped_models_find_objects(name):
+    """On clips that they were not trained on; their scores on the whole test split stand beside them."""
+    assert name in [model.name for model in ssa.list_models()]
+    model = ssa.load(name)
+    scores = json.loads((SHIPPED / name / "scores.json").read_text())
+    expected = scores["metrics"]["fg_ari"]["mean"]
+    assert scores["step"] == model.step == model.config.train.num_steps
+    clips = Sprites(split="test", num_frames=3, num_samples=6)
+    found = []
+    for index in range(len(clips)):
+        clip = clips[index]
+        height, width = clip["video"].shape[1:3]
+        ids = np.arange(1, clip["segmentations"][0].max() + 1)
+        boxes = boxes_from_segmentation(clip["segmentations"], ids)[0]
+        boxes = boxes[(boxes != 0).any(axis=1)] * [width, height, width, height]
+        options = {"boxes": np.rint(boxes)} if model.starts_from_boxes else {}
+        masks = model.segment(clip["video"], video=True, **options).masks
+        found.append(score_batch(masks[None], clip["segmentations"][None])["fg_ari"][0])
+    assert np.mean(found) > expected - 0.15
 
 
 def test_what_is_found_can_be_drawn(gaussian, video, tmp_path):

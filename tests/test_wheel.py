@@ -77,6 +77,18 @@ def import_all(python: Path, cwd: Path) -> dict:
     return json.loads(check_call(python, "-c", IMPORT_ALL, cwd=cwd).splitlines()[-1])
 
 
+SEGMENT = """
+import numpy, smoothsa_jax
+found = smoothsa_jax.load("sprites_gaussian").segment(numpy.zeros((40, 60, 3), numpy.uint8))
+print(found.masks.shape, found.slots.shape)
+"""
+
+
+def segment(python: Path, cwd: Path) -> str:
+    """What a shipped model makes of a picture."""
+    return check_call(python, "-c", SEGMENT, cwd=cwd).splitlines()[-1]
+
+
 def modules_of_the_source() -> list[str]:
     paths = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "smoothsa_jax").rglob("*.py")]
     names = {".".join(p.parts).removesuffix(".__init__") for p in paths}
@@ -91,7 +103,9 @@ def test_the_wheel_holds_the_package_only(wheel):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"smoothsa_jax", metadata.split("/")[0]}
     found = {name for name in names if name.startswith("smoothsa_jax/")}
-    source = {str(p.relative_to(ROOT)) for p in (ROOT / "smoothsa_jax").rglob("*.py")}
+    folder = ROOT / "smoothsa_jax"
+    source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
+    source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
     assert found == source
     core = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
     assert any(need.startswith("jax") for need in core)
@@ -120,6 +134,11 @@ def test_the_installed_wheel_is_imported_from_another_folder(imported):
     assert sorted(found["names"]) == modules_of_the_source()
 
 
+def test_the_installed_wheel_segments_a_picture(imported):
+    _, environment = imported
+    assert segment(environment / "bin" / "python", environment.parent) == "(40, 60) (5, 48)"
+
+
 def test_importing_everything_needs_neither_pytorch_nor_tensorflow(imported):
     found, _ = imported
     assert found["loaded"] == [] and found["asked"] == []
@@ -135,5 +154,6 @@ def test_the_wheel_brings_all_it_needs_into_an_empty_environment(wheel, tmp_path
     found = import_all(python, elsewhere)
     assert Path(found["file"]).is_relative_to(tmp_path / "venv")
     assert sorted(found["names"]) == modules_of_the_source()
+    assert segment(python, elsewhere) == "(40, 60) (5, 48)"
     installed = {p.name for p in (tmp_path / "venv").glob("lib/python*/site-packages/*")}
     assert not installed & {"torch", "tensorflow"}
