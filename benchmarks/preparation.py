@@ -5,14 +5,17 @@
 
 The miniatures are made here in the layout of the downloads, of pictures whose size in pixels and in bytes is near the real ones;
 what an hour prepares of the real sets follows from their counts (docs/datasets.md). A run begins with no process and ends with the
-finished folder, so the start of the workers is in it.
+finished folder, so the start of the workers is in it. CPU seconds, of all processes together, tell more than the clock where other
+work runs beside.
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import json
 import os
+import resource
 import struct
 import sys
 import tarfile
@@ -55,7 +58,7 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
 
 @functools.cache
 def jpeg(index: int, height: int, width: int) -> bytes:
-    return encoded(picture(index, height, width), "JPEG", quality=90)
+    return encoded(picture(index, height, width), "JPEG", quality=95)
 
 
 @functools.cache
@@ -328,12 +331,14 @@ def measure(name: str, samples: int, workers: Sequence[int]) -> dict[str, Any]:
         source = Path(temporary) / "source"
         source.mkdir()
         frames = make(source, samples)
-        seconds = {}
+        seconds, cpu_seconds = {}, {}
         for count in workers:
             out = Path(temporary) / f"out{count}"
-            start = time.perf_counter()
-            prepare(name, str(source), out, ("train",), workers=count)
+            start, cpu_start = time.perf_counter(), used_cpu()
+            with contextlib.redirect_stdout(io.StringIO()):
+                prepare(name, str(source), out, ("train",), workers=count)
             seconds[count] = time.perf_counter() - start
+            cpu_seconds[count] = used_cpu() - cpu_start
         manifest = json.loads((out / "MANIFEST.json").read_text())
         prepared = manifest["splits"]["train"]["num_examples"]
         return {
@@ -342,13 +347,21 @@ def measure(name: str, samples: int, workers: Sequence[int]) -> dict[str, Any]:
             "source_bytes": sum(f.stat().st_size for f in source.rglob("*") if f.is_file()),
             "out_bytes": sum(f.stat().st_size for f in out.rglob("*") if f.is_file()),
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
         }
 
 
+def used_cpu() -> float:
+    """CPU seconds of this process and of those that it waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def line(name: str, found: dict[str, Any]) -> str:
-    rates = ", ".join(
+    rates = "; ".join(
         f"{count} worker{'s' * (count > 1)}: {found['samples'] / seconds:.1f} samples/s, "
-        f"{found['frames'] / seconds:.0f} frames/s, {found['source_bytes'] / seconds / 1e6:.0f} MB/s ({seconds:.1f} s)"
+        f"{found['frames'] / seconds:.0f} frames/s, {found['source_bytes'] / seconds / 1e6:.0f} MB/s ({seconds:.1f} s); "
+        f"CPU {found['cpu_seconds'][count] / found['frames'] * 1e3:.1f} ms a frame"
         for count, seconds in found["seconds"].items()
     )
     return (
