@@ -80,12 +80,16 @@ def _weights(num_out: int, num_in: int) -> scipy.sparse.csr_array:
     centre = scale * (np.arange(num_out, dtype=np.float32) + np.float32(0.5))
     first = np.maximum((centre - reach + np.float32(0.5)).astype(np.int64), 0)
     end = np.minimum((centre + reach + np.float32(0.5)).astype(np.int64), num_in)
-    old = np.arange(num_in)
+    taps = (end - first).max()
+    old = first[:, None] + np.arange(taps)  # (num_out, taps)
     distance = np.abs(old.astype(np.float32) - centre[:, None] + np.float32(0.5))
     weights = np.maximum(1 - distance * (np.float32(1) / reach), 0)
-    weights[(old < first[:, None]) | (old >= end[:, None])] = 0
+    weights[old >= end[:, None]] = 0
     # cumsum adds one after the other; sum would pair the terms.
-    return scipy.sparse.csr_array(weights / np.cumsum(weights, axis=1)[:, -1:])
+    weights /= np.cumsum(weights, axis=1)[:, -1:]
+    rows = np.arange(num_out + 1) * taps
+    columns = np.minimum(old, num_in - 1)
+    return scipy.sparse.csr_array((weights.ravel(), columns.ravel(), rows), (num_out, num_in))
 
 
 def _nearest(num_out: int, num_in: int) -> np.ndarray:
