@@ -33,6 +33,7 @@ from smoothsa_jax.config import config_from_command_line, split_command_line  # 
 from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.inputs.build import build_dataset  # noqa: E402
 from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
+from smoothsa_jax.models.build import takes_weights  # noqa: E402
 from smoothsa_jax.models.draws import sample_training_draws  # noqa: E402
 from smoothsa_jax.objectives.objective import active_terms, weighted_losses  # noqa: E402
 from smoothsa_jax.objectives.optimizer import build_optimizer  # noqa: E402
@@ -53,6 +54,10 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
         UserError: a config that cannot run on this machine.
     """
     check(config)
+    if takes_weights(config.model.backbone):
+        raise UserError(
+            "the time does not depend on the values of the backbone; set --config.model.backbone.weights=random"
+        )
     training = build_training(config)
     slots = config.model.slot_attention.num_slots
     source = build_dataset(config.data, "train", num_slots=slots)

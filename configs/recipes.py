@@ -95,6 +95,7 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
             "num_heads": 6,
             "patch": 14,
             "registers": 4,
+            "swiglu": False,
             "resize": 0.875,
         },
         "projection": {"name": "mlp"},

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -19,7 +18,7 @@ from smoothsa_jax.inference.model_files import save_model
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
-from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import sample_evaluation_draws
 from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.smoothsa import SmoothSA
@@ -42,8 +41,7 @@ class Segmenter:
         size = config.data.image_size
         self.config, self.step = config, step
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
-        # Only traced: the arrays are given.
-        model = nnx.eval_shape(lambda: build_model(config.model, self.image_size, config.seed))
+        model = build_shapes(config.model, self.image_size)  # the arrays are given
         self.grid = model.backbone.grid
         self.num_slots = config.model.slot_attention.num_slots
         self.starts_from_boxes = config.model.initializer.name == "boxes"

@@ -1,109 +1,80 @@
-"""The authors' PyTorch state dicts as our flat parameters (method section 9).
+"""The authors' PyTorch state dicts as our flat parameters, and back (method section 9).
 
-One table of (pattern, our name, transform); a key that it does not know, or one of ours that stays without a value, is an
-error: nothing is loaded in part.
+One table of (their name, our name, transform); a key that it does not know is an error: nothing is loaded in part.
 """
 
-import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop.dinov2 import TIMM_ROWS
+from smoothsa_jax.interop.table import KERNEL, LINEAR, NORM, RAW, SAME, KeyTable, Row
 
+HEAD = "recognition."  # the prefix of our names of the recognition head
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def _kernel(array: np.ndarray) -> np.ndarray:
-    """torch's Linear weight (out, in) -> kernel (in, out)."""
-    return array.T
-
-
-def _patches(array: np.ndarray) -> np.ndarray:
-    """Convolution weight (C, 3, p, p) -> kernel (p * p * 3, C) over patches of channels-last pixels."""
-    return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
-
-
-_LINEAR = {"weight": ("kernel", _kernel), "bias": ("bias", _same)}
-_NORM = {"weight": ("scale", _same), "bias": ("bias", _same)}
-_RAW = {None: (None, _same)}
-_PACKED = {"in_proj_weight": ("in_projection", _kernel)}
-
-_LAYER = [  # torch's TransformerDecoderLayer
-    (r"self_attn", "self_attention", _PACKED),
-    (r"self_attn\.out_proj", "self_attention.out", _LINEAR),
-    (r"multihead_attn", "cross_attention", _PACKED),
-    (r"multihead_attn\.out_proj", "cross_attention.out", _LINEAR),
-    (r"linear1", "feed_forward.hidden", _LINEAR),
-    (r"linear2", "feed_forward.out", _LINEAR),
-    (r"norm1", "norm_self", _NORM),
-    (r"norm2", "norm_cross", _NORM),
-    (r"norm3", "norm_feed_forward", _NORM),
+_PACKED = {"in_proj_weight": ("in_projection", KERNEL)}
+_LAYER: list[Row] = [  # torch's TransformerDecoderLayer
+    ("self_attn", "self_attention", _PACKED),
+    ("self_attn.out_proj", "self_attention.out", LINEAR),
+    ("multihead_attn", "cross_attention", _PACKED),
+    ("multihead_attn.out_proj", "cross_attention.out", LINEAR),
+    ("linear1", "feed_forward.hidden", LINEAR),
+    ("linear2", "feed_forward.out", LINEAR),
+    ("norm1", "norm_self", NORM),
+    ("norm2", "norm_cross", NORM),
+    ("norm3", "norm_feed_forward", NORM),
 ]
 
 
-def _layer(theirs: str, ours: str) -> list:
-    return [(rf"{theirs}\.{pattern}", f"{ours}.{name}", kind) for pattern, name, kind in _LAYER]
+def _below(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
+    return [(f"{theirs}.{key}", f"{ours}.{name}", leaves) for key, name, leaves in rows]
 
 
-_BLOCK = r"encode_backbone\.1\.blocks\.(\d+)"
-_TABLE = [
-    (r"encode_backbone\.1\.patch_embed\.proj", "backbone.embed", {"weight": ("kernel", _patches), "bias": ("bias", _same)}),
-    (r"encode_backbone\.1\.pos_embed", "backbone.position", _RAW),
-    (r"encode_backbone\.1\.cls_token", "backbone.class_token", _RAW),
-    (r"encode_backbone\.1\.reg_token", "backbone.registers", _RAW),
-    (rf"{_BLOCK}\.norm1", r"backbone.blocks.\1.norm_attention", _NORM),
-    (rf"{_BLOCK}\.attn\.qkv", r"backbone.blocks.\1.qkv", _LINEAR),
-    (rf"{_BLOCK}\.attn\.proj", r"backbone.blocks.\1.out", _LINEAR),
-    (rf"{_BLOCK}\.ls1\.gamma", r"backbone.blocks.\1.scale_attention", _RAW),
-    (rf"{_BLOCK}\.norm2", r"backbone.blocks.\1.norm_mlp", _NORM),
-    (rf"{_BLOCK}\.mlp\.fc1", r"backbone.blocks.\1.mlp.hidden", _LINEAR),
-    (rf"{_BLOCK}\.mlp\.fc2", r"backbone.blocks.\1.mlp.out", _LINEAR),
-    (rf"{_BLOCK}\.ls2\.gamma", r"backbone.blocks.\1.scale_mlp", _RAW),
-    (r"encode_project\.0", "projection.norm", _NORM),
-    (r"encode_project\.1", "projection.mlp.hidden", _LINEAR),
-    (r"encode_project\.3", "projection.mlp.out", _LINEAR),
-    (r"initializ\.mean", "initializer.sampler.mean", _RAW),
-    (r"initializ\.logstd", "initializer.sampler.log_std", _RAW),
-    (r"initializ\.logstd2", "initializer.log_std", _RAW),
-    (r"initializ\.mlp\.0", "initializer.sampler.mlp.hidden", _LINEAR),
-    (r"initializ\.mlp\.2", "initializer.sampler.mlp.out", _LINEAR),
-    (r"initializ\.mlp\.3", "initializer.sampler.norm", _NORM),
-    (r"initializ\.qproj_kv", "initializer.warmer.memory", _LINEAR),
-    *_layer(r"initializ\.qinit", "initializer.warmer"),
-    (r"aggregat\.norm1kv", "slot_attention.norm_features", _NORM),
-    (r"aggregat\.norm1q", "slot_attention.norm_slots", _NORM),
-    (r"aggregat\.norm2", "slot_attention.norm_mlp", _NORM),
-    (r"aggregat\.proj_q", "slot_attention.query", _LINEAR),
-    (r"aggregat\.proj_k", "slot_attention.key", _LINEAR),
-    (r"aggregat\.proj_v", "slot_attention.value", _LINEAR),
-    (r"aggregat\.rnn", "slot_attention.gru", {
-        "weight_ih": ("input.kernel", _kernel),
-        "weight_hh": ("hidden.kernel", _kernel),
-        "bias_ih": ("input.bias", _same),
-        "bias_hh": ("hidden.bias", _same),
+TABLE = KeyTable([
+    *_below("encode_backbone.1", "backbone", TIMM_ROWS),
+    ("encode_project.0", "projection.norm", NORM),
+    ("encode_project.1", "projection.mlp.hidden", LINEAR),
+    ("encode_project.3", "projection.mlp.out", LINEAR),
+    ("initializ.mean", "initializer.sampler.mean", RAW),
+    ("initializ.logstd", "initializer.sampler.log_std", RAW),
+    ("initializ.logstd2", "initializer.log_std", RAW),
+    ("initializ.mlp.0", "initializer.sampler.mlp.hidden", LINEAR),
+    ("initializ.mlp.2", "initializer.sampler.mlp.out", LINEAR),
+    ("initializ.mlp.3", "initializer.sampler.norm", NORM),
+    ("initializ.qproj_kv", "initializer.warmer.memory", LINEAR),
+    *_below("initializ.qinit", "initializer.warmer", _LAYER),
+    ("aggregat.norm1kv", "slot_attention.norm_features", NORM),
+    ("aggregat.norm1q", "slot_attention.norm_slots", NORM),
+    ("aggregat.norm2", "slot_attention.norm_mlp", NORM),
+    ("aggregat.proj_q", "slot_attention.query", LINEAR),
+    ("aggregat.proj_k", "slot_attention.key", LINEAR),
+    ("aggregat.proj_v", "slot_attention.value", LINEAR),
+    ("aggregat.rnn", "slot_attention.gru", {
+        "weight_ih": ("input.kernel", KERNEL),
+        "weight_hh": ("hidden.kernel", KERNEL),
+        "bias_ih": ("input.bias", SAME),
+        "bias_hh": ("hidden.bias", SAME),
     }),
-    (r"aggregat\.ffn\.0", "slot_attention.mlp.hidden", _LINEAR),
-    (r"aggregat\.ffn\.2", "slot_attention.mlp.out", _LINEAR),
-    (r"transit\.te\.weight", "transition.offset_embedding", _RAW),
-    (r"transit\.proji", "transition.memory", _LINEAR),
-    *_layer(r"transit\.transit", "transition.layer"),
-    (r"decode\.mask_token", "decoder.mask_token", _RAW),
-    (r"decode\.posit_embed\._pe", "decoder.position", _RAW),
-    (r"decode\.project1\.0", "decoder.project_features", _LINEAR),
-    (r"decode\.project1\.1", "decoder.norm_features", _NORM),
-    (r"decode\.project2\.0", "decoder.project_slots", _LINEAR),
-    (r"decode\.project2\.1", "decoder.norm_slots", _NORM),
-    (r"decode\.norm0", "decoder.norm_input", _NORM),
-    *_layer(r"decode\.backbone\.layers\.(\d+)", r"decoder.layers.\1"),
-    (r"recogn\.0", "recognition.mlp.hidden", _LINEAR),
-    (r"recogn\.3", "recognition.mlp.out", _LINEAR),
-]  # fmt: skip
+    ("aggregat.ffn.0", "slot_attention.mlp.hidden", LINEAR),
+    ("aggregat.ffn.2", "slot_attention.mlp.out", LINEAR),
+    ("transit.te.weight", "transition.offset_embedding", RAW),
+    ("transit.proji", "transition.memory", LINEAR),
+    *_below("transit.transit", "transition.layer", _LAYER),
+    ("decode.mask_token", "decoder.mask_token", RAW),
+    ("decode.posit_embed._pe", "decoder.position", RAW),
+    ("decode.project1.0", "decoder.project_features", LINEAR),
+    ("decode.project1.1", "decoder.norm_features", NORM),
+    ("decode.project2.0", "decoder.project_slots", LINEAR),
+    ("decode.project2.1", "decoder.norm_slots", NORM),
+    ("decode.norm0", "decoder.norm_input", NORM),
+    *_below("decode.backbone.layers.{}", "decoder.layers.{}", _LAYER),
+    ("recogn.0", f"{HEAD}mlp.hidden", LINEAR),
+    ("recogn.3", f"{HEAD}mlp.out", LINEAR),
+])  # fmt: skip
 
-# A flag that their training loop sets by the step; ours follows from the step number.
-_NOT_PARAMETERS = frozenset({"initializ.detach_flag"})
+# A flag that their training loop sets by the step, no parameter: whether the warmer's features are detached.
+DETACH_FLAG = "initializ.detach_flag"
 
 
 def name_of(key: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]] | None:
@@ -116,25 +87,57 @@ def name_of(key: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]] | None:
         UserError: a key that no row of the table matches.
     """
     key = key.removeprefix("m.").removeprefix("discov.")
-    if key in _NOT_PARAMETERS:
+    if key == DETACH_FLAG:
         return None
-    for pattern, name, leaves in _TABLE:
-        for leaf, (ours, transform) in leaves.items():
-            full = pattern if leaf is None else rf"{pattern}\.{leaf}"
-            match = re.fullmatch(full, key)
-            if match:
-                return match.expand(name if ours is None else f"{name}.{ours}"), transform
-    raise UserError(
-        f"unknown key {key!r} in an authors' state dict: expected the keys of a SmoothSA checkpoint"
-    )
+    found = TABLE.ours(key)
+    if found is None:
+        raise UserError(
+            f"unknown key {key!r} in an authors' state dict: expected the keys of a SmoothSA checkpoint"
+        )
+    name, transform = found
+    return name, transform.to_ours
 
 
 def from_authors(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Their state dict, or a part of it, as flat parameters of ours."""
+    """Their state dict, or a part of it, as flat parameters of ours.
+
+    Raises:
+        UserError: a key that the table does not know, or two that mean the same.
+    """
     arrays = {}
     for key, array in state_dict.items():
         found = name_of(key)
-        if found is not None:
-            name, transform = found
-            arrays[name] = np.ascontiguousarray(transform(np.asarray(array)))
+        if found is None:
+            continue
+        name, transform = found
+        if name in arrays:
+            raise UserError(f"two keys of the state dict are {name}, the second is {key!r}")
+        arrays[name] = np.ascontiguousarray(transform(np.asarray(array)))
     return arrays
+
+
+def to_authors(arrays: Mapping[str, np.ndarray], detach: bool) -> dict[str, np.ndarray]:
+    """Flat parameters of ours, the backbone's included, as their state dict.
+
+    Args:
+        arrays: by our names, the head's with `recognition.` in front.
+        detach: the value of their flag, see `DETACH_FLAG`.
+
+    Raises:
+        UserError: an array that their program has no place for.
+    """
+    has_head = any(name.startswith(HEAD) for name in arrays)
+    smoothsa = "m.discov." if has_head else "m."
+    state_dict = {}
+    for name, array in arrays.items():
+        found = TABLE.theirs(name)
+        if found is None:
+            raise UserError(
+                f"{name} has no place in the authors' program: only models of its parts can be exported "
+                "(a vit backbone, gaussian or boxes, slot_attention, randsfq, random_ar)"
+            )
+        key, transform = found
+        prefix = "m." if name.startswith(HEAD) else smoothsa
+        state_dict[prefix + key] = np.ascontiguousarray(transform.to_theirs(np.asarray(array)))
+    state_dict[smoothsa + DETACH_FLAG] = np.asarray(detach)
+    return state_dict

@@ -1,5 +1,6 @@
 """PyTorch's `.pth` files as NumPy arrays. PyTorch is needed for this and for nothing else."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: PyTorch is missing, the file cannot be read, or it holds no state dict.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a PyTorch file, and PyTorch is not installed: install smoothsa_jax[torch]"
-        ) from error
+    torch = _torch(path)
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
@@ -34,12 +30,35 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as a PyTorch state dict ({_first_line(error)}): "
             "it may be cut short or hold more than tensors; fetch it again"
         ) from error
-    if not isinstance(loaded, dict) or not all(torch.is_tensor(x) for x in loaded.values()):
+    good = isinstance(loaded, dict) and all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()
+    )
+    if not good:
         raise UserError(
             f"{path} holds {type(loaded).__name__}, expected a state dict of tensors: "
             "give a file that was saved from model.state_dict()"
         )
     return {key: _array(tensor) for key, tensor in loaded.items()}
+
+
+def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as a state dict that `torch.load(path, weights_only=True)` reads.
+
+    Raises:
+        UserError: PyTorch is missing.
+    """
+    torch = _torch(path)
+    torch.save({key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}, path)
+
+
+def _torch(path: str | Path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a PyTorch file, and PyTorch is not installed: install smoothsa_jax[torch]"
+        ) from error
+    return torch
 
 
 def _array(tensor) -> np.ndarray:

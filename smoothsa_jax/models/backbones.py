@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.attention import attend
-from smoothsa_jax.models.layers import MLP, layer_norm, linear, position_waves
+from smoothsa_jax.models.layers import MLP, SwiGLU, layer_norm, linear, position_waves
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -33,16 +33,19 @@ def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, in
 
 
 class ViTBlock(nnx.Module):
-    """Pre-norm attention and MLP, each with LayerScale."""
+    """Pre-norm attention and MLP (or SwiGLU), each with LayerScale."""
 
-    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, swiglu: bool = False, *, rngs: nnx.Rngs):
         self.num_heads = num_heads
         self.norm_attention = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs)
         self.qkv = linear(width, 3 * width, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
         self.scale_attention = nnx.Param(jnp.ones(width))
         self.norm_mlp = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs)
-        self.mlp = MLP((width, 4 * width, width), rngs=rngs)
+        if swiglu:
+            self.mlp = SwiGLU(width, 4 * width, rngs=rngs)
+        else:
+            self.mlp = MLP((width, 4 * width, width), rngs=rngs)
         self.scale_mlp = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
@@ -53,12 +56,13 @@ class ViTBlock(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A vision transformer in DINOv2's manner (method section 4), random until weights are loaded.
+    """A vision transformer in DINOv2's manner (method section 4), random until weights are loaded (interop/backbone_weights.py).
 
     Args:
         image_size: H, W of the pixels that come in.
         resize: factor applied to them first (bicubic, coefficient -0.75, no antialias); 0.875 in the paper.
-        registers: number of register tokens, after the class token.
+        registers: number of register tokens, after the class token; plain DINOv2 has 0.
+        swiglu: the feed-forward of DINOv2's giant.
 
     Raises:
         UserError: where the resized image does not divide into patches.
@@ -73,6 +77,7 @@ class ViT(nnx.Module):
         num_heads: int,
         patch: int = 14,
         registers: int = 4,
+        swiglu: bool = False,
         resize: float = 0.875,
         rngs: nnx.Rngs,
     ):
@@ -87,8 +92,11 @@ class ViT(nnx.Module):
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
         self.position = normal((1, self.num_tokens, width))
         self.class_token = normal((1, 1, width))  # its position is folded in
-        self.registers = normal((1, registers, width))
-        self.blocks = nnx.List([ViTBlock(width, num_heads, rngs=rngs) for _ in range(depth)])
+        # An array without elements cannot be saved.
+        self.registers = normal((1, registers, width)) if registers else None
+        self.blocks = nnx.List(
+            [ViTBlock(width, num_heads, swiglu, rngs=rngs) for _ in range(depth)]
+        )
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         """Patch tokens before the final LayerNorm; `images` are normalised."""
@@ -99,7 +107,9 @@ class ViT(nnx.Module):
         (h, w), p = self.grid, self.patch
         patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.embed(patches.reshape(batch, h * w, p * p * 3)) + self.position[...]
-        prefix = jnp.concatenate([self.class_token[...], self.registers[...]], axis=1)
+        prefix = self.class_token[...]
+        if self.registers is not None:
+            prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
         for block in self.blocks:
             x = block(x)

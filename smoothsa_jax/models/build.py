@@ -1,5 +1,6 @@
 """Makes a model's parts from a config: each part is a name and that name's own settings."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,7 +85,7 @@ def make(
 
 
 def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> SmoothSA:
-    """A freshly initialised model.
+    """A freshly initialised model. A backbone that takes weights from elsewhere has shapes in place of its arrays.
 
     Args:
         config: the `model` part of a config.
@@ -95,16 +96,31 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
     Raises:
         UserError: an unknown name, or an image that does not fit the patch.
     """
+    make_backbone = functools.partial(_build_backbone, config.backbone, image_size)
+    # Untrained values that nobody asked for would train, and find nothing.
+    pretrained = takes_weights(config.backbone)
+    return _around(nnx.eval_shape(make_backbone) if pretrained else make_backbone(), config, seed)
 
-    rngs = nnx.Rngs(seed)
-    _check_weights(config.backbone)
-    backbone = make(
-        "backbone",
-        config.backbone,
-        image_size,
-        hidden=("seed", "weights"),
-        rngs=nnx.Rngs(config.backbone.seed),
+
+def build_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SmoothSA:
+    """The same model with shapes in place of all arrays; nothing is computed."""
+    return nnx.eval_shape(
+        lambda: _around(_build_backbone(config.backbone, image_size), config, seed=0)
     )
+
+
+def takes_weights(backbone: Mapping[str, Any]) -> bool:
+    """Whether the config's `model.backbone` is one whose arrays have to come from elsewhere."""
+    return backbone["name"] == "vit" and backbone.get("weights") != "random"
+
+
+def _build_backbone(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Module:
+    rngs = nnx.Rngs(config.seed)
+    return make("backbone", config, image_size, hidden=("seed", "weights"), rngs=rngs)
+
+
+def _around(backbone: nnx.Module, config: ConfigDict, seed: int) -> SmoothSA:
+    rngs = nnx.Rngs(seed)
     width, slot_size = backbone.feature_size, config.slot_attention.slot_size
     initializer = _build_initializer(config.initializer, width, slot_size, rngs)
     transition = make("transition", config.transition, width, slot_size, rngs=rngs)
@@ -126,15 +142,6 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
         first_iterations=config.slot_attention.first_iterations,
         later_iterations=config.slot_attention.later_iterations,
     )
-
-
-def _check_weights(config: ConfigDict) -> None:
-    # An untrained backbone that nobody asked for would train, and find nothing.
-    if config.name == "vit" and config.get("weights") != "random":
-        raise UserError(
-            f"model.backbone.weights is {config.get('weights')!r}; loading pretrained weights is not part of this version, "
-            "expected 'random'; set --config.model.backbone.weights=random to train over an untrained backbone"
-        )
 
 
 def _build_initializer(

@@ -85,6 +85,22 @@ class MLP(nnx.Module):
         return self.out(dropout(gelu(self.hidden(x)), dropout_rate, key))
 
 
+class SwiGLU(nnx.Module):
+    """Linear to two halves, silu(one) * other, Linear: the feed-forward of DINOv2's giant.
+
+    Its hidden width is two thirds of `hidden_size`, rounded up to a multiple of 8.
+    """
+
+    def __init__(self, width: int, hidden_size: int, *, rngs: nnx.Rngs):
+        hidden_size = (int(hidden_size * 2 / 3) + 7) // 8 * 8
+        self.hidden = linear(width, 2 * hidden_size, rngs=rngs)
+        self.out = linear(hidden_size, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        gate, value = jnp.split(self.hidden(x), 2, axis=-1)
+        return self.out(jax.nn.silu(gate) * value)
+
+
 class GRUCell(nnx.Module):
     """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, the hidden bias included.
 

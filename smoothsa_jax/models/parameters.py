@@ -37,6 +37,17 @@ def split(model: nnx.Module) -> tuple[ModelDefinition, Parameters, Parameters]:
     return definition, params, frozen
 
 
+def place(arrays: Parameters, sharding: jax.sharding.Sharding) -> Parameters:
+    """Arrays on their devices; a shape that stands for one tells where that has to go."""
+    shapes = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        for name, x in arrays.items()
+        if isinstance(x, jax.ShapeDtypeStruct)
+    }
+    rest = {name: x for name, x in arrays.items() if name not in shapes}
+    return {**shapes, **jax.device_put(rest, sharding)}
+
+
 def _name(path: tuple) -> str:
     """The path of an array in an nnx.State, less the last key (the Variable's value), joined by dots."""
     return ".".join(str(getattr(key, "key", key)) for key in path[:-1])

@@ -25,6 +25,7 @@ from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_b
 from smoothsa_jax.models.build import PARTS
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import recognition_scoring, runtime, scoring
+from smoothsa_jax.training.backbone import with_backbone
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import (
     FOLDER,
@@ -74,8 +75,7 @@ def task_of(config: ConfigDict) -> Task:
             recognition_scoring.report,
             RECOGNITION_METRICS,
         )
-    as_built = lambda config, training, warn: training  # noqa: E731
-    return Task(build_training, as_built, scoring.validation_scores, scoring.report, METRICS)
+    return Task(build_training, with_backbone, scoring.validation_scores, scoring.report, METRICS)
 
 
 def say(text: str) -> None:
@@ -117,11 +117,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         state = jax.tree.map(jnp.copy, training.state)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
+            if training.frozen_from:
+                say(f"frozen weights: {training.frozen_from}")
         else:
             restored = restore_state({"state": state, "frozen": training.frozen}, checkpoint)
-            state, training = (
-                restored["state"],
-                dataclasses.replace(training, frozen=restored["frozen"]),
+            state = restored["state"]
+            training = dataclasses.replace(
+                training,
+                frozen=restored["frozen"],
+                frozen_from=checkpoint.progress.get("frozen_from", ""),
             )
         if checkpoint is not None and checkpoint.step >= config.train.num_steps:
             say(
@@ -167,7 +171,7 @@ def _train_steps(
         batches.set_state(checkpoint.progress["data"])
         means = _Means(**checkpoint.progress["means"])
         say(f"going on from step {done} of {num_steps}")
-    _write_config(config, workdir)
+    write_config(config, workdir)
     writer = CheckpointWriter(
         workdir,
         config,
@@ -210,6 +214,7 @@ def _train_steps(
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
                 progress = {"data": position, "means": means.state(), "source": fingerprint}
+                progress["frozen_from"] = training.frozen_from
                 writer.save(done, {"state": state, "frozen": training.frozen}, progress, scores)
             else:
                 writer.poll()
@@ -299,7 +304,7 @@ def _refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: 
         )
 
 
-def _write_config(config: ConfigDict, workdir: Path) -> None:
+def write_config(config: ConfigDict, workdir: Path) -> None:
     with atomic_file(workdir / CONFIG_FILE) as temporary:
         temporary.write_text(to_json(config))
 

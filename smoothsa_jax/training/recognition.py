@@ -26,9 +26,9 @@ from smoothsa_jax.config import differences
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
 from smoothsa_jax.inputs import NO_SEGMENT
-from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
-from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.parameters import Parameters, place, split
 from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
@@ -100,8 +100,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     settings = config.recognition
     slot_size = config.model.slot_attention.slot_size
 
-    # Only traced: its arrays come from a checkpoint.
-    model = nnx.eval_shape(lambda: build_model(config.model, image_size, config.seed))
+    model = build_shapes(config.model, image_size)  # its arrays come from a checkpoint
     smoothsa, pretrained, backbone = split(model)
     grid, num_tokens = model.backbone.grid, model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
@@ -180,14 +179,10 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     mesh = make_mesh(config.mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     spread = NamedSharding(mesh, PartitionSpec("data"))
-    shapes = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated)
-        for name, x in {**pretrained, **backbone}.items()
-    }
     return RecognitionTraining(
         definition=definition,
         state=jax.device_put(create_state(params, optimizer), replicated),
-        frozen=shapes,
+        frozen=place({**pretrained, **backbone}, replicated),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
         predict=jax.jit(predict, static_argnums=4, out_shardings=spread),
         grid=grid,
@@ -225,4 +220,8 @@ def with_pretrained(
         "frozen": {name: x for name, x in training.frozen.items() if name not in names},
     }
     found = restore_state(template, checkpoint, only=("state/params/", "frozen/"))
-    return dataclasses.replace(training, frozen={**found["state"]["params"], **found["frozen"]})
+    return dataclasses.replace(
+        training,
+        frozen={**found["state"]["params"], **found["frozen"]},
+        frozen_from=f"SmoothSA of {checkpoint.path}",
+    )

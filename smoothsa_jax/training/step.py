@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
-from smoothsa_jax.models.parameters import ModelDefinition, Parameters, split
+from smoothsa_jax.models.parameters import ModelDefinition, Parameters, place, split
 from smoothsa_jax.objectives.objective import active_terms, weighted_losses
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.training.state import TrainState, create_state
@@ -27,6 +27,9 @@ class Training:
     """All that a loop needs: the first state, and the compiled functions.
 
     Attributes:
+        frozen: the backbone's arrays. Where they come from elsewhere, shapes only until a run gives them (`Task.begin`, or a
+            checkpoint), so that nothing can run on untrained ones by mistake.
+        frozen_from: what they are and where from, in words; kept in checkpoints.
         train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is donated. Without
             `draws` all randomness is sampled from the key.
         predict: (params, frozen, batch, key) -> the model's slots and attentions at evaluation.
@@ -41,6 +44,7 @@ class Training:
     mesh: Mesh
     batch_sharding: NamedSharding
     replicated: NamedSharding
+    frozen_from: str = dataclasses.field(default="", kw_only=True)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """Puts what the model sees of a batch on the mesh, samples spread over the `data` axis.
@@ -152,7 +156,7 @@ def build_training(config: ConfigDict) -> Training:
     return Training(
         definition=definition,
         state=jax.device_put(create_state(params, optimizer), replicated),
-        frozen=jax.device_put(frozen, replicated),
+        frozen=place(frozen, replicated),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
         predict=jax.jit(predict, out_shardings=spread),
         grid=grid,

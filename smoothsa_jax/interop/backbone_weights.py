@@ -1,0 +1,93 @@
+"""What `model.backbone.weights` names, as the arrays of the ViT.
+
+random                                   no file: the untrained values of `model.backbone.seed`
+facebook/dinov2-with-registers-small     a repository of the Hugging Face Hub, see hub.py; `@revision` for another commit
+path/to/folder                           config.json and model.safetensors (or its shards) of such a repository
+path/to/file.safetensors, .pth           a state dict of timm's
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop import hub, state_dicts
+from smoothsa_jax.interop.architecture import check_architecture, read_architecture
+from smoothsa_jax.interop.dinov2 import HUGGING_FACE, TIMM, is_hugging_face, vit_arrays
+from smoothsa_jax.interop.safetensors_files import read_model_folder
+from smoothsa_jax.interop.table import describe, mismatches
+
+
+def load_backbone(
+    config: Mapping[str, Any], expected: Mapping[str, Any], grid: tuple[int, int]
+) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a ViT, and where they are from, in words.
+
+    Args:
+        config: `model.backbone` of a config.
+        expected: the ViT's arrays or their shapes, by its own names.
+        grid: h, w of its patches; positions are resampled to it.
+
+    Raises:
+        UserError: nothing is found, or it is damaged, of another architecture, or does not fit key by key.
+    """
+    weights = config.get("weights")
+    if not isinstance(weights, str) or not weights:
+        raise UserError(
+            f"model.backbone.weights is {weights!r}: expected 'random', a name such as "
+            "'facebook/dinov2-with-registers-small', a folder or a file; set --config.model.backbone.weights"
+        )
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        what, arrays = str(path), _from_folder(path, config, grid, str(path))
+    elif path.is_file() or _looks_like_a_path(weights):
+        what, arrays = str(path), _from_timm(path, grid)
+    else:
+        folder = hub.fetch(weights)
+        what = f"{weights.partition('@')[0]}@{folder.name}"
+        arrays = _from_folder(folder, config, grid, what)
+    wrong = mismatches(describe(arrays), describe(expected))
+    if wrong:
+        raise UserError(
+            f"{what} does not fit the ViT of model.backbone ({'; '.join(wrong)}): "
+            "set its width, depth, patch, registers and swiglu to those of the file, or choose other weights"
+        )
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{what}: {name} holds values that are not finite; fetch it again")
+    return arrays, what
+
+
+def _looks_like_a_path(weights: str) -> bool:
+    return weights.startswith(("/", ".", "~")) or state_dicts.is_state_dict(weights)
+
+
+def _from_folder(
+    folder: Path, config: Mapping[str, Any], grid: tuple[int, int], what: str
+) -> dict[str, np.ndarray]:
+    found = read_architecture(folder / hub.CONFIG)
+    check_architecture(found, config, what)
+    # transformers resamples positions with antialias in the model with registers, and without in the plain one.
+    antialias = found["model_type"] == "dinov2_with_registers"
+    return _named(read_model_folder(folder), HUGGING_FACE, grid, antialias, what)
+
+
+def _from_timm(path: Path, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise UserError(f"model.backbone.weights: {path} is not there; give a folder or a file")
+    arrays = state_dicts.read(path)
+    if is_hugging_face(arrays):
+        raise UserError(
+            f"{path} is a file of Hugging Face's, which needs its {hub.CONFIG}: "
+            "set --config.model.backbone.weights to the folder that holds both"
+        )
+    return _named(arrays, TIMM, grid, True, str(path))
+
+
+def _named(arrays: dict, layout, grid, antialias: bool, what: str) -> dict[str, np.ndarray]:
+    try:
+        return vit_arrays(arrays, layout, grid, antialias)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

@@ -1,0 +1,149 @@
+"""DINOv2's arrays, as Hugging Face and as timm name them, under the names of `models/backbones.py:ViT`.
+
+Hugging Face keeps query, key and value apart. Positions are one grid, square, of the size of the pre-training; that of the
+class token, where the file has one, stands in front of it and is added to the class token here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, MutableMapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop.table import CONVOLUTION, LINEAR, NORM, RAW, KeyTable, Row
+
+TIMM_ROWS: list[Row] = [
+    ("patch_embed.proj", "embed", CONVOLUTION),
+    ("pos_embed", "position", RAW),
+    ("cls_token", "class_token", RAW),
+    ("reg_token", "registers", RAW),
+    ("blocks.{}.norm1", "blocks.{}.norm_attention", NORM),
+    ("blocks.{}.attn.qkv", "blocks.{}.qkv", LINEAR),
+    ("blocks.{}.attn.proj", "blocks.{}.out", LINEAR),
+    ("blocks.{}.ls1.gamma", "blocks.{}.scale_attention", RAW),
+    ("blocks.{}.norm2", "blocks.{}.norm_mlp", NORM),
+    ("blocks.{}.mlp.fc1", "blocks.{}.mlp.hidden", LINEAR),
+    ("blocks.{}.mlp.fc2", "blocks.{}.mlp.out", LINEAR),
+    ("blocks.{}.ls2.gamma", "blocks.{}.scale_mlp", RAW),
+]
+_HUGGING_FACE_ROWS: list[Row] = [
+    ("embeddings.patch_embeddings.projection", "embed", CONVOLUTION),
+    ("embeddings.position_embeddings", "position", RAW),
+    ("embeddings.cls_token", "class_token", RAW),
+    ("embeddings.register_tokens", "registers", RAW),
+    ("encoder.layer.{}.norm1", "blocks.{}.norm_attention", NORM),
+    ("encoder.layer.{}.attention.attention.query", "blocks.{}.query", LINEAR),
+    ("encoder.layer.{}.attention.attention.key", "blocks.{}.key", LINEAR),
+    ("encoder.layer.{}.attention.attention.value", "blocks.{}.value", LINEAR),
+    ("encoder.layer.{}.attention.output.dense", "blocks.{}.out", LINEAR),
+    ("encoder.layer.{}.layer_scale1.lambda1", "blocks.{}.scale_attention", RAW),
+    ("encoder.layer.{}.norm2", "blocks.{}.norm_mlp", NORM),
+    ("encoder.layer.{}.mlp.fc1", "blocks.{}.mlp.hidden", LINEAR),
+    ("encoder.layer.{}.mlp.fc2", "blocks.{}.mlp.out", LINEAR),
+    ("encoder.layer.{}.mlp.weights_in", "blocks.{}.mlp.hidden", LINEAR),  # SwiGLU
+    ("encoder.layer.{}.mlp.weights_out", "blocks.{}.mlp.out", LINEAR),
+    ("encoder.layer.{}.layer_scale2.lambda1", "blocks.{}.scale_mlp", RAW),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a kind of file names a ViT's arrays.
+
+    Attributes:
+        ignored: keys that a file may have and that features in front of the last LayerNorm do not need.
+    """
+
+    table: KeyTable
+    ignored: frozenset[str]
+
+
+TIMM = Layout(KeyTable(TIMM_ROWS), frozenset({"norm.weight", "norm.bias"}))
+HUGGING_FACE = Layout(
+    KeyTable(_HUGGING_FACE_ROWS),
+    frozenset({"embeddings.mask_token", "layernorm.weight", "layernorm.bias"}),
+)
+
+
+def vit_arrays(
+    state_dict: MutableMapping[str, np.ndarray],
+    layout: Layout,
+    grid: tuple[int, int],
+    antialias: bool,
+) -> dict[str, np.ndarray]:
+    """A file's arrays by our names, in float32, for images of `grid` patches.
+
+    Args:
+        state_dict: emptied, so that a large model is in memory once.
+        antialias: of the resampling of positions; see `resample_positions`.
+
+    Raises:
+        UserError: a key that is not in the layout, or positions that are no square grid.
+    """
+    unknown = [key for key in state_dict if layout.table.ours(key) is None]
+    unknown = [key for key in unknown if key not in layout.ignored]
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"unknown keys {', '.join(unknown[:3])}{more}, expected those of DINOv2")
+    arrays: dict[str, np.ndarray] = {}
+    for key in list(state_dict):
+        array = state_dict.pop(key)
+        if key not in layout.ignored:
+            name, transform = layout.table.ours(key)
+            arrays[name] = np.ascontiguousarray(transform.to_ours(array), np.float32)
+    _pack_projections(arrays)
+    if "position" in arrays and "class_token" in arrays:
+        _split_position(arrays)
+        arrays["position"] = resample_positions(arrays["position"], grid, antialias)
+    return arrays
+
+
+def _pack_projections(arrays: dict[str, np.ndarray]) -> None:
+    for name in [name for name in arrays if ".query." in name]:
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in arrays for part in names):  # otherwise they stay, and are told as left over
+            packed = np.concatenate([arrays.pop(part) for part in names], axis=-1)
+            arrays[name.replace(".query.", ".qkv.")] = packed
+
+
+def _split_position(arrays: dict[str, np.ndarray]) -> None:
+    position = arrays["position"]
+    if position.ndim == 3 and _is_square(position.shape[1] - 1) and position.shape[1] > 1:
+        arrays["class_token"] = arrays["class_token"] + position[:, :1]
+        arrays["position"] = position[:, 1:]
+
+
+def resample_positions(
+    position: Float[np.ndarray, "1 P C"], grid: tuple[int, int], antialias: bool
+) -> Float[np.ndarray, "1 M C"]:
+    """A square grid of positions at another size, bicubic, as each program does it; unchanged at its own size.
+
+    With antialias (timm, and DINOv2 with registers in transformers) the kernel's coefficient is -0.5; without (plain DINOv2 in
+    transformers) it is -0.75.
+
+    Raises:
+        UserError: the positions are no square grid.
+    """
+    if position.ndim != 3 or not _is_square(position.shape[1]):
+        raise UserError(
+            f"positions of shape {list(position.shape)}, expected those of a square grid of patches"
+        )
+    side, width = math.isqrt(position.shape[1]), position.shape[2]
+    if (side, side) == tuple(grid):
+        return position
+    method = "cubic" if antialias else "cubic-pytorch"
+    square = jnp.asarray(position).reshape(1, side, side, width)
+    resized = jax.image.resize(square, (1, *grid, width), method, antialias=antialias)
+    return np.asarray(resized).reshape(1, -1, width)
+
+
+def _is_square(count: int) -> bool:
+    return math.isqrt(count) ** 2 == count
+
+
+def is_hugging_face(state_dict: Mapping[str, np.ndarray]) -> bool:
+    return "embeddings.cls_token" in state_dict

@@ -1,0 +1,79 @@
+"""DINOv2's files from the Hugging Face Hub, kept in its cache (`HF_HOME`), so that they are fetched once."""
+
+import errno
+from pathlib import Path
+
+from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.interop.safetensors_files import INDEX, WHOLE, weight_files
+
+CONFIG = "config.json"
+# The commit of each, so that the same name means the same weights for good.
+REVISIONS = {
+    "facebook/dinov2-with-registers-small": "0d9846e56b43a21fa46d7f3f5070f0506a5795a9",
+    "facebook/dinov2-with-registers-base": "a1d738ccfa7ae170945f210395d99dde8adb1805",
+    "facebook/dinov2-with-registers-large": "e4c89a4e05589de9b3e188688a303d0f3c04d0f3",
+    "facebook/dinov2-with-registers-giant": "8d0d49f77fb8b5dd78842496ff14afe7dd4d85cb",
+    "facebook/dinov2-small": "ed25f3a31f01632728cabb09d1542f84ab7b0056",
+    "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+    "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
+    "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
+}
+
+
+def fetch(name: str) -> Path:
+    """The folder, named after the commit, that holds config.json and the weights of a repository.
+
+    What the cache has is not asked for again; with `HF_HUB_OFFLINE=1` nothing is asked for.
+
+    Args:
+        name: one of `REVISIONS`, and `@revision` behind it for another commit, branch or tag.
+
+    Raises:
+        UserError: an unknown repository or revision, or the Hub cannot be reached.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    repository, _, revision = name.partition("@")
+    if repository not in REVISIONS:
+        raise UserError(
+            f"model.backbone.weights is {name!r}: expected 'random', a folder, a .safetensors or .pth file of timm's, "
+            f"or one of {', '.join(REVISIONS)}{did_you_mean(repository, REVISIONS)}"
+        )
+    revision = revision or REVISIONS[repository]
+
+    def get(file: str) -> Path:
+        return Path(hf_hub_download(repository, file, revision=revision))
+
+    try:
+        folder = get(CONFIG).parent
+        try:
+            get(WHOLE)
+        except (
+            errors.LocalEntryNotFoundError
+        ):  # a kind of the next: not there, as nothing could be asked
+            raise
+        except errors.EntryNotFoundError:
+            get(INDEX)
+            for file in weight_files(folder):
+                get(file)
+    except UserError:
+        raise
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"{repository} has no revision {revision!r}; leave @revision out for {REVISIONS[repository]}"
+        ) from error
+    except Exception as error:  # each layer of the network has its own
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise
+        raise UserError(
+            f"{repository} cannot be fetched from the Hugging Face Hub ({_reason(error)}): where it can be reached, download "
+            f"{CONFIG} and {WHOLE} of revision {revision} into one folder, copy it here, and set "
+            "--config.model.backbone.weights to its path"
+        ) from error
+    return folder
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # the first says what happened
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
