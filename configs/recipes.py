@@ -132,6 +132,7 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
                 "log_every": 100,
                 "num_threads": 8,
                 "num_workers": 0,
+                "match_paper": False,  # as many slots for each sample as the one of its batch with the most boxes
             },
             "eval": {
                 "split": "validation",

@@ -5,11 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from fake_training import fake_training
+from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import build
 from smoothsa_jax.inputs.loader import evaluation_batches, filled_length, training_batches
 from smoothsa_jax.inputs.sprites import Sprites
+from smoothsa_jax.training.loop import _placed_ahead
 
 
 class Numbers:
@@ -123,3 +126,19 @@ def test_a_clip_shorter_than_asked_is_named(monkeypatch):
         with pytest.raises(UserError, match=message):
             for _ in range(4):
                 next(batches)
+
+
+@pytest.mark.parametrize("match_paper", [False, True])
+def test_slots_of_a_training_batch(match_paper):
+    """Each clip its own, or by the paper's way of filling a batch (method 7.2) as many as the fullest one has."""
+    source = Sprites(num_frames=1, min_objects=1, max_objects=4, num_samples=12)
+    batches = training_batches(source, 4, seed=0)
+    placed = _placed_ahead(batches, fake_training(ConfigDict({"seed": 0})), match_paper)
+    numbers = set()
+    for want, (got, _) in zip(training_batches(source, 4, seed=0), placed, strict=False):
+        found, own = np.asarray(got["slot_mask"]).sum(1), want["slot_mask"].sum(1)
+        np.testing.assert_array_equal(found, own.max() if match_paper else own)
+        numbers |= set(own.tolist())
+        if len(numbers) > 2:
+            break
+    np.testing.assert_array_equal(got["boxes"], want["boxes"])

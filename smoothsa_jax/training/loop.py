@@ -18,6 +18,7 @@ from smoothsa_jax.config import differences, from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.metrics import METRICS
+from smoothsa_jax.evaluation.predictions import paper_slot_mask
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.evaluation.scores import headline, scores_table
 from smoothsa_jax.inputs.build import DATASETS, build_dataset
@@ -195,7 +196,9 @@ def _train_steps(
     say("compiling the training step, once; later starts find it on the disk")
     closing = contextlib.closing
     with closing(log), closing(writer), closing(batches), guard.finishing_steps():
-        for batch, position in _placed_ahead(batches, training):
+        for batch, position in _placed_ahead(
+            batches, training, config.train.get("match_paper", False)
+        ):
             key = jax.random.fold_in(root, done)
             state, metrics = training.train_step(state, training.frozen, batch, key)
             done += 1
@@ -277,13 +280,18 @@ def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: Config
 
 
 def _placed_ahead(
-    batches: Batches, training: Training, ahead: int = 2
+    batches: Batches, training: Training, match_paper: bool = False, ahead: int = 2
 ) -> Iterator[tuple[dict[str, jax.Array], Any]]:
-    """Batches on the device, put there while the steps before them run, each with the position after it."""
+    """Batches on the device, put there while the steps before them run, each with the position after it.
+
+    With `match_paper` all samples of a batch have as many slots as the one with the most boxes.
+    """
     queue: deque[tuple[dict[str, jax.Array], Any]] = deque()
     while True:
         while len(queue) < ahead:
             batch = next(batches)
+            if match_paper:
+                batch = {**batch, "slot_mask": paper_slot_mask(batch)}
             queue.append((training.place(batch), copy.deepcopy(batches.get_state())))
         yield queue.popleft()
 
