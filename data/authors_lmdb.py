@@ -29,6 +29,7 @@ object taken for it.
 """
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,9 +90,12 @@ class AuthorsLmdb(Stills):
             with Records(path) as records:
                 keys = records.keys()
                 self._check_kind(path, records, keys)
+                first = records.digest(keys[0])
             per_shard = clips.PER_SHARD if self._has_clips() else stills.PER_SHARD
             found = shards_of(split, keys[: self.options.limit], per_shard)
-            jobs += [Job(job.split, (path, job.payload), job.num_items) for job in found]
+            # Keys are numbers in every file: its size and first record tell whether it is the same one.
+            which = (path, path.stat().st_size, first)
+            jobs += [Job(job.split, (*which, job.payload), job.num_items) for job in found]
             sources.append(path)
         if not jobs:
             looked_for = ", ".join(str(p) for split in splits for p in self._paths(split))
@@ -145,7 +149,7 @@ class AuthorsLmdb(Stills):
                 )
 
     def items(self, job: Job) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
-        path, keys = job.payload
+        path, _, _, keys = job.payload
         with Records(path) as records:
             for key in keys:
                 try:
@@ -234,10 +238,16 @@ class AuthorsLmdb(Stills):
             raise BadSample(
                 f"{where} has category {ids[0].max()}, expected 1 to {NUM_YTVIS}: it is not of YouTube-VIS"
             )
+        maps = [self._labels(data, where) for data in maps]
+        largest = max((int(labels.max(initial=0)) for labels in maps), default=0)
+        if largest > len(objects):
+            raise BadSample(
+                f"{where} has label {largest}, but tells the category of {len(objects)}; download the file again"
+            )
         example = clip_example(
             name,
             ((f"{where}, frame {t}", _bytes(data)) for t, data in enumerate(frames)),
-            (self._labels(data, where) for data in maps),
+            maps,
             self.options,
         )
         return {**example, "categories": objects.tolist()}
@@ -282,6 +292,7 @@ class Records:
             import lmdb
         except ModuleNotFoundError as error:
             raise _lacks("lmdb") from error
+        self._error = lmdb.Error
         try:
             # Without a lock: nobody writes to these files, and they may lie where nobody can.
             self._environment = lmdb.open(
@@ -324,12 +335,27 @@ class Records:
         """
         return self._value(key)
 
-    def _value(self, key: bytes) -> Any:
-        with self._environment.begin() as transaction:
-            data = transaction.get(key)
-        where = f"{self._path}, record {key.decode(errors='replace')}"
+    def digest(self, key: bytes) -> str:
+        """Tells apart what is stored under a key."""
+        return hashlib.sha256(self._bytes(key)).hexdigest()
+
+    def _bytes(self, key: bytes) -> bytes:
+        try:
+            with self._environment.begin() as transaction:
+                data = transaction.get(key)
+        except self._error as error:
+            raise BadSample(
+                f"{self._where(key)} cannot be read ({error}); download the file again"
+            ) from error
         if data is None:
-            raise BadSample(f"{where} is missing; download the file again")
+            raise BadSample(f"{self._where(key)} is missing; download the file again")
+        return data
+
+    def _where(self, key: bytes) -> str:
+        return f"{self._path}, record {key.decode(errors='replace')}"
+
+    def _value(self, key: bytes) -> Any:
+        data, where = self._bytes(key), self._where(key)
         try:
             return plain_pickle.loads(data)
         except plain_pickle.Refused as error:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.family import BadSample, Options
+from smoothsa_jax.inputs.colours import rgb_of
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is told in our own words
@@ -30,7 +31,7 @@ def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
         and "transparency" not in picture.info
     ):
         return data, picture.height, picture.width
-    pixels = _rgb(ImageOps.exif_transpose(picture))
+    pixels = rgb_of(ImageOps.exif_transpose(picture))
     if options.size is not None:
         pixels = resize_pixels(pixels, shorter_side(pixels.shape[0], pixels.shape[1], options.size))
     return png(pixels), pixels.shape[0], pixels.shape[1]
@@ -127,14 +128,3 @@ def _open(data: bytes, where: str, options: Options) -> Image.Image:
             f"{where} is no readable picture ({error}); download it again, or leave such samples out with --skip-bad"
         ) from error
     return picture
-
-
-def _rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I"):  # 16 bit, also where Pillow holds it as 32
-        values = np.asarray(picture).astype(np.int64)
-        grey = np.clip(values // 256 if values.max(initial=0) > 255 else values, 0, 255)
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-    return np.asarray(picture.convert("RGB"))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NoReturn
 
 from data.authors_lmdb import AuthorsLmdb
 from data.families import FAMILIES, family_of
@@ -85,22 +86,11 @@ def read_command_line(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", help="which data set; see below")
-    parser.add_argument("--source", required=True, help="what was downloaded")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--split", choices=SPLITS, help="only this one; default all there are")
-    parser.add_argument("--limit", type=int, help="samples of each split at most")
-    parser.add_argument("--size", type=int, help="resize the shorter side to so many pixels")
-    parser.add_argument("--keep", default="", help="further annotations, joined by commas")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out samples that cannot be read"
-    )
-    parser.add_argument(
-        "--max_pixels", type=int, default=Options.max_pixels, help="refuse larger pictures"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    name = next((a for a in arguments if not a.startswith("-")), None)
-    if name is not None and name not in known and not {"-h", "--help"} & set(arguments):
+    _add_options(parser)
+    finder = _Finder(parents=[early], add_help=False, allow_abbrev=False)
+    _add_options(finder, required=False)
+    name = finder.name_in(arguments)
+    if name is not None and name not in known:
         raise UserError(
             f"{name!r} is no data set{' in LMDB' if origin else ''}; choose one of {', '.join(known)}"
             f"{did_you_mean(name, known)}"
@@ -126,6 +116,37 @@ def read_command_line(
     )
     splits = (given.split,) if given.split else SPLITS
     return given.name, given.source, given.out, splits, given.workers, options
+
+
+def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Those of every data set."""
+    parser.add_argument("name", nargs=None if required else "?", help="which data set; see below")
+    parser.add_argument("--source", required=required, help="what was downloaded")
+    parser.add_argument("--out", required=required, type=Path, help="the folder to write")
+    parser.add_argument("--split", choices=SPLITS, help="only this one; default all there are")
+    parser.add_argument("--limit", type=int, help="samples of each split at most")
+    parser.add_argument("--size", type=int, help="resize the shorter side to so many pixels")
+    parser.add_argument("--keep", default="", help="further annotations, joined by commas")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out samples that cannot be read"
+    )
+    parser.add_argument(
+        "--max_pixels", type=int, default=Options.max_pixels, help="refuse larger pictures"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+
+
+class _Finder(argparse.ArgumentParser):
+    """Finds the name of the data set, whose own options are not known before."""
+
+    def name_in(self, arguments: Sequence[str]) -> str | None:
+        try:
+            return self.parse_known_args(arguments)[0].name
+        except ValueError:
+            return None  # the real parser says what is wrong
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def prepare(

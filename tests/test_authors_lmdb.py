@@ -218,6 +218,14 @@ def test_the_command_line(tmp_path, capsys):
     assert [found["file"] for found in manifest["sources"]] == ["train.lmdb", "val.lmdb"]
     assert prepare.main([*arguments, "--limit=3"]) == 0
     assert "is prepared already" in capsys.readouterr().out
+    # Of the same names, counts and keys, and another file all the same.
+    other = write(tmp_path / "y" / "train.lmdb", [clevrtex(maps(3)[0]) for _ in range(5)])
+    write(other / "val.lmdb", [clevrtex(maps(2)[0])])
+    assert prepare.main([*arguments[:3], f"--source={other}", arguments[4], "--limit=3"]) == 2
+    assert "was made of other samples than --source" in capsys.readouterr().err
+    # The name may stand anywhere.
+    late = ["--from", "lmdb", "--source", str(source), "clevrtex", "--out", str(tmp_path / "late")]
+    assert prepare.main([*late, "--workers=1"]) == 0
     assert prepare.main(["davis_2017", *arguments[1:]]) == 2
     assert "'davis_2017' is no data set in LMDB; choose one of coco" in capsys.readouterr().err
 
@@ -244,6 +252,20 @@ def test_files_that_are_no_lmdb_or_cut_off(tmp_path):
     assert "train.lmdb is cut off" in refuses("clevrtex", tmp_path / "y")
 
 
+def test_a_damaged_page_is_told(tmp_path):
+    source = write(tmp_path / "x" / "train.lmdb", [clevrtex(maps(2)[0]) for _ in range(5)])
+    path = source / "train.lmdb"
+    whole, told = path.read_bytes(), 0
+    for page in range(2, len(whole) // 4096):
+        path.write_bytes(whole[: 4096 * page] + bytes(4096) + whole[4096 * (page + 1) :])
+        try:
+            prepare.prepare("clevrtex", str(source), tmp_path / str(page), ("train",), FROM)
+        except UserError as error:
+            told += 1
+            assert "\n" not in str(error)
+    assert told
+
+
 def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
     samples = [clevrtex(maps(2)[0]) for _ in range(3)]
     cut = write(tmp_path / "x" / "train.lmdb", samples, change=lambda data: data[:-20])
@@ -253,6 +275,8 @@ def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
     half = {**samples[0], "segment": samples[0]["segment"][:10]}
     bad = write(tmp_path / "z" / "y" / "train.lmdb", [samples[0], half])
     assert "record 000001 is no readable picture" in refuses("clevrtex", bad)
+    more = write(tmp_path / "v" / "y" / "train.lmdb", [ytvis(maps(4))])
+    assert "record 000000 has label 3, but tells the category of 2" in refuses("ytvis_hq", more)
     clip = {**ytvis(maps(3)), "clazz": np.zeros((2, 1), np.uint8)}
     bad = write(tmp_path / "w" / "y" / "train.lmdb", [clip])
     assert "record 000000 has 4 frames, 4 label maps and categories for 2" in refuses(

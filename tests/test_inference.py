@@ -77,7 +77,7 @@ def test_what_is_found_has_the_shape_of_what_was_given(gaussian, video):
 def test_pictures_may_be_handed_in_in_many_ways(gaussian, video, tmp_path):
     picture = video[0]
     Image.fromarray(picture).save(tmp_path / "a.png")
-    alpha = np.concatenate([picture, picture[..., :1]], axis=-1)
+    alpha = np.concatenate([picture, np.full_like(picture[..., :1], 255)], axis=-1)
     expected = gaussian.segment(picture)
     for same in (
         tmp_path / "a.png",
@@ -90,9 +90,21 @@ def test_pictures_may_be_handed_in_in_many_ways(gaussian, video, tmp_path):
         (picture / 255.0).astype(np.float32),
     ):
         assert_close(gaussian.segment(same), expected, rtol=0)
+    alpha[:10, :, 3] = 0
+    black = picture.copy()
+    black[:10] = 0
+    for same in (alpha, Image.fromarray(alpha)):
+        assert_close(gaussian.segment(same), gaussian.segment(black), rtol=0)
     grey = gaussian.segment(np.repeat(picture[..., :1], 3, axis=-1))
     for same in (picture[..., 0], picture[..., :1], Image.fromarray(picture[..., 0])):
         assert_close(gaussian.segment(same), grey, rtol=0)
+    deep = picture[..., 0].astype(np.uint16) * 256 + 7
+    deep[0, 0] = 65535
+    for same, like in (
+        (Image.fromarray(deep), (deep // 256).astype(np.uint8)),
+        (Image.fromarray((picture[..., 0] / 255).astype(np.float32)), picture[..., 0]),
+    ):
+        assert_close(gaussian.segment(same), gaussian.segment(like), rtol=0)
     turned = Image.fromarray(picture)
     exif = turned.getexif()
     exif[0x112] = 6  # to be shown turned by a quarter
@@ -210,6 +222,12 @@ def test_what_is_found_can_be_drawn(gaussian, video, tmp_path):
         assert gif.n_frames == 5
     with Image.open(tmp_path / "one.png") as png:
         assert png.width > 60 and png.height > 40
+    ssa.draw(video[None], gaussian.segment(video[None]), tmp_path / "videos.png")
+    ssa.draw(iter(video), list(gaussian.stream(video)), tmp_path / "stream.gif")
+    other = gaussian.segment(video[0, :10])
+    for found in ([], [gaussian.segment(video[0]), other]):
+        with pytest.raises(UserError, match="expected one: draw one call"):
+            ssa.draw(video[:2], found, tmp_path / "no.png")
     with pytest.raises(UserError, match="expected one of .png, .gif"):
         ssa.draw(video[0], gaussian.segment(video[0]), tmp_path / "one.tiff")
 

@@ -199,7 +199,7 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match=r"\(2, 3, 8, 8\).*\(2, 3, 16, 16\)"):
         score_batch(masks, np.zeros((2, 3, 16, 16), np.uint8))
     with pytest.raises(UserError, match="segment number 5, expected less than 4"):
-        score_batch(masks + 5, masks, num_slots=4)
+        contingency(masks + 5, masks, num_predicted=4)
     with pytest.raises(UserError, match="integer"):
         score_batch(masks.astype(np.float32), masks)
     with pytest.raises(UserError, match="from -1 to 0"):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from prepared_folders import blobs, png, write_folder
 from scipy.ndimage import maximum_filter, minimum_filter
 
+from smoothsa_jax.config import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT, encoded
 from smoothsa_jax.inputs.build import build_dataset
@@ -339,6 +340,15 @@ def test_evaluation_sees_each_sample_once(folder):
     assert len(videos) == 8
     for index, video in enumerate(videos):
         np.testing.assert_array_equal(video, source[index]["video"])
+
+
+def test_a_split_that_is_missing_is_told_before_training(tmp_path):
+    config = load_config("configs/movi_c.py:smoke")
+    rng = np.random.default_rng(0)
+    config.data.folder = str(write_folder(tmp_path / "a", [blobs(rng, 6, 64, 64, 2)]))
+    with pytest.raises(UserError, match="has no split 'validation'; it has: train"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_whole_videos_of_different_lengths_are_filled_up(tmp_path):

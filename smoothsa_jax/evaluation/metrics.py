@@ -157,7 +157,6 @@ def score_batch(
     predicted: np.ndarray,
     segmentations: np.ndarray,
     *,
-    num_slots: int | None = None,
     match_paper: bool = False,
     background_column_always: bool = False,
 ) -> dict[str, np.ndarray]:
@@ -173,7 +172,6 @@ def score_batch(
     Args:
         predicted: (B, H, W) or (B, T, H, W) slot numbers.
         segmentations: the same shape, 0 background, 1.. objects, 255 in no segment.
-        num_slots: only to check the range of `predicted`; it changes no score.
         match_paper: the authors' wrapping ARI and their choice of the column for FG-ARI.
         background_column_always: see above; without effect unless `match_paper`.
 
@@ -184,7 +182,16 @@ def score_batch(
     Raises:
         UserError: shapes differ or a number is out of range.
     """
-    counts = contingency(predicted, segmentations, num_slots)
+    counts = contingency(predicted, segmentations)
+    return score_counts(
+        counts, match_paper=match_paper, background_column_always=background_column_always
+    )
+
+
+def score_counts(
+    counts: Contingency, *, match_paper: bool = False, background_column_always: bool = False
+) -> dict[str, np.ndarray]:
+    """All metrics from counts; see `score_batch`."""
     if counts.true_area.shape[1] == 0:
         return {name: np.full(len(counts.table), np.nan) for name in METRICS}
     column = np.zeros(len(counts.table), np.int64)

@@ -10,7 +10,13 @@ import numpy as np
 
 from smoothsa_jax.evaluation import baselines
 from smoothsa_jax.evaluation.masks import masks_from_attention
-from smoothsa_jax.evaluation.metrics import METRICS, score_batch
+from smoothsa_jax.evaluation.metrics import (
+    METRICS,
+    Contingency,
+    contingency,
+    score_batch,
+    score_counts,
+)
 from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
 
 
@@ -84,14 +90,18 @@ def evaluate(
     names: list[str] = []
     samples: list[dict[str, np.ndarray]] = []
     for batch, number, masks in predictions(masks_of, batches, seeds):
-        masks = {paper: np.asarray(x) for paper, x in masks.items()}
+        of_host = {id(x): np.asarray(x) for x in masks.values()}
+        masks = {paper: of_host[id(x)] for paper, x in masks.items()}
         for b in scored(batch):
             length = _length(batch, b)
             labels = np.asarray(batch["segmentations"][b][:length])
+            counts: dict[int, Contingency] = {}  # once where both protocols have the same masks
             for paper in protocols:
-                scores = score_batch(
-                    masks[paper][b][None, :length],
-                    labels[None],
+                if id(masks[paper]) not in counts:
+                    predicted = masks[paper][b][None, :length]
+                    counts[id(masks[paper])] = contingency(predicted, labels[None])
+                scores = score_counts(
+                    counts[id(masks[paper])],
                     match_paper=paper,
                     background_column_always=background_column_always,
                 )

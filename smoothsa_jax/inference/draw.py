@@ -1,21 +1,21 @@
 """Pictures of what a model found."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet
-from smoothsa_jax.inference.frames import Picture, as_frame, as_frames
+from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, is_picture
 from smoothsa_jax.inference.segmentation import Segmentation
 
 FORMATS = (".png", ".gif")
 
 
 def draw(
-    pictures: Picture | Sequence[Picture],
+    pictures: Picture | Iterable[Picture],
     found: Segmentation | Sequence[Segmentation],
     path: str | os.PathLike,
 ) -> None:
@@ -28,16 +28,23 @@ def draw(
             all.
 
     Raises:
-        UserError: another suffix, or masks that do not fit the pictures.
+        UserError: another suffix, no result, or masks that do not fit the pictures.
     """
     if Path(path).suffix.lower() not in FORMATS:
         raise UserError(
             f"{path} ends with {Path(path).suffix!r}, expected one of {', '.join(FORMATS)}"
         )
     results = [found] if isinstance(found, Segmentation) else list(found)
+    shapes = sorted({result.masks.shape for result in results})
+    if len(shapes) != 1:
+        raise UserError(
+            f"what was found has masks of shapes {', '.join(map(str, shapes)) or 'none'}, expected one: draw one call of "
+            "`segment`, or the list of what `stream` gave"
+        )
     masks = np.stack([result.masks for result in results])
     masks = masks.reshape(-1, *masks.shape[-2:])
-    many = getattr(pictures, "ndim", None) == 4 or isinstance(pictures, list | tuple)
-    frames = as_frames(pictures) if many else as_frame(pictures)[None]
+    if getattr(pictures, "ndim", None) == 5:
+        pictures = np.asarray(pictures).reshape(-1, *pictures.shape[2:])
+    frames = as_frame(pictures)[None] if is_picture(pictures) else as_frames(pictures)
     write = animation if Path(path).suffix.lower() == ".gif" else contact_sheet
     write(frames, None, {"slots": masks}, path)

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.colours import rgb_of
 
 Picture = Any  # a NumPy or JAX array, a PIL image, or the path of an image file
 
@@ -18,7 +19,8 @@ def as_frame(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
 
     Args:
         picture: an array (H,W), (H,W,1), (H,W,3) or (H,W,4), uint8 in 0..255 or floats in 0..1; a PIL image of any mode; or
-            the path of an image, which is turned upright as its EXIF says. Grey is repeated, alpha is dropped.
+            the path of an image, which is turned upright as its EXIF says. Grey is repeated, transparency
+            is laid on black.
 
     Raises:
         UserError: another shape, type or range, NaN, or a file that cannot be read.
@@ -26,7 +28,10 @@ def as_frame(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(picture, str | os.PathLike):
         picture = _opened(picture)
     if isinstance(picture, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode != "F":
+            return rgb_of(picture)
+        picture = np.asarray(picture)
     array = np.asarray(picture)
     if array.ndim == 2:
         array = array[..., None]
@@ -34,8 +39,15 @@ def as_frame(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(
             f"a picture has shape {np.shape(picture)}, expected (height, width), or with 1, 3 or 4 channels last"
         )
-    array = _as_uint8(array[..., :3])
+    array = _as_uint8(array)
+    if array.shape[-1] == 4:
+        return rgb_of(Image.fromarray(array))
     return np.broadcast_to(array, (*array.shape[:2], 3)) if array.shape[-1] == 1 else array
+
+
+def is_picture(pictures: Any) -> bool:
+    """Whether one picture was given, not several."""
+    return isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
 
 
 def as_frames(pictures: Iterable[Picture]) -> UInt8[np.ndarray, "T H W 3"]:

@@ -1,4 +1,4 @@
-"""Finds trained models: in a workdir, among those that come with the package, or by the name of an authors' release."""
+"""Finds trained models: in a workdir, in a folder that was saved, or among those that come with the package."""
 
 import json
 import os

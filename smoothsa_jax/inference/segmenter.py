@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
-from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames
+from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
 from smoothsa_jax.inference.model_files import save_model
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
@@ -170,11 +170,10 @@ class Segmenter:
         self, pictures: Picture | Sequence[Picture], video: bool
     ) -> tuple[np.ndarray, tuple[int, ...]]:
         """(B, T, H, W, 3), and which of B and T the result shows."""
-        ndim = getattr(pictures, "ndim", None)
-        if ndim == 5:
+        if getattr(pictures, "ndim", None) == 5:
             frames = np.stack([as_frames(clip) for clip in pictures])
             return frames, frames.shape[:2]
-        if ndim == 4 or isinstance(pictures, list | tuple):
+        if not is_picture(pictures):
             frames = as_frames(pictures)
             return (frames[None] if video else frames[:, None]), (len(frames),)
         if video:

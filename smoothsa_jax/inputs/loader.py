@@ -254,4 +254,7 @@ def evaluation_batches(
 
 
 def _read_options(num_threads: int, prefetch: int) -> Any:
-    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    return grain.ReadOptions(
+        num_threads=num_threads,
+        prefetch_buffer_size=max(prefetch, num_threads),  # more threads than that would not run
+    )

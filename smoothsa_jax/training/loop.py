@@ -87,6 +87,11 @@ def check(
     config: ConfigDict, batches: tuple[str, ...] = ("train.batch_size", "eval.batch_size")
 ) -> None:
     """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation.validate`."""
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} processes were started together, and a run takes one so far: start one process, which uses "
+            "all devices of its machine"
+        )
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
     names |= {"data.name": DATASETS, "checkpoint.best_metric": (*task_of(config).metrics, *trained)}
@@ -154,6 +159,11 @@ def _train_steps(
 ) -> TrainState:
     """Do the steps that are missing; the state after the last one."""
     num_steps, done, means = config.train.num_steps, 0, _Means()
+    task = task_of(config)
+    validates = config.checkpoint.get("best_metric") in task.metrics
+    # Asked for now: a split that is missing should not be told after hours of training.
+    for split in {config.eval.split, *(("validation",) if validates else ())}:
+        scoring.source_of_split(config, split, None)
     source = _training_source(config)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     batches = training_batches(
@@ -181,8 +191,6 @@ def _train_steps(
         best_mode=config.checkpoint.get("best_mode", "min"),
     )
     log = RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
-    task = task_of(config)
-    validates = config.checkpoint.get("best_metric") in task.metrics
     root = jax.random.key(config.seed)
     # Of the step before, still on the device: read while the device works on the next one.
     waiting: tuple[int, dict[str, jax.Array]] | None = None

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.recognition import (
     RecognitionEvaluation,
     evaluate_recognition,
@@ -22,6 +21,8 @@ from smoothsa_jax.training.scoring import (
     SCORES_FILE,
     VALIDATION_SAMPLES,
     batches_of_split,
+    protocol_of,
+    writing_to,
 )
 
 
@@ -59,14 +60,8 @@ def report(
         "baselines": baselines,
         "split": settings.split,
         "protocol": {
-            "seeds": seeds,
-            "num_samples": len(found.names),
-            "num_frames": settings.get("num_frames"),
-            "batch_size": settings.batch_size,
-            "queries": config.model.initializer.name,
-            "masks": "slot attention",
+            **protocol_of(config, len(found.names), "slot attention"),
             "mean_over": "matches",
-            "match_paper": paper,
         },
         "step": int(step),
     }
@@ -74,13 +69,9 @@ def report(
     if found.paper_counts is not None:
         scores["match_paper"] = {"metrics": summarise_seeds(scores_of_counts(found.paper_counts))}
         rows += scored_by_seeds("SmoothSA", "match_paper", seeds, found.paper_counts)
-    try:
+    with writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
-    except OSError as error:
-        raise UserError(
-            f"scores cannot be written to {workdir}: {error.strerror}; mend that and use --mode=evaluate"
-        ) from error
     return scores
 
 

@@ -1,5 +1,6 @@
 """Scores of given weights on a split, with the baselines and the pictures that belong to a report."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from smoothsa_jax.evaluation.scores import (
     write_scores,
 )
 from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.loader import evaluation_batches
+from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training.step import Training
 
@@ -75,13 +76,7 @@ def report(
         baselines = _baselines(config, training, samples)
         rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
     protocol = {
-        "seeds": seeds,
-        "num_samples": len(found.names),
-        "num_frames": settings.get("num_frames"),
-        "batch_size": settings.batch_size,
-        "queries": config.model.initializer.name,
-        "masks": "decoder attention",
-        "match_paper": paper,
+        **protocol_of(config, len(found.names), "decoder attention"),
         "background_column_always": settings.get("background_column_always", False),
     }
     scores = build_scores(
@@ -92,7 +87,7 @@ def report(
         step=step,
         paper_per_sample=found.paper_scores,
     )
-    try:
+    with writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
         for number, sample in enumerate(found.samples):
@@ -100,11 +95,32 @@ def report(
             contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{settings.split}_{number:02d}.png")
             if len(sample["video"]) > 1:
                 animation(*clip, workdir / PICTURES_FOLDER / f"{settings.split}_{number:02d}.gif")
+    return scores
+
+
+def protocol_of(config: ConfigDict, num_samples: int, masks: str) -> dict[str, Any]:
+    """How a split is scored, for `scores.json`."""
+    settings = config.eval
+    return {
+        "seeds": tuple(settings.seeds),
+        "num_samples": num_samples,
+        "num_frames": settings.get("num_frames"),
+        "batch_size": settings.batch_size,
+        "queries": config.model.initializer.name,
+        "masks": masks,
+        "match_paper": settings.get("match_paper", False),
+    }
+
+
+@contextlib.contextmanager
+def writing_to(workdir: Path) -> Iterator[None]:
+    """Within it a disk that is full, or alike, is told in one line."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"scores cannot be written to {workdir}: {error.strerror}; mend that and use --mode=evaluate"
         ) from error
-    return scores
 
 
 def _baselines(
@@ -148,20 +164,29 @@ def _evaluate(
     )
 
 
-def batches_of_split(
-    config: ConfigDict, split: str, num_samples: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches that a split is scored on."""
+def source_of_split(config: ConfigDict, split: str, num_samples: int | None) -> Source:
+    """The samples that a split is scored on.
+
+    Raises:
+      UserError: there is no such split, or an option does not fit.
+    """
     # What is set for training only does not reach the evaluation.
     data = {key: value for key, value in config.data.items() if key not in ("num_samples", "keep")}
     options = {"num_slots": config.model.slot_attention.num_slots, "num_samples": num_samples}
     frames = config.eval.get("num_frames")
     if frames is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else frames
+    return build_dataset(data, split, **options)
+
+
+def batches_of_split(
+    config: ConfigDict, split: str, num_samples: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches that a split is scored on."""
     return evaluation_batches(
-        build_dataset(data, split, **options),
+        source_of_split(config, split, num_samples),
         config.eval.batch_size,
-        fill_lengths=frames == WHOLE_CLIPS,
+        fill_lengths=config.eval.get("num_frames") == WHOLE_CLIPS,
         num_threads=config.train.get("num_threads", 1),
     )
 
