@@ -10,7 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nearly all the time of these tests is the compiler's; with this it is a fifth. `XLA_FLAGS= pytest` compiles as users do.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
-    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+    # The machine code of a program in one piece: less to do in all, and there are as many test processes as cores.
+    QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
 import jax  # noqa: E402

@@ -13,8 +13,9 @@ from raw_clips import hq_source, movi_source, ytvis_2022
 from raw_stills import clevrtex_source, coco_source, voc_source
 
 from data import prepare
-from smoothsa_jax.config import load_config
+from smoothsa_jax.config import load_config, to_json
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
+from smoothsa_jax.training import loop
 from smoothsa_jax.training.loop import check
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.step import build_training
@@ -183,6 +184,27 @@ def go_on_and_evaluate(name: str, whole: Path, cut: Path, *settings: str) -> Non
     (cut / "scores.json").unlink()
     assert here("--mode=evaluate", f"--workdir={cut}") == 0
     assert (cut / "scores.json").read_bytes() == scores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """A run that goes on, and one that is only scored, find the functions of the first one compiled: most of the time."""
+
+    def once(build):
+        made = {}
+
+        def built(config):
+            key = to_json(config)
+            if key not in made:
+                made[key] = build(config)
+            return made[key]
+
+        return built
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("build_training", "build_recognition"):
+            patch.setattr(loop, name, once(getattr(loop, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
