@@ -516,9 +516,8 @@ class Recorded:
         return definition, params, frozen
 
 
-def compare_outputs(file: Golden, case: Recorded, recorded: Mapping[str, np.ndarray]) -> None:
-    """Compares all outputs of the model that has the `recorded` arrays."""
-    definition, params, frozen = case.build(recorded)
+def compare_outputs(file: Golden, case: Recorded, definition, params, frozen) -> None:
+    """Compares all outputs of the model that has these arrays."""
 
     @jax.jit
     def run(params, frozen):
@@ -563,7 +562,7 @@ def same_but_for_ties(masks, recorded, attention, tolerance: float) -> None:
 def test_model(name):
     with golden(f"model_{name}", parts=("out/",)) as file:
         case = Recorded(file)
-        compare_outputs(file, case, case.recorded)
+        compare_outputs(file, case, *case.build(case.recorded))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -578,7 +577,7 @@ def test_model_from_a_torch_file(name):
         for key, array in state_dict.items():
             assert array.dtype == case.recorded[key].dtype
             np.testing.assert_array_equal(array, case.recorded[key], err_msg=key)
-        compare_outputs(file, case, state_dict)
+        compare_outputs(file, case, *case.build(state_dict))
 
 
 def trajectory_config(name: str, case: Recorded, rates: np.ndarray) -> ConfigDict:

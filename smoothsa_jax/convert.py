@@ -1,0 +1,127 @@
+"""The authors' PyTorch checkpoints to workdirs of this program, and back.
+
+    python -m smoothsa_jax.convert IN.pth runs/coco --config=coco    a state dict -> a workdir for main.py
+    python -m smoothsa_jax.convert runs/coco OUT.pth                 the newest checkpoint of a workdir -> a state dict
+
+A state dict is a .pth file (needs PyTorch) or a .safetensors file. Which config one belongs to is found out from its keys and shapes;
+where several fit, choose with --config: a name in configs/, or a config file with any --config.key=value.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from smoothsa_jax.config import config_from_command_line, load_config, split_command_line
+from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.interop import state_dicts
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line (without the program's name) and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m smoothsa_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="IN", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    try:
+        for_config, others = split_command_line(arguments)
+        given = parser.parse_args(others)
+        if given.source.is_dir() and state_dicts.is_state_dict(given.target):
+            to_file(given.source, given.target, given.overwrite)
+        elif not given.source.is_dir() and not state_dicts.is_state_dict(given.target):
+            to_workdir(given.source, given.target, for_config)
+        else:
+            raise UserError(
+                f"from {given.source} to {given.target}: expected a state dict ({', '.join(state_dicts.SUFFIXES)}) and a new "
+                "folder, or a workdir and the name of a state dict"
+            )
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def to_workdir(source: Path, target: Path, for_config: Sequence[tuple[str, str | None]]) -> None:
+    state_dict = state_dicts.read(source)
+
+    from smoothsa_jax.training import conversion, runtime
+    from smoothsa_jax.training.loop import say
+
+    runtime.start(say)
+    configs = _chosen(for_config) or _recipes()
+    try:
+        names = conversion.configs_of(state_dict, configs)
+        if len(names) > 1:
+            raise UserError(
+                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose the one it was trained with, "
+                f"such as --config={names[0]}"
+            )
+        conversion.write_workdir(state_dict, configs[names[0]], target)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    print(f"{source}: {len(state_dict)} keys, each used once; now a run of {names[0]} in {target}")
+    print(f"evaluate     python main.py --mode=evaluate --workdir={target}")
+
+
+def to_file(source: Path, target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; give another name, or --overwrite to replace it")
+
+    from smoothsa_jax.evaluation.atomic import atomic_file
+    from smoothsa_jax.training import conversion, runtime
+    from smoothsa_jax.training.loop import say
+
+    runtime.start(say)
+    state_dict = conversion.read_workdir(source, warn=lambda text: say(f"warning: {text}"))
+    with atomic_file(target) as temporary:
+        state_dicts.write(temporary, state_dict)
+    print(f"{source}: {len(state_dict)} keys, now in {target}")
+
+
+def _chosen(for_config: Sequence[tuple[str, str | None]]) -> dict:
+    """The config that the command line names, if it does."""
+    if not for_config:
+        return {}
+    given = next((value for name, value in for_config if name == "config"), None)
+    if given is None:
+        raise UserError("--config.key=value changes a config; name it with --config")
+    spec = given
+    if not given.partition(":")[0].endswith(".py"):
+        names = sorted(path.stem for path in CONFIGS.glob("*.py"))
+        if given.partition(":")[0] not in names:
+            raise UserError(
+                f"--config={given} is no config of {CONFIGS}{did_you_mean(given, names)}; give a name there, or a file"
+            )
+        name, colon, variant = given.partition(":")
+        spec = f"{CONFIGS / name}.py{colon}{variant}"
+    others = [("config", spec), *(pair for pair in for_config if pair[0] != "config")]
+    return {given: config_from_command_line(others, spec)}
+
+
+def _recipes() -> dict:
+    """Every config in configs/ whose model the authors' program has."""
+    recipes = {}
+    for path in sorted(CONFIGS.glob("*.py")):
+        if "def get_config" in path.read_text():
+            config = load_config(str(path))
+            if config.model.backbone.name == "vit":
+                recipes[path.stem] = config
+    if not recipes:
+        raise UserError(f"no configs found in {CONFIGS}; give the config file with --config")
+    return recipes
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
