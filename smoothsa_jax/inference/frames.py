@@ -26,7 +26,10 @@ def as_frame(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(picture, str | os.PathLike):
         picture = _opened(picture)
     if isinstance(picture, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):  # Pillow would cut it off at 255
+            picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+        return np.asarray(picture.convert("RGB"))
     array = np.asarray(picture)
     if array.ndim == 2:
         array = array[..., None]
