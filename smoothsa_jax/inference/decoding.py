@@ -54,11 +54,12 @@ def _messages(path: str) -> Iterator[tuple]:
         for frame in _frames(container, stream, damaged):
             found += 1
             yield "frame", frame
-        if declared and found < 0.95 * declared - 1 or damaged:
-            missing = f"{found} of {declared} frames" if declared else f"{found} frames"
+        missing = ""
+        if damaged or (declared and found < 0.95 * declared - 1):
+            of = f" of {declared}" if declared and declared >= found else ""
             why = f" ({damaged[0]})" if damaged else ""
-            yield "end", f"{missing} could be read, the file is cut or damaged{why}"
-        yield "end", ""
+            missing = f"{found}{of} frames could be read, the file is cut or damaged{why}"
+        yield "end", missing
 
 
 def _frames(container, stream, damaged: list[str]) -> Iterator[np.ndarray]:
@@ -78,6 +79,8 @@ def _frames(container, stream, damaged: list[str]) -> Iterator[np.ndarray]:
             damaged.append(error.strerror)
             continue
         for frame in frames:
+            if frame.is_corrupt:
+                damaged.append("parts of frames are missing")
             pixels = frame.to_ndarray(format="rgb24")
             # Telephones film sideways and note by how much.
             yield np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))

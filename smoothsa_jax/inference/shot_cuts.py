@@ -1,8 +1,12 @@
 """Where a video cuts to another scene: the slots of the scene before are of no use there, a new first frame is."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from smoothsa_jax.errors import UserError
 
 # Midway between moving on and cutting, on sprites: benchmarks/shot_cuts.py, docs/predict.md.
 DEFAULT_THRESHOLD = 0.5
@@ -22,3 +26,22 @@ def feature_distance(
     spread = sum(x.var(axis=-2).sum(-1) for x in (before, after))
     # Two frames of one plain colour each: no spread, and any difference is a cut.
     return difference / jnp.maximum(spread, 1e-6)
+
+
+def threshold_from(text: str | None) -> float | None:
+    """The threshold that `--shot-cuts` gives: None without the flag, "default" for the flag alone.
+
+    Raises:
+        UserError: it is no number above 0.
+    """
+    if text is None:
+        return None
+    try:
+        threshold = DEFAULT_THRESHOLD if text == "default" else float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 < threshold < math.inf:
+        raise UserError(
+            f"--shot-cuts={text}: expected a number above 0, such as {DEFAULT_THRESHOLD:g}"
+        )
+    return threshold

@@ -49,6 +49,8 @@ class Video:
         self.missing = ""
         if not path.exists():
             raise UserError(f"{path} is not there; give the path of a video")
+        if path.is_file() and not path.stat().st_size:
+            raise self._error("the file is empty")
         receiver, sender = os.pipe()
         # The package need not be installed for the child to find it.
         root = str(Path(smoothsa_jax.__file__).parent.parent)
