@@ -1,10 +1,19 @@
-"""Train and evaluate SmoothSA.
+"""Train and evaluate SmoothSA, and find the objects in pictures and videos with it.
 
     python main.py                                      train on sprites, evaluate, write runs/sprites
     python main.py --config=configs/sprites.py:smoke    another config or variant
     python main.py --config.train.num_steps=500         another value of any key of the config
     python main.py --workdir=runs/mine                  another folder; default runs/<name of the config>
     python main.py --mode=evaluate --workdir=runs/mine  score a trained run; needs no --config
+    python main.py --mode=predict --workdir=runs/mine --input=clip.mp4 --output=found
+
+--workdir of --mode=predict: a trained run, a folder of a saved model, or the name of a model that comes with the package.
+    --input=PATH|GLOB|FOLDER    pictures, videos (mp4, webm, gif, ...), folders of frames
+    --output=DIR                a folder of results for each input; finished ones are skipped, with --overwrite made anew
+    --folders=video|pictures    what folders of pictures are; default: videos where they are numbered evenly
+    --boxes=FILE.json           for models that start from boxes: {"clip.mp4": [[left, top, right, bottom], ...], ...}
+    --num_slots=N --seed=N      slots and random queries of models with Gaussian queries
+    --shot-cuts[=THRESHOLD]     starts slots anew where a video cuts to another scene
 
 The same command goes on where a stopped or killed run was. Exit status: 0 done; 2 something to mend, told in one line;
 130 stopped by Ctrl-C and 143 by SIGTERM, after saving.
@@ -15,9 +24,10 @@ from pathlib import Path
 
 from absl import flags
 
-from smoothsa_jax.config import config_from_command_line, split_command_line
+from smoothsa_jax.config import Overrides, config_from_command_line, split_command_line
 from smoothsa_jax.errors import UserError
 
+PREDICT_FLAGS = "input output boxes num_slots seed shot_cuts overwrite folders".split()
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
 
 
@@ -41,18 +51,23 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     for_config, others = split_command_line(arguments)
-    mode, workdir = read_flags(others)
+    given = read_flags(others)
+    if given.mode == "predict":
+        return run_predict(given, for_config)
+    for name in PREDICT_FLAGS:
+        if given[name].present:
+            raise UserError(f"--{name} belongs to --mode=predict; leave it out, or add that")
     names_config = any(name == "config" for name, _ in for_config)
     # A mistyped override is told at once; JAX takes a second to import.
-    needs_config = mode == "train" or names_config or workdir is None
+    needs_config = given.mode == "train" or names_config or given.workdir is None
     config = config_from_command_line(for_config, DEFAULT_CONFIG) if needs_config else None
-    folder = Path("runs") / config.name if workdir is None else Path(workdir)
+    folder = Path("runs") / config.name if given.workdir is None else Path(given.workdir)
 
     from smoothsa_jax.training import loop, runtime
 
     runtime.start(loop.say)
     try:
-        if mode == "train":
+        if given.mode == "train":
             loop.train(config, folder)
         elif names_config:
             loop.evaluate(folder, lambda stored: config)
@@ -63,26 +78,61 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def read_flags(arguments: list[str]) -> tuple[str, str | None]:
-    """The values of --mode and --workdir."""
-    values = flags.FlagValues()
-    mode = flags.DEFINE_enum(
-        "mode", "train", ["train", "evaluate"], "what to do", flag_values=values
-    )
-    workdir = flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
+    if for_config:
+        raise UserError(
+            f"--{for_config[0][0]} was given; --mode=predict takes a model as it was trained: leave it out"
+        )
+    for name in ("workdir", "input", "output"):
+        if not given[name].value:
+            raise UserError(f"--mode=predict needs --{name}=...; see python main.py --help")
+
+    from smoothsa_jax.inference import predict, shot_cuts
+    from smoothsa_jax.training import runtime
+
+    values = {name: given[name].value for name in ("workdir", *PREDICT_FLAGS)}
+    values["output"] = Path(given.output)
+    values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts)
+    runtime.start(lambda line: leave(line, 0))
     try:
-        unused = values(["main.py", *arguments])[1:]
+        with runtime.SignalGuard():
+            predict.predict(predict.Options(**values))
+    except runtime.Stopped as stopped:
+        return leave(str(stopped), stopped.exit_code)
+    return 0
+
+
+def read_flags(arguments: list[str]) -> flags.FlagValues:
+    """The values of all flags but the config's."""
+    values = flags.FlagValues()
+    here = {"flag_values": values}
+    modes = ["train", "evaluate", "predict"]
+    flags.DEFINE_enum("mode", "train", modes, "what to do", **here)
+    flags.DEFINE_string("workdir", None, "folder of the run", **here)
+    flags.DEFINE_string("input", None, "picture, video, folder or glob", **here)
+    flags.DEFINE_string("output", None, "folder of the results", **here)
+    flags.DEFINE_string("boxes", None, "JSON file", **here)
+    flags.DEFINE_integer("num_slots", None, "of Gaussian queries", lower_bound=1, **here)
+    flags.DEFINE_integer("seed", 0, "of queries", lower_bound=0, upper_bound=2**32 - 1, **here)
+    flags.DEFINE_string("shot_cuts", None, "threshold", **here)
+    flags.DEFINE_bool("overwrite", False, "make finished outputs anew", **here)
+    flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
+    # With or without a value, which absl does not know.
+    names = [a.replace("--shot-cuts", "--shot_cuts", 1) for a in arguments]
+    names = ["--shot_cuts=default" if name == "--shot_cuts" else name for name in names]
+    try:
+        unused = values(["main.py", *names])[1:]
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; see python main.py --help") from error
     if unused:
         raise UserError(
             f"found the argument {unused[0]!r}, expected flags only; see python main.py --help"
         )
-    if workdir.value == "":
+    if values.workdir == "":
         raise UserError(
             "--workdir is empty, expected a folder; leave it out for runs/<name of the config>"
         )
-    return mode.value, workdir.value
+    return values
 
 
 def leave(message: str, status: int) -> int:

@@ -105,6 +105,7 @@ def contact_sheet(
     *,
     max_frames: int = 8,
     tile: int = 128,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Write a PNG with frames from left to right; rows: frames, true segments, predicted segments.
 
@@ -115,13 +116,14 @@ def contact_sheet(
         path: the PNG; written whole or not at all.
         max_frames: with more frames than that, evenly spaced ones (first and last included).
         tile: frames smaller than this are enlarged by a whole factor, to about this width.
+        numbers: of the frames, where they are not 0, 1, ...
 
     Raises:
         UserError: video and segments differ in T, H or W.
     """
     rows = _rows(video, true, predicted)
     shown = _evenly(len(video), max_frames)
-    scale = _scale(video, tile)
+    scale = enlarge_factor(video, tile)
     height, width = video.shape[1] * scale, video.shape[2] * scale
     font = ImageFont.load_default(size=13)
     margin = max(int(font.getlength(name)) for name, _ in rows) + 3 * GAP
@@ -134,7 +136,13 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for column, t in enumerate(shown):
         middle = margin + column * (width + GAP) + width // 2
-        draw.text((middle, head // 2), f"t = {t}", fill=INK, font=font, anchor="mm")
+        draw.text(
+            (middle, head // 2),
+            f"t = {t if numbers is None else numbers[t]}",
+            fill=INK,
+            font=font,
+            anchor="mm",
+        )
     for row, (name, segments) in enumerate(rows):
         top = head + row * (height + GAP)
         draw.text((margin - 2 * GAP, top + height // 2), name, fill=INK, font=font, anchor="rm")
@@ -166,7 +174,7 @@ def animation(
         UserError: video and segments differ in T, H or W.
     """
     rows = _rows(video, true, predicted)
-    scale = _scale(video, tile)
+    scale = enlarge_factor(video, tile)
     height, width = video.shape[1] * scale, video.shape[2] * scale
     head = 20
     font = ImageFont.load_default(size=13)
@@ -225,7 +233,7 @@ def _evenly(num_frames: int, max_frames: int) -> Sequence[int]:
     return np.rint(np.linspace(0, num_frames - 1, count)).astype(int).tolist()
 
 
-def _scale(video: np.ndarray, tile: int) -> int:
+def enlarge_factor(video: np.ndarray, tile: int) -> int:
     return max(1, round(tile / max(video.shape[1:3])))
 
 

@@ -19,6 +19,7 @@ class Segmentation:
         decoder_attention: of the decoder; the masks are made of it.
         reconstruction_error: mean square over the channels of what the decoder leaves of each token.
         slot_mask: which slots took part.
+        cold: which frames were started from queries; the others from the slots of the frame before.
     """
 
     slots: Float[np.ndarray, "*lead N D"]
@@ -27,6 +28,7 @@ class Segmentation:
     decoder_attention: Float[np.ndarray, "*lead N h w"]
     reconstruction_error: Float[np.ndarray, "*lead h w"]
     slot_mask: Bool[np.ndarray, "*lead N"]
+    cold: Bool[np.ndarray, "*lead"]
 
     @property
     def soft_masks(self) -> Float[np.ndarray, "*lead N H W"]:

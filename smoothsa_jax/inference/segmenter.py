@@ -16,6 +16,7 @@ from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
 from smoothsa_jax.inference.model_files import save_model
 from smoothsa_jax.inference.segmentation import Segmentation
+from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.models.build import build_shapes
@@ -29,7 +30,7 @@ PER_FRAME = ("slots", "attention", "decoder_attention", "reconstruction_error")
 class Segmenter:
     """A SmoothSA with its weights; `smoothsa_jax.load` makes one.
 
-    Everything is computed by three pure functions of (params, frame(s), ...), compiled once for each shape.
+    Everything is computed by four pure functions of (params, frame(s) or features, ...), compiled once for each shape.
 
     Attributes:
         config: the whole config that it was trained with.
@@ -63,9 +64,11 @@ class Segmenter:
             outputs = model(model.extract(video), draws, boxes, slot_mask)
             return _found(outputs, outputs["features"], outputs["reconstruction"])
 
-        def first(params: Parameters, frame: Array, boxes: Any, slot_mask: Array, key: Array):
+        def extract(params: Parameters, frame: Array):
+            return definition.merge(params, {}).extract(frame[None, None])[:, 0]
+
+        def first(params: Parameters, features: Array, boxes: Any, slot_mask: Array, key: Array):
             model = definition.merge(params, {})
-            features = model.extract(frame[None, None])[:, 0]
             draws = sample_evaluation_draws(key, *slot_mask.shape, self.slot_size)
             boxes = None if boxes is None else boxes[:, 0]
             _, slots, attention = model.first_frame(
@@ -73,17 +76,22 @@ class Segmenter:
             )
             return _of_frame(model, features, slots, attention, slot_mask)
 
-        def following(params: Parameters, frame: Array, slots: Array, slot_mask: Array):
+        def following(params: Parameters, features: Array, slots: Array, slot_mask: Array):
             model = definition.merge(params, {})
-            features = model.extract(frame[None, None])[:, 0]
             slots, attention = model.next_frame(slots, model.projection(features), slot_mask)
             return _of_frame(model, features, slots, attention, slot_mask)
 
-        self._whole, self._first, self._following = map(jax.jit, (whole, first, following))
+        self._whole, self._extract = jax.jit(whole), jax.jit(extract)
+        self._first, self._following = jax.jit(first), jax.jit(following)
 
     @property
     def slot_size(self) -> int:
         return self.config.model.slot_attention.slot_size
+
+    @property
+    def follows(self) -> bool:
+        """Whether it was trained on videos, and takes slots from one frame to the next."""
+        return self.config.model.transition.name != "none"
 
     def segment(
         self,
@@ -110,7 +118,7 @@ class Segmenter:
             UserError: pictures or boxes that do not fit, no slot, boxes that are missing or not used.
         """
         frames, lead = self._frames(pictures, video)
-        if frames.shape[1] > 1 and self.config.model.transition.name == "none":
+        if frames.shape[1] > 1 and not self.follows:
             raise UserError(
                 "this model was trained on images and a video was given; give its frames one by one, without video=True"
             )
@@ -118,7 +126,9 @@ class Segmenter:
         key = jax.random.key(seed)
         outputs = self._whole(self.params, self._resized(frames), boxes, slot_mask, key)
         mask = np.repeat(slot_mask[:, None], frames.shape[1], axis=1)
-        return self._segmentation(outputs, mask, frames.shape[2:4], lead)
+        cold = np.zeros(frames.shape[:2], bool)
+        cold[:, 0] = True
+        return self._segmentation(outputs, mask, cold, frames.shape[2:4], lead)
 
     def stream(
         self,
@@ -128,35 +138,51 @@ class Segmenter:
         boxes: Any = None,
         seed: int = 0,
         state: Mapping[str, np.ndarray] | None = None,
+        shot_cuts: float | None = None,
     ) -> Iterator[Segmentation]:
         """Finds the objects in a video one frame after another; memory does not grow with its length.
 
-        The same numbers as `segment(frames, video=True)`, with the same seed.
+        Without `shot_cuts` the same numbers as `segment(frames, video=True)`, with the same seed.
 
         Args:
             frames: of one size, any iterable.
             num_slots, boxes, seed: as for `segment`.
             state: `Segmentation.state` of an earlier frame, to go on behind it; then no queries are made.
+            shot_cuts: a frame whose features are farther than this from those of the frame before, by
+                `shot_cuts.feature_distance`, is a new first frame; None: none is. For Gaussian queries only: nobody drew
+                boxes behind the cut. The first frame after a `state` is compared with none.
 
         Raises:
             UserError: as `segment`, when the frame is reached.
         """
+        if shot_cuts is not None and self.starts_from_boxes:
+            raise UserError(
+                "shot cuts start slots anew and need Gaussian queries, and this model starts its slots from boxes; leave "
+                "shot cuts out, or load a model with Gaussian queries"
+            )
         slots = slot_mask = None
         if state is not None:
             slots, slot_mask = (
                 jnp.asarray(state["slots"])[None],
                 np.asarray(state["slot_mask"])[None],
             )
+            num_slots = num_slots or slot_mask.shape[1]  # behind a cut as many
+        before = None
         for frame in checked_frames(frames):
-            small = self._resized(frame)
-            if slots is None:
-                boxes, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
+            features = self._extract(self.params, self._resized(frame))
+            cold = slots is None
+            if shot_cuts is not None and before is not None:
+                cold |= float(feature_distance(before, features)[0]) > shot_cuts
+            if cold:
+                padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
                 key = jax.random.key(seed)
-                outputs = self._first(self.params, small, boxes, slot_mask, key)
+                outputs = self._first(self.params, features, padded, slot_mask, key)
             else:
-                outputs = self._following(self.params, small, slots, slot_mask)
-            slots = outputs["slots"][:, 0]
-            yield self._segmentation(outputs, slot_mask[:, None], frame.shape[:2], ())
+                outputs = self._following(self.params, features, slots, slot_mask)
+            slots, before = outputs["slots"][:, 0], features
+            yield self._segmentation(
+                outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()
+            )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes weights (safetensors) and config, for `smoothsa_jax.load`.
@@ -220,6 +246,7 @@ class Segmenter:
         self,
         outputs: Mapping[str, Array],
         slot_mask: np.ndarray,
+        cold: np.ndarray,
         size: tuple[int, int],
         lead: tuple[int, ...],
     ) -> Segmentation:
@@ -227,10 +254,10 @@ class Segmenter:
             outputs["decoder_attention"], self.grid, tuple(map(int, size)), slot_mask
         )
         found = {name: np.asarray(outputs[name]) for name in PER_FRAME}
-        found |= {"masks": np.asarray(masks), "slot_mask": slot_mask}
+        found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
         for name in ("attention", "decoder_attention", "reconstruction_error"):
             found[name] = found[name].reshape(*found[name].shape[:-1], *self.grid)
-        return Segmentation(**{name: x.reshape(*lead, *x.shape[2:]) for name, x in found.items()})
+        return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})
 
 
 def _of_frame(
@@ -256,7 +283,10 @@ def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.nd
         UserError: another shape, or a box that is empty or outside the picture.
     """
     height, width = size
-    array = np.asarray(boxes, np.float32)
+    try:
+        array = np.asarray(boxes, np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"boxes cannot be read as numbers, expected (boxes, 4): {error}") from error
     if array.ndim == 2 and batch == 1:
         array = array[None]
     if array.ndim != 3 or array.shape[-1] != 4 or len(array) != batch or array.shape[1] < 1:

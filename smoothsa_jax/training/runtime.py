@@ -186,8 +186,8 @@ class SignalGuard:
 
 
 @contextmanager
-def workdir_for_writing(workdir: Path) -> Iterator[None]:
-    """Make the workdir, see that it can be written, and keep a second run out of it meanwhile.
+def workdir_for_writing(workdir: Path, flag: str = "workdir") -> Iterator[None]:
+    """Make the workdir (or the folder of another flag), see that it can be written, and keep a second run out of it meanwhile.
 
     Raises:
       UserError: it cannot be written, or another run is writing to it.
@@ -197,7 +197,7 @@ def workdir_for_writing(workdir: Path) -> Iterator[None]:
         handle = open(workdir / ".lock", "a+")  # noqa: SIM115, closed below
     except OSError as error:
         raise UserError(
-            f"workdir {workdir} cannot be written: {error.strerror}; mend its permissions or use another --workdir"
+            f"{flag} {workdir} cannot be written: {error.strerror}; mend its permissions or use another --{flag}"
         ) from error
     with handle:
         try:
@@ -207,11 +207,11 @@ def workdir_for_writing(workdir: Path) -> Iterator[None]:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
             raise UserError(
-                f"workdir {workdir} is in use by another run (process {owner}); wait for it or use another --workdir"
+                f"{flag} {workdir} is in use by another run (process {owner}); wait for it or use another --{flag}"
             ) from error
         except OSError as error:  # a file system without locks
             print(
-                f"warning: {workdir} cannot be locked ({error.strerror}); run one training in it at a time",
+                f"warning: {workdir} cannot be locked ({error.strerror}); let one run at a time write to it",
                 file=sys.stderr,
             )
         handle.truncate(0)

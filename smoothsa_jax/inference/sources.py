@@ -1,0 +1,119 @@
+"""What `--input` names: pictures, videos, and folders of numbered frames."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from smoothsa_jax.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
+FOLDERS = ("auto", "video", "pictures")  # what a folder of pictures is taken for
+EXPECTED = f"expected images ({', '.join(IMAGES)}), videos ({', '.join(VIDEOS)}) or folders of them"
+
+
+class Source(NamedTuple):
+    """One input.
+
+    Attributes:
+        name: its path below what was named, with "/" between; no two inputs share one.
+        kind: one picture, a video file, or a video as a folder of frames.
+        files: one, or the frames in order.
+    """
+
+    name: str
+    kind: Literal["picture", "video", "frames"]
+    files: tuple[Path, ...]
+
+
+def find_sources(named: str, folders: str = "auto", without: Path | None = None) -> list[Source]:
+    """The inputs that a path, a glob or a folder names, in natural order.
+
+    A folder is searched with all folders below it. Where its pictures are numbered evenly (`0001.jpg`, `0002.jpg`, ...;
+    `a_00.png`, `a_05.png`, ...) they are the frames of one video, and nothing below it is looked at; else each of them
+    is a picture of its own.
+
+    Args:
+        folders: "video" or "pictures": take the pictures of every folder so, however they are named.
+        without: a folder that is not searched, such as that of the outputs.
+
+    Raises:
+        UserError: nothing of that name, or nothing that can be read in it.
+    """
+    path = Path(named)
+    if path.is_file():
+        if not named.lower().endswith(IMAGES + VIDEOS):
+            raise UserError(f"--input={named} is none of what can be read: {EXPECTED}")
+        return [_of_file(path, path.name)]
+    skipped = None if without is None else without.resolve()
+    if path.is_dir():
+        found = list(_of_folder(path, "", folders, skipped))
+    elif glob.has_magic(named):
+        found = list(_of_glob(named, folders, skipped))
+    else:
+        raise UserError(
+            f"--input={named} does not exist; {EXPECTED}, or a glob such as 'clips/*.mp4'"
+        )
+    if not found:
+        raise UserError(f"--input={named} has nothing that can be read; {EXPECTED}")
+    return sorted(found, key=lambda source: natural(source.name))
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that sorts `frame_9` in front of `frame_10`."""
+    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def _of_file(path: Path, name: str) -> Source:
+    return Source(name, "video" if name.lower().endswith(VIDEOS) else "picture", (path,))
+
+
+def _of_glob(pattern: str, folders: str, skipped: Path | None) -> Iterator[Source]:
+    fixed = Path(*_before_the_first_wildcard(Path(pattern)))
+    for match in map(Path, glob.glob(pattern, recursive=True)):
+        name = match.relative_to(fixed).as_posix()
+        if match.is_dir():
+            yield from _of_folder(match, name, folders, skipped)
+        elif name.lower().endswith(IMAGES + VIDEOS):
+            yield _of_file(match, name)
+
+
+def _before_the_first_wildcard(path: Path) -> Iterator[str]:
+    for part in path.parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _of_folder(folder: Path, name: str, folders: str, skipped: Path | None) -> Iterator[Source]:
+    if folder.resolve() == skipped:
+        return
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    files = sorted((e.name for e in entries if e.is_file()), key=natural)
+    images = [file for file in files if file.lower().endswith(IMAGES)]
+    as_video = _are_numbered_evenly(images) if folders == "auto" else folders == "video"
+    if images and as_video:
+        frames = tuple(folder / file for file in images)
+        yield Source(name or folder.resolve().name, "frames", frames)
+        return
+    for file in files:
+        if file.lower().endswith(IMAGES + VIDEOS):
+            yield _of_file(folder / file, f"{name}/{file}".lstrip("/"))
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():  # a link may lead in a circle
+            yield from _of_folder(
+                folder / entry.name, f"{name}/{entry.name}".lstrip("/"), folders, skipped
+            )
+
+
+def _are_numbered_evenly(names: list[str]) -> bool:
+    """Whether they are a beginning that they share, then numbers with the same step between."""
+    matches = [re.fullmatch(r"(.*?)(\d+)", Path(name).stem) for name in names]
+    if len(names) < 2 or None in matches or len({m[1] for m in matches}) > 1:
+        return False
+    numbers = [int(match[2]) for match in matches]
+    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    return len(steps) == 1 and steps != {0}

@@ -1,0 +1,117 @@
+"""Frames of video files, read by a process of its own (`decoding.py`)."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+import smoothsa_jax
+from smoothsa_jax.errors import UserError
+
+DECODER = (sys.executable, "-P", "-m", "smoothsa_jax.inference.decoding")
+TIME_LIMIT = 60.0  # seconds without a frame
+ADVICE = "copy it again, or convert it, for example with: ffmpeg -i {name} new.mp4"
+
+
+def read_video(path: str | os.PathLike, time_limit: float = TIME_LIMIT) -> "Video":
+    """The frames of a video or GIF, one after another: `for frame in read_video("clip.mp4"): ...`.
+
+    Another process decodes them as they are asked for, so memory does not grow with the video, and a file that makes the
+    decoder crash or hang ends in a `UserError`.
+
+    Args:
+        path: of anything that FFmpeg reads; frames are turned upright, as a player shows them.
+        time_limit: seconds that opening the file, or a frame of it, may take.
+
+    Raises:
+        UserError: no such file, or nothing in it that can be read; while the frames are read too.
+    """
+    return Video(Path(path), time_limit)
+
+
+class Video:
+    """An open video: a context manager, and an iterator that can be gone through once.
+
+    Attributes:
+        fps: frames a second.
+        num_frames: as the file says, which may be wrong; None where it does not.
+        missing: after the last frame, what could not be read, or "".
+    """
+
+    def __init__(self, path: Path, time_limit: float):
+        self._path, self._time_limit = path, time_limit
+        self.missing = ""
+        if not path.exists():
+            raise UserError(f"{path} is not there; give the path of a video")
+        if path.is_file() and not path.stat().st_size:
+            raise self._error("the file is empty")
+        receiver, sender = os.pipe()
+        # The package need not be installed for the child to find it.
+        root = str(Path(smoothsa_jax.__file__).parent.parent)
+        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [*DECODER, str(path), str(sender)],
+            pass_fds=[sender],
+            env={**os.environ, "PYTHONPATH": search},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(sender)
+        self._frames = Connection(receiver, writable=False)
+        try:
+            self.fps, self.num_frames = self._next()[1:]
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        found = 0
+        with self:
+            while (message := self._next())[0] == "frame":
+                found += 1
+                yield message[1]
+        self.missing = message[1]
+        if not found:
+            raise self._error("no frame can be decoded")
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_frames"):
+            self.close()
+
+    def close(self) -> None:
+        """Ends the decoding."""
+        self._frames.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _next(self) -> tuple:
+        if self._frames.closed:
+            raise UserError(f"{self._path} was read to its end already; open it again")
+        if not self._frames.poll(self._time_limit):
+            raise self._error(f"the decoder gave nothing within {self._time_limit:g} seconds")
+        try:
+            message = self._frames.recv()
+        except EOFError:
+            status = self._process.wait()
+            name = signal.Signals(-status).name if status < 0 else f"status {status}"
+            raise self._error(f"the decoder ended with {name}") from None
+        if message[0] == "error":
+            raise self._error(message[1])
+        return message
+
+    def _error(self, reason: str) -> UserError:
+        advice = ADVICE.format(name=self._path.name)
+        return UserError(f"{self._path} cannot be read as a video: {reason}; {advice}")
