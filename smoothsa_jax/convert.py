@@ -12,11 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smoothsa_jax.config import config_from_command_line, load_config, split_command_line
+from smoothsa_jax.config import config_from_command_line, split_command_line
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.interop import state_dicts
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,7 +58,7 @@ def to_workdir(source: Path, target: Path, for_config: Sequence[tuple[str, str |
     from smoothsa_jax.training.loop import say
 
     runtime.start(say)
-    configs = _chosen(for_config) or _recipes()
+    configs = _chosen(for_config) or conversion.recipes()
     try:
         names = conversion.configs_of(state_dict, configs)
         if len(names) > 1:
@@ -97,6 +95,8 @@ def _chosen(for_config: Sequence[tuple[str, str | None]]) -> dict:
     given = next((value for name, value in for_config if name == "config"), None)
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
+    from smoothsa_jax.training.conversion import CONFIGS
+
     spec = given
     if not given.partition(":")[0].endswith(".py"):
         names = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -108,19 +108,6 @@ def _chosen(for_config: Sequence[tuple[str, str | None]]) -> dict:
         spec = f"{CONFIGS / name}.py{colon}{variant}"
     others = [("config", spec), *(pair for pair in for_config if pair[0] != "config")]
     return {given: config_from_command_line(others, spec)}
-
-
-def _recipes() -> dict:
-    """Every config in configs/ whose model the authors' program has."""
-    recipes = {}
-    for path in sorted(CONFIGS.glob("*.py")):
-        if "def get_config" in path.read_text():
-            config = load_config(str(path))
-            if config.model.backbone.name == "vit":
-                recipes[path.stem] = config
-    if not recipes:
-        raise UserError(f"no configs found in {CONFIGS}; give the config file with --config")
-    return recipes
 
 
 if __name__ == "__main__":

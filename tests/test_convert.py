@@ -16,12 +16,13 @@ from safetensors.numpy import load_file, save_file
 from test_golden import FOLDER, MODELS, Recorded, compare_outputs, golden
 from test_recognition import WithCategories
 
+import smoothsa_jax as ssa
 from smoothsa_jax import convert
 from smoothsa_jax.config import canonical, load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import build
 from smoothsa_jax.interop import state_dicts
-from smoothsa_jax.interop.authors import to_authors
+from smoothsa_jax.interop.authors import from_authors, to_authors
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.training import conversion, loop
@@ -158,7 +159,7 @@ def test_every_official_config(name, tmp_path, capsys):
         assert run(source, workdir, f"--config={recipe}") == 0
     checkpoint = restore_latest(workdir, warn=pytest.fail)
     config = checkpoint.config
-    assert config == load_config(str(convert.CONFIGS / f"{recipe}.py"))
+    assert config == load_config(str(conversion.CONFIGS / f"{recipe}.py"))
 
     look_at_a_frame(config, checkpoint.arrays)
     target = tmp_path / "back.safetensors"
@@ -222,6 +223,27 @@ def test_keys_are_used_exactly_once(coco, tmp_path, capsys):
     line = told(capsys, source, tmp_path / "run", "--config=coco")
     assert f"{key} holds values that are not finite" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_load_takes_an_authors_file(coco, tmp_path, monkeypatch):
+    source = tmp_path / "file.safetensors"
+    save_file(coco, source)
+    with pytest.raises(UserError, match="fits the recipes.*choose the one it was trained with"):
+        ssa.load(source)
+    with pytest.raises(UserError, match="did you mean 'coco'"):
+        ssa.load(source, config="cocoo")
+    model = ssa.load(source, config="coco")
+    assert model.num_slots == 7 and model.config.name == "coco"
+    assert_same({k: np.asarray(x) for k, x in model.params.items()}, from_authors(coco))
+
+    monkeypatch.setenv("SMOOTHSA_JAX_MODELS", str(tmp_path))
+    assert "authors/coco" in [name for name, _ in ssa.list_models()]
+    with pytest.raises(
+        UserError, match="fetch a .pth of smoothsa_r-coco from .*put it there as coco"
+    ):
+        ssa.load("authors/coco")
+    with pytest.raises(UserError, match="which has its own; leave it out"):
+        ssa.load("sprites", config="coco")
 
 
 def test_what_cannot_be_converted(coco, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Finds trained models: in a workdir, in a folder that was saved, or among those that come with the package."""
+"""Finds trained models: in a workdir or a folder that was saved, among those that come with the package, or an authors' file."""
 
 import json
 import os
@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.inference import released
 from smoothsa_jax.inference.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
 from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.interop import state_dicts
+from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
+from smoothsa_jax.training.conversion import configs_of, recipes
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 PARAMS, FROZEN = "state/params/", "frozen/"  # in a checkpoint
@@ -23,26 +27,39 @@ class Available(NamedTuple):
 
 
 def list_models() -> list[Available]:
-    """The models that come with the package."""
+    """The models that come with the package, and those that the authors have released: these have to be fetched."""
     found = []
     for folder in sorted(SHIPPED.iterdir() if SHIPPED.is_dir() else ()):
         if (folder / WEIGHTS_FILE).is_file():
-            found.append(
-                Available(folder.name, json.loads((folder / ABOUT_FILE).read_text())["about"])
-            )
+            about = json.loads((folder / ABOUT_FILE).read_text())["about"]
+            found.append(Available(folder.name, about))
+    for recipe, name in released.NAMES.items():
+        path = released.path_of(recipe)
+        about = f"the authors' {name}, " + ("in" if path.is_file() else f"from {released.PAGE}, as")
+        found.append(Available(f"{released.PREFIX}{recipe}", f"{about} {path}"))
     return found
 
 
-def load(source: str | os.PathLike) -> Segmenter:
+def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     """A trained model.
 
     Args:
-        source: a workdir of `main.py` (its newest sound checkpoint), a folder that `save` wrote, or a name of `list_models`.
+        source: a workdir of `main.py` (its newest sound checkpoint), a folder that `save` wrote, a name of `list_models`, or an
+            authors' checkpoint (.pth, which needs PyTorch, or .safetensors).
+        config: of an authors' checkpoint, where several recipes have the same model: the name of one, such as "coco".
 
     Raises:
         UserError: there is no such model, or its files are damaged.
     """
+    if state_dicts.is_state_dict(source) and not Path(source).is_dir():
+        return _of_authors(Path(source), config)
+    if config is not None:
+        raise UserError(
+            f"config={config!r} was given with {source}, which has its own; leave it out"
+        )
     names = [model.name for model in list_models()]
+    if str(source) in names and (recipe := str(source).removeprefix(released.PREFIX)) != source:
+        return _of_authors(released.find(recipe), recipe)
     folder = SHIPPED / str(source) if str(source) in names else Path(source)
     if not folder.exists():
         raise UserError(
@@ -51,7 +68,11 @@ def load(source: str | os.PathLike) -> Segmenter:
         )
     if (folder / WEIGHTS_FILE).is_file():
         return Segmenter(*read_model(folder))
-    checkpoint = restore_latest(folder, warn=lambda text: warnings.warn(text, stacklevel=3))
+    return _of_workdir(folder)
+
+
+def _of_workdir(folder: Path) -> Segmenter:
+    checkpoint = restore_latest(folder, warn=lambda text: warnings.warn(text, stacklevel=4))
     if checkpoint is None:
         raise UserError(
             f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no {WEIGHTS_FILE}; give the workdir of a "
@@ -68,3 +89,22 @@ def load(source: str | os.PathLike) -> Segmenter:
         if name.startswith(prefix)
     }
     return Segmenter(checkpoint.config, arrays, checkpoint.step)
+
+
+def _of_authors(path: Path, recipe: str | None) -> Segmenter:
+    state_dict, configs = state_dicts.read(path), recipes()
+    if recipe is not None and recipe not in configs:
+        raise UserError(
+            f"config={recipe!r} is no recipe; choose one of {', '.join(configs)}{did_you_mean(recipe, configs)}"
+        )
+    try:
+        names = configs_of(state_dict, configs if recipe is None else {recipe: configs[recipe]})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if len(names) > 1:
+        raise UserError(
+            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the one it was trained with, "
+            f"such as config={names[0]!r}"
+        )
+    found = configs[names[0]]
+    return Segmenter(found, from_authors(state_dict), found.train.num_steps)

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
 from smoothsa_jax.interop.table import describe, mismatches
@@ -29,10 +30,30 @@ from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
 from smoothsa_jax.training.loop import task_of, write_config
 
 StateDict = Mapping[str, np.ndarray]
+CONFIGS = Path(__file__).parent.parent.parent / "configs"  # beside the package, in a checkout
 RECORD = "authors"  # in a checkpoint's progress: what of a state dict is no parameter
 
 
 # ------------------------------------------------------------------------------------------------- which config it is
+
+
+def recipes() -> dict[str, ConfigDict]:
+    """Every config in configs/ whose model the authors' program has, by its name.
+
+    Raises:
+        UserError: there is no such folder, as where the package was installed without its checkout.
+    """
+    recipes = {}
+    for path in sorted(CONFIGS.glob("*.py")):
+        if "def get_config" in path.read_text():
+            config = load_config(str(path))
+            if config.model.backbone.name == "vit":
+                recipes[path.stem] = config
+    if not recipes:
+        raise UserError(
+            f"no configs found in {CONFIGS}; run from a checkout of the project, or give the config file with --config"
+        )
+    return recipes
 
 
 def expected_keys(config: ConfigDict) -> dict[str, str]:
