@@ -23,6 +23,7 @@ class Options:
         size: the shorter side of frames and labels after resizing, in pixels; None: as they are.
         keep: further annotations of the download to take along, by their names there.
         max_pixels: refuse pictures with more, of whatever file.
+        uncompressed: write all pictures as PNG without compression.
         extra: the family's own options.
     """
 
@@ -31,6 +32,7 @@ class Options:
     keep: tuple[str, ...] = ()
     skip_bad: bool = False
     max_pixels: int = 100_000_000
+    uncompressed: bool = False
     extra: tuple[tuple[str, Any], ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:

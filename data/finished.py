@@ -61,7 +61,7 @@ def only_one(out: Path) -> Iterator[None]:
 
 def settings_of(name: str, options: Options, plan: Plan) -> dict[str, Any]:
     """What decides the bytes of a sample; two preparations of one folder have to agree in it."""
-    decides = ("limit", "size", "keep", "extra")
+    decides = ("limit", "size", "keep", "uncompressed", "extra")
     settings = {
         "format": FORMAT,
         "dataset": name,

@@ -178,7 +178,8 @@ class Movi(Family):
             raise BadSample(
                 f"{where}: label {segmentation.max()}, but the record has {num_objects} objects"
             )
-        if self.options.size is None and segmentation.dtype == np.uint8:
+        is_kept = self.options.size is None and not self.options.uncompressed
+        if is_kept and segmentation.dtype == np.uint8:
             return data
         return label_png(segmentation.astype(np.uint8), self.options)
 

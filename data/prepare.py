@@ -112,6 +112,7 @@ def read_command_line(
         keep=tuple(sorted(filter(None, given.keep.split(",")))),
         skip_bad=given.skip_bad,
         max_pixels=given.max_pixels,
+        uncompressed=given.uncompressed,
         extra=tuple(own),
     )
     splits = (given.split,) if given.split else SPLITS
@@ -126,6 +127,11 @@ def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None
     parser.add_argument("--split", choices=SPLITS, help="only this one; default all there are")
     parser.add_argument("--limit", type=int, help="samples of each split at most")
     parser.add_argument("--size", type=int, help="resize the shorter side to so many pixels")
+    parser.add_argument(
+        "--uncompressed",
+        action="store_true",
+        help="pictures as PNG without compression: quicker to load, several times as large",
+    )
     parser.add_argument("--keep", default="", help="further annotations, joined by commas")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out samples that cannot be read"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import CONFIG, IMAGE, ROOT
 
@@ -255,6 +256,40 @@ def test_preparing_is_timed(capsys):
     assert found["samples"] == found["frames"] == 5 and found["seconds"]["1"] > 0
     # JPEGs are kept as they are, labels are small, and a folder describes itself.
     assert 0.5 < found["out_bytes"] / found["source_bytes"] < 1.5
+
+
+def test_the_input_pipeline_is_timed_beside_the_authors(capsys):
+    pytest.importorskip("lmdb", reason="the test extra brings lmdb")
+    pipeline = load("input_pipeline")
+    small = ["--clips=8", "--rounds=1", "--size=32", "--length=12"]
+    assert pipeline.main([*small, "--frames=uncompressed", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"ours", "authors 2026"} <= found["milliseconds"].keys()
+    for stages in found["milliseconds"].values():
+        assert list(stages) == ["read", "decode", "augment", "batch"]
+        assert stages["read"] > 0 and sum(stages.values()) > stages["read"]
+    assert 32 * 32 * 4 / 1000 < found["kilobytes_per_frame"]
+    text = pipeline.report(found)
+    assert "ours against authors 2026" in text and "150 clips/s take" in text
+    with pytest.raises(UserError, match="--clips is 3; expected a multiple of 8"):
+        pipeline.main(["--clips=3"])
+
+
+def test_the_pictures_of_the_authors_way_are_the_same():
+    """What is timed beside ours really decodes the frames, and finds the boxes."""
+    pytest.importorskip("lmdb", reason="the test extra brings lmdb")
+    pipeline = load("input_pipeline")
+    labels = np.zeros((1, 8, 10), np.uint8)
+    labels[0, 2:5, 3:9] = 1
+    masks = labels[..., None] == np.arange(1, 3)
+    expected = [[[3 / 10, 2 / 8, 8 / 10, 4 / 8], [0, 0, 0, 0]]]
+    np.testing.assert_allclose(pipeline._boxes(masks), expected, rtol=1e-6)
+    if pipeline._can_write_avi():
+        video = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(pipeline._frames_of(pipeline._avi(video)), video)
+        np.testing.assert_array_equal(
+            pipeline._frames_of(pipeline._avi(video[..., 0])), video[..., 0]
+        )
 
 
 def test_the_gpu_script_fails_clearly_without_a_gpu():

@@ -170,6 +170,18 @@ def test_limit_and_size(tmp_path):
     assert labels.shape == (24, 32, 32, 1) and set(np.unique(labels)) <= set(range(7))
 
 
+def test_without_compression_the_pictures_are_the_same(prepared, tmp_path):
+    prepare.prepare("movi_c", str(MOVI), tmp_path, ("train",), Options(uncompressed=True))
+    samples = tfds.builder_from_directory(tmp_path).as_data_source(split="train")
+    for sample, expected in zip(samples, EXPECTED["train"], strict=True):
+        assert sha256(np.stack(sample["video"])) == expected["video_sha256"]
+        assert sha256(np.stack(sample["segmentations"])) == expected["segmentations_sha256"]
+    (shard,) = tmp_path.glob("*array_record*")
+    record = tf_example_pb2.Example.FromString(ArrayRecordReader(str(shard)).read([0])[0])
+    frame = record.features.feature["video"].bytes_list.value[0]
+    assert frame.startswith(b"\x89PNG") and 64 * 64 * 3 < len(frame) < 64 * 64 * 3 + 500
+
+
 def test_further_annotations_are_kept_on_request(prepared, tmp_path):
     assert "depth" not in (prepared / "features.json").read_text()
     keep = ("depth", "events", "forward_flow")
