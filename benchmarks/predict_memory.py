@@ -75,7 +75,8 @@ def measure(workdir: str, num_frames: int) -> dict[str, float]:
             raise SystemExit(f"main.py ended with {process.returncode}")
         seconds = time.perf_counter() - start
         finished = len(list((output / "long.mp4" / "labels").iterdir()))
-    between = lambda low, high: [m for n, m in samples if low <= n / num_frames <= high]  # noqa: E731
+    # The last frame is left out: what is written behind it (sheet, index of the video) is no part of the growth.
+    between = lambda low, high: [m for n, m in samples if low * num_frames <= n < high * num_frames]  # noqa: E731
     return {
         "frames": finished,
         "seconds": round(seconds, 1),

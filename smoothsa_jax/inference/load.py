@@ -67,8 +67,21 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
             f"{did_you_mean(str(source), names)}"
         )
     if (folder / WEIGHTS_FILE).is_file():
-        return Segmenter(*read_model(folder))
+        return _of_saved(folder)
     return _of_workdir(folder)
+
+
+def _of_saved(folder: Path) -> Segmenter:
+    found = read_model(folder)
+    try:
+        return Segmenter(*found)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, where a key of the config is not what it was
+        raise UserError(
+            f"the model in {folder} is damaged (its config describes no model: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}); fetch or save it again"
+        ) from error
 
 
 def _of_workdir(folder: Path) -> Segmenter:

@@ -258,6 +258,12 @@ def _segmented(
         for frame in frames:
             yield frame, model.segment(frame, **asked)
         return
-    for_results, for_model = itertools.tee(frames)  # one frame apart
-    stream = model.stream(for_model, shot_cuts=options.shot_cuts, **asked)
-    yield from zip(for_results, stream, strict=False)
+    latest: list[np.ndarray] = []  # one frame: itertools.tee would keep 57 of them
+
+    def noted() -> Iterator[np.ndarray]:
+        for frame in frames:
+            latest[:] = [frame]
+            yield frame
+
+    for found in model.stream(noted(), shot_cuts=options.shot_cuts, **asked):
+        yield latest[0], found

@@ -122,7 +122,7 @@ class _GrowingArray:
         return self
 
     def add(self, array: np.ndarray) -> None:
-        self._like = np.ascontiguousarray(array)
+        self._like = np.asarray(array, order="C")
         self._file.write(self._like.tobytes())
         self._count += 1
 

@@ -1,0 +1,62 @@
+"""What --input names."""
+
+from pathlib import Path
+
+import pytest
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.sources import find_sources
+
+
+def made(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def kinds(named: object, **options) -> dict[str, str]:
+    return {source.name: source.kind for source in find_sources(str(named), **options)}
+
+
+def test_a_folder_is_searched_and_evenly_numbered_pictures_are_a_video(tmp_path):
+    made(tmp_path, "b.mp4", "a.JPG", "notes.txt", ".hidden.png", "photos/3.jpg", "photos/7.jpg")
+    made(tmp_path, "photos/8.jpg", "swim/f_5.png", "swim/f_10.png", "swim/f_15.png", "one/1.png")
+    found = {s.name: s for s in find_sources(str(tmp_path))}
+    assert {name: source.kind for name, source in found.items()} == {
+        "a.JPG": "picture",
+        "b.mp4": "video",
+        "one/1.png": "picture",
+        "photos/3.jpg": "picture",
+        "photos/7.jpg": "picture",
+        "photos/8.jpg": "picture",
+        "swim": "frames",
+    }
+    assert [file.name for file in found["swim"].files] == ["f_5.png", "f_10.png", "f_15.png"]
+    assert kinds(tmp_path / "swim") == {"swim": "frames"}
+    assert set(kinds(tmp_path / "swim", folders="pictures").values()) == {"picture"}
+    assert kinds(tmp_path / "photos", folders="video") == {"photos": "frames"}
+
+
+def test_a_glob_names_inputs_by_what_is_behind_its_fixed_part(tmp_path):
+    made(tmp_path, "x/clip.mp4", "y/clip.mp4", "y/clip.txt", "y/frames/1.png", "y/frames/2.png")
+    assert kinds(tmp_path / "*" / "clip.*") == {"x/clip.mp4": "video", "y/clip.mp4": "video"}
+    assert kinds(tmp_path / "y" / "f*") == {"frames": "frames"}
+    assert kinds(tmp_path / "x" / "clip.mp4") == {"clip.mp4": "video"}
+
+
+def test_the_outputs_are_not_inputs(tmp_path):
+    made(tmp_path, "a.png", "found/a.png/overlay.png")
+    assert kinds(tmp_path, without=tmp_path / "found") == {"a.png": "picture"}
+
+
+def test_nothing_to_read_is_told(tmp_path):
+    made(tmp_path, "notes.txt")
+    for named, message in (
+        (tmp_path, "has nothing that can be read"),
+        (tmp_path / "notes.txt", "is none of what can be read"),
+        (tmp_path / "*.mp4", "has nothing that can be read"),
+        (tmp_path / "clip.mp4", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_sources(str(named))
