@@ -44,7 +44,7 @@ def one_line(capfd) -> str:
         (["--config.model.backbone.name=vitt"], "did you mean 'vit'?"),
         (["--config.data.name=sprite"], "did you mean 'sprites'?"),
         (["--config.checkpoint.best_metric=fgari"], "did you mean 'fg_ari'?"),
-        (["--mode=evaluation"], "value should be one of <train|evaluate>"),
+        (["--mode=evaluation"], "value should be one of <train|evaluate|"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["train"], "found the argument 'train', expected flags only"),
         (["--mode=evaluate"], "nothing to restore: no checkpoint found in"),
