@@ -1,10 +1,11 @@
-"""Train and evaluate SmoothSA.
+"""Train, evaluate and show SmoothSA.
 
     python main.py                                      train on sprites, evaluate, write runs/sprites
     python main.py --config=configs/sprites.py:smoke    another config or variant
     python main.py --config.train.num_steps=500         another value of any key of the config
     python main.py --workdir=runs/mine                  another folder; default runs/<name of the config>
     python main.py --mode=evaluate --workdir=runs/mine  score a trained run; needs no --config
+    python main.py --mode=report --workdir=runs/mine    a page with curves, masks, attention, slots of a scored run
 
 The same command goes on where a stopped or killed run was. Exit status: 0 done; 2 something to mend, told in one line;
 130 stopped by Ctrl-C and 143 by SIGTERM, after saving.
@@ -54,10 +55,17 @@ def run(arguments: list[str]) -> int:
     try:
         if mode == "train":
             loop.train(config, folder)
-        elif names_config:
-            loop.evaluate(folder, lambda stored: config)
+            return 0
+
+        def choose(stored):
+            return config if names_config else config_from_command_line(for_config, stored)
+
+        if mode == "evaluate":
+            loop.evaluate(folder, choose)
         else:
-            loop.evaluate(folder, lambda stored: config_from_command_line(for_config, stored))
+            from smoothsa_jax.report.build import report
+
+            print(f"report       {report(folder, choose, loop.say)}")
     except runtime.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
@@ -67,7 +75,7 @@ def read_flags(arguments: list[str]) -> tuple[str, str | None]:
     """The values of --mode and --workdir."""
     values = flags.FlagValues()
     mode = flags.DEFINE_enum(
-        "mode", "train", ["train", "evaluate"], "what to do", flag_values=values
+        "mode", "train", ["train", "evaluate", "report"], "what to do", flag_values=values
     )
     workdir = flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     try:

@@ -11,7 +11,13 @@ import numpy as np
 from smoothsa_jax.evaluation import baselines
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.metrics import METRICS, score_batch
-from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
+from smoothsa_jax.evaluation.predictions import (
+    Batch,
+    num_frames_of,
+    paper_slot_mask,
+    predictions,
+    scored,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +92,7 @@ def evaluate(
     for batch, number, masks in predictions(masks_of, batches, seeds):
         masks = {paper: np.asarray(x) for paper, x in masks.items()}
         for b in scored(batch):
-            length = _length(batch, b)
+            length = num_frames_of(batch, b)
             labels = np.asarray(batch["segmentations"][b][:length])
             for paper in protocols:
                 scores = score_batch(
@@ -136,7 +142,7 @@ def evaluate_baselines(
     for batch in batches:
         tokens = None if features is None else np.asarray(features(batch))
         for b in scored(batch):
-            length = _length(batch, b)
+            length = num_frames_of(batch, b)
             labels = np.asarray(batch["segmentations"][b][:length])
             video, size = np.asarray(batch["video"][b][:length]), labels.shape[-2:]
             segments = baselines.num_true_segments(labels)
@@ -158,8 +164,3 @@ def evaluate_baselines(
         baseline: {name: np.array(values) for name, values in per_metric.items()}
         for baseline, per_metric in found.items()
     }
-
-
-def _length(batch: Batch, b: int) -> int:
-    """How many frames of sample `b` count."""
-    return int(batch["num_frames"][b]) if "num_frames" in batch else batch["segmentations"].shape[1]
