@@ -6,6 +6,7 @@
     python main.py --workdir=runs/mine                  another folder; default runs/<name of the config>
     python main.py --mode=evaluate --workdir=runs/mine  score a trained run; needs no --config
     python main.py --mode=predict --workdir=runs/mine --input=clip.mp4 --output=found
+    python main.py --mode=report --workdir=runs/mine    a page with curves, masks, attention, slots of a scored run
 
 --workdir of --mode=predict: a trained run, a folder of a saved model, or the name of a model that comes with the package.
     --input=PATH|GLOB|FOLDER    pictures, videos (mp4, webm, gif, ...), folders of frames
@@ -69,10 +70,17 @@ def run(arguments: list[str]) -> int:
     try:
         if given.mode == "train":
             loop.train(config, folder)
-        elif names_config:
-            loop.evaluate(folder, lambda stored: config)
+            return 0
+
+        def choose(stored):
+            return config if names_config else config_from_command_line(for_config, stored)
+
+        if given.mode == "evaluate":
+            loop.evaluate(folder, choose)
         else:
-            loop.evaluate(folder, lambda stored: config_from_command_line(for_config, stored))
+            from smoothsa_jax.report.build import report
+
+            print(f"report       {report(folder, choose, loop.say)}")
     except runtime.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
@@ -106,7 +114,7 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     """The values of all flags but the config's."""
     values = flags.FlagValues()
     here = {"flag_values": values}
-    modes = ["train", "evaluate", "predict"]
+    modes = ["train", "evaluate", "report", "predict"]
     flags.DEFINE_enum("mode", "train", modes, "what to do", **here)
     flags.DEFINE_string("workdir", None, "folder of the run", **here)
     flags.DEFINE_string("input", None, "picture, video, folder or glob", **here)

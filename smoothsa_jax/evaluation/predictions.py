@@ -47,6 +47,11 @@ def scored(batch: Batch) -> np.ndarray:
     return np.flatnonzero(batch["valid"])
 
 
+def num_frames_of(batch: Batch, b: int) -> int:
+    """How many frames of sample `b` count; those after them only fill it up."""
+    return int(batch["num_frames"][b]) if "num_frames" in batch else batch["segmentations"].shape[1]
+
+
 def paper_slot_mask(batch: Batch) -> np.ndarray:
     """(B, N) bool, the slots that take part where the paper's protocol pads (method section 7, trap 2).
 

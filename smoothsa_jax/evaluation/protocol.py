@@ -17,7 +17,13 @@ from smoothsa_jax.evaluation.metrics import (
     score_batch,
     score_counts,
 )
-from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
+from smoothsa_jax.evaluation.predictions import (
+    Batch,
+    num_frames_of,
+    paper_slot_mask,
+    predictions,
+    scored,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +99,7 @@ def evaluate(
         of_host = {id(x): np.asarray(x) for x in masks.values()}
         masks = {paper: of_host[id(x)] for paper, x in masks.items()}
         for b in scored(batch):
-            length = _length(batch, b)
+            length = num_frames_of(batch, b)
             labels = np.asarray(batch["segmentations"][b][:length])
             counts: dict[int, Contingency] = {}  # once where both protocols have the same masks
             for paper in protocols:
@@ -146,7 +152,7 @@ def evaluate_baselines(
     for batch in batches:
         tokens = None if features is None else np.asarray(features(batch))
         for b in scored(batch):
-            length = _length(batch, b)
+            length = num_frames_of(batch, b)
             labels = np.asarray(batch["segmentations"][b][:length])
             video, size = np.asarray(batch["video"][b][:length]), labels.shape[-2:]
             segments = baselines.num_true_segments(labels)
@@ -168,8 +174,3 @@ def evaluate_baselines(
         baseline: {name: np.array(values) for name, values in per_metric.items()}
         for baseline, per_metric in found.items()
     }
-
-
-def _length(batch: Batch, b: int) -> int:
-    """How many frames of sample `b` count."""
-    return int(batch["num_frames"][b]) if "num_frames" in batch else batch["segmentations"].shape[1]

@@ -13,6 +13,8 @@ import numpy as np
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.scores import DECIMALS
 
+COLUMNS = ["sample", "name", "method", "protocol", "seed"]  # and the metrics
+
 
 class Scored(NamedTuple):
     """Scores of all samples of a split: of which method, by which protocol, with which evaluation seed."""
@@ -47,11 +49,40 @@ def write_sample_scores(
     metrics = list(scored[0].per_sample)
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sample", "name", "method", "protocol", "seed", *metrics])
+        writer.writerow([*COLUMNS, *metrics])
         for method, protocol, seed, per_sample in scored:
             for i, name in enumerate(names):
                 values = [_cell(per_sample[metric][i]) for metric in metrics]
                 writer.writerow([i, name, method, protocol, seed, *values])
+
+
+def read_sample_scores(path: str | os.PathLike) -> list[Scored]:
+    """The entries of such a file, in its order; a score that is undefined is NaN.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is no such file.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    fixed, metrics = head[:5], head[5:]
+    if fixed != COLUMNS or any(len(row) != len(head) for row in rows):
+        raise ValueError(f"expected lines of {', '.join(COLUMNS)} and metrics")
+    found: dict[tuple[str, str, int], list[list[str]]] = {}
+    for _, _, method, protocol, seed, *values in rows:
+        found.setdefault((method, protocol, int(seed)), []).append(values)
+    return [
+        Scored(
+            *of,
+            dict(
+                zip(
+                    metrics,
+                    np.array([[float(x or "nan") for x in row] for row in values]).T,
+                    strict=True,
+                )
+            ),
+        )
+        for of, values in found.items()
+    ]
 
 
 def _cell(value: float) -> str:

@@ -123,23 +123,27 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def scores_table(scores: Mapping[str, Any]) -> str:
-    """The model, by each protocol that was scored, and its baselines as a table in percent, the best baseline first.
+def scores_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """The model, by each protocol that was scored, and its baselines in percent, the best baseline first; a head comes first.
 
     Args:
         scores: as `build_scores` gives them or as read from `scores.json`.
     """
     titles = {name: title for name, title in TITLES.items() if name in scores["metrics"]}
-    head = ["", *titles.values()]
-    rows = [_model_row("SmoothSA", scores["metrics"], titles)]
+    rows = [["", *titles.values()], _model_row("SmoothSA", scores["metrics"], titles)]
     if "match_paper" in scores:
         paper = scores["match_paper"]["metrics"]
         rows.append(_model_row("SmoothSA, match_paper", paper, titles))
-    leading = _leading(scores)
+    leading = leading_metric(scores)
     order = sorted(
         scores["baselines"].items(), key=lambda item: (-(_number(item[1][leading])), item[0])
     )
-    rows += [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
+    return rows + [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
+
+
+def scores_table(scores: Mapping[str, Any]) -> str:
+    """The same as text, in columns."""
+    head, *rows = scores_rows(scores)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:
@@ -164,11 +168,12 @@ def _model_row(name: str, metrics: Mapping[str, Any], titles: Iterable[str]) -> 
 
 def headline(scores: Mapping[str, Any]) -> str:
     """The one score that stands for a run, with its name."""
-    leading = _leading(scores)
+    leading = leading_metric(scores)
     return f"{TITLES[leading]} {_cell(leading, scores['metrics'][leading]['mean'])}"
 
 
-def _leading(scores: Mapping[str, Any]) -> str:
+def leading_metric(scores: Mapping[str, Any]) -> str:
+    """The name of that score."""
     return next(name for name in LEADING if name in scores["metrics"])
 
 

@@ -40,6 +40,16 @@ class Checkpoint:
     config: ConfigDict
     path: Path
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """All arrays of the model by their names in it, the frozen ones among them."""
+        return {
+            name.removeprefix(prefix): array
+            for prefix in ("state/params/", "frozen/")
+            for name, array in self.arrays.items()
+            if name.startswith(prefix)
+        }
+
 
 class BrokenCheckpoint(Exception):
     """A step folder that cannot be used; the text says why."""

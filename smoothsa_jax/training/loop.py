@@ -345,17 +345,7 @@ def evaluate(
     Raises:
       UserError: nothing to restore, or a config that differs where it matters.
     """
-    checkpoint = restore_latest(workdir, warn=_warn)
-    if checkpoint is None:
-        found = f"no checkpoint found in {workdir / FOLDER}"
-        if steps_found(workdir):
-            found = f"every checkpoint in {workdir / FOLDER} is broken"
-        raise UserError(
-            f"nothing to restore: {found}; train first, or give the --workdir of a trained run"
-        )
-    config = choose_config(checkpoint.config)
-    check(config, ("eval.batch_size",))
-    _refuse_other_config(checkpoint.config, config, workdir)
+    checkpoint, config = restored(workdir, choose_config)
     if _wants_best(config):
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
@@ -368,6 +358,24 @@ def evaluate(
         scores = task.report(config, training, params, checkpoint.step, workdir, say)
     _tell_results(scores, workdir)
     return scores
+
+
+def restored(
+    workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict]
+) -> tuple[Checkpoint, ConfigDict]:
+    """The newest sound checkpoint, and the config to look at it with; see `evaluate`."""
+    checkpoint = restore_latest(workdir, warn=_warn)
+    if checkpoint is None:
+        found = f"no checkpoint found in {workdir / FOLDER}"
+        if steps_found(workdir):
+            found = f"every checkpoint in {workdir / FOLDER} is broken"
+        raise UserError(
+            f"nothing to restore: {found}; train first, or give the --workdir of a trained run"
+        )
+    config = choose_config(checkpoint.config)
+    check(config, ("eval.batch_size",))
+    _refuse_other_config(checkpoint.config, config, workdir)
+    return checkpoint, config
 
 
 def _params_of(checkpoint: Checkpoint, training: Training) -> Parameters:

@@ -1,0 +1,266 @@
+"""From a workdir to its report."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.evaluation.pictures import contact_sheet
+from smoothsa_jax.evaluation.predictions import Batch, scored
+from smoothsa_jax.evaluation.scores import TITLES, headline, leading_metric, scores_rows
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.report import figures
+from smoothsa_jax.report.clips import WARM, Clip, Observer, clips
+from smoothsa_jax.report.curves import Curve, curves
+from smoothsa_jax.report.page import Picture, Section, page
+from smoothsa_jax.report.ranking import Ranking, descending, rank
+from smoothsa_jax.report.records import Records, read_records
+from smoothsa_jax.report.stages import Stage, stage
+from smoothsa_jax.training.checkpoints import (
+    BrokenCheckpoint,
+    Checkpoint,
+    read_checkpoint,
+    steps_found,
+)
+from smoothsa_jax.training.loop import restored
+from smoothsa_jax.training.scoring import batches_of_split
+
+FOLDER, PAGE = "report", "index.html"
+NUM_CLIPS = 4  # of the split's first, shown with their masks
+NUM_CLOSE = 2  # of these, with attention and trajectories
+NUM_RANKED = 4  # the best, and as many of the worst
+
+
+def report(
+    workdir: Path,
+    choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Writes `report/index.html`, which needs no other file, and its PNGs beside it.
+
+    Args:
+        workdir: of a trained and scored run of SmoothSA.
+        choose_config: given the checkpoint's config, the one to look at it with; as for `training.loop.evaluate`.
+        say: called with a line for each stage.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        UserError: no log, checkpoint or scores, which says how to make them; a recognition head; matplotlib is missing.
+    """
+    figures.check_matplotlib()
+    checkpoint, config = restored(workdir, choose_config)
+    if "recognition" in config:
+        raise UserError(
+            f"{workdir} holds a recognition head, and a report shows slots; give the workdir of the SmoothSA that it was trained "
+            f"on: {config.recognition.workdir}"
+        )
+    records = read_records(workdir)
+    config = _as_scored(config, records)
+    metric = leading_metric(records.scores)
+    model_scores = records.by_sample[0]
+    ranking = rank(model_scores.per_sample[metric], NUM_RANKED)
+
+    checkpoint = _scored_checkpoint(workdir, checkpoint, records, say)
+    say(f"looking at samples of the {config.eval.split} split with {checkpoint.path}")
+    observer, params = Observer(config), jax.device_put(checkpoint.weights)
+    ranked = [number for number, _ in (*ranking.best, *ranking.worst)]
+    found = clips(
+        lambda batch, key: observer(params, batch, key),
+        _batches(config),
+        model_scores.seed,
+        {*range(min(NUM_CLIPS, len(model_scores.per_sample[metric]))), *ranked},
+    )
+    say("looking at the first batch with the weights of each checkpoint")
+    batch = next(_batches(config))
+    key = jax.random.fold_in(jax.random.key(model_scores.seed), 0)
+    background = config.eval.get("background_column_always", False)
+    stages = [
+        stage(step, observer(weights, batch, key), batch, background)
+        for step, weights in _weights_through_training(workdir, config, checkpoint.weights, say)
+    ]
+    last = observer(params, batch, key)["states"]
+    say("drawing")
+    folder = workdir / FOLDER
+    shown = [found[number] for number in sorted(found) if number < NUM_CLIPS]
+    sections = [
+        _scores(records, stages, metric),
+        _training(records),
+        _masks(shown, folder),
+        _warmer(last, batch, stages, records, config),
+        _attention(shown[:NUM_CLOSE]),
+        _trajectories(shown[:NUM_CLOSE]),
+        _ranked(ranking, found, metric, folder),
+    ]
+    path = folder / PAGE
+    try:
+        for section in sections:
+            for picture in section.pictures:
+                with atomic_file(folder / f"{picture.name}.png") as temporary:
+                    temporary.write_bytes(picture.png)
+        subtitle = (
+            f"{workdir}, step {checkpoint.step} of {config.train.num_steps}; "
+            f"{config.model.initializer.name} queries, evaluation seed {model_scores.seed}"
+        )
+        with atomic_file(path) as temporary:
+            text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; mend that") from error
+    return path
+
+
+def _as_scored(config: ConfigDict, records: Records) -> ConfigDict:
+    """The config by which `scores.csv` was made, so that the same samples are seen with the same queries."""
+    config = config.copy_and_resolve_references().unlock()
+    protocol = records.scores["protocol"]
+    config.eval.split = records.scores["split"]
+    for name in ("num_samples", "num_frames", "batch_size"):
+        config.eval[name] = protocol[name]
+    return config
+
+
+def _scored_checkpoint(
+    workdir: Path, newest: Checkpoint, records: Records, say: Callable[[str], None]
+) -> Checkpoint:
+    """The checkpoint that the scores are of, or the newest where it is gone."""
+    step = records.scores["step"]
+    if step == newest.step:
+        return newest
+    try:
+        return read_checkpoint(workdir, step)
+    except BrokenCheckpoint as reason:
+        say(
+            f"warning: scores are of step {step}, whose checkpoint is not usable ({reason}); pictures are of step {newest.step}"
+        )
+        return newest
+
+
+def _batches(config: ConfigDict) -> Iterator[Batch]:
+    return batches_of_split(config, config.eval.split, config.eval.num_samples)
+
+
+def _weights_through_training(
+    workdir: Path, config: ConfigDict, newest: Parameters, say: Callable[[str], None]
+) -> Iterator[tuple[int, Parameters]]:
+    """Step and weights: those that the training began with, then those of each checkpoint that is kept and sound."""
+    size = config.data.image_size
+    image_size = (size, size) if isinstance(size, int) else tuple(size)
+    _, untrained, _ = split(build_model(config.model, image_size, config.seed))
+    yield 0, {**newest, **untrained}
+    for step in reversed(steps_found(workdir)):
+        try:
+            yield step, jax.device_put(read_checkpoint(workdir, step).weights)
+        except BrokenCheckpoint as reason:
+            say(f"warning: the checkpoint of step {step} is not usable ({reason}); left out")
+
+
+# ------------------------------------------------------------------------------------------------- parts of the page
+
+
+def _scores(records: Records, stages: list[Stage], metric: str) -> Section:
+    protocol = records.scores["protocol"]
+    text = (
+        f"On {protocol['num_samples']} samples of the {records.scores['split']} split, in %, after "
+        f"{records.scores['step']} training steps."
+    )
+    png = figures.scores(
+        curves(records.log, "validation/"), stages, descending(records.by_sample, metric), metric
+    )
+    caption = (
+        "Left: through the training. Right: the samples of each method, sorted by their score."
+    )
+    return Section("Scores", text, [Picture("scores", caption, png)], scores_rows(records.scores))
+
+
+def _training(records: Records) -> Section:
+    found = curves(records.log)
+    terms = {name: found[name] for name in found if name.split("/")[0] == "loss"}
+    others = {name: found[name] for name in ("grad_norm", "learning_rate") if name in found}
+    last = records.log[-1]["step"]
+    caption = "Thin: the logged steps. Thick: their moving mean."
+    picture = Picture("losses", caption, figures.losses(terms, others))
+    return Section("Training", f"{len(records.log)} rows of the log, up to step {last}.", [picture])
+
+
+def _masks(shown: list[Clip], folder: Path) -> Section:
+    pictures = [
+        Picture(f"masks_{clip.number:03d}", f"Sample {clip.number}.", _sheet(clip, folder))
+        for clip in shown
+    ]
+    text = "Frames, true segments and predicted masks. Each slot has the colour of the segment that it fits best, throughout."
+    return Section("Masks over time" if len(shown[0].video) > 1 else "Masks", text, pictures)
+
+
+def _sheet(clip: Clip, folder: Path) -> bytes:
+    path = folder / f".{clip.number}.png"
+    try:
+        contact_sheet(clip.video, clip.labels, {"masks": clip.masks}, path)
+        return path.read_bytes()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _warmer(
+    states: dict[str, np.ndarray],
+    batch: Batch,
+    stages: list[Stage],
+    records: Records,
+    config: ConfigDict,
+) -> Section:
+    rows = scored(batch)
+    states = {name: x[rows] for name, x in states.items()}
+    weight = config.loss.get("distillation", 0.0)
+    logged = curves(records.log).get("loss/distillation") if weight else None
+    distillation = Curve(logged.steps, logged.values / weight) if logged else None
+    png = figures.distances(states, np.asarray(batch["slot_mask"])[rows], stages, distillation)
+    now = ", ".join(f"{value:.2f} {name}" for name, value in stages[-1].distances.items())
+    text = (
+        "The paper's argument: a first frame begins with queries that know nothing of it and needs several iterations, unless "
+        "a warmer brings them near to the slots before. Distance of queries from the slots that they become, by the slots' "
+        f"length, first frames of {len(rows)} samples: {now}."
+    )
+    if WARM not in states:
+        text += " This model has no warmer."
+    return Section("Queries and slots", text, [Picture("distances", "", png)])
+
+
+def _attention(shown: list[Clip]) -> Section:
+    text = (
+        "Slot attention on the first frame in each iteration: from the warm queries, as the model runs, and from the "
+        "samples themselves, which it was not trained on where there is a warmer. A frame is as bright as the slot's share of it."
+    )
+    pictures = [
+        Picture(f"attention_{c.number:03d}", f"Sample {c.number}.", figures.attention(c))
+        for c in shown
+    ]
+    return Section("Attention, iteration by iteration", text, pictures)
+
+
+def _trajectories(shown: list[Clip]) -> Section:
+    text = "Slots as points in the plane in which they differ most. Colours are those of the slots above."
+    if len(shown[0].states) > 1:
+        text += " Dashed: what the warmer does. Solid: iterations from warm queries. Dotted: iterations without the warmer."
+    pictures = [
+        Picture(f"trajectories_{c.number:03d}", f"Sample {c.number}.", figures.trajectories(c))
+        for c in shown
+    ]
+    return Section("Trajectories of slots", text, pictures)
+
+
+def _ranked(ranking: Ranking, found: dict[int, Clip], metric: str, folder: Path) -> Section:
+    pictures = []
+    for kind, rows in (("best", ranking.best), ("worst", ranking.worst)):
+        for place, (number, score) in enumerate(rows, start=1):
+            caption = (
+                f"{kind.capitalize()} {place}: sample {number}, {TITLES[metric]} {100 * score:.1f}."
+            )
+            pictures.append(Picture(f"{kind}_{place}", caption, _sheet(found[number], folder)))
+    text = f"By {TITLES[metric]} of the single sample, first evaluation seed."
+    return Section("Best and worst samples", text, pictures)

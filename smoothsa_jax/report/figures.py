@@ -1,0 +1,245 @@
+"""Plots as PNG files in memory. Each function draws numbers that others made."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import upsample
+from smoothsa_jax.evaluation.pictures import OBJECTS, overlay
+from smoothsa_jax.evaluation.scores import TITLES
+from smoothsa_jax.report.clips import COLD, WARM, Clip
+from smoothsa_jax.report.curves import Curve, smoothed
+from smoothsa_jax.report.distances import by_iteration
+from smoothsa_jax.report.stages import Stage
+from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
+
+DPI = 110
+COLOUR = {COLD: "#3b7dd8", WARM: "#d8572a"}
+ROWS = {COLD: "without the warmer", WARM: "with the warmer"}
+
+
+def check_matplotlib() -> None:
+    """Raises UserError where matplotlib is missing; asked before anything is computed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "a report needs matplotlib, which is not installed: pip install 'smoothsa_jax[report]'"
+        ) from error
+
+
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
+    """A figure, and its axes (rows, columns); width and height of each in inches."""
+    # Without pyplot: nothing global, no window, any number of figures.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=DPI)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    # Without the version in the file, equal plots are equal bytes.
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _plain(axes: Any, title: str, x: str = "", y: str = "") -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def _slot_colour(slot: int) -> tuple[float, ...]:
+    return tuple(part / 255 for part in OBJECTS[slot % len(OBJECTS)])
+
+
+# ----------------------------------------------------------------------------------------------------- the training
+
+
+def losses(terms: Mapping[str, Curve], others: Mapping[str, Curve]) -> bytes:
+    """The loss and its terms as one panel, each of the other curves as one more."""
+    figure, axes = _panels(1, 1 + len(others), 4.6 if others else 8, 3.1)
+    for name, curve in terms.items():
+        label = name.removeprefix("loss/")
+        (line,) = axes[0, 0].plot(*smoothed(curve), label=label, linewidth=1.6)
+        axes[0, 0].plot(*curve, color=line.get_color(), alpha=0.2, linewidth=0.8)
+    if all((curve.values > 0).all() for curve in terms.values()):
+        axes[0, 0].set_yscale("log")
+    axes[0, 0].legend(fontsize=8)
+    _plain(axes[0, 0], "losses, weighted", "step")
+    for panel, (name, curve) in zip(axes[0, 1:], others.items(), strict=True):
+        (line,) = panel.plot(*smoothed(curve), linewidth=1.6)
+        panel.plot(*curve, color=line.get_color(), alpha=0.2, linewidth=0.8)
+        _plain(panel, name.replace("_", " "), "step")
+    return _png(figure)
+
+
+def scores(
+    validation: Mapping[str, Curve],
+    stages: Sequence[Stage],
+    descending: Mapping[str, Float[np.ndarray, "samples"]],
+    metric: str,
+) -> bytes:
+    """Scores through the training, and of all samples from the best to the worst."""
+    figure, axes = _panels(1, 3 if validation else 2, 4.6, 3.1)
+    if validation:
+        for name, curve in validation.items():
+            axes[0, 0].plot(*curve, label=TITLES.get(name, name), marker=".", linewidth=1.4)
+        _plain(axes[0, 0], "validation scores in the log", "step")
+        axes[0, 0].legend(fontsize=8)
+    through, spread = axes[0, -2], axes[0, -1]
+    steps = [stage.step for stage in stages]
+    for name in stages[0].scores:
+        values = [stage.scores[name] for stage in stages]
+        through.plot(steps, values, label=TITLES.get(name, name), marker="o", linewidth=1.4)
+    _plain(through, "scores at each checkpoint, first batch", "step")
+    through.legend(fontsize=8)
+    for method, values in descending.items():
+        place = (np.arange(len(values)) + 0.5) / max(1, len(values))
+        spread.plot(100 * place, values, label=method, linewidth=2.4 if method == "SmoothSA" else 1)
+    _plain(spread, f"{TITLES.get(metric, metric)} of every sample", "samples, best first, in %")
+    spread.legend(fontsize=8, loc="lower left")
+    return _png(figure)
+
+
+# ------------------------------------------------------------------------------------------------------ the warmer
+
+
+def distances(
+    states: Mapping[str, Float[np.ndarray, "B I+1 N D"]],
+    slot_mask: np.ndarray,
+    stages: Sequence[Stage],
+    distillation: Curve | None,
+) -> bytes:
+    """How far queries are from slots: by iteration, by checkpoint, and in the distillation loss.
+
+    Args:
+        distillation: its curve divided by its weight, which is the mean square of query less slot; None: not in the log.
+    """
+    figure, axes = _panels(1, 2 if distillation is None else 3, 4.6, 3.1)
+    length = "distance / length of the slot"
+    for name, of_start in states.items():
+        values = by_iteration(of_start, slot_mask)
+        axes[0, 0].plot(values, label=ROWS[name], color=COLOUR[name], marker="o")
+    axes[0, 0].set_xticks(range(len(values)), ["queries", *map(str, range(1, len(values)))])
+    _plain(axes[0, 0], "to where the last iteration ends", "after iteration", length)
+    axes[0, 0].legend(fontsize=8)
+    steps = [stage.step for stage in stages]
+    for name, colour in zip(stages[0].distances, COLOUR.values(), strict=False):
+        values = [stage.distances[name] for stage in stages]
+        axes[0, 1].plot(steps, values, label=name, color=colour, marker="o")
+    _plain(axes[0, 1], "to the model's slots, through training", "step", length)
+    axes[0, 1].legend(fontsize=8)
+    for panel in axes[0, :2]:
+        panel.set_ylim(bottom=0)
+    if distillation is not None:
+        (line,) = axes[0, 2].plot(*smoothed(distillation), color=COLOUR[WARM], linewidth=1.6)
+        axes[0, 2].plot(*distillation, color=line.get_color(), alpha=0.2, linewidth=0.8)
+        if (distillation.values > 0).all():
+            axes[0, 2].set_yscale("log")
+        _plain(axes[0, 2], "mean square of warm query less slot, in the log", "step")
+    return _png(figure)
+
+
+def attention(clip: Clip) -> bytes:
+    """The first frame's iterations as rows, with and without the warmer; the slots as columns, the frame lit by attention."""
+    frame = clip.video[0]
+    slots = np.flatnonzero(clip.slot_mask)
+    rows = [(name, i) for name, maps in clip.attention.items() for i in range(len(maps))]
+    figure, axes = _panels(len(rows), 1 + len(slots), 1.15, 1.2)
+    for row, (name, i) in enumerate(rows):
+        maps = np.asarray(upsample(clip.attention[name][i][slots], frame.shape[:2]))
+        segments = slots[maps.argmax(axis=0)] + 1
+        pictures = [overlay(frame[None], segments[None])[0]]
+        pictures += [frame / 255.0 * (0.08 + 0.92 * lit[..., None]) for lit in maps]
+        for column, picture in enumerate(pictures):
+            panel = axes[row, column]
+            panel.imshow(picture)
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if row == 0:
+                title = "all slots" if column == 0 else f"slot {slots[column - 1]}"
+                panel.set_title(title, fontsize=8)
+            for side in panel.spines.values():
+                side.set_color(_slot_colour(slots[column - 1]) if column else "#888888")
+                side.set_linewidth(2 if column else 0.8)
+        axes[row, 0].set_ylabel(f"{ROWS[name]}\niteration {i + 1}", fontsize=7, color=COLOUR[name])
+    return _png(figure)
+
+
+# ------------------------------------------------------------------------------------------------------- the slots
+
+
+def trajectories(clip: Clip) -> bytes:
+    """How slots come about in the first frame and, in a clip, where they go after it; colours are those of `attention`."""
+    slots = np.flatnonzero(clip.slot_mask)
+    panels = [_from_samples]
+    if WARM in clip.states:
+        panels.append(_from_warm_queries)
+    if len(clip.video) > 1:
+        panels += [_through_frames, _over_picture]
+    figure, axes = _panels(1, len(panels), 3.7, 3.6)
+    for panel, draw in zip(axes[0], panels, strict=True):
+        draw(panel, clip, slots)
+    return _png(figure)
+
+
+def _from_samples(panel: Any, clip: Clip, slots: np.ndarray) -> None:
+    """Both ways in one plane: dotted the one without the warmer, dashed the warmer's leap, solid what follows it."""
+    ways = [states[:, slots] for states in clip.states.values()]
+    planes = np.split(principal_plane(np.concatenate(ways)), len(ways))
+    for column, slot in enumerate(slots):
+        colour = _slot_colour(slot)
+        cold, *rest = (plane[:, column] for plane in planes)
+        panel.plot(*cold.T, color=colour, linewidth=1, linestyle=":")
+        panel.scatter(*cold[0], color=colour, marker="x", s=40)
+        for warm in rest:
+            panel.plot(*np.stack([cold[0], warm[0]]).T, color=colour, linewidth=1, linestyle="--")
+            panel.plot(*warm.T, color=colour, linewidth=1.8)
+        _end(panel, (rest or [cold])[-1][-1], colour)
+    _plain(panel, "first frame: × sample, ● slot", "first principal axis", "second")
+
+
+def _from_warm_queries(panel: Any, clip: Clip, slots: np.ndarray) -> None:
+    plane = principal_plane(clip.states[WARM][:, slots])
+    for column, slot in enumerate(slots):
+        colour = _slot_colour(slot)
+        panel.plot(*plane[:, column].T, color=colour, linewidth=1.8)
+        panel.scatter(*plane[0, column], color=colour, marker="^", s=40)
+        _end(panel, plane[-1, column], colour)
+    _plain(panel, "first frame: ▲ warm query, ● slot", "first principal axis", "second")
+
+
+def _end(panel: Any, point: np.ndarray, colour: tuple[float, ...]) -> None:
+    panel.scatter(*point, color=[colour], s=50, edgecolors="black", zorder=3)
+
+
+def _through_frames(panel: Any, clip: Clip, slots: np.ndarray) -> None:
+    plane = principal_plane(clip.slots[:, slots])
+    for column, slot in enumerate(slots):
+        panel.plot(*plane[:, column].T, color=_slot_colour(slot), marker=".", linewidth=1.2)
+        _end(panel, plane[0, column], _slot_colour(slot))
+    _plain(panel, "slots through the frames (● the first)", "first principal axis", "second")
+
+
+def _over_picture(panel: Any, clip: Clip, slots: np.ndarray) -> None:
+    grey = clip.video[0] @ np.array([0.299, 0.587, 0.114])
+    panel.imshow(grey, cmap="gray", vmin=-120, vmax=300)
+    centres = centres_of_mass(clip.masks, clip.slots.shape[1])
+    for slot in slots:
+        way = centres[:, slot]
+        panel.plot(*way.T, color=_slot_colour(slot), marker=".", linewidth=1.4)
+        for point in way[~np.isnan(way[:, 0])][:1]:
+            _end(panel, point, _slot_colour(slot))
+    _plain(panel, "middle of each mask, over the first frame")
+    panel.grid(False)
+    panel.set_xticks([])
+    panel.set_yticks([])

@@ -1,0 +1,40 @@
+"""The best and the worst samples of a split."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from smoothsa_jax.evaluation.sample_scores import Scored
+
+
+class Ranking(NamedTuple):
+    """Numbers of samples and their scores.
+
+    Attributes:
+        best: from the best on.
+        worst: from the worst on; none that is among the best.
+    """
+
+    best: list[tuple[int, float]]
+    worst: list[tuple[int, float]]
+
+
+def rank(scores: Float[np.ndarray, "samples"], count: int) -> Ranking:
+    """At most `count` of each kind; samples whose score is undefined (NaN) take no part."""
+    defined = np.flatnonzero(~np.isnan(scores))
+    # Stable: among equals the first sample comes first.
+    order = defined[np.argsort(-scores[defined], kind="stable")]
+    rows = [(int(i), float(scores[i])) for i in order]
+    worst = rows[::-1][: min(count, len(rows) // 2)]
+    return Ranking(rows[: min(count, len(rows) - len(worst))], worst)
+
+
+def descending(by_sample: list[Scored], metric: str) -> dict[str, np.ndarray]:
+    """Method -> its defined scores from the best to the worst, by the default protocol and the first seed."""
+    found: dict[str, np.ndarray] = {}
+    for entry in by_sample:
+        if entry.protocol == "default" and entry.method not in found:
+            scores = np.asarray(entry.per_sample[metric])
+            found[entry.method] = np.sort(scores[~np.isnan(scores)])[::-1]
+    return found

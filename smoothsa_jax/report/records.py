@@ -1,0 +1,53 @@
+"""What a run wrote down: its log and its scores."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores
+from smoothsa_jax.training.logging import LOG_FILE, read_log
+from smoothsa_jax.training.scoring import SAMPLE_SCORES_FILE, SCORES_FILE
+
+
+class Records(NamedTuple):
+    """Of one workdir.
+
+    Attributes:
+        log: its rows, in the order of the steps.
+        scores: the content of `scores.json`.
+        by_sample: that of `scores.csv`; the model comes first.
+    """
+
+    log: list[dict[str, float]]
+    scores: Mapping[str, Any]
+    by_sample: list[Scored]
+
+
+def read_records(workdir: Path) -> Records:
+    """Reads all three files.
+
+    Raises:
+        UserError: one is missing or damaged; names the command that makes it.
+    """
+    train = f"python main.py --workdir={workdir} (with the run's --config) trains"
+    evaluate = f"python main.py --mode=evaluate --workdir={workdir} makes it"
+    return Records(
+        _read(workdir / LOG_FILE, read_log, train),
+        _read(workdir / SCORES_FILE, lambda path: json.loads(path.read_text()), evaluate),
+        _read(workdir / SAMPLE_SCORES_FILE, read_sample_scores, evaluate),
+    )
+
+
+def _read(path: Path, reader, advice: str):
+    try:
+        found = reader(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {advice}") from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged ({reason}); {advice}") from error
+    if not found:
+        raise UserError(f"{path} is empty; {advice}")
+    return found

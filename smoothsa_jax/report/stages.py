@@ -1,0 +1,45 @@
+"""What changed while a model was trained: the same samples, seen with the weights of each checkpoint."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from smoothsa_jax.evaluation.metrics import METRICS, score_batch
+from smoothsa_jax.evaluation.predictions import Batch, num_frames_of, scored
+from smoothsa_jax.evaluation.scores import mean_over_samples
+from smoothsa_jax.report.distances import around_the_warmer
+
+
+class Stage(NamedTuple):
+    """After `step` training steps.
+
+    Attributes:
+        distances: "before the warmer" and "after the warmer", see `around_the_warmer`.
+        scores: metric -> mean over the samples.
+    """
+
+    step: int
+    distances: dict[str, float]
+    scores: dict[str, float]
+
+
+def stage(step: int, found: dict, batch: Batch, background_column_always: bool) -> Stage:
+    """Of one batch and what an `Observer` found in it; samples that only fill the batch up do not count."""
+    rows = scored(batch)
+    states = {name: x[rows] for name, x in found["states"].items()}
+
+    def scores_of(b: int) -> dict[str, np.ndarray]:
+        length = num_frames_of(batch, b)
+        return score_batch(
+            found["masks"][b][None, :length],
+            np.asarray(batch["segmentations"][b])[None, :length],
+            background_column_always=background_column_always,
+        )
+
+    every = [scores_of(b) for b in rows]
+    scores = {name: np.concatenate([of_sample[name] for of_sample in every]) for name in METRICS}
+    return Stage(
+        step,
+        around_the_warmer(states, np.asarray(batch["slot_mask"])[rows]),
+        {name: float(x) for name, x in mean_over_samples(scores).items()},
+    )

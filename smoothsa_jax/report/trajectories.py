@@ -1,0 +1,30 @@
+"""Where slots go: in the plane in which they differ most, and over the picture."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def principal_plane(points: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "*lead 2"]:
+    """The points on their first two principal axes, their mean in the middle. An axis' sign is that of its largest part."""
+    flat = points.reshape(-1, points.shape[-1]).astype(np.float64)
+    flat = flat - flat.mean(axis=0)
+    axes = np.linalg.svd(flat, full_matrices=False)[2][:2]
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+    plane = flat @ axes.T
+    plane = np.pad(
+        plane, ((0, 0), (0, 2 - plane.shape[1]))
+    )  # of a single point, or slots of width 1
+    return plane.reshape(*points.shape[:-1], 2)
+
+
+def centres_of_mass(masks: Int[np.ndarray, "T H W"], num_slots: int) -> Float[np.ndarray, "T N 2"]:
+    """x and y, in pixels, of the middle of each slot's mask; NaN where it has none."""
+    rows, columns = np.mgrid[: masks.shape[1], : masks.shape[2]]
+    centres = np.full((len(masks), num_slots, 2), np.nan)
+    for t, mask in enumerate(masks):
+        area = np.bincount(mask.ravel(), minlength=num_slots)[:num_slots]
+        seen = area > 0
+        for axis, places in enumerate((columns, rows)):
+            total = np.bincount(mask.ravel(), places.ravel(), minlength=num_slots)[:num_slots]
+            centres[t, seen, axis] = total[seen] / area[seen]
+    return centres
