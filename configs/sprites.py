@@ -95,6 +95,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "batch_size": 16,
             "seeds": (0,),
             "match_paper": False,
+            "baselines": True,
             "num_pictures": 8,
             "validation_samples": 16,
             "checkpoint": "latest",
