@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -89,11 +88,6 @@ def is_held_out(name: str, part: float) -> bool:
     """Whether a sample belongs to the held-out part: by its name alone, whatever else there is."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < part * 2**64
-
-
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """A key that sorts `frame_9` in front of `frame_10`."""
-    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def require(files: Files, names: Iterable[str], asked_by: str, options: Options) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from data.archives import Files
-from data.clips import PER_SHARD, clip_example, natural, read, require
+from data.clips import PER_SHARD, clip_example, read, require
 from data.family import BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features
 from data.pictures import labels
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.sources import natural
 
 SPLITS = {"train": "train", "validation": "val"}
 FRAMES = "JPEGImages/480p"

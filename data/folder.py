@@ -20,14 +20,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.archives import ENDINGS, Files
-from data.clips import PER_SHARD, clip_example, is_held_out, labelled_frame, natural, read
+from data.clips import PER_SHARD, clip_example, is_held_out, labelled_frame, read
 from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features, still_features
 from data.pictures import labels, png
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.sources import IMAGES, VIDEOS, natural
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
 # Their header tells how many frames there are; others only estimate it.
 COUNTED = (".mp4", ".m4v", ".mov")
 STILLS_PER_SHARD = 1000

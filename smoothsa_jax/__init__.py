@@ -13,7 +13,7 @@ Dimension letters, the same in every docstring of this package:
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"load": "load", "list_models": "load", "draw": "draw"}
+_PUBLIC = {"load": "load", "list_models": "load", "draw": "draw", "read_video": "videos"}
 
 
 def __getattr__(name: str):

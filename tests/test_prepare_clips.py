@@ -31,9 +31,10 @@ from raw_clips import (
 )
 
 from data import check, finished, prepare, ytvis
-from data.clips import is_held_out, natural
+from data.clips import is_held_out
 from data.family import Options
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.sources import natural
 
 
 def read(out: Path, split: str) -> list[dict]:
