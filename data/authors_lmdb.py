@@ -17,7 +17,7 @@ sample, not compressed. An *encoded* picture is bytes, or a uint8 array of them 
 Confirmed in public code of Genera1Z, its files below object_centric_bench/: SmoothSA datum/dataset_movi.py (139029d),
 datum/dataset_ytvis.py (1b05922), util_datum.py (5a8c476); VQ-VFM-OCL datum/dataset_coco.py, dataset_movi.py (54a0350); DIAS
 datum/dataset_clevrtex.py (7083c2a); xSSC datum/dataset_ytvis.py, util.py (0a8f727); for 2026's coco and voc a copy of
-VQ-VFM-OCL, Yashvir835/VQ-VFM-OCL (16679ae). No file of theirs was at hand.
+VQ-VFM-OCL, Yashvir835/VQ-VFM-OCL (16679ae); 2026's MOVi in a text whose repository is not known. No file of theirs was at hand.
 
 Records are read by `data/plain_pickle.py`, which runs nothing that they name. The LMDB library itself trusts a file's pages;
 that it is not cut off is all that can be checked before.
