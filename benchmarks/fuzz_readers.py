@@ -1,53 +1,123 @@
-"""Gives damaged files to the readers of weights: each has to end in arrays or in a line for a person, never in another error.
+"""Gives damaged files to the readers: each has to end in a result or in a line for a person, never in another error.
 
-python benchmarks/fuzz_readers.py                       # 1,000 seeded mutations of a valid file of each kind
-python benchmarks/fuzz_readers.py --count=50 --seed=1000
+    python benchmarks/fuzz_readers.py                       1,000 seeded mutations of valid files for each reader
+    python benchmarks/fuzz_readers.py --count=50 mp4 model  some of it
+
+Each video is decoded by a process of its own, so a thousand of them take many minutes.
 """
 
 import argparse
+import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import av  # noqa: E402
 import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.inference.frames import as_frame, checked_frames  # noqa: E402
+from smoothsa_jax.inference.given_boxes import read_boxes  # noqa: E402
+from smoothsa_jax.inference.load import SHIPPED, load  # noqa: E402
+from smoothsa_jax.inference.videos import read_video  # noqa: E402
 from smoothsa_jax.interop import state_dicts  # noqa: E402
 from smoothsa_jax.interop.architecture import read_architecture  # noqa: E402
 
-Read = Callable[[Path], object]
-# Suffix of the file -> its reader.
-READERS: dict[str, Read] = {
-    ".safetensors": state_dicts.read,
-    ".pth": state_dicts.read,
-    ".json": read_architecture,
-}
+# ----------------------------------------------------------------------------------------------------------- valid files
 
 
-def valid(path: Path) -> None:
-    """Writes a small valid file of the kind that its suffix says.
+def clip(num_frames: int = 8, height: int = 24, width: int = 32) -> np.ndarray:
+    """Noise, (T,H,W,3) uint8."""
+    shape = (num_frames, height, width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
-    Raises:
-        UserError: PyTorch is needed and missing.
-    """
-    if path.suffix == ".json":
-        settings = {"model_type": "dinov2_with_registers", "hidden_size": 24, "patch_size": 14}
-        path.write_text(json.dumps(settings | {"use_swiglu_ffn": False, "mlp_ratio": 4}))
-        return
+
+def write_video(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264") -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
+    first, *others = map(Image.fromarray, frames)
+    first.save(path, save_all=True, append_images=others, duration=100)
+
+
+def images() -> dict[str, bytes]:
+    found = {}
+    for kind in ("PNG", "JPEG", "WEBP"):
+        buffer = io.BytesIO()
+        Image.fromarray(clip(1)[0]).save(buffer, kind)
+        found[f"a.{kind.lower()}"] = buffer.getvalue()
+    return found
+
+
+def written(name: str, write: Callable[[Path], None]) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / name)
+        return {name: (Path(folder) / name).read_bytes()}
+
+
+def model() -> dict[str, bytes]:
+    names = ("model.safetensors", "config.json", "about.json")
+    return {name: (SHIPPED / "sprites_gaussian" / name).read_bytes() for name in names}
+
+
+def boxes() -> dict[str, bytes]:
+    found = {f"{name}.mp4": [[1, 2, 30, 20.5], [0, 0, 3, 4]] for name in ("cat", "dög")}
+    return {"boxes.json": json.dumps(found, indent=1, ensure_ascii=False).encode()}
+
+
+def write_state_dict(path: Path) -> None:
     arrays = {f"m.layers.{i}.weight": np.full((4, 5), i, np.float32) for i in range(8)}
     state_dicts.write(path, arrays)
 
 
+def architecture() -> dict[str, bytes]:
+    settings = {"model_type": "dinov2_with_registers", "hidden_size": 24, "patch_size": 14}
+    settings |= {"use_swiglu_ffn": False, "mlp_ratio": 4}
+    return {"config.json": json.dumps(settings).encode()}
+
+
+# --------------------------------------------------------------------------------------------------------------- readers
+
+
+def all_frames(path: Path) -> None:
+    for _ in checked_frames(read_video(path, 20.0)):
+        pass
+
+
+# Name -> valid files, one of which is damaged at a time, and what reads it.
+READERS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], object]]] = {
+    "image": (images, as_frame),
+    "gif": (lambda: written("a.gif", lambda path: write_gif(path, clip())), all_frames),
+    "mp4": (lambda: written("a.mp4", lambda path: write_video(path, clip())), all_frames),
+    "model": (model, lambda path: load(path.parent)),
+    "boxes": (boxes, read_boxes),
+    "safetensors": (lambda: written("a.safetensors", write_state_dict), state_dicts.read),
+    "pth": (lambda: written("a.pth", write_state_dict), state_dicts.read),
+    "architecture": (architecture, read_architecture),
+}
+
+
 def mutated(whole: bytes, seed: int) -> bytes:
-    """The file with bytes changed, cut out, cut off, doubled or inserted, in one to three places."""
+    """The file with bytes changed, cut out, cut off, doubled or inserted; most of it near the start, where headers are."""
     rng = np.random.default_rng(seed)
     data = bytearray(whole)
     for _ in range(rng.integers(1, 4)):
-        at, size = int(rng.integers(0, max(len(data), 1))), int(rng.integers(1, 17))
+        end = len(data) if rng.random() < 0.3 else min(len(data), 4096)
+        at, size = int(rng.integers(0, max(end, 1))), int(rng.integers(1, 17))
         noise = rng.integers(0, 256, size, dtype=np.uint8).tobytes()
         kind = rng.integers(0, 5)
         if kind == 0:
@@ -63,43 +133,53 @@ def mutated(whole: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-def fuzz(suffix: str, count: int, folder: Path, first_seed: int = 0) -> tuple[int, int]:
+def fuzz(name: str, count: int, folder: Path, first_seed: int = 0) -> tuple[int, int]:
     """How many mutations were read, and how many refused in one line.
 
     Raises:
-        AssertionError: neither; names the seed.
+        UserError: PyTorch is needed and missing.
+        AssertionError: some ended in anything else; names their seeds.
     """
-    path = folder / f"file{suffix}"
-    valid(path)
-    whole, read = path.read_bytes(), 0
-    READERS[suffix](path)
+    make, read = READERS[name]
+    files = make()
+    for file, whole in files.items():
+        (folder / file).write_bytes(whole)
+    for file in files:
+        read(folder / file)
+    done, refused, bad = 0, 0, []
     for seed in range(first_seed, first_seed + count):
-        path.write_bytes(mutated(whole, seed))
+        file = sorted(files)[seed % len(files)]
+        (folder / file).write_bytes(mutated(files[file], seed))
         try:
-            READERS[suffix](path)
-            read += 1
+            read(folder / file)
+            done += 1
         except UserError as error:
-            assert "\n" not in str(error), f"seed {seed}: {error}"
+            refused += 1
+            if "\n" in str(error):
+                bad.append(f"seed {seed}: more than a line: {error}")
         except Exception as error:
-            raise AssertionError(f"{suffix}, seed {seed}: {error!r} is no UserError") from error
-    return read, count - read
+            bad.append(f"seed {seed}: {error!r} is no UserError")
+        (folder / file).write_bytes(files[file])
+    assert not bad, f"{name}: {'; '.join(bad)}"
+    return done, refused
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=1000, help="mutations of each kind of file")
+    parser.add_argument("readers", nargs="*", help=f"of {', '.join(READERS)}; default all")
+    parser.add_argument("--count", type=int, default=1000, help="mutations for each reader")
     parser.add_argument("--seed", type=int, default=0, help="of the first one")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        for suffix in READERS:
+    given = parser.parse_args(arguments)
+    for name in given.readers or READERS:
+        with tempfile.TemporaryDirectory() as folder:
             try:
-                read, refused = fuzz(suffix, options.count, Path(folder), options.seed)
+                read, refused = fuzz(name, given.count, Path(folder), given.seed)
             except UserError as error:  # no PyTorch
-                print(f"{suffix}: skipped, {error}")
+                print(f"{name}: skipped, {error}", flush=True)
                 continue
-            print(f"{suffix}: {options.count} mutations, {read} read, {refused} refused in a line")
+        print(f"{name}: {given.count} mutations, {read} read, {refused} refused", flush=True)
     return 0
 
 

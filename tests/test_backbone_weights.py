@@ -25,7 +25,6 @@ from vit_files import (
     timm_state_dict,
 )
 
-from benchmarks import fuzz_readers
 from smoothsa_jax.config import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
@@ -434,14 +433,3 @@ def test_from_the_hub(tmp_path, monkeypatch):
             "model-1.safetensors",
             "model-2.safetensors",
         ]
-
-
-@pytest.mark.parametrize(
-    "suffix", [".safetensors", ".json", pytest.param(".pth", marks=pytest.mark.torch)]
-)
-def test_damaged_files_are_refused_or_read(suffix, tmp_path):
-    """Seeded mutations of a valid file end in arrays or in one line."""
-    if suffix == ".pth":
-        pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
-    read, refused = fuzz_readers.fuzz(suffix, 50, tmp_path)
-    assert refused > 10 and read + refused == 50
