@@ -5,7 +5,7 @@ import pytest
 from benchmarks import fuzz_readers
 
 COUNTS = dict.fromkeys(fuzz_readers.READERS, 50)
-COUNTS |= {"gif": 8, "mp4": 8, "model": 12}  # each a process, or a model that is built
+COUNTS |= {"gif": 5, "mp4": 5, "model": 8}  # each a process, or a model that is built
 
 
 @pytest.mark.parametrize(
