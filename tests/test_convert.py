@@ -142,9 +142,8 @@ def random_state_dict(keys: dict[str, list[int]], seed: int = 0) -> dict[str, np
     }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "coco" else pytest.param(n, marks=pytest.mark.slow) for n in OFFICIAL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_every_official_config(name, tmp_path, capsys):
     """At full size: converts, looks at a frame, and converts back to the same bits."""
     state_dict = random_state_dict(OFFICIAL[name])
