@@ -13,7 +13,7 @@ from command import here
 from ml_collections import ConfigDict
 from PIL import Image
 from run_config import get_config
-from tiny import tiny_batch, tiny_config
+from tiny import tiny_config
 
 from smoothsa_jax.config import canonical
 from smoothsa_jax.errors import UserError
@@ -143,28 +143,31 @@ def test_what_is_shown_is_what_was_scored(runs):
             np.testing.assert_allclose(values[number], again[metric][0], atol=1e-6)
 
 
-def test_iterations_one_by_one_end_where_the_model_ends():
-    config = tiny_config(num_frames=1, decoder="mlp_mixture")
-    model = build_model(config.model, (16, 16), 0)
-    batch = tiny_batch(config)
+def test_iterations_one_by_one_end_where_the_model_ends(runs):
+    workdir, config = runs["video"]
+    batch = next(batches_of_split(config, "test", SAMPLES))
     batch["slot_mask"][0, -1] = False
-    boxes, mask = batch["boxes"], jax.numpy.asarray(batch["slot_mask"])
-    draws = sample_evaluation_draws(jax.random.key(1), *mask.shape, 8)
-    features = model.extract(batch["video"])
-    outputs = model(features, draws, boxes, mask)
-    encoded = model.projection(features[:, 0])
-    way = iterations_of_first_frame(model, encoded, draws, boxes[:, 0], mask)
-    states, attention = way[WARM]
-    assert states.shape == (2, 3, 4, 8) and attention.shape == (2, 2, 4, 16)
-    np.testing.assert_allclose(states[:, 0], outputs["warm_queries"], atol=1e-6)
-    np.testing.assert_allclose(states[:, -1], outputs["slots"][:, 0], atol=1e-5)
-    np.testing.assert_allclose(attention[:, -1], outputs["attention"][:, 0], atol=1e-5)
-    samples = model.initializer.sampler(draws.cold_noise, boxes[:, 0])
-    np.testing.assert_array_equal(way[COLD][0][:, 0], samples)
-    model.initializer.warmer = None
-    without = iterations_of_first_frame(model, encoded, draws, boxes[:, 0], mask)
-    assert without.keys() == {COLD}
-    np.testing.assert_array_equal(without[COLD][0], way[COLD][0])
+    observer = Observer(config)
+    found = observer(read_checkpoint(workdir, 4).weights, batch, jax.random.key(1))
+    states, attention = found["states"][WARM], found["attention"][WARM]
+    assert states.shape == (2, 3, 4, 8) and attention.shape == (2, 2, 4, 4, 4)
+    valid = batch["slot_mask"]
+    np.testing.assert_allclose(states[:, -1][valid], found["slots"][:, 0][valid], atol=1e-5)
+    np.testing.assert_allclose(attention.sum(axis=2), 1, atol=1e-5)
+    assert np.abs(states[:, 0] - found["states"][COLD][:, 0]).max() > 0.1
+
+
+def test_without_a_warmer_there_is_only_the_cold_way():
+    config = tiny_config(num_frames=1, initializer="gaussian", decoder="mlp_mixture")
+    config.model.initializer.warmer = False
+
+    def way(key):
+        model = build_model(config.model, (16, 16), 0)
+        draws = sample_evaluation_draws(key, 2, 4, 8)
+        return iterations_of_first_frame(model, jax.numpy.ones((2, 16, 12)), draws, None, None)
+
+    found = jax.eval_shape(way, jax.random.key(0))
+    assert {name: states.shape for name, (states, _) in found.items()} == {COLD: (2, 3, 4, 8)}
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers

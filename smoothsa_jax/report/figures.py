@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import upsample
-from smoothsa_jax.evaluation.pictures import OBJECTS, overlay
+from smoothsa_jax.evaluation.pictures import OBJECTS, enlarge, overlay
 from smoothsa_jax.evaluation.scores import TITLES
 from smoothsa_jax.report.clips import COLD, WARM, Clip
 from smoothsa_jax.report.curves import Curve, smoothed
@@ -18,6 +18,7 @@ from smoothsa_jax.report.stages import Stage
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
 
 DPI = 110
+TILE = 110  # pixels: smaller frames are enlarged to about this
 COLOUR = {COLD: "#3b7dd8", WARM: "#d8572a"}
 ROWS = {COLD: "without the warmer", WARM: "with the warmer"}
 
@@ -151,28 +152,42 @@ def distances(
 
 def attention(clip: Clip) -> bytes:
     """The first frame's iterations as rows, with and without the warmer; the slots as columns, the frame lit by attention."""
-    frame = clip.video[0]
+    scale = max(1, round(TILE / max(clip.video.shape[1:3])))
+    frame = enlarge(clip.video[:1], scale)[0]
     slots = np.flatnonzero(clip.slot_mask)
     rows = [(name, i) for name, maps in clip.attention.items() for i in range(len(maps))]
-    figure, axes = _panels(len(rows), 1 + len(slots), 1.15, 1.2)
-    for row, (name, i) in enumerate(rows):
+    columns = ["all slots", *(f"slot {slot}" for slot in slots)]
+    frames = [(0.5,) * 3, *map(_slot_colour, slots)]  # around each column's tiles
+    sheet = []
+    for name, i in rows:
         maps = np.asarray(upsample(clip.attention[name][i][slots], frame.shape[:2]))
         segments = slots[maps.argmax(axis=0)] + 1
-        pictures = [overlay(frame[None], segments[None])[0]]
-        pictures += [frame / 255.0 * (0.08 + 0.92 * lit[..., None]) for lit in maps]
-        for column, picture in enumerate(pictures):
-            panel = axes[row, column]
-            panel.imshow(picture)
-            panel.set_xticks([])
-            panel.set_yticks([])
-            if row == 0:
-                title = "all slots" if column == 0 else f"slot {slots[column - 1]}"
-                panel.set_title(title, fontsize=8)
-            for side in panel.spines.values():
-                side.set_color(_slot_colour(slots[column - 1]) if column else "#888888")
-                side.set_linewidth(2 if column else 0.8)
-        axes[row, 0].set_ylabel(f"{ROWS[name]}\niteration {i + 1}", fontsize=7, color=COLOUR[name])
+        tiles = [overlay(frame[None], segments[None])[0] / 255]
+        # Never quite dark, so that what is not attended to can be told.
+        tiles += [frame / 255 * (0.08 + 0.92 * lit[..., None]) for lit in maps]
+        sheet.append(
+            np.concatenate([_framed(*pair) for pair in zip(tiles, frames, strict=True)], axis=1)
+        )
+    picture = np.concatenate(sheet)
+    tile = np.array(picture.shape[:2]) / (len(rows), len(columns))
+    width, height = picture.shape[1] / DPI + 1.2, picture.shape[0] / DPI + 0.3
+    figure, ((panel,),) = _panels(1, 1, width, height)
+    panel.imshow(picture, interpolation="none")
+    panel.set_xticks((np.arange(len(columns)) + 0.5) * tile[1], columns)
+    names = [f"{ROWS[name]}\niteration {i + 1}" for name, i in rows]
+    panel.set_yticks((np.arange(len(rows)) + 0.5) * tile[0], names)
+    for label, (name, _) in zip(panel.get_yticklabels(), rows, strict=True):
+        label.set_color(COLOUR[name])
+    panel.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
+    for side in panel.spines.values():
+        side.set_visible(False)
     return _png(figure)
+
+
+def _framed(tile: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
+    edged = np.full((tile.shape[0] + 6, tile.shape[1] + 6, 3), colour)
+    edged[3:-3, 3:-3] = tile
+    return np.pad(edged, ((4, 4), (4, 4), (0, 0)), constant_values=1)
 
 
 # ------------------------------------------------------------------------------------------------------- the slots
