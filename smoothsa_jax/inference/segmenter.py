@@ -35,6 +35,7 @@ class Segmenter:
     Attributes:
         config: the whole config that it was trained with.
         params: all its arrays, the frozen backbone's among them.
+        definition: the model without them; `definition.merge(params, {})` inside `jax.jit` is the model (docs/inference.md).
         step: the training steps behind them.
     """
 
@@ -47,6 +48,7 @@ class Segmenter:
         self.num_slots = config.model.slot_attention.num_slots
         self.starts_from_boxes = config.model.initializer.name == "boxes"
         definition, trained, frozen = split(model)
+        self.definition = definition
         expected = {**trained, **frozen}
         for name, like in expected.items():
             found = np.shape(params[name]) if name in params else None

@@ -1,0 +1,144 @@
+"""Notebooks: each runs from top to bottom in a checkout of its own, and begins with the same installation."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+sys.path.insert(0, str(FOLDER))
+import first_cells  # noqa: E402
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout that notebooks may write to, in which the package counts as installed."""
+    for name in ("main.py", "smoothsa_jax", "configs", "tests", "notebooks", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    metadata = tmp_path / "smoothsa_jax-0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: smoothsa_jax\nVersion: 0\n")
+    return tmp_path
+
+
+def executed(name: str, checkout: Path) -> list[nbformat.NotebookNode]:
+    """Its cells after running them, all of them at most three minutes together."""
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    client = NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(checkout)}})
+    return client.execute().cells
+
+
+def printed(cells: list[nbformat.NotebookNode]) -> str:
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def num_pictures(cells: list[nbformat.NotebookNode]) -> int:
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+# ------------------------------------------------------------------------------------------------------ they run
+
+
+def test_own_video_runs(checkout):
+    cells = executed("own_video.ipynb", checkout)
+    text = printed(cells)
+    assert "8 frames of 120x120 pixels" in text
+    assert text.count("of the first frame") == 5  # the slider's first value
+    assert (checkout / "runs" / "overlay.gif").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_quickstart_runs(checkout):
+    cells = executed("quickstart.ipynb", checkout)
+    text = printed(cells)
+    assert (
+        "on the test split after 500 steps" in text and "after 7000 steps: slots (8, 5, 48)" in text
+    )
+    assert num_pictures(cells) == 1 + 4 + 2
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_from_pytorch_runs(checkout):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
+    text = printed(executed("from_pytorch.ipynb", checkout))
+    assert "masks: 100.00% of the pixels are the same" in text
+    assert "arrays, the same bits" in text
+
+
+# ------------------------------------------------------------------------------------------------ how they begin
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_has_the_shared_cells_and_no_outputs(name):
+    path = FOLDER / name
+    assert path.read_text() == first_cells.text_of(path), "run python notebooks/first_cells.py"
+    assert f"/blob/main/notebooks/{name}" in path.read_text()
+
+
+class Killed(Exception):
+    pass
+
+
+def run_install(monkeypatch, folder: Path, *, found: str = "", loaded: bool = False) -> list[list]:
+    """What the cell asks for on a machine without the package; `found` is the program or device that is there."""
+    asked = []
+
+    def fake_run(command, check):
+        asked.append([str(word) for word in command])
+        if "clone" in command:
+            (command[-1] / "smoothsa_jax").mkdir(parents=True)
+            (command[-1] / "main.py").touch()
+
+    def fake_kill(process, number):
+        assert (process, number) == (os.getpid(), 9)
+        raise Killed
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(subprocess, "run", fake_run)
+    monkeypatch.setattr(os, "kill", fake_kill)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == found else None)
+    monkeypatch.setattr(
+        "glob.glob", lambda name: [name] if found and name.startswith(found) else []
+    )
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter(()))
+    modules = {name: module for name, module in sys.modules.items() if name != "jax"}
+    monkeypatch.setattr(sys, "modules", modules | ({"jax": None} if loaded else {}))
+    cell = first_cells.INSTALL.format(repository=first_cells.REPOSITORY)
+    exec(compile(cell, "install", "exec"), {})
+    return asked
+
+
+@pytest.mark.parametrize(
+    "found, extras",
+    [("", "notebooks"), ("nvidia-smi", "notebooks,cuda12"), ("/dev/accel", "notebooks,tpu")],
+)
+def test_the_installation_takes_the_right_jax(monkeypatch, tmp_path, found, extras):
+    clone, install = run_install(monkeypatch, tmp_path, found=found)
+    folder = tmp_path / "smoothsa_jax_checkout"
+    assert clone == ["git", "clone", "--depth=1", first_cells.REPOSITORY, str(folder)]
+    assert install == [sys.executable, "-m", "pip", "install", "-q", f".[{extras}]"]
+    assert Path.cwd() == folder
+
+
+def test_the_installation_starts_the_runtime_again_where_jax_was_imported(monkeypatch, tmp_path):
+    with pytest.raises(Killed):
+        run_install(monkeypatch, tmp_path, loaded=True)
+
+
+def test_in_a_checkout_nothing_is_cloned(monkeypatch, checkout):
+    (checkout / "deeper").mkdir()
+    (install,) = run_install(monkeypatch, checkout / "deeper")
+    assert "pip" in install and Path.cwd() == checkout
