@@ -26,7 +26,11 @@ def test_the_snippets_on_inference_run():
     # The same samples with other queries give other slots.
     assert np.abs(names["several"][0] - names["several"][1]).max() > 1e-3
     # A step along the gradient makes the slot larger, as the text says.
-    slots, features, share = outputs["slots"][:, 0], names["features"], jax.jit(names["share_of_slot_0"])
+    slots, features, share = (
+        outputs["slots"][:, 0],
+        names["features"],
+        jax.jit(names["share_of_slot_0"]),
+    )
     step = 1e-2 * names["direction"] / np.abs(names["direction"]).max()
     assert share(slots + step, features) > share(slots, features)
     assert names["gradient"].keys() == names["trained"].keys()

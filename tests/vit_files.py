@@ -21,9 +21,9 @@ VARIANTS = {
 }
 
 
-def make_vit(settings: dict, image_size: tuple[int, int], resize: float = 1.0):
-    """A ViT's definition and its arrays' shapes."""
-    make = lambda: ViT(image_size, **settings, resize=resize, rngs=nnx.Rngs(0))  # noqa: E731
+def make_vit(settings: dict, image_size: tuple[int, int], resize: float = 1.0, kind=ViT):
+    """A ViT's definition, its arrays' shapes and its grid."""
+    make = lambda: kind(image_size, **settings, resize=resize, rngs=nnx.Rngs(0))  # noqa: E731
     vit = nnx.eval_shape(make)
     definition, shapes, _ = split(vit)
     return definition, shapes, vit.grid

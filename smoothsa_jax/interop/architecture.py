@@ -1,5 +1,6 @@
-"""What a `config.json` of Hugging Face says of a DINOv2, against the ViT of a config."""
+"""What a `config.json` of Hugging Face says of a DINOv2 or DINOv3, against the ViT of a config."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,35 +8,72 @@ from typing import Any
 
 from smoothsa_jax.errors import UserError
 
-# transformers' name -> ours, in `model.backbone`.
 _SETTINGS = {
     "hidden_size": "width",
     "num_hidden_layers": "depth",
     "num_attention_heads": "num_heads",
     "patch_size": "patch",
     "num_register_tokens": "registers",
-    "use_swiglu_ffn": "swiglu",
 }
-# What our ViT has no setting for.
-_FIXED = {
-    "mlp_ratio": 4,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6,
-    "qkv_bias": True,
-    "num_channels": 3,
-}
-_OF_A_VIT = {"registers": 4, "patch": 14, "swiglu": False}  # its defaults
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A backbone of ours.
+
+    Attributes:
+        name: in `model.backbone.name`.
+        settings: transformers' name -> ours, in `model.backbone`.
+        fixed: what ours has no setting for.
+        defaults: of ours.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    fixed: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+
+_VIT = _Kind(
+    "vit",
+    {**_SETTINGS, "use_swiglu_ffn": "swiglu"},
+    {
+        "mlp_ratio": 4,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "num_channels": 3,
+    },
+    {"registers": 4, "patch": 14, "swiglu": False},
+)
+_DINOV3 = _Kind(
+    "dinov3",
+    {**_SETTINGS, "use_gated_mlp": "swiglu"},
+    {
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 100.0,
+        "query_bias": True,
+        "key_bias": False,
+        "value_bias": True,
+        "proj_bias": True,
+        "mlp_bias": True,
+        "num_channels": 3,
+    },
+    {"registers": 4, "patch": 16, "swiglu": False},
+)
+_KINDS = {"dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_vit": _DINOV3}
 
 
 def read_architecture(path: Path) -> dict[str, Any]:
-    """All of transformers' settings of a DINOv2, those included that the file leaves at their default.
+    """All of transformers' settings of a DINOv2 or DINOv3, those included that the file leaves at their default.
 
     Raises:
         UserError: no such file, or it describes something else.
     """
-    from transformers import Dinov2Config, Dinov2WithRegistersConfig
+    from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
 
-    kinds = {kind.model_type: kind for kind in (Dinov2Config, Dinov2WithRegistersConfig)}
+    classes = (Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig)
+    kinds = {kind.model_type: kind for kind in classes}
     if not path.is_file():
         raise UserError(f"{path} is not there: download it beside the weights")
     try:
@@ -61,11 +99,22 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     Raises:
         UserError: names all settings that differ.
     """
-    other = {key: found[key] for key, value in _FIXED.items() if found[key] != value}
+    kind = _KINDS[found["model_type"]]
+    name = backbone.get("name", _VIT.name)
+    if name != kind.name:
+        raise UserError(
+            f"{what} describes a {found['model_type']!r}, which is no model.backbone.name={name!r}; "
+            f"set --config.model.backbone.name={kind.name}, or choose other weights"
+        )
+    fixed = dict(kind.fixed)
+    if kind is _DINOV3:
+        fixed["intermediate_size"] = 4 * found["hidden_size"]
+        fixed["hidden_act"] = "silu" if found["use_gated_mlp"] else "gelu"
+    other = {key: found.get(key) for key, value in fixed.items() if found.get(key) != value}
     if other:
-        raise UserError(f"{what} has {_pairs(other)}; this ViT has {_pairs(_FIXED)}")
-    theirs = {ours: found[key] for key, ours in _SETTINGS.items()}
-    wanted = {**_OF_A_VIT, **backbone}
+        raise UserError(f"{what} has {_pairs(other)}; this ViT has {_pairs(fixed)}")
+    theirs = {ours: found[key] for key, ours in kind.settings.items()}
+    wanted = {**kind.defaults, **backbone}
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
         advice = " ".join(f"--config.model.backbone.{key}={value}" for key, value in differ.items())

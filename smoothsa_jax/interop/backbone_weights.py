@@ -3,7 +3,7 @@
 random                                   no file: the untrained values of `model.backbone.seed`
 facebook/dinov2-with-registers-small     a repository of the Hugging Face Hub, see hub.py; `@revision` for another commit
 path/to/folder                           config.json and model.safetensors (or its shards) of such a repository
-path/to/file.safetensors, .pth           a state dict of timm's
+path/to/file.safetensors, .pth           a state dict of timm's, of DINOv2 alone
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub, state_dicts
 from smoothsa_jax.interop.architecture import check_architecture, read_architecture
 from smoothsa_jax.interop.dinov2 import HUGGING_FACE, TIMM, is_hugging_face, vit_arrays
-from smoothsa_jax.interop.safetensors_files import read_model_folder
+from smoothsa_jax.interop.dinov3 import DINOV3, DINOV3_GATED
+from smoothsa_jax.interop.safetensors_files import WHOLE, read_model_folder
 from smoothsa_jax.interop.table import describe, mismatches
 
 
@@ -43,7 +44,7 @@ def load_backbone(
     if path.is_dir():
         what, arrays = str(path), _from_folder(path, config, grid, str(path))
     elif path.is_file() or _looks_like_a_path(weights):
-        what, arrays = str(path), _from_timm(path, grid)
+        what, arrays = str(path), _from_timm(path, config, grid)
     else:
         folder = hub.fetch(weights)
         what = f"{weights.partition('@')[0]}@{folder.name}"
@@ -69,14 +70,24 @@ def _from_folder(
 ) -> dict[str, np.ndarray]:
     found = read_architecture(folder / hub.CONFIG)
     check_architecture(found, config, what)
+    layout = HUGGING_FACE
+    if found["model_type"] == "dinov3_vit":
+        layout = DINOV3_GATED if found["use_gated_mlp"] else DINOV3
     # transformers resamples positions with antialias in the model with registers, and without in the plain one.
     antialias = found["model_type"] == "dinov2_with_registers"
-    return _named(read_model_folder(folder), HUGGING_FACE, grid, antialias, what)
+    return _named(read_model_folder(folder), layout, grid, antialias, what)
 
 
-def _from_timm(path: Path, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+def _from_timm(
+    path: Path, config: Mapping[str, Any], grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(f"model.backbone.weights: {path} is not there; give a folder or a file")
+    if config.get("name") == "dinov3":
+        raise UserError(
+            f"model.backbone.weights is the file {path}: DINOv3 is read from a folder of Hugging Face's alone, which "
+            f"holds {hub.CONFIG} and {WHOLE}; give its path"
+        )
     arrays = state_dicts.read(path)
     if is_hugging_face(arrays):
         raise UserError(

@@ -49,21 +49,27 @@ _HUGGING_FACE_ROWS: list[Row] = [
     ("encoder.layer.{}.layer_scale2.lambda1", "blocks.{}.scale_mlp", RAW),
 ]
 
+# One array of ours <- the arrays that files of Hugging Face's keep apart, side by side.
+_PACKED = {".qkv.": (".query.", ".key.", ".value."), ".mlp.hidden.": (".mlp.gate.", ".mlp.value.")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How a kind of file names a ViT's arrays.
 
     Attributes:
+        model: what such a file holds, for messages.
         ignored: keys that a file may have and that features in front of the last LayerNorm do not need.
     """
 
+    model: str
     table: KeyTable
     ignored: frozenset[str]
 
 
-TIMM = Layout(KeyTable(TIMM_ROWS), frozenset({"norm.weight", "norm.bias"}))
+TIMM = Layout("DINOv2", KeyTable(TIMM_ROWS), frozenset({"norm.weight", "norm.bias"}))
 HUGGING_FACE = Layout(
+    "DINOv2",
     KeyTable(_HUGGING_FACE_ROWS),
     frozenset({"embeddings.mask_token", "layernorm.weight", "layernorm.bias"}),
 )
@@ -88,26 +94,29 @@ def vit_arrays(
     unknown = [key for key in unknown if key not in layout.ignored]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"unknown keys {', '.join(unknown[:3])}{more}, expected those of DINOv2")
+        raise UserError(
+            f"unknown keys {', '.join(unknown[:3])}{more}, expected those of {layout.model}"
+        )
     arrays: dict[str, np.ndarray] = {}
     for key in list(state_dict):
         array = state_dict.pop(key)
         if key not in layout.ignored:
             name, transform = layout.table.ours(key)
             arrays[name] = np.ascontiguousarray(transform.to_ours(array), np.float32)
-    _pack_projections(arrays)
+    for name, parts in _PACKED.items():
+        _pack(arrays, name, parts)
     if "position" in arrays and "class_token" in arrays:
         _split_position(arrays)
         arrays["position"] = resample_positions(arrays["position"], grid, antialias)
     return arrays
 
 
-def _pack_projections(arrays: dict[str, np.ndarray]) -> None:
-    for name in [name for name in arrays if ".query." in name]:
-        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+def _pack(arrays: dict[str, np.ndarray], packed: str, parts: tuple[str, ...]) -> None:
+    for name in [name for name in arrays if parts[0] in name]:
+        names = [name.replace(parts[0], part) for part in parts]
         if all(part in arrays for part in names):  # otherwise they stay, and are told as left over
-            packed = np.concatenate([arrays.pop(part) for part in names], axis=-1)
-            arrays[name.replace(".query.", ".qkv.")] = packed
+            array = np.concatenate([arrays.pop(part) for part in names], axis=-1)
+            arrays[name.replace(parts[0], packed)] = array
 
 
 def _split_position(arrays: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""DINOv2's files from the Hugging Face Hub, kept in its cache (`HF_HOME`), so that they are fetched once."""
+"""DINOv2's and DINOv3's files from the Hugging Face Hub, kept in its cache (`HF_HOME`), so that they are fetched once."""
 
 import errno
 from pathlib import Path
@@ -17,6 +17,12 @@ REVISIONS = {
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
+    # Gated: their licence has to be accepted on their page first.
+    "facebook/dinov3-vits16-pretrain-lvd1689m": "114c1379950215c8b35dfcd4e90a5c251dde0d32",
+    "facebook/dinov3-vits16plus-pretrain-lvd1689m": "c93d816fc9e567563bc068f01475bec89cc634a6",
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": "5931719e67bbdb9737e363e781fb0c67687896bc",
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": "ea8dc2863c51be0a264bab82070e3e8836b02d51",
+    "facebook/dinov3-vith16plus-pretrain-lvd1689m": "c807c9eeea853df70aec4069e6f56b28ddc82acc",
 }
 
 
@@ -29,7 +35,7 @@ def fetch(name: str) -> Path:
         name: one of `REVISIONS`, and `@revision` behind it for another commit, branch or tag.
 
     Raises:
-        UserError: an unknown repository or revision, or the Hub cannot be reached.
+        UserError: an unknown repository or revision, a licence that is not accepted, or the Hub cannot be reached.
     """
     from huggingface_hub import errors, hf_hub_download
 
@@ -58,6 +64,11 @@ def fetch(name: str) -> Path:
                 get(file)
     except UserError:
         raise
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, log in with "
+            "`hf auth login` on this machine, and start again"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
             f"{repository} has no revision {revision!r}; leave @revision out for {REVISIONS[repository]}"

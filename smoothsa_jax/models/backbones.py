@@ -33,29 +33,115 @@ def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, in
 
 
 class ViTBlock(nnx.Module):
-    """Pre-norm attention and MLP (or SwiGLU), each with LayerScale."""
+    """Pre-norm attention and MLP (or SwiGLU), each with LayerScale.
 
-    def __init__(self, width: int, num_heads: int, swiglu: bool = False, *, rngs: nnx.Rngs):
+    Args:
+        swiglu: hidden width of a SwiGLU; None: an MLP of 4 `width`.
+        qkv_bias: whether query, key and value have biases.
+        epsilon: of the LayerNorms.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        swiglu: int | None = None,
+        *,
+        qkv_bias: bool = True,
+        epsilon: float = VIT_EPSILON,
+        rngs: nnx.Rngs,
+    ):
         self.num_heads = num_heads
-        self.norm_attention = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs)
-        self.qkv = linear(width, 3 * width, rngs=rngs)
+        self.norm_attention = layer_norm(width, epsilon=epsilon, rngs=rngs)
+        self.qkv = linear(width, 3 * width, bias=qkv_bias, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
         self.scale_attention = nnx.Param(jnp.ones(width))
-        self.norm_mlp = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs)
-        if swiglu:
-            self.mlp = SwiGLU(width, 4 * width, rngs=rngs)
-        else:
+        self.norm_mlp = layer_norm(width, epsilon=epsilon, rngs=rngs)
+        if swiglu is None:
             self.mlp = MLP((width, 4 * width, width), rngs=rngs)
+        else:
+            self.mlp = SwiGLU(width, swiglu, rngs=rngs)
         self.scale_mlp = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        query, key, value = jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
+        return self.update(x, *self.project(x))
+
+    def project(self, x: Float[Array, "B S C"]) -> list[Float[Array, "B S C"]]:
+        """Query, key and value."""
+        return jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
+
+    def update(
+        self,
+        x: Float[Array, "B S C"],
+        query: Float[Array, "B S C"],
+        key: Float[Array, "B S C"],
+        value: Float[Array, "B S C"],
+    ) -> Float[Array, "B S C"]:
+        """The tokens after attention and MLP."""
         mixed, _ = attend(query, key, value, self.num_heads)
         x = x + self.scale_attention[...] * self.out(mixed)
         return x + self.scale_mlp[...] * self.mlp(self.norm_mlp(x))
 
 
-class ViT(nnx.Module):
+class PatchTransformer(nnx.Module):
+    """What all vision transformers here have in common; a kind adds `blocks`.
+
+    Args:
+        positions: whether each patch has a learned position, added to its token.
+    """
+
+    blocks: nnx.List
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        patch: int,
+        registers: int,
+        resize: float,
+        positions: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.size = tuple(round(side * resize) for side in image_size)
+        self.grid = grid_of(
+            self.size, patch, f"data.image_size times model.backbone.resize={resize}"
+        )
+        self.patch = patch
+        self.feature_size = width
+        self.num_tokens = self.grid[0] * self.grid[1]
+        normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
+        self.embed = linear(patch * patch * 3, width, rngs=rngs)
+        self.position = normal((1, self.num_tokens, width)) if positions else None
+        self.class_token = normal((1, 1, width))  # its position, if any, is folded in
+        # An array without elements cannot be saved.
+        self.registers = normal((1, registers, width)) if registers else None
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """Patch tokens before the final LayerNorm; `images` are normalised."""
+        batch = images.shape[0]
+        if images.shape[1:3] != self.size:
+            shape = (batch, *self.size, 3)
+            images = jax.image.resize(images, shape, "cubic-pytorch", antialias=False)
+        (h, w), p = self.grid, self.patch
+        patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.embed(patches.reshape(batch, h * w, p * p * 3))
+        if self.position is not None:
+            x = x + self.position[...]
+        prefix = self.class_token[...]
+        if self.registers is not None:
+            prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
+        return self.encode(x)[:, prefix.shape[1] :]
+
+    def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+        """All tokens, the class token and the registers first, through the blocks."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ViT(PatchTransformer):
     """A vision transformer in DINOv2's manner (method section 4), random until weights are loaded (interop/backbone_weights.py).
 
     Args:
@@ -81,39 +167,18 @@ class ViT(nnx.Module):
         resize: float = 0.875,
         rngs: nnx.Rngs,
     ):
-        self.size = tuple(round(side * resize) for side in image_size)
-        self.grid = grid_of(
-            self.size, patch, f"data.image_size times model.backbone.resize={resize}"
+        super().__init__(
+            image_size,
+            width=width,
+            patch=patch,
+            registers=registers,
+            resize=resize,
+            positions=True,
+            rngs=rngs,
         )
-        self.patch = patch
-        self.feature_size = width
-        self.num_tokens = self.grid[0] * self.grid[1]
-        normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
-        self.embed = linear(patch * patch * 3, width, rngs=rngs)
-        self.position = normal((1, self.num_tokens, width))
-        self.class_token = normal((1, 1, width))  # its position is folded in
-        # An array without elements cannot be saved.
-        self.registers = normal((1, registers, width)) if registers else None
-        self.blocks = nnx.List(
-            [ViTBlock(width, num_heads, swiglu, rngs=rngs) for _ in range(depth)]
-        )
-
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
-        """Patch tokens before the final LayerNorm; `images` are normalised."""
-        batch = images.shape[0]
-        if images.shape[1:3] != self.size:
-            shape = (batch, *self.size, 3)
-            images = jax.image.resize(images, shape, "cubic-pytorch", antialias=False)
-        (h, w), p = self.grid, self.patch
-        patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.embed(patches.reshape(batch, h * w, p * p * 3)) + self.position[...]
-        prefix = self.class_token[...]
-        if self.registers is not None:
-            prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
-        x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
-        for block in self.blocks:
-            x = block(x)
-        return x[:, prefix.shape[1] :]
+        # Two thirds of the MLP's hidden width, up to a multiple of 8.
+        gated = (int(4 * width * 2 / 3) + 7) // 8 * 8 if swiglu else None
+        self.blocks = nnx.List([ViTBlock(width, num_heads, gated, rngs=rngs) for _ in range(depth)])
 
 
 class ColourFourier(nnx.Module):

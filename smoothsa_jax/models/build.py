@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.models.backbones import ColourFourier, ViT
 from smoothsa_jax.models.decoders import MLPMixtureDecoder, RandomARDecoder
+from smoothsa_jax.models.dinov3 import DINOv3
 from smoothsa_jax.models.initializers import BoxSampler, GaussianSampler, Initializer, Warmer
 from smoothsa_jax.models.slot_attention import SlotAttention
 from smoothsa_jax.models.smoothsa import Projection, SmoothSA
 from smoothsa_jax.models.transition import Transition
 
-BACKBONES: dict[str, Callable] = {"vit": ViT, "colour_fourier": ColourFourier}
+BACKBONES: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
+PRETRAINED = ("vit", "dinov3")  # the backbones that have `weights`
 SAMPLERS: dict[str, Callable] = {"gaussian": GaussianSampler, "boxes": BoxSampler}
 PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
 SLOT_ATTENTIONS: dict[str, Callable] = {"slot_attention": SlotAttention}
@@ -111,7 +113,7 @@ def build_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SmoothSA:
 
 def takes_weights(backbone: Mapping[str, Any]) -> bool:
     """Whether the config's `model.backbone` is one whose arrays have to come from elsewhere."""
-    return backbone["name"] == "vit" and backbone.get("weights") != "random"
+    return backbone["name"] in PRETRAINED and backbone.get("weights") != "random"
 
 
 def _build_backbone(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Module:

@@ -86,13 +86,9 @@ class MLP(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """Linear to two halves, silu(one) * other, Linear: the feed-forward of DINOv2's giant.
-
-    Its hidden width is two thirds of `hidden_size`, rounded up to a multiple of 8.
-    """
+    """Linear to two halves of `hidden_size` each, silu(one) * other, Linear: a gated MLP."""
 
     def __init__(self, width: int, hidden_size: int, *, rngs: nnx.Rngs):
-        hidden_size = (int(hidden_size * 2 / 3) + 7) // 8 * 8
         self.hidden = linear(width, 2 * hidden_size, rngs=rngs)
         self.out = linear(hidden_size, width, rngs=rngs)
 
