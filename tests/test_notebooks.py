@@ -31,9 +31,9 @@ def checkout(tmp_path) -> Path:
 
 
 def executed(name: str, checkout: Path) -> list[nbformat.NotebookNode]:
-    """Its cells after running them, all of them at most three minutes together."""
+    """Its cells after running them."""
     notebook = nbformat.read(FOLDER / name, as_version=4)
-    client = NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(checkout)}})
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(checkout)}})
     return client.execute().cells
 
 
@@ -59,7 +59,9 @@ def test_own_video_runs(checkout):
 
 
 @pytest.mark.slow
-def test_quickstart_runs(checkout):
+def test_quickstart_runs(checkout, monkeypatch):
+    # It trains: quick steps count for more than quick compiling.
+    monkeypatch.delenv("XLA_FLAGS")
     cells = executed("quickstart.ipynb", checkout)
     text = printed(cells)
     assert (
