@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from command import trained
 from ml_collections import ConfigDict
 from PIL import Image
+from safetensors import SafetensorError
 from tiny import tiny_config
 
 import smoothsa_jax as ssa
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.metrics import score_batch
+from smoothsa_jax.inference import model_files
 from smoothsa_jax.inference.load import SHIPPED
 from smoothsa_jax.inference.model_files import WEIGHTS_FILE
 from smoothsa_jax.inference.segmenter import Segmenter
@@ -170,10 +173,46 @@ def test_a_saved_model_is_the_same_model(gaussian, video, tmp_path):
     assert loaded.config.to_dict() == gaussian.config.to_dict()
     with pytest.raises(UserError, match="exists; nothing was changed"):
         gaussian.save(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("of another run")
+    with pytest.raises(UserError, match="exists; nothing was changed"):
+        gaussian.save(tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == "of another run"
     weights = tmp_path / "model" / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="is damaged"):
         ssa.load(tmp_path / "model")
+
+
+def test_names_of_models_and_of_folders(tmp_path, monkeypatch):
+    assert ssa.load(Path("sprites_gaussian")).step == 7000
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sprites").mkdir()
+    with pytest.raises(
+        UserError, match="is the name of a model and of a folder here; write ./sprites"
+    ):
+        ssa.load("sprites")
+    with pytest.raises(UserError, match="holds no model"):
+        ssa.load("./sprites")
+
+
+def test_a_stream_tells_what_it_takes(gaussian, video):
+    for wrong in ("clip.mp4", video[0]):
+        with pytest.raises(UserError, match="stream takes the frames of a video, and got"):
+            next(gaussian.stream(wrong))
+    state = gaussian.segment(video, video=True).state
+    with pytest.raises(UserError, match="the last frame that `stream` gave"):
+        next(gaussian.stream(video, state=state))
+
+
+def test_a_full_disk_while_saving_is_one_line(gaussian, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(model_files, "save_file", full)
+    with pytest.raises(UserError, match="cannot be written: I/O error: No space left"):
+        gaussian.save(tmp_path / "model")
+    assert not (tmp_path / "model" / WEIGHTS_FILE).exists()
 
 
 def test_a_workdir_is_loaded(tmp_path_factory, compilation_cache, tmp_path):

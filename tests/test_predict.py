@@ -215,6 +215,9 @@ def test_boxes_are_asked_for_and_taken(models, tmp_path, capsys):
     boxes.write_text(json.dumps({"a.mp4": [[1, 2, 9, 12], [10, 4, 32, 18]]}))
     assert command(models["boxes"], source, output, f"--boxes={boxes}") == 2
     assert "a.mp4: box [10.0, 4.0, 32.0, 18.0] does not lie in a picture" in capsys.readouterr().err
+    boxes.write_text(json.dumps({"a.mp4": [[1, 2, 9, 12]] * 300}))
+    assert command(models["boxes"], source, output, f"--boxes={boxes}") == 2
+    assert "has 300 boxes for a.mp4; label maps have room for 253" in capsys.readouterr().err
     boxes.write_text(json.dumps({"a.mp4": [[1, 2, 9, 12], [10, 4, 31, 18]]}))
     assert command(models["boxes"], source, output, f"--boxes={boxes}") == 0
     with np.load(output / "a.mp4" / "slots.npz") as arrays:

@@ -45,9 +45,32 @@ def test_a_glob_names_inputs_by_what_is_behind_its_fixed_part(tmp_path):
     assert kinds(tmp_path / "x" / "clip.mp4") == {"clip.mp4": "video"}
 
 
+def test_a_glob_names_nothing_twice(tmp_path):
+    made(tmp_path, "a.png", "seq/1.png", "seq/2.png", "sub/deep/x.png")
+    for pattern in ("**", "**/*", "*"):
+        found = kinds(tmp_path / pattern)
+        assert found == {"a.png": "picture", "seq": "frames", "sub/deep/x.png": "picture"}
+        files = [f.resolve() for s in find_sources(str(tmp_path / pattern)) for f in s.files]
+        assert len(files) == len(set(files)) == 4
+
+
+def test_numbered_pictures_beside_something_else_are_asked_about(tmp_path):
+    made(tmp_path, "1.jpg", "2.jpg", "clip.mp4")
+    with pytest.raises(UserError, match="numbered pictures, .*and clip.mp4; say --folders=video"):
+        find_sources(str(tmp_path))
+    assert len(kinds(tmp_path, folders="pictures")) == 3
+
+
 def test_the_outputs_are_not_inputs(tmp_path):
     made(tmp_path, "a.png", "found/a.png/overlay.png")
-    assert kinds(tmp_path, without=tmp_path / "found") == {"a.png": "picture"}
+    found = tmp_path / "found"
+    assert kinds(tmp_path, without=found) == {"a.png": "picture"}
+    for pattern in ("*", "**", "**/*.png", "*/*"):
+        try:
+            names = set(kinds(tmp_path / pattern, without=found))
+        except UserError:
+            names = set()
+        assert names <= {"a.png"}
 
 
 def test_nothing_to_read_is_told(tmp_path):

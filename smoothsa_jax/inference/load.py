@@ -13,7 +13,7 @@ from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
-from smoothsa_jax.training.conversion import configs_of, recipes
+from smoothsa_jax.training.conversion import CONFIGS, configs_of, recipes
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 PARAMS, FROZEN = "state/params/", "frozen/"  # in a checkpoint
@@ -33,7 +33,8 @@ def list_models() -> list[Available]:
         if (folder / WEIGHTS_FILE).is_file():
             about = json.loads((folder / ABOUT_FILE).read_text())["about"]
             found.append(Available(folder.name, about))
-    for recipe, name in released.NAMES.items():
+    # Their configs are part of a checkout, not of the installed package.
+    for recipe, name in released.NAMES.items() if CONFIGS.is_dir() else ():
         path = released.path_of(recipe)
         about = f"the authors' {name}, " + ("in" if path.is_file() else f"from {released.PAGE}, as")
         found.append(Available(f"{released.PREFIX}{recipe}", f"{about} {path}"))
@@ -51,6 +52,7 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     Raises:
         UserError: there is no such model, or its files are damaged.
     """
+    source = os.fspath(source)
     if state_dicts.is_state_dict(source) and not Path(source).is_dir():
         return _of_authors(Path(source), config)
     if config is not None:
@@ -58,13 +60,18 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
             f"config={config!r} was given with {source}, which has its own; leave it out"
         )
     names = [model.name for model in list_models()]
-    if str(source) in names and (recipe := str(source).removeprefix(released.PREFIX)) != source:
+    if source in names and Path(source).exists():
+        raise UserError(
+            f"{source} is the name of a model and of a folder here; write ./{source} for the folder, or work elsewhere"
+        )
+    if source in names and source.startswith(released.PREFIX):
+        recipe = source.removeprefix(released.PREFIX)
         return _of_authors(released.find(recipe), recipe)
-    folder = SHIPPED / str(source) if str(source) in names else Path(source)
+    folder = SHIPPED / source if source in names else Path(source)
     if not folder.exists():
         raise UserError(
             f"{source} is neither a folder nor the name of a model; expected a workdir, or one of {', '.join(names)}"
-            f"{did_you_mean(str(source), names)}"
+            f"{did_you_mean(source, names)}"
         )
     if (folder / WEIGHTS_FILE).is_file():
         return _of_saved(folder)
@@ -116,8 +123,8 @@ def _of_authors(path: Path, recipe: str | None) -> Segmenter:
         raise UserError(f"{path}: {error}") from error
     if len(names) > 1:
         raise UserError(
-            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the one it was trained with, "
-            f"such as config={names[0]!r}"
+            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the one it was trained with: "
+            "load(..., config=NAME), or python -m smoothsa_jax.convert IN OUT --config=NAME"
         )
     found = configs[names[0]]
     return Segmenter(found, from_authors(state_dict), found.train.num_steps)

@@ -22,10 +22,10 @@ def save_model(
     """Writes the files; the weights come last, and with them the model is whole.
 
     Raises:
-        UserError: there is a model already, or the folder cannot be written.
+        UserError: the folder holds something already, or cannot be written.
     """
-    if (folder / WEIGHTS_FILE).exists():
-        raise UserError(f"{folder / WEIGHTS_FILE} exists; nothing was changed: use another folder")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists; nothing was changed: give the name of a new folder")
     try:
         with atomic_file(folder / CONFIG_FILE) as path:
             path.write_text(to_json(config))
@@ -33,10 +33,9 @@ def save_model(
             path.write_text(json.dumps({"about": about, "step": step}) + "\n")
         with atomic_file(folder / WEIGHTS_FILE) as path:
             save_file({name: np.ascontiguousarray(x) for name, x in params.items()}, path)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; use another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder} cannot be written: {reason}; use another folder") from error
 
 
 def read_model(folder: Path) -> tuple[ConfigDict, dict[str, np.ndarray], int]:

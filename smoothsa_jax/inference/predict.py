@@ -138,6 +138,11 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
         )
     boxes = read_boxes(options.boxes)
     boxes_for(boxes, names, options.boxes)
+    most = max(names, key=lambda name: len(boxes[name]))
+    if len(boxes[most]) >= MAX_SLOTS:  # one slot may be the background's
+        raise UserError(
+            f"--boxes={options.boxes} has {len(boxes[most])} boxes for {most}; label maps have room for {MAX_SLOTS - 1}"
+        )
     return boxes
 
 
@@ -149,6 +154,7 @@ def _about(
     return {
         "model": str(folder.resolve()) if folder.exists() else options.workdir,
         "step": model.step,
+        "weights": model.checksum,
         "num_slots": options.num_slots or model.num_slots,
         "seed": options.seed,
         "shot_cuts": options.shot_cuts,

@@ -1,6 +1,8 @@
 """A trained model, ready for pictures and videos."""
 
+import functools
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,14 @@ class Segmenter:
         self._whole, self._extract = jax.jit(whole), jax.jit(extract)
         self._first, self._following = jax.jit(first), jax.jit(following)
 
+    @functools.cached_property
+    def checksum(self) -> int:
+        """Tells apart weights."""
+        found = 0
+        for name in sorted(self.params):
+            found = zlib.crc32(np.ascontiguousarray(self.params[name]).tobytes(), found)
+        return found
+
     @property
     def slot_size(self) -> int:
         return self.config.model.slot_attention.slot_size
@@ -162,8 +172,19 @@ class Segmenter:
                 "shot cuts start slots anew and need Gaussian queries, and this model starts its slots from boxes; leave "
                 "shot cuts out, or load a model with Gaussian queries"
             )
+        if is_picture(frames):
+            raise UserError(
+                f"stream takes the frames of a video, and got {'a path' if isinstance(frames, str | os.PathLike) else 'one picture'}; "
+                "give a list or an iterator of pictures, for a file smoothsa_jax.read_video(path)"
+            )
         slots = slot_mask = None
         if state is not None:
+            found, mask = np.shape(state["slots"]), np.shape(state["slot_mask"])
+            if len(mask) != 1 or found != (*mask, self.slot_size):
+                raise UserError(
+                    f"state has slots {found} and slot_mask {mask}, expected (N, {self.slot_size}) and (N,): the `state` of "
+                    "the last frame that `stream` gave"
+                )
             slots, slot_mask = (
                 jnp.asarray(state["slots"])[None],
                 np.asarray(state["slot_mask"])[None],

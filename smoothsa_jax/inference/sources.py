@@ -73,9 +73,16 @@ def _of_file(path: Path, name: str) -> Source:
 
 def _of_glob(pattern: str, folders: str, skipped: Path | None) -> Iterator[Source]:
     fixed = Path(*_before_the_first_wildcard(Path(pattern)))
-    for match in map(Path, glob.glob(pattern, recursive=True)):
-        name = match.relative_to(fixed).as_posix()
+    searched: set[Path] = set()  # folders that were found, with all below them
+    # Folders come before what is in them.
+    for match in sorted(set(map(Path, glob.glob(pattern, recursive=True)))):
+        place = match.resolve()
+        around = {place, *place.parents}
+        if skipped in around or searched & around:
+            continue
+        name = match.relative_to(fixed).as_posix().removeprefix(".")
         if match.is_dir():
+            searched.add(place)
             yield from _of_folder(match, name, folders, skipped)
         elif name.lower().endswith(IMAGES + VIDEOS):
             yield _of_file(match, name)
@@ -95,6 +102,12 @@ def _of_folder(folder: Path, name: str, folders: str, skipped: Path | None) -> I
     files = sorted((e.name for e in entries if e.is_file()), key=natural)
     images = [file for file in files if file.lower().endswith(IMAGES)]
     as_video = _are_numbered_evenly(images) if folders == "auto" else folders == "video"
+    others = [e.name for e in entries if e.is_dir() or e.name.lower().endswith(VIDEOS)]
+    if folders == "auto" and as_video and others:
+        raise UserError(
+            f"{folder} holds numbered pictures, which would be one video, and {min(others)}; say --folders=video for the "
+            "pictures alone, or --folders=pictures for everything, each picture by itself"
+        )
     if images and as_video:
         frames = tuple(folder / file for file in images)
         yield Source(name or folder.resolve().name, "frames", frames)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import safetensors_files, torch_files
@@ -34,9 +35,15 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to a file of this path, in the kind that its name says.
 
     Raises:
-        UserError: PyTorch is needed and missing.
+        UserError: PyTorch is needed and missing, or the file cannot be written.
     """
-    if path.suffix in SAFETENSORS:
-        safetensors_files.write_safetensors(path, arrays)
-    else:
-        torch_files.write_state_dict(path, arrays)
+    write_file = safetensors_files.write_safetensors
+    if path.suffix not in SAFETENSORS:
+        write_file = torch_files.write_state_dict
+    try:
+        write_file(path, arrays)
+    except (SafetensorError, RuntimeError) as error:  # as both libraries tell a full disk
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be written: {reason}; make room, or use another disk"
+        ) from error
