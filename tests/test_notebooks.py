@@ -50,6 +50,7 @@ def num_pictures(cells: list[nbformat.NotebookNode]) -> int:
 # ------------------------------------------------------------------------------------------------------ they run
 
 
+@pytest.mark.slow
 def test_own_video_runs(checkout):
     cells = executed("own_video.ipynb", checkout)
     text = printed(cells)

@@ -397,6 +397,7 @@ class WithCategories(Sprites):
         return {**super().__getitem__(index), "categories": np.arange(3, dtype=np.int32)}
 
 
+@pytest.mark.slow  # the chains of test_recipes.py go the same way
 def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
     """Train SmoothSA, train the head on its slots, stop half-way and go on: same weights; then evaluate again."""
     monkeypatch.setitem(build.DATASETS, "sprites", WithCategories)
