@@ -18,7 +18,7 @@ from smoothsa_jax.report.stages import Stage
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
 
 DPI = 110
-TILE = 110  # pixels: smaller frames are enlarged to about this
+TILE = 110  # pixels: smaller frames are enlarged to about this, larger ones reduced
 COLOUR = {COLD: "#3b7dd8", WARM: "#d8572a"}
 ROWS = {COLD: "without the warmer", WARM: "with the warmer"}
 
@@ -152,8 +152,9 @@ def distances(
 
 def attention(clip: Clip) -> bytes:
     """The first frame's iterations as rows, with and without the warmer; the slots as columns, the frame lit by attention."""
-    scale = max(1, round(TILE / max(clip.video.shape[1:3])))
-    frame = enlarge(clip.video[:1], scale)[0]
+    longest = max(clip.video.shape[1:3])
+    step, scale = max(1, round(longest / TILE)), max(1, round(TILE / longest))
+    frame = enlarge(clip.video[:1, ::step, ::step], scale)[0]
     slots = np.flatnonzero(clip.slot_mask)
     rows = [(name, i) for name, maps in clip.attention.items() for i in range(len(maps))]
     columns = ["all slots", *(f"slot {slot}" for slot in slots)]
@@ -170,18 +171,26 @@ def attention(clip: Clip) -> bytes:
         )
     picture = np.concatenate(sheet)
     tile = np.array(picture.shape[:2]) / (len(rows), len(columns))
-    width, height = picture.shape[1] / DPI + 1.2, picture.shape[0] / DPI + 0.3
-    figure, ((panel,),) = _panels(1, 1, width, height)
-    panel.imshow(picture, interpolation="none")
+    panel = _exactly(picture, left=1.4, top=0.3)
     panel.set_xticks((np.arange(len(columns)) + 0.5) * tile[1], columns)
     names = [f"{ROWS[name]}\niteration {i + 1}" for name, i in rows]
     panel.set_yticks((np.arange(len(rows)) + 0.5) * tile[0], names)
     for label, (name, _) in zip(panel.get_yticklabels(), rows, strict=True):
         label.set_color(COLOUR[name])
     panel.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
-    for side in panel.spines.values():
-        side.set_visible(False)
-    return _png(figure)
+    return _png(panel.figure)
+
+
+def _exactly(picture: np.ndarray, left: float, top: float) -> Any:
+    """The axes of a figure that shows a picture pixel by pixel, with room for labels: inches at its left and above it."""
+    from matplotlib.figure import Figure
+
+    height, width = (pixels / DPI for pixels in picture.shape[:2])
+    figure = Figure(figsize=(left + width, top + height), dpi=DPI)
+    place = (left / (left + width), 0, width / (left + width), height / (top + height))
+    panel = figure.add_axes(place, frame_on=False)
+    panel.imshow(picture, interpolation="none")
+    return panel
 
 
 def _framed(tile: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
