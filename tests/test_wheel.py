@@ -95,7 +95,7 @@ def modules_of_the_source() -> list[str]:
     return sorted(names - {"smoothsa_jax"})
 
 
-def test_the_wheel_holds_the_package_only(wheel):
+def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -106,7 +106,8 @@ def test_the_wheel_holds_the_package_only(wheel):
     folder = ROOT / "smoothsa_jax"
     source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
     source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
-    assert found == source
+    configs = {f"smoothsa_jax/recipes/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    assert found == source | configs
     core = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
     assert any(need.startswith("jax") for need in core)
     # tensorflow-datasets itself needs no TensorFlow.
@@ -137,6 +138,13 @@ def test_the_installed_wheel_is_imported_from_another_folder(imported):
 def test_the_installed_wheel_segments_a_picture(imported):
     _, environment = imported
     assert segment(environment / "bin" / "python", environment.parent) == "(40, 60) (5, 48)"
+
+
+def test_the_installed_wheel_has_the_recipes(imported):
+    _, environment = imported
+    program = "from smoothsa_jax.training.conversion import recipes; print(*recipes())"
+    printed = check_call(environment / "bin" / "python", "-c", program, cwd=environment.parent)
+    assert {"coco", "movi_c", "recognition_ytvis"} <= set(printed.split())
 
 
 def test_importing_everything_needs_neither_pytorch_nor_tensorflow(imported):

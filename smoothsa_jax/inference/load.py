@@ -13,7 +13,7 @@ from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
-from smoothsa_jax.training.conversion import CONFIGS, configs_of, recipes
+from smoothsa_jax.training.conversion import configs_of, recipes
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 PARAMS, FROZEN = "state/params/", "frozen/"  # in a checkpoint
@@ -33,8 +33,7 @@ def list_models() -> list[Available]:
         if (folder / WEIGHTS_FILE).is_file():
             about = json.loads((folder / ABOUT_FILE).read_text())["about"]
             found.append(Available(folder.name, about))
-    # Their configs are part of a checkout, not of the installed package.
-    for recipe, name in released.NAMES.items() if CONFIGS.is_dir() else ():
+    for recipe, name in released.NAMES.items():
         path = released.path_of(recipe)
         about = f"the authors' {name}, " + ("in" if path.is_file() else f"from {released.PAGE}, as")
         found.append(Available(f"{released.PREFIX}{recipe}", f"{about} {path}"))

@@ -30,7 +30,9 @@ from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
 from smoothsa_jax.training.loop import task_of, write_config
 
 StateDict = Mapping[str, np.ndarray]
-CONFIGS = Path(__file__).parent.parent.parent / "configs"  # beside the package, in a checkout
+PACKAGE = Path(__file__).parent.parent
+_INSTALLED = PACKAGE / "recipes" / "configs"  # where a wheel has them
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else PACKAGE.parent / "configs"
 RECORD = "authors"  # in a checkpoint's progress: what of a state dict is no parameter
 
 
@@ -41,7 +43,7 @@ def recipes() -> dict[str, ConfigDict]:
     """Every config in configs/ whose model the authors' program has, by its name.
 
     Raises:
-        UserError: there is no such folder, as where the package was installed without its checkout.
+        UserError: there is no such folder, as where the package was copied without it.
     """
     recipes = {}
     for path in sorted(CONFIGS.glob("*.py")):
