@@ -50,7 +50,7 @@ def executed(name: str, checkout: Path) -> str:
 
 def test_own_video_runs(checkout):
     text = executed("own_video.ipynb", checkout)
-    assert "8 frames of 120x120 pixels" in text
+    assert "8 frames of 60x60 pixels" in text
     assert text.count("of the first frame") == 5  # the slider's first value
     assert (checkout / "runs" / "overlay.gif").stat().st_size > 10_000
 
