@@ -448,7 +448,7 @@ def test_protocol_refuses_nothing_to_do():
         evaluate(perfect, [], (8, 8))
     with pytest.raises(UserError, match="seeds"):
         evaluate(perfect, clips(2), (8, 8), seeds=())
-    with pytest.raises(UserError, match=r"\(1, 2, 16, 16\).*\(1, 3, 16, 16\)"):
+    with pytest.raises(UserError, match=r"\(2, 3, 16, 16\).*\(2, 2, 4, 64\)"):
         evaluate(
             lambda b, k: {"decoder_attention": perfect(b, k)["decoder_attention"][:, :2]},
             clips(2),

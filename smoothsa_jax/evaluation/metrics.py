@@ -73,20 +73,43 @@ def contingency(
             f"predicted masks have shape {predicted.shape}, labels have shape {true.shape}: "
             "make the masks at the size of the labels"
         )
-    for name, array in (("predicted masks", predicted), ("labels", true)):
-        if array.dtype.kind not in "iub":
-            raise UserError(f"{name} are {array.dtype}, expected integer segment numbers")
-        if array.dtype != np.uint8 and array.size and (array.min() < 0 or array.max() > NO_SEGMENT):
-            raise UserError(
-                f"{name} hold numbers from {array.min()} to {array.max()}, expected 0..254, "
-                "or 255 for a pixel in no segment"
-            )
+    check_numbers(predicted, "predicted masks")
+    check_numbers(true, "labels")
     side = NO_SEGMENT + 1
     counts = np.zeros((len(true), side, side), np.int64)
     for i in range(len(true)):
         pairs = predicted[i].astype(np.uint16).ravel() * np.uint16(side) + true[i].ravel()
         counts[i] = np.bincount(pairs, minlength=side * side).reshape(side, side)
-    predicted_area, true_area = counts.sum(axis=2), counts.sum(axis=1)
+    return contingency_from_counts(counts, num_predicted, num_true)
+
+
+def check_numbers(segments: np.ndarray, name: str) -> None:
+    """Refuse what are no segment numbers, 0..254 or 255 = in no segment."""
+    if segments.dtype.kind not in "iub":
+        raise UserError(f"{name} are {segments.dtype}, expected integer segment numbers")
+    if segments.dtype == np.uint8 or not segments.size:
+        return
+    if segments.min() < 0 or segments.max() > NO_SEGMENT:
+        raise UserError(
+            f"{name} hold numbers from {segments.min()} to {segments.max()}, expected 0..254, "
+            "or 255 for a pixel in no segment"
+        )
+
+
+def contingency_from_counts(
+    counts: np.ndarray, num_predicted: int | None = None, num_true: int | None = None
+) -> Contingency:
+    """From tables with a last row and a last column for "in no segment", as `counting.count_pixels` makes them.
+
+    Args:
+        counts: (B, P + 1, 256) integers.
+        num_predicted, num_true: as for `contingency`.
+
+    Raises:
+        UserError: a segment number is out of range.
+    """
+    counts = np.asarray(counts, np.int64)
+    predicted_area, true_area = counts.sum(axis=2)[:, :-1], counts.sum(axis=1)[:, :-1]
     num_predicted = _num_segments(predicted_area, num_predicted, "predicted masks")
     num_true = _num_segments(true_area, num_true, "labels")
     return Contingency(
@@ -237,7 +260,7 @@ def _mean_over_true(total: np.ndarray, counts: Contingency) -> np.ndarray:
 
 
 def _num_segments(area: np.ndarray, num: int | None, name: str) -> int:
-    found = int(np.flatnonzero(area[:, :NO_SEGMENT].any(axis=0)).max(initial=-1)) + 1
+    found = int(np.flatnonzero(area.any(axis=0)).max(initial=-1)) + 1
     if num is None:
         return found
     if found > num:

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from smoothsa_jax.evaluation import baselines
-from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.counting import CountedMasks, counted_masks
 from smoothsa_jax.evaluation.metrics import (
     METRICS,
-    Contingency,
-    contingency,
+    check_numbers,
+    contingency_from_counts,
     score_batch,
     score_counts,
 )
@@ -76,38 +76,36 @@ def evaluate(
         UserError: no seed, no sample, or labels that do not fit the predictions.
     """
 
-    def masks_of(batch: Batch, key: jax.Array) -> dict[bool, jax.Array]:
-        def masks(slot_mask: np.ndarray | None) -> jax.Array:
+    def counts_of(batch: Batch, key: jax.Array) -> dict[bool, CountedMasks]:
+        def counted(slot_mask: np.ndarray | None) -> CountedMasks:
             inputs = batch if slot_mask is None else {**batch, "slot_mask": slot_mask}
             attention = predict(inputs, key)["decoder_attention"]
-            size = tuple(batch["segmentations"].shape[-2:])
-            return masks_from_attention(attention, grid, size, slot_mask)
+            labels = np.asarray(batch["segmentations"])
+            check_numbers(labels, "labels")
+            labels = labels.astype(np.uint8, copy=False)
+            return counted_masks(attention, grid, labels, slot_mask, batch.get("num_frames"))
 
         own = batch.get("slot_mask")
-        found = {False: masks(own)}
+        found = {False: counted(own)}
         if match_paper:
             padded = None if own is None else paper_slot_mask(batch)
             same = own is None or np.array_equal(padded, own)
-            found[True] = found[False] if same else masks(padded)
+            found[True] = found[False] if same else counted(padded)
         return found
 
     protocols = (False, True) if match_paper else (False,)
     rows = {paper: [{name: [] for name in METRICS} for _ in seeds] for paper in protocols}
     names: list[str] = []
     samples: list[dict[str, np.ndarray]] = []
-    for batch, number, masks in predictions(masks_of, batches, seeds):
-        of_host = {id(x): np.asarray(x) for x in masks.values()}
-        masks = {paper: of_host[id(x)] for paper, x in masks.items()}
+    for batch, number, found in predictions(counts_of, batches, seeds):
+        # Only tables come to the host, and the masks that are kept.
+        tables = jax.device_get({paper: counted.counts for paper, counted in found.items()})
+        keeps = number == 0 and len(samples) < keep_samples
+        masks = np.asarray(found[False].masks) if keeps else None
         for b in scored(batch):
-            length = num_frames_of(batch, b)
-            labels = np.asarray(batch["segmentations"][b][:length])
-            counts: dict[int, Contingency] = {}  # once where both protocols have the same masks
             for paper in protocols:
-                if id(masks[paper]) not in counts:
-                    predicted = masks[paper][b][None, :length]
-                    counts[id(masks[paper])] = contingency(predicted, labels[None])
                 scores = score_counts(
-                    counts[id(masks[paper])],
+                    contingency_from_counts(tables[paper][b][None]),
                     match_paper=paper,
                     background_column_always=background_column_always,
                 )
@@ -117,9 +115,11 @@ def evaluate(
                 continue
             names.append(str(batch["name"][b]) if "name" in batch else "")
             if len(samples) < keep_samples:
+                length = num_frames_of(batch, b)
+                labels = np.asarray(batch["segmentations"][b][:length])
                 video = np.asarray(batch["video"][b][:length])
                 # Copies: a view would keep the whole batch.
-                kept = {"video": video, "segmentations": labels, "masks": masks[False][b][:length]}
+                kept = {"video": video, "segmentations": labels, "masks": masks[b][:length]}
                 samples.append({key: value.copy() for key, value in kept.items()})
     stacked = {
         paper: {name: np.stack([row[name] for row in of_seeds]) for name in METRICS}

@@ -1,0 +1,112 @@
+"""Pixel counts of predicted against true segments, on the device: what leaves it is a small table, not a mask for every pixel."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import masks_from_attention, over_frames
+from smoothsa_jax.inputs import NO_SEGMENT
+
+
+class CountedMasks(NamedTuple):
+    """Masks of a batch of clips, and how they lie on the labels.
+
+    Attributes:
+        masks: the slot that each pixel belongs to.
+        counts: pixels of a clip in slot n and true segment k; row N and column 255 stand for "in no segment".
+    """
+
+    masks: UInt8[Array, "B T H W"]
+    counts: Int32[Array, "B N+1 256"]
+
+
+def count_pixels(
+    predicted: Int[Array, "... H W"], true: Int[Array, "... H W"], num_predicted: int
+) -> Int32[Array, "... num_predicted+1 256"]:
+    """The table of `metrics.contingency` of each frame, with a row and a column for "in no segment".
+
+    Columns are always 256, so that labels of any number of segments need one compiled program. Made to be called
+    inside `jax.jit`; exact below 2**31 pixels.
+
+    Args:
+        predicted: numbers in 0 .. num_predicted - 1; any other is "in no segment".
+        true: numbers in 0 .. 254, or 255 = in no segment.
+        num_predicted: static.
+    """
+    columns = NO_SEGMENT + 1
+    rows = jnp.minimum(predicted.astype(jnp.int32), num_predicted)
+    places = rows * columns + true.astype(jnp.int32)
+    *lead, height, width = places.shape
+    # A table for each frame: one for a whole clip would have all its pixels wait for few numbers on a GPU.
+    add = lambda at: jnp.zeros((num_predicted + 1) * columns, jnp.int32).at[at].add(1)  # noqa: E731
+    tables = over_frames(add, places.reshape(-1, height * width))
+    return tables.reshape(*lead, num_predicted + 1, columns)
+
+
+def counted_masks(
+    attention: Float[Array, "B T N M"],
+    grid: tuple[int, int],
+    labels: UInt8[np.ndarray, "B T H W"],
+    slot_mask: Bool[np.ndarray, "B N"] | None = None,
+    num_frames: Int[np.ndarray, " B"] | None = None,
+) -> CountedMasks:
+    """Masks of the size of the labels from attention, and their counts over whole clips.
+
+    One compiled program for all batches of one shape. Each sample stays on the device that has its attention.
+
+    Args:
+        attention, grid, slot_mask: as for `masks_from_attention`.
+        labels: 0 background, 1.. objects, 255 in no segment.
+        num_frames: how many frames of each clip count; those after them only fill it up. None: all.
+
+    Raises:
+        UserError: shapes do not fit together, or there are more slots than numbers for them.
+    """
+    batch, length, num_slots, _ = attention.shape
+    if labels.shape[:2] != (batch, length):
+        raise UserError(
+            f"labels of shape {labels.shape} do not fit attention of shape {attention.shape}: expected the same clips "
+            "and frames"
+        )
+    if num_slots > NO_SEGMENT:
+        raise UserError(
+            f"{num_slots} slots cannot be scored, at most {NO_SEGMENT}: 255 stands for no segment; "
+            "lower model.slot_attention.num_slots"
+        )
+    sharding = getattr(attention, "sharding", None)
+    sharding = sharding if isinstance(sharding, NamedSharding) else None
+    beside = labels, slot_mask, num_frames
+    if sharding is not None:
+        beside = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), beside)
+    return _counted(attention, *beside, grid, sharding)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _counted(
+    attention: Array,
+    labels: Array,
+    slot_mask: Array | None,
+    num_frames: Array | None,
+    grid: tuple[int, int],
+    sharding: NamedSharding | None,
+) -> CountedMasks:
+    def of_clips(attention, labels, slot_mask, num_frames):
+        masks = masks_from_attention(attention, grid, labels.shape[-2:], slot_mask)
+        counts = count_pixels(masks, labels, attention.shape[2])
+        if num_frames is not None:
+            there = jnp.arange(attention.shape[1]) < num_frames[:, None]
+            counts = jnp.where(there[..., None, None], counts, 0)
+        return CountedMasks(masks, counts.sum(axis=1))
+
+    if sharding is not None:
+        mesh, spec = sharding.mesh, sharding.spec
+        of_clips = jax.shard_map(of_clips, mesh=mesh, in_specs=spec, out_specs=spec)
+    return of_clips(attention, labels, slot_mask, num_frames)
