@@ -13,6 +13,7 @@ from smoothsa_jax.inputs import build
 from smoothsa_jax.inputs.loader import evaluation_batches, filled_length, training_batches
 from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.training.loop import _placed_ahead
+from smoothsa_jax.training.waits import DataWaits
 
 
 class Numbers:
@@ -133,7 +134,9 @@ def test_slots_of_a_training_batch(match_paper):
     """Each clip its own, or by the paper's way of filling a batch (method 7.2) as many as the fullest one has."""
     source = Sprites(num_frames=1, min_objects=2, max_objects=4, num_samples=12)
     batches = training_batches(source, 4, seed=0)
-    placed = _placed_ahead(batches, fake_training(ConfigDict({"seed": 0})), match_paper)
+    placed = _placed_ahead(
+        batches, fake_training(ConfigDict({"seed": 0})), DataWaits(), match_paper
+    )
     numbers = set()
     for want, (got, _) in zip(training_batches(source, 4, seed=0), placed, strict=False):
         found, own = np.asarray(got["slot_mask"]).sum(1), want["slot_mask"].sum(1)

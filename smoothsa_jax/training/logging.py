@@ -18,9 +18,12 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.waits import DataWaits
 
 LOG_FILE = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
+# A line tells of steps that waited for data from this share on, and no more often than every so many seconds.
+WAITS_TOLD, WAITS_TOLD_EVERY = 0.1, 60.0
 # What the progress bar calls the losses; all there is room for.
 SHORT = {
     "loss": "loss",
@@ -76,6 +79,8 @@ class RunLog:
         stream = stream or sys.stderr
         self._workdir = workdir
         self.log_every, self.num_steps = log_every, num_steps
+        self.waits = DataWaits()
+        self._told_waits = -math.inf
         # When, and at which step, the measurement of the speed began.
         self._clock: tuple[float, int] | None = None
         truncate_log(workdir / LOG_FILE, first_step)
@@ -124,7 +129,9 @@ class RunLog:
         now = time.perf_counter()
         if self._clock is not None and step > self._clock[1]:
             speed = (step - self._clock[1]) / (now - self._clock[0])
-            metrics = {**metrics, "steps_per_second": round(speed, 3)}
+            waits = self.waits.take()
+            metrics = {**metrics, "steps_per_second": round(speed, 3), **waits}
+            self._tell_waits(waits, now)
         # What compiles or scores in between is no training time.
         self._clock = None if scored else (now, step)
         plain = {name: float(value) for name, value in metrics.items()}
@@ -144,6 +151,19 @@ class RunLog:
                 f"the log in {self._workdir} cannot be written at step {step}: {error.strerror}; checkpoints are intact; "
                 "mend that, then run the same command to go on"
             ) from error
+
+    def _tell_waits(self, waits: Mapping[str, float], now: float) -> None:
+        if waits.get("data_wait_share", 0.0) < WAITS_TOLD:
+            return
+        if now - self._told_waits < WAITS_TOLD_EVERY:
+            return
+        self._told_waits = now
+        tqdm.write(
+            f"waited for data in {waits['data_wait_share']:.0%} of steps ({waits['data_wait_ms']:.1f} ms a step): raise "
+            "train.num_workers or train.num_threads, prepare the folder with --uncompressed, or train on cached features "
+            "(docs/datasets.md)",
+            file=self._stream,
+        )
 
     def close(self) -> None:
         if self._bar is not None:

@@ -42,6 +42,7 @@ from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, check
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
+from smoothsa_jax.training.waits import DataWaits
 from smoothsa_jax.validation import validate
 
 CONFIG_FILE = "config.json"
@@ -205,10 +206,11 @@ def _train_steps(
     closing = contextlib.closing
     with closing(log), closing(writer), closing(batches), guard.finishing_steps():
         for batch, position in _placed_ahead(
-            batches, training, config.train.get("match_paper", False)
+            batches, training, log.waits, config.train.get("match_paper", False)
         ):
             key = jax.random.fold_in(root, done)
             state, metrics = training.train_step(state, training.frozen, batch, key)
+            log.waits.runs(metrics)
             done += 1
             if waiting is not None:
                 log.record(waiting[0], read(*waiting))
@@ -288,7 +290,11 @@ def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: Config
 
 
 def _placed_ahead(
-    batches: Batches, training: Training, match_paper: bool = False, ahead: int = 2
+    batches: Batches,
+    training: Training,
+    waits: DataWaits,
+    match_paper: bool = False,
+    ahead: int = 2,
 ) -> Iterator[tuple[dict[str, jax.Array], Any]]:
     """Batches on the device, put there while the steps before them run, each with the position after it.
 
@@ -297,7 +303,7 @@ def _placed_ahead(
     queue: deque[tuple[dict[str, jax.Array], Any]] = deque()
     while True:
         while len(queue) < ahead:
-            batch = next(batches)
+            batch = waits.next_of(batches)
             if match_paper:
                 batch = {**batch, "slot_mask": paper_slot_mask(batch)}
             queue.append((training.place(batch), copy.deepcopy(batches.get_state())))
