@@ -83,6 +83,7 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
         "folder": f"prepared/{name}",
         "image_size": 256,
         "background_box": False,
+        "features": "",  # a folder of python -m data.cache_features, in place of the backbone in training
     }
     model = {
         # DINOv2 ViT-S/14 with registers; it sees 224 of 256 pixels, 16x16 tokens.

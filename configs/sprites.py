@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "max_objects": 4,
             "boxes": True,
             "background_box": True,  # slot 0 starts from the whole frame
+            "features": "",  # a folder of python -m data.cache_features, in place of the backbone in training
         }
     )
     config.model = ConfigDict(

@@ -33,6 +33,10 @@ FREE_TO_DIFFER = (
 )
 
 
+# Keys that configs of older runs lack, and what they stand for there.
+ADDED = {"data.features": ""}
+
+
 # ---------------------------------------------------------------------------------------------- files and variants
 
 
@@ -223,7 +227,8 @@ def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
     for key in sorted(found.keys() | wanted.keys()):
         if any(key == free or key.startswith(free + ".") for free in FREE_TO_DIFFER):
             continue
-        old, new = found.get(key, _ABSENT), wanted.get(key, _ABSENT)
+        absent = ADDED.get(key, _ABSENT)
+        old, new = found.get(key, absent), wanted.get(key, absent)
         if type(old) is not type(new) or old != new:
             lines.append(f"{key} (found {old!r}, asked {new!r})")
     return lines

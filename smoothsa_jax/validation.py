@@ -147,6 +147,10 @@ def validate(
 def _check_recognition(read: _Reader) -> None:
     if not any(key.startswith("recognition.") for key in read.flat):
         return
+    if read.get("data.features"):
+        raise UserError(
+            f"data.features is {read.get('data.features')!r}, but recognition is trained on pixels; set --config.data.features="
+        )
     read.whole("recognition.num_classes", 1)
     if not isinstance(read.need("recognition.workdir"), str) or not read.get("recognition.workdir"):
         raise UserError(

@@ -20,11 +20,12 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     """Build the data set `config.name` with the other entries of `config` as its options.
 
     `options` take precedence over `config`, for example `num_frames` or `num_samples` of an
-    evaluation. Raises UserError for an unknown name or option; a sample
+    evaluation. Where `config.features` names a folder, samples have the features stored there in
+    place of pixels. Raises UserError for an unknown name or option; a sample
     raises it whose clip is shorter than asked.
     """
     arguments = {**config, **options, "split": split}
-    name = arguments.pop("name", None)
+    name, features = arguments.pop("name", None), arguments.pop("features", "")
     if name not in DATASETS:
         raise UserError(
             f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
@@ -39,6 +40,11 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
                 f"{did_you_mean(key, known)}"
             )
     source = dataset(**arguments)
+    if features:
+        # Not imported in passing, as above.
+        from smoothsa_jax.inputs.features import CachedFeatures
+
+        return CachedFeatures(source, features, split)
     num_frames = arguments.get("num_frames")
     if num_frames is None:
         return source

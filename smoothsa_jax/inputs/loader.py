@@ -76,7 +76,8 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    lengths = sorted({len(sample["video"]) for sample in samples})
+    frames = "features" if "features" in samples[0] else "video"
+    lengths = sorted({len(sample[frames]) for sample in samples})
     if len(lengths) > 1:
         raise UserError(
             f"a batch has clips of {', '.join(map(str, lengths))} frames, expected one length; set "

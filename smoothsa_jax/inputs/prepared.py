@@ -133,8 +133,10 @@ class PreparedFolder:
         clip = self._clip(index)
         which = range(len(clip) if self._num_frames is None else min(len(clip), self._num_frames))
         frames = decode_frames(clip, which)
-        sample = self._sample(clip, which, frames, centre_square(*frames.shape[1:3]))
-        return {**sample, "name": np.array(clip.stored_name)}
+        view = centre_square(*frames.shape[1:3])
+        sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
+        pixels = view_pixels(frames, view, self._size)
+        return {"video": pixels, **sample, "name": np.array(clip.stored_name)}
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sample `index` as the training sees it; all that is random comes from `rng`.
@@ -143,11 +145,31 @@ class PreparedFolder:
           UserError: as for the evaluation.
         """
         clip = self._clip(index)
-        which = range(len(clip))
-        if self._num_frames is not None:
-            which = draw_window(rng, len(clip), self._num_frames)
+        which = self._window(clip, rng)
         frames = decode_frames(clip, which)
-        return self._sample(clip, which, frames, draw_view(rng, *frames.shape[1:3]))
+        view = draw_view(rng, *frames.shape[1:3])
+        sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
+        return {"video": view_pixels(frames, view, self._size), **sample}
+
+    def without_pixels(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], range]:
+        """Sample `index` less "video", as the largest centre square shows it, and which frames it holds: a window from `rng`.
+
+        No frame is decoded.
+
+        Raises:
+          UserError: as for the evaluation.
+        """
+        clip = self._clip(index)
+        which = self._window(clip, rng)
+        labels = self._labels(clip, which)
+        return self._sample(clip, which, labels, centre_square(*labels.shape[1:])), which
+
+    def _window(self, clip: EncodedClip, rng: np.random.Generator) -> range:
+        if self._num_frames is None:
+            return range(len(clip))
+        return draw_window(rng, len(clip), self._num_frames)
 
     def epoch(self) -> Int[np.ndarray, " E"]:
         """The indices that an epoch of training goes through, in order; some repeat.
@@ -188,11 +210,10 @@ class PreparedFolder:
         return parse_clip(self.records[int(index)], name)
 
     def _sample(
-        self, clip: EncodedClip, which: range, frames: UInt8[np.ndarray, "T H W 3"], view: View
+        self, clip: EncodedClip, which: range, labels: UInt8[np.ndarray, "T H W"], view: View
     ) -> dict[str, np.ndarray]:
-        labels, kept = drop_absent(
-            view_labels(self._labels(clip, which, frames.shape[1:3]), view, self._size)
-        )
+        """What a sample has beside its pixels."""
+        labels, kept = drop_absent(view_labels(labels, view, self._size))
         num_objects = len(kept)
         if (self._boxes or self._categories) and num_objects > self._max_objects:
             more = ", and model.slot_attention.num_slots with it" if self._boxes else ""
@@ -212,7 +233,6 @@ class PreparedFolder:
                 # No object in sight: a model needs a slot, so one starts from the whole frame.
                 boxes[:, 0], slot_mask[0] = whole_frame_box(*self._size), True
         sample = {
-            "video": view_pixels(frames, view, self._size),
             "segmentations": labels,
             "boxes": boxes,
             "slot_mask": slot_mask,
@@ -240,17 +260,18 @@ class PreparedFolder:
         return padded
 
     def _labels(
-        self, clip: EncodedClip, which: range, size: tuple[int, int]
+        self, clip: EncodedClip, which: range, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "T H W"]:
+        """Label maps of the size of the frames, `size`; None: not known."""
         if clip.labels is None:
             if self._boxes:
                 raise UserError(
                     f"{clip.name} has no labels, and data.boxes needs them; set data.boxes=False and "
                     "an initializer that starts without boxes"
                 )
-            return np.full((len(which), *size), NO_SEGMENT, dtype=np.uint8)
+            return np.full((len(which), *(size or self._size)), NO_SEGMENT, dtype=np.uint8)
         labels = decode_labels(clip, which)
-        if labels.shape[1:] != tuple(size):
+        if size is not None and labels.shape[1:] != tuple(size):
             raise UserError(
                 f"{clip.name} has frames of {size[0]}x{size[1]} pixels and label maps of "
                 f"{labels.shape[1]}x{labels.shape[2]}; prepare the folder again"

@@ -271,6 +271,14 @@ class Sprites:
             self._kept[index] = self._make(index)
         return dict(self._kept[index])
 
+    def without_pixels(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], range]:
+        """Sample `index` less "video", and which frames it holds: all. A clip is the same each time: nothing is drawn."""
+        sample = self[index]
+        del sample["video"]
+        return sample, range(self.num_frames)
+
     def _make(self, index: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([*self._seed, int(index)])
         scene = draw_scene(rng, self.height, self.width, *self._scene_options)

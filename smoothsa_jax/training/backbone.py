@@ -1,15 +1,70 @@
 """A run's backbone: the arrays that a run without a checkpoint takes from elsewhere; later they are in its checkpoints."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.models.parameters import FROZEN
 from smoothsa_jax.training.step import Training
+
+
+def features_made_of(config: ConfigDict, training: Training) -> dict[str, Any]:
+    """What decides the features of a training clip beside its pixels, as plain JSON values.
+
+    Stored features that were made of anything else are refused, see `inputs.features`.
+    """
+    settings = {k: v for k, v in config.model.backbone.items() if k not in ("seed", "weights")}
+    digest = hashlib.sha256()
+    for name, array in sorted(training.frozen.items()):
+        value = np.asarray(array)
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    size = config.data.image_size
+    made_of = {
+        "backbone": settings,
+        "weights": digest.hexdigest(),
+        "image_size": [size, size] if isinstance(size, int) else size,
+        "clips": clips_of(config),
+    }
+    return json.loads(json.dumps(made_of))
+
+
+def refuse_other_features(source: Any, config: ConfigDict, training: Training) -> None:
+    """Stored features have to be what the run's own backbone would see.
+
+    Args:
+        source: an `inputs.features.CachedFeatures`.
+
+    Raises:
+        UserError: names what differs.
+    """
+    for key, mine in features_made_of(config, training).items():
+        if (found := source.made_of.get(key)) != mine:
+            raise UserError(
+                f"data.features {source.folder} holds features of other {key}: found {found}, the run has {mine}; store "
+                "them anew with python -m data.cache_features and another --out, or set --config.data.features="
+            )
+
+
+def clips_of(config: ConfigDict) -> str:
+    """Tells apart the training clips: the bytes of a prepared folder, or the options of generated clips."""
+    data = config.data
+    if data.name == "prepared":
+        return str(fingerprint(Path(data.folder).expanduser(), "train"))
+    without_effect = ("num_samples", "keep", "features", "boxes", "background_box")
+    drawn = {key: data[key] for key in data if key not in without_effect}
+    return json.dumps(drawn, sort_keys=True)
 
 
 def with_backbone(config: ConfigDict, training: Training, warn: Callable[[str], None]) -> Training:

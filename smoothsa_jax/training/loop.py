@@ -26,7 +26,7 @@ from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_b
 from smoothsa_jax.models.build import PARTS
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import recognition_scoring, runtime, scoring
-from smoothsa_jax.training.backbone import with_backbone
+from smoothsa_jax.training.backbone import refuse_other_features, with_backbone
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import (
     FOLDER,
@@ -166,6 +166,8 @@ def _train_steps(
     for split in {config.eval.split, *(("validation",) if validates else ())}:
         scoring.source_of_split(config, split, None)
     source = _training_source(config)
+    if config.data.get("features"):
+        refuse_other_features(source, config, training)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     batches = training_batches(
         source,

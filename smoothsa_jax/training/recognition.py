@@ -34,9 +34,9 @@ from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_sch
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import MODEL_INPUTS, Training, descend, make_mesh
+from smoothsa_jax.training.step import Training, descend, make_mesh
 
-INPUTS = (*MODEL_INPUTS, "segmentations", "categories")
+INPUTS = ("video", "boxes", "slot_mask", "segmentations", "categories")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,8 @@ def source_of_split(config: ConfigDict, split: str, num_samples: int | None) -> 
       UserError: there is no such split, or an option does not fit.
     """
     # What is set for training only does not reach the evaluation.
-    data = {key: value for key, value in config.data.items() if key not in ("num_samples", "keep")}
+    for_training = ("num_samples", "keep", "features")
+    data = {key: value for key, value in config.data.items() if key not in for_training}
     options = {"num_slots": config.model.slot_attention.num_slots, "num_samples": num_samples}
     frames = config.eval.get("num_frames")
     if frames is not None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -18,7 +19,7 @@ from smoothsa_jax.objectives.objective import active_terms, weighted_losses
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.training.state import TrainState, create_state
 
-MODEL_INPUTS = ("video", "boxes", "slot_mask")
+MODEL_INPUTS = ("video", "features", "boxes", "slot_mask")  # a batch has pixels or stored features
 PREDICTED = ("slots", "attention", "decoder_attention")  # what else XLA need not compute
 
 
@@ -115,7 +116,7 @@ def build_training(config: ConfigDict) -> Training:
             key,
             *batch["slot_mask"].shape,
             slot_size,
-            num_frames=batch["video"].shape[1],
+            num_frames=batch["boxes"].shape[1],
             num_tokens=num_tokens,
             history=history,
         )
@@ -131,7 +132,10 @@ def build_training(config: ConfigDict) -> Training:
             draws = sample(key, batch)
         mask = batch["slot_mask"]
         # The backbone stands outside the differentiated function and stores no activations.
-        features = definition.merge(state.params, frozen).extract(batch["video"])
+        if "features" in batch:
+            features = batch["features"].astype(jnp.float32)
+        else:
+            features = definition.merge(state.params, frozen).extract(batch["video"])
 
         def loss_function(params):
             outputs = definition.merge(params, frozen)(

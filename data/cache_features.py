@@ -1,0 +1,242 @@
+"""Store the backbone's features of all training clips, so that training runs no backbone.
+
+    python -m data.cache_features configs/movi_c.py --config.data.folder=prepared/movi_c
+    python main.py --config=configs/movi_c.py --config.data.folder=prepared/movi_c --config.data.features=prepared/movi_c_features
+
+The same command goes on where an interrupted one was. Features are bfloat16, of all frames of each clip, seen by a fixed view.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data.family import Job, Plan
+from data.finished import (
+    FORMAT,
+    UNFINISHED,
+    digest_of,
+    in_manifest,
+    in_notes,
+    is_there,
+    manifest_of,
+    only_one,
+    remove_notes,
+)
+from data.manifest import say_end, write_manifest
+from data.shards import PARTIAL, serializer, shard_name, write_shard
+from smoothsa_jax.config import config_from_command_line, split_command_line
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.features import STORED
+from smoothsa_jax.inputs.loader import Source, evaluation_batches
+from smoothsa_jax.inputs.manifest import frame_counts
+from smoothsa_jax.training import loop, runtime
+from smoothsa_jax.training.backbone import features_made_of, with_backbone
+from smoothsa_jax.training.step import Training, build_training
+
+SPLIT = "train"  # the only one that training sees
+SHARD_BYTES = 1 << 28  # of features at most, and at least one clip
+FRAMES_AT_ONCE = 16  # through the backbone, on each device
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        for_config, others = split_command_line(arguments)
+        parser = argparse.ArgumentParser(
+            prog="python -m data.cache_features",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument(
+            "config", help="a config file, as for main.py; --config.key=value overrides"
+        )
+        parser.add_argument(
+            "--out", type=Path, help="the folder to write; default: beside data.folder"
+        )
+        given = parser.parse_args(others)
+        config = config_from_command_line(for_config, given.config)
+        out = given.out or Path(f"{config.data.get('folder', f'prepared/{config.name}')}_features")
+        runtime.start(loop.say)
+        cache_features(config, out)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; mend that, then run the same command")
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on with the next shard", file=sys.stderr)
+        return 130
+    return 0
+
+
+def cache_features(config: ConfigDict, out: Path) -> None:
+    """Writes the folder `out`; see the module.
+
+    Raises:
+        UserError: a config that cannot run, a folder of other features, too little room. What is finished stays.
+    """
+    loop.check(config)
+    if "recognition" in config:
+        raise UserError("recognition is trained on pixels; give the config of its SmoothSA")
+    data = {key: value for key, value in config.data.items() if key != "features"}
+    prepared = data["name"] == "prepared"
+    if prepared:  # whole videos, whatever they show
+        data |= {"num_frames": None, "boxes": False, "categories": False}
+    source = build_dataset(data, SPLIT, num_slots=config.model.slot_attention.num_slots)
+    lengths = _lengths(config, len(source))
+    training = with_backbone(config, build_training(config), loop.say)
+    shape = _shape_of(training, source)
+    num_bytes = int(lengths.sum()) * math.prod(shape) * STORED.itemsize
+    print(
+        f"features of {len(source)} clips, {lengths.sum()} frames of {shape[0]}x{shape[1]} in bfloat16: "
+        f"{num_bytes / 1e9:.3g} GB in {out}"
+    )
+    if prepared:
+        print(
+            f"{config.name} trains on random crops and flips; stored features are those of the largest centre square, not "
+            "flipped, and --config.data.features fixes training to it (windows of frames stay random)"
+        )
+    name = f"{config.name}_features"
+    made_of = {**features_made_of(config, training), "shape": list(shape)}
+    settings = {"format": FORMAT, "dataset": name, "made_of": made_of}
+    settings["num_clips"] = len(source)
+    plan = _plan(name, lengths, math.prod(shape) * STORED.itemsize, shape)
+    files = {
+        shard_name(name, SPLIT, index, len(plan.jobs)): job for index, job in enumerate(plan.jobs)
+    }
+    with only_one(out):
+        for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
+            stray.unlink()
+        manifest = manifest_of(out, settings)
+        known = {**in_manifest(manifest), **in_notes(out, settings)}
+        missing = {file: job for file, job in files.items() if not is_there(out, file, known)}
+        if manifest and not missing:
+            print(f"{out} is finished already; train with --config.data.features={out}")
+            return
+        if known:
+            print(f"{len(files) - len(missing)} of {len(files)} shards are finished; going on")
+        needed = num_bytes * sum(len(j.payload) for j in missing.values()) // len(source)
+        if (free := shutil.disk_usage(out).free) < needed:
+            raise UserError(
+                f"features need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; give another --out, or fewer clips "
+                "with --config.data.num_samples"
+            )
+        _make_shards(out, training, source, missing, plan)
+        known |= in_notes(out, settings)
+        write_manifest(out, name, settings, plan, {file: known[file] for file in files}, manifest)
+        remove_notes(out, files)
+    say_end(out)
+    print(f"train with --config.data.features={out}")
+
+
+def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
+    """Frames of each clip."""
+    if config.data.name == "prepared":
+        return frame_counts(Path(config.data.folder).expanduser(), SPLIT)[:num_clips]
+    return np.full(num_clips, config.data.num_frames)
+
+
+def _shape_of(training: Training, source: Source) -> tuple[int, int]:
+    """Tokens and width of a frame's features."""
+    video = source[0]["video"][None, :1]
+    tokens = jax.eval_shape(lambda frozen: _extract(training, frozen, video), training.frozen)
+    return tuple(tokens.shape[2:])
+
+
+def _extract(training: Training, frozen: Any, video: Any) -> jax.Array:
+    return training.definition.merge(training.state.params, frozen).extract(video)
+
+
+def _plan(name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, int]) -> Plan:
+    """Consecutive clips make a shard, as many as SHARD_BYTES hold."""
+    jobs, clips, size = [], [], 0
+    for index, length in enumerate(lengths):
+        if clips and size + length * frame_bytes > SHARD_BYTES:
+            jobs.append(clips)
+            clips, size = [], 0
+        clips, size = [*clips, index], size + length * frame_bytes
+    jobs.append(clips)
+    tensor = tfds.features.Tensor(shape=shape, dtype=np.uint16, encoding="bytes")
+    return Plan(
+        jobs=tuple(Job(SPLIT, tuple(c), int(lengths[list(c)].sum())) for c in jobs),
+        sources=(),
+        features={"features": tensor},
+        metadata={"kind": "features", "features": "the 16 bits of each bfloat16, a frame a record"},
+    )
+
+
+class _Some:
+    """Clips of a source by their numbers, with nothing but their pixels."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"video": self._source[self._indices[index]]["video"]}
+
+
+def _make_shards(
+    out: Path, training: Training, source: Source, missing: dict[str, Job], plan: Plan
+) -> None:
+    serialize = serializer(plan.features)
+    together = FRAMES_AT_ONCE * training.mesh.size
+    compute = jax.jit(
+        lambda frozen, video: _extract(training, frozen, video).astype(jax.numpy.bfloat16)
+    )
+
+    def features_of(video: np.ndarray) -> Iterator[np.ndarray]:
+        """Of each frame; always as many frames at once, so that one program does for all clips."""
+        for begin in range(0, len(video), together):
+            frames = video[begin : begin + together]
+            filled = np.resize(frames, (together, *frames.shape[1:]))[:, None]
+            placed = training.place({"video": filled})["video"]
+            tokens = np.asarray(compute(training.frozen, placed))[: len(frames), 0]
+            yield from tokens.view(STORED)
+
+    total = sum(job.num_items for job in missing.values())
+    with tqdm(total=total, unit=" frames", desc="features") as bar:
+        for file, job in missing.items():
+            frames: list[int] = []
+
+            def records(job: Job = job, frames: list[int] = frames) -> Iterator[bytes]:
+                for batch in evaluation_batches(_Some(source, job.payload), 1, num_threads=2):
+                    video = batch["video"][0]
+                    frames.append(len(video))
+                    for tokens in features_of(video):
+                        yield serialize({"features": tokens})
+                        bar.update()
+
+            num_examples, num_bytes, sha256 = write_shard(out / file, records())
+            note = {
+                "file": file,
+                "job": digest_of(job),
+                "file_size": (out / file).stat().st_size,
+                "num_examples": num_examples,
+                "num_bytes": num_bytes,
+                "sha256": sha256,
+                "frames": frames,
+                "skipped": [],
+            }
+            with atomic_file(out / UNFINISHED / f"{file}.json") as path:
+                path.write_text(json.dumps(note))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

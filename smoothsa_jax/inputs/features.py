@@ -1,0 +1,101 @@
+"""Features that were stored once, in place of pixels: what `python -m data.cache_features` writes.
+
+A record is one frame, so that a window of a clip reads its own frames and no others.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+from tensorflow_datasets.proto import tf_example_pb2
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
+from smoothsa_jax.inputs.records import Records
+
+STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not every program knows
+
+
+class FixedViewSource(Protocol):
+    """A source that can give a training sample without its pixels, as a fixed view of every frame shows it."""
+
+    def __len__(self) -> int: ...
+
+    def without_pixels(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], range]:
+        """The sample less "video", and which frames of the clip it holds."""
+        ...
+
+
+class CachedFeatures:
+    """A source of training samples with "features" (T, M, C) bfloat16 in place of "video".
+
+    Windows of frames are drawn as without the cache; every frame is seen by the fixed view that was stored.
+
+    Args:
+      source: of the same clips.
+      folder: what `python -m data.cache_features` wrote.
+      split: of both.
+
+    Raises:
+      UserError: the folder cannot be read, or has fewer clips.
+    """
+
+    def __init__(self, source: FixedViewSource, folder: str | Path, split: str):
+        self._source, self._split = source, split
+        folder = Path(folder).expanduser()
+        if not (folder / MANIFEST).is_file():
+            raise UserError(
+                f"data.features {folder} has no {MANIFEST}, expected a finished folder of features; make it with "
+                "python -m data.cache_features CONFIG, or leave data.features empty"
+            )
+        self.made_of: dict[str, Any] = json.loads((folder / MANIFEST).read_text()).get(
+            "made_of", {}
+        )
+        self._records = Records(folder, split)
+        self._ends = np.cumsum(frame_counts(folder, split))
+        if len(self._ends) < len(source):
+            raise UserError(
+                f"data.features {folder} holds {len(self._ends)} clips, training has {len(source)}: set "
+                f"data.num_samples={len(self._ends)}, or store the features of all with python -m data.cache_features"
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.draw(index, np.random.default_rng(index))
+
+    def epoch(self) -> Sequence[int]:
+        """As of the source."""
+        own = getattr(self._source, "epoch", None)
+        return own() if own else np.arange(len(self))
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Sample `index`, its window of frames drawn from `rng`.
+
+        Raises:
+          UserError: a record cannot be read.
+        """
+        sample, which = self._source.without_pixels(index, rng)
+        begin = self._ends[index - 1] if index else 0
+        frames = [self._frame(int(begin) + t) for t in which]
+        return {**sample, "features": np.stack(frames).view(ml_dtypes.bfloat16)}
+
+    @property
+    def folder(self) -> Path:
+        return self._records.folder
+
+    def fingerprint(self) -> str | None:
+        """Tells apart the stored features, which follow from the clips."""
+        return fingerprint(self._records.folder, self._split)
+
+    def _frame(self, number: int) -> Shaped[np.ndarray, "M C"]:
+        example = tf_example_pb2.Example.FromString(self._records[number]).features.feature
+        bits = np.frombuffer(example["features"].bytes_list.value[0], STORED)
+        return bits.reshape(self.made_of["shape"])
