@@ -40,6 +40,10 @@ step() { # seconds allowed, title, command ...
 step 600 "golden tests" env JAX_PLATFORMS=cuda,cpu XLA_FLAGS= "$PYTHON" -m pytest tests/test_golden.py
 step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
 step 300 "training step" "$PYTHON" benchmarks/train_step.py
+recipe=(--config=configs/movi_c.py --config.model.backbone.weights=random)
+step 240 "flags for XLA" "$PYTHON" benchmarks/xla_flags.py "${recipe[@]}" --rounds=3 --flags \
+    xla_gpu_enable_triton_gemm=false xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE
+step 240 "batch that fits" "$PYTHON" benchmarks/memory.py "${recipe[@]}"
 
 echo
 echo "summary ($(date -u +%F), JAX $devices)"

@@ -130,6 +130,8 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
             "train": {
                 "num_steps": num_steps,
                 "batch_size": batch_size,
+                "accumulate": 1,  # parts that a batch is computed in, with the same result
+                "xla_flags": "",  # for the training step on a GPU, as in XLA_FLAGS (docs/scaling.md)
                 "log_every": 100,
                 "num_threads": 8,
                 "num_workers": 0,
@@ -150,7 +152,7 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
                 "best_metric": "fg_ari",
                 "best_mode": "max",
             },
-            "mesh": {"data": -1},
+            "mesh": {"data": -1, "fsdp": 1},  # devices (docs/scaling.md); -1: all that there are
         }
     )
 

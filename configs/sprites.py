@@ -87,7 +87,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {"learning_rate": 5e-3, "warmup_fraction": 0.05, "final_ratio": 1e-3, "clip_norm": 1.0}
     )
-    config.train = ConfigDict({"num_steps": 7000, "batch_size": 16, "log_every": 50})
+    config.train = ConfigDict(
+        {"num_steps": 7000, "batch_size": 16, "log_every": 50, "accumulate": 1, "xla_flags": ""}
+    )
     config.eval = ConfigDict(
         {
             "split": "test",
@@ -105,7 +107,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint = ConfigDict(
         {"every": 1000, "max_to_keep": 3, "best_metric": "loss", "best_mode": "min"}
     )
-    config.mesh = ConfigDict({"data": -1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
 
     if variant in ("gaussian", "image"):
         config.data.boxes = False

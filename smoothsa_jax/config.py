@@ -27,9 +27,11 @@ FREE_TO_DIFFER = (
     "mesh",
     "data.folder",
     "data.keep",
+    "train.accumulate",
     "train.log_every",
     "train.num_threads",
     "train.num_workers",
+    "train.xla_flags",
 )
 
 

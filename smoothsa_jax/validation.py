@@ -85,6 +85,7 @@ def validate(
     if read.get("eval.num_frames") != -1 or read.get("data.name") == "sprites":  # -1: whole videos
         read.whole("eval.num_frames", 1, optional=True)
     read.whole("train.num_workers", 0, optional=True)
+    read.whole("train.accumulate", 1, optional=True)
     read.whole("eval.validation_samples", 1, optional=True)
     if read.get("eval.split") is not None:
         read.one_of("eval.split", ("train", "validation", "test"))
@@ -268,19 +269,52 @@ def _check_slots(read: _Reader) -> None:
 
 
 def _check_devices(read: _Reader, num_devices: int, batches: Iterable[str]) -> None:
-    asked = read.get("mesh.data", -1)
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked == 0 or asked < -1:
-        raise UserError(
-            f"mesh.data is {asked!r}; expected -1 (all devices) or a number of devices of at least 1"
-        )
-    if asked > num_devices:
-        raise UserError(
-            f"mesh.data asks for {asked} devices, {num_devices} found; set --config.mesh.data=-1 to use all there are"
-        )
-    used = num_devices if asked == -1 else asked
+    data, fsdp = mesh_shape(read.get("mesh.data", -1), read.get("mesh.fsdp", 1), num_devices)
+    used = data * fsdp
+    parts = read.get("train.accumulate", 1)
     for key in batches:
         batch = read.get(key)
-        if isinstance(batch, int) and batch % used:
+        if not isinstance(batch, int):
+            continue
+        if batch % used:
             raise UserError(
-                f"{key} is {batch}, which {used} devices do not divide; choose a multiple of {used}, or --config.mesh.data=1"
+                f"{key} is {batch}, which {used} devices do not divide; choose a multiple of {used}, or "
+                "--config.mesh.data=1 --config.mesh.fsdp=1"
             )
+        if key == "train.batch_size" and batch % (used * parts):
+            over = f" on each of {used} devices" * (used > 1)
+            raise UserError(
+                f"{key} is {batch}, which train.accumulate={parts} does not divide into equal parts{over}; choose a "
+                f"multiple of {used * parts}, or another train.accumulate"
+            )
+
+
+def mesh_shape(data: Any, fsdp: Any, num_devices: int) -> tuple[int, int]:
+    """How many devices lie along `mesh.data` and `mesh.fsdp`.
+
+    Raises:
+        UserError: no whole numbers, or not as many devices.
+    """
+    for key, value, least in (("data", data, -1), ("fsdp", fsdp, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value == 0 or value < least:
+            also = "-1 (all devices that fsdp leaves) or " * (key == "data")
+            raise UserError(
+                f"mesh.{key} is {value!r}; expected {also}a number of devices of at least 1"
+            )
+    if data == -1:
+        if num_devices % fsdp:
+            raise UserError(
+                f"mesh.fsdp is {fsdp}, which does not divide the {num_devices} devices found; choose a divisor, or set "
+                "mesh.data too to leave some out"
+            )
+        return num_devices // fsdp, fsdp
+    if data * fsdp > num_devices:
+        asked = (
+            f"mesh.data x mesh.fsdp asks for {data} x {fsdp}"
+            if fsdp > 1
+            else f"mesh.data asks for {data}"
+        )
+        raise UserError(
+            f"{asked} devices, {num_devices} found; set --config.mesh.data=-1 to use all there are"
+        )
+    return data, fsdp

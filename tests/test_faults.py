@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import fake_training
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
+import run_config
 from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training import logging, runtime
+from smoothsa_jax.training import compiling, logging, loop, runtime
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
 
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
@@ -153,6 +155,67 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
     assert restore_latest(tmp_path, warn=pytest.fail).step == 6
     rows = logging.read_log(tmp_path / "log.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
+    """A real one: no machine has 140 TB. Before it, a checkpoint was saved."""
+
+    def allocate(step):
+        if step == 4:
+            jax.block_until_ready(jnp.zeros(1 << 45))
+
+    fake_training.use(monkeypatch, on_step=allocate)
+    assert train_fake(tmp_path, "--config.train.batch_size=4") == 2
+    text = one_line(capfd)
+    assert "a training step of train.batch_size=4 does not fit into the memory of a device" in text
+    assert "Out of memory allocating 140737488355328 bytes" in text
+    assert "use --config.train.accumulate=2 (the same training, in parts)" in text
+    assert text.rstrip().endswith("or a smaller train.batch_size")
+    assert restore_latest(tmp_path, warn=pytest.fail).step == 3
+    # What it says to do, as a command: only how the batch is computed differs.
+    monkeypatch.undo()
+    fake_training.use(monkeypatch)
+    again = ("--config.train.batch_size=4", "--config.train.accumulate=2")
+    assert train_fake(tmp_path, *again) == 0
+    assert "going on from step 3 of 9" in capfd.readouterr().err
+
+
+def test_out_of_memory_while_scoring_and_the_estimate():
+    config = run_config.get_config("image")
+    with pytest.raises(UserError) as error, loop._evaluating(config):
+        jax.block_until_ready(jnp.zeros(1 << 45))
+    assert "scoring eval.batch_size=2 samples at a time does not fit" in str(error.value)
+    assert "use --mode=evaluate with --config.eval.batch_size=1" in str(error.value)
+    program = compiling.CompiledOnce(jax.jit(lambda x: x + 1), say=lambda text: None)
+    program(jnp.zeros(250_000_000, jnp.uint8))
+    assert program.memory.peak == 500_000_000
+    with (
+        pytest.raises(UserError, match="the compiler estimated 0.50 GB, Out of memory"),
+        compiling.telling_out_of_memory("this", "do that", program),
+    ):
+        jax.block_until_ready(jnp.zeros(1 << 45))
+    with pytest.raises(jax.errors.JaxRuntimeError), compiling.telling_out_of_memory("this", "that"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_flags_for_xla_reach_a_gpu_only(monkeypatch):
+    config = run_config.get_config("image")
+    config.train.xla_flags = "--xla_gpu_enable_triton_gemm=false xla_gpu_autotune_level=2"
+    assert compiling.compiler_options(config) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    options = compiling.compiler_options(config)
+    assert options == {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": "2"}
+    # The compiler for a CPU knows them too, and checks names and values.
+    jax.jit(lambda x: x * 2, compiler_options=options).lower(1.0).compile()
+    for flag, expected in [
+        ("xla_gpu_warp_speed=true", "No such compile option: 'xla_gpu_warp_speed'"),
+        ("xla_gpu_enable_triton_gemm=perhaps", "'perhaps' is not a valid bool value"),
+    ]:
+        config.train.xla_flags = flag
+        step = jax.jit(lambda x: x * 3, compiler_options=compiling.compiler_options(config))
+        with pytest.raises(UserError, match="train.xla_flags is refused") as error:
+            compiling.CompiledOnce(step, say=pytest.fail)(1.0)
+        assert expected in str(error.value)
 
 
 def test_a_disk_that_fills_up_while_saving(tmp_path, capfd, monkeypatch):

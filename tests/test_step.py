@@ -1,9 +1,4 @@
-"""The training step as `main.py` calls it: pure, compiled once, the same on one device and on eight."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The training step as `main.py` calls it: pure, compiled once, the same in parts; `test_mesh.py` has several devices."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +7,12 @@ import optax
 import pytest
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from smoothsa_jax.models.draws import sample_training_draws
 from smoothsa_jax.objectives.optimizer import learning_rate_schedule
-from smoothsa_jax.training.step import build_training, make_mesh
+from smoothsa_jax.training.compiling import CompiledOnce
+from smoothsa_jax.training.step import build_training
 
-ROOT = Path(__file__).parents[1]
 CONFIG = tiny_config(num_frames=2)
 CONFIG.train.batch_size = 8
 
@@ -210,53 +204,22 @@ def test_frames_need_not_be_square():
     assert built.grid == (4, 6)
 
 
-def test_mesh_errors():
-    mesh = tiny_config().mesh
-    mesh.data = 1 + len(jax.devices())
-    with pytest.raises(UserError, match=f"mesh.data={mesh.data}, but .* visible"):
-        make_mesh(mesh)
-    mesh.data = 0
-    with pytest.raises(UserError, match="expected -1"):
-        make_mesh(mesh)
-
-
-EIGHT_DEVICES = """
-import sys
-sys.path.insert(0, {tests!r})
-import jax
-import numpy as np
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_default_matmul_precision", "highest")
-from test_step import CONFIG, first_moment, make_batch
-from smoothsa_jax.training.step import build_training
-
-config = CONFIG.copy_and_resolve_references()
-config.mesh.data = -1
-setup = build_training(config)
-batch = setup.place(make_batch())
-assert len(batch["video"].sharding.device_set) == len(setup.mesh.devices) == 8
-state, metrics = setup.train_step(setup.state, setup.frozen, batch, jax.random.key(0))
-assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
-np.savez({results!r}, **{{f"metrics/{{k}}": x for k, x in metrics.items()}}, **first_moment(state))
-"""
-
-
-def test_eight_devices_equal_one(setup, batch, tmp_path):
-    """Losses and gradients within 1e-5, on virtual devices, which need a process of their own."""
-    results = tmp_path / "results.npz"
-    script = EIGHT_DEVICES.format(tests=str(ROOT / "tests"), results=str(results))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    process = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600
+def test_a_batch_in_parts_is_the_large_batch(setup, batch):
+    """Samples with different numbers of slots, slot contrast, dropout; same draws, same gradient, less memory."""
+    config = CONFIG.copy_and_resolve_references()
+    config.train.accumulate = 4
+    said: list[str] = []
+    whole, parts = (
+        CompiledOnce(x.train_step, said.append) for x in (setup, build_training(config))
     )
-    assert process.returncode == 0, process.stderr[-3000:]
-    state, (metrics,) = run(setup, batch, [0])
-    with np.load(results) as file:
-        found = dict(file)
+    key = jax.random.key(2)
+    expected, metrics = whole(fresh(setup), setup.frozen, batch, key)
+    found, others = parts(fresh(setup), setup.frozen, batch, key)
+    assert metrics["loss/slot_contrast"] > 0 and metrics["loss/distillation"] > 0
     for name, value in metrics.items():
-        np.testing.assert_allclose(found.pop(f"metrics/{name}"), value, rtol=1e-5, err_msg=name)
-    moment = first_moment(state)
-    largest = max(np.abs(x).max() for x in moment.values())
-    assert found.keys() == moment.keys()
-    for name, value in moment.items():
-        assert np.abs(found[name] - value).max() <= 1e-5 * largest, name
+        np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
+    moment = first_moment(found)
+    for name, value in first_moment(expected).items():
+        assert np.abs(moment[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+    assert parts.memory.temporary < 0.6 * whole.memory.temporary
+    assert str(parts.memory) in said[-1] and "on each device" in said[-1]

@@ -62,8 +62,8 @@ def tiny_config(
                 "final_ratio": 1e-3,
                 "clip_norm": 1.0,
             },
-            "train": {"num_steps": 20, "batch_size": 2, "log_every": 1},
-            "mesh": {"data": 1},
+            "train": {"num_steps": 20, "batch_size": 2, "accumulate": 1, "log_every": 1},
+            "mesh": {"data": 1, "fsdp": 1},
         }
     )
 

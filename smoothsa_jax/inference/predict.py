@@ -23,6 +23,7 @@ from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.sources import Source, find_sources
 from smoothsa_jax.inference.videos import read_video
+from smoothsa_jax.training.compiling import telling_out_of_memory
 from smoothsa_jax.training.runtime import workdir_for_writing
 
 ABOUT_FILE = "about.json"
@@ -77,7 +78,12 @@ def predict(options: Options) -> None:
                         bar.update(len(source.files) if source.kind != "video" else 0)
                         skipped += 1
                         continue
-                    note = _predict_one(options, model, source, boxes, about, bar)
+                    with telling_out_of_memory(
+                        f"one frame of {model.image_size[0]}x{model.image_size[1]} pixels with "
+                        f"{about['num_slots']} slots",
+                        "use fewer --num_slots, end what else runs on the device, or set JAX_PLATFORMS=cpu",
+                    ):
+                        note = _predict_one(options, model, source, boxes, about, bar)
                     done += 1
                     if note:
                         _say(bar, f"{source.name}: {note}")

@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 @flax.struct.dataclass
@@ -18,7 +18,7 @@ class Draws:
             in grid order (method section 1.3).
         slot_offset: for every frame after the first, how many frames ago the slots are taken: 1 .. i.
         feature_offset: likewise for the features: 0 .. i-1. None: 1 and 0 throughout.
-        dropout: the key of the transition's dropout.
+        dropout: keys of the transition's dropout, one for each sample.
     """
 
     cold_noise: Float[Array, "B N D"]
@@ -26,7 +26,7 @@ class Draws:
     visible: Bool[Array, "B T M"] | None = None
     slot_offset: Int[Array, "B T-1"] | None = None
     feature_offset: Int[Array, "B T-1"] | None = None
-    dropout: Array | None = None
+    dropout: Key[Array, "B"] | None = None
 
 
 def sample_evaluation_draws(key: Array, batch_size: int, num_slots: int, slot_size: int) -> Draws:
@@ -59,7 +59,7 @@ def sample_training_draws(
         visible=sample_visible(visible, (batch_size, num_frames), num_tokens),
         slot_offset=jax.random.randint(slot, offsets, 1, available + 1),
         feature_offset=jax.random.randint(feature, offsets, 0, available),
-        dropout=dropout,
+        dropout=jax.random.split(dropout, batch_size),
     )
 
 

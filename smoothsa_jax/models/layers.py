@@ -53,11 +53,21 @@ def layer_norm(
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
-    """Drops entries with probability `rate` and rescales the rest; nothing where `key` is None."""
+    """Drops entries with probability `rate` and rescales the rest; nothing where `key` is None.
+
+    `key` is one for all of `x`, or keys (B,), one for each of its samples: a sample's draw is then the same in any batch.
+    """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    draw = lambda key, shape: jax.random.bernoulli(key, 1.0 - rate, shape)  # noqa: E731
+    keep = jax.vmap(lambda key: draw(key, x.shape[1:]))(key) if key.ndim else draw(key, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def split_key(key: Array, num: int) -> Array:
+    """`num` keys of a key, or (num, B) of keys (B,)."""
+    split = lambda key: jax.random.split(key, num)  # noqa: E731
+    return jax.vmap(split, out_axes=1)(key) if key.ndim else split(key)
 
 
 class MLP(nnx.Module):

@@ -37,15 +37,15 @@ def split(model: nnx.Module) -> tuple[ModelDefinition, Parameters, Parameters]:
     return definition, params, frozen
 
 
-def place(arrays: Parameters, sharding: jax.sharding.Sharding) -> Parameters:
+def place(arrays: Parameters, shardings: dict[str, jax.sharding.Sharding]) -> Parameters:
     """Arrays on their devices; a shape that stands for one tells where that has to go."""
     shapes = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
         for name, x in arrays.items()
         if isinstance(x, jax.ShapeDtypeStruct)
     }
     rest = {name: x for name, x in arrays.items() if name not in shapes}
-    return {**shapes, **jax.device_put(rest, sharding)}
+    return {**shapes, **jax.device_put(rest, {name: shardings[name] for name in rest})}
 
 
 def _name(path: tuple) -> str:

@@ -12,7 +12,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backbones import normalize
 from smoothsa_jax.models.draws import Draws
 from smoothsa_jax.models.initializers import Initializer
-from smoothsa_jax.models.layers import MLP, layer_norm
+from smoothsa_jax.models.layers import MLP, layer_norm, split_key
 from smoothsa_jax.models.slot_attention import SlotAttention
 from smoothsa_jax.models.transition import Transition, push, recall
 
@@ -176,7 +176,7 @@ class SmoothSA(nnx.Module):
             length = self.transition.history - 1
         frame = jnp.arange(1, later + 1)[None, :] - feature_offset
         looked_at = jnp.take_along_axis(encoded, frame[:, :, None, None], axis=1)
-        keys = None if draws.dropout is None else jax.random.split(draws.dropout, later)
+        keys = None if draws.dropout is None else split_key(draws.dropout, later)
 
         def step(history, inputs):
             encoded_t, looked_at_t, slot_offset_t, feature_offset_t, key = inputs

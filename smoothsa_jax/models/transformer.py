@@ -3,12 +3,11 @@
 The warmer's layer, which differs from both, stands in `initializers.py`.
 """
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.attention import MultiHeadAttention
-from smoothsa_jax.models.layers import MLP, dropout, layer_norm
+from smoothsa_jax.models.layers import MLP, dropout, layer_norm, split_key
 
 
 class PostNormLayer(nnx.Module):
@@ -37,7 +36,7 @@ class PostNormLayer(nnx.Module):
     ) -> Float[Array, "B N E"]:
         """`mask` marks the valid entries of `x`, which alone are attended to."""
         rate = self.dropout_rate
-        keys = [None] * 6 if dropout_key is None else list(jax.random.split(dropout_key, 6))
+        keys = [None] * 6 if dropout_key is None else list(split_key(dropout_key, 6))
         update, _ = self.self_attention(x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0])
         x = self.norm_self(x + dropout(update, rate, keys[1]))
         update, _ = self.cross_attention(x, memory, dropout_rate=rate, dropout_key=keys[2])

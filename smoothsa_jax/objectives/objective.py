@@ -11,6 +11,8 @@ from smoothsa_jax.objectives.losses import (
     slot_contrast_loss,
 )
 
+# What the terms read of the model's outputs, beside the features.
+LOSS_INPUTS = ("reconstruction", "slots", "warm_queries")
 # name of the term -> (outputs of the model, slot mask) -> scalar
 TERMS: dict[str, Callable] = {
     "reconstruction": lambda outputs, mask: reconstruction_loss(

@@ -83,6 +83,5 @@ def with_backbone(config: ConfigDict, training: Training, warn: Callable[[str], 
     shapes = {name.removeprefix(FROZEN): x for name, x in training.frozen.items()}
     arrays, what = load_backbone(backbone, shapes, training.grid)
     frozen = {f"{FROZEN}{name}": array for name, array in arrays.items()}
-    return dataclasses.replace(
-        training, frozen=jax.device_put(frozen, training.replicated), frozen_from=what
-    )
+    places = {name: x.sharding for name, x in training.frozen.items()}
+    return dataclasses.replace(training, frozen=jax.device_put(frozen, places), frozen_from=what)

@@ -38,6 +38,11 @@ from smoothsa_jax.training.checkpoints import (
     restore_state,
     steps_found,
 )
+from smoothsa_jax.training.compiling import (
+    CompiledOnce,
+    advice_for_training,
+    telling_out_of_memory,
+)
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, check_finite
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState
@@ -145,9 +150,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             chosen = _best(workdir, config)
             if chosen is not None:
                 step, params = chosen.step, _params_of(chosen, training)
-        scores = task.report(config, training, params, step, workdir, say)
+        with _evaluating(config):
+            scores = task.report(config, training, params, step, workdir, say)
     _tell_results(scores, workdir)
     return scores
+
+
+def _evaluating(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
+    batch, used = config.eval.batch_size, "more devices"
+    smaller = f"--config.eval.batch_size={batch // 2}" if batch > 1 else "fewer eval.num_frames"
+    return telling_out_of_memory(
+        f"scoring eval.batch_size={batch} samples at a time",
+        f"use --mode=evaluate with {smaller}, or {used}; the weights are saved",
+    )
 
 
 def _train_steps(
@@ -205,13 +220,19 @@ def _train_steps(
         return values
 
     say("compiling the training step, once; later starts find it on the disk")
+    train_step = CompiledOnce(training.train_step, say)
+    in_memory = telling_out_of_memory(
+        f"a training step of train.batch_size={config.train.batch_size}",
+        advice_for_training(config),
+        train_step,
+    )
     closing = contextlib.closing
-    with closing(log), closing(writer), closing(batches), guard.finishing_steps():
+    with closing(log), closing(writer), closing(batches), guard.finishing_steps(), in_memory:
         for batch, position in _placed_ahead(
             batches, training, log.waits, config.train.get("match_paper", False)
         ):
             key = jax.random.fold_in(root, done)
-            state, metrics = training.train_step(state, training.frozen, batch, key)
+            state, metrics = train_step(state, training.frozen, batch, key)
             log.waits.runs(metrics)
             done += 1
             if waiting is not None:
@@ -225,7 +246,8 @@ def _train_steps(
                     scores = means.take()
                     # Also when leaving: a resumed run has to choose the same best step.
                     if validates:
-                        scores |= task.validation_scores(config, training, state.params)
+                        with _evaluating(config):
+                            scores |= task.validation_scores(config, training, state.params)
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
                 progress = {"data": position, "means": means.state(), "source": fingerprint}
@@ -362,7 +384,7 @@ def evaluate(
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)
-    with runtime.SignalGuard():
+    with runtime.SignalGuard(), _evaluating(config):
         scores = task.report(config, training, params, checkpoint.step, workdir, say)
     _tell_results(scores, workdir)
     return scores

@@ -12,13 +12,13 @@ evaluation the frozen model is always in evaluation mode.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -33,8 +33,11 @@ from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
+from smoothsa_jax.training.compiling import compiler_options
+from smoothsa_jax.training.mesh import gather, kept, make_mesh, replicated, spread
+from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import Training, descend, make_mesh
+from smoothsa_jax.training.step import Training, descend
 
 INPUTS = ("video", "boxes", "slot_mask", "segmentations", "categories")
 
@@ -115,6 +118,9 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
     weights = {"category": config.loss.category, "box": config.loss.box}
     train_paper = settings.get("match_paper", False)
+    parts = config.train.get("accumulate", 1)
+    mesh = make_mesh(config.mesh)
+    samples = spread(mesh)
 
     def training_draws(key: Array, batch: dict[str, Array]) -> Draws:
         mask = batch["slot_mask"]
@@ -124,8 +130,9 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         return sample_training_draws(key, *mask.shape, slot_size, num_frames, num_tokens, history)
 
     def look(
-        frozen: Parameters, batch: dict[str, Array], draws: Draws, match_paper: bool
+        frozen: Parameters, inputs: tuple[dict[str, Array], Draws], match_paper: bool
     ) -> tuple[Float[Array, "B T N D"], Targets]:
+        batch, draws = inputs
         model, mask = smoothsa.merge(frozen, {}), batch["slot_mask"]
         # The decoder's outputs are not used, so XLA does not compute them.
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], mask)
@@ -150,10 +157,13 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         if draws is None:
             draws = training_draws(draws_key, batch)
         # Outside the differentiated function, so that none of the frozen model's activations is kept.
-        slots, targets = look(frozen, batch, draws, train_paper)
+        slots, targets = over_samples(
+            functools.partial(look, match_paper=train_paper), mesh, parts, frozen, (batch, draws)
+        )
 
         def loss_function(params):
-            logits, boxes = definition.merge(params, {})(slots, dropout_key)
+            head = definition.merge(gather(mesh, params), {})
+            logits, boxes = head(slots, dropout_key)
             losses = {
                 "category": category_loss(logits, targets.category, targets.matched),
                 "box": box_loss(boxes, targets.box, targets.matched),
@@ -161,7 +171,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
             losses = {name: weights[name] * loss for name, loss in losses.items()}
             return sum(losses.values()), losses
 
-        state, metrics = descend(loss_function, state, optimizer, schedule)
+        state, metrics = descend(loss_function, state, optimizer, schedule, mesh)
         return state, {**metrics, "num_matches": targets.matched.sum()}
 
     def predict(
@@ -172,23 +182,27 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         match_paper: bool = False,
     ) -> dict[str, Array]:
         draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
-        slots, targets = look(frozen, batch, draws, match_paper)
+        slots, targets = look(frozen, (batch, draws), match_paper)
         logits, boxes = definition.merge(params, {})(slots)
         return count(logits, boxes, targets)
 
-    mesh = make_mesh(config.mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    spread = NamedSharding(mesh, PartitionSpec("data"))
+    state, arrays = create_state(params, optimizer), {**pretrained, **backbone}
+    places, whole = kept(mesh, state), replicated(mesh)
     return RecognitionTraining(
         definition=definition,
-        state=jax.device_put(create_state(params, optimizer), replicated),
-        frozen=place({**pretrained, **backbone}, replicated),
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
-        predict=jax.jit(predict, static_argnums=4, out_shardings=spread),
+        state=jax.device_put(state, places),
+        frozen=place(arrays, kept(mesh, arrays)),
+        train_step=jax.jit(
+            train_step,
+            donate_argnums=0,
+            out_shardings=(places, whole),
+            compiler_options=compiler_options(config),
+        ),
+        predict=jax.jit(predict, static_argnums=4, out_shardings=samples),
         grid=grid,
         mesh=mesh,
-        batch_sharding=spread,
-        replicated=replicated,
+        batch_sharding=samples,
+        replicated=whole,
         num_classes=settings.num_classes,
         pretrained_names=frozenset(pretrained),
     )

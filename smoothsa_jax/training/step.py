@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
 from smoothsa_jax.models.parameters import ModelDefinition, Parameters, place, split
-from smoothsa_jax.objectives.objective import active_terms, weighted_losses
+from smoothsa_jax.objectives.objective import LOSS_INPUTS, active_terms, weighted_losses
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
+from smoothsa_jax.training.compiling import compiler_options
+from smoothsa_jax.training.mesh import kept, make_mesh, replicated, spread
+from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
 
 MODEL_INPUTS = ("video", "features", "boxes", "slot_mask")  # a batch has pixels or stored features
@@ -48,7 +50,7 @@ class Training:
     frozen_from: str = dataclasses.field(default="", kw_only=True)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Puts what the model sees of a batch on the mesh, samples spread over the `data` axis.
+        """Puts what the model sees of a batch on the mesh, samples spread over all devices.
 
         Where several processes train together, each gives its own part of the batch.
         """
@@ -56,30 +58,16 @@ class Training:
         return jax.make_array_from_process_local_data(self.batch_sharding, seen)
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """A mesh with one axis, `data`, over `mesh.data` devices (-1: all).
-
-    Raises:
-        UserError: more devices asked than there are.
-    """
-    devices = jax.devices()
-    count = len(devices) if config.data == -1 else config.data
-    if not 1 <= count <= len(devices):
-        raise UserError(
-            f"mesh.data={config.data}, but {len(devices)} devices are visible: "
-            f"expected -1 (all) or 1 to {len(devices)}"
-        )
-    return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
-
-
 def descend(
     loss_function: Callable[[Parameters], tuple[Array, dict[str, Array]]],
     state: TrainState,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update down the gradient of `loss_function`: params -> (loss, its terms by name); made to be called in a jitted step."""
     (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    grads = jax.lax.with_sharding_constraint(grads, kept(mesh, grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {
         "loss": total,
@@ -110,6 +98,9 @@ def build_training(config: ConfigDict) -> Training:
     detach_until = config.model.initializer.detach_until * config.train.num_steps
     slot_size = config.model.slot_attention.slot_size
     weights = active_terms(config.loss, config.model.initializer.warmer, config.data.num_frames)
+    parts = config.train.get("accumulate", 1)
+    mesh = make_mesh(config.mesh)
+    samples = spread(mesh)
 
     def sample(key: Array, batch: dict[str, Array]) -> Draws:
         return sample_training_draws(
@@ -121,6 +112,14 @@ def build_training(config: ConfigDict) -> Training:
             history=history,
         )
 
+    def extract(arrays, video):
+        return definition.merge(*arrays).extract(video)
+
+    def forward(arrays, inputs):
+        *arrays, detach = arrays
+        outputs = definition.merge(*arrays)(*inputs, detach)
+        return {name: outputs[name] for name in LOSS_INPUTS if name in outputs}
+
     def train_step(
         state: TrainState,
         frozen: Parameters,
@@ -131,20 +130,22 @@ def build_training(config: ConfigDict) -> Training:
         if draws is None:
             draws = sample(key, batch)
         mask = batch["slot_mask"]
+
         # The backbone stands outside the differentiated function and stores no activations.
+        arrays = (state.params, frozen)
         if "features" in batch:
             features = batch["features"].astype(jnp.float32)
         else:
-            features = definition.merge(state.params, frozen).extract(batch["video"])
+            features = over_samples(extract, mesh, parts, arrays, batch["video"])
 
         def loss_function(params):
-            outputs = definition.merge(params, frozen)(
-                features, draws, batch["boxes"], mask, state.step < detach_until
-            )
-            losses = weighted_losses(outputs, mask, weights)
+            arrays = (params, frozen, state.step < detach_until)
+            inputs = (features, draws, batch["boxes"], mask)
+            outputs = over_samples(forward, mesh, parts, arrays, inputs)
+            losses = weighted_losses({**outputs, "features": features}, mask, weights)
             return sum(losses.values()), losses
 
-        return descend(loss_function, state, optimizer, schedule)
+        return descend(loss_function, state, optimizer, schedule, mesh)
 
     def predict(
         params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
@@ -154,17 +155,21 @@ def build_training(config: ConfigDict) -> Training:
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
         return {name: outputs[name] for name in PREDICTED}
 
-    mesh = make_mesh(config.mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    spread = NamedSharding(mesh, PartitionSpec("data"))
+    state = create_state(params, optimizer)
+    places, whole = kept(mesh, state), replicated(mesh)
     return Training(
         definition=definition,
-        state=jax.device_put(create_state(params, optimizer), replicated),
-        frozen=place(frozen, replicated),
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(replicated, replicated)),
-        predict=jax.jit(predict, out_shardings=spread),
+        state=jax.device_put(state, places),
+        frozen=place(frozen, kept(mesh, frozen)),
+        train_step=jax.jit(
+            train_step,
+            donate_argnums=0,
+            out_shardings=(places, whole),
+            compiler_options=compiler_options(config),
+        ),
+        predict=jax.jit(predict, out_shardings=samples),
         grid=grid,
         mesh=mesh,
-        batch_sharding=spread,
-        replicated=replicated,
+        batch_sharding=samples,
+        replicated=whole,
     )

@@ -1,0 +1,110 @@
+"""The batch that fits into 16, 24 and 80 GB, from the memory that the compiler plans for a training step.
+
+    python benchmarks/memory.py --config=configs/movi_c.py
+    python benchmarks/memory.py --config=configs/movi_c.py --config.train.accumulate=4 --batches=16,64,256
+
+Compiles the step for three batches, puts a parabola through them (slot contrast compares all slots of a batch with each other), and
+solves it for each memory less 10 %, which is left to the libraries and to fragments. Nothing is run and no weights are loaded.
+What a CPU's compiler plans is an estimate for a GPU: that one fuses other operations and needs workspace for its libraries.
+On a GPU the same command tells what its own compiler plans.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# For the CPU: machine code that nobody runs need not be good, and a schedule that spares memory, as those of GPU and TPU.
+PLAN_ONLY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+)
+os.environ.setdefault("XLA_FLAGS", PLAN_ONLY)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
+from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.training.compiling import memory_of  # noqa: E402
+from smoothsa_jax.training.step import Training, build_training  # noqa: E402
+
+SIZES = (16, 24, 80)  # GB
+USABLE = 0.9
+
+
+def lowered_step(training: Training, config: ConfigDict, batch: int) -> Any:
+    """The training step lowered for the shapes of a batch."""
+    data, slots = config.data, config.model.slot_attention.num_slots
+    size = data.image_size if isinstance(data.image_size, tuple) else (data.image_size,) * 2
+    shapes = {
+        "video": ((batch, data.num_frames, *size, 3), jnp.uint8),
+        "boxes": ((batch, data.num_frames, slots, 4), jnp.float32),
+        "slot_mask": ((batch, slots), jnp.bool_),
+    }
+    inputs = {
+        name: jax.ShapeDtypeStruct(*x, sharding=training.batch_sharding)
+        for name, x in shapes.items()
+    }
+    return training.train_step.lower(training.state, training.frozen, inputs, jax.random.key(0))
+
+
+def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
+    """Planned bytes for each of three batches, and the batch for each of `SIZES`."""
+    training = build_training(config)
+    peaks = [memory_of(lowered_step(training, config, batch).compile()).peak for batch in batches]
+    curve = np.polynomial.Polynomial.fit(batches, np.array(peaks) / 1e9, 2)
+    step = max(1, config.train.get("accumulate", 1))
+    tried = np.arange(step, 1 << 15, step)
+    fits = {size: int(tried[curve(tried) <= USABLE * size].max(initial=0)) for size in SIZES}
+    return {
+        "config": config.name,
+        "dtype": config.dtype,
+        "accumulate": step,
+        "platform": jax.default_backend(),
+        "gb": {batch: peak / 1e9 for batch, peak in zip(batches, peaks, strict=True)},
+        "fits": fits,
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    for_config, others = split_command_line(arguments)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="config file, with :variant; default configs/sprites.py")
+    parser.add_argument("--batches", default="8,32,128", help="three batches to compile for")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
+    options = parser.parse_args(others)
+    config = config_from_command_line(for_config, "configs/sprites.py")
+    batches = [int(batch) for batch in options.batches.split(",")]
+    if len(batches) != 3:
+        raise UserError(f"--batches is {options.batches}; expected three, such as 8,32,128")
+    found = measure(config, batches)
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    print(
+        f"{found['config']}, {found['dtype']}, accumulate {found['accumulate']}, for {found['platform']}"
+    )
+    for batch, gb in found["gb"].items():
+        print(f"  batch {batch:>5}: {gb:8.2f} GB")
+    for size, batch in found["fits"].items():
+        print(f"  {size:>3} GB: batch {batch}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

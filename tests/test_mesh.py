@@ -1,0 +1,265 @@
+"""Eight virtual devices compute what one does, however they are divided. They need a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+from tiny import tiny_batch, tiny_config
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.draws import sample_training_draws
+from smoothsa_jax.training import step as step_file
+from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
+from smoothsa_jax.training.checkpoints import read_checkpoint, restore_state
+from smoothsa_jax.training.mesh import kept, make_mesh, spread
+from smoothsa_jax.validation import mesh_shape
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from communication import collectives  # noqa: E402
+
+STEPS = 6
+
+EIGHT_DEVICES = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+import test_mesh
+print(json.dumps(test_mesh.{call}))
+"""
+
+
+def on_eight_devices(call: str) -> dict:
+    """What a function of this module returns in a process with eight devices."""
+    script = EIGHT_DEVICES.format(tests=str(ROOT / "tests"), call=call)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def config_for(data: int, fsdp: int, frames: int, accumulate: int = 1) -> ConfigDict:
+    """Wide enough that arrays are cut; learning rate and clipping as in the recipes."""
+    config = tiny_config(
+        num_frames=frames, decoder="random_ar" if frames > 2 else "mlp_mixture", seed=1
+    )
+    config.model.backbone.width = config.model.slot_attention.slot_size = 32
+    config.optimizer.learning_rate = 2e-4
+    config.train.update(batch_size=16, accumulate=accumulate)
+    config.mesh = ConfigDict({"data": data, "fsdp": fsdp})
+    return config
+
+
+def build_keeping_gradients(config: ConfigDict):
+    """The very training that `main.py` builds; its optimiser's state begins with the last gradients."""
+    keeping = optax.GradientTransformation(
+        lambda params: jax.tree.map(jax.numpy.zeros_like, params), lambda g, *_: (g, g)
+    )
+    build = step_file.build_optimizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_file, "build_optimizer", lambda *a: optax.chain(keeping, build(*a)))
+        return step_file.build_training(config)
+
+
+def batch_of(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
+    batch = tiny_batch(config, seed=seed)
+    batch["slot_mask"][::3, -1] = False
+    return batch
+
+
+def compiled_step(training, config: ConfigDict):
+    arguments = (training.frozen, training.place(batch_of(config, 0)), jax.random.key(0))
+    return training.train_step.lower(training.state, *arguments).compile()
+
+
+def run(training, step, config: ConfigDict, states=None) -> list:
+    """(state, metrics) after each of the steps, each from the state before or from the given ones."""
+    found, state = [], training.state
+    for number in range(STEPS):
+        if states is not None:
+            state = jax.tree.map(
+                lambda x, like: jax.device_put(x, like.sharding), states[number], training.state
+            )
+        key = jax.random.fold_in(jax.random.key(3), number)
+        batch = training.place(batch_of(config, number))
+        state, metrics = step(jax.tree.map(jax.numpy.copy, state), training.frozen, batch, key)
+        found.append((state, jax.device_get(metrics)))
+    return found
+
+
+def off(found, expected) -> float:
+    """The largest difference of any array, as a share of that array's largest value."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    shares = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in pairs]
+    return float(max(shares))
+
+
+def compare(meshes: list[tuple[int, int, int]], frames: int) -> dict[str, dict]:
+    """Each mesh (data, fsdp, accumulate) beside one device."""
+    config = config_for(1, 1, frames)
+    alone = build_keeping_gradients(config)
+    first, step = jax.device_get(alone.state), compiled_step(alone, config)
+    reference = [(jax.device_get(state), metrics) for state, metrics in run(alone, step, config)]
+    starts = [first, *(state for state, _ in reference[:-1])]
+    report = {}
+    for data, fsdp, accumulate in meshes:
+        config = config_for(data, fsdp, frames, accumulate)
+        training = build_keeping_gradients(config)
+        step = compiled_step(training, config)
+        from_the_same = run(training, step, config, starts)
+        by_itself = run(training, step, config)
+        moments = jax.tree.leaves(by_itself[-1][0].opt_state)
+        whole, part = (
+            sum(size(x) for x in jax.tree.leaves((by_itself[-1][0].params, moments)))
+            for size in (lambda x: x.nbytes, lambda x: x.addressable_shards[0].data.nbytes)
+        )
+        pairs = list(zip(from_the_same, reference, strict=True))
+        report[f"{data}x{fsdp}/{accumulate}"] = {
+            "losses": max(
+                off(
+                    {n: m[n] for n in m if n.startswith("loss")},
+                    {n: r[n] for n in r if n.startswith("loss")},
+                )
+                for (_, m), (_, r) in pairs
+            ),
+            "gradients": max(off(s.opt_state[0], r.opt_state[0]) for (s, _), (r, _) in pairs),
+            "weights": off(by_itself[-1][0].params, reference[-1][0].params),
+            "share_of_state": part / whole,
+            "draws_differ": draws_differ(training, config),
+            "moved_in_loops": sum(x.times > 1 for x in collectives(step.as_text())),
+        }
+    return report
+
+
+def draws_differ(training, config: ConfigDict) -> int:
+    """How many entries of a step's draws are not those of one device."""
+    slots = config.model.slot_attention
+
+    def sample(key):
+        sizes = (config.train.batch_size, slots.num_slots, slots.slot_size, config.data.num_frames)
+        draws = sample_training_draws(key, *sizes, 16, 4)
+        return draws.replace(dropout=jax.random.key_data(draws.dropout))
+
+    key = jax.random.key(5)
+    cut = jax.jit(sample, out_shardings=spread(training.mesh))(key)
+    pairs = zip(jax.tree.leaves(cut), jax.tree.leaves(jax.jit(sample)(key)), strict=True)
+    return int(sum(np.sum(np.asarray(a) != np.asarray(b)) for a, b in pairs))
+
+
+def move(folder: str) -> dict[str, int]:
+    """Save a state from one mesh, restore it on the next, save it from there: how many values change on the way."""
+    config = config_for(1, 1, 2)
+    arrays = {
+        "a.kernel": np.random.default_rng(0).normal(size=(96, 128)).astype("f"),
+        "a.bias": np.arange(7, dtype="f"),
+        "b.kernel": np.random.default_rng(1).normal(size=(3, 24, 200)).astype("f"),
+    }
+    values, pieces = arrays, {}
+    for step, (data, fsdp) in enumerate(((8, 1), (2, 4), (1, 8), (1, 1)), 1):
+        mesh = make_mesh(ConfigDict({"data": data, "fsdp": fsdp}))
+        template = jax.device_put(jax.tree.map(np.zeros_like, arrays), kept(mesh, arrays))
+        if step > 1:
+            values = restore_state(template, read_checkpoint(folder, step - 1))
+            assert all(values[n].sharding == template[n].sharding for n in template)
+        else:
+            values = jax.device_put(values, kept(mesh, values))
+        pieces[f"{data}x{fsdp}"] = values["a.kernel"].addressable_shards[0].data.size
+        writer = CheckpointWriter(folder, config)
+        writer.save(step, values, {}, {})
+        writer.wait()
+        writer.close()
+    changed = sum(int(np.sum(np.asarray(values[n]) != arrays[n])) for n in arrays)
+    return {"changed": changed, **pieces}
+
+
+def check(report: dict[str, dict], fsdp: dict[str, int]) -> None:
+    for name, found in report.items():
+        assert found["losses"] <= 1e-5, (name, found)
+        assert found["gradients"] <= 1e-5, (name, found)
+        assert found["weights"] <= 1e-3, (name, found)
+        assert found["draws_differ"] == 0, (name, found)
+        assert found["moved_in_loops"] == 0, (name, found)  # of frames, and of parts of a batch
+        # Small arrays are on every device whole.
+        assert 1 / fsdp[name] <= found["share_of_state"] <= 1 / fsdp[name] + 0.15, (name, found)
+
+
+def test_a_mesh_of_both_kinds_equals_one_device():
+    """Losses, gradients and draws at every step, weights after six; parameters and optimiser cut to a quarter."""
+    check(on_eight_devices("compare([(2, 4, 1)], frames=2)"), {"2x4/1": 4})
+
+
+@pytest.mark.slow
+def test_every_mesh_equals_one_device():
+    """Clips with a recurrence, the random autoregressive decoder; the last one with gradient accumulation too."""
+    report = on_eight_devices("compare([(8, 1, 1), (1, 8, 1), (2, 4, 2)], frames=4)")
+    check(report, {"8x1/1": 1, "1x8/1": 8, "2x4/2": 4})
+
+
+def test_a_checkpoint_moves_between_meshes(tmp_path):
+    found = on_eight_devices(f"move({str(tmp_path)!r})")
+    size = 96 * 128
+    assert found == {"changed": 0, "8x1": size, "2x4": size // 4, "1x8": size // 8, "1x1": size}
+
+
+PROGRAM = """
+HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
+  %inner = (f32[64,32]{1,0}, f32[10]{0}) all-reduce(%x, %y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+%turns (state: (s32[], f32[64,32])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: bf16[16,8]) -> f32[64,32] {
+  %whole = bf16[64,8]{1,0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}
+  %alone = f32[64,32]{1,0} all-reduce(%q), replica_groups=[8,1]<=[8], to_apply=%add
+  %part = f32[8,32]{1,0} reduce-scatter(%r), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a','b'}, to_apply=%add
+  %loop = (s32[], f32[64,32]) while(%s), condition=%turns, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+
+
+def test_what_a_program_sends_is_counted_with_its_loops():
+    """By hand: rings of 4 and 8 devices; a group of one sends nothing."""
+    found = {(x.kind, x.group, x.times): (x.result, x.sent) for x in collectives(PROGRAM)}
+    assert found == {
+        ("all-gather", 4, 1): (1024, 3 / 4 * 1024),
+        ("reduce-scatter", 8, 1): (1024, 7 * 1024),
+        ("all-reduce", 4, 5): (8232, 5 * 2 * 3 / 4 * 8232),
+    }
+    with pytest.raises(ValueError, match="no known number of turns"):
+        collectives(PROGRAM.replace("known_trip_count", "unknown"))
+
+
+def test_mesh_shapes():
+    assert mesh_shape(-1, 1, 8) == (8, 1)
+    assert mesh_shape(-1, 4, 8) == (2, 4)
+    assert mesh_shape(2, 2, 8) == (2, 2)
+    for data, fsdp, expected in [
+        (9, 1, "mesh.data asks for 9 devices, 8 found"),
+        (4, 4, "mesh.data x mesh.fsdp asks for 4 x 4 devices, 8 found"),
+        (-1, 3, "mesh.fsdp is 3, which does not divide the 8 devices found"),
+        (0, 1, "mesh.data is 0; expected -1"),
+        (1, -1, "mesh.fsdp is -1; expected a number"),
+        (True, 1, "mesh.data is True"),
+    ]:
+        with pytest.raises(UserError, match=expected) as error:
+            mesh_shape(data, fsdp, 8)
+        assert "\n" not in str(error.value)
