@@ -24,7 +24,7 @@ def load(name: str):
     return module
 
 
-ablation = load("ablation")
+ablation, check = load("ablation"), load("check")
 ARGUMENTS = [f"--config={CONFIG}", "--config.train.num_steps=7"]
 
 
@@ -300,3 +300,48 @@ def test_the_gpu_script_fails_clearly_without_a_gpu():
     )
     assert result.returncode == 1
     assert result.stderr.startswith("error: JAX sees no GPU") and result.stdout == ""
+
+
+def run_of(device: str = "cpu", **ratios: float) -> dict:
+    """As against_peer.py writes one: `case` -> ratio beside the eager peer."""
+    return {
+        "device": device,
+        "rows": [{"case": case, "ratios": {"eager": ratio}} for case, ratio in ratios.items()],
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "status", "told"), [(1.84, 0, "-8%"), (1.75, 1, "-12%  train beside eager  slower")]
+)
+def test_what_got_slower_is_named(tmp_path, capsys, train, status, told):
+    for name, run in (
+        ("recorded", run_of(train=2.0, image=1.0, clip=3.0)),
+        ("new", run_of(train=train, image=1.2)),
+    ):
+        (tmp_path / name).write_text(json.dumps(run))
+    arguments = [str(tmp_path / "new"), f"--recorded={tmp_path / 'recorded'}"]
+    assert check.main(arguments) == status
+    out = capsys.readouterr().out
+    assert told in out and "+20%  image beside eager\n" in out
+    assert "clip" not in out  # not measured anew
+    assert out.count("slower") == status
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        ("{", "holds no run of benchmarks/against_peer.py"),
+        ("[]", "holds no run of benchmarks/against_peer.py"),
+        (json.dumps(run_of("H200", train=2.0)), "of H200, the recorded one of cpu"),
+        (json.dumps(run_of(other=2.0)), "found other beside eager, expected some of train"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_runs_that_cannot_be_compared(tmp_path, capsys, new, told):
+    (tmp_path / "recorded").write_text(json.dumps(run_of(train=2.0)))
+    if new is not None:
+        (tmp_path / "new").write_text(new)
+    arguments = [str(tmp_path / "new"), f"--recorded={tmp_path / 'recorded'}"]
+    assert check.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.startswith("error: ") and err.count("\n") == 1
