@@ -16,18 +16,27 @@
     --num_slots=N --seed=N      slots and random queries of models with Gaussian queries
     --shot-cuts[=THRESHOLD]     starts slots anew where a video cuts to another scene
 
+Several hosts (--mode=train and evaluate): the same command on each of them, the workdir in a folder that all share.
+    --distributed               SLURM, Open MPI, a TPU pod or Kubernetes says who they are
+    --coordinator=HOST:PORT --num_processes=N --process_id=I    or this does; a free port of process 0's host
+    --heartbeat_timeout_seconds=100    a process not heard of for so long is dead, and the others end
+
 The same command goes on where a stopped or killed run was. Exit status: 0 done; 2 something to mend, told in one line;
-130 stopped by Ctrl-C and 143 by SIGTERM, after saving.
+130 stopped by Ctrl-C and 143 by SIGTERM, after saving; 3 or 134 another process died.
 """
 
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from smoothsa_jax.config import Overrides, config_from_command_line, split_command_line
 from smoothsa_jax.errors import UserError
 
+CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
 PREDICT_FLAGS = "input output boxes num_slots seed shot_cuts overwrite folders".split()
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
 
@@ -37,8 +46,13 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    return status_of(lambda: run(arguments))
+
+
+def status_of(work: Callable[[], int]) -> int:
+    """The exit status of some work; what a person can mend is told in a line."""
     try:
-        return run(arguments)
+        return work()
     except UserError as error:
         return leave(f"error: {error}", 2)
     except KeyboardInterrupt:
@@ -53,6 +67,8 @@ def main(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     for_config, others = split_command_line(arguments)
     given = read_flags(others)
+    connected = given.distributed or given.coordinator is not None
+    refuse_connect_flags(given, connected)
     if given.mode == "predict":
         return run_predict(given, for_config)
     for name in PREDICT_FLAGS:
@@ -64,9 +80,32 @@ def run(arguments: list[str]) -> int:
     config = config_from_command_line(for_config, DEFAULT_CONFIG) if needs_config else None
     folder = Path("runs") / config.name if given.workdir is None else Path(given.workdir)
 
-    from smoothsa_jax.training import loop, runtime
+    def work() -> int:
+        return run_training(given, config, for_config, folder, arguments if connected else None)
+
+    if not connected:
+        return work()
+    from smoothsa_jax.training import hosts
+
+    hosts.connect(**{name: given[name].value for name in CONNECT_FLAGS})
+    return hosts.to_the_end(lambda: status_of(work))
+
+
+def run_training(
+    given: flags.FlagValues,
+    config: ConfigDict | None,
+    for_config: Overrides,
+    folder: Path,
+    restart: list[str] | None,
+) -> int:
+    """Train, evaluate or report; `restart` is this process's command line where there are several."""
+    from smoothsa_jax.training import hosts, loop, runtime
 
     runtime.start(loop.say)
+    if restart is not None:
+        command = shlex.join(["python", "main.py", *restart])
+        loop.say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
+    names_config = any(name == "config" for name, _ in for_config)
     try:
         if given.mode == "train":
             loop.train(config, folder)
@@ -110,6 +149,19 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
     return 0
 
 
+def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
+    """Refuse flags of several processes where they mean nothing."""
+    if connected and given.mode in ("predict", "report"):
+        raise UserError(
+            f"--mode={given.mode} takes one process; leave --distributed and --coordinator out"
+        )
+    for name in CONNECT_FLAGS:
+        if given[name].present and not connected:
+            raise UserError(
+                f"--{name} belongs to several processes; add --coordinator=HOST:PORT or --distributed"
+            )
+
+
 def read_flags(arguments: list[str]) -> flags.FlagValues:
     """The values of all flags but the config's."""
     values = flags.FlagValues()
@@ -125,6 +177,11 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("shot_cuts", None, "threshold", **here)
     flags.DEFINE_bool("overwrite", False, "make finished outputs anew", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
+    flags.DEFINE_bool("distributed", False, "find the other processes", **here)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)
+    flags.DEFINE_integer("num_processes", None, "that run together", lower_bound=1, **here)
+    flags.DEFINE_integer("process_id", None, "of this one", lower_bound=0, **here)
+    flags.DEFINE_integer("heartbeat_timeout_seconds", 100, "of a dead one", lower_bound=1, **here)
     # With or without a value, which absl does not know.
     names = [a.replace("--shot-cuts", "--shot_cuts", 1) for a in arguments]
     names = ["--shot_cuts=default" if name == "--shot_cuts" else name for name in names]

@@ -17,25 +17,35 @@ CONFIG = ROOT / "tests" / "run_config.py"
 IMAGE = f"{CONFIG}:image"
 
 
-def start(*arguments: str, cache: str, cwd: Path = ROOT, **options) -> subprocess.Popen:
-    """Begin `python main.py ...`; compiled programs are kept in `cache`."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "SMOOTHSA_JAX_CACHE": cache,
-        # Half the time of compiling; what is compiled is as exact and as repeatable.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+def start(
+    *arguments: str,
+    cache: str,
+    cwd: Path = ROOT,
+    devices: int = 1,
+    program: tuple[str, ...] = (str(ROOT / "main.py"),),
+    **options,
+) -> subprocess.Popen:
+    """Begin `python main.py ...`, or another program; compiled programs are kept in `cache`."""
     return subprocess.Popen(
-        command,
+        [sys.executable, *program, *map(str, arguments)],
         cwd=cwd,
-        env=environment,
+        env=environment(cache, devices),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         **options,
     )
+
+
+def environment(cache: str, devices: int = 1) -> dict[str, str]:
+    """What `main.py` runs in: the CPU, as so many devices."""
+    others = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    return others | {
+        "JAX_PLATFORMS": "cpu",
+        "SMOOTHSA_JAX_CACHE": cache,
+        # Half the time of compiling; what is compiled is as exact and as repeatable.
+        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+    }
 
 
 def run(*arguments: str, cache: str, **options) -> subprocess.CompletedProcess:

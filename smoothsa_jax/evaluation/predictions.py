@@ -19,7 +19,8 @@ def predictions(
 ) -> Iterator[tuple[Batch, int, Outputs]]:
     """Gives (batch, number of the seed, what `predict` made of them), every seed on every batch.
 
-    Queries are random at evaluation. The key of batch i under seed s is `fold_in(key(s), i)`, so what is
+    Queries are random at evaluation. The key of batch i (its "batch_number", where it has one: a host may have some
+    batches of a split only) under seed s is `fold_in(key(s), i)`, so what is
     predicted depends on seed and batching, and on nothing else. Each is given out one step late: the device is
     then at work on the next one while the host looks at it.
 
@@ -30,6 +31,7 @@ def predictions(
         raise UserError("eval.seeds is empty: expected at least one seed, for example (0,)")
     waiting = None
     for i, batch in enumerate(batches):
+        i = int(batch.get("batch_number", i))
         for number, seed in enumerate(seeds):
             outputs = predict(batch, jax.random.fold_in(jax.random.key(int(seed)), i))
             if waiting is not None:

@@ -141,8 +141,8 @@ def training_batches(
       num_workers: worker processes that make the batches; 0: this process does. The source has to
         be picklable, and the program's main file importable.
       process_index, process_count: of this host among those that train together with the same
-        seed. Hosts share the samples out: the batches number i of all hosts hold what one host's
-        batch number i of `process_count * batch_size` would.
+        seed. Hosts share the samples out: the batches number i of all hosts, one after the other,
+        are what one host's batch number i of `process_count * batch_size` would be.
 
     Raises:
       UserError: an empty source or batch, or a process that is not one of `process_count`.
@@ -155,13 +155,12 @@ def training_batches(
     if len(source) < 1:
         raise UserError("the training split holds no sample; check the data folder and the split")
     dataset = _shuffled(source, seed)
+    # Nothing remains of what has no end; the length of batches of one sample would not fit an integer.
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=_stack)
+    options = _read_options(num_threads, prefetch)
     # Shared out after shuffling and drawing: what is drawn does not depend on the number of hosts.
     if process_count > 1:
         dataset = dataset[process_index::process_count]
-    dataset, options = (
-        dataset.batch(batch_size, batch_fn=_stack),
-        _read_options(num_threads, prefetch),
-    )
     if num_workers > 0:
         return _WorkerBatches(dataset, options, num_workers)
     return iter(dataset.to_iter_dataset(options))
@@ -235,15 +234,20 @@ def evaluation_batches(
     fill_lengths: bool = False,
     num_threads: int = 1,
     prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every sample once, in order. All batches have the size `batch_size`.
 
-    Each carries `valid` (B,) bool; the last one is filled up with copies that have `valid` false.
+    Each carries `valid` (B,) bool; the last one is filled up with copies that have `valid` false, and
+    `batch_number`, its place in the split.
 
     Args:
       fill_lengths: clips may differ in length: those of a batch are filled up to one `filled_length`, and
         `num_frames` (B,) says how many frames of each count. As no frame influences an earlier one, what a model
         says of those does not change.
+      process_index, process_count: of this host among those that share a split out: it gets every `process_count`-th
+        batch. One for which there is none gets the last.
 
     Raises:
       UserError: clips of a batch that differ in length, unless `fill_lengths`.
@@ -251,6 +255,9 @@ def evaluation_batches(
     _check_batch_size(batch_size)
     dataset = grain.MapDataset.source(_WithValid(source, batch_size))
     dataset = dataset.batch(batch_size, batch_fn=_fill if fill_lengths else _stack)
+    dataset = dataset.map_with_index(lambda i, batch: {**batch, "batch_number": i})
+    if process_count > 1:
+        dataset = dataset[min(process_index, len(dataset) - 1) :: process_count]
     return iter(dataset.to_iter_dataset(_read_options(num_threads, prefetch)))
 
 

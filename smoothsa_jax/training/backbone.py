@@ -16,6 +16,7 @@ from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.models.parameters import FROZEN
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.step import Training
 
 
@@ -26,8 +27,7 @@ def features_made_of(config: ConfigDict, training: Training) -> dict[str, Any]:
     """
     settings = {k: v for k, v in config.model.backbone.items() if k not in ("seed", "weights")}
     digest = hashlib.sha256()
-    for name, array in sorted(training.frozen.items()):
-        value = np.asarray(array)
+    for name, value in sorted(hosts.on_host(training.frozen).items()):
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     size = config.data.image_size

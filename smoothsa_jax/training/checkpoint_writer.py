@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config import to_json
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.checkpoints import FILES_LIST, FOLDER, fingerprint, flatten_state
 
 
@@ -95,7 +97,7 @@ class CheckpointWriter:
     def save(
         self, step: int, state: Any, progress: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> None:
-        """Copy the state to the host and write it in the background.
+        """Copy the state to the host and write it in the background; of several processes each writes its share.
 
         Args:
           step: updates done so far.
@@ -107,10 +109,9 @@ class CheckpointWriter:
           UserError: this save, or the one before, failed (disk full, no permission); or the state is not finite.
         """
         self.wait()
-        # np.array copies: on CPU a plain view would share memory with a buffer the next step overwrites.
-        arrays = {
-            name: np.array(leaf) for name, leaf in flatten_state(jax.device_get(state)).items()
-        }
+        # Copies: on CPU a plain view would share memory with a buffer the next step overwrites.
+        flat = flatten_state(state)
+        arrays = hosts.on_host(flat)
         for name, array in arrays.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 raise UserError(
@@ -120,7 +121,9 @@ class CheckpointWriter:
         listed = {name: fingerprint(array) for name, array in arrays.items()}
         scores = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
+            state=ocp.args.StandardSave(
+                jax.tree.map(jnp.copy, flat) if hosts.several() else arrays
+            ),
             progress=ocp.args.JsonSave(dict(progress)),
             config=ocp.args.JsonSave(json.loads(to_json(self.config))),
             arrays=ocp.args.JsonSave(listed),
@@ -143,12 +146,16 @@ class CheckpointWriter:
 
     def poll(self) -> None:
         """Notice, without waiting, that the save in flight is complete or failed."""
+        if hosts.several():  # each would notice at another step, and then they wait for each other
+            return
         if self._pending is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def close(self) -> None:
         """Let a save in flight finish and Orbax's threads go. Raises nothing: it may run while another error is told;
         a caller that wants to know calls `wait` before."""
+        if hosts.several() and self._pending is not None:
+            return  # an error of this process, maybe: the others do not come to wait with it
         with contextlib.suppress(Exception):
             self.wait()
         with contextlib.suppress(Exception):
@@ -183,6 +190,8 @@ class _Explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        if hosts.several() and hosts.is_loss(error):
             return
         step, self.writer._pending = self.writer._pending, None
         reason, advice = _why_not_written(error)

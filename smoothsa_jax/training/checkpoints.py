@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config import from_json
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training import hosts
 
 FOLDER = "checkpoints"
 BROKEN_FOLDER = "checkpoints_broken"
@@ -97,7 +98,7 @@ def restore_state(template: Any, checkpoint: Checkpoint, only: str | tuple[str, 
 def _place(array: np.ndarray, like: Any) -> Any:
     sharding = getattr(like, "sharding", None)
     # A copy of its own: on CPU a placed array may share the host's memory, and the training step gives its state away.
-    return jax.device_put(array.copy(), sharding) if sharding is not None else array
+    return hosts.place(array, sharding) if sharding is not None else array
 
 
 def _describe(array: Any) -> str:
@@ -135,8 +136,12 @@ def read_checkpoint(workdir: str | Path, step: int) -> Checkpoint:
         listed = json.loads(_read_json_text(path / "arrays"))
         progress = json.loads(_read_json_text(path / "progress"))
         _read_raw(path / "state")
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            arrays = reader.restore((path / "state").absolute(), args=ocp.args.StandardRestore())
+        # Without a `Checkpointer`, in which processes wait for each other: one may look on its own.
+        reader, state = ocp.PyTreeCheckpointHandler(), (path / "state").absolute()
+        whole = {
+            name: ocp.RestoreArgs(restore_type=np.ndarray) for name in reader.metadata(state).tree
+        }
+        arrays = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=whole))
     except Exception as error:
         # JSON, Orbax and TensorStore each have their own errors for a damaged file.
         raise BrokenCheckpoint(_why_broken(path, error)) from error

@@ -176,6 +176,19 @@ class RunLog:
         self._events.write_event(Event(wall_time=time.time(), **content))
 
 
+class SilentLog:
+    """The log of a process that is not the first of several."""
+
+    def __init__(self) -> None:
+        self.waits = DataWaits()
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class NonFiniteLoss(UserError):
     """A loss or gradient became infinite or not a number."""
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import differences, from_json, to_json
+from smoothsa_jax.config import differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.metrics import METRICS
@@ -25,7 +25,7 @@ from smoothsa_jax.inputs.build import DATASETS, build_dataset
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.models.build import PARTS
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import recognition_scoring, runtime, scoring
+from smoothsa_jax.training import hosts, recognition_scoring, runtime, scoring
 from smoothsa_jax.training.backbone import refuse_other_features, with_backbone
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import (
@@ -43,7 +43,7 @@ from smoothsa_jax.training.compiling import (
     advice_for_training,
     telling_out_of_memory,
 )
-from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, check_finite
+from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, SilentLog, check_finite
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
@@ -86,22 +86,33 @@ def task_of(config: ConfigDict) -> Task:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """A line for people; of several processes the first one talks."""
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def check(
     config: ConfigDict, batches: tuple[str, ...] = ("train.batch_size", "eval.batch_size")
 ) -> None:
     """Refuse a config that cannot run on this machine; see `smoothsa_jax.validation.validate`."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{jax.process_count()} processes were started together, and a run takes one so far: start one process, which uses "
-            "all devices of its machine"
-        )
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
     names |= {"data.name": DATASETS, "checkpoint.best_metric": (*task_of(config).metrics, *trained)}
+    if hosts.several():  # each scores whole batches, on its own devices
+        batches = tuple(name for name in batches if name != "eval.batch_size")
     validate(config, len(jax.devices()), names, batches)
+    hosts.refuse_misfit(config)
+
+
+def _agree(config: ConfigDict, workdir: Path) -> None:
+    """Compare, before anything is done, what all processes have to have in common."""
+    if not hosts.several():
+        return
+    common = {k: v for k, v in flatten(config).items() if k not in hosts.OF_EACH_HOST}
+    newest = max(steps_found(workdir), default=None)
+    hosts.refuse_differences(
+        {**common, **hosts.versions(), f"newest checkpoint in {workdir}": newest}
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -117,11 +128,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a bad config, a workdir of another config, a disk that is full, a loss that is not finite.
       Stopped: a signal asked to leave; the state is saved.
     """
+    _agree(config, workdir)
     check(config)
     task = task_of(config)
-    with runtime.workdir_for_writing(workdir), runtime.SignalGuard() as guard:
+    lock = runtime.workdir_for_writing(workdir) if hosts.first() else contextlib.nullcontext()
+    with lock, runtime.SignalGuard() as guard:
         _refuse_other_config(_config_of(workdir), config, workdir)
-        checkpoint = restore_latest(workdir, warn=_warn, set_aside=True)
+        checkpoint = hosts.first_then_others(
+            lambda: restore_latest(workdir, warn=_warn, set_aside=True)
+        )
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
@@ -145,7 +160,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             )
         else:
             state = _train_steps(config, workdir, training, state, checkpoint, guard)
-        step, params = config.train.num_steps, state.params
+        training, params = hosts.on_own_devices(training, state.params)
+        step = config.train.num_steps
         if _wants_best(config):
             chosen = _best(workdir, config)
             if chosen is not None:
@@ -184,6 +200,7 @@ def _train_steps(
     if config.data.get("features"):
         refuse_other_features(source, config, training)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
+    hosts.refuse_differences({"training samples": fingerprint})
     batches = training_batches(
         source,
         config.train.batch_size // jax.process_count(),
@@ -200,7 +217,8 @@ def _train_steps(
         batches.set_state(checkpoint.progress["data"])
         means = _Means(**checkpoint.progress["means"])
         say(f"going on from step {done} of {num_steps}")
-    write_config(config, workdir)
+    if hosts.first():
+        write_config(config, workdir)
     writer = CheckpointWriter(
         workdir,
         config,
@@ -208,7 +226,12 @@ def _train_steps(
         best_metric=config.checkpoint.get("best_metric"),
         best_mode=config.checkpoint.get("best_mode", "min"),
     )
-    log = RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
+    log = (
+        RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
+        if hosts.first()
+        else SilentLog()
+    )
+    signals = hosts.StopTogether()
     root = jax.random.key(config.seed)
     # Of the step before, still on the device: read while the device works on the next one.
     waiting: tuple[int, dict[str, jax.Array]] | None = None
@@ -238,7 +261,8 @@ def _train_steps(
             if waiting is not None:
                 log.record(waiting[0], read(*waiting))
             waiting = (done, metrics)
-            leaving = guard.received is not None  # asked once: a signal may come at any time
+            received = signals.asked(guard.received)  # once: a signal may come at any time
+            leaving = received is not None
             regular = done % config.checkpoint.every == 0 or done == num_steps
             if regular or leaving:
                 row, scores, waiting = read(*waiting), {}, None
@@ -246,8 +270,9 @@ def _train_steps(
                     scores = means.take()
                     # Also when leaving: a resumed run has to choose the same best step.
                     if validates:
+                        own = hosts.on_own_devices(training, state.params)
                         with _evaluating(config):
-                            scores |= task.validation_scores(config, training, state.params)
+                            scores |= task.validation_scores(config, *own)
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
                 progress = {"data": position, "means": means.state(), "source": fingerprint}
@@ -258,11 +283,12 @@ def _train_steps(
             if leaving or done == num_steps:
                 break
         writer.wait()
-    if guard.received is not None:
-        name = signal.Signals(guard.received).name
+    received = received or guard.received
+    if received is not None:
+        name = signal.Signals(received).name
         where = writer.folder / str(done)
         raise runtime.Stopped(
-            guard.received,
+            received,
             f"stopped by {name} after step {done} of {num_steps}, saved in {where}; the same command goes on from there",
         )
     return state
@@ -380,7 +406,7 @@ def evaluate(
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     task = task_of(config)
-    training = task.build(config)
+    training, _ = hosts.on_own_devices(task.build(config))
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)
@@ -403,6 +429,7 @@ def restored(
             f"nothing to restore: {found}; train first, or give the --workdir of a trained run"
         )
     config = choose_config(checkpoint.config)
+    _agree(config, workdir)
     check(config, ("eval.batch_size",))
     _refuse_other_config(checkpoint.config, config, workdir)
     return checkpoint, config
@@ -432,6 +459,8 @@ def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
 
 def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
     """The end of a run, on standard output: where things are, the score, what to do next."""
+    if not hosts.first():
+        return
     pictures = workdir / scoring.PICTURES_FOLDER
     print(f"""
 {scores_table(scores)}

@@ -186,6 +186,10 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         logits, boxes = definition.merge(params, {})(slots)
         return count(logits, boxes, targets)
 
+    @functools.cache
+    def predict_on(samples: NamedSharding) -> Callable:
+        return jax.jit(predict, static_argnums=4, out_shardings=samples)
+
     state, arrays = create_state(params, optimizer), {**pretrained, **backbone}
     places, whole = kept(mesh, state), replicated(mesh)
     return RecognitionTraining(
@@ -198,7 +202,8 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
             out_shardings=(places, whole),
             compiler_options=compiler_options(config),
         ),
-        predict=jax.jit(predict, static_argnums=4, out_shardings=samples),
+        predict=predict_on(samples),
+        predict_on=predict_on,
         grid=grid,
         mesh=mesh,
         batch_sharding=samples,

@@ -15,13 +15,15 @@ from smoothsa_jax.evaluation.recognition import (
 from smoothsa_jax.evaluation.sample_scores import scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import summarise_seeds, write_scores
 from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.recognition import RecognitionTraining
 from smoothsa_jax.training.scoring import (
     SAMPLE_SCORES_FILE,
     SCORES_FILE,
     VALIDATION_SAMPLES,
-    batches_of_split,
+    batches_of,
     protocol_of,
+    source_of_split,
     writing_to,
 )
 
@@ -69,6 +71,8 @@ def report(
     if found.paper_counts is not None:
         scores["match_paper"] = {"metrics": summarise_seeds(scores_of_counts(found.paper_counts))}
         rows += scored_by_seeds("SmoothSA", "match_paper", seeds, found.paper_counts)
+    if not hosts.first():
+        return scores
     with writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
@@ -87,5 +91,12 @@ def _evaluate(
     def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
         return training.predict(params, training.frozen, training.place(batch), key, match_paper)
 
-    batches = batches_of_split(config, split, num_samples)
-    return evaluate_recognition(predict, batches, seeds, match_paper=match_paper)
+    source = source_of_split(config, split, num_samples)
+    batches = batches_of(config, source)
+    parts = hosts.gather(evaluate_recognition(predict, batches, seeds, match_paper=match_paper))
+    of = (config.eval.batch_size, len(source))
+    return RecognitionEvaluation(
+        hosts.columns_in_order([part.counts for part in parts], *of),
+        hosts.columns_in_order([part.paper_counts for part in parts], *of) if match_paper else None,
+        hosts.in_order([part.names for part in parts], *of),
+    )

@@ -101,8 +101,9 @@ def describe_machine() -> str:
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax")
     )
-    kind = devices[0].device_kind
-    return f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)} ({kind}), {versions}, Python {platform.python_version()}"
+    kind, processes = devices[0].device_kind, jax.process_count()
+    spread = f" of {processes} processes" if processes > 1 else ""
+    return f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{spread} ({kind}), {versions}, Python {platform.python_version()}"
 
 
 def idle_accelerator() -> str | None:

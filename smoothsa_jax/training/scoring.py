@@ -21,6 +21,7 @@ from smoothsa_jax.evaluation.scores import (
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.step import Training
 
 SCORES_FILE = "scores.json"
@@ -87,6 +88,8 @@ def report(
         step=step,
         paper_per_sample=found.paper_scores,
     )
+    if not hosts.first():
+        return scores
     with writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
@@ -129,15 +132,22 @@ def _baselines(
     """Scores of the samples, by the name of the baseline."""
     split, seed = config.eval.split, config.eval.seeds[0]
     untrained = _evaluate(config, training, training.state.params, split, num_samples, (seed,))
-    return {
-        "untrained model": {name: x[0] for name, x in untrained.scores.items()},
-        **evaluate_baselines(
-            batches_of_split(config, split, num_samples),
+    source = source_of_split(config, split, num_samples)
+    parts = hosts.gather(
+        evaluate_baselines(
+            batches_of(config, source),
             training.grid,
             _features(training),
             with_boxes=config.data.get("boxes", False),
-        ),
+        )
+    )
+    whole = {
+        name: hosts.columns_in_order(
+            [part[name] for part in parts], config.eval.batch_size, len(source)
+        )
+        for name in parts[0]
     }
+    return {"untrained model": {name: x[0] for name, x in untrained.scores.items()}, **whole}
 
 
 def _evaluate(
@@ -153,14 +163,22 @@ def _evaluate(
     def predict(batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
         return training.predict(params, training.frozen, training.place(batch), key)
 
-    return evaluate(
+    source = source_of_split(config, split, num_samples)
+    own = evaluate(
         predict,
-        batches_of_split(config, split, num_samples),
+        batches_of(config, source),
         training.grid,
         seeds,
         match_paper=match_paper,
         background_column_always=config.eval.get("background_column_always", False),
         keep_samples=keep_samples,
+    )
+    parts, of = hosts.gather(own), (config.eval.batch_size, len(source))
+    return Evaluation(
+        hosts.columns_in_order([part.scores for part in parts], *of),
+        hosts.columns_in_order([part.paper_scores for part in parts], *of) if match_paper else None,
+        hosts.in_order([part.names for part in parts], *of),
+        hosts.in_order([part.samples for part in parts], *of)[:keep_samples],
     )
 
 
@@ -184,11 +202,18 @@ def batches_of_split(
     config: ConfigDict, split: str, num_samples: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches that a split is scored on."""
+    return batches_of(config, source_of_split(config, split, num_samples))
+
+
+def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a split that this process scores."""
     return evaluation_batches(
-        source_of_split(config, split, num_samples),
+        source,
         config.eval.batch_size,
         fill_lengths=config.eval.get("num_frames") == WHOLE_CLIPS,
         num_threads=config.train.get("num_threads", 1),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 

@@ -1,6 +1,7 @@
 """One pure training step and one pure evaluation forward, compiled for a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -36,6 +37,7 @@ class Training:
         train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is donated. Without
             `draws` all randomness is sampled from the key.
         predict: (params, frozen, batch, key) -> the model's slots and attentions at evaluation.
+        predict_on: how the outputs' samples are spread -> the same on those devices.
     """
 
     definition: ModelDefinition
@@ -48,6 +50,7 @@ class Training:
     batch_sharding: NamedSharding
     replicated: NamedSharding
     frozen_from: str = dataclasses.field(default="", kw_only=True)
+    predict_on: Callable | None = dataclasses.field(default=None, kw_only=True)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """Puts what the model sees of a batch on the mesh, samples spread over all devices.
@@ -155,6 +158,10 @@ def build_training(config: ConfigDict) -> Training:
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
         return {name: outputs[name] for name in PREDICTED}
 
+    @functools.cache
+    def predict_on(samples: NamedSharding) -> Callable:
+        return jax.jit(predict, out_shardings=samples)
+
     state = create_state(params, optimizer)
     places, whole = kept(mesh, state), replicated(mesh)
     return Training(
@@ -167,7 +174,8 @@ def build_training(config: ConfigDict) -> Training:
             out_shardings=(places, whole),
             compiler_options=compiler_options(config),
         ),
-        predict=jax.jit(predict, out_shardings=samples),
+        predict=predict_on(samples),
+        predict_on=predict_on,
         grid=grid,
         mesh=mesh,
         batch_sharding=samples,

@@ -1,0 +1,25 @@
+#!/bin/bash
+# Train on two nodes under SLURM, one process a node with all of its GPUs.
+# Validated, not run on a cluster: tests/test_multi_host.py runs it on one machine, with a stand-in for srun.
+#
+#   sbatch cluster/slurm.sh --config=configs/movi_c.py --workdir=/shared/runs/movi_c
+#
+# From the repository's root, with its environment active; the workdir lies where all nodes see it. A run that was
+# requeued, or submitted again, goes on from its newest checkpoint.
+#SBATCH --job-name=smoothsa
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
+set -euo pipefail
+
+# The first node's process 0 answers there; jobs of one node get different ports.
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export COORDINATOR=$host:$((20000 + SLURM_JOB_ID % 10000))
+
+srun --kill-on-bad-exit=1 bash -c 'exec python main.py "$@" \
+    --coordinator="$COORDINATOR" --num_processes="$SLURM_NTASKS" --process_id="$SLURM_PROCID"' main.py "$@"

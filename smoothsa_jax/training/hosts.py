@@ -1,0 +1,335 @@
+"""Several processes that run together: how they start, what they agree on, how they leave.
+
+Every host runs the same command, one process a host (or one a device, as SLURM starts them). JAX's coordination service,
+in process 0, connects them and ends all when one dies. Process 0 alone writes logs and scores; all take part in
+checkpoints. With one process everything here does nothing.
+"""
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import pickle
+import platform
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+import smoothsa_jax
+from smoothsa_jax.errors import UserError
+
+HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+# Each host may have its own: where its data lie, and how it reads them.
+OF_EACH_HOST = ("data.folder", "data.keep", "train.num_threads", "train.num_workers")
+LOST = 3  # exit status of a process that noticed itself that another one is gone
+LOST_LINE = "another process is gone"
+JAX_LINE = "Terminating process because the JAX distributed service detected fatal errors"
+SECONDS_TO_LEAVE_TOGETHER = 5.0
+
+
+# ------------------------------------------------------------------------------------------------- start and end
+
+
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_timeout_seconds: int = HEARTBEAT_TIMEOUT_SECONDS,
+) -> None:
+    """Join the processes that run together; before anything else touches a device.
+
+    What is not given JAX finds out where SLURM, Open MPI, a TPU pod or Kubernetes started the process.
+
+    Args:
+      coordinator: "host:port" of process 0, the port free there.
+      heartbeat_timeout_seconds: a process that was not heard of for so long is dead, and the others are ended.
+
+    Raises:
+      UserError: neither given nor found out, or the coordinator does not answer.
+    """
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+        raise UserError(
+            f"--coordinator is {coordinator!r}; expected the host of process 0 and a free port of it, such as node0:12345"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    told = None not in (coordinator, num_processes, process_id)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            # Otherwise a process under SLURM would see one of its node's devices only.
+            cluster_detection_method="deactivate" if told else None,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        )
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"the processes cannot be connected: {' '.join(str(error).split())[:200]}; give --coordinator=HOST:PORT, "
+            "--num_processes and --process_id, or start them with SLURM, Open MPI, or on a TPU pod"
+        ) from error
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes logs and scores."""
+    return jax.process_index() == 0
+
+
+def what_a_death_looks_like(heartbeat_timeout_seconds: int, command: str) -> str:
+    """For the log, before there is anything to lose."""
+    return (
+        f"{jax.process_count()} processes: when one dies, the others end by themselves within "
+        f"{heartbeat_timeout_seconds + 30} s; their logs then say {LOST_LINE!r} or {JAX_LINE!r}\n"
+        "to go on from the newest checkpoint, start every process again with its own command; "
+        f"that of process {jax.process_index()}: {command}"
+    )
+
+
+def to_the_end(work: Callable[[], int]) -> int:
+    """Do the work of a connected process, and leave so that no other one waits for this one for long.
+
+    Returns:
+      0. A process that has another exit status ends here.
+    """
+    try:
+        status = work()
+    except Exception as error:
+        if is_loss(error):
+            reason = " ".join(str(error).split())[:200]
+            text = f"error: {LOST_LINE} ({reason}); start all again, each with its command"
+            print(text, file=sys.stderr)
+            status = LOST
+        else:
+            traceback.print_exc()
+            status = 1
+    if status == 0:
+        jax.distributed.shutdown()  # waits for the others
+        return 0
+    if status != LOST:
+        # Where all leave for the same reason they do so together: process 0 would take the others with it.
+        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(SECONDS_TO_LEAVE_TOGETHER)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not through the interpreter's end, where JAX would wait for the others.
+    os._exit(status)
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error is that of a connection to another process."""
+    while error is not None:
+        words = ("Gloo", "NCCL", "coordination service", "CoordinationService", "heartbeat")
+        if not isinstance(error, UserError) and any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------- agreeing
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every process, in their order; all have to call it, and wait for each other."""
+    if not several():
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(data.size)).reshape(-1)
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        pickle.loads(row[:size].tobytes())
+        for row, size in zip(rows.reshape(len(sizes), -1), sizes, strict=True)
+    ]
+
+
+def refuse_differences(mine: Mapping[str, Any]) -> None:
+    """Compare what should be the same in all processes.
+
+    Raises:
+      UserError: in every process, with the first that differs.
+    """
+    of_first, *others = gather(dict(mine))
+    for index, found in enumerate(others, start=1):
+        for name in sorted(of_first.keys() | found.keys()):
+            if of_first.get(name) != found.get(name):
+                raise UserError(
+                    f"process {index} has {name}={found.get(name)}, process 0 has {of_first.get(name)}; "
+                    "start all with the same command and packages, and one workdir that all hosts share"
+                )
+
+
+def refuse_misfit(config: ConfigDict) -> None:
+    """Refuse what several processes cannot do.
+
+    Raises:
+      UserError: a mesh that leaves devices out, whose process would have nothing to do; a batch that does not fit.
+    """
+    if not several():
+        return
+    sizes, devices, own = list(config.mesh.values()), len(jax.devices()), jax.local_device_count()
+    if -1 not in sizes and math.prod(sizes) != devices:
+        raise UserError(
+            f"the mesh of {math.prod(sizes)} devices leaves some of the {devices} devices of {jax.process_count()} processes "
+            "out; set --config.mesh.data=-1"
+        )
+    if config.eval.batch_size % own:
+        raise UserError(
+            f"eval.batch_size is {config.eval.batch_size}, which the {own} devices of a process do not divide; choose a "
+            f"multiple of {own}"
+        )
+    if config.train.get("match_paper", False):
+        raise UserError(
+            "train.match_paper looks at whole batches, and each of several processes has a part: train in one process"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {
+        "Python": platform.python_version(),
+        "smoothsa_jax": smoothsa_jax.__version__,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def first_then_others(work: Callable[[], Any]) -> Any:
+    """What `work` returns, done by process 0 before the others do it: what moves files finds nothing to move there."""
+    if first():
+        result = work()
+    gather(None)
+    return result if first() else work()
+
+
+class StopTogether:
+    """A signal to any process, known to all at the same step.
+
+    Each process sends its number of the signal beside the step's program. It is read a step later, when it is there: no
+    step waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._sent: jax.Array | None = None
+        if several():
+            mesh = Mesh(np.array(jax.devices()), ("process",))
+            self._spread = NamedSharding(mesh, PartitionSpec("process"))
+            self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def asked(self, received: int | None) -> int | None:
+        """The signal that any process had got at the last call; with one process the one it has now.
+
+        Args:
+          received: number of the signal that this process has got.
+        """
+        if not several():
+            return received
+        mine = np.full(jax.local_device_count(), received or 0, np.int32)
+        before = self._sent
+        self._sent = self._largest(jax.make_array_from_process_local_data(self._spread, mine))
+        return None if before is None else int(before) or None
+
+
+# -------------------------------------------------------------------------------------------- arrays over hosts
+
+
+def on_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies of whole arrays in this host's memory, also of such as are spread over hosts."""
+    if not several():
+        return {name: np.array(x) for name, x in jax.device_get(dict(arrays)).items()}
+    return {name: _whole(x) for name, x in arrays.items()}
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.array(array)
+    if array.is_fully_replicated:
+        return np.array(array.addressable_data(0))
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process has, on the devices of all; it shares no memory with the host's."""
+    array = array.copy()
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def on_own_devices(training: Any, params: Any = None) -> tuple[Any, Any]:
+    """A `Training` and parameters on the devices of this process alone, where it scores its own samples.
+
+    Whole on each device, however they were spread. With one process, what was given.
+    """
+    if not several():
+        return training, params
+    names = training.mesh.axis_names
+    devices = np.array(jax.local_devices()).reshape(-1, *(1 for _ in names[1:]))
+    mesh = Mesh(devices, names)
+    whole = NamedSharding(mesh, PartitionSpec())
+    state, frozen, params = jax.tree.map(
+        lambda x: _own(x, whole), (training.state, training.frozen, params)
+    )
+    spread = NamedSharding(mesh, training.batch_sharding.spec)
+    training = dataclasses.replace(
+        training,
+        state=state,
+        frozen=frozen,
+        mesh=mesh,
+        replicated=whole,
+        batch_sharding=spread,
+        predict=training.predict_on(spread) if training.predict_on else None,
+    )
+    return training, params
+
+
+def _own(x: Any, sharding: NamedSharding) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.device_put(_whole(x), sharding)
+
+
+# ------------------------------------------------------------------------------------------ scoring one's own part
+
+
+def in_order(parts: Sequence[Sequence[Any]], batch_size: int, num_samples: int) -> list[Any]:
+    """What every process has of its samples, in the order of the split.
+
+    Args:
+      parts: of each process, one entry a sample; process p has the batches p, p + P, p + 2P, ... of P processes.
+      batch_size: samples of a batch; only the last one of a split has fewer.
+      num_samples: of the split; entries beyond it are dropped.
+    """
+    found = {
+        ((i // batch_size) * len(parts) + process) * batch_size + i % batch_size: entry
+        for process, part in enumerate(parts)
+        for i, entry in enumerate(part)
+    }
+    return [found[place] for place in sorted(found) if place < num_samples]
+
+
+def columns_in_order(
+    parts: Sequence[Mapping[str, np.ndarray]], batch_size: int, num_samples: int
+) -> dict[str, np.ndarray]:
+    """Likewise for name -> (..., samples)."""
+    return {
+        name: np.stack(
+            in_order([np.moveaxis(part[name], -1, 0) for part in parts], batch_size, num_samples),
+            axis=-1,
+        )
+        for name in parts[0]
+    }

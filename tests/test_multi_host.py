@@ -1,0 +1,342 @@
+"""Several hosts as two real processes on one machine: one run, what it refuses, and what happens when a process dies."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, losses, run, start
+
+from smoothsa_jax.evaluation.predictions import predictions, scored
+from smoothsa_jax.inputs.loader import evaluation_batches
+from smoothsa_jax.training import hosts
+from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint, steps_found
+
+HEARTBEAT = 10  # seconds
+ALL_DEVICES = "--config.mesh.data=-1"
+SLURM, JOBSET = ROOT / "cluster" / "slurm.sh", ROOT / "cluster" / "jobset.yaml"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+# `main.py` with a training step that compiles at once, for what does not depend on the model.
+FAKE = f"""
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import fake_training, main, pytest
+fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=lambda step: time.sleep(0.05))
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def begin(
+    *arguments: str, cache: str, of_each=((), ()), fake: bool = False
+) -> list[subprocess.Popen]:
+    """Two processes that run together, with the same arguments and those of each."""
+    port = free_port()
+    program = {"program": ("-c", FAKE)} if fake else {}
+    return [
+        start(
+            *arguments,
+            *own,
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={index}",
+            f"--heartbeat_timeout_seconds={HEARTBEAT}",
+            cache=cache,
+            **program,
+        )
+        for index, own in enumerate(of_each)
+    ]
+
+
+def end(processes: list[subprocess.Popen], seconds: float = 600) -> list[tuple[int, str]]:
+    """Exit status and standard error of each."""
+    try:
+        return [(p.returncode, err) for p in processes for _, err in [p.communicate(None, seconds)]]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def end_well(processes: list[subprocess.Popen]) -> None:
+    ends = end(processes)
+    assert [status for status, _ in ends] == [0, 0], ends[0][1] + ends[1][1]
+    assert ends[1][1] == "", "only the first process talks"
+
+
+# ----------------------------------------------------------------------------------------------------- its parts
+
+
+class Numbers:
+    """A split whose samples are their numbers."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"video": np.array([index]), "segmentations": np.array([index])}
+
+
+def scored_with(batches) -> list[tuple[int, tuple]]:
+    """The samples that count and the key that each batch is predicted with."""
+    return [
+        (int(batch["video"][b, 0]), key)
+        for batch, _, key in predictions(lambda _, key: jax.random.key_data(key), batches, (7,))
+        for b in scored(batch)
+        for key in [tuple(np.asarray(key).tolist())]
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_a_split_out_and_put_it_together(length, count):
+    source = Numbers(length)
+    parts = [
+        scored_with(evaluation_batches(source, 2, process_index=i, process_count=count))
+        for i in range(count)
+    ]
+    whole = scored_with(evaluation_batches(source, 2))
+    assert hosts.in_order(parts, 2, length) == whole
+    assert [sample for sample, _ in whole] == list(range(length))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--num_processes=2"], "--num_processes belongs to several processes"),
+        (["--coordinator=localhost"], "expected the host of process 0 and a free port"),
+        (
+            ["--mode=report", "--distributed", "--workdir=x"],
+            "--mode=report takes one process",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_are_told(capfd, arguments, line):
+    assert here(*arguments) == 2
+    err = capfd.readouterr().err
+    assert line in err and err.count("\n") == 1
+
+
+def test_the_jobset_has_the_fields_of_its_api_and_its_pods_know_each_other(tmp_path):
+    """Fields as of JobSet's v1alpha2 and batch/v1; host names as its `network` documents them."""
+    jobset = yaml.safe_load(JOBSET.read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    spec = jobset["spec"]
+    assert spec.keys() <= {
+        "replicatedJobs", "network", "successPolicy", "failurePolicy", "startupPolicy", "suspend",
+        "coordinator", "managedBy", "ttlSecondsAfterFinished",
+    }  # fmt: skip
+    assert spec["network"].keys() <= {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"}
+    assert spec["failurePolicy"].keys() <= {"maxRestarts", "restartStrategy", "rules"}
+    (group,) = spec["replicatedJobs"]
+    assert group.keys() <= {"name", "groupName", "template", "replicas", "dependsOn"}
+    job = group["template"]["spec"]
+    assert (group["replicas"], job["completionMode"], job["backoffLimit"]) == (1, "Indexed", 0)
+    assert job["completions"] == job["parallelism"] == 2
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert {v["name"] for v in pod["volumes"]} == {v["name"] for v in container["volumeMounts"]}
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    name = jobset["metadata"]["name"]
+    port = container["ports"][0]["containerPort"]
+    assert given["COORDINATOR"] == f"{name}-{group['name']}-0-0.{name}:{port}"
+    assert given["NUM_PROCESSES"] == str(job["completions"])
+    python_that_prints(tmp_path)
+    printed = subprocess.run(
+        [*container["command"], *container["args"]],
+        env={**given, "JOB_COMPLETION_INDEX": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    flags = [f"--coordinator={given['COORDINATOR']}", "--num_processes=2", "--process_id=1"]
+    assert printed == ["main.py", *container["args"], *flags]
+
+
+def python_that_prints(folder: Path) -> None:
+    (folder / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (folder / "python").chmod(0o755)
+
+
+def test_differing_configs_are_refused_by_all_in_one_line(tmp_path, compilation_cache):
+    workdir = tmp_path / "none"
+    command = [f"--config={IMAGE}", ALL_DEVICES, f"--workdir={workdir}"]
+    steps = [[f"--config.train.num_steps={n}"] for n in (20, 40)]
+    (status, err), (other_status, other_err) = end(
+        begin(*command, cache=compilation_cache, of_each=steps), 120
+    )
+    assert (status, other_status) == (2, 2), err + other_err
+    line = (
+        "error: process 1 has train.num_steps=40, process 0 has 20; start all with the same command"
+    )
+    assert err.splitlines()[-1].startswith(line)
+    assert other_err.startswith(line) and other_err.count("\n") == 1
+    assert not workdir.exists()
+
+
+# ------------------------------------------------------------------------------------------------- whole runs
+
+SRUN = """#!/bin/bash
+# Starts the tasks as srun does, all on this machine.
+while [[ $1 == -* ]]; do shift; done
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=0 "$@" & tasks[$task]=$!; done
+status=0
+for task in 0 1; do wait ${tasks[$task]} || status=$?; done
+exit $status
+"""
+
+
+def through_slurm(folder: Path, cache: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`bash cluster/slurm.sh ...` with stand-ins for SLURM's two programs."""
+    folder.mkdir()
+    programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho localhost; echo another\n"}
+    programs["python"] = f'#!/bin/bash\nexec {sys.executable} "$@"\n'
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "localhost,another", "SLURM_NTASKS": "2"}
+    slurm["SLURM_JOB_ID"] = str(free_port() % 10000)
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", str(SLURM), *arguments],
+        cwd=ROOT,
+        env=environment(cache) | slurm | path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one_with_two_devices(tmp_path, compilation_cache):
+    """Video, boxes, dropout, random history, a best checkpoint by validation; scored again by two, and by one."""
+    command = [f"--config={CONFIG}", ALL_DEVICES, "--config.train.num_steps=8"]
+    command += ["--config.checkpoint.every=4", "--config.checkpoint.best_metric=mbo"]
+    command += ["--config.checkpoint.best_mode=max", "--config.eval.num_samples=5"]
+    command += ["--config.eval.num_pictures=4", "--config.eval.seeds=(0,1)"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = run(*command, f"--workdir={one}", cache=compilation_cache, devices=2)
+    assert alone.returncode == 0, alone.stderr
+    together = through_slurm(tmp_path / "bin", compilation_cache, *command, f"--workdir={two}")
+    assert together.returncode == 0, together.stderr
+    assert together.stderr.count("going on") == 0 and hosts.JAX_LINE in together.stderr
+
+    found, expected = read_checkpoint(two, 8), read_checkpoint(one, 8)
+    assert found.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        scale = np.abs(array).max(initial=1e-30)
+        np.testing.assert_allclose(found.arrays[name] / scale, array / scale, atol=1e-5)
+    assert found.progress["data"] == expected.progress["data"]
+    for row, other in zip(losses(two), losses(one), strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    for name in ("scores.json", "scores.csv"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    pictures = sorted(p.name for p in (one / "pictures").iterdir())
+    assert [p.name for p in sorted((two / "pictures").iterdir())] == pictures and len(pictures) == 8
+
+    before = (two / "scores.json").read_bytes()
+    (two / "scores.json").unlink()
+    end_well(begin("--mode=evaluate", f"--workdir={two}", cache=compilation_cache))
+    assert (two / "scores.json").read_bytes() == before
+    (two / "scores.json").unlink()
+    result = run("--mode=evaluate", f"--workdir={two}", cache=compilation_cache, devices=2)
+    assert result.returncode == 0, result.stderr
+    assert (two / "scores.json").read_bytes() == before
+
+
+def rows_in(workdir: Path) -> int:
+    log = workdir / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def wait_for(condition, processes: list[subprocess.Popen], seconds: float = 300) -> None:
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.002)
+
+
+def survivor_of(
+    processes: list[subprocess.Popen], victim: int, number: int = signal.SIGKILL
+) -> tuple[int, str]:
+    """Exit status and standard error of the other process after a signal to one, which has to end in time."""
+    processes[victim].send_signal(number)
+    began = time.monotonic()
+    try:
+        _, err = processes[1 - victim].communicate(timeout=HEARTBEAT + 30)
+    finally:
+        processes[victim].kill()
+        processes[1 - victim].kill()
+    _, of_victim = processes[victim].communicate()
+    print(f"process {1 - victim} ended {time.monotonic() - began:.1f} s after process {victim}")
+    status = processes[1 - victim].returncode
+    assert status != 0 and (hosts.LOST_LINE in err or hosts.JAX_LINE in err), err
+    # What to expect, and what to do, stood in the log before.
+    log = of_victim if victim == 0 else err
+    first_lines = log.splitlines()[:3]
+    assert hosts.LOST_LINE in first_lines[1] and hosts.JAX_LINE in first_lines[1]
+    assert "--process_id=0" in first_lines[2] and "start every process again" in first_lines[2]
+    return status, err
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_two_processes_end_with_the_same_bits(tmp_path, compilation_cache):
+    command = [f"--config={IMAGE}", ALL_DEVICES]
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    end_well(begin(*command, f"--workdir={whole}", cache=compilation_cache, fake=True))
+    command.append(f"--workdir={workdir}")
+
+    processes = begin(*command, cache=compilation_cache, fake=True)
+    wait_for(lambda: rows_in(workdir) >= 5, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = end(processes)
+    assert [status for status, _ in ends] == [143, 143], ends[0][1] + ends[1][1]
+    step = steps_found(workdir)[0]
+    for _, err in ends:
+        assert f"stopped by SIGTERM after step {step} of 60" in err
+    assert rows_in(workdir) == step
+
+    for victim in (0, 1):
+        processes = begin(*command, cache=compilation_cache, fake=True)
+        before = steps_found(workdir)[0]
+        # In the middle of a save: Orbax has begun a folder and not yet given it its name.
+        wait_for(
+            lambda before=before: (
+                rows_in(workdir) > before and list((workdir / FOLDER).glob("*tmp*"))
+            ),
+            processes,
+        )
+        survivor_of(processes, victim)
+        assert steps_found(workdir)[0] < 60
+    shutil.copytree(workdir, tmp_path / "as_it_was_left")
+
+    end_well(begin(*command, cache=compilation_cache, fake=True))
+    assert_same_run(workdir, whole, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_not_heard_of_ends_the_other(tmp_path, compilation_cache, victim):
+    """As if its host had lost its power: nothing closes a connection, only the heartbeat is missing."""
+    command = [f"--config={IMAGE}", ALL_DEVICES, "--config.train.num_steps=100000"]
+    processes = begin(*command, f"--workdir={tmp_path}", cache=compilation_cache, fake=True)
+    wait_for(lambda: rows_in(tmp_path) >= 3, processes)
+    status, err = survivor_of(processes, victim, signal.SIGSTOP)
+    assert status == -signal.SIGABRT and hosts.JAX_LINE in err
