@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT
@@ -165,6 +164,9 @@ def mbo(counts: Contingency) -> np.ndarray:
 def miou(counts: Contingency) -> np.ndarray:
     """Mean IoU (B,) float64 under the best one-to-one matching (Hungarian), over the non-empty
     true segments; an unmatched one counts 0. NaN for a sample with no true pixel."""
+    # Not at the top: a sixth of the time that the program takes to import.
+    from scipy.optimize import linear_sum_assignment
+
     scores = iou(counts)
     total = [table[linear_sum_assignment(table, maximize=True)].sum() for table in scores]
     return _mean_over_true(np.array(total, np.float64), counts)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
@@ -49,6 +48,8 @@ def match_colours(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     scores = iou(counts)[0]
     num_predicted, num_true = scores.shape
     new = np.full(NO_SEGMENT + 1, NO_SEGMENT, np.uint8)
+    from scipy.optimize import linear_sum_assignment  # slow to import, see metrics.miou
+
     rows, columns = linear_sum_assignment(scores, maximize=True)
     matched = {p: k for p, k in zip(rows, columns, strict=True) if scores[p, k] > 0}
     for p, k in matched.items():

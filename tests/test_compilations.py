@@ -1,0 +1,28 @@
+"""How many programs a whole run compiles."""
+
+import collections
+import logging
+import re
+
+import jax
+import run_config
+
+from smoothsa_jax.training import loop
+
+
+def test_a_whole_run_compiles_each_program_once(tmp_path, caplog):
+    """Training, validations in between, and an evaluation by both protocols whose last batch is not full."""
+    config = run_config.get_config("image")
+    config.data.num_samples = 6
+    config.train.update(num_steps=5, batch_size=2)
+    config.checkpoint.update(every=2, best_metric="fg_ari", best_mode="max")
+    config.eval.update(seeds=(0, 1), match_paper=True, baselines=False, validation_samples=3)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        loop.train(config, tmp_path / "run")
+    compiling = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling ")]
+    names = [re.match(r"Compiling (?:jit\()?(\w+)", line).group(1) for line in compiling]
+    compiled = collections.Counter(names)
+    assert [compiled[name] for name in ("train_step", "predict", "_counted")] == [1, 1, 1]
+    # Behind the first step nothing is compiled a second time, of whatever size.
+    later = collections.Counter(compiling[names.index("train_step") :])
+    assert not {line: count for line, count in later.items() if count > 1}
