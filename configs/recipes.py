@@ -135,6 +135,8 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
                 "log_every": 100,
                 "num_threads": 8,
                 "num_workers": 0,
+                "remat": "none",  # or recurrence, decoder, all: less memory, more time (docs/performance.md)
+                "scan_unroll": 1,
                 "match_paper": False,  # as many slots for each sample as the one of its batch with the most boxes
             },
             "eval": {

@@ -88,7 +88,15 @@ def get_config(variant: str = "") -> ConfigDict:
         {"learning_rate": 5e-3, "warmup_fraction": 0.05, "final_ratio": 1e-3, "clip_norm": 1.0}
     )
     config.train = ConfigDict(
-        {"num_steps": 7000, "batch_size": 16, "log_every": 50, "accumulate": 1, "xla_flags": ""}
+        {
+            "num_steps": 7000,
+            "batch_size": 16,
+            "log_every": 50,
+            "accumulate": 1,
+            "remat": "none",
+            "scan_unroll": 1,
+            "xla_flags": "",
+        }
     )
     config.eval = ConfigDict(
         {

@@ -32,6 +32,8 @@ FREE_TO_DIFFER = (
     "train.num_threads",
     "train.num_workers",
     "train.xla_flags",
+    "train.remat",
+    "train.scan_unroll",
 )
 
 

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config import flatten
 from smoothsa_jax.errors import UserError, did_you_mean
 
+DTYPES = ("bfloat16", "float32")  # in which a model may compute
+
 
 class _Reader:
     """Reads dotted keys of a flat config and refuses, in one line, what is missing or out of range."""
@@ -96,10 +98,10 @@ def validate(
     for key in ("first_iterations", "later_iterations"):
         read.whole(f"model.slot_attention.{key}", 1, optional=True)
     read.whole("seed", 0)
-    if read.need("dtype") != "float32":
-        raise UserError(
-            f"dtype is {read.need('dtype')!r}; only 'float32' is supported for now; set --config.dtype=float32"
-        )
+    read.one_of("dtype", DTYPES)
+    if read.get("train.remat") is not None:
+        read.one_of("train.remat", ("none", "recurrence", "decoder", "all"))
+    read.whole("train.scan_unroll", 1, optional=True)
     read.number("optimizer.learning_rate", 0.0, above=True)
     read.number("optimizer.clip_norm", 0.0)
     for key in (

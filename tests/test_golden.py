@@ -7,6 +7,7 @@ A `Golden` file is read in a `with` block; it fails if an array of results was n
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -52,6 +53,7 @@ ZERO_GRADIENT = "norm1q.bias"  # analytically zero, holds rounding noise
 
 # Largest error over the largest value of an array.
 FORWARD, FORWARD_BACKBONE, GRADIENT, LOSS, TRAINED, METRIC = 1e-5, 3e-5, 1e-4, 1e-5, 1e-3, 1e-6
+BFLOAT16 = 2e-2  # all outputs of a model that computes in bfloat16
 NOISE = 1e-6  # absolute, for what is analytically zero
 
 MODULES = [
@@ -516,7 +518,15 @@ class Recorded:
         return definition, params, frozen
 
 
-def compare_outputs(file: Golden, case: Recorded, definition, params, frozen) -> None:
+def compare_outputs(
+    file: Golden,
+    case: Recorded,
+    definition,
+    params,
+    frozen,
+    tolerance: float = FORWARD_BACKBONE,
+    ties: float = 1e-5,
+) -> None:
     """Compares all outputs of the model that has these arrays."""
 
     @jax.jit
@@ -530,7 +540,7 @@ def compare_outputs(file: Golden, case: Recorded, definition, params, frozen) ->
     def tokens(x):  # (..., M) -> (..., h, w)
         return frames(np.asarray(x)).reshape(*frames(x).shape[:-1], *grid)
 
-    def compare(key, actual, tolerance=FORWARD_BACKBONE):
+    def compare(key, actual):
         file.compare(f"out/{key}", actual, tolerance)
 
     compare("feature", tokens(outputs["features"].swapaxes(-1, -2)))
@@ -541,7 +551,7 @@ def compare_outputs(file: Golden, case: Recorded, definition, params, frozen) ->
     compare("attentd", tokens(outputs["decoder_attention"]))
     segments = file["out/segment"]
     masks = masks_from_attention(outputs["decoder_attention"], grid, segments.shape[-2:])
-    same_but_for_ties(frames(masks), segments, tokens(outputs["decoder_attention"]), 1e-5)
+    same_but_for_ties(frames(masks), segments, tokens(outputs["decoder_attention"]), ties)
 
 
 def same_but_for_ties(masks, recorded, attention, tolerance: float) -> None:
@@ -563,6 +573,17 @@ def test_model(name):
     with golden(f"model_{name}", parts=("out/",)) as file:
         case = Recorded(file)
         compare_outputs(file, case, *case.build(case.recorded))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_in_bfloat16(name):
+    """The same arrays and inputs; `config.dtype` is all that differs."""
+    with golden(f"model_{name}", parts=("out/",)) as file:
+        file.name += " in bfloat16"  # of the report
+        case = Recorded(file)
+        definition, params, frozen = case.build(case.recorded)
+        definition = dataclasses.replace(definition, dtype="bfloat16")
+        compare_outputs(file, case, definition, params, frozen, BFLOAT16, BFLOAT16)
 
 
 @pytest.mark.parametrize("name", MODELS)

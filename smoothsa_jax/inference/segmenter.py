@@ -49,7 +49,7 @@ class Segmenter:
         self.grid = model.backbone.grid
         self.num_slots = config.model.slot_attention.num_slots
         self.starts_from_boxes = config.model.initializer.name == "boxes"
-        definition, trained, frozen = split(model)
+        definition, trained, frozen = split(model, config.dtype)
         self.definition = definition
         expected = {**trained, **frozen}
         for name, like in expected.items():
@@ -295,8 +295,10 @@ def _of_frame(
 def _found(
     outputs: Mapping[str, Array], features: Array, reconstruction: Array
 ) -> dict[str, Array]:
+    reconstruction, features = (x.astype(jnp.float32) for x in (reconstruction, features))
     error = jnp.square(reconstruction - features).mean(-1)
-    return {**{name: outputs[name] for name in PER_FRAME[:3]}, "reconstruction_error": error}
+    found = {name: outputs[name].astype(jnp.float32) for name in PER_FRAME[:3]}
+    return {**found, "reconstruction_error": error}
 
 
 def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.ndarray, "B k 4"]:

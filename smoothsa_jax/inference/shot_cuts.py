@@ -23,6 +23,7 @@ def feature_distance(
     has no unit, whatever the backbone: 0 for the same frame twice, and about 1 where two frames have no more to do with
     each other than two places drawn at random.
     """
+    before, after = before.astype(jnp.float32), after.astype(jnp.float32)
     difference = jnp.square(after - before).sum(-1).mean(-1)
     spread = sum(x.var(axis=-2).sum(-1) for x in (before, after))
     # Two frames of one plain colour each: no spread, and any difference is a cut.

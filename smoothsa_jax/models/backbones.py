@@ -78,7 +78,7 @@ class ViTBlock(nnx.Module):
         value: Float[Array, "B S C"],
     ) -> Float[Array, "B S C"]:
         """The tokens after attention and MLP."""
-        mixed, _ = attend(query, key, value, self.num_heads)
+        mixed = attend(query, key, value, self.num_heads)
         x = x + self.scale_attention[...] * self.out(mixed)
         return x + self.scale_mlp[...] * self.mlp(self.norm_mlp(x))
 
@@ -125,7 +125,8 @@ class PatchTransformer(nnx.Module):
             images = jax.image.resize(images, shape, "cubic-pytorch", antialias=False)
         (h, w), p = self.grid, self.patch
         patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.embed(patches.reshape(batch, h * w, p * p * 3))
+        patches = patches.reshape(batch, h * w, p * p * 3).astype(self.embed.kernel.dtype)
+        x = self.embed(patches)
         if self.position is not None:
             x = x + self.position[...]
         prefix = self.class_token[...]
@@ -222,11 +223,11 @@ class ColourFourier(nnx.Module):
         self.feature_size = width
         self.num_tokens = self.grid[0] * self.grid[1]
         waves = width - position_width
-        self.frequencies = nnx.Param(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
-        self.phases = nnx.Param(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
+        self.frequencies = nnx.Variable(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
+        self.phases = nnx.Variable(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
-        """`images` are ImageNet-normalised, as for every backbone."""
+        """`images` are ImageNet-normalised, as for every backbone. Float32 throughout: covariances are small differences."""
         colours = (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) / 255.0
         red, green, blue = (colours[..., channel] for channel in range(3))
         products = jnp.stack(

@@ -42,6 +42,7 @@ class RandomARDecoder(nnx.Module):
         mask_token = jax.random.normal(rngs.params(), (1, 1, width)) * width**-0.5
         self.mask_token = nnx.Param(mask_token)
         self.norm_input = layer_norm(width, bias=False, rngs=rngs)
+        self.remat = False  # whether a layer's activations are computed again in the backward pass
         # The layers start as copies of one layer, hence the same key for each.
         key = rngs.params()
         self.layers = nnx.List(
@@ -64,8 +65,11 @@ class RandomARDecoder(nnx.Module):
             tokens = jnp.where(visible[..., None], tokens, self.mask_token[...])
         memory = self.norm_slots(self.project_slots(slots))
         x = self.norm_input(tokens + self.position[...])
-        for layer in self.layers:
-            x, attention = layer(x, memory, memory_mask=slot_mask)
+        *layers, last = self.layers
+        again = jax.checkpoint if self.remat else lambda function: function
+        for layer in layers:
+            x = again(lambda x, layer=layer: layer(x, memory, memory_mask=slot_mask))(x)
+        x, attention = again(lambda x: last.with_weights(x, memory, memory_mask=slot_mask))(x)
         return x, attention.swapaxes(1, 2)
 
 
@@ -100,6 +104,7 @@ class MLPMixtureDecoder(nnx.Module):
         waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
         mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size))
         self.position = nnx.Param(waves @ mixing / waves.shape[1] ** 0.5)
+        self.remat = False  # as in `RandomARDecoder`
         self.project_slots = linear(slot_size, hidden_size, rngs=rngs)
         self.layers = nnx.List(
             [linear(hidden_size, hidden_size, rngs=rngs) for _ in range(num_layers - 2)]
@@ -120,13 +125,15 @@ class MLPMixtureDecoder(nnx.Module):
         del features, visible
         # The first layer is linear in slot + position, so it is applied to the slots before they spread.
         x = jax.nn.relu(self.project_slots(slots)[:, :, None, :] + self.position[...])
+        again = jax.checkpoint if self.remat else lambda function: function
         for layer in self.layers:
-            x = jax.nn.relu(layer(x))
+            x = again(lambda x, layer=layer: jax.nn.relu(layer(x)))(x)
         x = self.out(x)
-        logits = x[..., -1]
+        logits = x[..., -1].astype(jnp.float32)
         if slot_mask is not None:
             logits = jnp.where(slot_mask[:, :, None], logits, -jnp.inf)
-        alpha = jax.nn.softmax(logits.astype(jnp.float32), axis=1).astype(x.dtype)
+        alpha = jax.nn.softmax(logits, axis=1)
+        weights = alpha.astype(x.dtype)
         if self.values is not None:
-            return jnp.einsum("bnm,bnc->bmc", alpha, self.values(slots)), alpha
-        return jnp.einsum("bnm,bnmc->bmc", alpha, x[..., :-1]), alpha
+            return jnp.einsum("bnm,bnc->bmc", weights, self.values(slots)), alpha
+        return jnp.einsum("bnm,bnmc->bmc", weights, x[..., :-1]), alpha

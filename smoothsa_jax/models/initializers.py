@@ -10,6 +10,11 @@ from smoothsa_jax.models.attention import MultiHeadAttention
 from smoothsa_jax.models.layers import MLP, layer_norm, linear
 
 
+def scaled(noise: Float[Array, "B N D"], log_std: nnx.Param) -> Float[Array, "B N D"]:
+    """Standard normal noise times a learned scale, in the dtype of the weights."""
+    return jnp.exp(log_std[...]) * noise.astype(log_std.dtype)
+
+
 class GaussianSampler(nnx.Module):
     """Every slot is a draw from one learned Gaussian, at evaluation too."""
 
@@ -22,7 +27,7 @@ class GaussianSampler(nnx.Module):
         self, noise: Float[Array, "B N D"], boxes: Float[Array, "B N 4"] | None
     ) -> Float[Array, "B N D"]:
         del boxes
-        return self.mean[...] + jnp.exp(self.log_std[...]) * noise
+        return self.mean[...] + scaled(noise, self.log_std)
 
 
 class BoxSampler(nnx.Module):
@@ -44,7 +49,8 @@ class BoxSampler(nnx.Module):
                 "this model starts its slots from boxes, and the batch has none: "
                 "give `boxes` (B,T,N,4), or use a model with initializer.name='gaussian'"
             )
-        return self.norm(self.mlp(boxes)) + jnp.exp(self.log_std[...]) * noise
+        boxes = boxes.astype(self.log_std.dtype)
+        return self.norm(self.mlp(boxes)) + scaled(noise, self.log_std)
 
 
 class Warmer(nnx.Module):
@@ -68,9 +74,9 @@ class Warmer(nnx.Module):
         encoded: Float[Array, "B M C"],
         slot_mask: Bool[Array, "B N"] | None = None,
     ) -> Float[Array, "B N D"]:
-        x = samples + self.cross_attention(samples, self.memory(encoded))[0]
+        x = samples + self.cross_attention(samples, self.memory(encoded))
         normed = self.norm_self(x)
-        x = x + self.self_attention(normed, key_mask=slot_mask)[0]
+        x = x + self.self_attention(normed, key_mask=slot_mask)
         return x + self.feed_forward(self.norm_feed_forward(x))
 
 
@@ -127,5 +133,5 @@ class Initializer(nnx.Module):
             warm_queries = self.warmer(samples, encoded, slot_mask)
             queries = jax.lax.stop_gradient(warm_queries)
         if query_noise is not None:
-            queries = queries + jnp.exp(self.log_std[...]) * query_noise
+            queries = queries + scaled(query_noise, self.log_std)
         return warm_queries, queries

@@ -23,6 +23,17 @@ def uniform(bound: float) -> nnx.Initializer:
     return init
 
 
+class Linear(nnx.Linear):
+    """`nnx.Linear` on rows: all leading axes are one in the matrix product.
+
+    With more axes XLA's CPU compiler makes a transposed copy for the gradient of the weights, and takes twice as long
+    (docs/performance.md).
+    """
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
 def linear(
     in_features: int,
     out_features: int,
@@ -30,10 +41,10 @@ def linear(
     bias: bool = True,
     zero_bias: bool = False,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """A Linear layer that starts uniform in +-1/sqrt(fan_in), as torch's does; bias likewise or 0."""
     bound = in_features**-0.5
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=bias,

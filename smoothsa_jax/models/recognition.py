@@ -1,6 +1,7 @@
 """The head that tells category and box from a slot (method section 6, "Recognition")."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -34,5 +35,6 @@ class RecognitionHead(nnx.Module):
         self, slots: Float[Array, "... D"], key: jax.Array | None = None
     ) -> tuple[Float[Array, "... classes"], Float[Array, "... 4"]]:
         """Logits, and boxes: normalised left, top, right, bottom. Dropout is off without a key."""
-        out = self.mlp(slots, self.dropout_rate, key)
+        slots = slots.astype(self.mlp.hidden.kernel.dtype)
+        out = self.mlp(slots, self.dropout_rate, key).astype(jnp.float32)
         return out[..., : self.num_classes], out[..., self.num_classes :]

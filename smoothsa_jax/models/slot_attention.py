@@ -47,7 +47,7 @@ class SlotAttention(nnx.Module):
 
         Returns:
             The slots, and the last iteration's attention: softmax over slots, before it is renormalised over
-            tokens.
+            tokens; float32.
         """
         normed = self.norm_features(encoded)
         keys, values = self.key(normed), self.value(normed)
@@ -64,7 +64,7 @@ class SlotAttention(nnx.Module):
         logits = jnp.einsum("bnd,bmd->bnm", query, keys).astype(jnp.float32)
         if slot_mask is not None:
             logits = jnp.where(slot_mask[:, :, None], logits, -jnp.inf)
-        attention = jax.nn.softmax(logits, axis=1).astype(values.dtype)
+        attention = jax.nn.softmax(logits, axis=1)
         weights = attention / (attention.sum(axis=-1, keepdims=True) + 1e-5)
-        slots = self.gru(jnp.einsum("bnm,bmd->bnd", weights, values), slots)
+        slots = self.gru(jnp.einsum("bnm,bmd->bnd", weights.astype(values.dtype), values), slots)
         return slots + self.mlp(self.norm_mlp(slots)), attention

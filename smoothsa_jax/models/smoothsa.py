@@ -59,11 +59,31 @@ class SmoothSA(nnx.Module):
         self.decoder = decoder
         self.first_iterations = first_iterations
         self.later_iterations = later_iterations
+        self.remat, self.scan_unroll = "none", 1
+
+    def trade(self, remat: str, scan_unroll: int) -> None:
+        """Chooses between time and memory in the gradient; values stay the same.
+
+        Args:
+            remat: what is computed again in the backward pass instead of kept: "none", each frame's step of the
+                "recurrence", each layer of the "decoder", or "all" of these.
+            scan_unroll: steps of the recurrence that are written out in a row; 1: a plain loop.
+        """
+        self.remat, self.scan_unroll = remat, scan_unroll
+        self.decoder.remat = remat in ("decoder", "all")
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """In which it computes: that of its weights, see `ModelDefinition.merge`."""
+        return self.slot_attention.query.kernel.dtype
 
     def extract(self, video: Array) -> Float[Array, "B T M C"]:
-        """The frozen features of all frames, in one batch. `video` (B,T,H,W,3): uint8, or normalised floats."""
+        """The frozen features of all frames, in one batch, in the model's dtype.
+
+        `video` (B,T,H,W,3): uint8, or normalised floats.
+        """
         frames = normalize(video.reshape(-1, *video.shape[2:]))
-        features = jax.lax.stop_gradient(self.backbone(frames))
+        features = jax.lax.stop_gradient(self.backbone(frames)).astype(self.dtype)
         return features.reshape(*video.shape[:2], *features.shape[1:])
 
     def __call__(
@@ -84,12 +104,13 @@ class SmoothSA(nnx.Module):
 
         Returns:
             warm_queries (B,N,D), absent without a warmer; slots (B,T,N,D); attention (B,T,N,M) of slot attention;
-            decoder_attention (B,T,N,M); reconstruction (B,T,M,C); features (B,T,M,C).
+            decoder_attention (B,T,N,M); reconstruction (B,T,M,C); features (B,T,M,C). All float32.
 
         Raises:
             UserError: more than one frame and no transition, or no boxes where slots start from them.
         """
         batch, num_frames = features.shape[:2]
+        features = features.astype(self.dtype)
         encoded = self.projection(features)
         warm_queries, slots, attention = self.first_frame(
             encoded[:, 0],
@@ -123,7 +144,8 @@ class SmoothSA(nnx.Module):
         }
         if warm_queries is not None:
             outputs["warm_queries"] = warm_queries
-        return outputs
+        # Losses and metrics are float32.
+        return {name: x.astype(jnp.float32) for name, x in outputs.items()}
 
     def first_frame(
         self,
@@ -154,6 +176,7 @@ class SmoothSA(nnx.Module):
         """
         self._check_transition("a further frame")
         ones = jnp.ones(slots.shape[0], jnp.int32)  # the slots' offset in time; the features' is 0
+        slots = slots.astype(self.dtype)
         queries = self.transition(slots, encoded, ones, 0 * ones, slot_mask, None)
         return self.slot_attention(encoded, queries, self.later_iterations, slot_mask)
 
@@ -196,5 +219,7 @@ class SmoothSA(nnx.Module):
         history = jnp.broadcast_to(first_slots, (length, *first_slots.shape))
         per_sample = (encoded[:, 1:], looked_at, slot_offset, feature_offset)
         inputs = (*(jnp.moveaxis(x, 1, 0) for x in per_sample), keys)
-        _, outputs = jax.lax.scan(step, history, inputs)
+        if self.remat in ("recurrence", "all"):
+            step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be merged
+        _, outputs = jax.lax.scan(step, history, inputs, unroll=self.scan_unroll)
         return tuple(jnp.moveaxis(x, 0, 1) for x in outputs)

@@ -37,9 +37,9 @@ class PostNormLayer(nnx.Module):
         """`mask` marks the valid entries of `x`, which alone are attended to."""
         rate = self.dropout_rate
         keys = [None] * 6 if dropout_key is None else list(split_key(dropout_key, 6))
-        update, _ = self.self_attention(x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0])
+        update = self.self_attention(x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0])
         x = self.norm_self(x + dropout(update, rate, keys[1]))
-        update, _ = self.cross_attention(x, memory, dropout_rate=rate, dropout_key=keys[2])
+        update = self.cross_attention(x, memory, dropout_rate=rate, dropout_key=keys[2])
         x = self.norm_cross(x + dropout(update, rate, keys[3]))
         update = self.feed_forward(x, rate, keys[4])
         return self.norm_feed_forward(x + dropout(update, rate, keys[5]))
@@ -67,10 +67,27 @@ class PreNormLayer(nnx.Module):
         memory: Float[Array, "B N E"],
         *,
         memory_mask: Bool[Array, "B N"] | None = None,
+    ) -> Float[Array, "B M E"]:
+        x = self._look_around(x)
+        x = x + self.cross_attention(self.norm_cross(x), memory, key_mask=memory_mask)
+        return self._feed_forward(x)
+
+    def with_weights(
+        self,
+        x: Float[Array, "B M E"],
+        memory: Float[Array, "B N E"],
+        *,
+        memory_mask: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[Array, "B M E"], Float[Array, "B M N"]]:
-        """Returns the new tokens and the weights of the cross-attention."""
-        normed = x if self.norm_self is None else self.norm_self(x)
-        x = x + self.self_attention(normed)[0]
-        update, weights = self.cross_attention(self.norm_cross(x), memory, key_mask=memory_mask)
-        x = x + update
-        return x + self.feed_forward(self.norm_feed_forward(x)), weights
+        """The new tokens, and the weights of the cross-attention."""
+        x = self._look_around(x)
+        update, weights = self.cross_attention.with_weights(
+            self.norm_cross(x), memory, key_mask=memory_mask
+        )
+        return self._feed_forward(x + update), weights
+
+    def _look_around(self, x):
+        return x + self.self_attention(x if self.norm_self is None else self.norm_self(x))
+
+    def _feed_forward(self, x):
+        return x + self.feed_forward(self.norm_feed_forward(x))

@@ -79,7 +79,7 @@ class Observer:
         size = config.data.image_size
         image_size = (size, size) if isinstance(size, int) else tuple(size)
         model = build_shapes(config.model, image_size)  # the arrays are given
-        definition, slot_size = split(model)[0], config.model.slot_attention.slot_size
+        definition, slot_size = split(model, config.dtype)[0], config.model.slot_attention.slot_size
         self.grid = model.backbone.grid
 
         def look(params: Parameters, batch: Batch, key: Array):
@@ -91,6 +91,7 @@ class Observer:
             way = iterations_of_first_frame(
                 model, model.projection(features[:, 0]), draws, boxes[:, 0], slot_mask
             )
+            way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # whatever it computes in
             return outputs["slots"], outputs["decoder_attention"], way
 
         self._look = jax.jit(look)

@@ -104,7 +104,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     slot_size = config.model.slot_attention.slot_size
 
     model = build_shapes(config.model, image_size)  # its arrays come from a checkpoint
-    smoothsa, pretrained, backbone = split(model)
+    smoothsa, pretrained, backbone = split(model, config.dtype)
     grid, num_tokens = model.backbone.grid, model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
     head = RecognitionHead(
@@ -113,7 +113,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         settings.get("dropout_rate", DROPOUT_RATE),
         rngs=nnx.Rngs(config.seed),
     )
-    definition, params, _ = split(head)
+    definition, params, _ = split(head, config.dtype)
     optimizer = build_optimizer(config.optimizer, config.train.num_steps)
     schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
     weights = {"category": config.loss.category, "box": config.loss.box}

@@ -92,7 +92,8 @@ def build_training(config: ConfigDict) -> Training:
     image_size = (size, size) if isinstance(size, int) else tuple(size)
 
     model = build_model(config.model, image_size, config.seed)
-    definition, params, frozen = split(model)
+    model.trade(config.train.get("remat", "none"), config.train.get("scan_unroll", 1))
+    definition, params, frozen = split(model, config.dtype)
     grid = model.backbone.grid
     num_tokens = model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
