@@ -1,0 +1,82 @@
+"""The training step in the authors' manner: autocast, scaled loss, clipping, Adam, schedule (method section 6)."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peer_torch.model import SmoothSA, losses
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup: int, final_ratio: float) -> float:
+    """Linear from 0, then a cosine down to `final_ratio`."""
+    if step < warmup:
+        return step / warmup
+    progress = min((step - warmup) / (num_steps - warmup), 1.0)
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class TrainStep:
+    """video, noise, boxes -> the weighted losses; changes the model.
+
+    Adam is torch's fused one: faster than the default that the authors have, and the same numbers.
+
+    Args:
+        config: one of our configs.
+        dtype: of autocast; float32 turns it off. float16 scales the loss.
+        compiled: what `torch.compile` is called with; None: eager.
+    """
+
+    def __init__(
+        self,
+        model: SmoothSA,
+        config: Mapping[str, Any],
+        dtype: torch.dtype = torch.float32,
+        compiled: Mapping[str, Any] | None = None,
+    ):
+        settings, num_steps = config["optimizer"], config["train"]["num_steps"]
+        self.model, self.config, self.step = model, config, 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device.type
+        self.optimizer = torch.optim.Adam(self.parameters, settings["learning_rate"], fused=True)
+        warmup = round(settings["warmup_fraction"] * num_steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: learning_rate_factor(step, num_steps, warmup, settings["final_ratio"]),
+        )
+        self.detach_until = config["model"]["initializer"]["detach_until"] * num_steps
+        self.dtype = dtype
+        self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
+        self.losses: Callable = self._losses
+        if compiled is not None:
+            self.losses = torch.compile(self._losses, fullgraph=True, dynamic=False, **compiled)
+
+    def _losses(
+        self, video: Tensor, noise: Tensor, boxes: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # Training needs no masks, so that every attention can be fused.
+        outputs = self.model(video, noise, boxes, weights=False)
+        terms = losses(outputs, self.config["loss"])
+        return sum(terms.values()), terms
+
+    def __call__(
+        self, video: Tensor, noise: Tensor, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        self.model.initializ.detach = self.step < self.detach_until
+        self.optimizer.zero_grad(set_to_none=True)
+        autocast = self.dtype != torch.float32
+        with torch.autocast(self.device, self.dtype if autocast else None, enabled=autocast):
+            loss, terms = self.losses(video, noise, boxes)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        clip = self.config["optimizer"]["clip_norm"]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.step += 1
+        return {"loss": loss.detach(), "grad_norm": norm} | {
+            k: x.detach() for k, x in terms.items()
+        }

@@ -1,0 +1,211 @@
+"""The PyTorch program that benchmarks/against_peer.py measures ours beside: is it the same program, and does the script measure?
+
+Recorded numbers (tests/golden/README.md) are what ours is held against too (test_golden.py), with the same bounds.
+"""
+
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+from command import ROOT
+from test_golden import (
+    CLIP,
+    DETACHED_STEPS,
+    FORWARD,
+    FORWARD_BACKBONE,
+    GRADIENT,
+    LOSS,
+    LOSSES,
+    MODELS,
+    OWN_FOLDER,
+    TRAINED,
+    WEIGHTS,
+    Golden,
+    Recorded,
+)
+
+from smoothsa_jax.errors import UserError
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
+pytestmark = pytest.mark.torch
+
+torch.set_num_threads(
+    1
+)  # threads that wait for each other take minutes where other tests run beside
+sys.path.append(str(ROOT / "benchmarks"))
+
+from peer_torch.model import SmoothSA, losses  # noqa: E402
+from peer_torch.parts import RandomARDecoder, Transition  # noqa: E402
+from peer_torch.step import TrainStep  # noqa: E402
+
+load_script = importlib.import_module  # of benchmarks/
+
+
+def tensor(array: np.ndarray):
+    return torch.from_numpy(np.array(array))
+
+
+def close(key: str, actual, expected: np.ndarray, tolerance: float) -> None:
+    """Within `tolerance` of the largest value, as `Golden.compare`."""
+    actual = actual.detach().numpy() if hasattr(actual, "detach") else np.asarray(actual)
+    assert actual.shape == expected.shape, key
+    error, largest = np.abs(actual - expected).max(), np.abs(expected).max()
+    assert error <= tolerance * largest, f"{key}: error {error:.2e}, largest value {largest:.2e}"
+
+
+def load(name: str):
+    """A golden file, and the peer with the weights of the authors' own file: every key is used, and none is missing."""
+    file = Golden(f"model_{name}")
+    case = Recorded(file)
+    model = SmoothSA(case.config.to_dict(), case.image_size)
+    recorded = torch.load(OWN_FOLDER / f"model_{name}.pth", weights_only=True)
+    model.load_state_dict({key.removeprefix("m."): x for key, x in recorded.items()}, strict=True)
+    boxes = None if case.boxes is None else tensor(case.boxes[:, 0])
+    return file, case, model.eval(), (tensor(case.video), tensor(case.noise), boxes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_losses_and_gradients(name):
+    file, case, model, inputs = load(name)
+    outputs = model(*inputs)
+
+    def grid(x):
+        return (x if case.is_video else x[:, 0]).unflatten(-1, case.grid)
+
+    close("feature", grid(outputs["features"].mT), file["out/feature"], FORWARD_BACKBONE)
+    close("recon", grid(outputs["reconstruction"].mT), file["out/recon"], FORWARD_BACKBONE)
+    close("attenta", grid(outputs["attention"]), file["out/attenta"], FORWARD_BACKBONE)
+    close("attentd", grid(outputs["decoder_attention"]), file["out/attentd"], FORWARD_BACKBONE)
+    close("qinit", outputs["warm"], file["out/qinit"], FORWARD_BACKBONE)
+    segments = model.masks(*inputs) if case.is_video else model.masks(*inputs)[:, 0]
+    assert (segments.numpy() == file["out/segment"]).mean() > 0.999  # two slots may tie in a pixel
+
+    fused = model(*inputs, weights=False)  # as in training
+    assert "decoder_attention" not in fused
+    terms = losses(fused, {term: case.loss.get(term, 0.0) for term in WEIGHTS})
+    for key, recorded in file.group("loss/").items():
+        close(key, terms[LOSSES[key]], recorded, LOSS)
+    sum(terms.values()).backward()
+    gradients = {f"m.{k}": p.grad for k, p in model.named_parameters() if p.grad is not None}
+    for key, recorded in file.group("grad/").items():
+        if np.abs(recorded).max() > 1e-6:  # else rounding noise of what is analytically zero
+            close(key, gradients[key], recorded, GRADIENT)
+    assert gradients.keys() == file.group("grad/").keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_six_training_steps(name):
+    """The very step that is timed, with everything random but the recorded noise off."""
+    _, case, model, inputs = load(name)
+    file = Golden(f"trajectory_{name}")
+    rates = file["out/learning_rates"]
+    num_steps, peak = len(rates) - 1, int(rates.argmax())
+    config = {
+        "model": {"initializer": {"detach_until": DETACHED_STEPS / num_steps}},
+        "loss": {term: case.loss.get(term, 0.0) for term in WEIGHTS},
+        "optimizer": {
+            "learning_rate": float(rates[peak]),
+            "warmup_fraction": peak / num_steps,
+            "final_ratio": float(rates[-1] / rates[peak]),
+            "clip_norm": CLIP[name.split("_")[0]],
+        },
+        "train": {"num_steps": num_steps},
+    }
+    step = TrainStep(model, config)
+    found = []
+    for _ in range(num_steps):
+        rate = step.optimizer.param_groups[0]["lr"]
+        found.append({"rate": rate, **step(*inputs)})
+    close("rates", [f["rate"] for f in found], rates[:-1], LOSS)
+    close("grad_norms", [f["grad_norm"] for f in found], file["out/grad_norms"], GRADIENT)
+    terms = np.array([[f[term] for term in case.loss] for f in found])
+    np.testing.assert_allclose(terms, file["out/losses"][:-1], rtol=LOSS)
+    trained = {f"m.{key}": x for key, x in model.state_dict().items()}
+    for key, recorded in file.group("param_end/").items():
+        if recorded.dtype != bool:
+            close(key, trained[key], recorded, TRAINED)
+
+
+def test_the_decoder_in_training():
+    file = Golden("decoder_random_ar_train_fixed_order")
+    features, slots = tensor(file["inp/features"]), tensor(file["inp/slots"])
+    sizes = features.shape[2], slots.shape[2], features.shape[1]
+    recorded = {key: tensor(x) for key, x in file.group("param/").items()}
+    layers = 1 + max(int(key.split(".")[2]) for key in recorded if ".layers." in key)
+    decoder = RandomARDecoder(*sizes, layers, 4)
+    decoder.load_state_dict(recorded, strict=True)
+    drawn = tensor(file["inp/permutation"]), tensor(file["inp/num_visible"])
+    reconstruction, attention = decoder(features, slots, *drawn)
+    close("recon", reconstruction, file["out/recon"], FORWARD)
+    close("attention", attention, file["out/attention"], FORWARD)
+    fused, _ = decoder(features, slots, *drawn, weights=False)
+    close("fused", fused, file["out/recon"], FORWARD)
+
+
+def test_the_transition_in_training():
+    file = Golden("transition_train_fixed_pairs")
+    features, slots = tensor(file["inp/features"]), tensor(file["inp/slots"])
+    recorded = {key: tensor(x) for key, x in file.group("param/").items()}
+    history = len(recorded["te.weight"])
+    transition = Transition(features.shape[3], slots.shape[3], 4, history, 0.5).eval()
+    transition.load_state_dict(recorded, strict=True)
+    slots, features = slots[:, 1 - history :], features[:, -history:]
+    sample, past = torch.arange(len(slots)), slots.shape[1]
+    slot_time, feature_time = tensor(file["inp/slot_time"]), tensor(file["inp/feature_time"])
+    queries = transition(
+        slots[sample, slot_time],
+        features[sample, feature_time],
+        past - slot_time,
+        past - feature_time,
+    )
+    close("queries", queries, file["out/queries"], FORWARD)
+
+
+def test_flop_are_those_of_the_matrix_products():
+    """Counted by hand for a ViT alone; the whole step counts the backward pass of what is trained, and no other."""
+    against_peer = load_script("against_peer")
+    one_side = load_script("one_side")
+    config = against_peer.make_config(against_peer.CASES["train_coco"], "float32", quick=True)
+    model, video = config["model"], (2, 1, 64, 64, 3)
+    forward = one_side.count_flop(config, video, (2, 7, 32), train=False)
+    step = one_side.count_flop(config, video, (2, 7, 32), train=True)
+    vit = model["backbone"]
+    tokens, prefix, width = 16, 1 + vit["registers"], vit["width"]
+    patches = 2 * tokens * 3 * vit["patch"] ** 2 * width
+    block = 2 * (tokens + prefix) * width * 12 * width + 4 * (tokens + prefix) ** 2 * width
+    backbone = 2 * (patches + vit["depth"] * block)  # two images
+    assert 2 < (step - backbone) / (forward - backbone) < 3
+
+
+def test_turns_beside_each_other_are_compared():
+    against_peer = load_script("against_peer")
+    side = {"peak_bytes": 2e6, "calls": 3, "p99_seconds": 9.0}
+    ours = {**side, "turns": [1.0, 10.0, 1.0], "best_seconds": 1.0, "median_seconds": 1.0}
+    eager = {**side, "turns": [2.0, 20.0, 3.0], "best_seconds": 1.5, "median_seconds": 3.0}
+    found = against_peer.ratios({"ours": ours, "eager": eager})
+    assert found == {"ratios": {"eager": 2.0}, "ratios_of_best": {"eager": 1.5}}
+    assert against_peer.peak_of("NVIDIA H100 PCIe") < against_peer.peak_of("NVIDIA H100 80GB HBM3")
+    assert against_peer.peak_of("another") is None
+
+
+def test_the_script_measures_both_sides(tmp_path, compilation_cache, capsys):
+    against_peer = load_script("against_peer")
+    arguments = ["--quick", "--device=cpu", "--sides", "ours", "eager", "--threads=1"]
+    written = tmp_path / "found.json"
+    cases = ["--cases", "train_movi_c", "--rounds=2", "--pause=0", f"--json={written}"]
+    assert against_peer.main([*arguments, *cases]) == 0
+    found = json.loads(written.read_text())
+    (row,) = found["rows"]
+    assert row["flop"] > 1e6 and row["ratios"].keys() == {"eager"}
+    for side in row["sides"].values():
+        assert len(side["turns"]) == 2 and side["median_seconds"] >= side["best_seconds"] > 0
+        assert 5e7 < side["peak_bytes"] < 1e10
+    text = capsys.readouterr().out
+    assert "Not measured on a GPU" in text and "training step, MOVi-C" in text
+    assert f"**{row['ratios']['eager']:.2f}**" in text
+    with pytest.raises(UserError, match="--cases train_mov_c is unknown"):
+        against_peer.main(["--cases", "train_mov_c"])
+    with pytest.raises(UserError, match="--rounds is 0"):
+        against_peer.main(["--rounds=0"])
