@@ -15,10 +15,12 @@ from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.draws import sample_training_draws
+from smoothsa_jax.objectives.losses import slot_contrast_loss
 from smoothsa_jax.training import step as step_file
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import read_checkpoint, restore_state
-from smoothsa_jax.training.mesh import kept, make_mesh, spread
+from smoothsa_jax.training.mesh import kept, make_mesh, replicated, spread
+from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.validation import mesh_shape
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +142,51 @@ def compare(meshes: list[tuple[int, int, int]], frames: int) -> dict[str, dict]:
             "moved_in_loops": sum(x.times > 1 for x in collectives(step.as_text())),
         }
     return report
+
+
+def small_program() -> dict[str, float]:
+    """A function with a loop over frames and a loss that compares samples: gradients of each mesh beside one device's."""
+    rng = np.random.default_rng(0)
+    shapes = {"inner": (64, 96), "outer": (96, 64), "bias": (64,)}
+    arrays = {name: rng.normal(size=shape, scale=0.1).astype("f") for name, shape in shapes.items()}
+    inputs = {"x": rng.normal(size=(16, 3, 4, 64)).astype("f"), "mask": rng.random((16, 4)) > 0.2}
+
+    def function(arrays, inputs):
+        def frame(slots, x):
+            hidden = jax.numpy.tanh((slots + x) @ arrays["inner"])
+            slots = hidden @ arrays["outer"] + arrays["bias"]
+            return slots, slots
+
+        frames = inputs["x"].swapaxes(0, 1)
+        return jax.lax.scan(frame, frames[0], frames)[1].swapaxes(0, 1)
+
+    def gradient(mesh, num_parts):
+        def loss(arrays):
+            slots = over_samples(function, mesh, num_parts, arrays, inputs)
+            return slot_contrast_loss(slots, jax.numpy.asarray(inputs["mask"]))
+
+        places = kept(mesh, arrays)
+        program = jax.jit(jax.value_and_grad(loss), out_shardings=(replicated(mesh), places))
+        program = program.lower(jax.device_put(arrays, places)).compile()
+        found = jax.device_get(program(jax.device_put(arrays, places)))
+        loops = sum(x.times > 1 for x in collectives(program.as_text()))
+        return found, loops
+
+    mesh_of = lambda data, fsdp: make_mesh(ConfigDict({"data": data, "fsdp": fsdp}))  # noqa: E731
+    expected, _ = gradient(mesh_of(1, 1), 1)
+    report = {}
+    for data, fsdp, parts in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 4, 2), (1, 1, 4)):
+        found, loops = gradient(mesh_of(data, fsdp), parts)
+        report[f"{data}x{fsdp}/{parts}"] = off(found, expected)
+        report[f"{data}x{fsdp}/{parts} loops"] = loops
+    return report
+
+
+def test_a_small_program_on_every_mesh():
+    report = on_eight_devices("small_program()")
+    assert len(report) == 10
+    for name, value in report.items():
+        assert value == 0 if "loops" in name else value < 1e-6, report
 
 
 def draws_differ(training, config: ConfigDict) -> int:
