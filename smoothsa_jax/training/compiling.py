@@ -125,6 +125,8 @@ def advice_for_training(config: ConfigDict) -> str:
         options.append(f"--config.train.accumulate={2 * parts} (the same training, in parts)")
     if len(jax.devices()) > 1 and config.mesh.get("fsdp", 1) == 1:
         options.append("--config.mesh.fsdp=2 or more (parameters cut over devices)")
+    if train.get("remat") == "none":
+        options.append("--config.train.remat=all (slower, the same training)")
     if config.dtype == "float32":
         options.append("--config.dtype=bfloat16")
     options.append("a smaller train.batch_size")
