@@ -102,13 +102,15 @@ class Worker:
         )
         self.times: list[list[float]] = []
         self.peak_bytes = 0
+        # A stream: the time until its masks are there.
+        self.each = spec["kind"] == "infer" and spec["batch"] == 1
 
     def wait_until_ready(self) -> None:
         self.ready = self._read()
         self.calls = max(1, min(100, round(ROUND_SECONDS / self.ready["seconds"])))
 
-    def take_turn(self, each: bool) -> None:
-        self.process.stdin.write(json.dumps({"calls": self.calls, "each": each}) + "\n")
+    def take_turn(self) -> None:
+        self.process.stdin.write(json.dumps({"calls": self.calls, "each": self.each}) + "\n")
         self.process.stdin.flush()
         found = self._read()
         self.times.append(found["times"])
@@ -138,6 +140,7 @@ class Worker:
             "calls": self.calls * len(self.times),
             "turns": [statistics.median(turn) for turn in self.times],
             "peak_bytes": self.peak_bytes,
+            "each": self.each,
             "ready_seconds": self.ready["ready_seconds"],
             **self.ready["about"],
         }
@@ -174,11 +177,10 @@ def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, An
         if device == "gpu":
             for worker in workers:
                 worker.wait_until_ready()
-        each = size == 1  # a stream: the time until its masks are there
         for turn in range(options.rounds):
             for worker in workers if turn % 2 == 0 else reversed(workers):
                 time.sleep(options.pause)  # threads that still spin come to rest
-                worker.take_turn(each)
+                worker.take_turn()
     finally:
         for worker in workers:
             worker.close()
@@ -258,9 +260,7 @@ def table(found: dict[str, Any]) -> str:
         sides = row["sides"]
         names = ["ours", *others]
         cells = [row["what"], f"{row['batch']} x {row['frames']}"]
-        cells += [
-            milliseconds(sides[name], row["batch"]) if name in sides else "" for name in names
-        ]
+        cells += [milliseconds(sides[name]) if name in sides else "" for name in names]
         cells += [f"**{row['ratios'][name]:.2f}**" if name in sides else "" for name in others]
         cells += [
             f"{sides[name]['peak_bytes'] / 1e6:.0f}" if name in sides else "" for name in names
@@ -271,9 +271,9 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def milliseconds(side: dict[str, Any], batch: int) -> str:
+def milliseconds(side: dict[str, Any]) -> str:
     median = f"{1e3 * side['median_seconds']:.4g}"
-    return f"{median} (p99 {1e3 * side['p99_seconds']:.4g})" if batch == 1 else median
+    return f"{median} (p99 {1e3 * side['p99_seconds']:.4g})" if side["each"] else median
 
 
 def find_device(asked: str) -> str:
@@ -303,6 +303,7 @@ def main(arguments: Sequence[str]) -> int:
         default="wall",
         help="processor, with --threads=1: what the CPU spends, also where other work runs beside",
     )
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after them")
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument(
         "--compile_whole", action="store_true", help="clips as one program, not in parts"
@@ -326,8 +327,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.clock == "processor" and (device != "cpu" or options.threads != 1):
         raise UserError("--clock=processor counts what one core does: add --device=cpu --threads=1")
     found = header(device, options) | {"rows": []}
+    start = time.perf_counter()
     for name in options.cases:
         begin = time.perf_counter()
+        if begin - start > options.seconds:
+            print(f"{name}: left out, --seconds={options.seconds:.0f} are over", file=sys.stderr)
+            continue
         found["rows"].append(measure(name, options, device))
         line = ", ".join(f"{x:.2f}x {side}" for side, x in found["rows"][-1]["ratios"].items())
         print(f"{name}: {line} ({time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
