@@ -266,6 +266,14 @@ def rows_in(workdir: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+def saving_since(workdir: Path, began: float) -> bool:
+    """Whether there is a folder of a save that is not complete, other than those that an earlier run left."""
+    try:
+        return any(p.stat().st_mtime > began for p in (workdir / FOLDER).glob("*tmp*"))
+    except FileNotFoundError:  # it was just completed
+        return False
+
+
 def wait_for(condition, processes: list[subprocess.Popen], seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition() and time.monotonic() < limit:
@@ -314,15 +322,10 @@ def test_stopped_and_killed_two_processes_end_with_the_same_bits(tmp_path, compi
     assert rows_in(workdir) == step
 
     for victim in (0, 1):
+        began = time.time()
         processes = begin(*command, cache=compilation_cache, fake=True)
-        before = steps_found(workdir)[0]
         # In the middle of a save: Orbax has begun a folder and not yet given it its name.
-        wait_for(
-            lambda before=before: (
-                rows_in(workdir) > before and list((workdir / FOLDER).glob("*tmp*"))
-            ),
-            processes,
-        )
+        wait_for(lambda began=began: saving_since(workdir, began), processes)
         survivor_of(processes, victim)
         assert steps_found(workdir)[0] < 60
     shutil.copytree(workdir, tmp_path / "as_it_was_left")
