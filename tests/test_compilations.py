@@ -17,6 +17,7 @@ def test_a_whole_run_compiles_each_program_once(tmp_path, caplog):
     config.train.update(num_steps=5, batch_size=2)
     config.checkpoint.update(every=2, best_metric="fg_ari", best_mode="max")
     config.eval.update(seeds=(0, 1), match_paper=True, baselines=False, validation_samples=3)
+    jax.clear_caches()  # what other tests of this process have compiled
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         loop.train(config, tmp_path / "run")
     compiling = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling ")]

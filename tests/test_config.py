@@ -78,7 +78,7 @@ BAD = [
     ("--config.train.batch_size=3", "train.batch_size is 3, which 2 devices do not divide"),
     ("--config.train.accumulate=0", "train.accumulate is 0; expected a whole number"),
     ("--config.train.accumulate=3", "train.accumulate=3 does not divide into equal parts on each"),
-    ("--config.dtype=float16", "dtype is .float16.; expected one of bfloat16, float32"),
+    ("--config.dtype=float16", "dtype is 'float16'; expected one of bfloat16, float32"),
     ("--config.model.decoder.name=mlp_mixtur", "did you mean 'mlp_mixture'?"),
     ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate is nan"),
     ("--config.loss.distillation=-1", "loss.distillation is -1.0"),

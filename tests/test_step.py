@@ -220,6 +220,8 @@ def test_a_batch_in_parts_is_the_large_batch(setup, batch):
         np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
     moment = first_moment(found)
     for name, value in first_moment(expected).items():
-        assert np.abs(moment[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+        # This one shifts the logits of all slots alike: its gradient is rounding alone.
+        if name != "slot_attention.norm_slots.bias":
+            assert np.abs(moment[name] - value).max() <= 1e-5 * np.abs(value).max(), name
     assert parts.memory.temporary < 0.6 * whole.memory.temporary
     assert str(parts.memory) in said[-1] and "on each device" in said[-1]

@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
