@@ -253,6 +253,7 @@ def check(report: dict[str, dict], fsdp: dict[str, int]) -> None:
         assert 1 / fsdp[name] <= found["share_of_state"] <= 1 / fsdp[name] + 0.15, (name, found)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_both_kinds_equals_one_device():
     """Losses, gradients and draws at every step, weights after six; parameters and optimiser cut to a quarter."""
     check(on_eight_devices("compare([(2, 4, 1)], frames=2)"), {"2x4/1": 4})

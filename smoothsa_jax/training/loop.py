@@ -140,8 +140,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
-        # A copy, because a step gives its state away; training.state stays as the untrained model.
-        state = jax.tree.map(jnp.copy, training.state)
+        # A copy, because a step gives its state away; training.state stays as the untrained model. In one program: by
+        # itself each array's shape would have one of its own.
+        state = jax.jit(lambda state: jax.tree.map(jnp.copy, state))(training.state)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
             if training.frozen_from:
