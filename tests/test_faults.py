@@ -297,12 +297,12 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch):
 
 
 MEMORY_SCRIPT = """
-import ctypes, resource, sys
+import ctypes, resource, sys, threading
 from smoothsa_jax.training.runtime import keep_freed_memory
 
 if sys.argv[1:]:
     print(keep_freed_memory())
-library, size = ctypes.CDLL(None), 1 << 26
+library, size = ctypes.CDLL(None), 48 << 20  # fits into a heap of any thread
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 library.free.argtypes = [ctypes.c_void_p]
 
@@ -311,11 +311,17 @@ def use():
     ctypes.memset(block, 1, size)
     library.free(block)
 
-use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+def measure():
     use()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        use()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+
+measure()
+thread = threading.Thread(target=measure)  # XLA allocates in threads of its own
+thread.start()
+thread.join()
 """
 
 
@@ -329,8 +335,8 @@ def faults_a_call(*arguments: str, **environment: str) -> list[str]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_freed_memory_is_kept_for_the_next_step():
-    (taken_anew,) = faults_a_call()
-    done, kept = faults_a_call("keep")
-    assert done == "True"
-    assert float(taken_anew) > 1000 and float(kept) < 10  # of 64 MiB
+    taken_anew = faults_a_call()
+    done, *kept = faults_a_call("keep")
+    assert done == "True" and len(kept) == 2
+    assert min(map(float, taken_anew)) > 1000 and max(map(float, kept)) < 10  # of 48 MiB
     assert faults_a_call("keep", MALLOC_ARENA_MAX="2")[0] == "False"  # the user's own choice

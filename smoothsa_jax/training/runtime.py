@@ -49,10 +49,11 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # numbers of malloc.h
     # Older versions refuse thresholds above half of a heap, 32 MiB.
     kept = mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25)
-    return bool(kept and mallopt(trim_threshold, (1 << 31) - 1))
+    # One heap for all threads: those of others end at 64 MiB and are given back whole, and XLA computes in such threads.
+    return bool(kept and mallopt(arena_max, 1) and mallopt(trim_threshold, (1 << 31) - 1))
 
 
 def use_compilation_cache() -> Path | None:
