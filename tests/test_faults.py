@@ -318,8 +318,12 @@ def measure():
         use()
     print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
 
+def measure_beside():
+    held = library.malloc(40 << 20)  # so that the next block needs a second heap of 64 MiB
+    measure()
+
 measure()
-thread = threading.Thread(target=measure)  # XLA allocates in threads of its own
+thread = threading.Thread(target=measure_beside)  # XLA allocates in threads of its own
 thread.start()
 thread.join()
 """
