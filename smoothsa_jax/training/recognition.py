@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -29,16 +28,15 @@ from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
-from smoothsa_jax.models.parameters import Parameters, place, split
+from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
-from smoothsa_jax.training.compiling import compiler_options
-from smoothsa_jax.training.mesh import gather, kept, make_mesh, replicated, spread
+from smoothsa_jax.training.mesh import gather, make_mesh
 from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import Training, descend
+from smoothsa_jax.training.step import Training, descend, on_mesh
 
 INPUTS = ("video", "boxes", "slot_mask", "segmentations", "categories")
 
@@ -121,7 +119,6 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     train_paper = settings.get("match_paper", False)
     parts = config.train.get("accumulate", 1)
     mesh = make_mesh(config.mesh)
-    samples = spread(mesh)
 
     def training_draws(key: Array, batch: dict[str, Array]) -> Draws:
         mask = batch["slot_mask"]
@@ -187,30 +184,13 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         logits, boxes = definition.merge(params, {})(slots)
         return count(logits, boxes, targets)
 
-    @functools.cache
-    def predict_on(samples: NamedSharding) -> Callable:
-        return jax.jit(predict, static_argnums=4, out_shardings=samples)
-
     state, arrays = create_state(params, optimizer), {**pretrained, **backbone}
-    places, whole = kept(mesh, state), replicated(mesh)
     return RecognitionTraining(
         definition=definition,
-        state=jax.device_put(state, places),
-        frozen=place(arrays, kept(mesh, arrays)),
-        train_step=jax.jit(
-            train_step,
-            donate_argnums=0,
-            out_shardings=(places, whole),
-            compiler_options=compiler_options(config),
-        ),
-        predict=predict_on(samples),
-        predict_on=predict_on,
         grid=grid,
-        mesh=mesh,
-        batch_sharding=samples,
-        replicated=whole,
         num_classes=settings.num_classes,
         pretrained_names=frozenset(pretrained),
+        **on_mesh(mesh, config, state, arrays, train_step, predict, static_argnums=4),
     )
 
 

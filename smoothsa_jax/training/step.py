@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,6 @@ def build_training(config: ConfigDict) -> Training:
     weights = active_terms(config.loss, config.model.initializer.warmer, config.data.num_frames)
     parts = config.train.get("accumulate", 1)
     mesh = make_mesh(config.mesh)
-    samples = spread(mesh)
 
     def sample(key: Array, batch: dict[str, Array]) -> Draws:
         return sample_training_draws(
@@ -159,26 +159,45 @@ def build_training(config: ConfigDict) -> Training:
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
         return {name: outputs[name] for name in PREDICTED}
 
-    @functools.cache
-    def predict_on(samples: NamedSharding) -> Callable:
-        return jax.jit(predict, out_shardings=samples)
-
-    state = create_state(params, optimizer)
-    places, whole = kept(mesh, state), replicated(mesh)
     return Training(
         definition=definition,
-        state=jax.device_put(state, places),
-        frozen=place(frozen, kept(mesh, frozen)),
-        train_step=jax.jit(
+        grid=grid,
+        **on_mesh(mesh, config, create_state(params, optimizer), frozen, train_step, predict),
+    )
+
+
+def on_mesh(
+    mesh: Mesh,
+    config: ConfigDict,
+    state: TrainState,
+    frozen: Parameters,
+    train_step: Callable,
+    predict: Callable,
+    **of_predict: Any,
+) -> dict[str, Any]:
+    """The fields of a `Training` that have to do with devices: arrays in their places, functions compiled for them.
+
+    Args:
+        of_predict: options of `jax.jit` for `predict`, such as its static arguments.
+    """
+    places, whole, samples = kept(mesh, state), replicated(mesh), spread(mesh)
+
+    @functools.cache
+    def predict_on(samples: NamedSharding) -> Callable:
+        return jax.jit(predict, out_shardings=samples, **of_predict)
+
+    return {
+        "state": jax.device_put(state, places),
+        "frozen": place(frozen, kept(mesh, frozen)),
+        "train_step": jax.jit(
             train_step,
             donate_argnums=0,
             out_shardings=(places, whole),
             compiler_options=compiler_options(config),
         ),
-        predict=predict_on(samples),
-        predict_on=predict_on,
-        grid=grid,
-        mesh=mesh,
-        batch_sharding=samples,
-        replicated=whole,
-    )
+        "predict": predict_on(samples),
+        "predict_on": predict_on,
+        "mesh": mesh,
+        "batch_sharding": samples,
+        "replicated": whole,
+    }
