@@ -94,7 +94,7 @@ def save_beside_steps(arguments: Sequence[str], rounds: int) -> dict[str, float]
             steps.append(time.perf_counter() - begin)
             if number % 2:
                 begin = time.perf_counter()
-                writer.save(number, {"state": state, "frozen": training.frozen}, {}, {})
+                writer.save(number, {"state": state}, {}, {}, {"frozen": training.frozen})
                 saves.append(time.perf_counter() - begin)
                 writer.wait()
         writer.close()

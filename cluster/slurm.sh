@@ -18,8 +18,8 @@
 set -euo pipefail
 
 # The first node's process 0 answers there; jobs of one node get different ports.
-host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export COORDINATOR=$host:$((20000 + SLURM_JOB_ID % 10000))
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export COORDINATOR=${hosts%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))
 
 srun --kill-on-bad-exit=1 bash -c 'exec python main.py "$@" \
     --coordinator="$COORDINATOR" --num_processes="$SLURM_NTASKS" --process_id="$SLURM_PROCID"' main.py "$@"

@@ -111,6 +111,23 @@ def test_a_state_given_away_right_after_save_does_not_change_what_is_saved(tmp_p
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+def test_arrays_that_never_change_are_saved_beside_the_state(tmp_path):
+    writer = CheckpointWriter(tmp_path, CONFIG)
+    frozen = {"frozen": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
+    for step in (1, 2):
+        writer.save(step, make_state(step), PROGRESS, {}, frozen)
+    writer.wait()
+    for step in (1, 2):
+        found = read_checkpoint(tmp_path, step).arrays  # compares checksums
+        np.testing.assert_array_equal(found["frozen/kernel"], frozen["frozen"]["kernel"])
+        assert found.keys() == flatten_state(make_state(step)).keys() | {"frozen/kernel"}
+    frozen["frozen"]["kernel"] = jnp.full(3, np.inf)
+    writer = CheckpointWriter(tmp_path, CONFIG)
+    with pytest.raises(UserError, match="frozen/kernel is not finite"):
+        writer.save(3, make_state(3), PROGRESS, {}, frozen)
+        writer.wait()
+
+
 def test_the_latest_and_the_best_are_kept(tmp_path):
     losses = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 9.0, 6: 7.0, 7: 8.0}
     write(tmp_path, losses, max_to_keep=3, best_metric="loss", best_mode="min")
@@ -315,6 +332,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     state["state"].params["scalar"] = jnp.float32(np.nan)
     with pytest.raises(UserError, match="state/params/scalar is not finite") as error:
         writer.save(4, state, PROGRESS, {"loss": 1.0})
+        writer.wait()
     assert str(tmp_path / FOLDER / "2") in str(error.value)
     writer.close()
     assert steps_found(tmp_path) == [2]

@@ -6,12 +6,11 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -68,6 +67,9 @@ class CheckpointWriter:
         self.best_metric = best_metric
         self.last_good: int | None = None
         self._pending: int | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._frozen_listed: dict[str, list[Any]] | None = None
         worst = math.inf if best_mode == "min" else -math.inf
         options: dict[str, Any] = {}
         if best_metric:  # a save after a signal comes without it
@@ -95,60 +97,88 @@ class CheckpointWriter:
         self.last_good = max(steps) if steps else None
 
     def save(
-        self, step: int, state: Any, progress: Mapping[str, Any], metrics: Mapping[str, float]
+        self,
+        step: int,
+        state: Any,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        frozen: Any = None,
     ) -> None:
-        """Copy the state to the host and write it in the background; of several processes each writes its share.
+        """Copy the state; check and write it in the background. Of several processes each writes its share.
 
         Args:
           step: updates done so far.
           state: pytree of arrays; may be donated as soon as this returns.
           progress: JSON-like.
           metrics: by which the best is chosen.
+          frozen: pytree of arrays that are never donated, and the same at every save.
 
         Raises:
-          UserError: this save, or the one before, failed (disk full, no permission); or the state is not finite.
+          UserError: the save before failed (disk full, no permission; its state was not finite). Several processes
+            raise what they can at once.
         """
         self.wait()
-        # Copies: on CPU a plain view would share memory with a buffer the next step overwrites.
-        flat = flatten_state(state)
-        arrays = hosts.on_host(flat)
-        for name, array in arrays.items():
-            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-                raise UserError(
-                    f"state of step {step} is not saved: {name} is not finite; {self.describe_last_good()}; "
-                    "lower optimizer.learning_rate or look at the data"
-                )
-        listed = {name: fingerprint(array) for name, array in arrays.items()}
+        copies = hosts.copies(flatten_state(state))
         scores = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        self._pending = step
+        write = lambda: self._write(step, copies, flatten_state(frozen), dict(progress), scores)  # noqa: E731
+        if hosts.several():  # all have to come here at the same step: they wait for each other
+            with self._explained(step):
+                write()
+        else:
+            self._writing = self._thread.submit(write)
+
+    def _write(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        progress: dict[str, Any],
+        scores: dict[str, float],
+    ) -> None:
+        if self._frozen_listed is None:
+            self._frozen_listed = self._listed(step, hosts.on_host(frozen))
+        listed = self._listed(step, hosts.on_host(state)) | self._frozen_listed
+        arrays = {**state, **frozen}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(
-                jax.tree.map(jnp.copy, flat) if hosts.several() else arrays
-            ),
-            progress=ocp.args.JsonSave(dict(progress)),
+            state=ocp.args.StandardSave(arrays if hosts.several() else hosts.on_host(arrays)),
+            progress=ocp.args.JsonSave(progress),
             config=ocp.args.JsonSave(json.loads(to_json(self.config))),
             arrays=ocp.args.JsonSave(listed),
         )
-        self._pending = step
-        with self._explained():
-            self._manager.save(step, args=items, metrics=scores, force=True)
+        self._manager.save(step, args=items, metrics=scores, force=True)
+        if not hosts.several():
+            self._manager.wait_until_finished()
+
+    def _listed(self, step: int, arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+        for name, array in arrays.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise UserError(
+                    f"state of step {step} is not saved: {name} is not finite; {self._last_good_text()}; "
+                    "lower optimizer.learning_rate or look at the data"
+                )
+        return {name: fingerprint(array) for name, array in arrays.items()}
 
     def wait(self) -> None:
         """Wait until the save in flight is complete.
 
         Raises:
-          UserError: it failed; earlier checkpoints are intact.
+          UserError: it failed, or its state was not finite; earlier checkpoints are intact.
         """
         if self._pending is None:
             return
-        with self._explained():
+        step = self._pending
+        with self._explained(step):
+            if self._writing is not None:
+                self._writing.result()
             self._manager.wait_until_finished()
-        self.last_good, self._pending = self._pending, None
+            self.last_good = step
+        self._pending = None
 
     def poll(self) -> None:
         """Notice, without waiting, that the save in flight is complete or failed."""
-        if hosts.several():  # each would notice at another step, and then they wait for each other
-            return
-        if self._pending is not None and not self._manager.is_saving_in_progress():
+        # Of several processes each would notice at another step, and then they wait for each other.
+        if self._writing is not None and self._writing.done():
             self.wait()
 
     def close(self) -> None:
@@ -158,6 +188,7 @@ class CheckpointWriter:
             return  # an error of this process, maybe: the others do not come to wait with it
         with contextlib.suppress(Exception):
             self.wait()
+        self._thread.shutdown()
         with contextlib.suppress(Exception):
             self._manager.close()
 
@@ -165,6 +196,9 @@ class CheckpointWriter:
         """For messages; a save in flight is waited for."""
         with contextlib.suppress(UserError):
             self.wait()
+        return self._last_good_text()
+
+    def _last_good_text(self) -> str:
         if self.last_good is None:
             return "there is no earlier checkpoint"
         return f"the last good checkpoint is {self.folder / str(self.last_good)}"
@@ -175,30 +209,20 @@ class CheckpointWriter:
             sizes = {str(p.relative_to(folder)): p.stat().st_size for p in _files(folder)}
             (folder / FILES_LIST).write_text(json.dumps(sizes))
 
-    def _explained(self) -> "_Explained":
-        return _Explained(self)
-
-
-class _Explained:
-    """Turns what Orbax and the file system raise while saving into one line."""
-
-    def __init__(self, writer: CheckpointWriter):
-        self.writer = writer
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
-            return
-        if hosts.several() and hosts.is_loss(error):
-            return
-        step, self.writer._pending = self.writer._pending, None
-        reason, advice = _why_not_written(error)
-        raise UserError(
-            f"checkpoint of step {step} could not be written to {self.writer.folder}: {reason}; "
-            f"{self.writer.describe_last_good()}; {advice}"
-        ) from error
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Turns what Orbax and the file system raise while saving into one line."""
+        try:
+            yield
+        except Exception as error:
+            self._pending = None
+            if isinstance(error, UserError) or (hosts.several() and hosts.is_loss(error)):
+                raise
+            reason, advice = _why_not_written(error)
+            raise UserError(
+                f"checkpoint of step {step} could not be written to {self.folder}: {reason}; "
+                f"{self._last_good_text()}; {advice}"
+            ) from error
 
 
 def _why_not_written(error: BaseException) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 import smoothsa_jax
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.state import copied
 
 HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -247,18 +248,26 @@ class StopTogether:
 # -------------------------------------------------------------------------------------------- arrays over hosts
 
 
+def copies(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies that stay when the arrays are donated: in this host's memory, or on the devices where several share them."""
+    if several():
+        return copied(dict(arrays))
+    # On a CPU what is fetched may share memory with the buffer.
+    return {name: np.array(x) for name, x in jax.device_get(dict(arrays)).items()}
+
+
 def on_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Copies of whole arrays in this host's memory, also of such as are spread over hosts."""
+    """Whole arrays in this host's memory, also of such as are spread over hosts; views where that is possible."""
     if not several():
-        return {name: np.array(x) for name, x in jax.device_get(dict(arrays)).items()}
+        return {name: np.asarray(x) for name, x in jax.device_get(dict(arrays)).items()}
     return {name: _whole(x) for name, x in arrays.items()}
 
 
 def _whole(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
-        return np.array(array)
+        return np.asarray(array)
     if array.is_fully_replicated:
-        return np.array(array.addressable_data(0))
+        return np.asarray(array.addressable_data(0))
     return multihost_utils.process_allgather(array, tiled=True)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config import differences, flatten, from_json, to_json
@@ -45,7 +44,7 @@ from smoothsa_jax.training.compiling import (
 )
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, SilentLog, check_finite
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
-from smoothsa_jax.training.state import TrainState
+from smoothsa_jax.training.state import TrainState, copied
 from smoothsa_jax.training.step import Training, build_training
 from smoothsa_jax.training.waits import DataWaits
 from smoothsa_jax.validation import validate
@@ -140,9 +139,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
-        # A copy, because a step gives its state away; training.state stays as the untrained model. In one program: by
-        # itself each array's shape would have one of its own.
-        state = jax.jit(lambda state: jax.tree.map(jnp.copy, state))(training.state)
+        # A copy, because a step gives its state away; training.state stays as the untrained model.
+        state = copied(training.state)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
             if training.frozen_from:
@@ -278,7 +276,8 @@ def _train_steps(
                 log.record(done, row)
                 progress = {"data": position, "means": means.state(), "source": fingerprint}
                 progress["frozen_from"] = training.frozen_from
-                writer.save(done, {"state": state, "frozen": training.frozen}, progress, scores)
+                frozen = {"frozen": training.frozen}
+                writer.save(done, {"state": state}, progress, scores, frozen)
             else:
                 writer.poll()
             if leaving or done == num_steps:
