@@ -23,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
-from memory import lowered_step  # noqa: E402  beside this file
 from ml_collections import ConfigDict  # noqa: E402
-from train_step import _unrolled_scans as unrolled_scans  # noqa: E402
 
-from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
+from benchmarks import cases  # noqa: E402
+from benchmarks.memory import lowered_step  # noqa: E402
+from benchmarks.train_step import unrolled_scans  # noqa: E402
 from smoothsa_jax.training.compiling import memory_of  # noqa: E402
 from smoothsa_jax.training.step import build_training  # noqa: E402
 
@@ -215,20 +214,13 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    for_config, others = split_command_line(arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="config file, with :variant; default configs/sprites.py")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--meshes", default="8x1,1x8,2x4", help="data x fsdp")
     parser.add_argument("--per_device", type=int, default=1, help="samples of a device")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
-    options = parser.parse_args(others)
+    config, options = cases.arguments_of(parser, arguments)
     meshes = [tuple(map(int, mesh.split("x"))) for mesh in options.meshes.split(",")]
     jax.config.update("jax_num_cpu_devices", max(data * fsdp for data, fsdp in meshes))
-    config = config_from_command_line(for_config, "configs/sprites.py")
     flop = flop_of(config, options.per_device)
     rows = [{**measure(config, mesh, options.per_device), "flop": flop} for mesh in meshes]
     print(json.dumps(rows) if options.json else report(rows))
@@ -236,8 +228,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    cases.run(main)

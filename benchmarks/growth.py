@@ -3,15 +3,15 @@
     python benchmarks/growth.py                                    # a small ViT and short ranges, for a CPU
     python benchmarks/growth.py --full --config=configs/movi_c.py --config.model.backbone.weights=random   # a GPU
 
-Any `--config.key=value` works as for main.py. Sizes of an axis take turns, several rounds; a figure is the best round, of
-the processor's time on a CPU, which other programs disturb less. For frames, slots and batch a line a + b * size is
-fitted: where the largest deviation from it is small, time is linear.
+Any `--config.key=value` works as for main.py. All sizes of an axis are compiled side by side and then take turns, several rounds; a
+figure is the best round's. For frames, slots and batch the straight line a + b * size that fits best is told: time is
+linear where the largest deviation from it is small.
 """
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,17 +20,12 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from benchmarks.train_step import header  # noqa: E402
-from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.training.loop import check  # noqa: E402
-from smoothsa_jax.training.runtime import keep_freed_memory  # noqa: E402
-from smoothsa_jax.training.step import build_training  # noqa: E402
+from benchmarks import cases  # noqa: E402
 
-AXES = {  # name: key, sizes on a CPU, sizes with --full
+AXES = {  # name: key, sizes of the small model, sizes with --full
     "frames": ("data.num_frames", (6, 12, 24, 48), (6, 12, 24, 48)),
     "slots": ("model.slot_attention.num_slots", (5, 10, 20, 40), (5, 10, 20, 40)),
-    "image": ("data.image_size", (64, 128, 192), (224, 320, 416, 512)),
+    "image": ("data.image_size", (224, 320, 416, 512), (224, 322, 420, 518)),
     "batch": ("train.batch_size", (1, 2, 4, 8), (1, 2, 4, 8, 16, 32)),
 }
 SMALL = {  # a ViT that a CPU takes quickly; patches of 16, without a resize
@@ -51,48 +46,35 @@ def small(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def step_of(config: ConfigDict) -> Callable[[], None]:
-    """A function that does one training step and waits for it; the first call compiles."""
-    check(config)
-    training, rng = build_training(config), np.random.default_rng(0)
-    batch, frames = config.train.batch_size, config.data.num_frames
-    side, slots = config.data.image_size, config.model.slot_attention.num_slots
-    placed = training.place(
-        {
-            "video": rng.integers(0, 256, (batch, frames, side, side, 3), np.uint8),
-            "boxes": np.sort(rng.random((batch, frames, slots, 4), np.float32), axis=-1),
-            "slot_mask": np.ones((batch, slots), bool),
-        }
-    )
-    state, key = [training.state], jax.random.key(0)
-
-    def step() -> None:
-        state[0], _ = jax.block_until_ready(
-            training.train_step(state[0], training.frozen, placed, key)
-        )
-
-    return step
+def with_size(config: ConfigDict, key: str, size: int) -> ConfigDict:
+    """The config with another size of one axis, and with what hangs together with it."""
+    other = config.copy_and_resolve_references().unlock()
+    with other.ignore_type():
+        other.update_from_flattened_dict({key: size})
+    if key == "model.slot_attention.num_slots" and "max_objects" in other.data:
+        other.data.max_objects = size - int(other.data.get("background_box", False))
+    if key == "data.image_size":
+        other.model.backbone.resize = 1.0  # the ViT sees what is told
+    return other
 
 
 def measure(config: ConfigDict, key: str, sizes: Sequence[int], rounds: int) -> list[float]:
     """Seconds of a step at each size of one axis."""
-    steps = []
-    for size in sizes:
-        other = config.copy_and_resolve_references().unlock()
-        with other.ignore_type():
-            other.update_from_flattened_dict({key: size})
-        if key == "model.slot_attention.num_slots" and "max_objects" in other.data:
-            other.data.max_objects = size - int(other.data.get("background_box", False))
-        steps.append(step_of(other))
-        steps[-1]()
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    best = [float("inf")] * len(sizes)
-    for _ in range(rounds):
-        for i, step in enumerate(steps):
-            begin = clock()
-            step()
-            best[i] = min(best[i], clock() - begin)
-    return best
+    configs = [with_size(config, key, size) for size in sizes]
+    trainings = [cases.training_of(other) for other in configs]
+    batches = [cases.random_batch(other) for other in configs]
+    lowered = [
+        training.train_step.lower(
+            training.state, training.frozen, training.place(batch), jax.random.key(0)
+        )
+        for training, batch in zip(trainings, batches, strict=True)
+    ]
+    with ThreadPoolExecutor() as threads:
+        compiled = list(threads.map(lambda program: program.compile(), lowered))
+    steps = list(map(cases.stepper, trainings, batches, compiled))
+    for step in steps:  # the first call is slower
+        step()
+    return list(map(min, cases.in_turn(steps, rounds)))
 
 
 def deviation(sizes: Sequence[int], seconds: Sequence[float]) -> float:
@@ -104,35 +86,23 @@ def deviation(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    for_config, others = split_command_line(arguments)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="the config's own backbone and sizes")
     parser.add_argument("--axes", default=",".join(AXES))
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args(others)
-    keep_freed_memory()
-    default = str(Path(__file__).resolve().parent.parent / "configs" / "movi_c.py")
-    try:
-        config = config_from_command_line(for_config, default)
-        config = config if given.full else small(config)
-        about = header(config)
-        print(f"{about['machine']}, {about['date']}")
-        for axis in given.axes.split(","):
-            key, short, whole = AXES[axis]
-            sizes = whole if given.full else short
-            seconds = measure(config, key, sizes, given.rounds)
-            for size, found in zip(sizes, seconds, strict=True):
-                print(f"{axis:<8}{size:>5}{1e3 * found:>12.1f} ms{1 / found:>10.2f} steps/s")
-            if axis != "image":
-                print(
-                    f"{axis}: {deviation(sizes, seconds):.1%} off a straight line at most",
-                    flush=True,
-                )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, options = cases.arguments_of(parser, arguments, "movi_c")
+    config = config if options.full else small(config)
+    print(f"{cases.machine()}\n{cases.of_config(config)}")
+    for axis in options.axes.split(","):
+        key, short, whole = AXES[axis]
+        sizes = whole if options.full else short
+        seconds = measure(config, key, sizes, options.rounds)
+        for size, found in zip(sizes, seconds, strict=True):
+            cases.tell(f"a step with {axis} = {size}", f"{1e3 * found:.1f} ms")
+        if axis != "image":
+            cases.tell(f"{axis}: farthest from a straight line", f"{deviation(sizes, seconds):.1%}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cases.run(main)

@@ -10,7 +10,6 @@ On a GPU the same command tells what its own compiler plans.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -26,11 +25,10 @@ PLAN_ONLY = (
 os.environ.setdefault("XLA_FLAGS", PLAN_ONLY)
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
+from benchmarks import cases  # noqa: E402
 from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.training.compiling import memory_of  # noqa: E402
 from smoothsa_jax.training.step import Training, build_training  # noqa: E402
@@ -41,16 +39,9 @@ USABLE = 0.9
 
 def lowered_step(training: Training, config: ConfigDict, batch: int) -> Any:
     """The training step lowered for the shapes of a batch."""
-    data, slots = config.data, config.model.slot_attention.num_slots
-    size = data.image_size if isinstance(data.image_size, tuple) else (data.image_size,) * 2
-    shapes = {
-        "video": ((batch, data.num_frames, *size, 3), jnp.uint8),
-        "boxes": ((batch, data.num_frames, slots, 4), jnp.float32),
-        "slot_mask": ((batch, slots), jnp.bool_),
-    }
     inputs = {
         name: jax.ShapeDtypeStruct(*x, sharding=training.batch_sharding)
-        for name, x in shapes.items()
+        for name, x in cases.batch_shapes(config, batch).items()
     }
     return training.train_step.lower(training.state, training.frozen, inputs, jax.random.key(0))
 
@@ -63,48 +54,25 @@ def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
     step = max(1, config.train.get("accumulate", 1))
     tried = np.arange(step, 1 << 15, step)
     fits = {size: int(tried[curve(tried) <= USABLE * size].max(initial=0)) for size in SIZES}
-    return {
-        "config": config.name,
-        "dtype": config.dtype,
-        "accumulate": step,
-        "platform": jax.default_backend(),
-        "gb": {batch: peak / 1e9 for batch, peak in zip(batches, peaks, strict=True)},
-        "fits": fits,
-    }
+    return {"gb": dict(zip(batches, (peak / 1e9 for peak in peaks), strict=True)), "fits": fits}
 
 
 def main(arguments: Sequence[str]) -> int:
-    for_config, others = split_command_line(arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="config file, with :variant; default configs/sprites.py")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", default="8,32,128", help="three batches to compile for")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
-    options = parser.parse_args(others)
-    config = config_from_command_line(for_config, "configs/sprites.py")
+    config, options = cases.arguments_of(parser, arguments)
     batches = [int(batch) for batch in options.batches.split(",")]
     if len(batches) != 3:
         raise UserError(f"--batches is {options.batches}; expected three, such as 8,32,128")
+    print(cases.machine())
     found = measure(config, batches)
-    if options.json:
-        print(json.dumps(found))
-        return 0
-    print(
-        f"{found['config']}, {found['dtype']}, accumulate {found['accumulate']}, for {found['platform']}"
-    )
+    name = f"{config.name}, {config.dtype}, accumulate {config.train.get('accumulate', 1)}"
     for batch, gb in found["gb"].items():
-        print(f"  batch {batch:>5}: {gb:8.2f} GB")
+        cases.tell(f"{name}: batch {batch} takes", f"{gb:.2f} GB", "planned")
     for size, batch in found["fits"].items():
-        print(f"  {size:>3} GB: batch {batch}")
+        cases.tell(f"{name}: fits in {size} GB", f"{batch}", "planned")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    cases.run(main)

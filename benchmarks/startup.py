@@ -5,7 +5,8 @@
 
 Any `--config.key=value` works as for main.py; the time to the first step is measured on sprites only, whose data need no
 folder. Each start is a process of its own; cold and warm take turns, each cold one with an empty cache. A save holds up
-training from the call until it returns; its writing goes on beside the next steps.
+the loop from the call until it returns; its checking and writing go on beside the next steps, which they slow where
+they share cores with them.
 """
 
 import argparse
@@ -21,6 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from benchmarks import cases  # noqa: E402
+from smoothsa_jax.training.checkpoint_writer import CheckpointWriter  # noqa: E402
+
+STEPS = 12  # in which the writing of a save is done
 IMPORTS = ("smoothsa_jax", "smoothsa_jax.config", "jax", "smoothsa_jax.training.loop")
 
 FIRST_STEP = """
@@ -62,71 +71,59 @@ def _text() -> dict:
     return {"capture_output": True, "text": True, "check": True}
 
 
-def save_beside_steps(arguments: Sequence[str], rounds: int) -> dict[str, float]:
-    """Seconds of a step, of the call that saves, and how large the state is."""
-    import jax
-    import numpy as np
-
-    from smoothsa_jax.config import config_from_command_line, split_command_line
-    from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-    from smoothsa_jax.training.step import build_training
-
-    default = str(ROOT / "configs" / "sprites.py")
-    config = config_from_command_line(split_command_line(arguments)[0], default)
-    training, rng = build_training(config), np.random.default_rng(0)
-    batch, frames = config.train.batch_size, config.data.num_frames
-    side, slots = config.data.image_size, config.model.slot_attention.num_slots
-    placed = training.place(
-        {
-            "video": rng.integers(0, 256, (batch, frames, side, side, 3), np.uint8),
-            "boxes": np.sort(rng.random((batch, frames, slots, 4), np.float32), axis=-1),
-            "slot_mask": np.ones((batch, slots), bool),
-        }
-    )
-    state, key, steps, saves = training.state, jax.random.key(0), [], []
+def save_beside_steps(config: ConfigDict, rounds: int) -> dict[str, float]:
+    """Seconds of a step, of the call that saves, and by how much it lengthens `STEPS` steps; the state's bytes."""
+    training = cases.training_of(config)
+    placed = training.place(cases.random_batch(config))
+    key, state = jax.random.key(0), jax.tree.map(jnp.copy, training.state)
+    size = sum(x.nbytes for x in jax.tree.leaves((state, training.frozen)))
+    found: dict[str, list[float]] = {"plain": [], "beside": [], "call": []}
     with tempfile.TemporaryDirectory() as folder:
         writer = CheckpointWriter(folder, config)
-        for number in range(2 * rounds + 1):
+        for number in range(2 * rounds + 2):
+            kind = ("plain", "beside")[number % 2]
             begin = time.perf_counter()
-            state, _ = jax.block_until_ready(
-                training.train_step(state, training.frozen, placed, key)
-            )
-            steps.append(time.perf_counter() - begin)
-            if number % 2:
-                begin = time.perf_counter()
-                writer.save(number, {"state": state}, {}, {}, {"frozen": training.frozen})
-                saves.append(time.perf_counter() - begin)
-                writer.wait()
+            for step in range(STEPS):
+                state, _ = training.train_step(state, training.frozen, placed, key)
+                jax.block_until_ready(state)
+                if step == 0 and kind == "beside":
+                    before = time.perf_counter()
+                    writer.save(number, {"state": state}, {}, {}, {"frozen": training.frozen})
+                    found["call"].append(time.perf_counter() - before)
+            found[kind].append(time.perf_counter() - begin)
+            writer.wait()
         writer.close()
-    size = sum(x.nbytes for x in jax.tree.leaves((state, training.frozen)))
-    return {"step": statistics.median(steps[1:]), "save": statistics.median(saves), "bytes": size}
+    plain, beside, call = (statistics.median(times[1:]) for times in found.values())
+    return {"step": plain / STEPS, "call": call, "extra": beside - plain, "bytes": size}
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("import", "start", "save"))
-    given, for_config = parser.parse_known_args(arguments)
-    if given.only in (None, "import"):
+    config, options = cases.arguments_of(parser, arguments)
+    if options.only in (None, "import"):
         for module in IMPORTS:
-            print(f"import {module:<28}{seconds_to_import(module, given.rounds):8.2f} s")
-    if given.only in (None, "start"):
+            cases.tell(f"import {module}", f"{seconds_to_import(module, options.rounds):.2f} s")
+    if options.only in (None, "start"):
         found: dict[str, list[float]] = {"cold": [], "warm": []}
-        for number in range(given.rounds):
+        for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 for name, times in found.items():
                     workdir = Path(folder) / f"{name}_{number}"
                     times.append(seconds_to_first_step((), Path(folder) / "cache", workdir))
         for name, times in found.items():
-            print(f"first step, {name} cache {statistics.median(times):20.1f} s")
-    if given.only in (None, "save"):
-        saved = save_beside_steps(for_config, given.rounds)
-        print(
-            f"a save of {saved['bytes'] / 1e6:.0f} MB holds up training for {1e3 * saved['save']:.0f} ms, a step takes "
-            f"{1e3 * saved['step']:.0f} ms: {saved['save'] / saved['step']:.2f} steps"
-        )
+            cases.tell(f"sprites: first step, {name} cache", f"{statistics.median(times):.1f} s")
+    if options.only in (None, "save"):
+        saved = save_beside_steps(config, options.rounds)
+        print(cases.machine())
+        step, what = saved["step"], f"{config.name}: a save of {saved['bytes'] / 1e6:.0f} MB"
+        cases.tell(f"{config.name}: a step", f"{1e3 * step:.1f} ms")
+        for key, told in (("call", "holds up the loop for"), ("extra", "costs in all")):
+            remark = f"{saved[key] / step:.2f} steps" + ", goal less than one" * (key == "call")
+            cases.tell(f"{what} {told}", f"{1e3 * saved[key]:.1f} ms", remark)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cases.run(main)

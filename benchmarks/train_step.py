@@ -9,13 +9,10 @@ already; FLOP are XLA's count for one device, the peak is a large matrix product
 
 import argparse
 import contextlib
-import datetime
 import functools
 import inspect
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -30,21 +27,16 @@ import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
+from benchmarks import cases  # noqa: E402
 from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.inputs.build import build_dataset  # noqa: E402
 from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
 from smoothsa_jax.models import attention  # noqa: E402
-from smoothsa_jax.models.build import PRETRAINED, takes_weights  # noqa: E402
+from smoothsa_jax.models.build import PRETRAINED  # noqa: E402
 from smoothsa_jax.models.draws import sample_training_draws  # noqa: E402
 from smoothsa_jax.objectives.objective import active_terms, weighted_losses  # noqa: E402
 from smoothsa_jax.objectives.optimizer import build_optimizer  # noqa: E402
-from smoothsa_jax.training.loop import check  # noqa: E402
-from smoothsa_jax.training.runtime import (  # noqa: E402
-    describe_machine,
-    keep_freed_memory,
-)
-from smoothsa_jax.training.step import Training, build_training  # noqa: E402
+from smoothsa_jax.training.step import Training  # noqa: E402
 
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192
 
@@ -55,12 +47,7 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
     Raises:
         UserError: a config that cannot run on this machine.
     """
-    check(config)
-    if takes_weights(config.model.backbone):
-        raise UserError(
-            "the time does not depend on the values of the backbone; set --config.model.backbone.weights=random"
-        )
-    training = build_training(config)
+    training = cases.training_of(config)
     slots = config.model.slot_attention.num_slots
     source = build_dataset(config.data, "train", num_slots=slots)
     batch = training.place(next(training_batches(source, config.train.batch_size, config.seed)))
@@ -182,13 +169,13 @@ def count_flop(program: Callable, compiled: Any, *inputs: Any, loops: bool) -> f
     """
     if loops:
         plain = inspect.unwrap(program)
-        with _unrolled_scans():
+        with unrolled_scans():
             compiled = jax.jit(lambda *inputs: plain(*inputs)).lower(*inputs).compile()
     return float(compiled.cost_analysis().get("flops", 0.0))
 
 
 @contextlib.contextmanager
-def _unrolled_scans() -> Iterator[None]:
+def unrolled_scans() -> Iterator[None]:
     scan, mapped = jax.lax.scan, attention.MAPPED
     jax.lax.scan, attention.MAPPED = functools.partial(scan, unroll=True), math.inf
     try:
@@ -211,35 +198,12 @@ def matmul_peak(dtype: str) -> dict[str, Any]:
     return {"peak_size": size, "peak_flop_per_second": 2 * size**3 / min(times)}
 
 
-def header(config: ConfigDict) -> dict[str, Any]:
-    """What the figures belong to."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "machine": f"{describe_machine()}, {cores} CPU cores, {_processor()}",
-        "date": datetime.date.today().isoformat(),
-        "config": config.name,
-        "batch_size": config.train.batch_size,
-        "num_frames": config.data.num_frames,
-        "image_size": config.data.image_size,
-        "dtype": config.dtype,
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def report(found: dict[str, Any]) -> str:
     """The figures as lines for people."""
     steady, peak = found["steady_seconds"], found["peak_flop_per_second"]
     lines = [
-        f"{found['machine']}, {found['date']}",
-        f"{found['config']}: {found['batch_size']} clips of {found['num_frames']} frames, "
-        f"image size {found['image_size']}, {found['dtype']}",
+        found["machine"],
+        found["config"],
         "",
         f"compile  {found['compile_seconds']:10.2f} s",
         f"first    {1e3 * found['first_seconds']:10.2f} ms",
@@ -263,28 +227,17 @@ def report(found: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    for_config, others = split_command_line(arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="config file, with :variant; default configs/sprites.py")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20, help="calls that are timed")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
-    options = parser.parse_args(others)
+    config, options = cases.arguments_of(parser, arguments)
     if options.steps < 1:
         raise UserError(f"--steps is {options.steps}; expected at least 1")
-    config = config_from_command_line(for_config, "configs/sprites.py")
-    keep_freed_memory()  # as main.py does
-    found = {**header(config), **measure(config, options.steps)}
+    about = {"machine": cases.machine(), "config": cases.of_config(config), "dtype": config.dtype}
+    found = {**about, **measure(config, options.steps)}
     print(json.dumps(found) if options.json else report(found))
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    cases.run(main)

@@ -276,8 +276,9 @@ class Segmenter:
         masks = masks_from_attention(
             outputs["decoder_attention"], self.grid, tuple(map(int, size)), slot_mask
         )
-        found = {name: np.asarray(outputs[name]) for name in PER_FRAME}
-        found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
+        # Together, so that an accelerator sends all of them before the first is waited for.
+        found = jax.device_get({**{name: outputs[name] for name in PER_FRAME}, "masks": masks})
+        found |= {"slot_mask": slot_mask, "cold": cold}
         for name in ("attention", "decoder_attention", "reconstruction_error"):
             found[name] = found[name].reshape(*found[name].shape[:-1], *self.grid)
         return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})

@@ -1,0 +1,155 @@
+"""What the scripts that time the model have in common: their arguments, random batches, the clock, and how a figure is told."""
+
+import argparse
+import contextlib
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config import config_from_command_line, split_command_line
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.build import takes_weights
+from smoothsa_jax.training.loop import check
+from smoothsa_jax.training.runtime import describe_machine, keep_freed_memory
+from smoothsa_jax.training.step import Training, build_training
+
+TABLE = "BENCHMARK_TABLE"  # a file to which every figure is added as a row (gpu.sh)
+
+
+def arguments_of(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], default: str = "sprites"
+) -> tuple[ConfigDict, argparse.Namespace]:
+    """The config that `--config...` asks for, as for main.py, and the script's own options.
+
+    Raises:
+        UserError: the config is unknown, or does not hold together.
+    """
+    for_config, others = split_command_line(arguments)
+    parser.formatter_class, parser.allow_abbrev = argparse.RawDescriptionHelpFormatter, False
+    parser.add_argument("--config", help=f"config file, with :variant; default {default}")
+    options = parser.parse_args(others)
+    keep_freed_memory()  # as main.py does
+    default = str(Path(__file__).resolve().parent.parent / "configs" / f"{default}.py")
+    return config_from_command_line(for_config, default), options
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a script: status 2 and one line where it was asked for something that cannot be."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# --------------------------------------------------------------------------------------------------- what is timed
+
+
+def training_of(config: ConfigDict) -> Training:
+    """The compiled functions of a config, on this machine.
+
+    Raises:
+        UserError: the config cannot run on this machine, or wants trained weights, on which no time depends.
+    """
+    check(config)
+    if takes_weights(config.model.backbone):
+        raise UserError(
+            "the time does not depend on the values of the backbone; set --config.model.backbone.weights=random"
+        )
+    return build_training(config)
+
+
+def batch_shapes(config: ConfigDict, batch: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of what the model sees of a training batch."""
+    size, slots = config.data.image_size, config.model.slot_attention.num_slots
+    size = tuple(size) if isinstance(size, Sequence) else (size, size)
+    return {
+        "video": ((batch, config.data.num_frames, *size, 3), jnp.uint8),
+        "boxes": ((batch, config.data.num_frames, slots, 4), jnp.float32),
+        "slot_mask": ((batch, slots), jnp.bool_),
+    }
+
+
+def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.ndarray]:
+    """Random pixels and boxes, every slot valid; of `train.batch_size` samples unless told otherwise."""
+    rng = np.random.default_rng(0)
+    shapes = batch_shapes(config, batch or config.train.batch_size)
+    corners = np.sort(rng.random((*shapes["boxes"][0][:-1], 2, 2), np.float32), axis=-2)
+    return {
+        "video": rng.integers(0, 256, shapes["video"][0], np.uint8),
+        "boxes": corners.reshape(shapes["boxes"][0]),
+        "slot_mask": np.ones(shapes["slot_mask"][0], bool),
+    }
+
+
+def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> Callable[[], None]:
+    """A function that does one training step with a compiled program and waits for it."""
+    placed, key = training.place(batch), jax.random.key(0)
+    state = [jax.tree.map(jnp.copy, training.state)]
+
+    def step() -> None:
+        state[0], _ = jax.block_until_ready(compiled(state[0], training.frozen, placed, key))
+
+    return step
+
+
+def clock() -> float:
+    """Seconds: on a CPU of the process's own time, all cores together, which other programs disturb less; else of the clock."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
+def in_turn(
+    calls: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float] = clock
+) -> list[list[float]]:
+    """Seconds of every call in each of the rounds, one after the other within a round; each has run before."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, found in zip(calls, times, strict=True):
+            begin = clock()
+            call()
+            found.append(clock() - begin)
+    return times
+
+
+# ------------------------------------------------------------------------------------------------ how it is told
+
+
+def tell(what: str, value: str, remark: str = "") -> None:
+    """Prints a figure, and adds it to the table that is being made, where one is."""
+    print(f"{what:<54}{value:>20}  {remark}".rstrip(), flush=True)
+    if table := os.environ.get(TABLE):
+        with Path(table).open("a") as file:
+            file.write(f"| {what} | {value} | {remark} |\n")
+
+
+def machine() -> str:
+    """Devices, versions, processor and date."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{describe_machine()}, {cores} CPU cores, {processor()}, {datetime.date.today().isoformat()}"
+
+
+def processor() -> str:
+    """The CPU's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def of_config(config: ConfigDict) -> str:
+    """What was timed, in words."""
+    return (
+        f"{config.name}, {config.dtype}, {config.train.batch_size} x {config.data.num_frames} frames of "
+        f"{config.data.image_size}, {config.model.slot_attention.num_slots} slots"
+    )

@@ -1,0 +1,96 @@
+"""The training step with and without each of some options, in turns in one process: rematerialisation, accumulation, unrolling, flags of XLA.
+
+    python benchmarks/options.py --config=configs/movi_c.py --config.model.backbone.weights=random --config.train.batch_size=2
+    python benchmarks/options.py --options train.accumulate=4 "train.xla_flags=xla_gpu_enable_triton_gemm=false" --rounds=5
+
+Any `--config.key=value` works as for main.py. All are compiled side by side, which is why the time to compile is not told; then they
+take turns. A figure is the best round's, the ratio that of the two: above 1 the step is faster with the option.
+Memory is what the compiler plans besides state and batch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from benchmarks import cases  # noqa: E402
+from smoothsa_jax.config import config_from_command_line  # noqa: E402
+from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.training.compiling import memory_of  # noqa: E402
+
+OPTIONS = (
+    "train.remat=recurrence",
+    "train.remat=decoder",
+    "train.remat=all",
+    "train.accumulate=2",
+    "train.scan_unroll=5",
+)
+# What is not the default of jaxlib 0.7 to 0.10 and may help; docs/scaling.md says what each does.
+GPU_FLAGS = (
+    "xla_gpu_enable_latency_hiding_scheduler=true",
+    "xla_gpu_enable_triton_gemm=false",
+    "xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE",
+    "xla_gpu_enable_while_loop_double_buffering=true",
+)
+
+
+def measure(
+    config: ConfigDict, options: Sequence[str], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Seconds of a step, and GB besides state and batch, for no option ("") and each of `options`.
+
+    Raises:
+        UserError: an option that the config does not have.
+    """
+    batch, trainings, lowered = cases.random_batch(config), [], []
+    for option in ("", *options):
+        key, _, value = option.partition("=")
+        changes = [(f"config.{key}", value)] if option else []
+        training = cases.training_of(config_from_command_line(changes, config))
+        inputs = (training.state, training.frozen, training.place(batch), jax.random.key(0))
+        lowered.append(training.train_step.lower(*inputs))
+        trainings.append(training)
+    with ThreadPoolExecutor() as threads:
+        compiled = list(threads.map(lambda program: program.compile(), lowered))
+    steps = [
+        cases.stepper(training, batch, program)
+        for training, program in zip(trainings, compiled, strict=True)
+    ]
+    for step in steps:  # the first call is slower
+        step()
+    seconds = map(min, cases.in_turn(steps, rounds))
+    memory = ((found := memory_of(program)) and found.temporary / 1e9 for program in compiled)
+    return dict(zip(("", *options), zip(seconds, memory, strict=True), strict=True))
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--options", nargs="*", help="KEY=VALUE of the config, each on its own")
+    parser.add_argument("--rounds", type=int, default=5)
+    config, given = cases.arguments_of(parser, arguments)
+    options = given.options
+    if options is None:
+        flags = GPU_FLAGS if jax.default_backend() == "gpu" else ()
+        options = [*OPTIONS, *(f"train.xla_flags={flag}" for flag in flags)]
+    elif jax.default_backend() != "gpu" and any("xla_flags" in x for x in options):
+        raise UserError(
+            f"JAX runs on {jax.default_backend()}, and train.xla_flags are for a GPU; run this on one"
+        )
+    found = measure(config, options, given.rounds)
+    print(f"{cases.machine()}\n{cases.of_config(config)}")
+    plain = found[""][0]
+    for option, (seconds, memory) in found.items():
+        what = option.removeprefix("train.xla_flags=") or "no option"
+        remark = f"{plain / seconds:.2f} x as fast, {memory:.2f} GB temporary"
+        cases.tell(f"{config.name}: {what}", f"{1e3 * seconds:.1f} ms", remark)
+    return 0
+
+
+if __name__ == "__main__":
+    cases.run(main)
