@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
-# What to run on a machine with a GPU, about half an hour at most:
+# Every measurement of benchmarks/README.md on a machine with a GPU, within 8 minutes, and one table at the end:
 #
 #     bash benchmarks/gpu.sh                 with the Python of .venv, else the one on the PATH
 #     PYTHON=/path/to/python bash benchmarks/gpu.sh
+#     bash benchmarks/gpu.sh checks          golden tests and attention on the GPU, and the main job, in place of measurements
+#     bash benchmarks/gpu.sh rehearse        the measurements with tiny models on any device: does everything run?
 #
-# Golden tests, the main job, the time of its training step, and ours beside PyTorch (8 minutes at most). Prints one summary; status 0 when all went well.
+# Whatever the time does not suffice for is named. Status 0 when all went well. Not run on a GPU yet.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
+mode=${1:-measure}
+budget=480
 
 if [[ -z "${PYTHON:-}" ]]; then
     if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
 fi
 
-if ! devices=$(timeout 120 "$PYTHON" -c 'import jax; jax.devices("gpu"); print(jax.__version__, jax.devices())' 2>&1); then
+platform=gpu
+if [[ $mode == rehearse ]]; then platform=; fi
+if ! devices=$(timeout 120 "$PYTHON" -c "import jax; jax.devices('$platform' or None); print(jax.__version__, jax.devices())" 2>&1); then
     echo "error: JAX sees no GPU ($(tail -n 1 <<<"$devices")); install smoothsa_jax[cuda13], and unset JAX_PLATFORMS" >&2
     exit 1
 fi
@@ -20,14 +26,24 @@ if command -v nvidia-smi >/dev/null; then nvidia-smi; fi
 echo "JAX $devices"
 
 folder=$(mktemp -d)
+export BENCHMARK_TABLE=$folder/table.md      # every script adds its figures
+export JAX_COMPILATION_CACHE_DIR=$folder/cache # scripts find what another one has compiled
 summary=()
 failed=0
+end=$((SECONDS + budget))
+if [[ $mode == checks ]]; then end=$((SECONDS + 3600)); fi
 
 step() { # seconds allowed, title, command ...
     local limit=$1 title=$2 begin=$SECONDS status=0
     shift 2
+    if ((end - SECONDS < limit)); then limit=$((end - SECONDS)); fi
+    if ((limit < 10)); then
+        summary+=("LEFT OUT      $title: no time was left")
+        failed=1
+        return
+    fi
     echo "== $title: $*"
-    timeout --signal=TERM --kill-after=30 "$limit" "$@" || status=$?
+    timeout --signal=TERM --kill-after=10 "$limit" "$@" || status=$?
     case $status in
         0) summary+=("ok      $((SECONDS - begin)) s  $title") ;;
         124 | 137) summary+=("TIMEOUT $((SECONDS - begin)) s  $title") ;;
@@ -36,24 +52,63 @@ step() { # seconds allowed, title, command ...
     if ((status != 0)); then failed=1; fi
 }
 
-# The tests choose the CPU unless told otherwise, and compile in a way meant for it.
-step 600 "golden tests" env JAX_PLATFORMS=cuda,cpu XLA_FLAGS= "$PYTHON" -m pytest tests/test_golden.py
-step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
-step 300 "training step" "$PYTHON" benchmarks/train_step.py
-recipe=(--config=configs/movi_c.py --config.model.backbone.weights=random)
-step 240 "flags for XLA" "$PYTHON" benchmarks/xla_flags.py "${recipe[@]}" --rounds=3 --flags \
-    xla_gpu_enable_triton_gemm=false xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE
-step 240 "batch that fits" "$PYTHON" benchmarks/memory.py "${recipe[@]}"
-# Ours beside PyTorch; what it prints is the table. Most of the time goes into compiling, about a minute a case (not run yet); none begins after 330 s.
-if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    step 480 "against PyTorch" "$PYTHON" benchmarks/against_peer.py --device=gpu --json="$folder/against_peer.json" --seconds=330 \
-        --cases train_movi_c images image train_coco clips train_movi_c@64 train_ytvis clip
-else
-    summary+=("skipped      against PyTorch: it is not installed, or sees no GPU (pip install torch)")
-fi
+script() { # seconds allowed, script, arguments ...
+    local limit=$1 name=$2
+    shift 2
+    step "$limit" "$name" "$PYTHON" "benchmarks/$name.py" "$@"
+}
+
+recipe=(--config=configs/movi_c.py --config.model.backbone.weights=random --config.dtype=bfloat16)
+case $mode in
+    checks) # The tests choose the CPU unless told otherwise, and compile in a way meant for it.
+        step 900 "golden tests" env JAX_PLATFORMS=cuda,cpu XLA_FLAGS= "$PYTHON" -m pytest -m "" tests/test_golden.py tests/test_attention.py tests/test_bfloat16.py
+        step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
+        ;;
+    measure)
+        script 80 inference --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
+        if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+            script 200 against_peer --device=gpu --json="$folder/against_peer.json" --rounds=3 --seconds=150 \
+                --cases train_movi_c images stream train_coco train_movi_c@64 train_ytvis clips
+            if [[ -f benchmarks/recorded/gpu.json ]]; then script 10 check "$folder/against_peer.json"; fi
+        else
+            summary+=("skipped      against PyTorch: it is not installed, or sees no GPU (pip install torch)")
+        fi
+        script 60 cached_features "${recipe[@]}"
+        script 90 options "${recipe[@]}"
+        script 50 evaluation "${recipe[@]}"
+        script 60 startup "${recipe[@]}" --rounds=1
+        script 90 growth "${recipe[@]}" --full --rounds=3
+        script 60 memory "${recipe[@]}" --batches=8,32,64
+        ;;
+    rehearse)
+        recipe[0]=--config=configs/movi_c.py:smoke
+        small=(--config.model.backbone.width=48 --config.model.backbone.depth=1 --config.model.backbone.num_heads=2 --config.data.image_size=64)
+        script 60 inference --config.dtype=bfloat16 --batches=2 --frames=5 "${small[@]}"
+        if "$PYTHON" -c 'import torch' 2>/dev/null; then
+            script 120 against_peer --quick --rounds=1 --cases images stream --sides ours eager --json="$folder/against_peer.json"
+        else
+            summary+=("skipped      against PyTorch: it is not installed")
+        fi
+        script 60 cached_features "${recipe[@]}" --rounds=2
+        script 90 options "${recipe[@]}" --options train.accumulate=2 train.remat=decoder --rounds=2
+        script 50 evaluation "${recipe[@]}" --clips=2 --rounds=2
+        script 60 startup "${recipe[@]}" --rounds=1 --only=save
+        script 90 growth "${recipe[@]}" --axes=batch --rounds=2
+        script 60 memory "${recipe[@]}" --batches=1,2,4
+        ;;
+    *)
+        echo "error: benchmarks/gpu.sh $mode is unknown; expected checks, rehearse or nothing" >&2
+        exit 2
+        ;;
+esac
 
 echo
-echo "summary ($(date -u +%F), JAX $devices)"
+echo "$(date -u +%F), JAX $devices"
+if [[ -s $BENCHMARK_TABLE ]]; then
+    echo "| what | figure | |"
+    echo "| --- | --- | --- |"
+    cat "$BENCHMARK_TABLE"
+fi
 printf '  %s\n' "${summary[@]}"
-echo "  the main job's files: $folder/run"
+echo "  files: $folder"
 exit "$failed"

@@ -34,17 +34,17 @@ VIDEO = str(Path(__file__).resolve().parent.parent / "configs" / "movi_c.py")
 def frames_per_second(config: ConfigDict, sizes: Sequence[int], rounds: int) -> dict[int, float]:
     """The most frames a second by size of the batch."""
     training, key = cases.training_of(config), jax.random.key(0)
-    params, frozen, found = training.state.params, training.frozen, {}
+    arrays, found = (training.state.params, training.frozen), {}
 
     @jax.jit
-    def masks_of(batch):
+    def masks_of(params, frozen, batch):
         attention = training.predict(params, frozen, batch, key)["decoder_attention"]
         size = batch["video"].shape[2:4]
         return masks_from_attention(attention, training.grid, size, batch["slot_mask"])
 
     for size in sizes:
         batch = cases.random_batch(config, size)
-        masks = lambda batch=batch: masks_of(training.place(batch))  # noqa: E731
+        masks = lambda batch=batch: masks_of(*arrays, training.place(batch))  # noqa: E731
         begin = time.perf_counter()
         jax.device_get(masks())  # compiles
         jax.device_get(masks())

@@ -53,7 +53,11 @@ def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
     curve = np.polynomial.Polynomial.fit(batches, np.array(peaks) / 1e9, 2)
     step = max(1, config.train.get("accumulate", 1))
     tried = np.arange(step, 1 << 15, step)
-    fits = {size: int(tried[curve(tried) <= USABLE * size].max(initial=0)) for size in SIZES}
+    # Up to the first that does not fit: the parabola may bend down far beyond the batches it was made of.
+    fits = {
+        size: int(tried[np.cumprod(curve(tried) <= USABLE * size, dtype=bool)].max(initial=0))
+        for size in SIZES
+    }
     return {"gb": dict(zip(batches, (peak / 1e9 for peak in peaks), strict=True)), "fits": fits}
 
 

@@ -32,11 +32,10 @@ from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.inputs.build import build_dataset  # noqa: E402
 from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
 from smoothsa_jax.models import attention  # noqa: E402
-from smoothsa_jax.models.build import PRETRAINED  # noqa: E402
 from smoothsa_jax.models.draws import sample_training_draws  # noqa: E402
 from smoothsa_jax.objectives.objective import active_terms, weighted_losses  # noqa: E402
 from smoothsa_jax.objectives.optimizer import build_optimizer  # noqa: E402
-from smoothsa_jax.training.step import Training  # noqa: E402
+from smoothsa_jax.training.step import Training, build_training  # noqa: E402
 
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192
 
@@ -53,36 +52,35 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
     batch = training.place(next(training_batches(source, config.train.batch_size, config.seed)))
     key = jax.random.key(config.seed)
     frozen, params = training.frozen, jax.tree.map(jnp.copy, training.state.params)
-    # A vision transformer's attention is a loop over samples on a CPU.
-    loops = config.data.num_frames > 2 or config.model.backbone.name in PRETRAINED
-    count = functools.partial(count_flop, loops=loops)
-
     arguments = (training.state, frozen, batch, key)
     begin = time.perf_counter()
     compiled = training.train_step.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - begin
-    flop = count(training.train_step, compiled, *arguments)
+    whole = config.copy_and_resolve_references()
+    with whole.unlocked():
+        whole.train.accumulate = 1  # its parts are a loop
+    flop = count_flop(build_training(whole).train_step, *arguments)
     begin = time.perf_counter()
     state, _ = jax.block_until_ready(compiled(*arguments))  # gives its state away
     first = time.perf_counter() - begin
-    times = []
-    for _ in range(steps):
-        begin = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, frozen, batch, key))
-        times.append(time.perf_counter() - begin)
+    holder = [state]
+
+    def step() -> Any:
+        holder[0], metrics = compiled(holder[0], frozen, batch, key)
+        return holder[0], metrics
 
     parts = {}
     for name, (function, inputs) in parts_of(training, config, params, batch, key).items():
         program = jax.jit(function)
         ready = program.lower(*inputs).compile()
         parts[name] = {
-            "seconds": time_of(ready, inputs, steps),
-            "flop": count(program, ready, *inputs),
+            "seconds": median_of(lambda ready=ready, inputs=inputs: ready(*inputs), steps),
+            "flop": count_flop(program, *inputs),
         }
     return {
         "compile_seconds": compile_seconds,
         "first_seconds": first,
-        "steady_seconds": statistics.median(times),
+        "steady_seconds": median_of(step, steps),
         "flop": flop,
         "parts": parts,
         **matmul_peak(config.dtype),
@@ -150,38 +148,35 @@ def parts_of(
     }
 
 
-def time_of(function: Callable, inputs: tuple, repeats: int) -> float:
+def median_of(call: Callable[[], Any], repeats: int) -> float:
     """Median seconds of a call, after one that is not timed."""
-    jax.block_until_ready(function(*inputs))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(function(*inputs))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    jax.block_until_ready(call())
+    waited = lambda: jax.block_until_ready(call())  # noqa: E731
+    return statistics.median(cases.in_turn([waited], repeats, time.perf_counter)[0])
 
 
-def count_flop(program: Callable, compiled: Any, *inputs: Any, loops: bool) -> float:
-    """FLOP of one call on one device, as XLA counts them.
+def count_flop(program: Callable, *inputs: Any) -> float:
+    """FLOP of one call on one device, as XLA counts them before it compiles.
 
-    XLA counts the body of a loop once, however often it runs. With `loops`, the count is that of the same program
-    with the scan over frames unrolled and attention over all samples at once.
+    XLA counts the body of a loop once and knows nothing of what a library's call does, so what is counted is the same program with
+    the scan over frames unrolled and attention written out.
     """
-    if loops:
-        plain = inspect.unwrap(program)
-        with unrolled_scans():
-            compiled = jax.jit(lambda *inputs: plain(*inputs)).lower(*inputs).compile()
-    return float(compiled.cost_analysis().get("flops", 0.0))
+    plain = inspect.unwrap(program)
+    with unrolled_scans():
+        lowered = jax.jit(lambda *inputs: plain(*inputs)).lower(*inputs)
+    return float(lowered.cost_analysis().get("flops", 0.0))
 
 
 @contextlib.contextmanager
 def unrolled_scans() -> Iterator[None]:
-    scan, mapped = jax.lax.scan, attention.MAPPED
-    jax.lax.scan, attention.MAPPED = functools.partial(scan, unroll=True), math.inf
+    """Programs traced inside have no loop over frames or samples, and no library's attention."""
+    scan, one_by_one, form = jax.lax.scan, attention.ONE_BY_ONE, attention.implementation
+    jax.lax.scan, attention.ONE_BY_ONE = functools.partial(scan, unroll=True), math.inf
+    attention.implementation = lambda *sizes: "xla"
     try:
         yield
     finally:
-        jax.lax.scan, attention.MAPPED = scan, mapped
+        jax.lax.scan, attention.ONE_BY_ONE, attention.implementation = scan, one_by_one, form
 
 
 def matmul_peak(dtype: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,10 @@ def cache_features(config: ConfigDict, out: Path) -> None:
         data |= {"num_frames": None, "boxes": False, "categories": False}
     source = build_dataset(data, SPLIT, num_slots=config.model.slot_attention.num_slots)
     lengths = _lengths(config, len(source))
-    training = with_backbone(config, build_training(config), loop.say)
+    # Right for runs of either dtype: rounded once, when they are stored.
+    exact = config.copy_and_resolve_references()
+    exact.dtype = "float32"
+    training = with_backbone(exact, build_training(exact), loop.say)
     shape = _shape_of(training, source)
     num_bytes = int(lengths.sum()) * math.prod(shape) * STORED.itemsize
     print(
@@ -153,12 +156,16 @@ def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
 def _shape_of(training: Training, source: Source) -> tuple[int, int]:
     """Tokens and width of a frame's features."""
     video = source[0]["video"][None, :1]
-    tokens = jax.eval_shape(lambda frozen: _extract(training, frozen, video), training.frozen)
-    return tuple(tokens.shape[2:])
+    return tuple(jax.eval_shape(_extract(training), *_arrays(training), video).shape[2:])
 
 
-def _extract(training: Training, frozen: Any, video: Any) -> jax.Array:
-    return training.definition.merge(training.state.params, frozen).extract(video)
+def _arrays(training: Training) -> tuple[Any, Any]:
+    return training.state.params, training.frozen
+
+
+def _extract(training: Training) -> Callable[..., jax.Array]:
+    merge = training.definition.merge
+    return lambda params, frozen, video: merge(params, frozen).extract(video)
 
 
 def _plan(name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, int]) -> Plan:
@@ -197,9 +204,8 @@ def _make_shards(
 ) -> None:
     serialize = serializer(plan.features)
     together = FRAMES_AT_ONCE * training.mesh.size
-    compute = jax.jit(
-        lambda frozen, video: _extract(training, frozen, video).astype(jax.numpy.bfloat16)
-    )
+    extract = _extract(training)
+    compute = jax.jit(lambda *inputs: extract(*inputs).astype(jax.numpy.bfloat16))
 
     def features_of(video: np.ndarray) -> Iterator[np.ndarray]:
         """Of each frame; always as many frames at once, so that one program does for all clips."""
@@ -207,7 +213,7 @@ def _make_shards(
             frames = video[begin : begin + together]
             filled = np.resize(frames, (together, *frames.shape[1:]))[:, None]
             placed = training.place({"video": filled})["video"]
-            tokens = np.asarray(compute(training.frozen, placed))[: len(frames), 0]
+            tokens = np.asarray(compute(*_arrays(training), placed))[: len(frames), 0]
             yield from tokens.view(STORED)
 
     total = sum(job.num_items for job in missing.values())

@@ -36,6 +36,8 @@ FREE_TO_DIFFER = (
     "train.scan_unroll",
 )
 
+# A folder that may move between two runs, but not come or go: what it holds is compared when it is read.
+MOVABLE = ("data.features",)
 
 # Keys that configs of older runs lack, and what they stand for there.
 ADDED = {"data.features": ""}
@@ -233,6 +235,8 @@ def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
             continue
         absent = ADDED.get(key, _ABSENT)
         old, new = found.get(key, absent), wanted.get(key, absent)
+        if key in MOVABLE and old and new:
+            continue
         if type(old) is not type(new) or old != new:
             lines.append(f"{key} (found {old!r}, asked {new!r})")
     return lines

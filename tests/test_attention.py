@@ -6,19 +6,26 @@ import numpy as np
 import pytest
 from tiny import tiny_batch, tiny_config
 
+from smoothsa_jax.models import attention
 from smoothsa_jax.models.attention import attend, attend_with_weights, implementation
 from smoothsa_jax.training.step import build_training
 
+KINDS = ("at once", "masked", "sample by sample", "in a loop", "elsewhere", "masked elsewhere")
 
-@pytest.mark.parametrize("kind", ["at once", "masked", "sample by sample"])
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_forms_agree_in_values_and_gradients(kind, monkeypatch):
-    if kind == "sample by sample":
-        monkeypatch.setattr("smoothsa_jax.models.attention.MAPPED", 1)
+    if kind in ("sample by sample", "in a loop"):
+        monkeypatch.setattr(attention, "ONE_BY_ONE", 1)
+    if kind == "in a loop":
+        monkeypatch.setattr(attention, "WRITTEN_OUT", 0)
+    if "elsewhere" in kind:  # the call of a GPU or TPU, in the form that a CPU has too
+        monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator")
     rng = np.random.default_rng(0)
     query, cotangent = (rng.normal(size=(3, 7, 8)).astype(np.float32) for _ in range(2))
     # Logits of some hundreds: the exponential alone would overflow.
     key, value = 100 * rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 5, 8))
-    mask = np.arange(5) < np.array([5, 1, 3])[:, None] if kind == "masked" else None
+    mask = np.arange(5) < np.array([5, 1, 3])[:, None] if "masked" in kind else None
 
     def plain(*arrays):
         return attend(*arrays, 2, mask)

@@ -16,7 +16,7 @@ from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.step import build_training
 
-VIT = {"name": "vit", "weights": "random", "seed": 0, "resize": 1.0, "registers": 1}
+VIT = {"name": "vit", "weights": "random", "seed": 0, "resize": 0.5, "registers": 1}
 VIT |= {"width": 12, "depth": 1, "num_heads": 2, "patch": 4}
 
 
@@ -55,8 +55,8 @@ def test_what_a_training_step_computes_in(dtype, decoder):
     inputs = (training.state, training.frozen, training.place(tiny_batch(config)))
     traced = training.train_step.trace(*inputs, jax.random.key(0))
     products = dtypes(traced.jaxpr.jaxpr, "dot_general")
-    # Of slot contrast, a loss: the similarities of all slots, and their two gradients.
-    in_float32 = 3 if dtype == "bfloat16" else len(products)
+    # Of slot contrast, a loss: the similarities of all slots, and their two gradients; and the resize of pixels along two axes.
+    in_float32 = 5 if dtype == "bfloat16" else len(products)
     assert len(products) > 40 and products.count("float32") == in_float32
     assert products.count(dtype) == max(in_float32, len(products) - in_float32)
     for statistic in ("reduce_max", "rsqrt"):  # of softmax and of LayerNorm

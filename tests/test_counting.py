@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation import masks as masks_module
@@ -67,19 +66,6 @@ def test_scores_equal_numpys_to_the_last_bit(size, largest):
                 scores = score_counts(counts, **options)
                 for name in METRICS:
                     np.testing.assert_array_equal(scores[name], expected[name])
-
-
-def test_samples_stay_on_the_mesh_of_their_attention():
-    rng = np.random.default_rng(0)
-    attention = rng.random((2, 3, 4, 16), np.float32)
-    labels = rng.integers(0, 5, (2, 3, 8, 8)).astype(np.uint8)
-    plain = counted_masks(attention, (4, 4), labels, np.ones((2, 4), bool))
-    sharding = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec("data"))
-    placed = jax.device_put(attention, sharding)
-    spread = counted_masks(placed, (4, 4), labels, np.ones((2, 4), bool))
-    assert spread.counts.sharding.is_equivalent_to(sharding, 3)
-    for one, two in zip(plain, spread, strict=True):
-        np.testing.assert_array_equal(one, two)
 
 
 def test_frames_together_give_the_same_as_one_by_one(monkeypatch):

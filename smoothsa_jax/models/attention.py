@@ -7,7 +7,11 @@ from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.layers import dropout, linear, uniform
 
-MAPPED = 2**16  # logits of one sample from which a CPU takes samples one by one
+# On a CPU:
+ONE_BY_ONE = 2**16  # logits of one sample from which samples are taken one by one
+WRITTEN_OUT = (
+    32  # samples at most that are written out, so that they run beside each other; more are a loop
+)
 
 
 def attend(
@@ -88,10 +92,12 @@ def _capability() -> float | None:
 def _attend_on_cpu(query, key, value, mask):
     num_heads, keys = query.shape[-2], key.shape[-3]
     # Sample by sample the logits stay in the cache. Over several devices that would bring every sample to each of them.
-    large = num_heads * query.shape[-3] * keys >= MAPPED and jax.device_count() == 1
-    if large and mask is None:
-        return jax.lax.map(lambda sample: _divided_last(*sample), (query, key, value))
-    return _divided_last(query, key, value, mask)
+    large = num_heads * query.shape[-3] * keys >= ONE_BY_ONE and jax.device_count() == 1
+    if not large or mask is not None:
+        return _divided_last(query, key, value, mask)
+    if len(query) <= WRITTEN_OUT:
+        return jnp.stack([_divided_last(*sample) for sample in zip(query, key, value, strict=True)])
+    return jax.lax.map(lambda sample: _divided_last(*sample), (query, key, value))
 
 
 def _divided_last(query, key, value, mask=None):
@@ -104,8 +110,8 @@ def _divided_last(query, key, value, mask=None):
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     mixed = jnp.einsum("...qs,...sd->...qd", weights.astype(value.dtype), value)
-    mixed = mixed / weights.sum(axis=-1, keepdims=True).astype(value.dtype)
-    return mixed.swapaxes(-3, -2)
+    mixed = mixed / weights.sum(axis=-1, keepdims=True)
+    return mixed.astype(value.dtype).swapaxes(-3, -2)
 
 
 def _heads(x: Float[Array, "B S E"], num_heads: int) -> Float[Array, "B S H D"]:

@@ -122,7 +122,12 @@ class PatchTransformer(nnx.Module):
         batch = images.shape[0]
         if images.shape[1:3] != self.size:
             shape = (batch, *self.size, 3)
-            images = jax.image.resize(images, shape, "cubic-pytorch", antialias=False)
+            # bfloat16 follows: its products need not be exact.
+            exact = self.embed.kernel.dtype == jnp.float32
+            precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+            images = jax.image.resize(
+                images, shape, "cubic-pytorch", antialias=False, precision=precision
+            )
         (h, w), p = self.grid, self.patch
         patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, h * w, p * p * 3).astype(self.embed.kernel.dtype)
@@ -239,7 +244,9 @@ class ColourFourier(nnx.Module):
             [r * r, g * g, b * b, r * g, g * b, b * r], axis=-1
         )
         statistics = jnp.concatenate([mean, self.COVARIANCE_SCALE * covariance], axis=-1)
-        waves = jnp.cos(statistics @ self.frequencies[...] + self.phases[...])
+        waves = jnp.cos(
+            jnp.matmul(statistics, self.frequencies[...], precision="highest") + self.phases[...]
+        )
         colour = jax.nn.standardize(waves, axis=-1, epsilon=1e-6)
         place = self.position_scale * position_waves(self.grid, self.position_width)
         place = jnp.broadcast_to(place, (*colour.shape[:3], self.position_width))

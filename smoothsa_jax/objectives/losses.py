@@ -38,7 +38,7 @@ def slot_contrast_loss(
     square = jnp.sum(slots**2, axis=-1, keepdims=True)
     unit = slots / jnp.sqrt(jnp.maximum(square, 1e-24))
     unit = unit.swapaxes(0, 1).reshape(num_frames, batch * num_slots, -1)
-    logits = jnp.einsum("tid,tjd->tij", unit[:-1], unit[1:]) / temperature
+    logits = jnp.einsum("tid,tjd->tij", unit[:-1], unit[1:], precision="highest") / temperature
     if slot_mask is None:
         slot_mask = jnp.ones((batch, num_slots), bool)
     valid = slot_mask.reshape(-1)
