@@ -1,0 +1,37 @@
+"""`benchmarks/gpu.sh rehearse`: every measurement of the GPU script with tiny models, here on the CPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from command import ROOT
+
+
+@pytest.mark.slow
+def test_every_measurement_runs_and_tells_its_figures():
+    environment = {**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "gpu.sh", "rehearse"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    table = [line for line in result.stdout.splitlines() if line.startswith("| ")]
+    for what in (
+        "batches of 2",
+        "a frame of a stream, median",
+        "99th percentile",
+        "stored features are faster by",
+        "train.accumulate=2",
+        "train.remat=decoder",
+        "counts (device)",
+        "a save of",
+        "a step with batch = 8",
+        "fits in 24 GB",
+    ):
+        assert any(what in line for line in table), what
+    for line in table[2:]:
+        assert line.count("|") == 4 and any(character.isdigit() for character in line)
