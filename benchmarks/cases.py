@@ -20,7 +20,8 @@ from smoothsa_jax.config import config_from_command_line, split_command_line
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.training.loop import check
-from smoothsa_jax.training.runtime import describe_machine, keep_freed_memory
+from smoothsa_jax.training.memory_allocator import keep_freed_memory
+from smoothsa_jax.training.runtime import describe_machine
 from smoothsa_jax.training.step import Training, build_training
 
 TABLE = "BENCHMARK_TABLE"  # a file to which every figure is added as a row (gpu.sh)

@@ -47,7 +47,7 @@ from smoothsa_jax.inputs.encoded import (  # noqa: E402
 from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
 from smoothsa_jax.inputs.prepared import PreparedFolder  # noqa: E402
 from smoothsa_jax.inputs.sprites import Sprites  # noqa: E402
-from smoothsa_jax.training.runtime import keep_freed_memory  # noqa: E402
+from smoothsa_jax.training.memory_allocator import keep_freed_memory  # noqa: E402
 
 try:
     import torch

@@ -298,7 +298,7 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch):
 
 MEMORY_SCRIPT = """
 import ctypes, resource, sys, threading
-from smoothsa_jax.training.runtime import keep_freed_memory
+from smoothsa_jax.training.memory_allocator import keep_freed_memory
 
 if sys.argv[1:]:
     print(keep_freed_memory())
