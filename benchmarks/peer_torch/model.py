@@ -122,8 +122,20 @@ class SmoothSA(nn.Module):
 
     def masks(self, video: Tensor, noise: Tensor, boxes: Tensor | None = None) -> Tensor:
         """The slot of each pixel (B,T,H,W), at the size of the frames."""
-        attention = self(video, noise, boxes)["decoder_attention"].flatten(0, 1)
-        maps = attention.float().unflatten(2, self.grid)
+        attention = self(video, noise, boxes)["decoder_attention"]
+        return self._segments(attention, video)
+
+    def follow(self, video: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """One further frame (B,1,H,W,3) and the slots (B,N,D) of the frame before -> its slots, the slot of each pixel (B,1,H,W)."""
+        features = self.extract(video)
+        encoded = self.encode_project(features)
+        queries = self.transit(*self.transit.choose([slots], encoded))
+        slots, _ = self.aggregat(encoded[:, 0], queries, self.iterations[1])
+        _, attention = self.decode(features[:, 0], slots)
+        return slots, self._segments(attention[:, None], video)
+
+    def _segments(self, attention: Tensor, video: Tensor) -> Tensor:
+        maps = attention.flatten(0, 1).float().unflatten(2, self.grid)
         large = functional.interpolate(maps, video.shape[2:4], mode="bilinear", align_corners=False)
         return large.argmax(1).to(torch.uint8).unflatten(0, video.shape[:2])
 

@@ -1,4 +1,4 @@
-"""The training step in the authors' manner: autocast, scaled loss, clipping, Adam, schedule (method section 6)."""
+"""The training step in the authors' manner: autocast, scaled loss, clipping, Adam, schedule (method section 6); and inference."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -80,3 +80,24 @@ class TrainStep:
         return {"loss": loss.detach(), "grad_norm": norm} | {
             k: x.detach() for k, x in terms.items()
         }
+
+
+def inference(
+    function: Callable,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    compiled: Mapping[str, Any] | None = None,
+) -> Callable:
+    """`SmoothSA.masks` or `follow` without gradients; `dtype` and `compiled` as for `TrainStep`."""
+    if compiled is not None:
+        function = torch.compile(function, fullgraph=True, dynamic=False, **compiled)
+    autocast = dtype != torch.float32
+
+    def call(*inputs: Tensor | None) -> Any:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, dtype if autocast else None, enabled=autocast),
+        ):
+            return function(*inputs)
+
+    return call
