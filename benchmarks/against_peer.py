@@ -5,27 +5,31 @@
     python benchmarks/against_peer.py --cases train_movi_c@64          another batch
 
 Each side is a process of its own; they take turns, one measured while the others wait. Needs PyTorch. On a GPU ours computes in
-bfloat16, PyTorch in float16 (the authors' way) and in bfloat16 by autocast; on a CPU all in float32.
+bfloat16, PyTorch in float16 (the authors' way) and in bfloat16 by autocast; on a CPU all in float32. Figures are printed after
+each case; a side that fails is told, with status 1 in the end, and the others go on.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import select
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import cases  # noqa: E402
 from smoothsa_jax.config import load_config  # noqa: E402
 from smoothsa_jax.errors import UserError, did_you_mean  # noqa: E402
 
@@ -35,7 +39,7 @@ class Case:
     """What is measured. Batches: of the recipe where an accelerator trains, smaller on a CPU, where a step takes seconds."""
 
     recipe: str
-    kind: str  # train or infer
+    kind: str  # train, infer, or stream: one further frame behind the slots of the one before
     batch: int
     cpu_batch: int
     frames: int
@@ -43,21 +47,23 @@ class Case:
 
 
 CASES = {
-    "train_movi_c": Case("movi_c", "train", 8, 2, 6, "training step, MOVi-C"),
-    "train_coco": Case("coco", "train", 32, 8, 1, "training step, COCO"),
-    "train_ytvis": Case("ytvis", "train", 8, 2, 5, "training step, YouTube-VIS"),
+    "train_movi_c": Case("movi_c", "train", 8, 1, 6, "training step, MOVi-C"),
+    "train_coco": Case("coco", "train", 32, 4, 1, "training step, COCO"),
+    "train_ytvis": Case("ytvis", "train", 8, 1, 5, "training step, YouTube-VIS"),
     "images": Case("coco", "infer", 256, 8, 1, "images to masks"),
     "image": Case("coco", "infer", 1, 1, 1, "one image to masks"),
     "clips": Case("movi_c", "infer", 16, 2, 24, "clips to masks"),
     "clip": Case("movi_c", "infer", 1, 1, 24, "one clip to masks"),
+    "stream": Case("movi_c", "stream", 1, 1, 1, "a frame of a stream to masks"),
 }
-CPU_SIDES = (("ours", "float32"), ("eager", "float32"), ("compiled", "float32"))
-GPU_SIDES = (
-    ("ours", "bfloat16"),
-    ("eager", "float16"),
-    ("eager", "bfloat16"),
-    ("compiled", "bfloat16"),
-)
+# By name: which program, and in which dtype it computes.
+CPU_SIDES = {name: (name, "float32") for name in ("ours", "eager", "compiled")}
+GPU_SIDES = {
+    "ours": ("ours", "bfloat16"),
+    "eager float16": ("eager", "float16"),
+    "eager bfloat16": ("eager", "bfloat16"),
+    "compiled bfloat16": ("compiled", "bfloat16"),
+}
 # Dense FLOP a second in bfloat16, from the makers' data sheets.
 PEAKS = {
     "H200": 989e12,
@@ -81,17 +87,38 @@ def make_config(case: Case, dtype: str, quick: bool) -> dict[str, Any]:
     return config.to_dict()
 
 
+def make_spec(
+    name: str, case: Case, batch: int, device: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the process of one side gets (one_side.py)."""
+    side, dtype = (GPU_SIDES if device == "gpu" else CPU_SIDES)[name]
+    return {
+        "side": side,
+        "dtype": dtype,
+        "config": make_config(case, dtype, options.quick),
+        "kind": case.kind,
+        "batch": batch,
+        "frames": case.frames,
+        "device": device,
+        "threads": options.threads,
+        "clock": options.clock,
+        "mode": options.compile_mode,
+        "whole": case.frames == 1 or options.compile_whole,
+    }
+
+
 class Worker:
-    """One side of a case, in its own process (one_side.py)."""
+    """One side of a case, in its own process (one_side.py).
+
+    Raises:
+        UserError: by all methods but `close`: the process has ended, or was not ready in time.
+    """
 
     def __init__(self, spec: dict[str, Any]):
-        self.name = spec["side"]
-        if spec["device"] == "gpu" and self.name != "ours":
-            self.name += f" {spec['dtype']}"
         environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": GPU_FRACTION}
         if spec["device"] == "cpu":
             environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        if self.name != "ours":  # not beside JAX: it would count the cores' threads twice
+        if spec["side"] != "ours":  # not beside JAX: it would count the cores' threads twice
             environment["OMP_NUM_THREADS"] = str(spec["threads"])
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("one_side.py")), json.dumps(spec)],
@@ -102,40 +129,49 @@ class Worker:
         )
         self.times: list[list[float]] = []
         self.peak_bytes = 0
-        # A stream: the time until its masks are there.
-        self.each = spec["kind"] == "infer" and spec["batch"] == 1
+        # One picture or clip after another: the time until its masks are there.
+        self.each = spec["kind"] != "train" and spec["batch"] == 1
 
-    def wait_until_ready(self) -> None:
-        self.ready = self._read()
+    def wait_until_ready(self, patience: float) -> None:
+        self.ready = self._read(patience)
         self.calls = max(1, min(100, round(ROUND_SECONDS / self.ready["seconds"])))
 
     def take_turn(self) -> None:
-        self.process.stdin.write(json.dumps({"calls": self.calls, "each": self.each}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: told below
+            self.process.stdin.write(json.dumps({"calls": self.calls, "each": self.each}) + "\n")
+            self.process.stdin.flush()
         found = self._read()
         self.times.append(found["times"])
         self.peak_bytes = max(self.peak_bytes, found["peak_bytes"])
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, patience: float | None = None) -> dict[str, Any]:
+        if not select.select([self.process.stdout], [], [], patience)[0]:
+            self.process.kill()
+            raise UserError(
+                f"it was not ready after {patience:.0f} s; give it more with --patience"
+            )
         line = self.process.stdout.readline()
         if not line:
             raise UserError(
-                f"the process of {self.name} ended with status {self.process.wait()}; what it says stands above"
+                f"its process ended with status {self.process.wait()}; what it says stands above"
             )
         return json.loads(line)
 
     def close(self) -> None:
-        self.process.stdin.close()
+        """Ends the process: at once where it has nothing to wait for."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
     def figures(self) -> dict[str, Any]:
         calls = sorted(second for turn in self.times for second in turn)
         return {
             "median_seconds": statistics.median(map(statistics.median, self.times)),
-            "best_seconds": calls[0],
             "p99_seconds": calls[min(len(calls) - 1, int(0.99 * len(calls)))],
             "calls": self.calls * len(self.times),
             "turns": [statistics.median(turn) for turn in self.times],
@@ -147,63 +183,71 @@ class Worker:
 
 
 def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """All sides of a case, in turns."""
+    """All sides of a case, in turns; `failed` says why a side is missing."""
     base, _, batch = name.partition("@")
     case = CASES[base]
     size = int(batch) if batch else case.cpu_batch if device == "cpu" else case.batch
-    frames = case.frames
     if options.quick:
-        size, frames = min(size, 2), min(frames, 3)
-    workers = []
+        size, case = min(size, 2), dataclasses.replace(case, frames=min(case.frames, 3))
+    workers: dict[str, Worker] = {}
+    failed: dict[str, str] = {}
+
+    def attempt(names: Iterable[str], do: Callable[[str], None]) -> None:
+        for side in list(names):
+            try:
+                do(side)
+            except UserError as error:
+                failed[side] = str(error)
+                workers.pop(side).close()
+
+    def begin(side: str) -> None:
+        workers[side] = Worker(make_spec(side, case, size, device, options))
+        workers[side].wait_until_ready(options.patience)
+
+    def take_turn(side: str) -> None:
+        time.sleep(options.pause)  # threads that still spin come to rest
+        workers[side].take_turn()
+
     try:
-        for side, dtype in GPU_SIDES if device == "gpu" else CPU_SIDES:
-            if side in options.sides:
-                spec = {
-                    "side": side,
-                    "dtype": dtype,
-                    "config": make_config(case, dtype, options.quick),
-                    "kind": case.kind,
-                    "batch": size,
-                    "frames": frames,
-                    "device": device,
-                    "threads": options.threads,
-                    "clock": options.clock,
-                    "mode": options.compile_mode,
-                    "whole": frames == 1 or options.compile_whole,
-                }
-                workers.append(Worker(spec))
-                if device == "cpu":  # one after the other: few cores, and much memory to compile
-                    workers[-1].wait_until_ready()
-        if device == "gpu":
-            for worker in workers:
-                worker.wait_until_ready()
+        # One after the other: compilers choose kernels by timing them, and need cores and memory.
+        attempt(sides_of(device, options), begin)
         for turn in range(options.rounds):
-            for worker in workers if turn % 2 == 0 else reversed(workers):
-                time.sleep(options.pause)  # threads that still spin come to rest
-                worker.take_turn()
+            attempt(workers if turn % 2 == 0 else reversed(workers), take_turn)
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.close()
-    sides = {worker.name: worker.figures() for worker in workers}
-    flop = next((x["flop"] for x in sides.values() if "flop" in x), None)
-    row = {"case": name, "what": case.what, "batch": size, "frames": frames, "flop": flop}
-    return {**row, "image_size": spec["config"]["data"]["image_size"], "sides": sides} | ratios(
-        sides
-    )
-
-
-def ratios(sides: dict[str, Any]) -> dict[str, Any]:
-    """How many times as long as ours each other side takes: the median over turns that lie beside each other, and by the best calls."""
-    if "ours" not in sides:
-        return {"ratios": {}, "ratios_of_best": {}}
-    mine = sides["ours"]
-    others = {name: x for name, x in sides.items() if name != "ours"}
-    paired = {
-        name: statistics.median(a / b for a, b in zip(x["turns"], mine["turns"], strict=True))
-        for name, x in others.items()
+    sides = {side: worker.figures() for side, worker in workers.items()}
+    config = make_config(case, "float32", options.quick)
+    quick = ", quick" if options.quick else ""  # compared with no other
+    return {
+        "case": f"{base}@{size}{quick}",
+        "what": f"{case.what}{quick}",
+        "batch": size,
+        "frames": case.frames,
+        "image_size": config["data"]["image_size"],
+        "flop": next((x["flop"] for x in sides.values() if "flop" in x), None),
+        "sides": sides,
+        "ratios": ratios(sides),
+        "failed": failed,
     }
-    best = {name: x["best_seconds"] / mine["best_seconds"] for name, x in others.items()}
-    return {"ratios": paired, "ratios_of_best": best}
+
+
+def sides_of(device: str, options: argparse.Namespace) -> list[str]:
+    """The names of the sides that were asked for."""
+    all_sides = GPU_SIDES if device == "gpu" else CPU_SIDES
+    return [name for name, (side, _) in all_sides.items() if side in options.sides]
+
+
+def ratios(sides: dict[str, Any]) -> dict[str, float]:
+    """How many times as long as ours each other side takes: the median over turns that lie beside each other."""
+    if "ours" not in sides:
+        return {}
+    mine = sides["ours"]["turns"]
+    return {
+        name: statistics.median(a / b for a, b in zip(side["turns"], mine, strict=True))
+        for name, side in sides.items()
+        if name != "ours"
+    }
 
 
 def peak_of(device_name: str) -> float | None:
@@ -215,7 +259,7 @@ def header(device: str, options: argparse.Namespace) -> dict[str, Any]:
     found = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": device,
-        "machine": f"{processor()}, {options.threads} of {os.cpu_count()} CPU cores used",
+        "machine": f"{cases.processor()}, {options.threads} of {os.cpu_count()} CPU cores used",
         "load_before": os.getloadavg()[0],
         "versions": {
             name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "torch")
@@ -227,22 +271,32 @@ def header(device: str, options: argparse.Namespace) -> dict[str, Any]:
     if device == "gpu":
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         shown = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-        found["machine"] = f"{shown.strip()}, {found['machine']}"
+        found["machine"] = ", ".join([*dict.fromkeys(shown.splitlines()), found["machine"]])
     return found
 
 
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def tell(row: dict[str, Any], peak: float | None) -> None:
+    """Prints what was found of a case, a line for each side.
+
+    Args:
+        peak: FLOP a second of the accelerator, where known.
+    """
+    for name, side in row["sides"].items():
+        remarks = [f"{megabytes(side)} MB"]
+        if side["each"]:
+            remarks.insert(0, f"p99 {1e3 * side['p99_seconds']:.4g} ms")
+        if name in row["ratios"]:
+            remarks.insert(0, f"{row['ratios'][name]:.2f} times as long as ours")
+        if name == "ours" and peak and row["flop"]:
+            remarks.append(f"{row['flop'] / side['median_seconds'] / peak:.0%} of the peak")
+        what = f"{row['what']}, {row['batch']} x {row['frames']}: {name}"
+        cases.tell(what, f"{1e3 * side['median_seconds']:.4g} ms", ", ".join(remarks))
+    for name, why in row["failed"].items():
+        cases.tell(f"{row['what']}, {row['batch']} x {row['frames']}: {name}", "failed", why)
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown."""
+    """All cases, as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     measured = "" if found["device"] == "gpu" else " Not measured on a GPU."
     lines = [
@@ -250,21 +304,19 @@ def table(found: dict[str, Any]) -> str:
         f"load {found['load_before']:.1f} before.{measured}",
         "",
     ]
-    others = list(dict.fromkeys(name for row in found["rows"] for name in row["ratios"]))
+    others = list(dict.fromkeys(x for row in found["rows"] for x in row["sides"] if x != "ours"))
     peak = peak_of(found["machine"]) if found["device"] == "gpu" else None
     heads = ["", "batch x frames", "ours, ms", *(f"{name}, ms" for name in others)]
-    heads += [f"ours against {name}" for name in others] + ["peak memory, MB: ours"]
+    heads += [f"{name} / ours" for name in others] + ["memory, MB: ours"]
     heads += [*others, *(["MFU ours"] if peak else [])]
     lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in found["rows"]:
-        sides = row["sides"]
+        sides, ratio = row["sides"], row["ratios"]
         names = ["ours", *others]
         cells = [row["what"], f"{row['batch']} x {row['frames']}"]
         cells += [milliseconds(sides[name]) if name in sides else "" for name in names]
-        cells += [f"**{row['ratios'][name]:.2f}**" if name in sides else "" for name in others]
-        cells += [
-            f"{sides[name]['peak_bytes'] / 1e6:.0f}" if name in sides else "" for name in names
-        ]
+        cells += [f"**{ratio[name]:.2f}**" if name in ratio else "" for name in others]
+        cells += [megabytes(sides[name]) if name in sides else "" for name in names]
         if peak and row["flop"] and "ours" in sides:
             cells.append(f"{row['flop'] / sides['ours']['median_seconds'] / peak:.0%}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -276,13 +328,39 @@ def milliseconds(side: dict[str, Any]) -> str:
     return f"{median} (p99 {1e3 * side['p99_seconds']:.4g})" if side["each"] else median
 
 
-def find_device(asked: str) -> str:
-    if asked != "auto":
+def megabytes(side: dict[str, Any]) -> str:
+    """The peak; in brackets what ours is planned to take in one call."""
+    planned = f" ({side['program_bytes'] / 1e6:.0f})" if "program_bytes" in side else ""
+    return f"{side['peak_bytes'] / 1e6:.0f}{planned}"
+
+
+JAX_DEVICE = "import jax; print(jax.default_backend())"
+TORCH_DEVICE = "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"
+
+
+def run_python(code: str) -> str:
+    """What it prints, in a process of its own: this one takes no memory of a GPU. Why it fails is seen above."""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return "no device" if done.returncode else done.stdout.strip()
+
+
+def find_device(asked: str, sides: Sequence[str]) -> str:
+    """The kind of device that all sides compute on.
+
+    Raises:
+        UserError: PyTorch or JAX sees no GPU where one is used.
+    """
+    if asked == "cpu":
         return asked
-    code = "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    device = run_python(TORCH_DEVICE)
+    if asked == "gpu" and device != "gpu":
+        raise UserError("--device=gpu: PyTorch sees no GPU; install its build for one, or use cpu")
+    if device == "gpu" and "ours" in sides and (found := run_python(JAX_DEVICE)) != "gpu":
+        raise UserError(
+            f"PyTorch computes on a GPU and JAX on {found}; install smoothsa_jax[cuda13] and unset JAX_PLATFORMS, or use "
+            "--device=cpu"
+        )
+    return device
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -304,6 +382,9 @@ def main(arguments: Sequence[str]) -> int:
         help="processor, with --threads=1: what the CPU spends, also where other work runs beside",
     )
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after them")
+    parser.add_argument(
+        "--patience", type=float, default=900, help="seconds until a side has to be ready"
+    )
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument(
         "--compile_whole", action="store_true", help="clips as one program, not in parts"
@@ -323,28 +404,26 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(
                 f"--cases {name} is unknown: expected {', '.join(CASES)}, with @BATCH for another batch{did_you_mean(base, CASES)}"
             )
-    device = find_device(options.device)
+    device = find_device(options.device, options.sides)
     if options.clock == "processor" and (device != "cpu" or options.threads != 1):
         raise UserError("--clock=processor counts what one core does: add --device=cpu --threads=1")
     found = header(device, options) | {"rows": []}
+    peak = peak_of(found["machine"]) if device == "gpu" else None
     start = time.perf_counter()
     for name in options.cases:
         begin = time.perf_counter()
         if begin - start > options.seconds:
             print(f"{name}: left out, --seconds={options.seconds:.0f} are over", file=sys.stderr)
             continue
-        found["rows"].append(measure(name, options, device))
-        line = ", ".join(f"{x:.2f}x {side}" for side, x in found["rows"][-1]["ratios"].items())
-        print(f"{name}: {line} ({time.perf_counter() - begin:.0f} s)", file=sys.stderr, flush=True)
+        row = measure(name, options, device)
+        found["rows"].append(row)
+        tell(row, peak)
+        print(f"{row['case']}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
         if options.json:  # as far as it went
             options.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
-    return 0
+    print(f"\n{table(found)}")
+    return int(any(row["failed"] for row in found["rows"]))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    cases.run(main)

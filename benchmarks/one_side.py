@@ -1,13 +1,15 @@
 """One side of `against_peer.py` in a process of its own: two runtimes in one process would fight for its threads.
 
-    python benchmarks/one_side.py SPEC      SPEC: JSON of `against_peer.Spec`
+    python benchmarks/one_side.py SPEC      SPEC: JSON of `against_peer.make_spec`
 
 Builds the case and runs it twice, says so in a line of JSON, then answers each line that it reads, a number of calls and whether to
 wait for each, with the seconds of a call. Ends with its input. What libraries print goes to standard error.
 """
 
+import collections
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import resource
@@ -21,27 +23,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
+from smoothsa_jax.training.memory_allocator import keep_freed_memory  # noqa: E402
+
 WARM_UP = 2  # calls before any is timed
+IN_FLIGHT = 4  # calls of ours at once: each holds its own input on the device, where PyTorch uses one buffer again
 
 
+@dataclasses.dataclass(frozen=True)
 class Side:
     """A case, ready to run.
 
     Attributes:
         call: starts one training step, or one inference; the device may still be working when it returns.
-        wait: until the device has done all that was started, and the last result is on the host.
+        wait: until the device has done all that was started, and the last result is on the host; gives that.
         peak_bytes: the most memory so far: of the accelerator, or None.
+        forget_peak: lets the peak start again from what is needed now.
         about: versions, and what else is known of the program.
     """
 
-    def __init__(
-        self,
-        call: Callable[[], None],
-        wait: Callable[[], None],
-        peak_bytes: Callable[[], int | None],
-        about: dict[str, Any],
-    ):
-        self.call, self.wait, self.peak_bytes, self.about = call, wait, peak_bytes, about
+    call: Callable[[], None]
+    wait: Callable[[], Any]
+    peak_bytes: Callable[[], int | None]
+    forget_peak: Callable[[], None]
+    about: dict[str, Any]
 
 
 def make_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -58,69 +62,119 @@ def make_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
+def make_slots(spec: dict[str, Any]) -> np.ndarray:
+    """Of the frame before that of a stream (B,N,D); random, as the time does not depend on them."""
+    sizes = spec["config"]["model"]["slot_attention"]
+    shape = spec["batch"], sizes["num_slots"], sizes["slot_size"]
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
 def ours(spec: dict[str, Any]) -> Side:
-    """What `main.py` and `segment` run: the compiled training step, or pixels to masks."""
+    """The training step of `main.py`; or pixels to masks as one program, of whole clips or of one further frame of streams."""
     import jax
     from ml_collections import ConfigDict
 
     from smoothsa_jax.config import canonical
-    from smoothsa_jax.evaluation.masks import masks_from_attention
-    from smoothsa_jax.training.runtime import keep_freed_memory
+    from smoothsa_jax.training.compiling import memory_of
     from smoothsa_jax.training.step import build_training
 
-    keep_freed_memory()
+    if jax.default_backend() != spec["device"]:
+        raise RuntimeError(f"JAX computes on {jax.default_backend()}, expected {spec['device']}")
     training = build_training(canonical(ConfigDict(spec["config"])))
-    batch, key = make_batch(spec), jax.random.key(0)
-    size = batch["video"].shape[2:4]
+    batch, key, kind = make_batch(spec), jax.random.key(0), spec["kind"]
+    # A program takes what the call before it left, arrays, and what comes from the host.
+    if kind == "train":
+        program, left, arrays = training.train_step, training.state, training.frozen
+    else:
+        arrays = training.state.params, training.frozen
+        training = dataclasses.replace(
+            training, state=None
+        )  # the peer has no optimiser here either
+        program, left = clip_masks(training), None
+    if kind == "stream":
+        batch = {name: batch[name] for name in ("video", "slot_mask")}
+        program = following_masks(training)
+        left = jax.device_put(make_slots(spec), training.batch_sharding)
+    kept: dict[str, Any] = {"left": left, "count": 0}
 
-    def infer(params, frozen, batch, key):
-        outputs = training.predict(params, frozen, batch, key)
-        mask = batch["slot_mask"]
-        return masks_from_attention(outputs["decoder_attention"], training.grid, size, mask)
+    def from_host():
+        if kind == "stream":
+            return (
+                batch,
+            )  # as `Segmenter.stream` gives it; nothing is random behind the first frame
+        return training.place(batch), jax.random.fold_in(key, kept["count"])
 
-    train = spec["kind"] == "train"
-    program = training.train_step if train else jax.jit(infer)
-    first = training.state if train else training.state.params
     begin = time.perf_counter()
-    compiled = program.lower(first, training.frozen, training.place(batch), key).compile()
+    compiled = program.lower(left, arrays, *from_host()).compile()
     about = {"versions": {"jax": jax.__version__}, "compile_seconds": time.perf_counter() - begin}
-    analysis = compiled.memory_analysis()
-    if analysis is not None:
-        about["program_bytes"] = (
-            analysis.argument_size_in_bytes
-            + analysis.temp_size_in_bytes
-            + analysis.output_size_in_bytes
-            - analysis.alias_size_in_bytes
-        )
-    kept: dict[str, Any] = {"first": first, "count": 0}
+    memory = memory_of(compiled)
+    if memory is not None:
+        about["program_bytes"] = memory.peak
+    found: collections.deque = collections.deque(maxlen=IN_FLIGHT)
 
     def call():
-        step_key = jax.random.fold_in(key, kept["count"])
-        found = compiled(kept["first"], training.frozen, training.place(batch), step_key)
-        if train:
-            kept["first"], found = found
-        kept["last"], kept["count"] = found, kept["count"] + 1
+        if len(found) == IN_FLIGHT:
+            jax.block_until_ready(found[0])
+        kept["left"], last = compiled(kept["left"], arrays, *from_host())
+        found.append(last)
+        kept["count"] += 1
 
     def peak_bytes():
         statistics = jax.devices()[0].memory_stats() or {}
         return statistics.get("peak_bytes_in_use")
 
-    return Side(call, lambda: jax.device_get(kept["last"]), peak_bytes, about)
+    # JAX cannot forget an accelerator's peak, which choosing kernels may have set: `program_bytes` is what a call is planned to take.
+    return Side(call, lambda: jax.device_get(found[-1]), peak_bytes, forget_peak, about)
+
+
+def clip_masks(training: Any) -> Callable:
+    """(None, arrays, batch, key) -> None, the slot of each pixel (B,T,H,W)."""
+    import jax
+
+    from smoothsa_jax.evaluation.masks import masks_from_attention
+
+    def masks(nothing, arrays, batch, key):
+        size, mask = batch["video"].shape[2:4], batch["slot_mask"]
+        attention = training.predict(*arrays, batch, key)["decoder_attention"]
+        return nothing, masks_from_attention(attention, training.grid, size, mask)
+
+    return jax.jit(masks)
+
+
+def following_masks(training: Any) -> Callable:
+    """(slots (B,N,D) of the frame before, arrays, batch of one frame) -> its slots, the slot of each pixel (B,1,H,W).
+
+    What `Segmenter.stream` computes of a frame that is not the first, as one program and without its other outputs.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from smoothsa_jax.evaluation.masks import masks_from_attention
+
+    def masks(slots, arrays, batch):
+        model, mask = training.definition.merge(*arrays), batch["slot_mask"]
+        features = model.extract(batch["video"])[:, 0]
+        slots, _ = model.next_frame(slots, model.projection(features), mask)
+        _, attention = model.decoder(features, slots, None, mask)
+        size = batch["video"].shape[2:4]
+        found = masks_from_attention(attention[:, None], training.grid, size, mask)
+        return slots.astype(jnp.float32), found
+
+    return jax.jit(masks, out_shardings=training.batch_sharding)
 
 
 def peer(spec: dict[str, Any]) -> Side:
     """The same in PyTorch, in the authors' manner; made no slower than it can be (benchmarks/README.md)."""
     import torch
     from peer_torch.model import SmoothSA
-    from peer_torch.step import TrainStep
+    from peer_torch.step import TrainStep, inference
 
-    _keep_freed_memory()
     torch.set_num_threads(spec["threads"])
     torch.set_float32_matmul_precision("high" if spec["device"] == "gpu" else "highest")
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     device = torch.device("cuda" if spec["device"] == "gpu" else "cpu")
-    config, dtype = spec["config"], getattr(torch, spec["dtype"])
+    config, kind, dtype = spec["config"], spec["kind"], getattr(torch, spec["dtype"])
     arrays = make_batch(spec)
     batch = {name: torch.from_numpy(arrays[name]) for name in ("video", "boxes")}
     batch["boxes"] = batch["boxes"][:, 0].contiguous()
@@ -133,29 +187,22 @@ def peer(spec: dict[str, Any]) -> Side:
     # Whole, a clip's program repeats its parts for every frame and takes minutes to compile.
     whole = {"mode": spec["mode"]} if compiled and spec["whole"] else None
 
-    train = spec["kind"] == "train"
-    model = SmoothSA(config["model"], size).to(device).train(train)
+    model = SmoothSA(config["model"], size).to(device).train(kind == "train")
     if compiled and not whole:
         model.compile_parts(mode=spec["mode"])
-    if train:
+    if kind == "train":
         step = TrainStep(model, config, dtype, whole)
     else:
-        masks = model.masks
-        if whole:
-            masks = torch.compile(masks, fullgraph=True, dynamic=False, **whole)
-
-        def step(*inputs):
-            half = dtype != torch.float32
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype if half else None, enabled=half),
-            ):
-                return masks(*inputs)
-
-    kept: dict[str, Any] = {}
+        step = inference(
+            model.follow if kind == "stream" else model.masks, device.type, dtype, whole
+        )
+    kept: dict[str, Any] = {"slots": torch.from_numpy(make_slots(spec)).to(device)}
 
     def call():
         video = batch["video"].to(device, non_blocking=True)
+        if kind == "stream":
+            kept["slots"], kept["last"] = step(video, kept["slots"])
+            return
         boxes = batch["boxes"].to(device, non_blocking=True) if boxes_used else None
         kept["last"] = step(video, torch.randn(noise_shape, device=device), boxes)
 
@@ -163,42 +210,42 @@ def peer(spec: dict[str, Any]) -> Side:
         if device.type == "cuda":
             torch.cuda.synchronize()
         last = kept["last"]
-        return {k: x.cpu() for k, x in last.items()} if train else last.cpu()
+        return {k: x.cpu() for k, x in last.items()} if kind == "train" else last.cpu()
 
     def peak_bytes():
         return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+
+    def forget():
+        forget_peak()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
     about = {"versions": {"torch": torch.__version__}}
     if device.type == "cuda":
         about["device"] = torch.cuda.get_device_name()
     if spec["side"] == "eager":
-        about["flop"] = count_flop(config, arrays["video"].shape, noise_shape, train)
-    return Side(call, wait, peak_bytes, about)
+        about["flop"] = count_flop(config, arrays["video"].shape, noise_shape, kind)
+    return Side(call, wait, peak_bytes, forget, about)
 
 
-def count_flop(config: dict, video: tuple[int, ...], noise: tuple[int, ...], train: bool) -> int:
+def count_flop(config: dict, video: tuple[int, ...], noise: tuple[int, ...], kind: str) -> int:
     """FLOP of the matrix products and convolutions of one call, backward included; nothing is computed."""
     import torch
     from peer_torch.model import SmoothSA, losses
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    train = kind == "train"
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flop:
         model = SmoothSA(config["model"], tuple(video[2:4])).train(train)
-        boxes = torch.empty(*noise[:2], 4)
         with torch.set_grad_enabled(train):
-            outputs = model(torch.empty(video), torch.empty(noise), boxes)
+            if kind == "stream":
+                model.follow(torch.empty(video), torch.empty(noise))
+            else:
+                outputs = model(torch.empty(video), torch.empty(noise), torch.empty(*noise[:2], 4))
         if train:
             sum(losses(outputs, config["loss"]).values()).backward()
     return flop.get_total_flops()
-
-
-def _keep_freed_memory() -> None:
-    """As `smoothsa_jax.training.runtime.keep_freed_memory`, without JAX in the process: it speeds up PyTorch too."""
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        if mallopt(-3, 1 << 30) or mallopt(-3, 1 << 25):
-            mallopt(-1, (1 << 31) - 1)
 
 
 def forget_peak() -> None:
@@ -247,15 +294,17 @@ def main() -> None:
 
     if hasattr(os, "sched_setaffinity"):  # before any thread is made
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: spec["threads"]])
+    keep_freed_memory()  # on both sides: it speeds up either
     clock = time.process_time if spec["clock"] == "processor" else time.perf_counter
     begin = time.perf_counter()
     side = (ours if spec["side"] == "ours" else peer)(spec)
     time_calls(side, WARM_UP, each=True)
     ready = time.perf_counter() - begin
-    forget_peak()
+    side.forget_peak()
     say(about=side.about, ready_seconds=ready, seconds=time_calls(side, 1, True, clock)[0])
     for line in sys.stdin:
         asked = json.loads(line)
+        time_calls(side, 1, each=True)  # not counted: the first call after a pause is a slow one
         times = time_calls(side, asked["calls"], asked["each"], clock)
         peak = side.peak_bytes()
         say(times=times, peak_bytes=peak_resident_bytes() if peak is None else peak)
