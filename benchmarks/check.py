@@ -3,9 +3,11 @@
     python benchmarks/against_peer.py --json=new.json
     python benchmarks/check.py new.json
     python benchmarks/check.py new.json --recorded=other.json --tolerance=0.05
+    python benchmarks/check.py new.json --partial      where only some of the cases were measured anew
 
 What is compared are ratios to the peer, measured in one run each, so that a slower or busier machine counts for little. The recorded
-run of a kind of device is benchmarks/recorded/KIND.json. Status 0: nothing got slower; 1: something did; 2: they cannot be compared.
+run of a kind of device is benchmarks/recorded/KIND.json. Status 0: nothing got slower; 1: something did; 2: they cannot be compared, or
+the new run lacks what was recorded.
 """
 
 import argparse
@@ -51,8 +53,10 @@ def ratios_of(found: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def compare(new: dict[str, Any], recorded: dict[str, Any]) -> list[tuple[str, float, float, float]]:
-    """(name, recorded ratio, new ratio, new by recorded) of all that both have, the largest loss first.
+def compare(
+    new: dict[str, Any], recorded: dict[str, Any]
+) -> tuple[list[tuple[str, float, float, float]], list[str]]:
+    """(name, recorded ratio, new ratio, new by recorded) of all that both have, the largest loss first; what the new run lacks.
 
     Raises:
         UserError: runs on different kinds of devices, or without a case in common.
@@ -68,7 +72,7 @@ def compare(new: dict[str, Any], recorded: dict[str, Any]) -> list[tuple[str, fl
             f"no case in common: found {', '.join(after) or 'none'}, expected some of {', '.join(before) or 'none'}"
         )
     rows = [(name, before[name], after[name], after[name] / before[name]) for name in names]
-    return sorted(rows, key=lambda row: row[-1])
+    return sorted(rows, key=lambda row: row[-1]), [name for name in before if name not in after]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,10 +82,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--recorded", type=Path, help="default: benchmarks/recorded/KIND.json")
     parser.add_argument("--tolerance", type=float, default=0.1)
+    parser.add_argument("--partial", action="store_true", help="cases may be missing")
     given = parser.parse_args(arguments)
     try:
         new = read(given.new)
-        rows = compare(new, read(given.recorded or RECORDED / f"{new['device']}.json"))
+        rows, missing = compare(new, read(given.recorded or RECORDED / f"{new['device']}.json"))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -89,7 +94,11 @@ def main(arguments: Sequence[str]) -> int:
     for name, before, after, change in rows:
         slower = "  slower" if change < 1 - given.tolerance else ""
         print(f"{before:8.2f} {after:6.2f} {change - 1:+7.0%}  {name}{slower}")
-    return int(any(change < 1 - given.tolerance for *_, change in rows))
+    for name in missing:
+        print(f"not measured anew: {name}")
+    if any(change < 1 - given.tolerance for *_, change in rows):
+        return 1
+    return 2 if missing and not given.partial else 0
 
 
 if __name__ == "__main__":

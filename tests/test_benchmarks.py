@@ -24,7 +24,7 @@ def load(name: str):
     return module
 
 
-ablation, check = load("ablation"), load("check")
+ablation, against_peer, check = load("ablation"), load("against_peer"), load("check")
 ARGUMENTS = [f"--config={CONFIG}", "--config.train.num_steps=7"]
 
 
@@ -310,20 +310,22 @@ def run_of(device: str = "cpu", **ratios: float) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("train", "status", "told"), [(1.84, 0, "-8%"), (1.75, 1, "-12%  train beside eager  slower")]
+    ("train", "told"), [(1.84, "-8%"), (1.75, "-12%  train beside eager  slower")]
 )
-def test_what_got_slower_is_named(tmp_path, capsys, train, status, told):
+def test_what_got_slower_is_named(tmp_path, capsys, train, told):
     for name, run in (
         ("recorded", run_of(train=2.0, image=1.0, clip=3.0)),
-        ("new", run_of(train=train, image=1.2)),
+        ("new", run_of(train=train, image=1.2, other=1.0)),
     ):
         (tmp_path / name).write_text(json.dumps(run))
     arguments = [str(tmp_path / "new"), f"--recorded={tmp_path / 'recorded'}"]
-    assert check.main(arguments) == status
+    slower = "slower" in told
+    assert check.main([*arguments, "--partial"]) == int(slower)
     out = capsys.readouterr().out
     assert told in out and "+20%  image beside eager\n" in out
-    assert "clip" not in out  # not measured anew
-    assert out.count("slower") == status
+    assert out.count("slower") == slower
+    assert out.endswith("not measured anew: clip beside eager\n") and "other" not in out
+    assert check.main(arguments) == (1 if slower else 2)  # a case that was left out is no good news
 
 
 @pytest.mark.parametrize(
@@ -344,3 +346,78 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys, new, told):
     assert check.main(arguments) == 2
     err = capsys.readouterr().err
     assert told in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_the_recorded_run_is_what_the_script_measures():
+    """Else the two would have no case in common, and nothing would be compared."""
+    recorded = json.loads((check.RECORDED / "cpu.json").read_text())
+    names = [row["case"] for row in recorded["rows"]]
+    cases = [f"{name}@{case.cpu_batch}" for name, case in against_peer.CASES.items()]
+    assert names and set(names) <= set(cases)
+
+
+def test_each_side_of_a_case_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BENCHMARK_TABLE", str(tmp_path / "table"))
+    side = {"peak_bytes": 2e6, "p99_seconds": 9.0, "each": False}
+    row = {
+        "what": "training step",
+        "batch": 8,
+        "frames": 6,
+        "flop": 2e9,
+        "sides": {
+            "ours": {**side, "median_seconds": 0.5, "program_bytes": 1e6},
+            "eager": {**side, "median_seconds": 1.0, "each": True},
+        },
+        "ratios": {"eager": 2.125},
+        "failed": {"compiled": "no luck"},
+    }
+    against_peer.tell(row, peak=1e10)
+    expected = [
+        "| training step, 8 x 6: ours | 500 ms | 2 (1) MB, 40% of the peak |",
+        "| training step, 8 x 6: eager | 1000 ms | 2.12 times as long as ours, p99 9000 ms, 2 MB |",
+        "| training step, 8 x 6: compiled | failed | no luck |",
+    ]
+    assert (tmp_path / "table").read_text().splitlines() == expected
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_turns_beside_each_other_are_compared():
+    found = against_peer.ratios({"eager": {"turns": [2.0, 20.0, 3.0]}})
+    assert found == {}  # nothing to compare with
+    ours, eager = {"turns": [1.0, 10.0, 1.0]}, {"turns": [2.0, 20.0, 3.0]}
+    assert against_peer.ratios({"ours": ours, "eager": eager}) == {"eager": 2.0}
+    assert against_peer.peak_of("NVIDIA H100 PCIe") < against_peer.peak_of("NVIDIA H100 80GB HBM3")
+    assert against_peer.peak_of("another") is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "torch", "jax", "found"),
+    [
+        ("auto", "cpu", "cpu", "cpu"),
+        ("auto", "gpu", "gpu", "gpu"),
+        ("cpu", "gpu", "gpu", "cpu"),
+        ("gpu", "cpu", "gpu", "PyTorch sees no GPU"),
+        ("gpu", "gpu", "cpu", "PyTorch computes on a GPU and JAX on cpu"),
+        ("auto", "gpu", "no device", "JAX on no device"),
+    ],
+)
+def test_both_sides_are_measured_on_the_same_kind_of_device(monkeypatch, asked, torch, jax, found):
+    devices = {against_peer.TORCH_DEVICE: torch, against_peer.JAX_DEVICE: jax}
+    monkeypatch.setattr(against_peer, "run_python", devices.get)
+    if found in ("cpu", "gpu"):
+        assert against_peer.find_device(asked, ["ours", "eager"]) == found
+    else:
+        with pytest.raises(UserError, match=found):
+            against_peer.find_device(asked, ["ours", "eager"])
+        if torch == "gpu":
+            assert against_peer.find_device(asked, ["eager"]) == "gpu"
+
+
+def test_the_process_that_compares_starts_no_device():
+    """It would take the memory of a GPU from those that are measured."""
+    script = ROOT / "benchmarks" / "against_peer.py"
+    environment = {**os.environ, "JAX_PLATFORMS": "none"}  # a device that cannot be started
+    result = subprocess.run(
+        [sys.executable, script, "--help"], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "--patience" in result.stdout, result.stderr
