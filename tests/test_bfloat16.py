@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.step import build_training
@@ -111,6 +112,10 @@ def test_a_stream_is_the_whole_video_and_numpy_gets_float32():
     config = config_of(initializer="gaussian")
     training = build_training(config)
     model = Segmenter(config, {**training.state.params, **training.frozen})
+    exact = model.in_dtype("float32")
+    assert exact.config.dtype == "float32" and model.config.dtype == "bfloat16"
+    with pytest.raises(UserError, match="dtype is 'float8', expected one of bfloat16, float32"):
+        model.in_dtype("float8")
     frames = tiny_batch(config)["video"][0]
     whole, parts = model.segment(frames, video=True), list(model.stream(frames))
     assert {str(x.dtype) for x in model.params.values()} == {"float32"}
@@ -121,3 +126,6 @@ def test_a_stream_is_the_whole_video_and_numpy_gets_float32():
             [getattr(part, name).reshape(1, *value.shape[1:]) for part in parts]
         )
         np.testing.assert_allclose(stacked, value, rtol=0, atol=2e-2 * np.abs(value).max())
+        near = getattr(exact.segment(frames, video=True), name)
+        assert not np.array_equal(near, value)
+        np.testing.assert_allclose(near, value, rtol=0, atol=2e-2 * np.abs(value).max())

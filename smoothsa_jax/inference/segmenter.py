@@ -25,6 +25,7 @@ from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import sample_evaluation_draws
 from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.smoothsa import SmoothSA
+from smoothsa_jax.validation import DTYPES
 
 PER_FRAME = ("slots", "attention", "decoder_attention", "reconstruction_error")
 
@@ -104,6 +105,19 @@ class Segmenter:
     def follows(self) -> bool:
         """Whether it was trained on videos, and takes slots from one frame to the next."""
         return self.config.model.transition.name != "none"
+
+    def in_dtype(self, dtype: str) -> "Segmenter":
+        """The same weights, computing in "bfloat16" or "float32", whatever they were trained in.
+
+        Raises:
+            UserError: another dtype.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.dtype = dtype
+        return Segmenter(config, self.params, self.step)
 
     def segment(
         self,
