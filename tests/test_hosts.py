@@ -27,9 +27,11 @@ from ml_collections import ConfigDict
 from test_hosts import batches_of
 
 training = fake_training(ConfigDict({{"seed": 0}}), num_devices=2)
-means = jax.jit(lambda video: video.astype(jnp.float32).mean(axis=(1, 2, 3, 4)), out_shardings=training.replicated)
+mean = lambda video: video.astype(jnp.float32).mean(axis=(1, 2, 3, 4))
+means = jax.jit(mean, out_shardings=replicated(training.mesh))
 batches = batches_of(2, jax.process_index(), jax.process_count())
 found = []
+from smoothsa_jax.training.mesh import replicated
 for _ in range(3):
     video = training.place(next(batches))["video"]
     assert video.shape[0] == 4 and len(video.addressable_shards) == 1

@@ -30,6 +30,8 @@ from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training import loop
 from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint
+from smoothsa_jax.training.compiling import advice_for_training
+from smoothsa_jax.training.mesh import replicated
 from smoothsa_jax.training.recognition import build_recognition, check_labels
 
 GRID, SIZE = (4, 5), (12, 15)
@@ -268,7 +270,7 @@ def with_random_slots(config: ConfigDict):
     training = build_recognition(config)
     size = (config.data.image_size,) * 2
     _, params, backbone = split(build_model(config.model, size, 0))
-    frozen = jax.device_put({**params, **backbone}, training.replicated)
+    frozen = jax.device_put({**params, **backbone}, replicated(training.mesh))
     assert frozen.keys() == training.frozen.keys()
     return dataclasses.replace(training, frozen=frozen)
 

@@ -2,7 +2,7 @@
 
 Every host runs the same command, one process a host (or one a device, as SLURM starts them). JAX's coordination service,
 in process 0, connects them and ends all when one dies. Process 0 alone writes logs and scores; all take part in
-checkpoints. With one process everything here does nothing.
+checkpoints. With one process nobody is asked and nothing is moved.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.training.state import copied
 
 HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
+from smoothsa_jax.training.mesh import kept, own_mesh
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 # Each host may have its own: where its data lie, and how it reads them.
 OF_EACH_HOST = ("data.folder", "data.keep", "train.num_threads", "train.num_workers")
@@ -271,39 +272,16 @@ def _whole(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process has, on the devices of all; it shares no memory with the host's."""
-    array = array.copy()
-    if sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
 def on_own_devices(training: Any, params: Any = None) -> tuple[Any, Any]:
     """A `Training` and parameters on the devices of this process alone, where it scores its own samples.
 
-    Whole on each device, however they were spread. With one process, what was given.
+    Cut over these as they were over all, as far as there are as many. With one process, what was given.
     """
     if not several():
         return training, params
-    names = training.mesh.axis_names
-    devices = np.array(jax.local_devices()).reshape(-1, *(1 for _ in names[1:]))
-    mesh = Mesh(devices, names)
-    whole = NamedSharding(mesh, PartitionSpec())
-    state, frozen, params = jax.tree.map(
-        lambda x: _own(x, whole), (training.state, training.frozen, params)
-    )
-    spread = NamedSharding(mesh, training.batch_sharding.spec)
-    training = dataclasses.replace(
-        training,
-        state=state,
-        frozen=frozen,
-        mesh=mesh,
-        replicated=whole,
-        batch_sharding=spread,
-        predict=training.predict_on(spread) if training.predict_on else None,
-    )
-    return training, params
+    mesh, arrays = own_mesh(training.mesh), (training.state, training.frozen, params)
+    state, frozen, params = jax.tree.map(_own, arrays, kept(mesh, arrays))
+    return dataclasses.replace(training, state=state, frozen=frozen, mesh=mesh), params
 
 
 def _own(x: Any, sharding: NamedSharding) -> Any:

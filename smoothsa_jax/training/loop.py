@@ -118,6 +118,17 @@ def _agree(config: ConfigDict, workdir: Path) -> None:
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def _refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
+    """Each process reads for itself, and one may fail to."""
+    hosts.refuse_differences({what: checkpoint and checkpoint.step})
+
+
+def _untrained(training: Training) -> Training:
+    """The same with a copy of the first parameters, for scoring, and nothing else of the first state: a step gives that away."""
+    state = training.state.replace(opt_state=())
+    return dataclasses.replace(training, state=copied(state))
+
+
     """Train to `train.num_steps`, from the newest sound checkpoint in the workdir where there is one, then evaluate.
 
     Returns:
@@ -139,8 +150,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
-        # A copy, because a step gives its state away; training.state stays as the untrained model.
-        state = copied(training.state)
+        state, training = training.state, _untrained(training)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
             if training.frozen_from:
@@ -406,7 +416,7 @@ def evaluate(
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     task = task_of(config)
-    training, _ = hosts.on_own_devices(task.build(config))
+    training, _ = hosts.on_own_devices(_untrained(task.build(config)))
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)
