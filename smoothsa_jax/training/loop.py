@@ -97,10 +97,10 @@ def check(
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
     names |= {"data.name": DATASETS, "checkpoint.best_metric": (*task_of(config).metrics, *trained)}
-    if hosts.several():  # each scores whole batches, on its own devices
-        batches = tuple(name for name in batches if name != "eval.batch_size")
-    validate(config, len(jax.devices()), names, batches)
-    hosts.refuse_misfit(config)
+    # Of several processes each scores whole batches, on its own devices.
+    divided = [name for name in batches if name != "eval.batch_size" or not hosts.several()]
+    validate(config, len(jax.devices()), names, divided)
+    hosts.refuse_misfit(config, batches)
 
 
 def _agree(config: ConfigDict, workdir: Path) -> None:
@@ -145,12 +145,15 @@ def _untrained(training: Training) -> Training:
     with lock, runtime.SignalGuard() as guard:
         _refuse_other_config(_config_of(workdir), config, workdir)
         checkpoint = hosts.first_then_others(
-            lambda: restore_latest(workdir, warn=_warn, set_aside=True)
+            lambda: restore_latest(workdir, warn=_warn, set_aside=hosts.first())
         )
+        hosts.refuse_other_folders(workdir)
         if checkpoint is not None:
+        # What another process than the first cannot read may be sound.
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
         state, training = training.state, _untrained(training)
+        _refuse_different("newest checkpoint that can be read", checkpoint)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
             if training.frozen_from:
@@ -293,7 +296,8 @@ def _train_steps(
             if leaving or done == num_steps:
                 break
         writer.wait()
-    received = received or guard.received
+        # Since the last step asked, one may have come, and to one process alone.
+        received = received or max(hosts.of_all(guard.received or 0)) or None
     if received is not None:
         name = signal.Signals(received).name
         where = writer.folder / str(done)
@@ -448,6 +452,7 @@ def restored(
 def _params_of(checkpoint: Checkpoint, training: Training) -> Parameters:
     template = {"state": {"params": training.state.params}}
     return restore_state(template, checkpoint, only="state/params/")["state"]["params"]
+    _refuse_different("newest checkpoint that can be read", checkpoint)
 
 
 def _wants_best(config: ConfigDict) -> bool:
@@ -457,14 +462,15 @@ def _wants_best(config: ConfigDict) -> bool:
 def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
     """The best checkpoint that is kept, by the metric saved with each; None where none can be used."""
     step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
-    if step is None:
-        return None
-    try:
-        return read_checkpoint(workdir, step)
-    except BrokenCheckpoint as reason:
-        path = workdir / FOLDER / str(step)
-        _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
-        return None
+    best = None
+    if step is not None:
+        try:
+            best = read_checkpoint(workdir, step)
+        except BrokenCheckpoint as reason:
+            path = workdir / FOLDER / str(step)
+            _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
+    _refuse_different("best checkpoint that can be read", best)
+    return best
 
 
 def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
@@ -487,4 +493,5 @@ evaluate     python main.py --mode=evaluate --workdir={workdir}
 
 
 def _warn(text: str) -> None:
-    say(f"warning: {text}")
+    """In every process: what one cannot read another may."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -33,6 +33,7 @@ from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
 from smoothsa_jax.training.mesh import make_mesh, replicated
 from smoothsa_jax.training.over_samples import over_samples
@@ -176,19 +177,19 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         return state, {**metrics, "num_matches": targets.matched.sum()}
 
     def predict(
-        params: Parameters,
         mesh: Mesh,
+        params: Parameters,
         frozen: Parameters,
         batch: dict[str, Array],
         key: Array,
         match_paper: bool = False,
     ) -> dict[str, Array]:
-        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
         def look_and_tell(arrays, inputs):
             params, frozen = arrays
             slots, targets = look(frozen, inputs, match_paper)
             return count(*definition.merge(params, {})(slots), targets)
 
+        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
         return over_samples(look_and_tell, mesh, 1, (params, frozen), (batch, draws))
 
     state, arrays = create_state(params, optimizer), {**pretrained, **backbone}
@@ -212,6 +213,7 @@ def with_pretrained(
     """
     workdir = Path(config.recognition.workdir)
     checkpoint = restore_latest(workdir, warn=warn)
+    hosts.refuse_differences({"recognition.workdir's checkpoint": checkpoint and checkpoint.step})
     if checkpoint is None:
         raise UserError(
             f"recognition.workdir: no usable checkpoint found in {workdir / FOLDER}, expected a trained SmoothSA; "
