@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import math
 import signal
 import sys
 from collections import deque
@@ -47,9 +48,12 @@ from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState, copied
 from smoothsa_jax.training.step import Training, build_training
 from smoothsa_jax.training.waits import DataWaits
-from smoothsa_jax.validation import validate
+from smoothsa_jax.validation import mesh_shape, validate
 
 CONFIG_FILE = "config.json"
+# Where scoring runs out of memory: after the training, and within it.
+REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
+GO_ON = "run the same command with {}, or more devices"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +118,6 @@ def _agree(config: ConfigDict, workdir: Path) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- training
-
-
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
     """Each process reads for itself, and one may fail to."""
     hosts.refuse_differences({what: checkpoint and checkpoint.step})
@@ -129,6 +129,10 @@ def _untrained(training: Training) -> Training:
     return dataclasses.replace(training, state=copied(state))
 
 
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train to `train.num_steps`, from the newest sound checkpoint in the workdir where there is one, then evaluate.
 
     Returns:
@@ -143,17 +147,17 @@ def _untrained(training: Training) -> Training:
     task = task_of(config)
     lock = runtime.workdir_for_writing(workdir) if hosts.first() else contextlib.nullcontext()
     with lock, runtime.SignalGuard() as guard:
+        hosts.refuse_other_folders(workdir)
         _refuse_other_config(_config_of(workdir), config, workdir)
+        # What another process than the first cannot read may be sound.
         checkpoint = hosts.first_then_others(
             lambda: restore_latest(workdir, warn=_warn, set_aside=hosts.first())
         )
-        hosts.refuse_other_folders(workdir)
+        _refuse_different("newest checkpoint that can be read", checkpoint)
         if checkpoint is not None:
-        # What another process than the first cannot read may be sound.
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
         state, training = training.state, _untrained(training)
-        _refuse_different("newest checkpoint that can be read", checkpoint)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
             if training.frozen_from:
@@ -178,18 +182,21 @@ def _untrained(training: Training) -> Training:
             chosen = _best(workdir, config)
             if chosen is not None:
                 step, params = chosen.step, _params_of(chosen, training)
-        with _evaluating(config):
+        with _evaluating(config, REPORT_AGAIN):
             scores = task.report(config, training, params, step, workdir, say)
     _tell_results(scores, workdir)
     return scores
 
 
-def _evaluating(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
-    batch, used = config.eval.batch_size, "more devices"
-    smaller = f"--config.eval.batch_size={batch // 2}" if batch > 1 else "fewer eval.num_frames"
+def _evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextManager[None]:
+    """`advice`: what to do where memory runs out, with a place for the option that lessens it."""
+    batch = config.eval.batch_size
+    mesh = mesh_shape(config.mesh.data, config.mesh.get("fsdp", 1), len(jax.devices()))
+    devices = math.prod(mesh) // jax.process_count()
+    smaller = batch // 2 // devices * devices
+    option = f"--config.eval.batch_size={smaller}" if smaller else "fewer eval.num_frames"
     return telling_out_of_memory(
-        f"scoring eval.batch_size={batch} samples at a time",
-        f"use --mode=evaluate with {smaller}, or {used}; the weights are saved",
+        f"scoring eval.batch_size={batch} samples at a time", advice.format(option)
     )
 
 
@@ -251,11 +258,23 @@ def _train_steps(
     def read(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         check_finite(step, values, writer.describe_last_good)
+    def save(step: int, state: TrainState, position: Any, scores: dict[str, float]) -> None:
+        progress = {"data": position, "means": means.state(), "source": fingerprint}
+        progress["frozen_from"] = training.frozen_from
+        writer.save(step, {"state": state}, progress, scores, {"frozen": training.frozen})
+
+    def validation(params: Parameters) -> dict[str, float]:
+        without_untrained = dataclasses.replace(training, state=None)
+        with _evaluating(config, GO_ON):
+            own, params = hosts.on_own_devices(without_untrained, params)
+            return task.validation_scores(config, own, params)
+
         means.add(values)
         return values
 
     say("compiling the training step, once; later starts find it on the disk")
-    train_step = CompiledOnce(training.train_step, say)
+    has_flags = bool(config.train.get("xla_flags"))
+    train_step = CompiledOnce(training.train_step, say, has_flags)
     in_memory = telling_out_of_memory(
         f"a training step of train.batch_size={config.train.batch_size}",
         advice_for_training(config),
@@ -282,15 +301,16 @@ def _train_steps(
                     scores = means.take()
                     # Also when leaving: a resumed run has to choose the same best step.
                     if validates:
-                        own = hosts.on_own_devices(training, state.params)
-                        with _evaluating(config):
-                            scores |= task.validation_scores(config, *own)
+                        try:
+                            scores |= validation(state.params)
+                        except UserError as error:
+                            # Of several processes this one may be alone with its trouble, and all have to come to a save.
+                            if not hosts.several():
+                                save(done, state, position, scores)
+                            raise UserError(f"{error}; {writer.describe_last_good()}") from error
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
-                progress = {"data": position, "means": means.state(), "source": fingerprint}
-                progress["frozen_from"] = training.frozen_from
-                frozen = {"frozen": training.frozen}
-                writer.save(done, {"state": state}, progress, scores, frozen)
+                save(done, state, position, scores)
             else:
                 writer.poll()
             if leaving or done == num_steps:
@@ -424,7 +444,7 @@ def evaluate(
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)
-    with runtime.SignalGuard(), _evaluating(config):
+    with runtime.SignalGuard(), _evaluating(config, REPORT_AGAIN):
         scores = task.report(config, training, params, checkpoint.step, workdir, say)
     _tell_results(scores, workdir)
     return scores
@@ -432,6 +452,7 @@ def evaluate(
 
 def restored(
     workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict]
+    _refuse_different("newest checkpoint that can be read", checkpoint)
 ) -> tuple[Checkpoint, ConfigDict]:
     """The newest sound checkpoint, and the config to look at it with; see `evaluate`."""
     checkpoint = restore_latest(workdir, warn=_warn)
@@ -452,7 +473,6 @@ def restored(
 def _params_of(checkpoint: Checkpoint, training: Training) -> Parameters:
     template = {"state": {"params": training.state.params}}
     return restore_state(template, checkpoint, only="state/params/")["state"]["params"]
-    _refuse_different("newest checkpoint that can be read", checkpoint)
 
 
 def _wants_best(config: ConfigDict) -> bool:
