@@ -245,11 +245,8 @@ def _train_steps(
         best_metric=config.checkpoint.get("best_metric"),
         best_mode=config.checkpoint.get("best_mode", "min"),
     )
-    log = (
-        RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
-        if hosts.first()
-        else SilentLog()
-    )
+    times = {"num_steps": num_steps, "log_every": config.train.log_every}
+    log = RunLog(workdir, first_step=done, **times) if hosts.first() else SilentLog(**times)
     signals = hosts.StopTogether()
     root = jax.random.key(config.seed)
     # Of the step before, still on the device: read while the device works on the next one.
@@ -258,6 +255,9 @@ def _train_steps(
     def read(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         check_finite(step, values, writer.describe_last_good)
+        means.add(values)
+        return values
+
     def save(step: int, state: TrainState, position: Any, scores: dict[str, float]) -> None:
         progress = {"data": position, "means": means.state(), "source": fingerprint}
         progress["frozen_from"] = training.frozen_from
@@ -268,9 +268,6 @@ def _train_steps(
         with _evaluating(config, GO_ON):
             own, params = hosts.on_own_devices(without_untrained, params)
             return task.validation_scores(config, own, params)
-
-        means.add(values)
-        return values
 
     say("compiling the training step, once; later starts find it on the disk")
     has_flags = bool(config.train.get("xla_flags"))
@@ -452,10 +449,10 @@ def evaluate(
 
 def restored(
     workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict]
-    _refuse_different("newest checkpoint that can be read", checkpoint)
 ) -> tuple[Checkpoint, ConfigDict]:
     """The newest sound checkpoint, and the config to look at it with; see `evaluate`."""
     checkpoint = restore_latest(workdir, warn=_warn)
+    _refuse_different("newest checkpoint that can be read", checkpoint)
     if checkpoint is None:
         found = f"no checkpoint found in {workdir / FOLDER}"
         if steps_found(workdir):
