@@ -80,8 +80,11 @@ def run(arguments: list[str]) -> int:
     config = config_from_command_line(for_config, DEFAULT_CONFIG) if needs_config else None
     folder = Path("runs") / config.name if given.workdir is None else Path(given.workdir)
 
+    def choose(stored: ConfigDict) -> ConfigDict:
+        return config if names_config else config_from_command_line(for_config, stored)
+
     def work() -> int:
-        return run_training(given, config, for_config, folder, arguments if connected else None)
+        return run_training(given, config, choose, folder, arguments if connected else None)
 
     if not connected:
         return work()
@@ -94,25 +97,26 @@ def run(arguments: list[str]) -> int:
 def run_training(
     given: flags.FlagValues,
     config: ConfigDict | None,
-    for_config: Overrides,
+    choose: Callable[[ConfigDict], ConfigDict],
     folder: Path,
     restart: list[str] | None,
 ) -> int:
-    """Train, evaluate or report; `restart` is this process's command line where there are several."""
+    """Train, evaluate or report.
+
+    Args:
+        choose: the config of a checkpoint -> the one to look at it with.
+        restart: this process's command line where there are several.
+    """
     from smoothsa_jax.training import hosts, loop, runtime
 
     runtime.start(loop.say)
     if restart is not None:
         command = shlex.join(["python", "main.py", *restart])
         loop.say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
-    names_config = any(name == "config" for name, _ in for_config)
     try:
         if given.mode == "train":
             loop.train(config, folder)
             return 0
-
-        def choose(stored):
-            return config if names_config else config_from_command_line(for_config, stored)
 
         if given.mode == "evaluate":
             loop.evaluate(folder, choose)

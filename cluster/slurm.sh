@@ -21,5 +21,6 @@ set -euo pipefail
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export COORDINATOR=${hosts%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))
 
-srun --kill-on-bad-exit=1 bash -c 'exec python main.py "$@" \
+# srun does not take over what sbatch was told of cores, and would give each process one.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c 'exec python main.py "$@" \
     --coordinator="$COORDINATOR" --num_processes="$SLURM_NTASKS" --process_id="$SLURM_PROCID"' main.py "$@"

@@ -154,6 +154,11 @@ def _check_recognition(read: _Reader) -> None:
         raise UserError(
             f"data.features is {read.get('data.features')!r}, but recognition is trained on pixels; set --config.data.features="
         )
+    if (remat := read.get("train.remat", "none")) != "none":
+        raise UserError(
+            f"train.remat is {remat!r}, but no gradient passes through the frozen model of a recognition; set "
+            "--config.train.remat=none"
+        )
     read.whole("recognition.num_classes", 1)
     if not isinstance(read.need("recognition.workdir"), str) or not read.get("recognition.workdir"):
         raise UserError(

@@ -94,5 +94,5 @@ def assert_same_run(one: Path, two: Path, step: int) -> None:
 def losses(workdir: Path) -> list[dict[str, float]]:
     """The rows of the log without what depends on the clock."""
     rows = read_log(workdir / "log.jsonl")
-    clock = ("steps_per_second", "data_wait_share", "data_wait_ms")
+    clock = ("steps_per_second", "data_wait_share", "data_wait_ms", "data_wait_process")
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]

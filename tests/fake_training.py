@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from smoothsa_jax.training.mesh import make_mesh, replicated
 from smoothsa_jax.training.state import TrainState, create_state
 from smoothsa_jax.training.step import Training
 
@@ -35,8 +36,7 @@ def fake_training(
       num_devices: of the mesh.
     """
     optimizer = optax.adam(1e-2)
-    mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    mesh = make_mesh(ConfigDict({"data": num_devices, "fsdp": 1}))
 
     @jax.jit
     def compute(state: TrainState, batch: dict, key: jax.Array):
@@ -63,14 +63,12 @@ def fake_training(
     params = {"w": jnp.linspace(0.0, 1.0, width) + config.seed}
     return Training(
         definition=None,
-        state=jax.device_put(create_state(params, optimizer), replicated),
-        frozen=jax.device_put({"backbone.f": jnp.ones(2)}, replicated),
+        state=jax.device_put(create_state(params, optimizer), replicated(mesh)),
+        frozen=jax.device_put({"backbone.f": jnp.ones(2)}, replicated(mesh)),
         train_step=train_step,
-        predict=None,
+        predict_on=None,
         grid=(4, 4),
         mesh=mesh,
-        batch_sharding=NamedSharding(mesh, PartitionSpec("data")),
-        replicated=replicated,
     )
 
 

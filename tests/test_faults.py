@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 import run_config
 from command import CONFIG, IMAGE, ROOT, here
 
+from smoothsa_jax.config import config_from_command_line, differences
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training import compiling, logging, loop, runtime
+from smoothsa_jax.training import compiling, logging, loop, runtime, scoring
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
+from smoothsa_jax.validation import validate
 
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
 
@@ -169,8 +172,8 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
     text = one_line(capfd)
     assert "a training step of train.batch_size=4 does not fit into the memory of a device" in text
     assert "Out of memory allocating 140737488355328 bytes" in text
-    assert "use --config.train.accumulate=2 (the same training, in parts)" in text
-    assert text.rstrip().endswith("or a smaller train.batch_size")
+    assert "use --config.train.accumulate=2 (the same training, in parts), or with" in text
+    assert text.rstrip().endswith("--config.dtype=bfloat16 or a smaller train.batch_size")
     assert restore_latest(tmp_path, warn=pytest.fail).step == 3
     # What it says to do, as a command: only how the batch is computed differs.
     monkeypatch.undo()
@@ -180,9 +183,74 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
     assert "going on from step 3 of 9" in capfd.readouterr().err
 
 
+def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatch):
+    """What it says to do, as a command, goes on from the very step."""
+    fake_training.use(monkeypatch)
+    best = ["--config.checkpoint.best_metric=mbo", "--config.checkpoint.best_mode=max"]
+
+    def validation_scores(config, training, params):
+        if config.eval.batch_size > 1:
+            jax.block_until_ready(jnp.zeros(1 << 45))
+        return {"mbo": 0.5, "ari": 0.5, "fg_ari": 0.5, "miou": 0.5}
+
+    monkeypatch.setattr(scoring, "validation_scores", validation_scores)
+    assert train_fake(tmp_path, *best) == 2
+    text = one_line(capfd)
+    assert "run the same command with --config.eval.batch_size=1, or more devices" in text
+    assert text.endswith(f"the last good checkpoint is {tmp_path / FOLDER / '3'}")
+    assert train_fake(tmp_path, *best, "--config.eval.batch_size=1") == 0
+    assert "going on from step 3 of 9" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"train.batch_size": 8}, ["mesh.fsdp=2", "train.remat=all"]),
+        (
+            {"train.batch_size": 32, "train.accumulate": 2, "mesh.data": 8, "dtype": "bfloat16"},
+            ["train.accumulate=4", "mesh.data=4 mesh.fsdp=2", "train.remat=all"],
+        ),
+        ({"train.batch_size": 24, "mesh.fsdp": 8, "train.remat": "all"}, []),
+    ],
+)
+def test_what_is_said_to_do_without_memory_can_be_done(monkeypatch, settings, options):
+    """On eight devices, each option by itself: the run goes on with it."""
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
+    config = run_config.get_config("image")
+    config.mesh.data, config.train.remat = -1, "none"
+    config.update_from_flattened_dict(settings)
+    same, _, others = compiling.advice_for_training(config).partition("with another --workdir ")
+    found = [re.findall(r"--config\.(\S+)", x) for x in same.split(", ")]
+    assert [" ".join(x) for x in found if x] == options
+    for changes in found:
+        changed = config_from_command_line(
+            [(f"config.{name}", value) for name, value in (x.split("=") for x in changes)], config
+        )
+        assert not differences(config, changed)
+        validate(changed, 8, batches=("train.batch_size",))
+    assert ("bfloat16" in others) == (config.dtype == "float32")
+    assert ("a smaller train.batch_size" in others) == (config.train.batch_size > 8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "option"),
+    [(8, "fewer eval.num_frames"), (24, "--config.eval.batch_size=8"), (64, "batch_size=32")],
+)
+def test_a_smaller_batch_to_score_fits_the_devices(monkeypatch, batch, option):
+    config = run_config.get_config("image")
+    config.eval.batch_size, config.mesh.data = batch, -1
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
+    out_of_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no")
+    with (
+        pytest.raises(UserError, match=f"{option}, or more devices"),
+        loop._evaluating(config, loop.GO_ON),
+    ):
+        raise out_of_memory
+
+
 def test_out_of_memory_while_scoring_and_the_estimate():
     config = run_config.get_config("image")
-    with pytest.raises(UserError) as error, loop._evaluating(config):
+    with pytest.raises(UserError) as error, loop._evaluating(config, loop.REPORT_AGAIN):
         jax.block_until_ready(jnp.zeros(1 << 45))
     assert "scoring eval.batch_size=2 samples at a time does not fit" in str(error.value)
     assert "use --mode=evaluate with --config.eval.batch_size=1" in str(error.value)
@@ -214,8 +282,10 @@ def test_flags_for_xla_reach_a_gpu_only(monkeypatch):
         config.train.xla_flags = flag
         step = jax.jit(lambda x: x * 3, compiler_options=compiling.compiler_options(config))
         with pytest.raises(UserError, match="train.xla_flags is refused") as error:
-            compiling.CompiledOnce(step, say=pytest.fail)(1.0)
+            compiling.CompiledOnce(step, say=pytest.fail, has_flags=True)(1.0)
         assert expected in str(error.value)
+        with pytest.raises(jax.errors.JaxRuntimeError):  # of another cause, where no flag was given
+            compiling.CompiledOnce(step, say=pytest.fail)(1.0)
 
 
 def test_a_disk_that_fills_up_while_saving(tmp_path, capfd, monkeypatch):

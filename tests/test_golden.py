@@ -35,6 +35,7 @@ from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.objectives.losses import slot_contrast_loss
 from smoothsa_jax.objectives.optimizer import learning_rate_schedule
+from smoothsa_jax.training.mesh import replicated
 from smoothsa_jax.training.step import build_training
 
 OWN_FOLDER = Path(__file__).parent / "golden"
@@ -637,8 +638,8 @@ def test_training(name):
         config = trajectory_config(name, case, rates)
         setup = build_training(config)
         _, params, frozen = case.build(case.recorded)
-        state = setup.state.replace(params=jax.device_put(params, setup.replicated))
-        frozen = jax.device_put(frozen, setup.replicated)
+        state = setup.state.replace(params=jax.device_put(params, replicated(setup.mesh)))
+        frozen = jax.device_put(frozen, replicated(setup.mesh))
         (batch_size, num_frames), num_slots = case.video.shape[:2], case.noise.shape[1]
         boxes = case.boxes
         if boxes is None:

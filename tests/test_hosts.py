@@ -1,10 +1,13 @@
 """Several processes that train together: each makes and places its own part of every batch."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import numpy as np
@@ -12,9 +15,12 @@ import pytest
 import run_config
 from command import ROOT
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.sprites import Sprites
-from smoothsa_jax.training import loop
+from smoothsa_jax.training import hosts, loop
+from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
+from smoothsa_jax.training.checkpoints import FOLDER, steps_found
 
 HOST = """
 import json, sys
@@ -24,10 +30,12 @@ jax.distributed.initialize("localhost:{port}", num_processes=2, process_id=int(s
 import jax.numpy as jnp
 from fake_training import fake_training
 from ml_collections import ConfigDict
+from smoothsa_jax.training.mesh import replicated
 from test_hosts import batches_of
 
 training = fake_training(ConfigDict({{"seed": 0}}), num_devices=2)
-means = jax.jit(lambda video: video.astype(jnp.float32).mean(axis=(1, 2, 3, 4)), out_shardings=training.replicated)
+mean = lambda video: video.astype(jnp.float32).mean(axis=(1, 2, 3, 4))
+means = jax.jit(mean, out_shardings=replicated(training.mesh))
 batches = batches_of(2, jax.process_index(), jax.process_count())
 found = []
 for _ in range(3):
@@ -72,6 +80,72 @@ def test_parts_of_two_processes_make_one_batch():
         np.testing.assert_allclose(means, expected, rtol=1e-6)
 
 
+def second_of_two(monkeypatch, first=lambda value: value) -> None:
+    """As if this were process 1, and process 0 had of each value what `first` makes of it."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "of_all", lambda value: [first(value), value])
+
+
+def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeypatch):
+    """A file of the newest that one host cannot read; it moves nothing aside, and scores nothing else."""
+    config = run_config.get_config("image")
+    with contextlib.closing(CheckpointWriter(tmp_path, config)) as writer:
+        for step in (3, 6):
+            writer.save(step, {"a": np.ones(2)}, {}, {"loss": 1.0})
+            writer.wait()
+    name = "newest checkpoint that can be read"
+    second_of_two(monkeypatch, lambda value: {name: 6} if name in value else value)
+    (tmp_path / FOLDER / "6" / "arrays" / "metadata").unlink()
+    with pytest.raises(UserError, match=f"process 1 has {name}=3, process 0 has 6"):
+        loop.evaluate(tmp_path)
+    assert steps_found(tmp_path) == [6, 3]
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    """Process 0 leaves its file elsewhere, or here."""
+    elsewhere = tmp_path / "elsewhere"
+    second_of_two(monkeypatch, lambda value: (True, elsewhere) if type(value) is tuple else value)
+    with pytest.raises(UserError, match=f"process 1 has the workdir {tmp_path}, which is not"):
+        hosts.refuse_other_folders(tmp_path)
+    monkeypatch.setattr(hosts.secrets, "token_hex", lambda size: "mark")
+    (tmp_path / ".mark").touch()
+    hosts.refuse_other_folders(tmp_path)
+
+
+def test_whole_batches_are_needed_to_train_only(monkeypatch):
+    second_of_two(monkeypatch)
+    config = run_config.get_config("image")
+    config.train.match_paper = True
+    loop.check(config, ("eval.batch_size",))
+    with pytest.raises(UserError, match="train in one process"):
+        loop.check(config)
+
+
+def test_a_process_that_leaves_waits_for_others_a_while(monkeypatch):
+    monkeypatch.setattr(hosts, "SECONDS_FOR_OTHERS", 0.2)
+    done, forever = [], threading.Event()
+    hosts.give_others_time(lambda: done.append(time.sleep(0.05)))
+    assert done
+    hosts.give_others_time(forever.wait)
+    hosts.give_others_time(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("NCCL operation failed: remote process exited or there was a network error", True),
+        ("Gloo AllReduce failed: connection closed by peer", True),
+        ("NCCL failed to allocate 4096 bytes: out of memory", False),
+        ("a file is damaged", False),
+    ],
+)
+def test_what_is_told_as_a_lost_process(text, lost):
+    error = ValueError("a consequence")
+    error.__cause__ = RuntimeError(text)
+    assert hosts.is_loss(error) is lost
+
+
 class _Asked(Exception):
     pass
 
@@ -84,9 +158,7 @@ def test_the_loop_asks_for_its_own_part(tmp_path, monkeypatch):
         raise _Asked
 
     monkeypatch.setattr(loop, "training_batches", batches)
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(loop.hosts, "gather", lambda value: [value, value])
+    second_of_two(monkeypatch)
     config = run_config.get_config("image")
     with pytest.raises(_Asked):
         loop._train_steps(config, tmp_path, None, None, None, None)

@@ -1,6 +1,7 @@
 """Several hosts as two real processes on one machine: one run, what it refuses, and what happens when a process dies."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -18,7 +19,8 @@ from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, los
 from smoothsa_jax.evaluation.predictions import predictions, scored
 from smoothsa_jax.inputs.loader import evaluation_batches
 from smoothsa_jax.training import hosts
-from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint, steps_found
+from smoothsa_jax.training.checkpoints import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
+from smoothsa_jax.training.logging import read_log
 
 HEARTBEAT = 10  # seconds
 ALL_DEVICES = "--config.mesh.data=-1"
@@ -31,22 +33,38 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-# `main.py` with a training step that compiles at once, for what does not depend on the model.
-FAKE = f"""
-import sys, time
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import fake_training, main, pytest
+# Programs in place of `main.py`, which do something before it.
+BEGIN = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport main\n"
+END = "sys.exit(main.main(sys.argv[1:]))\n"
+# A training step that compiles at once, for what does not depend on the model.
+FAKE = """
+import fake_training, pytest, time
 fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=lambda step: time.sleep(0.05))
-sys.exit(main.main(sys.argv[1:]))
+"""
+# Small arrays are cut over devices too: those of the model of these tests.
+CUT = "from smoothsa_jax.training import mesh; mesh.SMALL = 64\n"
+# Process 1 cannot read a checkpoint, once; its disk is well again afterwards.
+UNREADABLE = """
+from smoothsa_jax.training import checkpoints
+read = checkpoints.read_checkpoint
+def fail_once(workdir, step):
+    checkpoints.read_checkpoint = read
+    raise checkpoints.BrokenCheckpoint("Input/output error")
+if "--process_id=1" in sys.argv:
+    checkpoints.read_checkpoint = fail_once
 """
 
 
+def program_of(before: str) -> tuple[str, str]:
+    """What Python is called with for `main.py` after these lines."""
+    return ("-c", BEGIN + before + END) if before else (str(ROOT / "main.py"),)
+
+
 def begin(
-    *arguments: str, cache: str, of_each=((), ()), fake: bool = False
+    *arguments: str, cache: str, of_each=((), ()), before: str = ""
 ) -> list[subprocess.Popen]:
     """Two processes that run together, with the same arguments and those of each."""
     port = free_port()
-    program = {"program": ("-c", FAKE)} if fake else {}
     return [
         start(
             *arguments,
@@ -56,7 +74,7 @@ def begin(
             f"--process_id={index}",
             f"--heartbeat_timeout_seconds={HEARTBEAT}",
             cache=cache,
-            **program,
+            program=program_of(before),
         )
         for index, own in enumerate(of_each)
     ]
@@ -144,6 +162,8 @@ def test_the_jobset_has_the_fields_of_its_api_and_its_pods_know_each_other(tmp_p
     }  # fmt: skip
     assert spec["network"].keys() <= {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"}
     assert spec["failurePolicy"].keys() <= {"maxRestarts", "restartStrategy", "rules"}
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     (group,) = spec["replicatedJobs"]
     assert group.keys() <= {"name", "groupName", "template", "replicas", "dependsOn"}
     job = group["template"]["spec"]
@@ -152,6 +172,9 @@ def test_the_jobset_has_the_fields_of_its_api_and_its_pods_know_each_other(tmp_p
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]
+    (rule,) = job["podFailurePolicy"]["rules"]  # of a mistake that a restart does not mend
+    codes = {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert rule == {"action": "FailJob", "onExitCodes": codes}
     assert {v["name"] for v in pod["volumes"]} == {v["name"] for v in container["volumeMounts"]}
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     name = jobset["metadata"]["name"]
@@ -195,7 +218,7 @@ def test_differing_configs_are_refused_by_all_in_one_line(tmp_path, compilation_
 
 SRUN = """#!/bin/bash
 # Starts the tasks as srun does, all on this machine.
-while [[ $1 == -* ]]; do shift; done
+while [[ $1 == -* ]]; do echo "$1" >> "$0.options"; shift; done
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=0 "$@" & tasks[$task]=$!; done
 status=0
 for task in 0 1; do wait ${tasks[$task]} || status=$?; done
@@ -203,15 +226,19 @@ exit $status
 """
 
 
-def through_slurm(folder: Path, cache: str, *arguments: str) -> subprocess.CompletedProcess:
-    """`bash cluster/slurm.sh ...` with stand-ins for SLURM's two programs."""
+def through_slurm(
+    folder: Path, cache: str, before: str, *arguments: str
+) -> subprocess.CompletedProcess:
+    """`bash cluster/slurm.sh ...` with stand-ins for SLURM's two programs, and for `python main.py` with lines before."""
     folder.mkdir()
     programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho localhost; echo another\n"}
-    programs["python"] = f'#!/bin/bash\nexec {sys.executable} "$@"\n'
+    program = shlex.join([sys.executable, *program_of(before)])
+    programs["python"] = f'#!/bin/bash\n[ "$1" = main.py ] && exec {program} "${{@:2}}"\n'
     for name, text in programs.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "localhost,another", "SLURM_NTASKS": "2"}
+    slurm["SLURM_CPUS_PER_TASK"] = "32"
     slurm["SLURM_JOB_ID"] = str(free_port() % 10000)
     path = {"PATH": f"{folder}:{os.environ['PATH']}"}
     return subprocess.run(
@@ -225,18 +252,30 @@ def through_slurm(folder: Path, cache: str, *arguments: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one_with_two_devices(tmp_path, compilation_cache):
-    """Video, boxes, dropout, random history, a best checkpoint by validation; scored again by two, and by one."""
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_two_processes_make_the_run_of_one_with_two_devices(tmp_path, compilation_cache, fsdp):
+    """Video, boxes, dropout, random history, a best checkpoint by validation; scored again by two, and by one.
+
+    With `fsdp` 2 each process keeps half of parameters, moments and frozen arrays.
+    """
+    before, program = (CUT, program_of(CUT)) if fsdp > 1 else ("", program_of(""))
     command = [f"--config={CONFIG}", ALL_DEVICES, "--config.train.num_steps=8"]
     command += ["--config.checkpoint.every=4", "--config.checkpoint.best_metric=mbo"]
     command += ["--config.checkpoint.best_mode=max", "--config.eval.num_samples=5"]
     command += ["--config.eval.num_pictures=4", "--config.eval.seeds=(0,1)"]
+    command += [f"--config.mesh.fsdp={fsdp}"]
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = run(*command, f"--workdir={one}", cache=compilation_cache, devices=2)
+    options = {"cache": compilation_cache, "devices": 2, "program": program}
+    alone = run(*command, f"--workdir={one}", **options)
     assert alone.returncode == 0, alone.stderr
-    together = through_slurm(tmp_path / "bin", compilation_cache, *command, f"--workdir={two}")
+    command.append(f"--workdir={two}")
+    together = through_slurm(tmp_path / "bin", compilation_cache, before, *command)
     assert together.returncode == 0, together.stderr
-    assert together.stderr.count("going on") == 0 and hosts.JAX_LINE in together.stderr
+    assert together.stderr.count("going on") == 0
+    asked = (tmp_path / "bin" / "srun.options").read_text().split()
+    assert asked == ["--cpus-per-task=32", "--kill-on-bad-exit=1"]
+    waits = [row for row in read_log(two / "log.jsonl") if "data_wait_share" in row]
+    assert waits and all("data_wait_process" in row for row in waits)
 
     found, expected = read_checkpoint(two, 8), read_checkpoint(one, 8)
     assert found.arrays.keys() == expected.arrays.keys()
@@ -251,14 +290,14 @@ def test_two_processes_make_the_run_of_one_with_two_devices(tmp_path, compilatio
     pictures = sorted(p.name for p in (one / "pictures").iterdir())
     assert [p.name for p in sorted((two / "pictures").iterdir())] == pictures and len(pictures) == 8
 
-    before = (two / "scores.json").read_bytes()
+    scored_before = (two / "scores.json").read_bytes()
     (two / "scores.json").unlink()
-    end_well(begin("--mode=evaluate", f"--workdir={two}", cache=compilation_cache))
-    assert (two / "scores.json").read_bytes() == before
+    end_well(begin("--mode=evaluate", f"--workdir={two}", cache=compilation_cache, before=before))
+    assert (two / "scores.json").read_bytes() == scored_before
     (two / "scores.json").unlink()
-    result = run("--mode=evaluate", f"--workdir={two}", cache=compilation_cache, devices=2)
+    result = run("--mode=evaluate", f"--workdir={two}", **options)
     assert result.returncode == 0, result.stderr
-    assert (two / "scores.json").read_bytes() == before
+    assert (two / "scores.json").read_bytes() == scored_before
 
 
 def rows_in(workdir: Path) -> int:
@@ -276,15 +315,16 @@ def saving_since(workdir: Path, began: float) -> bool:
 
 def wait_for(condition, processes: list[subprocess.Popen], seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
-    while not condition() and time.monotonic() < limit:
+    while not condition():
         assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < limit, f"not seen in {seconds} s"
         time.sleep(0.002)
 
 
 def survivor_of(
     processes: list[subprocess.Popen], victim: int, number: int = signal.SIGKILL
 ) -> tuple[int, str]:
-    """Exit status and standard error of the other process after a signal to one, which has to end in time."""
+    """Exit status of the other process after a signal to one, and its log without what it says beforehand; it has to end in time."""
     processes[victim].send_signal(number)
     began = time.monotonic()
     try:
@@ -295,23 +335,24 @@ def survivor_of(
     _, of_victim = processes[victim].communicate()
     print(f"process {1 - victim} ended {time.monotonic() - began:.1f} s after process {victim}")
     status = processes[1 - victim].returncode
-    assert status != 0 and (hosts.LOST_LINE in err or hosts.JAX_LINE in err), err
-    # What to expect, and what to do, stood in the log before.
+    # What to expect, and what to do, stood in the log of process 0 before.
     log = of_victim if victim == 0 else err
     first_lines = log.splitlines()[:3]
     assert hosts.LOST_LINE in first_lines[1] and hosts.JAX_LINE in first_lines[1]
     assert "--process_id=0" in first_lines[2] and "start every process again" in first_lines[2]
-    return status, err
+    later = err if victim == 0 else "\n".join(err.splitlines()[3:])
+    assert status != 0 and (hosts.LOST_LINE in later or hosts.JAX_LINE in later), err
+    return status, later
 
 
 @pytest.mark.slow
 def test_stopped_and_killed_two_processes_end_with_the_same_bits(tmp_path, compilation_cache):
     command = [f"--config={IMAGE}", ALL_DEVICES]
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
-    end_well(begin(*command, f"--workdir={whole}", cache=compilation_cache, fake=True))
+    end_well(begin(*command, f"--workdir={whole}", cache=compilation_cache, before=FAKE))
     command.append(f"--workdir={workdir}")
 
-    processes = begin(*command, cache=compilation_cache, fake=True)
+    processes = begin(*command, cache=compilation_cache, before=FAKE)
     wait_for(lambda: rows_in(workdir) >= 5, processes)
     processes[1].send_signal(signal.SIGTERM)
     ends = end(processes)
@@ -323,15 +364,33 @@ def test_stopped_and_killed_two_processes_end_with_the_same_bits(tmp_path, compi
 
     for victim in (0, 1):
         began = time.time()
-        processes = begin(*command, cache=compilation_cache, fake=True)
+        processes = begin(*command, cache=compilation_cache, before=FAKE)
         # In the middle of a save: Orbax has begun a folder and not yet given it its name.
         wait_for(lambda began=began: saving_since(workdir, began), processes)
         survivor_of(processes, victim)
         assert steps_found(workdir)[0] < 60
     shutil.copytree(workdir, tmp_path / "as_it_was_left")
 
-    end_well(begin(*command, cache=compilation_cache, fake=True))
+    end_well(begin(*command, cache=compilation_cache, before=FAKE))
     assert_same_run(workdir, whole, 60)
+
+
+# Process 1 gets a signal in its last step, when it has told the others for the last time that there was none.
+LATE = """
+import fake_training, os, pytest, signal
+def on_step(step):
+    if step == 9 and "--process_id=1" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=on_step)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_step_stops_both(tmp_path, compilation_cache):
+    command = [f"--config={IMAGE}", ALL_DEVICES, "--config.train.num_steps=10"]
+    command += [f"--workdir={tmp_path}"]
+    for status, err in end(begin(*command, cache=compilation_cache, before=LATE), 120):
+        assert status == 143 and "stopped by SIGTERM after step 10 of 10" in err, err
 
 
 @pytest.mark.slow
@@ -339,7 +398,34 @@ def test_stopped_and_killed_two_processes_end_with_the_same_bits(tmp_path, compi
 def test_a_process_that_is_not_heard_of_ends_the_other(tmp_path, compilation_cache, victim):
     """As if its host had lost its power: nothing closes a connection, only the heartbeat is missing."""
     command = [f"--config={IMAGE}", ALL_DEVICES, "--config.train.num_steps=100000"]
-    processes = begin(*command, f"--workdir={tmp_path}", cache=compilation_cache, fake=True)
+    processes = begin(*command, f"--workdir={tmp_path}", cache=compilation_cache, before=FAKE)
     wait_for(lambda: rows_in(tmp_path) >= 3, processes)
-    status, err = survivor_of(processes, victim, signal.SIGSTOP)
-    assert status == -signal.SIGABRT and hosts.JAX_LINE in err
+    status, later = survivor_of(processes, victim, signal.SIGSTOP)
+    assert status == -signal.SIGABRT and hosts.JAX_LINE in later
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_see_the_same_are_refused(tmp_path, compilation_cache):
+    """Other folders under --workdir; a checkpoint that one of them cannot read, which stays where it is."""
+    command, cache = (
+        [f"--config={IMAGE}", ALL_DEVICES, "--config.train.num_steps=20"],
+        compilation_cache,
+    )
+    own = [[f"--workdir={tmp_path / name}"] for name in ("one", "other")]
+    for status, err in end(begin(*command, cache=cache, of_each=own, before=FAKE), 120):
+        assert status == 2 and f"process 1 has the workdir {tmp_path / 'other'}" in err, err
+        assert f"not the folder {tmp_path / 'one'} of process 0" in err
+    assert not (tmp_path / "other").exists()
+    assert not [p for p in (tmp_path / "one").iterdir() if p.name != ".lock"]
+
+    command += [f"--workdir={tmp_path / 'one'}"]
+    end_well(begin(*command, cache=cache, before=FAKE))
+    for mode in ("train", "evaluate"):
+        arguments = command if mode == "train" else command[-1:]
+        processes = begin(f"--mode={mode}", *arguments, cache=cache, before=FAKE + UNREADABLE)
+        for status, err in end(processes, 120):
+            assert status == 2, err
+            line = "process 1 has newest checkpoint that can be read=10, process 0 has 20"
+            assert line in err.splitlines()[-1]
+    assert steps_found(tmp_path / "one") == [20, 10]
+    assert not (tmp_path / "one" / BROKEN_FOLDER).exists()

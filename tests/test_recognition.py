@@ -30,7 +30,10 @@ from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training import loop
 from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint
+from smoothsa_jax.training.compiling import advice_for_training
+from smoothsa_jax.training.mesh import replicated
 from smoothsa_jax.training.recognition import build_recognition, check_labels
+from smoothsa_jax.validation import validate
 
 GRID, SIZE = (4, 5), (12, 15)
 SLOTS, OBJECTS, CLASSES = 4, 3, 6
@@ -268,7 +271,7 @@ def with_random_slots(config: ConfigDict):
     training = build_recognition(config)
     size = (config.data.image_size,) * 2
     _, params, backbone = split(build_model(config.model, size, 0))
-    frozen = jax.device_put({**params, **backbone}, training.replicated)
+    frozen = jax.device_put({**params, **backbone}, replicated(training.mesh))
     assert frozen.keys() == training.frozen.keys()
     return dataclasses.replace(training, frozen=frozen)
 
@@ -435,6 +438,19 @@ def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
     for name, array in read_checkpoint(tmp_path / "head", 6).arrays.items():
         np.testing.assert_array_equal(array, trained[name], err_msg=name)
     assert loop.evaluate(tmp_path / "head") == scores
+
+
+def test_no_gradient_of_the_frozen_model_is_computed_again():
+    config = get_config("image")
+    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
+    config.checkpoint.best_metric = None
+    config.recognition = ConfigDict({"workdir": "smoothsa", "num_classes": 3})
+    config.train.remat = "none"
+    validate(config)
+    assert "remat" not in advice_for_training(config)
+    config.train.remat = "all"
+    with pytest.raises(UserError, match="train.remat is 'all', .* set --config.train.remat=none"):
+        validate(config)
 
 
 def test_another_model_is_refused(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from smoothsa_jax.training.logging import LOG_FILE, RunLog, read_log
+from smoothsa_jax.training import hosts
+from smoothsa_jax.training.logging import LOG_FILE, RunLog, SilentLog, read_log
 from smoothsa_jax.training.waits import DataWaits
 
 
@@ -25,6 +26,34 @@ def slow(seconds):
         if seconds:
             time.sleep(seconds)
         yield {}
+
+
+def test_of_several_processes_the_slowest_is_named(tmp_path, monkeypatch):
+    """The others wait for it within the step, so their own share says nothing."""
+    late = {"data_wait_share": 0.4, "data_wait_ms": 12.5}
+    monkeypatch.setattr(hosts, "of_all", lambda own: [own, late])
+    told = io.StringIO()
+    log = RunLog(tmp_path, first_step=0, num_steps=4, log_every=2, stream=told)
+    for step in range(1, 5):
+        log.waits.next_of(slow(0.0))
+        log.waits.runs({"loss": StepOutput(False)})
+        log.record(step, {"loss": 1.0})
+    log.close()
+    *_, row = read_log(tmp_path / LOG_FILE)
+    assert {**row, **late, "data_wait_process": 1} == row
+    assert "process 1 waited for data in 40% of steps (12.5 ms a step)" in told.getvalue()
+
+    asked = []
+    monkeypatch.setattr(hosts, "of_all", lambda own: asked.append(own) or [own])
+    silent = SilentLog(num_steps=5, log_every=2)
+    silent.waits.runs({"loss": StepOutput(False)})
+    for step in range(1, 6):
+        silent.waits.next_of(slow(0.0))
+        silent.record(step, {"validation/mbo": 0.5} if step == 3 else {"loss": 1.0})
+        assert (
+            len(asked) == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4}[step]
+        )  # at each row of the first process
+    assert all(waits["data_wait_share"] == 0 for waits in asked)
 
 
 def test_only_batches_that_leave_the_device_idle_count():

@@ -66,7 +66,7 @@ class CheckpointWriter:
         self.config = config
         self.best_metric = best_metric
         self.last_good: int | None = None
-        self._pending: int | None = None
+        self._pending: int | None = None  # step of the save in flight
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._frozen_listed: dict[str, list[Any]] | None = None
@@ -136,12 +136,18 @@ class CheckpointWriter:
         progress: dict[str, Any],
         scores: dict[str, float],
     ) -> None:
+        """In the thread of this writer; of several processes in that of the step, since all have to gather and save in one
+        order, and then Orbax goes on in its own."""
         if self._frozen_listed is None:
             self._frozen_listed = self._listed(step, hosts.on_host(frozen))
         listed = self._listed(step, hosts.on_host(state)) | self._frozen_listed
-        arrays = {**state, **frozen}
+        if hosts.several():
+            # Copies: what `jax.device_put` has put whole on one device of each process Orbax cannot take apart.
+            arrays = {**state, **hosts.copies(frozen)}
+        else:
+            arrays = hosts.on_host({**state, **frozen})
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays if hosts.several() else hosts.on_host(arrays)),
+            state=ocp.args.StandardSave(arrays),
             progress=ocp.args.JsonSave(progress),
             config=ocp.args.JsonSave(json.loads(to_json(self.config))),
             arrays=ocp.args.JsonSave(listed),
@@ -185,7 +191,9 @@ class CheckpointWriter:
         """Let a save in flight finish and Orbax's threads go. Raises nothing: it may run while another error is told;
         a caller that wants to know calls `wait` before."""
         if hosts.several() and self._pending is not None:
-            return  # an error of this process, maybe: the others do not come to wait with it
+            # An error of this process, maybe. Orbax' threads finish the save where the others live on.
+            hosts.give_others_time(self.wait)
+            return
         with contextlib.suppress(Exception):
             self.wait()
         self._thread.shutdown()
@@ -204,8 +212,9 @@ class CheckpointWriter:
         return f"the last good checkpoint is {self.folder / str(self.last_good)}"
 
     def _list_files(self) -> None:
-        """Orbax calls this in its thread when all items of a step are written, before the folder gets its final name."""
-        for folder in self.folder.glob(f"{self._pending}.orbax-checkpoint-tmp*"):
+        """Orbax calls this in its thread, of process 0 alone, when all items of a step are written, before the folder gets its
+        final name; it is the only one that has none."""
+        for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
             sizes = {str(p.relative_to(folder)): p.stat().st_size for p in _files(folder)}
             (folder / FILES_LIST).write_text(json.dumps(sizes))
 

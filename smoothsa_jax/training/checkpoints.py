@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config import from_json
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training import hosts
 
 FOLDER = "checkpoints"
 BROKEN_FOLDER = "checkpoints_broken"
@@ -97,8 +96,14 @@ def restore_state(template: Any, checkpoint: Checkpoint, only: str | tuple[str, 
 
 def _place(array: np.ndarray, like: Any) -> Any:
     sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        return array
     # A copy of its own: on CPU a placed array may share the host's memory, and the training step gives its state away.
-    return hosts.place(array, sharding) if sharding is not None else array
+    array = array.copy()
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # Over several hosts, of which each has read all.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _describe(array: Any) -> str:

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.validation import mesh_shape
 
 GB = 1e9
 
@@ -58,8 +59,10 @@ def compiler_options(config: ConfigDict) -> dict[str, str | bool] | None:
 class CompiledOnce:
     """A jitted step, compiled at its first call, for those arguments and nothing else; says what memory it takes."""
 
-    def __init__(self, step: Callable, say: Callable[[str], None]):
+    def __init__(self, step: Callable, say: Callable[[str], None], has_flags: bool = False):
+        """`has_flags`: whether `train.xla_flags` are among the step's compiler options."""
         self.memory: Memory | None = None
+        self._has_flags = has_flags
         self._step, self._say = step, say
         self._compiled: Callable | None = None
 
@@ -77,7 +80,8 @@ class CompiledOnce:
         try:
             compiled = self._step.lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
-            if not str(error).startswith("INVALID_ARGUMENT") or "option" not in str(error):
+            about_options = str(error).startswith("INVALID_ARGUMENT") and "option" in str(error)
+            if not (self._has_flags and about_options):
                 raise
             reason = str(error).removeprefix("INVALID_ARGUMENT: ")
             raise UserError(
@@ -118,19 +122,23 @@ def telling_out_of_memory(
 
 
 def advice_for_training(config: ConfigDict) -> str:
-    """Which options lessen the memory of a training step, those first that do not change what is learned."""
+    """Which options lessen the memory of a training step: those that a run may go on with, then those of another run."""
     train, parts = config.train, config.train.get("accumulate", 1)
+    data, fsdp = mesh_shape(config.mesh.data, config.mesh.get("fsdp", 1), len(jax.devices()))
     options = []
-    if train.batch_size % (2 * parts) == 0:
+    if train.batch_size % (2 * parts * data * fsdp) == 0:
         options.append(f"--config.train.accumulate={2 * parts} (the same training, in parts)")
-    if len(jax.devices()) > 1 and config.mesh.get("fsdp", 1) == 1:
-        options.append("--config.mesh.fsdp=2 or more (parameters cut over devices)")
-    if train.get("remat") == "none":
+    if fsdp == 1 and data % 2 == 0:
+        half = f"--config.mesh.data={data // 2} " * (config.mesh.data != -1)
+        options.append(f"{half}--config.mesh.fsdp=2 (parameters cut over two devices)")
+    if train.get("remat") == "none" and "recognition" not in config:
         options.append("--config.train.remat=all (slower, the same training)")
-    if config.dtype == "float32":
-        options.append("--config.dtype=bfloat16")
-    options.append("a smaller train.batch_size")
-    return f"use {', '.join(options[:-1])}{' or ' * (len(options) > 1)}{options[-1]}"
+    others = ["--config.dtype=bfloat16"] * (config.dtype == "float32")
+    others.append(
+        "a smaller " + ("train.batch_size" if train.batch_size > data * fsdp else "model")
+    )
+    options.append(f"{'or ' * bool(options)}with another --workdir {' or '.join(others)}")
+    return f"use {', '.join(options)}"
 
 
 def _limit(text: str) -> str:

@@ -28,6 +28,7 @@ from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
 from smoothsa_jax.training.loop import task_of, write_config
+from smoothsa_jax.training.step import image_size_of
 
 StateDict = Mapping[str, np.ndarray]
 PACKAGE = Path(__file__).parent.parent
@@ -64,11 +65,10 @@ def expected_keys(config: ConfigDict) -> dict[str, str]:
     Raises:
         UserError: a model that their program does not have.
     """
-    model, size = config.model.to_dict(), config.data.image_size
+    model = config.model.to_dict()
     model["slot_attention"].pop("num_slots", None)  # of no influence on arrays
-    image_size = (size, size) if isinstance(size, int) else tuple(size)
     classes = config.recognition.num_classes if "recognition" in config else None
-    return dict(_expected_keys(json.dumps(model), image_size, classes))
+    return dict(_expected_keys(json.dumps(model), image_size_of(config), classes))
 
 
 @functools.cache  # most recipes share theirs, and each takes a second

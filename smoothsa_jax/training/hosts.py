@@ -2,19 +2,22 @@
 
 Every host runs the same command, one process a host (or one a device, as SLURM starts them). JAX's coordination service,
 in process 0, connects them and ends all when one dies. Process 0 alone writes logs and scores; all take part in
-checkpoints. With one process everything here does nothing.
+checkpoints. With one process nobody is asked and nothing is moved.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import os
 import pickle
 import platform
+import secrets
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,16 +29,16 @@ from ml_collections import ConfigDict
 
 import smoothsa_jax
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.mesh import kept, own_mesh
 from smoothsa_jax.training.state import copied
 
-HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 # Each host may have its own: where its data lie, and how it reads them.
 OF_EACH_HOST = ("data.folder", "data.keep", "train.num_threads", "train.num_workers")
 LOST = 3  # exit status of a process that noticed itself that another one is gone
 LOST_LINE = "another process is gone"
 JAX_LINE = "Terminating process because the JAX distributed service detected fatal errors"
-SECONDS_TO_LEAVE_TOGETHER = 5.0
+SECONDS_FOR_OTHERS = 5.0  # that a process which leaves waits for them
 
 
 # ------------------------------------------------------------------------------------------------- start and end
@@ -45,7 +48,8 @@ def connect(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    heartbeat_timeout_seconds: int = HEARTBEAT_TIMEOUT_SECONDS,
+    *,
+    heartbeat_timeout_seconds: int,
 ) -> None:
     """Join the processes that run together; before anything else touches a device.
 
@@ -62,7 +66,6 @@ def connect(
         raise UserError(
             f"--coordinator is {coordinator!r}; expected the host of process 0 and a free port of it, such as node0:12345"
         )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     told = None not in (coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
@@ -122,20 +125,33 @@ def to_the_end(work: Callable[[], int]) -> int:
         return 0
     if status != LOST:
         # Where all leave for the same reason they do so together: process 0 would take the others with it.
-        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-        leaving.start()
-        leaving.join(SECONDS_TO_LEAVE_TOGETHER)
+        give_others_time(jax.distributed.shutdown)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not through the interpreter's end, where JAX would wait for the others.
     os._exit(status)
 
 
+def give_others_time(work: Callable[[], Any]) -> None:
+    """Do what waits for the other processes; where they do not come to it, or it fails, for some seconds only."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    waiting = threading.Thread(target=quietly, daemon=True)
+    waiting.start()
+    waiting.join(SECONDS_FOR_OTHERS)
+
+
 def is_loss(error: BaseException | None) -> bool:
     """Whether an error is that of a connection to another process."""
+    words = ("Gloo", "coordination service", "CoordinationService", "heartbeat")
     while error is not None:
-        words = ("Gloo", "NCCL", "coordination service", "CoordinationService", "heartbeat")
-        if not isinstance(error, UserError) and any(word in str(error) for word in words):
+        text = str(error)
+        # NCCL has other troubles too: its own memory, an interface that it does not find.
+        nccl = "NCCL" in text and any(word in text for word in ("remote process", "onnection"))
+        if not isinstance(error, UserError) and (nccl or any(word in text for word in words)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -144,7 +160,7 @@ def is_loss(error: BaseException | None) -> bool:
 # ------------------------------------------------------------------------------------------------------- agreeing
 
 
-def gather(value: Any) -> list[Any]:
+def of_all(value: Any) -> list[Any]:
     """`value` of every process, in their order; all have to call it, and wait for each other."""
     if not several():
         return [value]
@@ -165,7 +181,7 @@ def refuse_differences(mine: Mapping[str, Any]) -> None:
     Raises:
       UserError: in every process, with the first that differs.
     """
-    of_first, *others = gather(dict(mine))
+    of_first, *others = of_all(dict(mine))
     for index, found in enumerate(others, start=1):
         for name in sorted(of_first.keys() | found.keys()):
             if of_first.get(name) != found.get(name):
@@ -175,8 +191,34 @@ def refuse_differences(mine: Mapping[str, Any]) -> None:
                 )
 
 
-def refuse_misfit(config: ConfigDict) -> None:
+def refuse_other_folders(folder: Path) -> None:
+    """See that all processes have the same folder, which holds: the first leaves a file there, and the others look for it.
+
+    Raises:
+      UserError: in every process, with the first that does not find it.
+    """
+    if not several():
+        return
+    mark = folder / f".{of_all(secrets.token_hex(8))[0]}"
+    if first():
+        mark.touch()
+    of_all(None)
+    found = of_all((mark.exists(), folder))
+    if first():
+        mark.unlink()
+    for index, (there, own) in enumerate(found):
+        if not there:
+            raise UserError(
+                f"process {index} has the workdir {own}, which is not the folder {found[0][1]} of process 0; give all the same "
+                "one, in a place that all hosts share"
+            )
+
+
+def refuse_misfit(config: ConfigDict, batches: Sequence[str]) -> None:
     """Refuse what several processes cannot do.
+
+    Args:
+      batches: as of `validation.validate`.
 
     Raises:
       UserError: a mesh that leaves devices out, whose process would have nothing to do; a batch that does not fit.
@@ -194,7 +236,7 @@ def refuse_misfit(config: ConfigDict) -> None:
             f"eval.batch_size is {config.eval.batch_size}, which the {own} devices of a process do not divide; choose a "
             f"multiple of {own}"
         )
-    if config.train.get("match_paper", False):
+    if "train.batch_size" in batches and config.train.get("match_paper", False):
         raise UserError(
             "train.match_paper looks at whole batches, and each of several processes has a part: train in one process"
         )
@@ -213,7 +255,7 @@ def first_then_others(work: Callable[[], Any]) -> Any:
     """What `work` returns, done by process 0 before the others do it: what moves files finds nothing to move there."""
     if first():
         result = work()
-    gather(None)
+    of_all(None)
     return result if first() else work()
 
 
@@ -271,39 +313,16 @@ def _whole(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process has, on the devices of all; it shares no memory with the host's."""
-    array = array.copy()
-    if sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
 def on_own_devices(training: Any, params: Any = None) -> tuple[Any, Any]:
     """A `Training` and parameters on the devices of this process alone, where it scores its own samples.
 
-    Whole on each device, however they were spread. With one process, what was given.
+    Cut over these as they were over all, as far as there are as many. With one process, what was given.
     """
     if not several():
         return training, params
-    names = training.mesh.axis_names
-    devices = np.array(jax.local_devices()).reshape(-1, *(1 for _ in names[1:]))
-    mesh = Mesh(devices, names)
-    whole = NamedSharding(mesh, PartitionSpec())
-    state, frozen, params = jax.tree.map(
-        lambda x: _own(x, whole), (training.state, training.frozen, params)
-    )
-    spread = NamedSharding(mesh, training.batch_sharding.spec)
-    training = dataclasses.replace(
-        training,
-        state=state,
-        frozen=frozen,
-        mesh=mesh,
-        replicated=whole,
-        batch_sharding=spread,
-        predict=training.predict_on(spread) if training.predict_on else None,
-    )
-    return training, params
+    mesh, arrays = own_mesh(training.mesh), (training.state, training.frozen, params)
+    state, frozen, params = jax.tree.map(_own, arrays, kept(mesh, arrays))
+    return dataclasses.replace(training, state=state, frozen=frozen, mesh=mesh), params
 
 
 def _own(x: Any, sharding: NamedSharding) -> Any:

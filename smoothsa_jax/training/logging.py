@@ -18,6 +18,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.waits import DataWaits
 
 LOG_FILE = "log.jsonl"
@@ -58,6 +59,24 @@ def truncate_log(path: Path, last_step: int) -> None:
 def read_log(path: str | Path) -> list[dict[str, float]]:
     """The rows of a `log.jsonl`."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def has_row(step: int, metrics: Mapping[str, float], log_every: int, num_steps: int) -> bool:
+    """Whether the metrics of a step are written."""
+    return step % log_every == 0 or step == num_steps or _scored(metrics)
+
+
+def _scored(metrics: Mapping[str, float]) -> bool:
+    return any(name.startswith("validation/") for name in metrics)
+
+
+def _longest(waits: Mapping[str, float]) -> dict[str, float]:
+    """Of several processes the waits of the one that waited most, and its number; all have to call it. The others wait for
+    that one in every step, and see nothing of it."""
+    found = hosts.of_all(dict(waits))
+    worst = max(range(len(found)), key=lambda i: found[i].get("data_wait_share", 0.0))
+    number = {"data_wait_process": worst} if len(found) > 1 and found[worst] else {}
+    return {**found[worst], **number}
 
 
 class RunLog:
@@ -123,17 +142,15 @@ class RunLog:
             self._bar = self._begin_bar(step)
         self._bar.set_postfix(losses, refresh=False)
         self._bar.update(step - self._bar.n)
-        scored = any(name.startswith("validation/") for name in metrics)
-        if step % self.log_every and step != self.num_steps and not scored:
+        if not has_row(step, metrics, self.log_every, self.num_steps):
             return
-        now = time.perf_counter()
+        waits, now = _longest(self.waits.take()), time.perf_counter()
         if self._clock is not None and step > self._clock[1]:
             speed = (step - self._clock[1]) / (now - self._clock[0])
-            waits = self.waits.take()
             metrics = {**metrics, "steps_per_second": round(speed, 3), **waits}
             self._tell_waits(waits, now)
         # What compiles or scores in between is no training time.
-        self._clock = None if scored else (now, step)
+        self._clock = None if _scored(metrics) else (now, step)
         plain = {name: float(value) for name, value in metrics.items()}
         row = {
             "step": step,
@@ -158,8 +175,9 @@ class RunLog:
         if now - self._told_waits < WAITS_TOLD_EVERY:
             return
         self._told_waits = now
+        who = f"process {waits['data_wait_process']} " if "data_wait_process" in waits else ""
         tqdm.write(
-            f"waited for data in {waits['data_wait_share']:.0%} of steps ({waits['data_wait_ms']:.1f} ms a step): raise "
+            f"{who}waited for data in {waits['data_wait_share']:.0%} of steps ({waits['data_wait_ms']:.1f} ms a step): raise "
             "train.num_workers or train.num_threads, prepare the folder with --uncompressed, or train on cached features "
             "(docs/datasets.md)",
             file=self._stream,
@@ -177,13 +195,15 @@ class RunLog:
 
 
 class SilentLog:
-    """The log of a process that is not the first of several."""
+    """The log of a process that is not the first of several: it tells that one how it waited for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_steps: int, log_every: int):
+        self.log_every, self.num_steps = log_every, num_steps
         self.waits = DataWaits()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
+        if has_row(step, metrics, self.log_every, self.num_steps):
+            _longest(self.waits.take())
 
     def close(self) -> None:
         pass

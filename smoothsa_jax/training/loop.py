@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import math
 import signal
 import sys
 from collections import deque
@@ -47,9 +48,12 @@ from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState, copied
 from smoothsa_jax.training.step import Training, build_training
 from smoothsa_jax.training.waits import DataWaits
-from smoothsa_jax.validation import validate
+from smoothsa_jax.validation import mesh_shape, validate
 
 CONFIG_FILE = "config.json"
+# Where scoring runs out of memory: after the training, and within it.
+REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
+GO_ON = "run the same command with {}, or more devices"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +101,10 @@ def check(
     names = {f"model.{part}.name": choices for part, choices in PARTS.items()}
     trained = ("loss", *(f"loss/{name}" for name in config.get("loss", {})), "grad_norm")
     names |= {"data.name": DATASETS, "checkpoint.best_metric": (*task_of(config).metrics, *trained)}
-    if hosts.several():  # each scores whole batches, on its own devices
-        batches = tuple(name for name in batches if name != "eval.batch_size")
-    validate(config, len(jax.devices()), names, batches)
-    hosts.refuse_misfit(config)
+    # Of several processes each scores whole batches, on its own devices.
+    divided = [name for name in batches if name != "eval.batch_size" or not hosts.several()]
+    validate(config, len(jax.devices()), names, divided)
+    hosts.refuse_misfit(config, batches)
 
 
 def _agree(config: ConfigDict, workdir: Path) -> None:
@@ -112,6 +116,17 @@ def _agree(config: ConfigDict, workdir: Path) -> None:
     hosts.refuse_differences(
         {**common, **hosts.versions(), f"newest checkpoint in {workdir}": newest}
     )
+
+
+def _refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
+    """Each process reads for itself, and one may fail to."""
+    hosts.refuse_differences({what: checkpoint and checkpoint.step})
+
+
+def _untrained(training: Training) -> Training:
+    """The same with a copy of the first parameters, for scoring, and nothing else of the first state: a step gives that away."""
+    state = training.state.replace(opt_state=())
+    return dataclasses.replace(training, state=copied(state))
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -132,15 +147,17 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     task = task_of(config)
     lock = runtime.workdir_for_writing(workdir) if hosts.first() else contextlib.nullcontext()
     with lock, runtime.SignalGuard() as guard:
+        hosts.refuse_other_folders(workdir)
         _refuse_other_config(_config_of(workdir), config, workdir)
+        # What another process than the first cannot read may be sound.
         checkpoint = hosts.first_then_others(
-            lambda: restore_latest(workdir, warn=_warn, set_aside=True)
+            lambda: restore_latest(workdir, warn=_warn, set_aside=hosts.first())
         )
+        _refuse_different("newest checkpoint that can be read", checkpoint)
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
         training = task.build(config)
-        # A copy, because a step gives its state away; training.state stays as the untrained model.
-        state = copied(training.state)
+        state, training = training.state, _untrained(training)
         if checkpoint is None:
             training = task.begin(config, training, _warn)
             if training.frozen_from:
@@ -165,18 +182,21 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             chosen = _best(workdir, config)
             if chosen is not None:
                 step, params = chosen.step, _params_of(chosen, training)
-        with _evaluating(config):
+        with _evaluating(config, REPORT_AGAIN):
             scores = task.report(config, training, params, step, workdir, say)
     _tell_results(scores, workdir)
     return scores
 
 
-def _evaluating(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
-    batch, used = config.eval.batch_size, "more devices"
-    smaller = f"--config.eval.batch_size={batch // 2}" if batch > 1 else "fewer eval.num_frames"
+def _evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextManager[None]:
+    """`advice`: what to do where memory runs out, with a place for the option that lessens it."""
+    batch = config.eval.batch_size
+    mesh = mesh_shape(config.mesh.data, config.mesh.get("fsdp", 1), len(jax.devices()))
+    devices = math.prod(mesh) // jax.process_count()
+    smaller = batch // 2 // devices * devices
+    option = f"--config.eval.batch_size={smaller}" if smaller else "fewer eval.num_frames"
     return telling_out_of_memory(
-        f"scoring eval.batch_size={batch} samples at a time",
-        f"use --mode=evaluate with {smaller}, or {used}; the weights are saved",
+        f"scoring eval.batch_size={batch} samples at a time", advice.format(option)
     )
 
 
@@ -225,11 +245,8 @@ def _train_steps(
         best_metric=config.checkpoint.get("best_metric"),
         best_mode=config.checkpoint.get("best_mode", "min"),
     )
-    log = (
-        RunLog(workdir, first_step=done, num_steps=num_steps, log_every=config.train.log_every)
-        if hosts.first()
-        else SilentLog()
-    )
+    times = {"num_steps": num_steps, "log_every": config.train.log_every}
+    log = RunLog(workdir, first_step=done, **times) if hosts.first() else SilentLog(**times)
     signals = hosts.StopTogether()
     root = jax.random.key(config.seed)
     # Of the step before, still on the device: read while the device works on the next one.
@@ -241,8 +258,20 @@ def _train_steps(
         means.add(values)
         return values
 
+    def save(step: int, state: TrainState, position: Any, scores: dict[str, float]) -> None:
+        progress = {"data": position, "means": means.state(), "source": fingerprint}
+        progress["frozen_from"] = training.frozen_from
+        writer.save(step, {"state": state}, progress, scores, {"frozen": training.frozen})
+
+    def validation(params: Parameters) -> dict[str, float]:
+        without_untrained = dataclasses.replace(training, state=None)
+        with _evaluating(config, GO_ON):
+            own, params = hosts.on_own_devices(without_untrained, params)
+            return task.validation_scores(config, own, params)
+
     say("compiling the training step, once; later starts find it on the disk")
-    train_step = CompiledOnce(training.train_step, say)
+    has_flags = bool(config.train.get("xla_flags"))
+    train_step = CompiledOnce(training.train_step, say, has_flags)
     in_memory = telling_out_of_memory(
         f"a training step of train.batch_size={config.train.batch_size}",
         advice_for_training(config),
@@ -269,21 +298,23 @@ def _train_steps(
                     scores = means.take()
                     # Also when leaving: a resumed run has to choose the same best step.
                     if validates:
-                        own = hosts.on_own_devices(training, state.params)
-                        with _evaluating(config):
-                            scores |= task.validation_scores(config, *own)
+                        try:
+                            scores |= validation(state.params)
+                        except UserError as error:
+                            # Of several processes this one may be alone with its trouble, and all have to come to a save.
+                            if not hosts.several():
+                                save(done, state, position, scores)
+                            raise UserError(f"{error}; {writer.describe_last_good()}") from error
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
                 log.record(done, row)
-                progress = {"data": position, "means": means.state(), "source": fingerprint}
-                progress["frozen_from"] = training.frozen_from
-                frozen = {"frozen": training.frozen}
-                writer.save(done, {"state": state}, progress, scores, frozen)
+                save(done, state, position, scores)
             else:
                 writer.poll()
             if leaving or done == num_steps:
                 break
         writer.wait()
-    received = received or guard.received
+        # Since the last step asked, one may have come, and to one process alone.
+        received = received or max(hosts.of_all(guard.received or 0)) or None
     if received is not None:
         name = signal.Signals(received).name
         where = writer.folder / str(done)
@@ -406,11 +437,11 @@ def evaluate(
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     task = task_of(config)
-    training, _ = hosts.on_own_devices(task.build(config))
+    training, _ = hosts.on_own_devices(_untrained(task.build(config)))
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)
-    with runtime.SignalGuard(), _evaluating(config):
+    with runtime.SignalGuard(), _evaluating(config, REPORT_AGAIN):
         scores = task.report(config, training, params, checkpoint.step, workdir, say)
     _tell_results(scores, workdir)
     return scores
@@ -421,6 +452,7 @@ def restored(
 ) -> tuple[Checkpoint, ConfigDict]:
     """The newest sound checkpoint, and the config to look at it with; see `evaluate`."""
     checkpoint = restore_latest(workdir, warn=_warn)
+    _refuse_different("newest checkpoint that can be read", checkpoint)
     if checkpoint is None:
         found = f"no checkpoint found in {workdir / FOLDER}"
         if steps_found(workdir):
@@ -447,14 +479,15 @@ def _wants_best(config: ConfigDict) -> bool:
 def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
     """The best checkpoint that is kept, by the metric saved with each; None where none can be used."""
     step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
-    if step is None:
-        return None
-    try:
-        return read_checkpoint(workdir, step)
-    except BrokenCheckpoint as reason:
-        path = workdir / FOLDER / str(step)
-        _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
-        return None
+    best = None
+    if step is not None:
+        try:
+            best = read_checkpoint(workdir, step)
+        except BrokenCheckpoint as reason:
+            path = workdir / FOLDER / str(step)
+            _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
+    _refuse_different("best checkpoint that can be read", best)
+    return best
 
 
 def _tell_results(scores: dict[str, Any], workdir: Path) -> None:
@@ -477,4 +510,5 @@ evaluate     python main.py --mode=evaluate --workdir={workdir}
 
 
 def _warn(text: str) -> None:
-    say(f"warning: {text}")
+    """In every process: what one cannot read another may."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -4,11 +4,12 @@ One mesh, two axes. Samples are spread over both. What lasts from step to step (
 backbone) is cut over `fsdp` and repeated over `data`, and gathered for the time of a step.
 """
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from smoothsa_jax.validation import mesh_shape
@@ -21,14 +22,21 @@ SMALL = 4096
 def make_mesh(config: ConfigDict) -> Mesh:
     """`mesh.data` x `mesh.fsdp` devices; -1 for `data`: all that there are.
 
+    In the order of their processes, so that each process has neighbouring samples of a batch, and an `fsdp` group lies within a
+    host where it can. (`jax.make_mesh` has an order of its own on TPUs, and refuses GPUs of several hosts.)
+
     Raises:
         UserError: there are not as many.
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     shape = mesh_shape(config.data, config.get("fsdp", 1), len(devices))
-    types = (AxisType.Auto,) * len(AXES)
-    # Neighbours share an `fsdp` group: what moves most, moves within a host.
-    return jax.make_mesh(shape, AXES, devices=devices[: shape[0] * shape[1]], axis_types=types)
+    return Mesh(np.array(devices[: shape[0] * shape[1]]).reshape(shape), AXES)
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process alone, in `fsdp` groups as large as in `mesh`, or as their number allows."""
+    devices = np.array(jax.local_devices())
+    return Mesh(devices.reshape(-1, math.gcd(devices.size, mesh.shape["fsdp"])), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -56,8 +64,3 @@ def kept(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
 
     return jax.tree.map(sharding, tree)
-
-
-def gather(mesh: Mesh, tree: Any) -> Any:
-    """The arrays whole on every device, inside a jitted function. Said, because XLA might move the activations instead."""
-    return jax.lax.with_sharding_constraint(tree, replicated(mesh))

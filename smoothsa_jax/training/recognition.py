@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -32,11 +33,12 @@ from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
-from smoothsa_jax.training.mesh import gather, make_mesh
+from smoothsa_jax.training.mesh import make_mesh, replicated
 from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import Training, descend, on_mesh
+from smoothsa_jax.training.step import Training, descend, image_size_of, on_mesh
 
 INPUTS = ("video", "boxes", "slot_mask", "segmentations", "categories")
 
@@ -48,7 +50,7 @@ class RecognitionTraining(Training):
     Attributes:
         definition, state: of the head.
         frozen: all arrays of the SmoothSA; shapes only, until `with_pretrained` or a checkpoint gives them.
-        predict: (params, frozen, batch, key, match_paper=False) -> counts of each sample, see
+        predict_on: (mesh, params, frozen, batch, key, match_paper=False) -> counts of each sample, see
             `evaluation.recognition.count`; `match_paper` is static.
         pretrained_names: which of `frozen` its own run trained; the others were frozen there too.
     """
@@ -97,12 +99,12 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
     Raises:
         UserError: a config that does not fit together or does not fit the devices.
     """
-    size = config.data.image_size
-    image_size = (size, size) if isinstance(size, int) else tuple(size)
     settings = config.recognition
     slot_size = config.model.slot_attention.slot_size
 
-    model = build_shapes(config.model, image_size)  # its arrays come from a checkpoint
+    model = build_shapes(config.model, image_size_of(config))  # its arrays come from a checkpoint
+    # No gradient passes through it, for which something could be kept or computed again.
+    model.trade("none", config.train.get("scan_unroll", 1))
     smoothsa, pretrained, backbone = split(model, config.dtype)
     grid, num_tokens = model.backbone.grid, model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
@@ -160,7 +162,9 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         )
 
         def loss_function(params):
-            head = definition.merge(gather(mesh, params), {})
+            # Whole on every device. Said, because XLA might move the slots instead.
+            whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
+            head = definition.merge(whole, {})
             logits, boxes = head(slots, dropout_key)
             losses = {
                 "category": category_loss(logits, targets.category, targets.matched),
@@ -173,16 +177,20 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         return state, {**metrics, "num_matches": targets.matched.sum()}
 
     def predict(
+        mesh: Mesh,
         params: Parameters,
         frozen: Parameters,
         batch: dict[str, Array],
         key: Array,
         match_paper: bool = False,
     ) -> dict[str, Array]:
+        def look_and_tell(arrays, inputs):
+            params, frozen = arrays
+            slots, targets = look(frozen, inputs, match_paper)
+            return count(*definition.merge(params, {})(slots), targets)
+
         draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
-        slots, targets = look(frozen, (batch, draws), match_paper)
-        logits, boxes = definition.merge(params, {})(slots)
-        return count(logits, boxes, targets)
+        return over_samples(look_and_tell, mesh, 1, (params, frozen), (batch, draws))
 
     state, arrays = create_state(params, optimizer), {**pretrained, **backbone}
     return RecognitionTraining(
@@ -190,7 +198,8 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         grid=grid,
         num_classes=settings.num_classes,
         pretrained_names=frozenset(pretrained),
-        **on_mesh(mesh, config, state, arrays, train_step, predict, static_argnums=4),
+        predict_on=jax.jit(predict, static_argnums=(0, 5)),
+        **on_mesh(mesh, config, state, arrays, train_step),
     )
 
 
@@ -204,6 +213,7 @@ def with_pretrained(
     """
     workdir = Path(config.recognition.workdir)
     checkpoint = restore_latest(workdir, warn=warn)
+    hosts.refuse_differences({"recognition.workdir's checkpoint": checkpoint and checkpoint.step})
     if checkpoint is None:
         raise UserError(
             f"recognition.workdir: no usable checkpoint found in {workdir / FOLDER}, expected a trained SmoothSA; "

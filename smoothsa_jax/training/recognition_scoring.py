@@ -93,7 +93,7 @@ def _evaluate(
 
     source = source_of_split(config, split, num_samples)
     batches = batches_of(config, source)
-    parts = hosts.gather(evaluate_recognition(predict, batches, seeds, match_paper=match_paper))
+    parts = hosts.of_all(evaluate_recognition(predict, batches, seeds, match_paper=match_paper))
     of = (config.eval.batch_size, len(source))
     return RecognitionEvaluation(
         hosts.columns_in_order([part.counts for part in parts], *of),

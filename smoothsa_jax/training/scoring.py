@@ -22,6 +22,7 @@ from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import hosts
+from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.step import Training
 
 SCORES_FILE = "scores.json"
@@ -133,7 +134,7 @@ def _baselines(
     split, seed = config.eval.split, config.eval.seeds[0]
     untrained = _evaluate(config, training, training.state.params, split, num_samples, (seed,))
     source = source_of_split(config, split, num_samples)
-    parts = hosts.gather(
+    parts = hosts.of_all(
         evaluate_baselines(
             batches_of(config, source),
             training.grid,
@@ -173,7 +174,7 @@ def _evaluate(
         background_column_always=config.eval.get("background_column_always", False),
         keep_samples=keep_samples,
     )
-    parts, of = hosts.gather(own), (config.eval.batch_size, len(source))
+    parts, of = hosts.of_all(own), (config.eval.batch_size, len(source))
     return Evaluation(
         hosts.columns_in_order([part.scores for part in parts], *of),
         hosts.columns_in_order([part.paper_scores for part in parts], *of) if match_paper else None,
@@ -218,10 +219,11 @@ def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndar
 
 
 def _features(training: Training) -> Callable[[dict[str, Any]], jax.Array]:
-    @jax.jit
-    def extract(params: Parameters, frozen: Parameters, video: jax.Array) -> jax.Array:
-        return training.definition.merge(params, frozen).extract(video)
+    arrays = (training.state.params, training.frozen)
 
-    return lambda batch: extract(
-        training.state.params, training.frozen, training.place(batch)["video"]
-    )
+    @jax.jit
+    def extract(arrays: tuple[Parameters, Parameters], video: jax.Array) -> jax.Array:
+        function = lambda arrays, video: training.definition.merge(*arrays).extract(video)  # noqa: E731
+        return over_samples(function, training.mesh, 1, arrays, video)
+
+    return lambda batch: extract(arrays, training.place(batch)["video"])

@@ -1,7 +1,6 @@
 """One pure training step and one pure evaluation forward, compiled for a mesh."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,21 +36,33 @@ class Training:
         frozen_from: what they are and where from, in words; kept in checkpoints.
         train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is donated. Without
             `draws` all randomness is sampled from the key.
-        predict: (params, frozen, batch, key) -> the model's slots and attentions at evaluation.
-        predict_on: how the outputs' samples are spread -> the same on those devices.
+        predict_on: (mesh, params, frozen, batch, key) -> the model's slots and attentions at evaluation, compiled for a mesh.
     """
 
     definition: ModelDefinition
     state: TrainState
     frozen: Parameters
     train_step: Callable
-    predict: Callable
+    predict_on: Callable
     grid: tuple[int, int]
     mesh: Mesh
-    batch_sharding: NamedSharding
-    replicated: NamedSharding
     frozen_from: str = dataclasses.field(default="", kw_only=True)
-    predict_on: Callable | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """How the samples of a batch lie on the mesh."""
+        return spread(self.mesh)
+
+    def predict(
+        self,
+        params: Parameters,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        *options: Any,
+    ) -> dict[str, Array]:
+        """What `predict_on` gives on this training's mesh."""
+        return self.predict_on(self.mesh, params, frozen, batch, key, *options)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """Puts what the model sees of a batch on the mesh, samples spread over all devices.
@@ -83,16 +94,19 @@ def descend(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
+def image_size_of(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the frames, of which a config may give the one number that both are."""
+    size = config.data.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def build_training(config: ConfigDict) -> Training:
     """Builds the model, the optimiser and the compiled functions of a config.
 
     Raises:
         UserError: a config that does not fit together or does not fit the devices.
     """
-    size = config.data.image_size
-    image_size = (size, size) if isinstance(size, int) else tuple(size)
-
-    model = build_model(config.model, image_size, config.seed)
+    model = build_model(config.model, image_size_of(config), config.seed)
     model.trade(config.train.get("remat", "none"), config.train.get("scan_unroll", 1))
     definition, params, frozen = split(model, config.dtype)
     grid = model.backbone.grid
@@ -151,18 +165,22 @@ def build_training(config: ConfigDict) -> Training:
 
         return descend(loss_function, state, optimizer, schedule, mesh)
 
-    def predict(
-        params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
-    ) -> dict[str, Array]:
-        model = definition.merge(params, frozen)
-        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
+    def look(arrays, inputs):
+        model, (batch, draws) = definition.merge(*arrays), inputs
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
         return {name: outputs[name] for name in PREDICTED}
+
+    def predict(
+        mesh: Mesh, params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
+    ) -> dict[str, Array]:
+        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
+        return over_samples(look, mesh, 1, (params, frozen), (batch, draws))
 
     return Training(
         definition=definition,
         grid=grid,
-        **on_mesh(mesh, config, create_state(params, optimizer), frozen, train_step, predict),
+        predict_on=jax.jit(predict, static_argnums=0),
+        **on_mesh(mesh, config, create_state(params, optimizer), frozen, train_step),
     )
 
 
@@ -172,32 +190,17 @@ def on_mesh(
     state: TrainState,
     frozen: Parameters,
     train_step: Callable,
-    predict: Callable,
-    **of_predict: Any,
 ) -> dict[str, Any]:
-    """The fields of a `Training` that have to do with devices: arrays in their places, functions compiled for them.
-
-    Args:
-        of_predict: options of `jax.jit` for `predict`, such as its static arguments.
-    """
-    places, whole, samples = kept(mesh, state), replicated(mesh), spread(mesh)
-
-    @functools.cache
-    def predict_on(samples: NamedSharding) -> Callable:
-        return jax.jit(predict, out_shardings=samples, **of_predict)
-
+    """The fields of a `Training` that have to do with devices: arrays in their places, the step compiled for them."""
+    places = kept(mesh, state)
     return {
         "state": jax.device_put(state, places),
         "frozen": place(frozen, kept(mesh, frozen)),
         "train_step": jax.jit(
             train_step,
             donate_argnums=0,
-            out_shardings=(places, whole),
+            out_shardings=(places, replicated(mesh)),
             compiler_options=compiler_options(config),
         ),
-        "predict": predict_on(samples),
-        "predict_on": predict_on,
         "mesh": mesh,
-        "batch_sharding": samples,
-        "replicated": whole,
     }
