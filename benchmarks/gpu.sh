@@ -67,7 +67,7 @@ case $mode in
     measure)
         script 80 inference --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
         if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-            script 200 against_peer --device=gpu --json="$folder/against_peer.json" --rounds=3 --seconds=150 \
+            script 200 against_peer --device=gpu --json="$folder/against_peer.json" --rounds=3 --seconds=140 --patience=60 \
                 --cases train_movi_c images stream train_coco train_movi_c@64 train_ytvis clips
             if [[ -f benchmarks/recorded/gpu.json ]]; then script 10 check "$folder/against_peer.json" --partial; fi
         else
