@@ -1,5 +1,6 @@
 """The recipes of real data: their full sizes fit together, and miniatures go from raw files to scores."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.training import loop
 from smoothsa_jax.training.loop import check
 from smoothsa_jax.training.recognition import build_recognition
+from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import build_training
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -197,7 +199,8 @@ def traced_once():
             key = to_json(config)
             if key not in made:
                 made[key] = build(config)
-            return made[key]
+            # A run gives its first state away.
+            return dataclasses.replace(made[key], state=copied(made[key].state))
 
         return built
 
