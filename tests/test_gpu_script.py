@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.sh rehearse`: every measurement of the GPU script with tiny models, here on the CPU."""
+"""`benchmarks/gpu.sh`: what it says where there is no GPU, and every one of its measurements with tiny models."""
 
 import os
 import subprocess
@@ -8,16 +8,25 @@ import pytest
 from command import ROOT
 
 
-@pytest.mark.slow
-def test_every_measurement_runs_and_tells_its_figures():
-    environment = {**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        ["bash", ROOT / "benchmarks" / "gpu.sh", "rehearse"],
-        env=environment,
+def gpu_script(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", ROOT / "benchmarks" / "gpu.sh", *arguments],
+        env={**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=1200,
     )
+
+
+def test_the_gpu_script_fails_clearly_without_a_gpu():
+    result = gpu_script()
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: JAX sees no GPU") and result.stdout == ""
+
+
+@pytest.mark.slow
+def test_every_measurement_runs_and_tells_its_figures():
+    result = gpu_script("rehearse")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     table = [line for line in result.stdout.splitlines() if line.startswith("| ")]
     for what in (
