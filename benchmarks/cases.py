@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.training.loop import check
 from smoothsa_jax.training.memory_allocator import keep_freed_memory
 from smoothsa_jax.training.runtime import describe_machine
+from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training, build_training
 
 TABLE = "BENCHMARK_TABLE"  # a file to which every figure is added as a row (gpu.sh)
@@ -96,12 +98,30 @@ def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.n
 def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> Callable[[], None]:
     """A function that does one training step with a compiled program and waits for it."""
     placed, key = training.place(batch), jax.random.key(0)
-    state = [jax.tree.map(jnp.copy, training.state)]
+    state = [copied(training.state)]
 
     def step() -> None:
         state[0], _ = jax.block_until_ready(compiled(state[0], training.frozen, placed, key))
 
     return step
+
+
+def compiled_side_by_side(
+    trainings: Sequence[Training], batches: Sequence[dict[str, np.ndarray]]
+) -> tuple[list[Any], list[Callable[[], None]]]:
+    """The compiled training steps, and a `stepper` of each, which has run once: the first call is slower."""
+    lowered = [
+        training.train_step.lower(
+            training.state, training.frozen, training.place(batch), jax.random.key(0)
+        )
+        for training, batch in zip(trainings, batches, strict=True)
+    ]
+    with ThreadPoolExecutor() as threads:
+        programs = list(threads.map(lambda program: program.compile(), lowered))
+    steps = list(map(stepper, trainings, batches, programs))
+    for step in steps:
+        step()
+    return programs, steps
 
 
 def clock() -> float:

@@ -8,7 +8,6 @@ count as often as it turns. Nothing is run, no weights are loaded. docs/scaling.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -26,8 +25,8 @@ import jax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from benchmarks.memory import lowered_step  # noqa: E402
-from benchmarks.train_step import unrolled_scans  # noqa: E402
+from benchmarks.memory import lowered_step, step_arguments  # noqa: E402
+from benchmarks.train_step import count_flop  # noqa: E402
 from smoothsa_jax.training.compiling import memory_of  # noqa: E402
 from smoothsa_jax.training.step import build_training  # noqa: E402
 
@@ -149,10 +148,7 @@ def flop_of(config: ConfigDict, per_device: int) -> float:
     """FLOP of one device and step: the same step for one device, its scans unrolled, as XLA counts it before optimising."""
     config = on_mesh(config, (1, 1), per_device)
     training = build_training(config)
-    with unrolled_scans():
-        # Traced anew: a trace that is kept has its loops still.
-        fresh = dataclasses.replace(training, train_step=jax.jit(training.train_step.__wrapped__))
-        return float(lowered_step(fresh, config, per_device).cost_analysis()["flops"])
+    return count_flop(training.train_step, *step_arguments(training, config, per_device))
 
 
 def on_mesh(config: ConfigDict, mesh: tuple[int, int], per_device: int) -> ConfigDict:

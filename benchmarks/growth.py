@@ -11,12 +11,10 @@ linear where the largest deviation from it is small.
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
@@ -63,17 +61,7 @@ def measure(config: ConfigDict, key: str, sizes: Sequence[int], rounds: int) -> 
     configs = [with_size(config, key, size) for size in sizes]
     trainings = [cases.training_of(other) for other in configs]
     batches = [cases.random_batch(other) for other in configs]
-    lowered = [
-        training.train_step.lower(
-            training.state, training.frozen, training.place(batch), jax.random.key(0)
-        )
-        for training, batch in zip(trainings, batches, strict=True)
-    ]
-    with ThreadPoolExecutor() as threads:
-        compiled = list(threads.map(lambda program: program.compile(), lowered))
-    steps = list(map(cases.stepper, trainings, batches, compiled))
-    for step in steps:  # the first call is slower
-        step()
+    _, steps = cases.compiled_side_by_side(trainings, batches)
     return list(map(min, cases.in_turn(steps, rounds)))
 
 

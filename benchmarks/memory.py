@@ -37,13 +37,18 @@ SIZES = (16, 24, 80)  # GB
 USABLE = 0.9
 
 
-def lowered_step(training: Training, config: ConfigDict, batch: int) -> Any:
-    """The training step lowered for the shapes of a batch."""
+def step_arguments(training: Training, config: ConfigDict, batch: int) -> tuple[Any, ...]:
+    """What the training step takes, with a batch of shapes only."""
     inputs = {
         name: jax.ShapeDtypeStruct(*x, sharding=training.batch_sharding)
         for name, x in cases.batch_shapes(config, batch).items()
     }
-    return training.train_step.lower(training.state, training.frozen, inputs, jax.random.key(0))
+    return training.state, training.frozen, inputs, jax.random.key(0)
+
+
+def lowered_step(training: Training, config: ConfigDict, batch: int) -> Any:
+    """The training step lowered for the shapes of a batch."""
+    return training.train_step.lower(*step_arguments(training, config, batch))
 
 
 def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ Memory is what the compiler plans besides state and batch.
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -48,22 +47,12 @@ def measure(
     Raises:
         UserError: an option that the config does not have.
     """
-    batch, trainings, lowered = cases.random_batch(config), [], []
+    batch, trainings = cases.random_batch(config), []
     for option in ("", *options):
         key, _, value = option.partition("=")
         changes = [(f"config.{key}", value)] if option else []
-        training = cases.training_of(config_from_command_line(changes, config))
-        inputs = (training.state, training.frozen, training.place(batch), jax.random.key(0))
-        lowered.append(training.train_step.lower(*inputs))
-        trainings.append(training)
-    with ThreadPoolExecutor() as threads:
-        compiled = list(threads.map(lambda program: program.compile(), lowered))
-    steps = [
-        cases.stepper(training, batch, program)
-        for training, program in zip(trainings, compiled, strict=True)
-    ]
-    for step in steps:  # the first call is slower
-        step()
+        trainings.append(cases.training_of(config_from_command_line(changes, config)))
+    compiled, steps = cases.compiled_side_by_side(trainings, [batch] * len(trainings))
     seconds = map(min, cases.in_turn(steps, rounds))
     memory = ((found := memory_of(program)) and found.temporary / 1e9 for program in compiled)
     return dict(zip(("", *options), zip(seconds, memory, strict=True), strict=True))

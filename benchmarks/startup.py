@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter  # noqa: E402
+from smoothsa_jax.training.state import copied  # noqa: E402
 
 STEPS = 12  # in which the writing of a save is done
 IMPORTS = ("smoothsa_jax", "smoothsa_jax.config", "jax", "smoothsa_jax.training.loop")
@@ -75,7 +75,7 @@ def save_beside_steps(config: ConfigDict, rounds: int) -> dict[str, float]:
     """Seconds of a step, of the call that saves, and by how much it lengthens `STEPS` steps; the state's bytes."""
     training = cases.training_of(config)
     placed = training.place(cases.random_batch(config))
-    key, state = jax.random.key(0), jax.tree.map(jnp.copy, training.state)
+    key, state = jax.random.key(0), copied(training.state)
     size = sum(x.nbytes for x in jax.tree.leaves((state, training.frozen)))
     found: dict[str, list[float]] = {"plain": [], "beside": [], "call": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -141,11 +141,8 @@ class CheckpointWriter:
         if self._frozen_listed is None:
             self._frozen_listed = self._listed(step, hosts.on_host(frozen))
         listed = self._listed(step, hosts.on_host(state)) | self._frozen_listed
-        if hosts.several():
-            # Copies: what `jax.device_put` has put whole on one device of each process Orbax cannot take apart.
-            arrays = {**state, **hosts.copies(frozen)}
-        else:
-            arrays = hosts.on_host({**state, **frozen})
+        # Of several processes copies: what `jax.device_put` has put whole on one device of each Orbax cannot take apart.
+        arrays = {**state, **(hosts.copies if hosts.several() else hosts.on_host)(frozen)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             progress=ocp.args.JsonSave(progress),
