@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import config_from_command_line, split_command_line
+from smoothsa_jax.config import config_from_command_line, image_size_of, split_command_line
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.training.loop import check
@@ -74,8 +74,7 @@ def training_of(config: ConfigDict) -> Training:
 
 def batch_shapes(config: ConfigDict, batch: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of what the model sees of a training batch."""
-    size, slots = config.data.image_size, config.model.slot_attention.num_slots
-    size = tuple(size) if isinstance(size, Sequence) else (size, size)
+    size, slots = image_size_of(config), config.model.slot_attention.num_slots
     return {
         "video": ((batch, config.data.num_frames, *size, 3), jnp.uint8),
         "boxes": ((batch, config.data.num_frames, slots, 4), jnp.float32),

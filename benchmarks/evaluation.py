@@ -19,6 +19,7 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
+from smoothsa_jax.config import image_size_of  # noqa: E402
 from smoothsa_jax.evaluation.masks import masks_from_attention  # noqa: E402
 from smoothsa_jax.evaluation.metrics import contingency, score_counts  # noqa: E402
 from smoothsa_jax.evaluation.predictions import predictions  # noqa: E402
@@ -54,8 +55,8 @@ def measure(config: ConfigDict, num_clips: int, rounds: int) -> dict[str, float]
 
     def with_numpy() -> list[float]:
         def masks_of(batch: dict, key: jax.Array) -> jax.Array:
-            attention, size = predict(batch, key)["decoder_attention"], (config.data.image_size,)
-            return masks_from_attention(attention, grid, size * 2, batch["slot_mask"])
+            attention = predict(batch, key)["decoder_attention"]
+            return masks_from_attention(attention, grid, image_size_of(config), batch["slot_mask"])
 
         return [
             score_counts(contingency(masks[b][None], batch["segmentations"][b][None]))["ari"][0]

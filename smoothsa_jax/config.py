@@ -216,6 +216,12 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
     return flat
 
 
+def image_size_of(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the frames, of which a config may give the one number that both are."""
+    size = config.data.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def to_json(config: ConfigDict) -> str:
     """The config as JSON text with sorted keys; `from_json` gives it back, tuples included."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -17,6 +17,8 @@ import yaml
 from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, losses, run, start
 
 from smoothsa_jax.evaluation.predictions import predictions, scored
+from smoothsa_jax.evaluation.protocol import Evaluation
+from smoothsa_jax.evaluation.whole_split import whole_split
 from smoothsa_jax.inputs.loader import evaluation_batches
 from smoothsa_jax.training import hosts
 from smoothsa_jax.training.checkpoints import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
@@ -130,7 +132,16 @@ def test_processes_share_a_split_out_and_put_it_together(length, count):
         for i in range(count)
     ]
     whole = scored_with(evaluation_batches(source, 2))
-    assert hosts.in_order(parts, 2, length) == whole
+    assert whole_split(parts, 2, length) == whole
+
+    def evaluation(numbers):
+        columns = np.array([numbers, [-x for x in numbers]], np.float64)  # (seeds, samples)
+        return Evaluation({"ari": columns}, None, [str(x) for x in numbers], [])
+
+    found = whole_split([evaluation([x for x, _ in part]) for part in parts], 2, length)
+    np.testing.assert_array_equal(found.scores["ari"][1], -np.arange(length))
+    assert found.names == [str(x) for x in range(length)]
+    assert found.paper_scores is None
     assert [sample for sample, _ in whole] == list(range(length))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
@@ -43,9 +44,8 @@ class Segmenter:
     """
 
     def __init__(self, config: ConfigDict, params: Mapping[str, np.ndarray], step: int = 0):
-        size = config.data.image_size
         self.config, self.step = config, step
-        self.image_size = (size, size) if isinstance(size, int) else tuple(size)
+        self.image_size = image_size_of(config)
         model = build_shapes(config.model, self.image_size)  # the arrays are given
         self.grid = model.backbone.grid
         self.num_slots = config.model.slot_attention.num_slots

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.pictures import contact_sheet
@@ -150,9 +151,7 @@ def _weights_through_training(
     workdir: Path, config: ConfigDict, newest: Parameters, say: Callable[[str], None]
 ) -> Iterator[tuple[int, Parameters]]:
     """Step and weights: those that the training began with, then those of each checkpoint that is kept and sound."""
-    size = config.data.image_size
-    image_size = (size, size) if isinstance(size, int) else tuple(size)
-    _, untrained, _ = split(build_model(config.model, image_size, config.seed))
+    _, untrained, _ = split(build_model(config.model, image_size_of(config), config.seed))
     yield 0, {**newest, **untrained}
     for step in reversed(steps_found(workdir)):
         try:

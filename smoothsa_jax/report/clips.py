@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config import image_size_of
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.predictions import Batch, num_frames_of, scored
 from smoothsa_jax.models.build import build_shapes
@@ -76,9 +77,7 @@ class Observer:
     """
 
     def __init__(self, config: ConfigDict):
-        size = config.data.image_size
-        image_size = (size, size) if isinstance(size, int) else tuple(size)
-        model = build_shapes(config.model, image_size)  # the arrays are given
+        model = build_shapes(config.model, image_size_of(config))  # the arrays are given
         definition, slot_size = split(model, config.dtype)[0], config.model.slot_attention.slot_size
         self.grid = model.backbone.grid
 

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.models.parameters import FROZEN
-from smoothsa_jax.training import hosts
+from smoothsa_jax.training.host_arrays import on_host
 from smoothsa_jax.training.step import Training
 
 
@@ -27,14 +28,13 @@ def features_made_of(config: ConfigDict, training: Training) -> dict[str, Any]:
     """
     settings = {k: v for k, v in config.model.backbone.items() if k not in ("seed", "weights")}
     digest = hashlib.sha256()
-    for name, value in sorted(hosts.on_host(training.frozen).items()):
+    for name, value in sorted(on_host(training.frozen).items()):
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
-    size = config.data.image_size
     made_of = {
         "backbone": settings,
         "weights": digest.hexdigest(),
-        "image_size": [size, size] if isinstance(size, int) else size,
+        "image_size": image_size_of(config),
         "clips": clips_of(config),
     }
     return json.loads(json.dumps(made_of))

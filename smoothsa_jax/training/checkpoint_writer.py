@@ -19,6 +19,7 @@ from smoothsa_jax.config import to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.training import hosts
 from smoothsa_jax.training.checkpoints import FILES_LIST, FOLDER, fingerprint, flatten_state
+from smoothsa_jax.training.host_arrays import copies, on_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +119,10 @@ class CheckpointWriter:
             raise what they can at once.
         """
         self.wait()
-        copies = hosts.copies(flatten_state(state))
+        arrays = copies(flatten_state(state))
         scores = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._pending = step
-        write = lambda: self._write(step, copies, flatten_state(frozen), dict(progress), scores)  # noqa: E731
+        write = lambda: self._write(step, arrays, flatten_state(frozen), dict(progress), scores)  # noqa: E731
         if hosts.several():  # all have to come here at the same step: they wait for each other
             with self._explained(step):
                 write()
@@ -139,10 +140,10 @@ class CheckpointWriter:
         """In the thread of this writer; of several processes in that of the step, since all have to gather and save in one
         order, and then Orbax goes on in its own."""
         if self._frozen_listed is None:
-            self._frozen_listed = self._listed(step, hosts.on_host(frozen))
-        listed = self._listed(step, hosts.on_host(state)) | self._frozen_listed
+            self._frozen_listed = self._listed(step, on_host(frozen))
+        listed = self._listed(step, on_host(state)) | self._frozen_listed
         # Of several processes copies: what `jax.device_put` has put whole on one device of each Orbax cannot take apart.
-        arrays = {**state, **(hosts.copies if hosts.several() else hosts.on_host)(frozen)}
+        arrays = {**state, **(copies if hosts.several() else on_host)(frozen)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             progress=ocp.args.JsonSave(progress),

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import load_config
+from smoothsa_jax.config import image_size_of, load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
 from smoothsa_jax.interop.table import describe, mismatches
@@ -28,7 +28,6 @@ from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
 from smoothsa_jax.training.loop import task_of, write_config
-from smoothsa_jax.training.step import image_size_of
 
 StateDict = Mapping[str, np.ndarray]
 PACKAGE = Path(__file__).parent.parent

@@ -6,7 +6,6 @@ checkpoints. With one process nobody is asked and nothing is moved.
 """
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import math
 import os
@@ -29,8 +28,6 @@ from ml_collections import ConfigDict
 
 import smoothsa_jax
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.mesh import kept, own_mesh
-from smoothsa_jax.training.state import copied
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 # Each host may have its own: where its data lie, and how it reads them.
@@ -285,79 +282,3 @@ class StopTogether:
         before = self._sent
         self._sent = self._largest(jax.make_array_from_process_local_data(self._spread, mine))
         return None if before is None else int(before) or None
-
-
-# -------------------------------------------------------------------------------------------- arrays over hosts
-
-
-def copies(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies that stay when the arrays are donated: in this host's memory, or on the devices where several share them."""
-    if several():
-        return copied(dict(arrays))
-    # On a CPU what is fetched may share memory with the buffer.
-    return {name: np.array(x) for name, x in jax.device_get(dict(arrays)).items()}
-
-
-def on_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Whole arrays in this host's memory, also of such as are spread over hosts; views where that is possible."""
-    if not several():
-        return {name: np.asarray(x) for name, x in jax.device_get(dict(arrays)).items()}
-    return {name: _whole(x) for name, x in arrays.items()}
-
-
-def _whole(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    if array.is_fully_replicated:
-        return np.asarray(array.addressable_data(0))
-    return multihost_utils.process_allgather(array, tiled=True)
-
-
-def on_own_devices(training: Any, params: Any = None) -> tuple[Any, Any]:
-    """A `Training` and parameters on the devices of this process alone, where it scores its own samples.
-
-    Cut over these as they were over all, as far as there are as many. With one process, what was given.
-    """
-    if not several():
-        return training, params
-    mesh, arrays = own_mesh(training.mesh), (training.state, training.frozen, params)
-    state, frozen, params = jax.tree.map(_own, arrays, kept(mesh, arrays))
-    return dataclasses.replace(training, state=state, frozen=frozen, mesh=mesh), params
-
-
-def _own(x: Any, sharding: NamedSharding) -> Any:
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.device_put(_whole(x), sharding)
-
-
-# ------------------------------------------------------------------------------------------ scoring one's own part
-
-
-def in_order(parts: Sequence[Sequence[Any]], batch_size: int, num_samples: int) -> list[Any]:
-    """What every process has of its samples, in the order of the split.
-
-    Args:
-      parts: of each process, one entry a sample; process p has the batches p, p + P, p + 2P, ... of P processes.
-      batch_size: samples of a batch; only the last one of a split has fewer.
-      num_samples: of the split; entries beyond it are dropped.
-    """
-    found = {
-        ((i // batch_size) * len(parts) + process) * batch_size + i % batch_size: entry
-        for process, part in enumerate(parts)
-        for i, entry in enumerate(part)
-    }
-    return [found[place] for place in sorted(found) if place < num_samples]
-
-
-def columns_in_order(
-    parts: Sequence[Mapping[str, np.ndarray]], batch_size: int, num_samples: int
-) -> dict[str, np.ndarray]:
-    """Likewise for name -> (..., samples)."""
-    return {
-        name: np.stack(
-            in_order([np.moveaxis(part[name], -1, 0) for part in parts], batch_size, num_samples),
-            axis=-1,
-        )
-        for name in parts[0]
-    }

@@ -43,6 +43,7 @@ from smoothsa_jax.training.compiling import (
     advice_for_training,
     telling_out_of_memory,
 )
+from smoothsa_jax.training.host_arrays import on_own_devices
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, RunLog, SilentLog, check_finite
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.state import TrainState, copied
@@ -176,7 +177,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             )
         else:
             state = _train_steps(config, workdir, training, state, checkpoint, guard)
-        training, params = hosts.on_own_devices(training, state.params)
+        training, params = on_own_devices(training, state.params)
         step = config.train.num_steps
         if _wants_best(config):
             chosen = _best(workdir, config)
@@ -266,7 +267,7 @@ def _train_steps(
     def validation(params: Parameters) -> dict[str, float]:
         without_untrained = dataclasses.replace(training, state=None)
         with _evaluating(config, GO_ON):
-            own, params = hosts.on_own_devices(without_untrained, params)
+            own, params = on_own_devices(without_untrained, params)
             return task.validation_scores(config, own, params)
 
     say("compiling the training step, once; later starts find it on the disk")
@@ -437,7 +438,7 @@ def evaluate(
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     task = task_of(config)
-    training, _ = hosts.on_own_devices(_untrained(task.build(config)))
+    training, _ = on_own_devices(_untrained(task.build(config)))
     frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
     training = dataclasses.replace(training, frozen=frozen)
     params = _params_of(checkpoint, training)

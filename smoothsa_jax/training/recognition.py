@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import differences
+from smoothsa_jax.config import differences, image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
 from smoothsa_jax.inputs import NO_SEGMENT
@@ -38,7 +38,7 @@ from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_st
 from smoothsa_jax.training.mesh import make_mesh, replicated
 from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import Training, descend, image_size_of, on_mesh
+from smoothsa_jax.training.step import Training, descend, on_mesh
 
 INPUTS = ("video", "boxes", "slot_mask", "segmentations", "categories")
 

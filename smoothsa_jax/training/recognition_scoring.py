@@ -14,6 +14,7 @@ from smoothsa_jax.evaluation.recognition import (
 )
 from smoothsa_jax.evaluation.sample_scores import scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import summarise_seeds, write_scores
+from smoothsa_jax.evaluation.whole_split import whole_split
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import hosts
 from smoothsa_jax.training.recognition import RecognitionTraining
@@ -92,11 +93,5 @@ def _evaluate(
         return training.predict(params, training.frozen, training.place(batch), key, match_paper)
 
     source = source_of_split(config, split, num_samples)
-    batches = batches_of(config, source)
-    parts = hosts.of_all(evaluate_recognition(predict, batches, seeds, match_paper=match_paper))
-    of = (config.eval.batch_size, len(source))
-    return RecognitionEvaluation(
-        hosts.columns_in_order([part.counts for part in parts], *of),
-        hosts.columns_in_order([part.paper_counts for part in parts], *of) if match_paper else None,
-        hosts.in_order([part.names for part in parts], *of),
-    )
+    own = evaluate_recognition(predict, batches_of(config, source), seeds, match_paper=match_paper)
+    return whole_split(hosts.of_all(own), config.eval.batch_size, len(source))

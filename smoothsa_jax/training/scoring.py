@@ -1,6 +1,7 @@
 """Scores of given weights on a split, with the baselines and the pictures that belong to a report."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from smoothsa_jax.evaluation.scores import (
     mean_over_samples,
     write_scores,
 )
+from smoothsa_jax.evaluation.whole_split import whole_split
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.models.parameters import Parameters
@@ -142,12 +144,7 @@ def _baselines(
             with_boxes=config.data.get("boxes", False),
         )
     )
-    whole = {
-        name: hosts.columns_in_order(
-            [part[name] for part in parts], config.eval.batch_size, len(source)
-        )
-        for name in parts[0]
-    }
+    whole = whole_split(parts, config.eval.batch_size, len(source))
     return {"untrained model": {name: x[0] for name, x in untrained.scores.items()}, **whole}
 
 
@@ -174,13 +171,8 @@ def _evaluate(
         background_column_always=config.eval.get("background_column_always", False),
         keep_samples=keep_samples,
     )
-    parts, of = hosts.of_all(own), (config.eval.batch_size, len(source))
-    return Evaluation(
-        hosts.columns_in_order([part.scores for part in parts], *of),
-        hosts.columns_in_order([part.paper_scores for part in parts], *of) if match_paper else None,
-        hosts.in_order([part.names for part in parts], *of),
-        hosts.in_order([part.samples for part in parts], *of)[:keep_samples],
-    )
+    found = whole_split(hosts.of_all(own), config.eval.batch_size, len(source))
+    return dataclasses.replace(found, samples=found.samples[:keep_samples])
 
 
 def source_of_split(config: ConfigDict, split: str, num_samples: int | None) -> Source:

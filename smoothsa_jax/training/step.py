@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config import image_size_of
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
 from smoothsa_jax.models.parameters import ModelDefinition, Parameters, place, split
@@ -92,12 +93,6 @@ def descend(
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
-
-
-def image_size_of(config: ConfigDict) -> tuple[int, int]:
-    """(height, width) of the frames, of which a config may give the one number that both are."""
-    size = config.data.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def build_training(config: ConfigDict) -> Training:
