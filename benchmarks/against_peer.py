@@ -75,7 +75,6 @@ PEAKS = {
     "L4": 121e12,
 }
 ROUND_SECONDS = 1.0  # a turn is as many calls as fit, at least one
-GPU_FRACTION = "0.6"  # of the memory, for ours; the others share the rest
 
 
 def make_config(case: Case, dtype: str, quick: bool) -> dict[str, Any]:
@@ -115,7 +114,8 @@ class Worker:
     """
 
     def __init__(self, spec: dict[str, Any]):
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": GPU_FRACTION}
+        # All sides are there at once: none reserves what it does not use.
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if spec["device"] == "cpu":
             environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if spec["side"] != "ours":  # not beside JAX: it would count the cores' threads twice
@@ -269,9 +269,7 @@ def header(device: str, options: argparse.Namespace) -> dict[str, Any]:
         "clock": options.clock,
     }
     if device == "gpu":
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        shown = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-        found["machine"] = ", ".join([*dict.fromkeys(shown.splitlines()), found["machine"]])
+        found["machine"] = f"{run_python(GPU_NAME)}, {found['machine']}"
     return found
 
 
@@ -335,6 +333,7 @@ def megabytes(side: dict[str, Any]) -> str:
 
 
 JAX_DEVICE = "import jax; print(jax.default_backend())"
+GPU_NAME = "import torch; print(torch.cuda.get_device_name())"
 TORCH_DEVICE = "import torch; print('gpu' if torch.cuda.is_available() else 'cpu')"
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
+import math
 import os
 import platform
 import sys
@@ -19,13 +21,19 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config import config_from_command_line, image_size_of, split_command_line
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.models.build import takes_weights
+from smoothsa_jax.training.compiling import memory_of
 from smoothsa_jax.training.loop import check
 from smoothsa_jax.training.memory_allocator import keep_freed_memory
 from smoothsa_jax.training.runtime import describe_machine
 from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training, build_training
 
+TROUBLE = (
+    UserError,
+    jax.errors.JaxRuntimeError,
+)  # an option that does not fit, a flag that is refused, memory that is full
 TABLE = "BENCHMARK_TABLE"  # a file to which every figure is added as a row (gpu.sh)
 
 
@@ -44,6 +52,11 @@ def arguments_of(
     keep_freed_memory()  # as main.py does
     default = str(Path(__file__).resolve().parent.parent / "configs" / f"{default}.py")
     return config_from_command_line(for_config, default), options
+
+
+def numbers(text: str) -> list[int]:
+    """Of a flag, such as 8,32; argparse tells one that is not so."""
+    return [int(number) for number in text.split(",")]
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -105,22 +118,73 @@ def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> 
     return step
 
 
-def compiled_side_by_side(
-    trainings: Sequence[Training], batches: Sequence[dict[str, np.ndarray]]
-) -> tuple[list[Any], list[Callable[[], None]]]:
-    """The compiled training steps, and a `stepper` of each, which has run once: the first call is slower."""
-    lowered = [
-        training.train_step.lower(
-            training.state, training.frozen, training.place(batch), jax.random.key(0)
+def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
+    """(params, frozen, placed batch, key) -> the slot of each pixel (B,T,H,W), one program."""
+
+    @jax.jit
+    def masks(params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        size, slot_mask = batch["video"].shape[2:4], batch["slot_mask"]
+        attention = training.predict(params, frozen, batch, key)["decoder_attention"]
+        return masks_from_attention(attention, training.grid, size, slot_mask)
+
+    return masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """The best seconds of a training step, GB that its compiler plans besides state and batch; or why it could not be timed."""
+
+    seconds: float = math.nan
+    temporary_gb: float | None = None
+    failed: str = ""
+
+
+def time_steps(configs: Sequence[ConfigDict], rounds: int) -> list[Timed]:
+    """The training step of each config, on a random batch: compiled side by side, then in turns. One that fails is left out."""
+    failed: dict[int, str] = {}
+
+    def attempt(number: int, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except TROUBLE as error:
+            failed[number] = reason_of(error)
+
+    def lowered(config: ConfigDict) -> tuple[Training, dict[str, np.ndarray], Any]:
+        training, batch = training_of(config), random_batch(config)
+        placed, key = training.place(batch), jax.random.key(0)
+        return (
+            training,
+            batch,
+            training.train_step.lower(training.state, training.frozen, placed, key),
         )
-        for training, batch in zip(trainings, batches, strict=True)
-    ]
+
+    whole = {i: attempt(i, lambda config=x: lowered(config)) for i, x in enumerate(configs)}
+    compiling = [i for i in whole if i not in failed]
     with ThreadPoolExecutor() as threads:
-        programs = list(threads.map(lambda program: program.compile(), lowered))
-    steps = list(map(stepper, trainings, batches, programs))
-    for step in steps:
-        step()
-    return programs, steps
+        programs = list(threads.map(lambda i: attempt(i, whole[i][2].compile), compiling))
+    found = dict(zip(compiling, programs, strict=True))
+    steps = {
+        i: attempt(i, lambda i=i: stepper(*whole[i][:2], found[i]))
+        for i in compiling
+        if i not in failed
+    }
+    for i in [i for i in steps if i not in failed]:
+        attempt(i, steps[i])  # the first call is slower
+    left = [i for i in steps if i not in failed]
+    seconds = dict(zip(left, map(min, in_turn([steps[i] for i in left], rounds)), strict=True))
+
+    def timed(i: int) -> Timed:
+        if i in failed:
+            return Timed(failed=failed[i])
+        memory = memory_of(found[i])
+        return Timed(seconds[i], None if memory is None else memory.temporary / 1e9)
+
+    return list(map(timed, range(len(configs))))
+
+
+def reason_of(error: BaseException) -> str:
+    """One line."""
+    return " ".join(str(error).split())[:200]
 
 
 def clock() -> float:

@@ -209,13 +209,20 @@ def report(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def mesh_sizes(text: str) -> list[tuple[int, int]]:
+    """Of a flag, such as 8x1,2x4; argparse tells one that is not so."""
+    return [(int(data), int(fsdp)) for data, fsdp in (x.split("x") for x in text.split(","))]
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--meshes", default="8x1,1x8,2x4", help="data x fsdp")
+    parser.add_argument(
+        "--meshes", type=mesh_sizes, default="8x1,1x8,2x4", help="data x fsdp, such as 8x1,2x4"
+    )
     parser.add_argument("--per_device", type=int, default=1, help="samples of a device")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     config, options = cases.arguments_of(parser, arguments)
-    meshes = [tuple(map(int, mesh.split("x"))) for mesh in options.meshes.split(",")]
+    meshes = options.meshes
     jax.config.update("jax_num_cpu_devices", max(data * fsdp for data, fsdp in meshes))
     flop = flop_of(config, options.per_device)
     rows = [{**measure(config, mesh, options.per_device), "flop": flop} for mesh in meshes]

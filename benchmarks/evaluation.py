@@ -20,6 +20,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
 from smoothsa_jax.config import image_size_of  # noqa: E402
+from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.evaluation.masks import masks_from_attention  # noqa: E402
 from smoothsa_jax.evaluation.metrics import contingency, score_counts  # noqa: E402
 from smoothsa_jax.evaluation.predictions import predictions  # noqa: E402
@@ -29,7 +30,12 @@ from smoothsa_jax.evaluation.protocol import evaluate  # noqa: E402
 def random_batches(config: ConfigDict, num_clips: int) -> list[dict[str, np.ndarray]]:
     """Batches in memory, of the shapes that `config.eval` asks for; labels are smooth blobs, as real ones are."""
     other = config.copy_and_resolve_references()
-    batch, other.data.num_frames = config.eval.batch_size, config.eval.get("num_frames") or 1
+    frames = config.eval.get("num_frames") or config.data.num_frames
+    if frames < 1:
+        raise UserError(
+            f"eval.num_frames is {frames}, which means whole clips; give how many, as --config.eval.num_frames=24"
+        )
+    batch, other.data.num_frames = config.eval.batch_size, frames
     seen = cases.random_batch(other, batch)
     frames, side = seen["video"].shape[1:3]
     coarse, slots = max(side // 16, 1), config.model.slot_attention.num_slots
@@ -69,7 +75,8 @@ def measure(config: ConfigDict, num_clips: int, rounds: int) -> dict[str, float]
         return list(evaluate(predict, batches, grid).scores["ari"][0])
 
     forward()  # compiles
-    if with_numpy() != on_device():
+    # Two programs: between slots that are nearly equal a pixel may fall to either.
+    if not np.allclose(with_numpy(), on_device(), atol=0.01):
         raise AssertionError("the two ways differ in their scores")
     ways: dict[str, Callable] = {"forward": forward, "numpy": with_numpy, "device": on_device}
     return dict(zip(ways, map(min, cases.in_turn(list(ways.values()), rounds)), strict=True))
@@ -80,9 +87,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     config, options = cases.arguments_of(parser, arguments)
-    found = measure(config, options.clips, options.rounds)
+    batch = config.eval.batch_size
+    clips = -(-options.clips // batch) * batch  # whole batches
+    found = measure(config, clips, options.rounds)
     print(f"{cases.machine()}\n{cases.of_config(config)}, {config.eval.num_frames} scored")
-    cases.tell(f"forward passes of {options.clips} clips", f"{found['forward']:.3f} s")
+    cases.tell(f"forward passes of {clips} clips", f"{found['forward']:.3f} s")
     for way, goal in (("numpy", ""), ("device", "goal 10 %")):
         added = found[way] / found["forward"] - 1
         cases.tell(f"masks, counts ({way}) and scores add", f"{added:+.1%}", goal)

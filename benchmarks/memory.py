@@ -68,13 +68,14 @@ def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", default="8,32,128", help="three batches to compile for")
+    parser.add_argument(
+        "--batches", type=cases.numbers, default=[8, 32, 128], help="three batches to compile for"
+    )
     config, options = cases.arguments_of(parser, arguments)
-    batches = [int(batch) for batch in options.batches.split(",")]
-    if len(batches) != 3:
+    if len(options.batches) != 3:
         raise UserError(f"--batches is {options.batches}; expected three, such as 8,32,128")
     print(cases.machine())
-    found = measure(config, batches)
+    found = measure(config, options.batches)
     name = f"{config.name}, {config.dtype}, accumulate {config.train.get('accumulate', 1)}"
     for batch, gb in found["gb"].items():
         cases.tell(f"{name}: batch {batch} takes", f"{gb:.2f} GB", "planned")

@@ -74,6 +74,7 @@ def ours(spec: dict[str, Any]) -> Side:
     import jax
     from ml_collections import ConfigDict
 
+    from benchmarks import cases
     from smoothsa_jax.config import canonical
     from smoothsa_jax.training.compiling import memory_of
     from smoothsa_jax.training.step import build_training
@@ -87,10 +88,10 @@ def ours(spec: dict[str, Any]) -> Side:
         program, left, arrays = training.train_step, training.state, training.frozen
     else:
         arrays = training.state.params, training.frozen
-        training = dataclasses.replace(
-            training, state=None
-        )  # the peer has no optimiser here either
-        program, left = clip_masks(training), None
+        # The peer has no optimiser here either.
+        training = dataclasses.replace(training, state=None)
+        masks = cases.pixels_to_masks(training)
+        program, left = jax.jit(lambda left, arrays, *inputs: (left, masks(*arrays, *inputs))), None
     if kind == "stream":
         batch = {name: batch[name] for name in ("video", "slot_mask")}
         program = following_masks(training)
@@ -125,20 +126,6 @@ def ours(spec: dict[str, Any]) -> Side:
 
     # JAX cannot forget an accelerator's peak, which choosing kernels may have set: `program_bytes` is what a call is planned to take.
     return Side(call, lambda: jax.device_get(found[-1]), peak_bytes, forget_peak, about)
-
-
-def clip_masks(training: Any) -> Callable:
-    """(None, arrays, batch, key) -> None, the slot of each pixel (B,T,H,W)."""
-    import jax
-
-    from smoothsa_jax.evaluation.masks import masks_from_attention
-
-    def masks(nothing, arrays, batch, key):
-        size, mask = batch["video"].shape[2:4], batch["slot_mask"]
-        attention = training.predict(*arrays, batch, key)["decoder_attention"]
-        return nothing, masks_from_attention(attention, training.grid, size, mask)
-
-    return jax.jit(masks)
 
 
 def following_masks(training: Any) -> Callable:

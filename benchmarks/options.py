@@ -4,7 +4,7 @@
     python benchmarks/options.py --options train.accumulate=4 "train.xla_flags=xla_gpu_enable_triton_gemm=false" --rounds=5
 
 Any `--config.key=value` works as for main.py. All are compiled side by side, which is why the time to compile is not told; then they
-take turns. A figure is the best round's, the ratio that of the two: above 1 the step is faster with the option.
+take turns. One that fails is told, with status 1 in the end. A figure is the best round's, the ratio that of the two: above 1 the step is faster with the option.
 Memory is what the compiler plans besides state and batch.
 """
 
@@ -21,7 +21,6 @@ from ml_collections import ConfigDict  # noqa: E402
 from benchmarks import cases  # noqa: E402
 from smoothsa_jax.config import config_from_command_line  # noqa: E402
 from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.training.compiling import memory_of  # noqa: E402
 
 OPTIONS = (
     "train.remat=recurrence",
@@ -39,23 +38,18 @@ GPU_FLAGS = (
 )
 
 
-def measure(
-    config: ConfigDict, options: Sequence[str], rounds: int
-) -> dict[str, tuple[float, float]]:
-    """Seconds of a step, and GB besides state and batch, for no option ("") and each of `options`.
+def measure(config: ConfigDict, options: Sequence[str], rounds: int) -> dict[str, cases.Timed]:
+    """The step with no option ("") and with each of `options`.
 
     Raises:
         UserError: an option that the config does not have.
     """
-    batch, trainings = cases.random_batch(config), []
-    for option in ("", *options):
-        key, _, value = option.partition("=")
-        changes = [(f"config.{key}", value)] if option else []
-        trainings.append(cases.training_of(config_from_command_line(changes, config)))
-    compiled, steps = cases.compiled_side_by_side(trainings, [batch] * len(trainings))
-    seconds = map(min, cases.in_turn(steps, rounds))
-    memory = ((found := memory_of(program)) and found.temporary / 1e9 for program in compiled)
-    return dict(zip(("", *options), zip(seconds, memory, strict=True), strict=True))
+    changes = {
+        option: [(f"config.{option.partition('=')[0]}", option.partition("=")[2])]
+        for option in options
+    }
+    configs = [config, *(config_from_command_line(x, config) for x in changes.values())]
+    return dict(zip(("", *changes), cases.time_steps(configs, rounds), strict=True))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,12 +67,16 @@ def main(arguments: Sequence[str]) -> int:
         )
     found = measure(config, options, given.rounds)
     print(f"{cases.machine()}\n{cases.of_config(config)}")
-    plain = found[""][0]
-    for option, (seconds, memory) in found.items():
-        what = option.removeprefix("train.xla_flags=") or "no option"
-        remark = f"{plain / seconds:.2f} x as fast, {memory:.2f} GB temporary"
-        cases.tell(f"{config.name}: {what}", f"{1e3 * seconds:.1f} ms", remark)
-    return 0
+    for option, timed in found.items():
+        what = f"{config.name}: {option.removeprefix('train.xla_flags=') or 'no option'}"
+        if timed.failed:
+            cases.tell(what, "failed", timed.failed)
+            continue
+        remark = f"{found[''].seconds / timed.seconds:.2f} x as fast"
+        if timed.temporary_gb is not None:
+            remark += f", {timed.temporary_gb:.2f} GB temporary"
+        cases.tell(what, f"{1e3 * timed.seconds:.1f} ms", remark)
+    return int(any(timed.failed for timed in found.values()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; mend that, then run the same command")
+        print(
+            f"error: {where}{error.strerror or error}; mend that, then run the same command",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; the same command goes on with the next shard", file=sys.stderr)
@@ -155,17 +158,13 @@ def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
 
 def _shape_of(training: Training, source: Source) -> tuple[int, int]:
     """Tokens and width of a frame's features."""
-    video = source[0]["video"][None, :1]
-    return tuple(jax.eval_shape(_extract(training), *_arrays(training), video).shape[2:])
+    size = source[0]["video"].shape[1:]
+    video = jax.ShapeDtypeStruct((training.mesh.size, 1, *size), np.uint8)
+    return tuple(jax.eval_shape(training.features, *_arrays(training), video).shape[2:])
 
 
 def _arrays(training: Training) -> tuple[Any, Any]:
     return training.state.params, training.frozen
-
-
-def _extract(training: Training) -> Callable[..., jax.Array]:
-    merge = training.definition.merge
-    return lambda params, frozen, video: merge(params, frozen).extract(video)
 
 
 def _plan(name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, int]) -> Plan:
@@ -204,8 +203,7 @@ def _make_shards(
 ) -> None:
     serialize = serializer(plan.features)
     together = FRAMES_AT_ONCE * training.mesh.size
-    extract = _extract(training)
-    compute = jax.jit(lambda *inputs: extract(*inputs).astype(jax.numpy.bfloat16))
+    compute = jax.jit(lambda *inputs: training.features(*inputs).astype(jax.numpy.bfloat16))
 
     def features_of(video: np.ndarray) -> Iterator[np.ndarray]:
         """Of each frame; always as many frames at once, so that one program does for all clips."""

@@ -234,6 +234,23 @@ def test_the_training_step_is_timed(capsys):
     assert found["machine"] in text and "jax" in text and "steps/s" in text
 
 
+def test_an_option_that_fails_is_told_and_the_others_are_timed(capsys):
+    options = load("options")
+    asked = ["--options", "train.accumulate=3", "train.accumulate=2"]
+    assert options.main([f"--config={IMAGE}", "--rounds=1", *asked]) == 1
+    lines = capsys.readouterr().out.splitlines()[2:]
+    plain, wrong, right = (line.split(": ", 1)[1] for line in lines)
+    assert plain.startswith("no option") and "1.00 x as fast" in plain
+    assert (
+        wrong.startswith("train.accumulate=3") and "failed" in wrong and "does not divide" in wrong
+    )
+    assert right.startswith("train.accumulate=2") and "x as fast" in right
+    with pytest.raises(SystemExit, match="2"):
+        load("inference").main(["--batches=many"])
+    with pytest.raises(UserError, match="expected some of frames,slots,image,batch"):
+        load("growth").main(["--axes=depth"])
+
+
 def test_flop_of_a_loop_count_every_round():
     train_step = load("train_step")
     jax, jnp = train_step.jax, train_step.jnp

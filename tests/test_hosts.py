@@ -20,7 +20,12 @@ from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.training import hosts, loop
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import FOLDER, steps_found
+from smoothsa_jax.training.checkpoints import (
+    FOLDER,
+    Checkpoint,
+    refuse_different,
+    steps_found,
+)
 
 HOST = """
 import json, sys
@@ -95,11 +100,32 @@ def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeyp
             writer.save(step, {"a": np.ones(2)}, {}, {"loss": 1.0})
             writer.wait()
     name = "newest checkpoint that can be read"
-    second_of_two(monkeypatch, lambda value: {name: 6} if name in value else value)
+    second_of_two(monkeypatch, lambda value: {name: "step 6 (...)"} if name in value else value)
     (tmp_path / FOLDER / "6" / "arrays" / "metadata").unlink()
-    with pytest.raises(UserError, match=f"process 1 has {name}=3, process 0 has 6"):
+    with pytest.raises(UserError, match=rf"process 1 has {name}=step 3 \(.*process 0 has step 6"):
         loop.evaluate(tmp_path)
     assert steps_found(tmp_path) == [6, 3]
+
+
+def test_processes_with_other_values_of_the_same_step_are_refused(tmp_path, monkeypatch):
+    """Folders of their own, such as a seed's each."""
+    config, told = run_config.get_config("image"), []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "of_all", lambda value: told.append(value) or [told[0], value])
+    for number in (0, 1, 0):
+        found = Checkpoint(6, {"a": np.full(2, number, np.float32)}, {}, config, tmp_path)
+        with (
+            pytest.raises(UserError, match="process 1 has it=step 6")
+            if number
+            else contextlib.nullcontext()
+        ):
+            refuse_different("it", found)
+
+
+def test_processes_with_other_numbers_of_devices_are_refused():
+    hosts.refuse_uneven({0: 8, 1: 8})
+    with pytest.raises(UserError, match="process 0 has 8, process 1 has 7; expected the same"):
+        hosts.refuse_uneven({1: 7, 0: 8})
 
 
 def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):

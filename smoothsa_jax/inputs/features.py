@@ -54,11 +54,11 @@ class CachedFeatures:
                 f"data.features {folder} has no {MANIFEST}, expected a finished folder of features; make it with "
                 "python -m data.cache_features CONFIG, or leave data.features empty"
             )
+        self._ends = np.cumsum(frame_counts(folder, split))  # refuses a damaged manifest
         self.made_of: dict[str, Any] = json.loads((folder / MANIFEST).read_text()).get(
             "made_of", {}
         )
         self._records = Records(folder, split)
-        self._ends = np.cumsum(frame_counts(folder, split))
         if len(self._ends) < len(source):
             raise UserError(
                 f"data.features {folder} holds {len(self._ends)} clips, training has {len(source)}: set "

@@ -91,8 +91,8 @@ def _capability() -> float | None:
 
 def _attend_on_cpu(query, key, value, mask):
     num_heads, keys = query.shape[-2], key.shape[-3]
-    # Sample by sample the logits stay in the cache. Over several devices that would bring every sample to each of them.
-    large = num_heads * query.shape[-3] * keys >= ONE_BY_ONE and jax.device_count() == 1
+    # Sample by sample the logits stay in the cache.
+    large = num_heads * query.shape[-3] * keys >= ONE_BY_ONE
     if not large or mask is not None:
         return _divided_last(query, key, value, mask)
     if len(query) <= WRITTEN_OUT:

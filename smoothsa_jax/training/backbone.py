@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.models.parameters import FROZEN
+from smoothsa_jax.training import hosts
 from smoothsa_jax.training.host_arrays import on_host
 from smoothsa_jax.training.step import Training
 
@@ -27,17 +28,21 @@ def features_made_of(config: ConfigDict, training: Training) -> dict[str, Any]:
     Stored features that were made of anything else are refused, see `inputs.features`.
     """
     settings = {k: v for k, v in config.model.backbone.items() if k not in ("seed", "weights")}
-    digest = hashlib.sha256()
-    for name, value in sorted(on_host(training.frozen).items()):
-        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
     made_of = {
         "backbone": settings,
-        "weights": digest.hexdigest(),
+        "weights": _digest(on_host(training.frozen)),
         "image_size": image_size_of(config),
         "clips": clips_of(config),
     }
     return json.loads(json.dumps(made_of))
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def refuse_other_features(source: Any, config: ConfigDict, training: Training) -> None:
@@ -82,6 +87,10 @@ def with_backbone(config: ConfigDict, training: Training, warn: Callable[[str], 
         )
     shapes = {name.removeprefix(FROZEN): x for name, x in training.frozen.items()}
     arrays, what = load_backbone(backbone, shapes, training.grid)
+    if hosts.several():  # each has its own files
+        hosts.refuse_differences(
+            {f"what model.backbone.weights={backbone.weights} holds": _digest(arrays)}
+        )
     frozen = {f"{FROZEN}{name}": array for name, array in arrays.items()}
     places = {name: x.sharding for name, x in training.frozen.items()}
     return dataclasses.replace(training, frozen=jax.device_put(frozen, places), frozen_from=what)

@@ -142,8 +142,7 @@ class CheckpointWriter:
         if self._frozen_listed is None:
             self._frozen_listed = self._listed(step, on_host(frozen))
         listed = self._listed(step, on_host(state)) | self._frozen_listed
-        # Of several processes copies: what `jax.device_put` has put whole on one device of each Orbax cannot take apart.
-        arrays = {**state, **(copies if hosts.several() else on_host)(frozen)}
+        arrays = {**state, **on_host(frozen)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             progress=ocp.args.JsonSave(progress),

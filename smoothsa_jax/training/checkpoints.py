@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config import from_json
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training import hosts
 
 FOLDER = "checkpoints"
 BROKEN_FOLDER = "checkpoints_broken"
@@ -53,6 +54,22 @@ class Checkpoint:
 
 class BrokenCheckpoint(Exception):
     """A step folder that cannot be used; the text says why."""
+
+
+def refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
+    """See that all processes have read the same one: each reads for itself, one may fail to, and folders may not be shared.
+
+    Raises:
+      UserError: in every process, with the first that has another step, or other values.
+    """
+    if not hosts.several():
+        return
+    found = None
+    if checkpoint is not None:
+        values = {name: fingerprint(array) for name, array in checkpoint.arrays.items()}
+        digest = zlib.crc32(json.dumps(values, sort_keys=True).encode())
+        found = f"step {checkpoint.step} (checksum {digest:08x})"
+    hosts.refuse_differences({what: found})
 
 
 # ------------------------------------------------------------------------------------------------- trees of arrays

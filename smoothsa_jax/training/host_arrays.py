@@ -15,9 +15,13 @@ from smoothsa_jax.training.state import copied
 
 
 def copies(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies that stay when the arrays are donated: in this host's memory, or on the devices where several share them."""
+    """What stays when the arrays are donated: copies in this host's memory.
+
+    Where several hosts share them: on the devices, of which Orbax fetches them before a save returns. Only what it fetches
+    from a CPU may be the buffer itself, and is copied.
+    """
     if hosts.several():
-        return copied(dict(arrays))
+        return copied(dict(arrays)) if jax.default_backend() == "cpu" else dict(arrays)
     # On a CPU what is fetched may share memory with the buffer.
     return {name: np.array(x) for name, x in jax.device_get(dict(arrays)).items()}
 

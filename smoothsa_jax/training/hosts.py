@@ -15,6 +15,7 @@ import secrets
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ def connect(
             f"the processes cannot be connected: {' '.join(str(error).split())[:200]}; give --coordinator=HOST:PORT, "
             "--num_processes and --process_id, or start them with SLURM, Open MPI, or on a TPU pod"
         ) from error
+    refuse_uneven(Counter(device.process_index for device in jax.devices()))
+
+
+def refuse_uneven(devices: Mapping[int, int]) -> None:
+    """See that all processes have as many devices: process -> number.
+
+    Raises:
+      UserError: in every process, with the numbers.
+    """
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"process {i} has {count}" for i, count in sorted(devices.items()))
+        raise UserError(
+            f"the processes have different numbers of devices: {found}; expected the same on every host, look there for a "
+            "device that is missing, or leave some out with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def several() -> bool:

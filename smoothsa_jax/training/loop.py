@@ -34,6 +34,7 @@ from smoothsa_jax.training.checkpoints import (
     Checkpoint,
     best_step,
     read_checkpoint,
+    refuse_different,
     restore_latest,
     restore_state,
     steps_found,
@@ -55,6 +56,7 @@ CONFIG_FILE = "config.json"
 # Where scoring runs out of memory: after the training, and within it.
 REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
 GO_ON = "run the same command with {}, or more devices"
+SMALLER = "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,20 +110,15 @@ def check(
     hosts.refuse_misfit(config, batches)
 
 
-def _agree(config: ConfigDict, workdir: Path) -> None:
-    """Compare, before anything is done, what all processes have to have in common."""
+def _agree(config: ConfigDict) -> None:
+    """Compare, before anything is done, what all processes have to have in common.
+
+    Not the workdir: a host that looks for a folder before process 0 makes it may, over NFS, go on seeing none.
+    """
     if not hosts.several():
         return
     common = {k: v for k, v in flatten(config).items() if k not in hosts.OF_EACH_HOST}
-    newest = max(steps_found(workdir), default=None)
-    hosts.refuse_differences(
-        {**common, **hosts.versions(), f"newest checkpoint in {workdir}": newest}
-    )
-
-
-def _refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
-    """Each process reads for itself, and one may fail to."""
-    hosts.refuse_differences({what: checkpoint and checkpoint.step})
+    hosts.refuse_differences({**common, **hosts.versions()})
 
 
 def _untrained(training: Training) -> Training:
@@ -143,7 +140,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a bad config, a workdir of another config, a disk that is full, a loss that is not finite.
       Stopped: a signal asked to leave; the state is saved.
     """
-    _agree(config, workdir)
+    _agree(config)
     check(config)
     task = task_of(config)
     lock = runtime.workdir_for_writing(workdir) if hosts.first() else contextlib.nullcontext()
@@ -154,39 +151,47 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         checkpoint = hosts.first_then_others(
             lambda: restore_latest(workdir, warn=_warn, set_aside=hosts.first())
         )
-        _refuse_different("newest checkpoint that can be read", checkpoint)
+        refuse_different("newest checkpoint that can be read", checkpoint)
         if checkpoint is not None:
             _refuse_other_config(checkpoint.config, config, workdir)
-        training = task.build(config)
-        state, training = training.state, _untrained(training)
-        if checkpoint is None:
-            training = task.begin(config, training, _warn)
-            if training.frozen_from:
-                say(f"frozen weights: {training.frozen_from}")
-        else:
-            restored = restore_state({"state": state, "frozen": training.frozen}, checkpoint)
-            state = restored["state"]
-            training = dataclasses.replace(
-                training,
-                frozen=restored["frozen"],
-                frozen_from=checkpoint.progress.get("frozen_from", ""),
-            )
+        with telling_out_of_memory("the model with its optimizer", SMALLER):
+            state, training = _begin(config, task, checkpoint)
+        if checkpoint is not None:
+            checkpoint = dataclasses.replace(checkpoint, arrays={})  # they are on the devices now
         if checkpoint is not None and checkpoint.step >= config.train.num_steps:
             say(
                 f"training is finished at step {checkpoint.step}: evaluating only; use another --workdir to train anew"
             )
         else:
             state = _train_steps(config, workdir, training, state, checkpoint, guard)
-        training, params = on_own_devices(training, state.params)
-        step = config.train.num_steps
-        if _wants_best(config):
-            chosen = _best(workdir, config)
-            if chosen is not None:
-                step, params = chosen.step, _params_of(chosen, training)
         with _evaluating(config, REPORT_AGAIN):
+            training, params = on_own_devices(training, state.params)
+            step = config.train.num_steps
+            if _wants_best(config):
+                chosen = _best(workdir, config)
+                if chosen is not None:
+                    step, params = chosen.step, _params_of(chosen, training)
             scores = task.report(config, training, params, step, workdir, say)
     _tell_results(scores, workdir)
     return scores
+
+
+def _begin(
+    config: ConfigDict, task: Task, checkpoint: Checkpoint | None
+) -> tuple[TrainState, Training]:
+    """The state to go on from, and the training with a copy of its first parameters: of a checkpoint, or new."""
+    training = task.build(config)
+    state, training = training.state, _untrained(training)
+    if checkpoint is None:
+        training = task.begin(config, training, _warn)
+        if training.frozen_from:
+            say(f"frozen weights: {training.frozen_from}")
+        return state, training
+    restored = restore_state({"state": state, "frozen": training.frozen}, checkpoint)
+    frozen_from = checkpoint.progress.get("frozen_from", "")
+    return restored["state"], dataclasses.replace(
+        training, frozen=restored["frozen"], frozen_from=frozen_from
+    )
 
 
 def _evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextManager[None]:
@@ -438,11 +443,11 @@ def evaluate(
         checkpoint = _best(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     task = task_of(config)
-    training, _ = on_own_devices(_untrained(task.build(config)))
-    frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
-    training = dataclasses.replace(training, frozen=frozen)
-    params = _params_of(checkpoint, training)
     with runtime.SignalGuard(), _evaluating(config, REPORT_AGAIN):
+        training, _ = on_own_devices(_untrained(task.build(config)))
+        frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
+        training = dataclasses.replace(training, frozen=frozen)
+        params = _params_of(checkpoint, training)
         scores = task.report(config, training, params, checkpoint.step, workdir, say)
     _tell_results(scores, workdir)
     return scores
@@ -453,7 +458,7 @@ def restored(
 ) -> tuple[Checkpoint, ConfigDict]:
     """The newest sound checkpoint, and the config to look at it with; see `evaluate`."""
     checkpoint = restore_latest(workdir, warn=_warn)
-    _refuse_different("newest checkpoint that can be read", checkpoint)
+    refuse_different("newest checkpoint that can be read", checkpoint)
     if checkpoint is None:
         found = f"no checkpoint found in {workdir / FOLDER}"
         if steps_found(workdir):
@@ -462,7 +467,7 @@ def restored(
             f"nothing to restore: {found}; train first, or give the --workdir of a trained run"
         )
     config = choose_config(checkpoint.config)
-    _agree(config, workdir)
+    _agree(config)
     check(config, ("eval.batch_size",))
     _refuse_other_config(checkpoint.config, config, workdir)
     return checkpoint, config
@@ -487,7 +492,7 @@ def _best(workdir: Path, config: ConfigDict) -> Checkpoint | None:
         except BrokenCheckpoint as reason:
             path = workdir / FOLDER / str(step)
             _warn(f"the best checkpoint {path} is not usable ({reason}); using the newest")
-    _refuse_different("best checkpoint that can be read", best)
+    refuse_different("best checkpoint that can be read", best)
     return best
 
 

@@ -33,8 +33,12 @@ from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
-from smoothsa_jax.training import hosts
-from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, restore_state
+from smoothsa_jax.training.checkpoints import (
+    FOLDER,
+    refuse_different,
+    restore_latest,
+    restore_state,
+)
 from smoothsa_jax.training.mesh import make_mesh, replicated
 from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
@@ -213,7 +217,7 @@ def with_pretrained(
     """
     workdir = Path(config.recognition.workdir)
     checkpoint = restore_latest(workdir, warn=warn)
-    hosts.refuse_differences({"recognition.workdir's checkpoint": checkpoint and checkpoint.step})
+    refuse_different("recognition.workdir's checkpoint", checkpoint)
     if checkpoint is None:
         raise UserError(
             f"recognition.workdir: no usable checkpoint found in {workdir / FOLDER}, expected a trained SmoothSA; "

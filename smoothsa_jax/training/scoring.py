@@ -24,7 +24,6 @@ from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.training import hosts
-from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.step import Training
 
 SCORES_FILE = "scores.json"
@@ -211,11 +210,5 @@ def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndar
 
 
 def _features(training: Training) -> Callable[[dict[str, Any]], jax.Array]:
-    arrays = (training.state.params, training.frozen)
-
-    @jax.jit
-    def extract(arrays: tuple[Parameters, Parameters], video: jax.Array) -> jax.Array:
-        function = lambda arrays, video: training.definition.merge(*arrays).extract(video)  # noqa: E731
-        return over_samples(function, training.mesh, 1, arrays, video)
-
-    return lambda batch: extract(arrays, training.place(batch)["video"])
+    extract, arrays = jax.jit(training.features), (training.state.params, training.frozen)
+    return lambda batch: extract(*arrays, training.place(batch)["video"])

@@ -65,6 +65,11 @@ class Training:
         """What `predict_on` gives on this training's mesh."""
         return self.predict_on(self.mesh, params, frozen, batch, key, *options)
 
+    def features(self, params: Parameters, frozen: Parameters, video: Array) -> Array:
+        """What the backbone gives of pixels (B,T,H,W,3) that were placed: (B,T,M,C). Not compiled."""
+        extract = lambda arrays, video: self.definition.merge(*arrays).extract(video)  # noqa: E731
+        return over_samples(extract, self.mesh, 1, (params, frozen), video)
+
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """Puts what the model sees of a batch on the mesh, samples spread over all devices.
 
