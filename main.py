@@ -107,23 +107,24 @@ def run_training(
         choose: the config of a checkpoint -> the one to look at it with.
         restart: this process's command line where there are several.
     """
-    from smoothsa_jax.training import hosts, loop, runtime
+    from smoothsa_jax.training import evaluating, hosts, loop, runtime
+    from smoothsa_jax.training.logging import say
 
-    runtime.start(loop.say)
+    runtime.start(say)
     if restart is not None:
         command = shlex.join(["python", "main.py", *restart])
-        loop.say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
+        say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
     try:
         if given.mode == "train":
             loop.train(config, folder)
             return 0
 
         if given.mode == "evaluate":
-            loop.evaluate(folder, choose)
+            evaluating.evaluate(folder, choose)
         else:
             from smoothsa_jax.report.build import report
 
-            print(f"report       {report(folder, choose, loop.say)}")
+            print(f"report       {report(folder, choose, say)}")
     except runtime.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0

@@ -23,8 +23,8 @@ from smoothsa_jax.config import config_from_command_line, image_size_of, split_c
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.models.build import takes_weights
+from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.compiling import memory_of
-from smoothsa_jax.training.loop import check
 from smoothsa_jax.training.memory_allocator import keep_freed_memory
 from smoothsa_jax.training.runtime import describe_machine
 from smoothsa_jax.training.state import copied

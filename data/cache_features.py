@@ -42,8 +42,10 @@ from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.features import STORED
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
-from smoothsa_jax.training import loop, runtime
+from smoothsa_jax.training import runtime
 from smoothsa_jax.training.backbone import features_made_of, with_backbone
+from smoothsa_jax.training.checks import check
+from smoothsa_jax.training.logging import say
 from smoothsa_jax.training.step import Training, build_training
 
 SPLIT = "train"  # the only one that training sees
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         given = parser.parse_args(others)
         config = config_from_command_line(for_config, given.config)
         out = given.out or Path(f"{config.data.get('folder', f'prepared/{config.name}')}_features")
-        runtime.start(loop.say)
+        runtime.start(say)
         cache_features(config, out)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -92,7 +94,7 @@ def cache_features(config: ConfigDict, out: Path) -> None:
     Raises:
         UserError: a config that cannot run, a folder of other features, too little room. What is finished stays.
     """
-    loop.check(config)
+    check(config)
     if "recognition" in config:
         raise UserError("recognition is trained on pixels; give the config of its SmoothSA")
     data = {key: value for key, value in config.data.items() if key != "features"}
@@ -104,7 +106,7 @@ def cache_features(config: ConfigDict, out: Path) -> None:
     # Right for runs of either dtype: rounded once, when they are stored.
     exact = config.copy_and_resolve_references()
     exact.dtype = "float32"
-    training = with_backbone(exact, build_training(exact), loop.say)
+    training = with_backbone(exact, build_training(exact), say)
     shape = _shape_of(training, source)
     num_bytes = int(lengths.sum()) * math.prod(shape) * STORED.itemsize
     print(

@@ -55,7 +55,7 @@ def to_workdir(source: Path, target: Path, for_config: Sequence[tuple[str, str |
     state_dict = state_dicts.read(source)
 
     from smoothsa_jax.training import conversion, runtime
-    from smoothsa_jax.training.loop import say
+    from smoothsa_jax.training.logging import say
 
     runtime.start(say)
     configs = _chosen(for_config) or conversion.recipes()
@@ -79,7 +79,7 @@ def to_file(source: Path, target: Path, overwrite: bool) -> None:
 
     from smoothsa_jax.evaluation.atomic import atomic_file
     from smoothsa_jax.training import conversion, runtime
-    from smoothsa_jax.training.loop import say
+    from smoothsa_jax.training.logging import say
 
     runtime.start(say)
     state_dict = conversion.read_workdir(source, warn=lambda text: say(f"warning: {text}"))

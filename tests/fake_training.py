@@ -74,12 +74,12 @@ def fake_training(
 
 def use(monkeypatch, **options) -> None:
     """Let `main.py` train the fake instead of a model, and report fixed scores."""
-    from smoothsa_jax.training import loop, scoring
+    from smoothsa_jax.training import scoring, task
 
     def report(config, training, params, step, workdir, say):
         scores = {**SCORES, "step": step}
         scoring.write_scores(workdir / "scores.json", scores)
         return scores
 
-    monkeypatch.setattr(loop, "build_training", lambda config: fake_training(config, **options))
+    monkeypatch.setattr(task, "build_training", lambda config: fake_training(config, **options))
     monkeypatch.setattr(scoring, "report", report)

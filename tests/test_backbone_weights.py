@@ -30,7 +30,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.interop.dinov2 import resample_positions
-from smoothsa_jax.training import conversion, loop
+from smoothsa_jax.training import conversion, evaluating, loop
 from smoothsa_jax.training.backbone import with_backbone
 from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint, steps_found
 from smoothsa_jax.training.step import build_training
@@ -238,7 +238,7 @@ def test_a_run_takes_its_backbone_along(tmp_path, capsys):
     assert again.progress["frozen_from"] == str(folder)
     for name, array in again.arrays.items():
         np.testing.assert_array_equal(array, checkpoint.arrays[name], err_msg=name)
-    assert loop.evaluate(workdir) == scores
+    assert evaluating.evaluate(workdir) == scores
 
     # A run of ours goes to the authors' program and comes back.
     state_dict = conversion.read_workdir(workdir, warn=pytest.fail)

@@ -25,9 +25,10 @@ from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors, to_authors
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.training import conversion, loop
+from smoothsa_jax.training import conversion
 from smoothsa_jax.training.checkpoints import read_checkpoint, restore_latest
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
+from smoothsa_jax.training.task import task_of
 
 OFFICIAL = json.loads((FOLDER / "official_state_dicts.json").read_text())
 
@@ -167,7 +168,7 @@ def test_every_official_config(name, tmp_path, capsys):
 
 
 def look_at_a_frame(config: ConfigDict, arrays: dict[str, np.ndarray]) -> None:
-    training = loop.task_of(config).build(config)
+    training = task_of(config).build(config)
     frozen = {name: arrays[f"frozen/{name}"] for name in training.frozen}
     params = {name: arrays[f"state/params/{name}"] for name in training.state.params}
     training = dataclasses.replace(training, frozen=frozen)

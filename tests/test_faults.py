@@ -18,7 +18,7 @@ from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.config import config_from_command_line, differences
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training import compiling, logging, loop, runtime, scoring
+from smoothsa_jax.training import compiling, evaluating, logging, runtime, scoring
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
 from smoothsa_jax.validation import validate
 
@@ -129,9 +129,9 @@ def test_a_checkpoint_of_another_architecture(tmp_path, capfd, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
     fake_training.use(monkeypatch)
-    from smoothsa_jax.training import loop
+    from smoothsa_jax.training import task
 
-    build = loop.build_training
+    build = task.build_training
 
     def poisoned(config):
         import dataclasses
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
 
         return dataclasses.replace(training, train_step=train_step)
 
-    monkeypatch.setattr(loop, "build_training", poisoned)
+    monkeypatch.setattr(task, "build_training", poisoned)
     assert train_fake(tmp_path) == 2
     text = one_line(capfd)
     assert "step 8 is not finite: " in text
@@ -243,14 +243,14 @@ def test_a_smaller_batch_to_score_fits_the_devices(monkeypatch, batch, option):
     out_of_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no")
     with (
         pytest.raises(UserError, match=f"{option}, or more devices"),
-        loop._evaluating(config, loop.GO_ON),
+        evaluating.evaluating(config, evaluating.GO_ON),
     ):
         raise out_of_memory
 
 
 def test_out_of_memory_while_scoring_and_the_estimate():
     config = run_config.get_config("image")
-    with pytest.raises(UserError) as error, loop._evaluating(config, loop.REPORT_AGAIN):
+    with pytest.raises(UserError) as error, evaluating.evaluating(config, evaluating.REPORT_AGAIN):
         jax.block_until_ready(jnp.zeros(1 << 45))
     assert "scoring eval.batch_size=2 samples at a time does not fit" in str(error.value)
     assert "use --mode=evaluate with --config.eval.batch_size=1" in str(error.value)

@@ -18,7 +18,7 @@ from command import ROOT
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.sprites import Sprites
-from smoothsa_jax.training import hosts, loop
+from smoothsa_jax.training import evaluating, hosts, loop
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import (
     FOLDER,
@@ -26,6 +26,7 @@ from smoothsa_jax.training.checkpoints import (
     refuse_different,
     steps_found,
 )
+from smoothsa_jax.training.checks import check
 
 HOST = """
 import json, sys
@@ -103,7 +104,7 @@ def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeyp
     second_of_two(monkeypatch, lambda value: {name: "step 6 (...)"} if name in value else value)
     (tmp_path / FOLDER / "6" / "arrays" / "metadata").unlink()
     with pytest.raises(UserError, match=rf"process 1 has {name}=step 3 \(.*process 0 has step 6"):
-        loop.evaluate(tmp_path)
+        evaluating.evaluate(tmp_path)
     assert steps_found(tmp_path) == [6, 3]
 
 
@@ -143,9 +144,9 @@ def test_whole_batches_are_needed_to_train_only(monkeypatch):
     second_of_two(monkeypatch)
     config = run_config.get_config("image")
     config.train.match_paper = True
-    loop.check(config, ("eval.batch_size",))
+    check(config, ("eval.batch_size",))
     with pytest.raises(UserError, match="train in one process"):
-        loop.check(config)
+        check(config)
 
 
 def test_a_process_that_leaves_waits_for_others_a_while(monkeypatch):

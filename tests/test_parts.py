@@ -6,7 +6,7 @@ from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.config import load_config
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.loop import check
+from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.step import build_training
 
 SPRITES = "configs/sprites.py"

@@ -17,7 +17,7 @@ from data import prepare
 from smoothsa_jax.config import load_config, to_json
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.training import loop
-from smoothsa_jax.training.loop import check
+from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import build_training

@@ -28,7 +28,7 @@ from smoothsa_jax.models.draws import sample_evaluation_draws, sample_training_d
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
-from smoothsa_jax.training import loop
+from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint
 from smoothsa_jax.training.compiling import advice_for_training
 from smoothsa_jax.training.mesh import replicated
@@ -437,7 +437,7 @@ def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
     assert loop.train(config, tmp_path / "head") == scores
     for name, array in read_checkpoint(tmp_path / "head", 6).arrays.items():
         np.testing.assert_array_equal(array, trained[name], err_msg=name)
-    assert loop.evaluate(tmp_path / "head") == scores
+    assert evaluating.evaluate(tmp_path / "head") == scores
 
 
 def test_no_gradient_of_the_frozen_model_is_computed_again():

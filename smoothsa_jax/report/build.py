@@ -28,7 +28,7 @@ from smoothsa_jax.training.checkpoints import (
     read_checkpoint,
     steps_found,
 )
-from smoothsa_jax.training.loop import restored
+from smoothsa_jax.training.evaluating import restored
 from smoothsa_jax.training.scoring import batches_of_split
 
 FOLDER, PAGE = "report", "index.html"
@@ -46,7 +46,7 @@ def report(
 
     Args:
         workdir: of a trained and scored run of SmoothSA.
-        choose_config: given the checkpoint's config, the one to look at it with; as for `training.loop.evaluate`.
+        choose_config: given the checkpoint's config, the one to look at it with; as for `training.evaluating.evaluate`.
         say: called with a line for each stage.
 
     Returns:

@@ -27,7 +27,8 @@ from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.recognition import RecognitionHead
 from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
-from smoothsa_jax.training.loop import task_of, write_config
+from smoothsa_jax.training.checks import write_config
+from smoothsa_jax.training.task import task_of
 
 StateDict = Mapping[str, np.ndarray]
 PACKAGE = Path(__file__).parent.parent

@@ -228,3 +228,14 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[]
         f"step {step} is not finite: {terms}; {last_good()}; lower optimizer.learning_rate or look at the data, "
         "and start from another workdir"
     )
+
+
+def say(text: str) -> None:
+    """A line for people; of several processes the first one talks."""
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """In every process: what one cannot read another may."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
