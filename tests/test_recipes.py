@@ -16,7 +16,7 @@ from raw_stills import clevrtex_source, coco_source, voc_source
 from data import prepare
 from smoothsa_jax.config import load_config, to_json
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
-from smoothsa_jax.training import loop
+from smoothsa_jax.training import task
 from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.state import copied
@@ -206,7 +206,7 @@ def traced_once():
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("build_training", "build_recognition"):
-            patch.setattr(loop, name, once(getattr(loop, name)))
+            patch.setattr(task, name, once(getattr(task, name)))
         yield
 
 

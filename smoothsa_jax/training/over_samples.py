@@ -50,8 +50,9 @@ def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
 def _in_parts(function: Callable, num_parts: int, arrays: Any, inputs: Any) -> Any:
     if num_parts == 1:
         return function(arrays, inputs)
-    cut = lambda x: x.reshape(num_parts, -1, *x.shape[1:])  # noqa: E731
-    join = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    # In numbers, as -1 has no meaning where an array is empty: what images draw for the frames behind the first.
+    cut = lambda x: x.reshape(num_parts, len(x) // num_parts, *x.shape[1:])  # noqa: E731
+    join = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # noqa: E731
     # prevent_cse: the loop keeps the two runs of a part apart already.
     part = jax.checkpoint(lambda inputs: function(arrays, inputs), prevent_cse=False)
     return jax.tree.map(join, jax.lax.map(part, jax.tree.map(cut, inputs)))
