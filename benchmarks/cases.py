@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import math
 import os
@@ -30,10 +29,8 @@ from smoothsa_jax.training.runtime import describe_machine
 from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training, build_training
 
-TROUBLE = (
-    UserError,
-    jax.errors.JaxRuntimeError,
-)  # an option that does not fit, a flag that is refused, memory that is full
+# An option that does not fit, a flag that is refused, memory that is full.
+TROUBLE = (UserError, jax.errors.JaxRuntimeError)
 TABLE = "BENCHMARK_TABLE"  # a file to which every figure is added as a row (gpu.sh)
 
 
@@ -130,56 +127,55 @@ def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
     return masks
 
 
-@dataclasses.dataclass(frozen=True)
 class Timed:
-    """The best seconds of a training step, GB that its compiler plans besides state and batch; or why it could not be timed."""
+    """The training step of a config on a random batch, made ready stage by stage.
 
-    seconds: float = math.nan
-    temporary_gb: float | None = None
-    failed: str = ""
+    Attributes:
+        seconds: the best of the rounds.
+        temporary_gb: what its compiler plans besides state and batch; None where it does not tell.
+        failed: why it could not be timed, else "". No stage runs after one that failed.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config, self.seconds, self.temporary_gb, self.failed = config, math.nan, None, ""
+
+    def attempt(self, stage: Callable[[], None]) -> None:
+        if not self.failed:
+            try:
+                stage()
+            except TROUBLE as error:
+                self.failed = reason_of(error)
+
+    def lower(self) -> None:
+        self.training, self.batch = training_of(self.config), random_batch(self.config)
+        inputs = self.training.frozen, self.training.place(self.batch), jax.random.key(0)
+        self.lowered = self.training.train_step.lower(self.training.state, *inputs)
+
+    def compile(self) -> None:
+        self.compiled = self.lowered.compile()
+        if (memory := memory_of(self.compiled)) is not None:
+            self.temporary_gb = memory.temporary / 1e9
+
+    def place(self) -> None:
+        self.step = stepper(self.training, self.batch, self.compiled)
 
 
 def time_steps(configs: Sequence[ConfigDict], rounds: int) -> list[Timed]:
-    """The training step of each config, on a random batch: compiled side by side, then in turns. One that fails is left out."""
-    failed: dict[int, str] = {}
-
-    def attempt(number: int, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except TROUBLE as error:
-            failed[number] = reason_of(error)
-
-    def lowered(config: ConfigDict) -> tuple[Training, dict[str, np.ndarray], Any]:
-        training, batch = training_of(config), random_batch(config)
-        placed, key = training.place(batch), jax.random.key(0)
-        return (
-            training,
-            batch,
-            training.train_step.lower(training.state, training.frozen, placed, key),
-        )
-
-    whole = {i: attempt(i, lambda config=x: lowered(config)) for i, x in enumerate(configs)}
-    compiling = [i for i in whole if i not in failed]
+    """The training step of each config: compiled side by side, then in turns. One that fails is left out."""
+    found = list(map(Timed, configs))
+    for timed in found:
+        timed.attempt(timed.lower)
     with ThreadPoolExecutor() as threads:
-        programs = list(threads.map(lambda i: attempt(i, whole[i][2].compile), compiling))
-    found = dict(zip(compiling, programs, strict=True))
-    steps = {
-        i: attempt(i, lambda i=i: stepper(*whole[i][:2], found[i]))
-        for i in compiling
-        if i not in failed
-    }
-    for i in [i for i in steps if i not in failed]:
-        attempt(i, steps[i])  # the first call is slower
-    left = [i for i in steps if i not in failed]
-    seconds = dict(zip(left, map(min, in_turn([steps[i] for i in left], rounds)), strict=True))
-
-    def timed(i: int) -> Timed:
-        if i in failed:
-            return Timed(failed=failed[i])
-        memory = memory_of(found[i])
-        return Timed(seconds[i], None if memory is None else memory.temporary / 1e9)
-
-    return list(map(timed, range(len(configs))))
+        list(threads.map(lambda timed: timed.attempt(timed.compile), found))
+    # All states are there before the first step is done: memory that suffices for each once does so in all rounds.
+    for timed in found:
+        timed.attempt(timed.place)
+    for timed in found:
+        timed.attempt(lambda timed=timed: timed.step())  # the first call is slower
+    good = [timed for timed in found if not timed.failed]
+    for timed, seconds in zip(good, in_turn([x.step for x in good], rounds), strict=True):
+        timed.seconds = min(seconds)
+    return found
 
 
 def reason_of(error: BaseException) -> str:

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,34 +26,24 @@ from ml_collections import ConfigDict  # noqa: E402
 from benchmarks import cases  # noqa: E402
 from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
 from smoothsa_jax.inference.segmenter import Segmenter  # noqa: E402
+from smoothsa_jax.training.step import Training  # noqa: E402
 
 VIDEO = str(Path(__file__).resolve().parent.parent / "configs" / "movi_c.py")
 
 
-def frames_per_second(config: ConfigDict, sizes: Sequence[int], rounds: int) -> dict[int, Any]:
-    """The most frames a second by size of the batch; why there are none, for one that fails."""
-    training, key = cases.training_of(config), jax.random.key(0)
-    arrays, masks_of = (training.state.params, training.frozen), cases.pixels_to_masks(training)
-
-    def of_size(size: int) -> float:
-        batch = cases.random_batch(config, size)
-        masks = lambda: masks_of(*arrays, training.place(batch), key)  # noqa: E731
-        jax.device_get(masks())  # compiles
-        jax.device_get(masks())
-        begin = time.perf_counter()
-        jax.device_get(masks())
-        calls = max(2, min(50, round(1 / (time.perf_counter() - begin))))
-        several = lambda: jax.device_get([masks() for _ in range(calls)])  # noqa: E731
-        ((*seconds,),) = cases.in_turn([several], rounds, time.perf_counter)
-        return size * calls * batch["video"].shape[1] / min(seconds)
-
-    found: dict[int, Any] = {}
-    for size in sizes:
-        try:
-            found[size] = of_size(size)
-        except cases.TROUBLE as error:
-            found[size] = cases.reason_of(error)
-    return found
+def frames_per_second(training: Training, config: ConfigDict, size: int, rounds: int) -> float:
+    """The most frames a second in batches of a size."""
+    masks_of, key = cases.pixels_to_masks(training), jax.random.key(0)
+    batch = cases.random_batch(config, size)
+    masks = lambda: masks_of(training.state.params, training.frozen, training.place(batch), key)  # noqa: E731
+    jax.device_get(masks())  # compiles
+    jax.device_get(masks())
+    begin = time.perf_counter()
+    jax.device_get(masks())
+    calls = max(2, min(50, round(1 / (time.perf_counter() - begin))))
+    several = lambda: jax.device_get([masks() for _ in range(calls)])  # noqa: E731
+    ((*seconds,),) = cases.in_turn([several], rounds, time.perf_counter)
+    return size * calls * batch["video"].shape[1] / min(seconds)
 
 
 def seconds_of_frames(config: ConfigDict, count: int) -> list[float]:
@@ -82,17 +71,20 @@ def main(arguments: Sequence[str]) -> int:
     images, options = cases.arguments_of(parser, arguments, "coco")
     video = config_from_command_line(split_command_line(arguments)[0], VIDEO)
     print(cases.machine())
-    speeds = frames_per_second(images, options.batches, options.rounds)
-    for size, found in speeds.items():
+    training, failed = cases.training_of(images), False
+    for size in options.batches:
         what = f"{images.name}, {images.dtype}: batches of {size}"
-        cases.tell(
-            what, *(("failed", found) if isinstance(found, str) else (f"{found:.1f} frames/s",))
-        )
+        try:
+            speed = frames_per_second(training, images, size, options.rounds)
+            cases.tell(what, f"{speed:.1f} frames/s")
+        except cases.TROUBLE as error:
+            failed = True
+            cases.tell(what, "failed", cases.reason_of(error))
     seconds = seconds_of_frames(video, options.frames)
     what = f"{video.name}, {video.dtype}: a frame of a stream"
     cases.tell(f"{what}, median", f"{1e3 * statistics.median(seconds):.2f} ms")
     cases.tell(f"{what}, 99th percentile", f"{1e3 * np.percentile(seconds, 99):.2f} ms")
-    return int(any(isinstance(found, str) for found in speeds.values()))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,10 @@ def to_file(source: Path, target: Path, overwrite: bool) -> None:
 
     from smoothsa_jax.evaluation.atomic import atomic_file
     from smoothsa_jax.training import conversion, runtime
-    from smoothsa_jax.training.logging import say
+    from smoothsa_jax.training.logging import say, warn
 
     runtime.start(say)
-    state_dict = conversion.read_workdir(source, warn=lambda text: say(f"warning: {text}"))
+    state_dict = conversion.read_workdir(source, warn=warn)
     with atomic_file(target) as temporary:
         state_dicts.write(temporary, state_dict)
     print(f"{source}: {len(state_dict)} keys, now in {target}")

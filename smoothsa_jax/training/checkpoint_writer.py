@@ -139,12 +139,12 @@ class CheckpointWriter:
     ) -> None:
         """In the thread of this writer; of several processes in that of the step, since all have to gather and save in one
         order, and then Orbax goes on in its own."""
+        frozen = on_host(frozen)
         if self._frozen_listed is None:
-            self._frozen_listed = self._listed(step, on_host(frozen))
+            self._frozen_listed = self._listed(step, frozen)
         listed = self._listed(step, on_host(state)) | self._frozen_listed
-        arrays = {**state, **on_host(frozen)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
+            state=ocp.args.StandardSave({**state, **frozen}),
             progress=ocp.args.JsonSave(progress),
             config=ocp.args.JsonSave(json.loads(to_json(self.config))),
             arrays=ocp.args.JsonSave(listed),
