@@ -25,6 +25,7 @@ from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.compiling import memory_of
 from smoothsa_jax.training.memory_allocator import keep_freed_memory
+from smoothsa_jax.training.mesh import backend_of_mesh
 from smoothsa_jax.training.runtime import describe_machine
 from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training, build_training
@@ -122,7 +123,8 @@ def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
     def masks(params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         size, slot_mask = batch["video"].shape[2:4], batch["slot_mask"]
         attention = training.predict(params, frozen, batch, key)["decoder_attention"]
-        return masks_from_attention(attention, training.grid, size, slot_mask)
+        backend = backend_of_mesh(training.mesh)
+        return masks_from_attention(attention, training.grid, size, slot_mask, backend=backend)
 
     return masks
 

@@ -67,7 +67,8 @@ def measure(config: ConfigDict, num_clips: int, rounds: int) -> dict[str, float]
     def with_numpy() -> list[float]:
         def masks_of(batch: dict, key: jax.Array) -> jax.Array:
             attention = predict(batch, key)["decoder_attention"]
-            return masks_from_attention(attention, grid, image_size_of(config), batch["slot_mask"])
+            size, backend = image_size_of(config), training.definition.backend
+            return masks_from_attention(attention, grid, size, batch["slot_mask"], backend=backend)
 
         return [
             score_counts(contingency(masks[b][None], batch["segmentations"][b][None]))["ari"][0]

@@ -139,12 +139,13 @@ def following_masks(training: Any) -> Callable:
     from smoothsa_jax.evaluation.masks import masks_from_attention
 
     def masks(slots, arrays, batch):
-        model, mask = training.definition.merge(*arrays), batch["slot_mask"]
+        model = training.definition.merge(*arrays, differentiated=False)
+        mask, backend = batch["slot_mask"], training.definition.backend
         features = model.extract(batch["video"])[:, 0]
         slots, _ = model.next_frame(slots, model.projection(features), mask)
         _, attention = model.decoder(features, slots, None, mask)
         size = batch["video"].shape[2:4]
-        found = masks_from_attention(attention[:, None], training.grid, size, mask)
+        found = masks_from_attention(attention[:, None], training.grid, size, mask, backend=backend)
         return slots.astype(jnp.float32), found
 
     return jax.jit(masks, out_shardings=training.batch_sharding)

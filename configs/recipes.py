@@ -123,6 +123,7 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
             "name": name,
             "seed": 0,
             "dtype": "float32",
+            "matmul_precision": "default",  # or high, highest: of float32 products (docs/performance.md)
             "data": data,
             "model": model,
             "loss": {"reconstruction": 1.0, "distillation": 100.0, "slot_contrast": 0.5},
@@ -136,7 +137,7 @@ def _shared(name: str, *, num_slots: int, num_steps: int, batch_size: int) -> Co
                 "num_threads": 8,
                 "num_workers": 0,
                 "remat": "none",  # or recurrence, decoder, all: less memory, more time (docs/performance.md)
-                "scan_unroll": 1,
+                "scan_unroll": 0,  # frames written out in a row; 0: all on a GPU, 1 elsewhere
                 "match_paper": False,  # as many slots for each sample as the one of its batch with the most boxes
             },
             "eval": {

@@ -19,6 +19,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = f"sprites_{variant}" if variant else "sprites"
     config.seed = 0
     config.dtype = "float32"
+    config.matmul_precision = (
+        "default"  # or high, highest: of float32 products (docs/performance.md)
+    )
     config.data = ConfigDict(
         {
             "name": "sprites",
@@ -94,7 +97,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "log_every": 50,
             "accumulate": 1,
             "remat": "none",
-            "scan_unroll": 1,
+            "scan_unroll": 0,
             "xla_flags": "",
         }
     )

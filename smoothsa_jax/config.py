@@ -40,7 +40,7 @@ FREE_TO_DIFFER = (
 MOVABLE = ("data.features",)
 
 # Keys that configs of older runs lack, and what they stand for there.
-ADDED = {"data.features": ""}
+ADDED = {"data.features": "", "matmul_precision": "default"}
 
 
 # ---------------------------------------------------------------------------------------------- files and variants

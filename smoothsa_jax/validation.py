@@ -10,6 +10,7 @@ from smoothsa_jax.config import flatten
 from smoothsa_jax.errors import UserError, did_you_mean
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
+MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
 
 
 class _Reader:
@@ -101,7 +102,9 @@ def validate(
     read.one_of("dtype", DTYPES)
     if read.get("train.remat") is not None:
         read.one_of("train.remat", ("none", "recurrence", "decoder", "all"))
-    read.whole("train.scan_unroll", 1, optional=True)
+    read.whole("train.scan_unroll", 0, optional=True)
+    if read.get("matmul_precision") is not None:
+        read.one_of("matmul_precision", MATMUL_PRECISIONS)
     read.number("optimizer.learning_rate", 0.0, above=True)
     read.number("optimizer.clip_norm", 0.0)
     for key in (

@@ -7,7 +7,8 @@ import pytest
 from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.models import attention
-from smoothsa_jax.models.attention import attend, attend_with_weights, implementation
+from smoothsa_jax.models.attention import attend, attend_with_weights, takes_cudnn
+from smoothsa_jax.models.backend import CPU, Backend
 from smoothsa_jax.training.step import build_training
 
 KINDS = ("at once", "masked", "sample by sample", "in a loop", "elsewhere", "masked elsewhere")
@@ -19,8 +20,7 @@ def test_both_forms_agree_in_values_and_gradients(kind, monkeypatch):
         monkeypatch.setattr(attention, "ONE_BY_ONE", 1)
     if kind == "in a loop":
         monkeypatch.setattr(attention, "WRITTEN_OUT", 0)
-    if "elsewhere" in kind:  # the call of a GPU or TPU, in the form that a CPU has too
-        monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator")
+    backend = Backend("tpu") if "elsewhere" in kind else CPU
     rng = np.random.default_rng(0)
     query, cotangent = (rng.normal(size=(3, 7, 8)).astype(np.float32) for _ in range(2))
     # Logits of some hundreds: the exponential alone would overflow.
@@ -28,7 +28,7 @@ def test_both_forms_agree_in_values_and_gradients(kind, monkeypatch):
     mask = np.arange(5) < np.array([5, 1, 3])[:, None] if "masked" in kind else None
 
     def plain(*arrays):
-        return attend(*arrays, 2, mask)
+        return attend(*arrays, 2, mask, backend=backend, differentiated=True)
 
     def written_out(*arrays):
         return attend_with_weights(*arrays, 2, mask)[0]
@@ -40,23 +40,45 @@ def test_both_forms_agree_in_values_and_gradients(kind, monkeypatch):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+H100 = Backend("cuda", 9.0, has_cudnn=True)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "head_size", "masked", "capability", "form"),
+    ("backend", "dtype", "head_size", "masked", "takes"),
     [
-        (jnp.bfloat16, 64, False, 9.0, "cudnn"),
-        (jnp.float16, 96, False, 8.0, "cudnn"),
-        (jnp.float32, 64, False, 9.0, "xla"),  # flash attention has no float32
-        (jnp.bfloat16, 60, False, 9.0, "xla"),
-        (jnp.bfloat16, 136, False, 9.0, "xla"),
-        (jnp.bfloat16, 64, True, 9.0, "xla"),
-        (jnp.bfloat16, 64, False, 7.5, "xla"),
-        (jnp.bfloat16, 64, False, None, "xla"),  # AMD, TPU
+        (H100, jnp.bfloat16, 64, False, True),
+        (Backend("cuda", 8.0, True), jnp.float16, 96, False, True),
+        (H100, jnp.float32, 64, False, False),  # flash attention has no float32
+        (H100, jnp.bfloat16, 60, False, False),
+        (H100, jnp.bfloat16, 136, False, False),
+        (H100, jnp.bfloat16, 64, True, False),
+        (Backend("cuda", 7.5, True), jnp.bfloat16, 64, False, False),
+        (Backend("cuda", 9.0, has_cudnn=False), jnp.bfloat16, 64, False, False),
+        (Backend("rocm"), jnp.bfloat16, 64, False, False),
+        (Backend("tpu"), jnp.bfloat16, 64, False, False),
+        (CPU, jnp.bfloat16, 64, False, False),
     ],
 )
-def test_flash_attention_is_asked_for_where_cudnn_has_it(
-    dtype, head_size, masked, capability, form
-):
-    assert implementation(jnp.dtype(dtype), head_size, masked, capability) == form
+def test_flash_attention_is_asked_for_where_cudnn_has_it(backend, dtype, head_size, masked, takes):
+    found = takes_cudnn(backend, jnp.dtype(dtype), head_size, (256, 256), masked, True)
+    assert found is takes
+
+
+@pytest.mark.parametrize(
+    ("lengths", "forward", "gradient"),
+    [
+        ((256, 256), True, True),
+        ((261, 261), True, False),  # the frozen ViT: 256 patches, a class token, 4 registers
+        ((225, 225), True, False),  # a grid of 15 x 15
+        ((256, 7), True, False),
+        ((256, 10), True, True),
+        ((7, 256), False, False),  # few queries: XLA's form is as fast
+    ],
+)
+def test_cudnn_takes_odd_lengths_without_a_gradient_only(lengths, forward, gradient):
+    for differentiated, takes in ((False, forward), (True, gradient)):
+        found = takes_cudnn(H100, jnp.dtype(jnp.bfloat16), 64, lengths, False, differentiated)
+        assert found is takes
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention, over_frames
 from smoothsa_jax.inputs import NO_SEGMENT
+from smoothsa_jax.models.backend import CPU, Backend, backend_of
 
 
 class CountedMasks(NamedTuple):
@@ -29,7 +30,10 @@ class CountedMasks(NamedTuple):
 
 
 def count_pixels(
-    predicted: Int[Array, "... H W"], true: Int[Array, "... H W"], num_predicted: int
+    predicted: Int[Array, "... H W"],
+    true: Int[Array, "... H W"],
+    num_predicted: int,
+    backend: Backend = CPU,
 ) -> Int32[Array, "... num_predicted+1 256"]:
     """The table of `metrics.contingency` of each frame, with a row and a column for "in no segment".
 
@@ -40,6 +44,7 @@ def count_pixels(
         predicted: numbers in 0 .. num_predicted - 1; any other is "in no segment".
         true: numbers in 0 .. 254, or 255 = in no segment.
         num_predicted: static.
+        backend: static; what to compile for.
     """
     columns = NO_SEGMENT + 1
     rows = jnp.minimum(predicted.astype(jnp.int32), num_predicted)
@@ -47,7 +52,7 @@ def count_pixels(
     *lead, height, width = places.shape
     # A table for each frame: one for a whole clip would have all its pixels wait for few numbers on a GPU.
     add = lambda at: jnp.zeros((num_predicted + 1) * columns, jnp.int32).at[at].add(1)  # noqa: E731
-    tables = over_frames(add, places.reshape(-1, height * width))
+    tables = over_frames(add, places.reshape(-1, height * width), backend)
     return tables.reshape(*lead, num_predicted + 1, columns)
 
 
@@ -86,10 +91,12 @@ def counted_masks(
     beside = labels, slot_mask, num_frames
     if sharding is not None:
         beside = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), beside)
-    return _counted(attention, *beside, grid, sharding)
+    devices = getattr(attention, "devices", set)()
+    backend = backend_of(next(iter(devices))) if devices else CPU
+    return _counted(attention, *beside, grid, sharding, backend)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _counted(
     attention: Array,
     labels: Array,
@@ -97,10 +104,12 @@ def _counted(
     num_frames: Array | None,
     grid: tuple[int, int],
     sharding: NamedSharding | None,
+    backend: Backend,
 ) -> CountedMasks:
     def of_clips(attention, labels, slot_mask, num_frames):
-        masks = masks_from_attention(attention, grid, labels.shape[-2:], slot_mask)
-        counts = count_pixels(masks, labels, attention.shape[2])
+        size, num_slots = labels.shape[-2:], attention.shape[2]
+        masks = masks_from_attention(attention, grid, size, slot_mask, backend=backend)
+        counts = count_pixels(masks, labels, num_slots, backend)
         if num_frames is not None:
             there = jnp.arange(attention.shape[1]) < num_frames[:, None]
             counts = jnp.where(there[..., None, None], counts, 0)

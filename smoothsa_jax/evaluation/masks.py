@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import CPU, Backend
 
 FRAMES_AT_ONCE = 16  # of 24 slots at 256x256: 0.1 GB
 
@@ -44,22 +45,24 @@ def upsample(maps: Float[Array, "*lead h w"], size: tuple[int, int]) -> Float[Ar
     return jnp.einsum("...yw,xw->...yx", large, columns, precision=jax.lax.Precision.HIGHEST)
 
 
-def over_frames(function: Callable[[Any], Any], frames: Any) -> Any:
+def over_frames(function: Callable[[Any], Any], frames: Any, backend: Backend) -> Any:
     """`function` of each frame, frames on the first axis of all arrays, as `jax.lax.map` does.
 
     One after another, which keeps memory small and a CPU in its cache; elsewhere FRAMES_AT_ONCE together, as one would
     leave the device idle.
     """
-    together = None if jax.default_backend() == "cpu" else FRAMES_AT_ONCE
+    together = None if backend.is_cpu else FRAMES_AT_ONCE
     return jax.lax.map(function, frames, batch_size=together)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2), static_argnames="backend")
 def masks_from_attention(
     attention: jax.Array,
     grid: tuple[int, int],
     size: tuple[int, int],
     slot_mask: jax.Array | None = None,
+    *,
+    backend: Backend = CPU,
 ) -> jax.Array:
     """The slot that each pixel belongs to: attention upsampled bilinearly, then argmax over slots.
 
@@ -72,6 +75,7 @@ def masks_from_attention(
         size: (H, W) of the result in pixels, that of the labels.
         slot_mask: optional (B, N) bool, true = valid slot, or any shape (..., N) whose leading axes
             are the first ones of `attention`. A masked slot gets no pixel.
+        backend: static; what to compile for. The default is right, but slow, on an accelerator.
 
     Returns:
         (..., H, W) slot numbers, uint8 as labels are (int32 from 256 slots on).
@@ -106,5 +110,5 @@ def masks_from_attention(
         middle = (1,) * (len(lead) - slot_mask.ndim + 1)
         valid = jnp.reshape(slot_mask, (*slot_mask.shape[:-1], *middle, num_slots))
         valid = jnp.broadcast_to(valid, (*lead, num_slots)).reshape(-1, num_slots)
-    masks = over_frames(one_frame, (maps, valid))
+    masks = over_frames(one_frame, (maps, valid), backend)
     return masks.reshape(*lead, height, width)

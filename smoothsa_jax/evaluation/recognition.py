@@ -20,6 +20,7 @@ from optax.assignment import hungarian_algorithm
 
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
+from smoothsa_jax.models.backend import CPU, Backend
 
 MATCH_IOU = 0.1  # a matched pair has more
 KEPT_BY_THE_AUTHORS = 2  # objects of each image: those numbered 0 and 1
@@ -132,6 +133,7 @@ def targets_of_slots(
     categories: Int[Array, "B K"],
     slot_mask: Bool[Array, "B N"] | None = None,
     match_paper: bool = False,
+    backend: Backend = CPU,
 ) -> Targets:
     """Matches the slots of every frame to the objects of that frame; made to be called inside `jax.jit`.
 
@@ -142,6 +144,7 @@ def targets_of_slots(
         categories: of the objects; -1: there is no such object, or its category is unknown: it never matches.
         slot_mask: true = valid; other slots get no pixel and never match.
         match_paper: keep only objects numbered 0 and 1 of each sample, as the authors do; static.
+        backend: what to compile for; static.
 
     Raises:
         UserError: the grid or the slot mask does not fit the attention.
@@ -156,7 +159,7 @@ def targets_of_slots(
         return iou, object_boxes(objects), objects.any((0, 1))
 
     def of_sample(attention, labels, valid):
-        masks = masks_from_attention(attention, grid, labels.shape[-2:], valid)
+        masks = masks_from_attention(attention, grid, labels.shape[-2:], valid, backend=backend)
         return jax.lax.map(of_frame, (masks, labels))
 
     # Frames one after another, to keep memory small; samples side by side, so that they stay on their devices.

@@ -22,10 +22,12 @@ from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
+from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import sample_evaluation_draws
 from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.smoothsa import SmoothSA
+from smoothsa_jax.training.compiling import at_precision
 from smoothsa_jax.validation import DTYPES
 
 PER_FRAME = ("slots", "attention", "decoder_attention", "reconstruction_error")
@@ -43,14 +45,22 @@ class Segmenter:
         step: the training steps behind them.
     """
 
-    def __init__(self, config: ConfigDict, params: Mapping[str, np.ndarray], step: int = 0):
+    def __init__(
+        self,
+        config: ConfigDict,
+        params: Mapping[str, np.ndarray],
+        step: int = 0,
+        backend: Backend | None = None,
+    ):
+        """`backend`: what to compile for; default: the first device that JAX has."""
         self.config, self.step = config, step
+        self._backend = backend or backend_of(jax.local_devices()[0])
         self.image_size = image_size_of(config)
         model = build_shapes(config.model, self.image_size)  # the arrays are given
         self.grid = model.backbone.grid
         self.num_slots = config.model.slot_attention.num_slots
         self.starts_from_boxes = config.model.initializer.name == "boxes"
-        definition, trained, frozen = split(model, config.dtype)
+        definition, trained, frozen = split(model, config.dtype, self._backend)
         self.definition = definition
         expected = {**trained, **frozen}
         for name, like in expected.items():
@@ -86,8 +96,9 @@ class Segmenter:
             slots, attention = model.next_frame(slots, model.projection(features), slot_mask)
             return _of_frame(model, features, slots, attention, slot_mask)
 
-        self._whole, self._extract = jax.jit(whole), jax.jit(extract)
-        self._first, self._following = jax.jit(first), jax.jit(following)
+        jitted = lambda function: jax.jit(at_precision(function, config))  # noqa: E731
+        self._whole, self._extract = jitted(whole), jitted(extract)
+        self._first, self._following = jitted(first), jitted(following)
 
     @functools.cached_property
     def checksum(self) -> int:
@@ -288,7 +299,11 @@ class Segmenter:
         lead: tuple[int, ...],
     ) -> Segmentation:
         masks = masks_from_attention(
-            outputs["decoder_attention"], self.grid, tuple(map(int, size)), slot_mask
+            outputs["decoder_attention"],
+            self.grid,
+            tuple(map(int, size)),
+            slot_mask,
+            backend=self._backend,
         )
         # Together, so that an accelerator sends all of them before the first is waited for.
         found = jax.device_get({**{name: outputs[name] for name in PER_FRAME}, "masks": masks})

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.models.layers import dropout, linear, uniform
+from smoothsa_jax.models.backend import CPU, Backend
+from smoothsa_jax.models.layers import dropout, linear, product, uniform
 
+KeysValues = tuple[Float[Array, "... S E"], Float[Array, "... S E"]]
+
+LONG = 64  # queries from which cuDNN's attention pays
 # On a CPU:
 ONE_BY_ONE = 2**16  # logits of one sample from which samples are taken one by one
 WRITTEN_OUT = (
@@ -22,13 +26,17 @@ def attend(
     key_mask: Bool[Array, "B S"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
+    *,
+    backend: Backend,
+    differentiated: bool,
 ) -> Float[Array, "B Q E"]:
-    """Scaled dot-product attention, in the fastest form there is for this device and these sizes.
+    """Scaled dot-product attention, in the fastest form there is for this backend and these sizes.
 
     Args:
         key_mask: true = valid; the others get a logit of minus infinity. At least one key of every
             sample has to be valid.
         dropout_rate: applied to the weights where `dropout_key` is given, which are then written out.
+        differentiated: whether a gradient may pass.
     """
     if dropout_key is not None:
         return attend_with_weights(
@@ -36,11 +44,15 @@ def attend(
         )[0]
     query, key, value = (_heads(x, num_heads) for x in (query, key, value))
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    if jax.default_backend() == "cpu":
+    lengths = query.shape[1], key.shape[1]
+    if backend.is_cpu:
         mixed = _attend_on_cpu(query, key, value, mask)
+    elif takes_cudnn(
+        backend, query.dtype, query.shape[-1], lengths, mask is not None, differentiated
+    ):
+        mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
     else:
-        form = implementation(query.dtype, query.shape[-1], mask is not None, _capability())
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=form)
+        mixed = _divided_last(query, key, value, mask)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
@@ -69,24 +81,24 @@ def attend_with_weights(
     return mixed.reshape(*mixed.shape[:2], -1), weights.mean(axis=1)
 
 
-def implementation(dtype: jnp.dtype, head_size: int, masked: bool, capability: float | None) -> str:
-    """Which form of `jax.nn.dot_product_attention` takes these sizes: "cudnn" (flash attention) or "xla".
+def takes_cudnn(
+    backend: Backend,
+    dtype: jnp.dtype,
+    head_size: int,
+    lengths: tuple[int, int],
+    masked: bool,
+    differentiated: bool,
+) -> bool:
+    """Whether cuDNN's flash attention takes these sizes, and is worth it.
 
     Args:
-        capability: the compute capability of an NVIDIA GPU; None for another device.
+        lengths: of queries and keys. Under a gradient cuDNN refuses odd ones.
+        masked: a mask would be written out at full size for cuDNN; here only few keys, slots, are ever masked.
     """
-    # A mask would be written out at full size for cuDNN; here only few keys, slots, are ever masked.
-    flash = capability is not None and capability >= 8.0 and not masked
+    is_there = backend.platform == "cuda" and backend.has_cudnn and backend.capability >= 8.0
     fits = dtype in (jnp.bfloat16, jnp.float16) and head_size % 8 == 0 and head_size <= 128
-    return "cudnn" if flash and fits else "xla"
-
-
-def _capability() -> float | None:
-    device = jax.devices()[0]
-    try:
-        return float(getattr(device, "compute_capability", ""))
-    except ValueError:  # no NVIDIA GPU
-        return None
+    odd = any(length % 2 for length in lengths)
+    return is_there and fits and not masked and lengths[0] >= LONG and not (differentiated and odd)
 
 
 def _attend_on_cpu(query, key, value, mask):
@@ -103,13 +115,18 @@ def _attend_on_cpu(query, key, value, mask):
 def _divided_last(query, key, value, mask=None):
     """Heads in front, and the softmax divided by its sum only after the values are mixed: fewer passes over the large array."""
     query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
-    logits = jnp.einsum("...qd,...sd->...qs", query * query.shape[-1] ** -0.5, key)
-    logits = logits.astype(jnp.float32)
+    scaled = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("...qd,...sd->...qs", scaled, key, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
-    mixed = jnp.einsum("...qs,...sd->...qd", weights.astype(value.dtype), value)
+    mixed = jnp.einsum(
+        "...qs,...sd->...qd",
+        weights.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    )
     mixed = mixed / weights.sum(axis=-1, keepdims=True)
     return mixed.astype(value.dtype).swapaxes(-3, -2)
 
@@ -124,6 +141,9 @@ class MultiHeadAttention(nnx.Module):
     The three input projections are packed in one (E, 3 E) kernel, which starts Xavier-uniform as a whole.
     """
 
+    backend = CPU
+    differentiated = True
+
     def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
         self.num_heads = num_heads
         xavier = uniform((6.0 / (4 * width)) ** 0.5)
@@ -133,32 +153,42 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B Q E"],
-        memory: Float[Array, "B S E"] | None = None,
+        memory: KeysValues | None = None,
         key_mask: Bool[Array, "B S"] | None = None,
         dropout_rate: float = 0.0,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B Q E"]:
-        """Attends from `x` to `memory`, or to `x` itself; see `attend` for the rest."""
+        """Attends from `x` to what `remember` made of a memory, or to `x` itself; see `attend` for the rest."""
         mixed = attend(
-            *self._project(x, memory), self.num_heads, key_mask, dropout_rate, dropout_key
+            *self._project(x, memory),
+            self.num_heads,
+            key_mask,
+            dropout_rate,
+            dropout_key,
+            backend=self.backend,
+            differentiated=self.differentiated,
         )
         return self.out(mixed)
 
     def with_weights(
         self,
         x: Float[Array, "B Q E"],
-        memory: Float[Array, "B S E"] | None = None,
+        memory: KeysValues | None = None,
         key_mask: Bool[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B Q E"], Float[Array, "B Q S"]]:
         """The same, and the weights; see `attend_with_weights`."""
         mixed, weights = attend_with_weights(*self._project(x, memory), self.num_heads, key_mask)
         return self.out(mixed), weights
 
+    def remember(self, memory: Float[Array, "... S E"]) -> KeysValues:
+        """Keys and values of a memory, of any leading axes: of all frames at once, where it is looked at frame by frame."""
+        width = memory.shape[-1]
+        kernel = self.in_projection[...][:, width:]
+        key, value = jnp.split(product(memory, kernel, self.backend), 2, axis=-1)
+        return key, value
+
     def _project(self, x, memory):
         kernel, width = self.in_projection[...], x.shape[-1]
-        # On rows, as `layers.Linear`.
-        product = lambda x, kernel: (x.reshape(-1, width) @ kernel).reshape(*x.shape[:2], -1)  # noqa: E731
         if memory is None:
-            return jnp.split(product(x, kernel), 3, axis=-1)
-        key, value = jnp.split(product(memory, kernel[:, width:]), 2, axis=-1)
-        return product(x, kernel[:, :width]), key, value
+            return jnp.split(product(x, kernel, self.backend), 3, axis=-1)
+        return product(x, kernel[:, :width], self.backend), *memory

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.attention import attend
+from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.layers import MLP, SwiGLU, layer_norm, linear, position_waves
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
@@ -40,6 +41,9 @@ class ViTBlock(nnx.Module):
         qkv_bias: whether query, key and value have biases.
         epsilon: of the LayerNorms.
     """
+
+    backend = CPU
+    differentiated = True
 
     def __init__(
         self,
@@ -78,7 +82,14 @@ class ViTBlock(nnx.Module):
         value: Float[Array, "B S C"],
     ) -> Float[Array, "B S C"]:
         """The tokens after attention and MLP."""
-        mixed = attend(query, key, value, self.num_heads)
+        mixed = attend(
+            query,
+            key,
+            value,
+            self.num_heads,
+            backend=self.backend,
+            differentiated=self.differentiated,
+        )
         x = x + self.scale_attention[...] * self.out(mixed)
         return x + self.scale_mlp[...] * self.mlp(self.norm_mlp(x))
 

@@ -74,7 +74,8 @@ class Warmer(nnx.Module):
         encoded: Float[Array, "B M C"],
         slot_mask: Bool[Array, "B N"] | None = None,
     ) -> Float[Array, "B N D"]:
-        x = samples + self.cross_attention(samples, self.memory(encoded))
+        memory = self.cross_attention.remember(self.memory(encoded))
+        x = samples + self.cross_attention(samples, memory)
         normed = self.norm_self(x)
         x = x + self.self_attention(normed, key_mask=slot_mask)
         return x + self.feed_forward(self.norm_feed_forward(x))

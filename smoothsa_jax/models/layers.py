@@ -5,12 +5,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from smoothsa_jax.models.backend import CPU, Backend
+
 EPSILON = 1e-5  # of every LayerNorm that is trained here; the ViT has 1e-6
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact (erf) GELU; `nnx.gelu` is the tanh approximation by default."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact (erf) GELU, computed in float32; `nnx.gelu` is the tanh approximation by default.
+
+    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def uniform(bound: float) -> nnx.Initializer:
@@ -23,15 +29,27 @@ def uniform(bound: float) -> nnx.Initializer:
     return init
 
 
-class Linear(nnx.Linear):
-    """`nnx.Linear` on rows: all leading axes are one in the matrix product.
+def product(
+    x: Float[Array, "... in"], kernel: Float[Array, "in out"], backend: Backend
+) -> Float[Array, "... out"]:
+    """`x @ kernel`; on a CPU over rows, with all leading axes as one.
 
-    With more axes XLA's CPU compiler makes a transposed copy for the gradient of the weights, and takes twice as long
-    (docs/performance.md).
+    With more axes XLA's CPU compiler makes a transposed copy for the gradient of the kernel, and takes twice as long. On a
+    TPU rows such as 8 x 261 do not fill tiles, so that folding them is a copy (docs/performance.md).
     """
+    if not backend.is_cpu:
+        return x @ kernel
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` with the product that suits the backend (see `product`)."""
+
+    backend = CPU
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        out = product(x, self.kernel[...], self.backend)
+        return out if self.bias is None else out + self.bias[...]
 
 
 def linear(

@@ -7,6 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from smoothsa_jax.models.backend import CPU, Backend
+
 Parameters = dict[str, Array]
 FROZEN = "backbone."  # the prefix of what is never trained
 
@@ -19,6 +21,7 @@ class ModelDefinition:
         dtype: in which it computes; the arrays that `merge` takes stay float32 where they are kept. Softmax and LayerNorm's
             statistics are float32 in either, and so is all that the model returns.
         constants: names of arrays that are never cast: those that are no `nnx.Param`, no weights.
+        backend: what it is compiled for.
     """
 
     graphdef: Any
@@ -26,27 +29,41 @@ class ModelDefinition:
     names: tuple[str, ...]
     dtype: str = "float32"
     constants: frozenset[str] = frozenset()
+    backend: Backend = CPU
 
-    def merge(self, params: Parameters, frozen: Parameters) -> nnx.Module:
+    def merge(
+        self, params: Parameters, frozen: Parameters, differentiated: bool = True
+    ) -> nnx.Module:
         """The model with these arrays, cast to `dtype`; cheap, made to be called inside `jax.jit`.
 
         Gradients with respect to `params` are float32 all the same: they come back through the cast.
+
+        Args:
+            differentiated: whether a gradient may pass. Through what is frozen (`FROZEN`) none ever does.
         """
         arrays = {**params, **frozen}
         if self.dtype != "float32":
             cast = lambda name, x: x if name in self.constants else x.astype(self.dtype)  # noqa: E731
             arrays = {name: cast(name, x) for name, x in arrays.items()}
         state = jax.tree.unflatten(self.treedef, [arrays[name] for name in self.names])
-        return nnx.merge(self.graphdef, state)
+        model = nnx.merge(self.graphdef, state)
+        for path, module in nnx.iter_modules(model):
+            if hasattr(module, "backend"):
+                module.backend = self.backend
+            if hasattr(module, "differentiated"):
+                frozen_part = f"{path[0]}." == FROZEN if path else False
+                module.differentiated = differentiated and not frozen_part
+        return model
 
 
 def split(
-    model: nnx.Module, dtype: str = "float32"
+    model: nnx.Module, dtype: str = "float32", backend: Backend = CPU
 ) -> tuple[ModelDefinition, Parameters, Parameters]:
     """Takes a model apart: its definition, the trained arrays, the frozen ones (the backbone's).
 
     Args:
         dtype: in which the merged model will compute, "float32" or "bfloat16".
+        backend: what it will be compiled for.
     """
     graphdef, state = nnx.split(model)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
@@ -55,7 +72,7 @@ def split(
     constants = frozenset(
         ".".join(map(str, path)) for path, x in kinds if not isinstance(x, nnx.Param)
     )
-    definition = ModelDefinition(graphdef, treedef, tuple(arrays), dtype, constants)
+    definition = ModelDefinition(graphdef, treedef, tuple(arrays), dtype, constants, backend)
     frozen = {name: array for name, array in arrays.items() if name.startswith(FROZEN)}
     params = {name: array for name, array in arrays.items() if name not in frozen}
     return definition, params, frozen
@@ -63,13 +80,18 @@ def split(
 
 def place(arrays: Parameters, shardings: dict[str, jax.sharding.Sharding]) -> Parameters:
     """Arrays on their devices; a shape that stands for one tells where that has to go."""
-    shapes = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
-        for name, x in arrays.items()
-        if isinstance(x, jax.ShapeDtypeStruct)
-    }
-    rest = {name: x for name, x in arrays.items() if name not in shapes}
-    return {**shapes, **jax.device_put(rest, {name: shardings[name] for name in rest})}
+    is_shape = {name: isinstance(x, jax.ShapeDtypeStruct) for name, x in arrays.items()}
+    shapes, rest = (
+        {n: x for n, x in arrays.items() if is_shape[n] is want} for want in (True, False)
+    )
+    where = lambda part: {name: shardings[name] for name in part}  # noqa: E731
+    return {**shapes_in_place(shapes, where(shapes)), **jax.device_put(rest, where(rest))}
+
+
+def shapes_in_place(tree: Any, shardings: Any) -> Any:
+    """Shapes of a tree of arrays or shapes, which tell where each has to go."""
+    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(shape, tree, shardings)
 
 
 def _name(path: tuple) -> str:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from smoothsa_jax.models.attention import KeysValues
 from smoothsa_jax.models.layers import MLP, GRUCell, layer_norm, linear
 
 
@@ -49,14 +50,27 @@ class SlotAttention(nnx.Module):
             The slots, and the last iteration's attention: softmax over slots, before it is renormalised over
             tokens; float32.
         """
+        return self.iterate(self.remember(encoded), queries, num_iterations, slot_mask)
+
+    def remember(self, encoded: Float[Array, "... M C"]) -> KeysValues:
+        """Keys and values (..., M, D), of any leading axes: of all frames of a clip at once."""
         normed = self.norm_features(encoded)
-        keys, values = self.key(normed), self.value(normed)
+        return self.key(normed), self.value(normed)
+
+    def iterate(
+        self,
+        memory: KeysValues,
+        queries: Float[Array, "B N D"],
+        num_iterations: int,
+        slot_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"]]:
+        """As a call, on what `remember` gives."""
         slots = queries
         for iteration in range(num_iterations):
             if self.truncate and iteration == num_iterations - 1:
                 # Equal to the slots; its gradient is the identity with respect to the queries.
                 slots = jax.lax.stop_gradient(slots) + (queries - jax.lax.stop_gradient(queries))
-            slots, attention = self._iterate(slots, keys, values, slot_mask)
+            slots, attention = self._iterate(slots, *memory, slot_mask)
         return slots, attention
 
     def _iterate(self, slots, keys, values, slot_mask):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backbones import normalize
+from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.draws import Draws
 from smoothsa_jax.models.initializers import Initializer
 from smoothsa_jax.models.layers import MLP, layer_norm, split_key
@@ -39,6 +40,8 @@ class SmoothSA(nnx.Module):
         decoder: features, slots -> reconstruction, attention.
     """
 
+    backend = CPU
+
     def __init__(
         self,
         backbone: nnx.Module,
@@ -59,7 +62,7 @@ class SmoothSA(nnx.Module):
         self.decoder = decoder
         self.first_iterations = first_iterations
         self.later_iterations = later_iterations
-        self.remat, self.scan_unroll = "none", 1
+        self.remat, self.scan_unroll = "none", 0
 
     def trade(self, remat: str, scan_unroll: int) -> None:
         """Chooses between time and memory in the gradient; values stay the same.
@@ -67,7 +70,8 @@ class SmoothSA(nnx.Module):
         Args:
             remat: what is computed again in the backward pass instead of kept: "none", each frame's step of the
                 "recurrence", each layer of the "decoder", or "all" of these.
-            scan_unroll: steps of the recurrence that are written out in a row; 1: a plain loop.
+            scan_unroll: steps of the recurrence that are written out in a row; 1: a plain loop. 0: all of them on a GPU,
+                where a loop costs kernels of its own, and 1 elsewhere.
         """
         self.remat, self.scan_unroll = remat, scan_unroll
         self.decoder.remat = remat in ("decoder", "all")
@@ -199,27 +203,30 @@ class SmoothSA(nnx.Module):
             length = self.transition.history - 1
         frame = jnp.arange(1, later + 1)[None, :] - feature_offset
         looked_at = jnp.take_along_axis(encoded, frame[:, :, None, None], axis=1)
-        keys = None if draws.dropout is None else split_key(draws.dropout, later)
+        dropout_keys = None if draws.dropout is None else split_key(draws.dropout, later)
+        # What depends on the features alone is computed for all frames at once.
+        memory = self.transition.remember(looked_at, feature_offset)
+        tokens = self.slot_attention.remember(encoded[:, 1:])
+        # Float32 around the loop, so that the weights' gradients are summed over the frames in float32.
+        definition, weights = nnx.split((self.transition, self.slot_attention))
+        weights = jax.tree.map(lambda x: x.astype(jnp.float32), weights)
 
         def step(history, inputs):
-            encoded_t, looked_at_t, slot_offset_t, feature_offset_t, key = inputs
-            queries = self.transition(
-                recall(history, slot_offset_t),
-                looked_at_t,
-                slot_offset_t,
-                feature_offset_t,
-                slot_mask,
-                key,
-            )
-            slots, attention = self.slot_attention(
-                encoded_t, queries, self.later_iterations, slot_mask
+            (memory_t, tokens_t, slot_offset_t), dropout_key = inputs
+            narrow = jax.tree.map(lambda x: x.astype(self.dtype), weights)
+            transition, slot_attention = nnx.merge(definition, narrow)
+            past = recall(history, slot_offset_t)
+            queries = transition.look(past, memory_t, slot_offset_t, slot_mask, dropout_key)
+            slots, attention = slot_attention.iterate(
+                tokens_t, queries, self.later_iterations, slot_mask
             )
             return push(history, slots), (slots, attention)
 
         history = jnp.broadcast_to(first_slots, (length, *first_slots.shape))
-        per_sample = (encoded[:, 1:], looked_at, slot_offset, feature_offset)
-        inputs = (*(jnp.moveaxis(x, 1, 0) for x in per_sample), keys)
+        frames_first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
+        inputs = jax.tree.map(frames_first, (memory, tokens, slot_offset)), dropout_keys
         if self.remat in ("recurrence", "all"):
             step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be merged
-        _, outputs = jax.lax.scan(step, history, inputs, unroll=self.scan_unroll)
+        unroll = self.scan_unroll or (later if self.backend.is_gpu else 1)
+        _, outputs = jax.lax.scan(step, history, inputs, unroll=unroll)
         return tuple(jnp.moveaxis(x, 0, 1) for x in outputs)

@@ -6,7 +6,7 @@ The warmer's layer, which differs from both, stands in `initializers.py`.
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.models.attention import MultiHeadAttention
+from smoothsa_jax.models.attention import KeysValues, MultiHeadAttention
 from smoothsa_jax.models.layers import MLP, dropout, layer_norm, split_key
 
 
@@ -29,12 +29,12 @@ class PostNormLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B N E"],
-        memory: Float[Array, "B S E"],
+        memory: KeysValues,
         *,
         mask: Bool[Array, "B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B N E"]:
-        """`mask` marks the valid entries of `x`, which alone are attended to."""
+        """`memory` is what `cross_attention.remember` gives; `mask` marks the valid entries of `x`, which alone are attended to."""
         rate = self.dropout_rate
         keys = [None] * 6 if dropout_key is None else list(split_key(dropout_key, 6))
         update = self.self_attention(x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0])
@@ -68,7 +68,7 @@ class PreNormLayer(nnx.Module):
         *,
         memory_mask: Bool[Array, "B N"] | None = None,
     ) -> Float[Array, "B M E"]:
-        x = self._look_around(x)
+        x, memory = self._look_around(x), self.cross_attention.remember(memory)
         x = x + self.cross_attention(self.norm_cross(x), memory, key_mask=memory_mask)
         return self._feed_forward(x)
 
@@ -80,7 +80,7 @@ class PreNormLayer(nnx.Module):
         memory_mask: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[Array, "B M E"], Float[Array, "B M N"]]:
         """The new tokens, and the weights of the cross-attention."""
-        x = self._look_around(x)
+        x, memory = self._look_around(x), self.cross_attention.remember(memory)
         update, weights = self.cross_attention.with_weights(
             self.norm_cross(x), memory, key_mask=memory_mask
         )

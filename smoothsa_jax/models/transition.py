@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from smoothsa_jax.models.attention import KeysValues
 from smoothsa_jax.models.layers import linear
 from smoothsa_jax.models.transformer import PostNormLayer
 
@@ -45,10 +46,30 @@ class Transition(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "B N D"]:
         """Returns the queries. No gradient flows into `slots` and `encoded`."""
-        embed = lambda offset: self.offset_embedding[...][offset][:, None, :]  # noqa: E731
-        slots = jax.lax.stop_gradient(slots) + embed(slot_offset)
-        memory = self.memory(jax.lax.stop_gradient(encoded)) + embed(feature_offset)
+        memory = self.remember(encoded, feature_offset)
+        return self.look(slots, memory, slot_offset, slot_mask, dropout_key)
+
+    def remember(
+        self, encoded: Float[Array, "*batch M C"], feature_offset: Int[Array, "*batch"]
+    ) -> KeysValues:
+        """Keys and values (*batch, M, D) of the features: of all frames of a clip at once."""
+        memory = self.memory(jax.lax.stop_gradient(encoded)) + self._embed(feature_offset)
+        return self.layer.cross_attention.remember(memory)
+
+    def look(
+        self,
+        slots: Float[Array, "B N D"],
+        memory: KeysValues,
+        slot_offset: Int[Array, "B"],
+        slot_mask: Bool[Array, "B N"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B N D"]:
+        """As a call, on what `remember` gives of one frame of each sample."""
+        slots = jax.lax.stop_gradient(slots) + self._embed(slot_offset)
         return self.layer(slots, memory, mask=slot_mask, dropout_key=dropout_key)
+
+    def _embed(self, offset):
+        return self.offset_embedding[...][offset][..., None, :]
 
 
 def push(history: Float[Array, "S B N D"], slots: Float[Array, "B N D"]) -> Array:

@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config import image_size_of
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.predictions import Batch, num_frames_of, scored
+from smoothsa_jax.models.backend import backend_of
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws
 from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.models.smoothsa import SmoothSA
+from smoothsa_jax.training.compiling import at_precision
 
 # What slot attention starts from in the first frame: the samples themselves, or what the warmer makes of them.
 COLD, WARM = "cold", "warm"
@@ -78,11 +80,13 @@ class Observer:
 
     def __init__(self, config: ConfigDict):
         model = build_shapes(config.model, image_size_of(config))  # the arrays are given
-        definition, slot_size = split(model, config.dtype)[0], config.model.slot_attention.slot_size
+        self._backend = backend_of(jax.local_devices()[0])
+        definition, _, _ = split(model, config.dtype, self._backend)
+        slot_size = config.model.slot_attention.slot_size
         self.grid = model.backbone.grid
 
         def look(params: Parameters, batch: Batch, key: Array):
-            model = definition.merge(params, {})
+            model = definition.merge(params, {}, differentiated=False)
             boxes, slot_mask = batch["boxes"], batch["slot_mask"]
             draws = sample_evaluation_draws(key, *slot_mask.shape, slot_size)
             features = model.extract(batch["video"])
@@ -93,7 +97,7 @@ class Observer:
             way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # whatever it computes in
             return outputs["slots"], outputs["decoder_attention"], way
 
-        self._look = jax.jit(look)
+        self._look = jax.jit(at_precision(look, config))
 
     def __call__(self, params: Parameters, batch: Batch, key: Array) -> dict[str, list]:
         """Slots, masks and the way to the first frame's slots, of each sample of a batch, in host memory.
@@ -104,7 +108,9 @@ class Observer:
         seen = {name: batch[name] for name in ("video", "boxes", "slot_mask")}
         slots, decoder_attention, way = self._look(params, seen, key)
         size = tuple(batch["segmentations"].shape[-2:])
-        masks = masks_from_attention(decoder_attention, self.grid, size, batch["slot_mask"])
+        masks = masks_from_attention(
+            decoder_attention, self.grid, size, batch["slot_mask"], backend=self._backend
+        )
         found = {"slots": np.asarray(slots), "masks": np.asarray(masks)}
         found["states"] = {name: np.asarray(states) for name, (states, _) in way.items()}
         found["attention"] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.validation import mesh_shape
 
 GB = 1e9
@@ -47,13 +49,30 @@ def memory_of(compiled: Any) -> Memory | None:
     )
 
 
-def compiler_options(config: ConfigDict) -> dict[str, str | bool] | None:
+def compiler_options(config: ConfigDict, backend: Backend) -> dict[str, str | bool] | None:
     """`train.xla_flags`, for the training step on a GPU; elsewhere they mean nothing, and are left out."""
-    if jax.default_backend() != "gpu":
+    if not backend.is_gpu:
         return None
     pairs = (flag.lstrip("-").partition("=") for flag in config.train.get("xla_flags", "").split())
     truth = {"true": True, "false": False, "": True}
     return {name: truth.get(value.lower(), value) for name, _, value in pairs}
+
+
+def at_precision(function: Callable, config: ConfigDict) -> Callable:
+    """The function with `config.matmul_precision` for all its float32 matrix products; to be given to `jax.jit`.
+
+    "default" leaves them to JAX: on an H100 TF32, on a TPU one pass in bfloat16, on a CPU float32.
+    """
+    precision = config.get("matmul_precision", "default")
+    if precision == "default":
+        return function
+
+    @functools.wraps(function)
+    def traced(*arguments: Any, **options: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*arguments, **options)
+
+    return traced
 
 
 class CompiledOnce:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.validation import mesh_shape
 
 AXES = ("data", "fsdp")
@@ -31,6 +32,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     shape = mesh_shape(config.data, config.get("fsdp", 1), len(devices))
     return Mesh(np.array(devices[: shape[0] * shape[1]]).reshape(shape), AXES)
+
+
+def backend_of_mesh(mesh: Mesh) -> Backend:
+    """What a program for the devices of a mesh is compiled for."""
+    return backend_of(mesh.devices.flat[0])
 
 
 def own_mesh(mesh: Mesh) -> Mesh:

@@ -27,6 +27,7 @@ from smoothsa_jax.config import differences, image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
 from smoothsa_jax.inputs import NO_SEGMENT
+from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
 from smoothsa_jax.models.parameters import Parameters, split
@@ -39,7 +40,8 @@ from smoothsa_jax.training.checkpoints import (
     restore_latest,
     restore_state,
 )
-from smoothsa_jax.training.mesh import make_mesh, replicated
+from smoothsa_jax.training.compiling import at_precision
+from smoothsa_jax.training.mesh import backend_of_mesh, make_mesh, replicated
 from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
 from smoothsa_jax.training.step import Training, descend, on_mesh
@@ -97,19 +99,26 @@ def check_labels(batch: dict[str, np.ndarray], num_classes: int) -> None:
         )
 
 
-def build_recognition(config: ConfigDict) -> RecognitionTraining:
-    """Builds the head, the optimiser and the compiled functions of a config.
+def build_recognition(
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    backend: Backend | None = None,
+    shapes_only: bool = False,
+) -> RecognitionTraining:
+    """Builds the head, the optimiser and the compiled functions of a config; arguments as of `step.build_training`.
 
     Raises:
         UserError: a config that does not fit together or does not fit the devices.
     """
+    mesh = mesh or make_mesh(config.mesh)
+    backend = backend or backend_of_mesh(mesh)
     settings = config.recognition
     slot_size = config.model.slot_attention.slot_size
 
     model = build_shapes(config.model, image_size_of(config))  # its arrays come from a checkpoint
     # No gradient passes through it, for which something could be kept or computed again.
-    model.trade("none", config.train.get("scan_unroll", 1))
-    smoothsa, pretrained, backbone = split(model, config.dtype)
+    model.trade("none", config.train.get("scan_unroll", 0))
+    smoothsa, pretrained, backbone = split(model, config.dtype, backend)
     grid, num_tokens = model.backbone.grid, model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
     head = RecognitionHead(
@@ -118,13 +127,12 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         settings.get("dropout_rate", DROPOUT_RATE),
         rngs=nnx.Rngs(config.seed),
     )
-    definition, params, _ = split(head, config.dtype)
+    definition, params, _ = split(head, config.dtype, backend)
     optimizer = build_optimizer(config.optimizer, config.train.num_steps)
     schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
     weights = {"category": config.loss.category, "box": config.loss.box}
     train_paper = settings.get("match_paper", False)
     parts = config.train.get("accumulate", 1)
-    mesh = make_mesh(config.mesh)
 
     def training_draws(key: Array, batch: dict[str, Array]) -> Draws:
         mask = batch["slot_mask"]
@@ -137,7 +145,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         frozen: Parameters, inputs: tuple[dict[str, Array], Draws], match_paper: bool
     ) -> tuple[Float[Array, "B T N D"], Targets]:
         batch, draws = inputs
-        model, mask = smoothsa.merge(frozen, {}), batch["slot_mask"]
+        model, mask = smoothsa.merge(frozen, {}, differentiated=False), batch["slot_mask"]
         # The decoder's outputs are not used, so XLA does not compute them.
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], mask)
         targets = targets_of_slots(
@@ -147,6 +155,7 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
             batch["categories"],
             mask,
             match_paper,
+            backend,
         )
         return jax.lax.stop_gradient(outputs["slots"]), targets
 
@@ -202,8 +211,8 @@ def build_recognition(config: ConfigDict) -> RecognitionTraining:
         grid=grid,
         num_classes=settings.num_classes,
         pretrained_names=frozenset(pretrained),
-        predict_on=jax.jit(predict, static_argnums=(0, 5)),
-        **on_mesh(mesh, config, state, arrays, train_step),
+        predict_on=jax.jit(at_precision(predict, config), static_argnums=(0, 5)),
+        **on_mesh(mesh, config, state, arrays, train_step, shapes_only),
     )
 
 

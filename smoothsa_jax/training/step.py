@@ -1,6 +1,7 @@
 """One pure training step and one pure evaluation forward, compiled for a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,20 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config import image_size_of
-from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.backend import Backend
+from smoothsa_jax.models.build import build_model, build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
-from smoothsa_jax.models.parameters import ModelDefinition, Parameters, place, split
+from smoothsa_jax.models.parameters import (
+    ModelDefinition,
+    Parameters,
+    place,
+    shapes_in_place,
+    split,
+)
 from smoothsa_jax.objectives.objective import LOSS_INPUTS, active_terms, weighted_losses
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
-from smoothsa_jax.training.compiling import compiler_options
-from smoothsa_jax.training.mesh import kept, make_mesh, replicated, spread
+from smoothsa_jax.training.compiling import at_precision, compiler_options
+from smoothsa_jax.training.mesh import backend_of_mesh, kept, make_mesh, replicated, spread
 from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import TrainState, create_state
 
@@ -100,25 +108,39 @@ def descend(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def build_training(config: ConfigDict) -> Training:
+def build_training(
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    backend: Backend | None = None,
+    shapes_only: bool = False,
+) -> Training:
     """Builds the model, the optimiser and the compiled functions of a config.
+
+    Args:
+        mesh: default: of the devices that there are, as `config.mesh` says.
+        backend: what to compile for; default: the mesh's devices.
+        shapes_only: shapes stand in place of all arrays, to lower and compile for devices that are not there.
 
     Raises:
         UserError: a config that does not fit together or does not fit the devices.
     """
-    model = build_model(config.model, image_size_of(config), config.seed)
-    model.trade(config.train.get("remat", "none"), config.train.get("scan_unroll", 1))
-    definition, params, frozen = split(model, config.dtype)
+    mesh = mesh or make_mesh(config.mesh)
+    if shapes_only:
+        model = build_shapes(config.model, image_size_of(config))
+    else:
+        model = build_model(config.model, image_size_of(config), config.seed)
+    model.trade(config.train.get("remat", "none"), config.train.get("scan_unroll", 0))
+    definition, params, frozen = split(model, config.dtype, backend or backend_of_mesh(mesh))
     grid = model.backbone.grid
     num_tokens = model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
     optimizer = build_optimizer(config.optimizer, config.train.num_steps)
+    create = functools.partial(create_state, optimizer=optimizer)
     schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
     detach_until = config.model.initializer.detach_until * config.train.num_steps
     slot_size = config.model.slot_attention.slot_size
     weights = active_terms(config.loss, config.model.initializer.warmer, config.data.num_frames)
     parts = config.train.get("accumulate", 1)
-    mesh = make_mesh(config.mesh)
 
     def sample(key: Array, batch: dict[str, Array]) -> Draws:
         return sample_training_draws(
@@ -166,7 +188,7 @@ def build_training(config: ConfigDict) -> Training:
         return descend(loss_function, state, optimizer, schedule, mesh)
 
     def look(arrays, inputs):
-        model, (batch, draws) = definition.merge(*arrays), inputs
+        model, (batch, draws) = definition.merge(*arrays, differentiated=False), inputs
         outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
         return {name: outputs[name] for name in PREDICTED}
 
@@ -176,11 +198,12 @@ def build_training(config: ConfigDict) -> Training:
         draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
         return over_samples(look, mesh, 1, (params, frozen), (batch, draws))
 
+    state = jax.eval_shape(create, params) if shapes_only else create(params)
     return Training(
         definition=definition,
         grid=grid,
-        predict_on=jax.jit(predict, static_argnums=0),
-        **on_mesh(mesh, config, create_state(params, optimizer), frozen, train_step),
+        predict_on=jax.jit(at_precision(predict, config), static_argnums=0),
+        **on_mesh(mesh, config, state, frozen, train_step, shapes_only),
     )
 
 
@@ -190,17 +213,18 @@ def on_mesh(
     state: TrainState,
     frozen: Parameters,
     train_step: Callable,
+    shapes_only: bool = False,
 ) -> dict[str, Any]:
-    """The fields of a `Training` that have to do with devices: arrays in their places, the step compiled for them."""
+    """The fields of a `Training` that have to do with devices: arrays (or shapes) in their places, the step compiled for them."""
     places = kept(mesh, state)
     return {
-        "state": jax.device_put(state, places),
+        "state": shapes_in_place(state, places) if shapes_only else jax.device_put(state, places),
         "frozen": place(frozen, kept(mesh, frozen)),
         "train_step": jax.jit(
-            train_step,
+            at_precision(train_step, config),
             donate_argnums=0,
             out_shardings=(places, replicated(mesh)),
-            compiler_options=compiler_options(config),
+            compiler_options=compiler_options(config, backend_of_mesh(mesh)),
         ),
         "mesh": mesh,
     }

@@ -1,0 +1,50 @@
+"""What a program is compiled for, as a static value: nothing asks JAX for its devices while it is traced."""
+
+import dataclasses
+import functools
+import importlib.util
+from typing import Any
+
+CUDNN_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """A kind of device. The default is right on every device, and fast on a CPU.
+
+    Attributes:
+        platform: "cpu", "cuda", "rocm" or "tpu".
+        capability: the compute capability of an NVIDIA GPU.
+        has_cudnn: whether JAX's CUDA plugin is installed, which brings cuDNN's attention.
+    """
+
+    platform: str = "cpu"
+    capability: float | None = None
+    has_cudnn: bool = False
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.platform == "cpu"
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.platform in ("cuda", "rocm")
+
+
+CPU = Backend()
+
+
+def backend_of(device: Any) -> Backend:
+    """The backend of a JAX device, which may be one of a topology that is not there."""
+    if device.platform in ("cpu", "tpu"):
+        return Backend(device.platform)
+    try:
+        capability = float(device.compute_capability)
+    except (AttributeError, ValueError):  # AMD's GPUs have names in place of a number
+        return Backend("rocm")
+    return Backend("cuda", capability, _cuda_plugin_is_installed())
+
+
+@functools.cache
+def _cuda_plugin_is_installed() -> bool:
+    return any(importlib.util.find_spec(name) is not None for name in CUDNN_PLUGINS)
