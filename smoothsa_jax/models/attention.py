@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.backend import CPU, Backend
-from smoothsa_jax.models.layers import dropout, linear, product, uniform
+from smoothsa_jax.models.layers import dropout, linear, packed_products, product, uniform
 
 KeysValues = tuple[Float[Array, "... S E"], Float[Array, "... S E"]]
 
@@ -52,7 +52,7 @@ def attend(
     ):
         mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
     else:
-        mixed = _divided_last(query, key, value, mask)
+        mixed = _with_few_residuals(query, key, value, mask)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
@@ -113,7 +113,47 @@ def _attend_on_cpu(query, key, value, mask):
 
 
 def _divided_last(query, key, value, mask=None):
-    """Heads in front, and the softmax divided by its sum only after the values are mixed: fewer passes over the large array."""
+    return _mixed_and_weights(query, key, value, mask)[0]
+
+
+@jax.custom_vjp
+def _with_few_residuals(query, key, value, mask):
+    """`_divided_last`; its gradient keeps the weights in the dtype of the values, where JAX's own keeps them in float32."""
+    return _divided_last(query, key, value, mask)
+
+
+def _forward(query, key, value, mask):
+    mixed, weights, total = _mixed_and_weights(query, key, value, mask)
+    return mixed, (query, key, value, mixed, weights, total)
+
+
+def _backward(residuals, cotangent):
+    query, key, value, mixed, weights, total = residuals
+    dtype, float32 = value.dtype, jnp.float32
+    cotangent = cotangent.astype(float32) / total.swapaxes(-3, -2)
+    # By which all logits of a query fall, as the weights sum to one.
+    shared = jnp.sum(cotangent * mixed.astype(float32), axis=-1).swapaxes(-2, -1)[..., None]
+    cotangent = cotangent.astype(dtype)
+    to_value = jnp.einsum("...hqs,...qhd->...shd", weights, cotangent)
+    to_weights = jnp.einsum(
+        "...qhd,...shd->...hqs", cotangent, value, preferred_element_type=float32
+    )
+    to_logits = (weights.astype(float32) * (to_weights - shared)).astype(dtype)
+    scale = query.shape[-1] ** -0.5
+    to_query = jnp.einsum("...hqs,...shd->...qhd", to_logits, key) * scale
+    to_key = jnp.einsum("...hqs,...qhd->...shd", to_logits, query * scale)
+    return to_query, to_key, to_value, None
+
+
+_with_few_residuals.defvjp(_forward, _backward)
+
+
+def _mixed_and_weights(query, key, value, mask):
+    """Heads in front, and the softmax divided by its sum only after the values are mixed: fewer passes over the large array.
+
+    Returns:
+        The mixed values (B,Q,H,D), the weights (B,H,Q,S) before they are divided, and their sums.
+    """
     query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("...qd,...sd->...qs", scaled, key, preferred_element_type=jnp.float32)
@@ -121,14 +161,10 @@ def _divided_last(query, key, value, mask=None):
         logits = jnp.where(mask, logits, -jnp.inf)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
-    mixed = jnp.einsum(
-        "...qs,...sd->...qd",
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    mixed = mixed / weights.sum(axis=-1, keepdims=True)
-    return mixed.astype(value.dtype).swapaxes(-3, -2)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    mixed = jnp.einsum("...qs,...sd->...qd", weights, value, preferred_element_type=jnp.float32)
+    return (mixed / total).astype(value.dtype).swapaxes(-3, -2), weights, total
 
 
 def _heads(x: Float[Array, "B S E"], num_heads: int) -> Float[Array, "B S H D"]:
@@ -184,11 +220,11 @@ class MultiHeadAttention(nnx.Module):
         """Keys and values of a memory, of any leading axes: of all frames at once, where it is looked at frame by frame."""
         width = memory.shape[-1]
         kernel = self.in_projection[...][:, width:]
-        key, value = jnp.split(product(memory, kernel, self.backend), 2, axis=-1)
+        key, value = packed_products(memory, kernel, 2, self.backend, self.differentiated)
         return key, value
 
     def _project(self, x, memory):
         kernel, width = self.in_projection[...], x.shape[-1]
         if memory is None:
-            return jnp.split(product(x, kernel, self.backend), 3, axis=-1)
+            return packed_products(x, kernel, 3, self.backend, self.differentiated)
         return product(x, kernel[:, :width], self.backend), *memory

@@ -8,7 +8,14 @@ from jaxtyping import Array, Float
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.attention import attend
 from smoothsa_jax.models.backend import CPU
-from smoothsa_jax.models.layers import MLP, SwiGLU, layer_norm, linear, position_waves
+from smoothsa_jax.models.layers import (
+    MLP,
+    SwiGLU,
+    layer_norm,
+    linear,
+    packed_products,
+    position_waves,
+)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -72,7 +79,11 @@ class ViTBlock(nnx.Module):
 
     def project(self, x: Float[Array, "B S C"]) -> list[Float[Array, "B S C"]]:
         """Query, key and value."""
-        return jnp.split(self.qkv(self.norm_attention(x)), 3, axis=-1)
+        qkv, normed = self.qkv, self.norm_attention(x)
+        found = packed_products(normed, qkv.kernel[...], 3, self.backend, self.differentiated)
+        if qkv.bias is None:
+            return found
+        return [x + bias for x, bias in zip(found, jnp.split(qkv.bias[...], 3), strict=True)]
 
     def update(
         self,

@@ -27,6 +27,10 @@ class Backend:
         return self.platform == "cpu"
 
     @property
+    def is_tpu(self) -> bool:
+        return self.platform == "tpu"
+
+    @property
     def is_gpu(self) -> bool:
         return self.platform in ("cuda", "rocm")
 
