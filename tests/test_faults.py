@@ -18,6 +18,7 @@ from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.config import config_from_command_line, differences
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.training import compiling, evaluating, logging, runtime, scoring
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
 from smoothsa_jax.validation import validate
@@ -266,12 +267,11 @@ def test_out_of_memory_while_scoring_and_the_estimate():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-def test_flags_for_xla_reach_a_gpu_only(monkeypatch):
+def test_flags_for_xla_reach_a_gpu_only():
     config = run_config.get_config("image")
     config.train.xla_flags = "--xla_gpu_enable_triton_gemm=false xla_gpu_autotune_level=2"
-    assert compiling.compiler_options(config) is None
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    options = compiling.compiler_options(config)
+    assert compiling.compiler_options(config, CPU) is None
+    options = compiling.compiler_options(config, GPU)
     assert options == {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": "2"}
     # The compiler for a CPU knows them too, and checks names and values.
     jax.jit(lambda x: x * 2, compiler_options=options).lower(1.0).compile()
@@ -280,7 +280,7 @@ def test_flags_for_xla_reach_a_gpu_only(monkeypatch):
         ("xla_gpu_enable_triton_gemm=perhaps", "'perhaps' is not a valid bool value"),
     ]:
         config.train.xla_flags = flag
-        step = jax.jit(lambda x: x * 3, compiler_options=compiling.compiler_options(config))
+        step = jax.jit(lambda x: x * 3, compiler_options=compiling.compiler_options(config, GPU))
         with pytest.raises(UserError, match="train.xla_flags is refused") as error:
             compiling.CompiledOnce(step, say=pytest.fail, has_flags=True)(1.0)
         assert expected in str(error.value)

@@ -101,6 +101,15 @@ class Segmenter:
         self._first, self._following = jitted(first), jitted(following)
 
     @functools.cached_property
+    def _cast(self) -> Parameters:
+        """`params` in the dtype that the model computes in, cast once for all calls."""
+        return (
+            self.params
+            if self.config.dtype == "float32"
+            else jax.jit(self.definition.cast)(self.params)
+        )
+
+    @functools.cached_property
     def checksum(self) -> int:
         """Tells apart weights."""
         found = 0
@@ -161,7 +170,7 @@ class Segmenter:
             )
         boxes, slot_mask = self._slots(num_slots, boxes, len(frames), frames.shape[2:4])
         key = jax.random.key(seed)
-        outputs = self._whole(self.params, self._resized(frames), boxes, slot_mask, key)
+        outputs = self._whole(self._cast, self._resized(frames), boxes, slot_mask, key)
         mask = np.repeat(slot_mask[:, None], frames.shape[1], axis=1)
         cold = np.zeros(frames.shape[:2], bool)
         cold[:, 0] = True
@@ -217,16 +226,16 @@ class Segmenter:
             num_slots = num_slots or slot_mask.shape[1]  # behind a cut as many
         before = None
         for frame in checked_frames(frames):
-            features = self._extract(self.params, self._resized(frame))
+            features = self._extract(self._cast, self._resized(frame))
             cold = slots is None
             if shot_cuts is not None and before is not None:
                 cold |= float(feature_distance(before, features)[0]) > shot_cuts
             if cold:
                 padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
                 key = jax.random.key(seed)
-                outputs = self._first(self.params, features, padded, slot_mask, key)
+                outputs = self._first(self._cast, features, padded, slot_mask, key)
             else:
-                outputs = self._following(self.params, features, slots, slot_mask)
+                outputs = self._following(self._cast, features, slots, slot_mask)
             slots, before = outputs["slots"][:, 0], features
             yield self._segmentation(
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()

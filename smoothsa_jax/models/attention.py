@@ -51,6 +51,8 @@ def attend(
         backend, query.dtype, query.shape[-1], lengths, mask is not None, differentiated
     ):
         mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    elif backend.is_gpu:
+        mixed = _divided_first(query, key, value, mask)
     else:
         mixed = _with_few_residuals(query, key, value, mask)
     return mixed.reshape(*mixed.shape[:2], -1)
@@ -110,6 +112,16 @@ def _attend_on_cpu(query, key, value, mask):
     if len(query) <= WRITTEN_OUT:
         return jnp.stack([_divided_last(*sample) for sample in zip(query, key, value, strict=True)])
     return jax.lax.map(lambda sample: _divided_last(*sample), (query, key, value))
+
+
+def _divided_first(query, key, value, mask=None):
+    """The plain form: a GPU's compiler makes one kernel of scale, mask, softmax and cast."""
+    logits = jnp.einsum("bqhd,bshd->bhqs", query, key, preferred_element_type=jnp.float32)
+    logits = logits * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqs,bshd->bqhd", weights, value)
 
 
 def _divided_last(query, key, value, mask=None):

@@ -1,7 +1,10 @@
 """Frozen feature extractors: pixels -> tokens. None of them ever receives a gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -38,6 +41,35 @@ def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, in
             f"choose data.image_size so that it does"
         )
     return image_size[0] // patch, image_size[1] // patch
+
+
+def resized(
+    images: Float[Array, "B H W 3"], size: tuple[int, int], dtype: jnp.dtype
+) -> Float[Array, "B h w 3"]:
+    """Bicubic resizing as PyTorch's: coefficient -0.75, no antialias. Exact products in float32; another dtype rounds to it."""
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    for axis, side in enumerate(size, start=1):
+        weights = jnp.asarray(_cubic_weights(side, images.shape[axis]), dtype)
+        images = jnp.tensordot(images.astype(dtype), weights, (axis, 1), precision=precision)
+        images = jnp.moveaxis(images, -1, axis)
+    return images
+
+
+@functools.cache
+def _cubic_weights(num_out: int, num_in: int) -> Float[np.ndarray, "out in"]:
+    """What each new pixel takes of the old ones along one axis: four neighbours, those outside repeat the edge."""
+    a = -0.75
+    half = np.float32(0.5)  # in float32, as PyTorch does
+    centre = (np.arange(num_out, dtype=np.float32) + half) * np.float32(num_in / num_out) - half
+    first = np.floor(centre).astype(int)
+    matrix = np.zeros((num_out, num_in))
+    for neighbour in range(-1, 3):
+        x = np.abs(centre - first - neighbour)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = a * (((x - 5) * x + 8) * x - 4)
+        place = np.clip(first + neighbour, 0, num_in - 1)
+        np.add.at(matrix, (np.arange(num_out), place), np.where(x <= 1, near, far))
+    return matrix.astype(np.float32)
 
 
 class ViTBlock(nnx.Module):
@@ -112,6 +144,7 @@ class PatchTransformer(nnx.Module):
         positions: whether each patch has a learned position, added to its token.
     """
 
+    backend = CPU
     blocks: nnx.List
 
     def __init__(
@@ -143,17 +176,8 @@ class PatchTransformer(nnx.Module):
         """Patch tokens before the final LayerNorm; `images` are normalised."""
         batch = images.shape[0]
         if images.shape[1:3] != self.size:
-            shape = (batch, *self.size, 3)
-            # bfloat16 follows: its products need not be exact.
-            exact = self.embed.kernel.dtype == jnp.float32
-            precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-            images = jax.image.resize(
-                images, shape, "cubic-pytorch", antialias=False, precision=precision
-            )
-        (h, w), p = self.grid, self.patch
-        patches = images.reshape(batch, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(batch, h * w, p * p * 3).astype(self.embed.kernel.dtype)
-        x = self.embed(patches)
+            images = resized(images, self.size, self.embed.kernel.dtype)
+        x = self._embedded(images.astype(self.embed.kernel.dtype))
         if self.position is not None:
             x = x + self.position[...]
         prefix = self.class_token[...]
@@ -161,6 +185,19 @@ class PatchTransformer(nnx.Module):
             prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
         return self.encode(x)[:, prefix.shape[1] :]
+
+    def _embedded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """A token of each patch."""
+        (h, w), p = self.grid, self.patch
+        if self.backend.is_tpu:  # three channels do not fill a tile, so that cutting out patches costs more than all else
+            kernel = self.embed.kernel[...].reshape(p, p, 3, -1)
+            layout = ("NHWC", "HWIO", "NHWC")
+            found = jax.lax.conv_general_dilated(
+                images, kernel, (p, p), "VALID", dimension_numbers=layout
+            )
+            return found.reshape(len(images), h * w, -1) + self.embed.bias[...]
+        patches = images.reshape(-1, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        return self.embed(patches.reshape(-1, h * w, p * p * 3))
 
     def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         """All tokens, the class token and the registers first, through the blocks."""

@@ -7,16 +7,25 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.models.backend import CPU, Backend
 
+FEW_ROWS = 64
 EPSILON = 1e-5  # of every LayerNorm that is trained here; the ViT has 1e-6
 
 
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
     """The exact (erf) GELU, computed in float32; `nnx.gelu` is the tanh approximation by default.
 
-    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long.
+    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long. A TPU has an instruction for tanh and none for erf:
+    there erf(x / sqrt 2) = tanh(x p(x^2)) in 16 bits, with a polynomial p that was fitted until the GELU was within one
+    rounding to bfloat16 (`tests/test_layers.py`).
     """
     wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    if backend.is_tpu and x.dtype != jnp.float32:
+        square = jnp.minimum(jnp.square(wide), 40.0)  # beyond, tanh is one and p would turn down
+        p = 0.7970838304 + square * (0.037321364 - square * 0.0003931366005)
+        erf = jnp.tanh(wide * p)
+    else:
+        erf = jax.lax.erf(wide * 0.5**0.5)
+    return (0.5 * wide * (1.0 + erf)).astype(x.dtype)
 
 
 def uniform(bound: float) -> nnx.Initializer:
@@ -38,22 +47,28 @@ def packed_products(
 ) -> list[Float[Array, "... out"]]:
     """The `num` products with the equal parts that a kernel packs side by side.
 
-    One product that is cut, or one each: cutting is a copy on a GPU or TPU, but the gradient of one product is cheaper.
+    One product that is cut, or one each: cutting is a copy on a GPU or TPU, but the gradient of one product is cheaper, and
+    so is one kernel for few rows.
     """
-    if backend.is_cpu or differentiated:
+    if backend.is_cpu or differentiated or x.shape[-2] < FEW_ROWS:
         return jnp.split(product(x, kernel, backend), num, axis=-1)
-    return [product(x, part, backend) for part in jnp.split(kernel, num, axis=-1)]
+    found = []
+    for part in jnp.split(kernel, num, axis=-1):
+        found.append(product(x, part, backend))
+        if backend.is_gpu:  # products of one input would be merged into one again, and then cut
+            x = jax.lax.optimization_barrier(x)
+    return found
 
 
 def product(
     x: Float[Array, "... in"], kernel: Float[Array, "in out"], backend: Backend
 ) -> Float[Array, "... out"]:
-    """`x @ kernel`; on a CPU over rows, with all leading axes as one.
+    """`x @ kernel`, over rows, with all leading axes as one; on a TPU over all axes.
 
-    With more axes XLA's CPU compiler makes a transposed copy for the gradient of the kernel, and takes twice as long. On a
-    TPU rows such as 8 x 261 do not fill tiles, so that folding them is a copy (docs/performance.md).
+    With more axes XLA's compilers for CPU and GPU transpose arrays for the gradient of the kernel. On a TPU 261 rows do not
+    fill tiles, so that folding 8 x 261 is a copy (docs/measurements.md).
     """
-    if not backend.is_cpu:
+    if backend.is_tpu:
         return x @ kernel
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
@@ -160,7 +175,8 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "... in"], dropout_rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "... out"]:
-        return self.out(dropout(gelu(self.hidden(x)), dropout_rate, key))
+        hidden = gelu(self.hidden(x), self.hidden.backend)
+        return self.out(dropout(hidden, dropout_rate, key))
 
 
 class SwiGLU(nnx.Module):

@@ -31,6 +31,14 @@ class ModelDefinition:
     constants: frozenset[str] = frozenset()
     backend: Backend = CPU
 
+    def cast(self, arrays: Parameters) -> Parameters:
+        """These arrays of the model in the dtype that it computes in. `merge` does so; arrays that stay the same over many
+        calls can be cast once."""
+        if self.dtype == "float32":
+            return arrays
+        cast = lambda name, x: x if name in self.constants else x.astype(self.dtype)  # noqa: E731
+        return {name: cast(name, x) for name, x in arrays.items()}
+
     def merge(
         self, params: Parameters, frozen: Parameters, differentiated: bool = True
     ) -> nnx.Module:
@@ -41,10 +49,7 @@ class ModelDefinition:
         Args:
             differentiated: whether a gradient may pass. Through what is frozen (`FROZEN`) none ever does.
         """
-        arrays = {**params, **frozen}
-        if self.dtype != "float32":
-            cast = lambda name, x: x if name in self.constants else x.astype(self.dtype)  # noqa: E731
-            arrays = {name: cast(name, x) for name, x in arrays.items()}
+        arrays = self.cast({**params, **frozen})
         state = jax.tree.unflatten(self.treedef, [arrays[name] for name in self.names])
         model = nnx.merge(self.graphdef, state)
         for path, module in nnx.iter_modules(model):

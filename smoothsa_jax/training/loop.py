@@ -205,7 +205,7 @@ def _train_steps(
             batches, training, log.waits, config.train.get("match_paper", False)
         ):
             key = jax.random.fold_in(root, done)
-            state, metrics = train_step(state, training.frozen, batch, key)
+            state, metrics = train_step(state, training.cast_frozen, batch, key)
             log.waits.runs(metrics)
             done += 1
             if waiting is not None:

@@ -30,7 +30,7 @@ from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
-from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.parameters import ModelDefinition, Parameters, split
 from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.objectives.recognition import box_loss, category_loss
@@ -59,10 +59,16 @@ class RecognitionTraining(Training):
         predict_on: (mesh, params, frozen, batch, key, match_paper=False) -> counts of each sample, see
             `evaluation.recognition.count`; `match_paper` is static.
         pretrained_names: which of `frozen` its own run trained; the others were frozen there too.
+        pretrained: the SmoothSA without its arrays.
     """
 
     num_classes: int
     pretrained_names: frozenset[str]
+    pretrained: ModelDefinition
+
+    @property
+    def frozen_definition(self) -> ModelDefinition:
+        return self.pretrained
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """Puts a batch on the mesh.
@@ -211,6 +217,7 @@ def build_recognition(
         grid=grid,
         num_classes=settings.num_classes,
         pretrained_names=frozenset(pretrained),
+        pretrained=smoothsa,
         predict_on=jax.jit(at_precision(predict, config), static_argnums=(0, 5)),
         **on_mesh(mesh, config, state, arrays, train_step, shapes_only),
     )

@@ -89,8 +89,10 @@ def _evaluate(
     seeds: tuple[int, ...],
     match_paper: bool = False,
 ) -> RecognitionEvaluation:
+    params, frozen = training.cast(params), training.cast_frozen
+
     def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
-        return training.predict(params, training.frozen, training.place(batch), key, match_paper)
+        return training.predict(params, frozen, training.place(batch), key, match_paper)
 
     source = source_of_split(config, split, num_samples)
     own = evaluate_recognition(predict, batches_of(config, source), seeds, match_paper=match_paper)

@@ -157,8 +157,10 @@ def _evaluate(
     match_paper: bool = False,
     keep_samples: int = 0,
 ) -> Evaluation:
+    params, frozen = training.cast(params), training.cast_frozen
+
     def predict(batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
-        return training.predict(params, training.frozen, training.place(batch), key)
+        return training.predict(params, frozen, training.place(batch), key)
 
     source = source_of_split(config, split, num_samples)
     own = evaluate(

@@ -78,6 +78,20 @@ class Training:
         extract = lambda arrays, video: self.definition.merge(*arrays).extract(video)  # noqa: E731
         return over_samples(extract, self.mesh, 1, (params, frozen), video)
 
+    @property
+    def frozen_definition(self) -> ModelDefinition:
+        """The model that the frozen arrays belong to."""
+        return self.definition
+
+    @functools.cached_property
+    def cast_frozen(self) -> Parameters:
+        """The frozen arrays in the dtype that they are used in, cast once for all steps."""
+        return _cast(self.frozen_definition, self.frozen)
+
+    def cast(self, params: Parameters) -> Parameters:
+        """Trained arrays in the dtype that they are used in, for many predictions with the same ones."""
+        return _cast(self.definition, params)
+
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """Puts what the model sees of a batch on the mesh, samples spread over all devices.
 
@@ -85,6 +99,15 @@ class Training:
         """
         seen = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         return jax.make_array_from_process_local_data(self.batch_sharding, seen)
+
+
+def _cast(definition: ModelDefinition, arrays: Parameters) -> Parameters:
+    if definition.dtype == "float32":
+        return arrays
+    places = {name: x.sharding for name, x in arrays.items()}
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays.values()):
+        return shapes_in_place(jax.eval_shape(definition.cast, arrays), places)
+    return jax.jit(definition.cast, out_shardings=places)(arrays)
 
 
 def descend(
