@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from smoothsa_jax.models.backend import CPU, Backend
 
 FEW_ROWS = 64
+MERGED_ON_A_GPU = 2**24  # elements; XLA's limit is 32 MB a product
 EPSILON = 1e-5  # of every LayerNorm that is trained here; the ViT has 1e-6
 
 
@@ -48,16 +49,12 @@ def packed_products(
     """The `num` products with the equal parts that a kernel packs side by side.
 
     One product that is cut, or one each: cutting is a copy on a GPU or TPU, but the gradient of one product is cheaper, and
-    so is one kernel for few rows.
+    so is one kernel for few rows. A GPU's compiler merges small products of one input in any case.
     """
-    if backend.is_cpu or differentiated or x.shape[-2] < FEW_ROWS:
+    few = x.size < MERGED_ON_A_GPU if backend.is_gpu else x.shape[-2] < FEW_ROWS
+    if backend.is_cpu or differentiated or few:
         return jnp.split(product(x, kernel, backend), num, axis=-1)
-    found = []
-    for part in jnp.split(kernel, num, axis=-1):
-        found.append(product(x, part, backend))
-        if backend.is_gpu:  # products of one input would be merged into one again, and then cut
-            x = jax.lax.optimization_barrier(x)
-    return found
+    return [product(x, part, backend) for part in jnp.split(kernel, num, axis=-1)]
 
 
 def product(
