@@ -1,13 +1,16 @@
-"""Compares a new run of against_peer.py with the recorded one, and names what got slower by more than 10 %.
+"""Compares a new run of against_peer.py or ahead_of_time.py with the recorded one, and names what got worse.
 
     python benchmarks/against_peer.py --json=new.json
     python benchmarks/check.py new.json
+    python benchmarks/ahead_of_time.py --target=h100 --config=configs/movi_c.py --config.dtype=bfloat16 --json=new.json
+    python benchmarks/check.py new.json --partial
     python benchmarks/check.py new.json --recorded=other.json --tolerance=0.05
     python benchmarks/check.py new.json --partial      where only some of the cases were measured anew
 
-What is compared are ratios to the peer, measured in one run each, so that a slower or busier machine counts for little. The recorded
-run of a kind of device is benchmarks/recorded/KIND.json. Status 0: nothing got slower; 1: something did; 2: they cannot be compared, or
-the new run lacks what was recorded.
+Of against_peer.py ratios to the peer are compared, measured in one run each, so that a slower or busier machine counts for little;
+worse is slower by more than 10 %. The recorded run of a kind of device is benchmarks/recorded/KIND.json. Of ahead_of_time.py what the
+compiler plans is compared; worse is more by over 3 %. Status 0: nothing got worse; 1: something did; 2: they cannot be compared, or the
+new run lacks what was recorded.
 """
 
 import argparse
@@ -24,24 +27,69 @@ from smoothsa_jax.errors import UserError  # noqa: E402
 RECORDED = Path(__file__).resolve().parent / "recorded"
 
 
+# Of a row of ahead_of_time.py: less is better.
+PLANNED = ("peak_gb", "moved_gb", "operations", "ms_estimated", "sent_mb")
+PLANNED_KEY = ("program", "config", "dtype", "target", "mesh", "batch")
+
+
 def read(path: Path) -> dict[str, Any]:
-    """What against_peer.py wrote.
+    """What against_peer.py or ahead_of_time.py wrote.
 
     Raises:
         UserError: there is no such file, or it is something else.
     """
     try:
         found = json.loads(path.read_text())
-        ratios_of(found), found["device"]
+        if is_planned(found):
+            planned_of(found)
+        else:
+            ratios_of(found), found["device"]
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); python benchmarks/against_peer.py --json=FILE makes such files"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} holds no run of benchmarks/against_peer.py; make one with --json=FILE"
+            f"{path} holds no run of benchmarks/against_peer.py or ahead_of_time.py; make one with --json=FILE"
         ) from error
     return found
+
+
+def is_planned(found: dict[str, Any]) -> bool:
+    """Whether ahead_of_time.py wrote it."""
+    return found.get("kind") == "ahead_of_time"
+
+
+def planned_of(found: dict[str, Any]) -> dict[str, float]:
+    """Program and figure -> what the compiler plans."""
+    planned = {}
+    for row in found["rows"]:
+        name = ", ".join(str(row[key]) for key in PLANNED_KEY)
+        for figure in PLANNED:
+            if figure in row:
+                value = row[figure]
+                value = sum(value.values()) if isinstance(value, dict) else value
+                planned[f"{name}: {figure}"] = float(value)
+    return planned
+
+
+def compare_planned(
+    new: dict[str, Any], recorded: dict[str, Any]
+) -> tuple[list[tuple[str, float, float, float]], list[str]]:
+    """As `compare`; the last figure is recorded by new, so that below one is worse there too.
+
+    Raises:
+        UserError: no program in common.
+    """
+    before, after = planned_of(recorded), planned_of(new)
+    names = [name for name in after if name in before]
+    if not names:
+        raise UserError(
+            f"no program in common: found {', '.join(after) or 'none'}, expected some of {', '.join(before) or 'none'}"
+        )
+    by = lambda name: 1.0 if before[name] == after[name] else before[name] / max(after[name], 1e-9)  # noqa: E731
+    rows = [(name, before[name], after[name], by(name)) for name in names]
+    return sorted(rows, key=lambda row: row[-1]), [name for name in before if name not in after]
 
 
 def ratios_of(found: dict[str, Any]) -> dict[str, float]:
@@ -81,22 +129,33 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("new", type=Path)
     parser.add_argument("--recorded", type=Path, help="default: benchmarks/recorded/KIND.json")
-    parser.add_argument("--tolerance", type=float, default=0.1)
+    parser.add_argument("--tolerance", type=float, help="default: 0.1, of compiled programs 0.03")
     parser.add_argument("--partial", action="store_true", help="cases may be missing")
     given = parser.parse_args(arguments)
     try:
         new = read(given.new)
-        rows, missing = compare(new, read(given.recorded or RECORDED / f"{new['device']}.json"))
+        planned = is_planned(new)
+        kind = "ahead_of_time" if planned else new["device"]
+        recorded = read(given.recorded or RECORDED / f"{kind}.json")
+        if is_planned(recorded) != planned:
+            raise UserError(
+                f"{given.new} and {given.recorded} are of different scripts; give two files of the same one"
+            )
+        rows, missing = (compare_planned if planned else compare)(new, recorded)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    tolerance = given.tolerance or (0.03 if planned else 0.1)
+    limit = 1 / (1 + tolerance) if planned else 1 - tolerance
     print("recorded    new  change")
     for name, before, after, change in rows:
-        slower = "  slower" if change < 1 - given.tolerance else ""
+        worse = "worse" if planned else "slower"
+        slower = f"  {worse}" if change < limit else ""
+        change = after / max(before, 1e-9) if planned and before != after else change
         print(f"{before:8.2f} {after:6.2f} {change - 1:+7.0%}  {name}{slower}")
     for name in missing:
         print(f"not measured anew: {name}")
-    if any(change < 1 - given.tolerance for *_, change in rows):
+    if any(change < limit for *_, change in rows):
         return 1
     return 2 if missing and not given.partial else 0
 

@@ -9,7 +9,6 @@ already; FLOP are XLA's count for one device, the peak is a large matrix product
 
 import argparse
 import contextlib
-import functools
 import inspect
 import json
 import math
@@ -170,13 +169,13 @@ def count_flop(program: Callable, *inputs: Any) -> float:
 @contextlib.contextmanager
 def unrolled_scans() -> Iterator[None]:
     """Programs traced inside have no loop over frames or samples, and no library's attention."""
-    scan, one_by_one, form = jax.lax.scan, attention.ONE_BY_ONE, attention.implementation
-    jax.lax.scan, attention.ONE_BY_ONE = functools.partial(scan, unroll=True), math.inf
-    attention.implementation = lambda *sizes: "xla"
+    scan, one_by_one, form = jax.lax.scan, attention.ONE_BY_ONE, attention.takes_cudnn
+    jax.lax.scan = lambda *given, **options: scan(*given, **{**options, "unroll": True})
+    attention.ONE_BY_ONE, attention.takes_cudnn = math.inf, lambda *ignored: False
     try:
         yield
     finally:
-        jax.lax.scan, attention.ONE_BY_ONE, attention.implementation = scan, one_by_one, form
+        jax.lax.scan, attention.ONE_BY_ONE, attention.takes_cudnn = scan, one_by_one, form
 
 
 def matmul_peak(dtype: str) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""Programs are compiled for devices that are not there: how their texts are read, what is compared, and that they lower."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from command import ROOT
+from test_benchmarks import load
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import absent_devices  # noqa: E402
+from benchmarks.compiled_text import Program, size_of  # noqa: E402
+
+check = load("check")
+
+TEXT = """HloModule jit_step
+
+FileNames
+1 "/home/user/smoothsa_jax/models/layers.py"
+2 "/usr/lib/jax/_src/numpy.py"
+
+FunctionNames
+1 "product"
+2 "matmul"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=41 end_line=41 column=4 end_column=9}
+2 {file_name_id=2 function_name_id=2 line=7 end_line=7 column=4 end_column=9}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=1}
+
+%fused_computation (param_0: f32[4,8]) -> f32[4,8] {
+  %param_0 = f32[4,8]{1,0} parameter(0)
+  ROOT %tanh.1 = f32[4,8]{1,0} tanh(%param_0), metadata={op_name="jit(step)/tanh" stack_frame_id=2}
+}
+
+%body (arg: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %arg = (s32[], f32[4,8]{1,0}) parameter(0)
+  %count = s32[] get-tuple-element(%arg), index=0
+  %value = f32[4,8]{1,0} get-tuple-element(%arg), index=1
+  %fusion.1 = f32[4,8]{1,0} fusion(%value), kind=kLoop, calls=%fused_computation, backend_config={"estimated_cycles":"100"}
+  ROOT %tuple.1 = (s32[], f32[4,8]{1,0}) tuple(%count, %fusion.1)
+}
+
+ENTRY %main (x: f32[4,8], w: bf16[8,16]) -> f32[2,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %w = bf16[8,16]{1,0} parameter(1)
+  %gemm = (bf16[4,16]{1,0}, s8[1024]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", metadata={op_name="dot" stack_frame_id=2}
+  %start = (s32[], f32[4,8]{1,0}) tuple(%x, %x)
+  %while.1 = (s32[], f32[4,8]{1,0}) while(%start), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %last = f32[4,8]{1,0} get-tuple-element(%while.1), index=1
+  ROOT %slice.1 = f32[1]{0} slice(%last), slice={[0:1]}
+}
+"""
+
+
+def test_bytes_turns_lines_and_cycles_are_read():
+    kinds = {x.kind: x for x in Program(TEXT).operations()}
+    product, loop, cut = kinds["__cublas$lt$matmul"], kinds["elementwise"], kinds["slice"]
+    assert (product.times, product.line) == (1, "models/layers.py:41")
+    assert product.moved == 4 * 16 * 2 + 4 * 8 * 4 + 8 * 16 * 2  # without the workspace
+    assert (loop.times, loop.cycles, loop.line) == (5, 500, "models/layers.py:41")
+    assert loop.moved == 5 * 2 * 4 * 8 * 4
+    assert cut.moved == 4 + 10 * 4  # of a large operand ten times the result at most
+    assert len(kinds) == 3
+
+
+def test_sizes_of_shapes():
+    assert size_of("(f32[2,3]{1,0:T(8,128)}, pred[], bf16[0,5])") == 24 + 1
+
+
+def test_a_real_program_is_read():
+    """On a CPU, where no operation has cycles."""
+
+    def step(x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ x), None), x, length=7)[0]
+
+    text = jax.jit(step).lower(jnp.ones((64, 64))).compile().as_text()
+    found = list(Program(text, "tests").operations())
+    assert max(x.times for x in found) == 7
+    assert sum(x.moved for x in found) >= 7 * 3 * 64 * 64 * 4
+    assert any(x.line.startswith("test_ahead_of_time.py") for x in found)
+
+
+def row(**figures):
+    key = {"program": "train", "config": "movi_c", "dtype": "bfloat16", "target": "h100"}
+    planned = {"peak_gb": 1.0, "moved_gb": 10.0, "operations": 1000, "sent_mb": {"all-reduce": 5.0}}
+    return {**key, "mesh": "1x1", "batch": 8, **planned, **figures}
+
+
+@pytest.mark.parametrize(
+    ("figures", "status", "named"),
+    [
+        ({}, 0, ""),
+        ({"moved_gb": 10.2, "operations": 900}, 0, ""),
+        ({"moved_gb": 10.4}, 1, "moved_gb"),
+        ({"operations": 1100}, 1, "operations"),
+        ({"sent_mb": {"all-reduce": 5.0, "all-gather": 5.0}}, 1, "sent_mb"),
+    ],
+)
+def test_check_names_what_the_compiler_plans_worse(figures, status, named, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("new.json", "old.json")]
+    for path, found in zip(paths, (row(**figures), row()), strict=True):
+        path.write_text(json.dumps({"kind": "ahead_of_time", "rows": [found]}))
+    assert check.main([str(paths[0]), f"--recorded={paths[1]}"]) == status
+    worse = [line for line in capsys.readouterr().out.splitlines() if line.endswith("worse")]
+    assert len(worse) == status and all(named in line for line in worse)
+
+
+def test_check_tells_what_is_missing_and_what_is_of_another_script(tmp_path, capsys):
+    new, old, peer = (tmp_path / name for name in ("new.json", "old.json", "peer.json"))
+    new.write_text(json.dumps({"kind": "ahead_of_time", "rows": [row()]}))
+    old.write_text(json.dumps({"kind": "ahead_of_time", "rows": [row(), row(program="predict")]}))
+    peer.write_text(json.dumps({"device": "cpu", "rows": []}))
+    assert check.main([str(new), f"--recorded={old}"]) == 2
+    assert "not measured anew: predict" in capsys.readouterr().out
+    assert check.main([str(new), f"--recorded={old}", "--partial"]) == 0
+    assert check.main([str(new), f"--recorded={peer}"]) == 2
+    assert "different scripts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "extra"), [("v5e", "tpu"), ("h100", "cuda13")])
+def test_a_missing_compiler_is_one_line(target, extra, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert f"pip install '.[{extra}]'" in absent_devices.missing_plugin(target)
+
+
+def has(target: str) -> bool:
+    return absent_devices.missing_plugin(target) is None
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    script = [sys.executable, "benchmarks/ahead_of_time.py", *arguments]
+    return subprocess.run(script, cwd=ROOT, env=own, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(has("h100"), reason="the CUDA plugin is installed")
+def test_the_script_says_what_to_install():
+    found = command("--target=h100", "--config=configs/movi_c.py")
+    assert found.returncode == 2 and found.stderr.startswith("error: --target=h100 needs")
+
+
+def test_the_environment_is_set_for_the_target_only(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    for name in absent_devices.ENVIRONMENT:
+        monkeypatch.setenv(name, "as it was")
+    absent_devices.prepare("v5e")
+    assert "XLA_FLAGS" not in os.environ and os.environ["JAX_PLATFORMS"] == "as it was"
+    absent_devices.prepare("h100")
+    assert os.environ.pop("XLA_FLAGS") == absent_devices.GPU_FLAGS
+
+
+LOWER = """
+import sys
+from benchmarks import absent_devices
+absent_devices.prepare("h100")
+import jax
+from benchmarks.ahead_of_time import calls
+from smoothsa_jax.config import load_config
+mesh = absent_devices.mesh_of("h100", (1, 1))
+for name in sys.argv[1:]:
+    config = load_config(f"configs/{name}.py")
+    with config.unlocked():
+        config.dtype = "bfloat16"
+        config.model.backbone.update(weights="random", depth=1)
+    for program, function, shapes in calls(config, mesh, 2, ("train", "predict")):
+        text = function.lower(*shapes).as_text()
+        print(name, program, text.count("__cudnn$fmhaSoftmax"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has("h100"), reason="needs the CUDA plugin: pip install '.[cuda13]'")
+def test_every_recipe_lowers_for_an_h100_with_cudnn():
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    names = [name for name in names if name not in ("recipes", "sprites")]
+    found = subprocess.run(
+        [sys.executable, "-c", LOWER, *names], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    counts = dict(line.rsplit(maxsplit=1) for line in found.stdout.splitlines())
+    assert len(counts) == 2 * len(names)
+    assert all(int(count) >= 1 for count in counts.values())  # the backbone at least
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has("v5e"), reason="needs libtpu: pip install '.[tpu]'")
+def test_movi_c_compiles_for_a_v5e(tmp_path):
+    file = tmp_path / "rows.json"
+    small = ("--config.model.backbone.depth=1", "--batch=2", "--programs=train", f"--json={file}")
+    found = command("--target=v5e", "--config=configs/movi_c.py", "--config.dtype=bfloat16", *small)
+    assert found.returncode == 0, found.stderr[-2000:]
+    (plan,) = json.loads(file.read_text())["rows"]
+    assert 0.1 < plan["peak_gb"] < 16 and plan["tflop"] > 0.05 and plan["ms_estimated"] > 0.1
+    assert "compiled, not run" in found.stdout
