@@ -38,20 +38,21 @@ if __name__ == "__main__":  # before JAX is imported
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
 from benchmarks.communication import collectives  # noqa: E402
 from benchmarks.compiled_text import Program  # noqa: E402
-from benchmarks.train_step import count_flop  # noqa: E402
+from benchmarks.train_step import unrolled_scans  # noqa: E402
 from smoothsa_jax.config import image_size_of  # noqa: E402
 from smoothsa_jax.errors import UserError  # noqa: E402
 from smoothsa_jax.evaluation import counting  # noqa: E402
 from smoothsa_jax.inference.segmenter import Segmenter  # noqa: E402
 from smoothsa_jax.models.build import build_model  # noqa: E402
 from smoothsa_jax.models.parameters import shapes_in_place, split  # noqa: E402
-from smoothsa_jax.training.mesh import backend_of_mesh, replicated, spread  # noqa: E402
+from smoothsa_jax.training.mesh import AXES, backend_of_mesh, replicated, spread  # noqa: E402
 from smoothsa_jax.training.recognition import build_recognition  # noqa: E402
 from smoothsa_jax.training.step import build_training  # noqa: E402
 
@@ -147,8 +148,14 @@ def stream_calls(config: ConfigDict, mesh: Mesh) -> dict[str, Call]:
 # ------------------------------------------------------------------------------------------------------- the figures
 
 
-def figures(function: Callable, shapes: tuple, target: str) -> tuple[dict[str, Any], Program]:
-    """What the compiler plans for one call, and the program's text."""
+def figures(
+    function: Callable, shapes: tuple, target: str, flop: float | None
+) -> tuple[dict[str, Any], Program]:
+    """What the compiler plans for one call, and the program's text.
+
+    Args:
+        flop: of one call on one device, where the compiler counts none.
+    """
     chip = TARGETS[target]
     begin = time.perf_counter()
     lowered = function.lower(*shapes)
@@ -162,7 +169,7 @@ def figures(function: Callable, shapes: tuple, target: str) -> tuple[dict[str, A
     if chip.platform == "tpu":
         flop, moved = cost["flops"], cost["bytes accessed"]
     else:
-        flop, moved = count_flop(function, *shapes), sum(x.moved for x in operations)
+        moved = sum(x.moved for x in operations)
     sent = collections.Counter()
     for collective in collectives(text):
         sent[collective.kind] += collective.sent
@@ -183,11 +190,25 @@ def figures(function: Callable, shapes: tuple, target: str) -> tuple[dict[str, A
     return found, program
 
 
+def counted_flop(
+    config: ConfigDict, batch: int, wanted: Sequence[str], devices: int
+) -> dict[str, float]:
+    """Of each program, for one of the devices that share a batch; counted on the same programs for a CPU."""
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), AXES)
+    found = {}
+    for name, function, shapes in calls(config, mesh, batch, wanted):
+        share = 1 if name.startswith("stream") else devices
+        with unrolled_scans():
+            found[name] = function.lower(*shapes).cost_analysis()["flops"] / share
+    return found
+
+
 def told(row: dict[str, Any]) -> str:
     """A row for people."""
     name = f"{row['program']}, {row['config']}, {row['dtype']}, {row['batch']} samples"
-    estimate = f", the compiler's estimate {row['ms_estimated']:.2f} ms" * ("ms_estimated" in row)
-    counted = "operations" if "ms_estimated" in row else "kernels"
+    estimate, counted = "", "kernels"
+    if "ms_estimated" in row:
+        estimate, counted = f", the compiler's estimate {row['ms_estimated']:.2f} ms", "operations"
     sent = ", ".join(f"{kind} {size:.1f} MB" for kind, size in row["sent_mb"].items()) or "nothing"
     return (
         f"{name}, {row['target']} {row['mesh']} (compiled, not run)\n"
@@ -270,8 +291,11 @@ def main(arguments: Sequence[str]) -> int:
     settings = [x.removeprefix("--config.") for x in arguments if x.startswith("--config.")]
     settings = [x for x in settings if not x.startswith(("dtype=", "model.backbone.weights="))]
     rows = []
+    flop = {}
+    if TARGETS[options.target].platform == "cuda":
+        flop = counted_flop(config, batch, options.programs, devices=shape[0] * shape[1])
     for name, function, shapes in calls(config, mesh, batch, options.programs):
-        found, program = figures(function, shapes, options.target)
+        found, program = figures(function, shapes, options.target, flop.get(name))
         row = {
             "program": name,
             "config": " ".join([config.name, *settings]),
