@@ -168,11 +168,16 @@ def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS)
 
 
 def small_program() -> dict[str, float]:
-    """A function with a loop over frames and a loss that compares samples: gradients of each mesh beside one device's."""
+    """Gradients of each mesh beside one device's: a loop over frames, a loss that compares samples.
+
+    In float64, up to the loss's softmax. In float32 the terms of the bias's gradient cancel so far
+    that one device alone is off by 6e-7, and each version of the compiler by another amount.
+    """
+    jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(0)
     shapes = {"inner": (64, 96), "outer": (96, 64), "bias": (64,)}
-    arrays = {name: rng.normal(size=shape, scale=0.1).astype("f") for name, shape in shapes.items()}
-    inputs = {"x": rng.normal(size=(16, 3, 4, 64)).astype("f"), "mask": rng.random((16, 4)) > 0.2}
+    arrays = {name: rng.normal(size=shape, scale=0.1) for name, shape in shapes.items()}
+    inputs = {"x": rng.normal(size=(16, 3, 4, 64)), "mask": rng.random((16, 4)) > 0.2}
 
     def function(arrays, inputs):
         def frame(slots, x):
@@ -209,7 +214,7 @@ def test_a_small_program_on_every_mesh():
     report = on_eight_devices("small_program()")
     assert len(report) == 10
     for name, value in report.items():
-        assert value == 0 if "loops" in name else value < 1e-6, report
+        assert value == 0 if "loops" in name else value < 5e-7, report
 
 
 def move(folder: str) -> dict[str, int]:
