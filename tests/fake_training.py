@@ -1,5 +1,6 @@
 """A training step that compiles at once, for tests of the loop around it: real data, real checkpoints, no model."""
 
+import types
 from collections.abc import Callable
 
 import jax
@@ -62,7 +63,7 @@ def fake_training(
 
     params = {"w": jnp.linspace(0.0, 1.0, width) + config.seed}
     return Training(
-        definition=None,
+        definition=types.SimpleNamespace(dtype="float32"),
         state=jax.device_put(create_state(params, optimizer), replicated(mesh)),
         frozen=jax.device_put({"backbone.f": jnp.ones(2)}, replicated(mesh)),
         train_step=train_step,

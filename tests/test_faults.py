@@ -18,11 +18,12 @@ from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.config import config_from_command_line, differences
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.backend import CPU, Backend
 from smoothsa_jax.training import compiling, evaluating, logging, runtime, scoring
 from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
 from smoothsa_jax.validation import validate
 
+GPU = Backend("cuda", 9.0, has_cudnn=True)
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
 
 

@@ -38,21 +38,22 @@ def attend(
         dropout_rate: applied to the weights where `dropout_key` is given, which are then written out.
         differentiated: whether a gradient may pass.
     """
-    if dropout_key is not None:
+    head_size, lengths = query.shape[-1] // num_heads, (query.shape[1], key.shape[1])
+    masked, dropped = key_mask is not None, dropout_key is not None
+    cudnn = not dropped and takes_cudnn(
+        backend, query.dtype, head_size, lengths, masked, differentiated
+    )
+    # Of the plain form a GPU's compiler makes one kernel: scale, mask, softmax and cast.
+    if dropped or (backend.is_gpu and not cudnn):
         return attend_with_weights(
             query, key, value, num_heads, key_mask, dropout_rate, dropout_key
         )[0]
     query, key, value = (_heads(x, num_heads) for x in (query, key, value))
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    lengths = query.shape[1], key.shape[1]
-    if backend.is_cpu:
-        mixed = _attend_on_cpu(query, key, value, mask)
-    elif takes_cudnn(
-        backend, query.dtype, query.shape[-1], lengths, mask is not None, differentiated
-    ):
+    if cudnn:
         mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-    elif backend.is_gpu:
-        mixed = _divided_first(query, key, value, mask)
+    elif backend.is_cpu:
+        mixed = _attend_on_cpu(query, key, value, mask)
     else:
         mixed = _with_few_residuals(query, key, value, mask)
     return mixed.reshape(*mixed.shape[:2], -1)
@@ -114,28 +115,18 @@ def _attend_on_cpu(query, key, value, mask):
     return jax.lax.map(lambda sample: _divided_last(*sample), (query, key, value))
 
 
-def _divided_first(query, key, value, mask=None):
-    """The plain form: a GPU's compiler makes one kernel of scale, mask, softmax and cast."""
-    logits = jnp.einsum("bqhd,bshd->bhqs", query, key, preferred_element_type=jnp.float32)
-    logits = logits * query.shape[-1] ** -0.5
-    if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqs,bshd->bqhd", weights, value)
-
-
 def _divided_last(query, key, value, mask=None):
-    return _mixed_and_weights(query, key, value, mask)[0]
+    return _mixed_and_weights(query, key, value, mask, query.dtype)[0]
 
 
 @jax.custom_vjp
 def _with_few_residuals(query, key, value, mask):
-    """`_divided_last`; its gradient keeps the weights in the dtype of the values, where JAX's own keeps them in float32."""
-    return _divided_last(query, key, value, mask)
+    """Sums in float32, and a gradient that keeps the weights in the dtype of the values, where JAX's own keeps float32."""
+    return _mixed_and_weights(query, key, value, mask, jnp.float32)[0]
 
 
 def _forward(query, key, value, mask):
-    mixed, weights, total = _mixed_and_weights(query, key, value, mask)
+    mixed, weights, total = _mixed_and_weights(query, key, value, mask, jnp.float32)
     return mixed, (query, key, value, mixed, weights, total)
 
 
@@ -160,22 +151,26 @@ def _backward(residuals, cotangent):
 _with_few_residuals.defvjp(_forward, _backward)
 
 
-def _mixed_and_weights(query, key, value, mask):
+def _mixed_and_weights(query, key, value, mask, dtype):
     """Heads in front, and the softmax divided by its sum only after the values are mixed: fewer passes over the large array.
+
+    Args:
+        dtype: of what the two products give.
 
     Returns:
         The mixed values (B,Q,H,D), the weights (B,H,Q,S) before they are divided, and their sums.
     """
     query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
     scaled = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("...qd,...sd->...qs", scaled, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...qd,...sd->...qs", scaled, key, preferred_element_type=dtype)
+    logits = logits.astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     total = weights.sum(axis=-1, keepdims=True)
     weights = weights.astype(value.dtype)
-    mixed = jnp.einsum("...qs,...sd->...qd", weights, value, preferred_element_type=jnp.float32)
+    mixed = jnp.einsum("...qs,...sd->...qd", weights, value, preferred_element_type=dtype)
     return (mixed / total).astype(value.dtype).swapaxes(-3, -2), weights, total
 
 
