@@ -11,10 +11,9 @@ Needs the compiler of the target: `pip install '.[tpu]'` or `'.[cuda13]'`. Progr
     count     what turns attention into counted masks, for the scores
     stream    the three programs of `Segmenter.stream`: a frame's features, a first frame, a later frame
 
-Every figure is compiled, not run. "moved" is what all operations read and write: on a TPU as its compiler counts, on-chip memory
-included; on a GPU as `compiled_text.py` counts. FLOP are the compiler's on a TPU, a loop counted once, and on a GPU, whose compiler
-counts none, those of the same program before it is compiled, its loops written out. `--record` keeps the rows in
-benchmarks/recorded/ahead_of_time.json; `check.py` names what is worse there by more than 3 %.
+Every figure is compiled, not run. "moved" is what all operations read and write, on-chip memory included, as `compiled_text.py` counts;
+a TPU's compiler has a count of its own, with each loop once. FLOP are those of the same program before it is compiled, its loops written
+out. `--record` keeps the rows in benchmarks/recorded/ahead_of_time.json; `check.py` names what is worse there by more than 3 %.
 """
 
 import argparse
@@ -149,12 +148,12 @@ def stream_calls(config: ConfigDict, mesh: Mesh) -> dict[str, Call]:
 
 
 def figures(
-    function: Callable, shapes: tuple, target: str, flop: float | None
+    function: Callable, shapes: tuple, target: str, flop: float
 ) -> tuple[dict[str, Any], Program]:
     """What the compiler plans for one call, and the program's text.
 
     Args:
-        flop: of one call on one device, where the compiler counts none.
+        flop: of one call on one device.
     """
     chip = TARGETS[target]
     begin = time.perf_counter()
@@ -166,10 +165,7 @@ def figures(
     text = compiled.as_text()
     program = Program(text)
     operations = list(program.operations())
-    if chip.platform == "tpu":
-        flop, moved = cost["flops"], cost["bytes accessed"]
-    else:
-        moved = sum(x.moved for x in operations)
+    moved = sum(x.moved for x in operations)
     sent = collections.Counter()
     for collective in collectives(text):
         sent[collective.kind] += collective.sent
@@ -185,6 +181,8 @@ def figures(
         "lower_s": round(middle - begin, 1),
         "compile_s": round(end - middle, 1),
     }
+    if "bytes accessed" in cost:
+        found["compiler_gb"] = cost["bytes accessed"] / 1e9
     if chip.clock:
         found["ms_estimated"] = 1e3 * sum(x.cycles for x in operations) / chip.clock
     return found, program
@@ -209,11 +207,12 @@ def told(row: dict[str, Any]) -> str:
     estimate, counted = "", "kernels"
     if "ms_estimated" in row:
         estimate, counted = f", the compiler's estimate {row['ms_estimated']:.2f} ms", "operations"
+    own = f" ({row['compiler_gb']:.2f} as its compiler counts)" if "compiler_gb" in row else ""
     sent = ", ".join(f"{kind} {size:.1f} MB" for kind, size in row["sent_mb"].items()) or "nothing"
     return (
         f"{name}, {row['target']} {row['mesh']} (compiled, not run)\n"
         f"  peak memory {row['peak_gb']:.2f} GB, temporary {row['temporary_gb']:.2f} GB; "
-        f"{row['operations']} {counted}; moved {row['moved_gb']:.2f} GB, {row['tflop']:.3f} TFLOP; sent: {sent}\n"
+        f"{row['operations']} {counted}; moved {row['moved_gb']:.2f} GB{own}, {row['tflop']:.3f} TFLOP; sent: {sent}\n"
         f"  limit by FLOP {row['ms_by_flop']:.2f} ms, by bandwidth {row['ms_by_bandwidth']:.2f} ms{estimate}; "
         f"lowered in {row['lower_s']:.0f} s, compiled in {row['compile_s']:.0f} s"
     )
@@ -291,11 +290,9 @@ def main(arguments: Sequence[str]) -> int:
     settings = [x.removeprefix("--config.") for x in arguments if x.startswith("--config.")]
     settings = [x for x in settings if not x.startswith(("dtype=", "model.backbone.weights="))]
     rows = []
-    flop = {}
-    if TARGETS[options.target].platform == "cuda":
-        flop = counted_flop(config, batch, options.programs, devices=shape[0] * shape[1])
+    flop = counted_flop(config, batch, options.programs, devices=shape[0] * shape[1])
     for name, function, shapes in calls(config, mesh, batch, options.programs):
-        found, program = figures(function, shapes, options.target, flop.get(name))
+        found, program = figures(function, shapes, options.target, flop[name])
         row = {
             "program": name,
             "config": " ".join([config.name, *settings]),

@@ -100,7 +100,7 @@ class Program:
         shapes = {x.name: x.shape for x in self._bodies[name]}
         for x in self._bodies[name]:
             if x.opcode == "while":
-                turns = int(x.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
+                turns = self._turns(x)
                 yield from self._walk(x.attribute(r"body=%?([\w.\-]+)"), times * turns)
             elif x.opcode not in FREE and not x.opcode.endswith(("-done", "-update")):
                 result = size_of(WORKSPACE.sub("", x.shape))
@@ -108,6 +108,15 @@ class Program:
                 read = sum(min(size_of(shapes.get(y, "")), bound) for y in x.operands)
                 moved = times * (result + read)
                 yield Operation(self._kind(x), self._line(x), times, moved, times * x.cycles)
+
+    def _turns(self, loop: Instruction) -> int:
+        """Of a loop: as the compiler notes it, else what its condition counts up to."""
+        if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        condition = self._bodies.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
+        counts = [x for x in condition if x.opcode == "constant" and x.shape.startswith("s32[]")]
+        below = any(x.opcode == "compare" and "direction=LT" in x.rest for x in condition)
+        return int(counts[0].rest.split(")")[0]) if below and len(counts) == 1 else 1
 
     def _kind(self, x: Instruction) -> str:
         if x.opcode.endswith("-start"):

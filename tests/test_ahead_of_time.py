@@ -72,6 +72,21 @@ def test_bytes_turns_lines_and_cycles_are_read():
     assert len(kinds) == 3
 
 
+def test_turns_of_a_loop_are_what_its_condition_counts_to():
+    """A TPU's compiler does not note them."""
+    condition = """%cond (arg: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(23)
+  %at = s32[] get-tuple-element(%arg), index=0
+  ROOT %lt = pred[] compare(%at, %limit), direction=LT
+}
+
+ENTRY"""
+    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
+    assert max(x.times for x in Program(text).operations()) == 1
+    text = text.replace("ENTRY", condition)
+    assert max(x.times for x in Program(text).operations()) == 23
+
+
 def test_sizes_of_shapes():
     assert size_of("(f32[2,3]{1,0:T(8,128)}, pred[], bf16[0,5])") == 24 + 1
 
