@@ -32,6 +32,7 @@ from smoothsa_jax.training.step import build_training  # noqa: E402
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 BYTES |= {"s64": 8, "u64": 8, "f64": 8}
+CONTINUED = re.compile(r"%async-collective-done|=%?async_collective_fusion")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -92,7 +93,8 @@ def collectives(text: str) -> list[Collective]:
             for callee in re.findall(
                 r"(?:calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line
             ):
-                if callee in bodies:
+                # A TPU spreads a collective over the operations beside it, each of which names it again.
+                if callee in bodies and not CONTINUED.search(line):
                     walk(callee, times)
             match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
             if match and (group := _group_size(line)) > 1:

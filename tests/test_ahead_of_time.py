@@ -14,6 +14,7 @@ from test_benchmarks import load
 
 sys.path.insert(0, str(ROOT))
 from benchmarks import absent_devices  # noqa: E402
+from benchmarks.communication import collectives  # noqa: E402
 from benchmarks.compiled_text import Program, size_of  # noqa: E402
 
 check = load("check")
@@ -216,3 +217,19 @@ def test_movi_c_compiles_for_a_v5e(tmp_path):
     (plan,) = json.loads(file.read_text())["rows"]
     assert 0.1 < plan["peak_gb"] < 16 and plan["tflop"] > 0.05 and plan["ms_estimated"] > 0.1
     assert "compiled, not run" in found.stdout
+
+
+def test_a_collective_that_is_spread_over_others_counts_once():
+    gather = "all-gather(%x), replica_groups={{0,1,2,3}}, dimensions={0}"
+    bodies = "\n".join(
+        f"%{name} (x: f32[4]) -> f32[16] {{\n  ROOT %g = f32[16]{{0}} {gather}\n}}\n"
+        for name in ("begin", "async_collective_fusion.1", "end")
+    )
+    entry = """ENTRY %main (x: f32[4]) -> f32[16] {
+  %async-collective-start.1 = f32[16]{0} fusion(%x), kind=kCustom, calls=%begin
+  %fusion.2 = f32[16]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
+  %async-collective-done.1 = f32[16]{0} fusion(%x), kind=kCustom, calls=%end
+}
+"""
+    (found,) = collectives(bodies + entry)
+    assert (found.kind, found.group, found.result, found.times) == ("all-gather", 4, 64, 1)
