@@ -140,8 +140,11 @@ def _backward(residuals, cotangent):
     query, key, value, mixed, weights, total = residuals
     dtype, float32 = value.dtype, jnp.float32
     cotangent = cotangent.astype(float32) / total.swapaxes(-3, -2)
-    # By which all logits of a query fall, as the weights sum to one.
-    shared = jnp.sum(cotangent * mixed.astype(float32), axis=-1).swapaxes(-2, -1)[..., None]
+    # By which all logits of a query fall, as the weights sum to one: the sum over each head's channels, as a matrix product,
+    # since a TPU would turn the array around for a sum.
+    products = (cotangent * mixed.astype(float32)).reshape(*mixed.shape[:-2], -1)
+    of_head = jnp.repeat(jnp.eye(mixed.shape[-2]), mixed.shape[-1], axis=0)
+    shared = jnp.einsum("...qe,eh->...hq", products, of_head, precision="highest")[..., None]
     cotangent = cotangent.astype(dtype)
     to_value = jnp.einsum("...hqs,...qhd->...shd", weights, cotangent)
     to_weights = jnp.einsum(
@@ -233,11 +236,11 @@ class MultiHeadAttention(nnx.Module):
         """Keys and values of a memory, of any leading axes: of all frames at once, where it is looked at frame by frame."""
         width = memory.shape[-1]
         kernel = self.in_projection[...][:, width:]
-        key, value = packed_products(memory, kernel, 2, self.backend, self.differentiated)
+        key, value = packed_products(memory, kernel, 2, self.backend)
         return key, value
 
     def _project(self, x, memory):
         kernel, width = self.in_projection[...], x.shape[-1]
         if memory is None:
-            return packed_products(x, kernel, 3, self.backend, self.differentiated)
+            return packed_products(x, kernel, 3, self.backend)
         return product(x, kernel[:, :width], self.backend), *memory

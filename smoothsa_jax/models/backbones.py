@@ -113,7 +113,7 @@ class ViTBlock(nnx.Module):
     def project(self, x: Float[Array, "B S C"]) -> list[Float[Array, "B S C"]]:
         """Query, key and value."""
         qkv, normed = self.qkv, self.norm_attention(x)
-        found = packed_products(normed, qkv.kernel[...], 3, self.backend, self.differentiated)
+        found = packed_products(normed, qkv.kernel[...], 3, self.backend)
         if qkv.bias is None:
             return found
         return [x + bias for x, bias in zip(found, jnp.split(qkv.bias[...], 3), strict=True)]

@@ -1,5 +1,6 @@
 """Small layers with the initial values and numerics of the authors' program (method section 5)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,21 +44,36 @@ def uniform(bound: float) -> nnx.Initializer:
 
 
 def packed_products(
-    x: Float[Array, "... in"],
-    kernel: Float[Array, "in n*out"],
-    num: int,
-    backend: Backend,
-    differentiated: bool,
+    x: Float[Array, "... in"], kernel: Float[Array, "in n*out"], num: int, backend: Backend
 ) -> list[Float[Array, "... out"]]:
     """The `num` products with the equal parts that a kernel packs side by side.
 
-    One product that is cut, or one each: cutting is a copy on a GPU or TPU, but the gradient of one product is cheaper, and
-    so is one kernel for few rows. A GPU's compiler merges small products of one input in any case.
+    One product that is cut, or one each: cutting is a copy on a GPU or TPU, but one kernel does for few rows, and a GPU's
+    compiler merges small products of one input again.
     """
-    few = x.size < MERGED_ON_A_GPU if backend.is_gpu else x.shape[-2] < FEW_ROWS
-    if backend.is_cpu or differentiated or few:
-        return jnp.split(product(x, kernel, backend), num, axis=-1)
-    return [product(x, part, backend) for part in jnp.split(kernel, num, axis=-1)]
+    many = {"tpu": x.shape[-2] >= FEW_ROWS, "cuda": x.size >= MERGED_ON_A_GPU}
+    if many.get(backend.platform, False):
+        return list(_products_apart(x, kernel, num))
+    return jnp.split(product(x, kernel, backend), num, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _products_apart(x, kernel, num):
+    """One product each; their gradient is that of one product, which is cheaper."""
+    return tuple(x @ part for part in jnp.split(kernel, num, axis=-1))
+
+
+def _products_forward(x, kernel, num):
+    return _products_apart(x, kernel, num), (x, kernel)
+
+
+def _products_backward(num, residuals, cotangents):
+    x, kernel = residuals
+    packed = jnp.concatenate(cotangents, axis=-1)
+    return packed @ kernel.T, jnp.einsum("...c,...d->cd", x, packed)
+
+
+_products_apart.defvjp(_products_forward, _products_backward)
 
 
 def in_turns(function: Callable, inputs: Any, most: int) -> Any:
