@@ -43,7 +43,7 @@ from jax.sharding import Mesh  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from benchmarks.communication import collectives  # noqa: E402
+from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.compiled_text import Program  # noqa: E402
 from benchmarks.train_step import unrolled_scans  # noqa: E402
 from smoothsa_jax.config import image_size_of  # noqa: E402

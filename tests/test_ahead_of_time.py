@@ -14,6 +14,7 @@ from test_benchmarks import load
 
 sys.path.insert(0, str(ROOT))
 from benchmarks import absent_devices  # noqa: E402
+from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.compiled_text import Program, size_of  # noqa: E402
 
 check = load("check")
@@ -74,6 +75,96 @@ def test_bytes_turns_lines_and_cycles_are_read():
 
 def test_sizes_of_shapes():
     assert size_of("(f32[2,3]{1,0:T(8,128)}, pred[], bf16[0,5])") == 24 + 1
+
+
+# As the TPU's compiler writes loops: without the number of their turns.
+BOUND = """
+%cond (arg: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5), metadata={op_name="jit(step)/while"}
+  %arg.1 = (s32[], f32[4,8]{1,0}) parameter(0)
+  %count.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%count.1, %limit), direction=LT, metadata={op_name="lt"}
+}
+"""
+
+
+def without_turns(text: str) -> str:
+    return text.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
+
+
+def test_turns_are_those_of_the_condition_where_the_text_has_no_number():
+    text = without_turns(TEXT).replace("\n%body", BOUND + "\n%body")
+    assert list(Program(text).operations()) == list(Program(TEXT).operations())
+    for unknown in (
+        text.replace("direction=LT", "direction=NE"),
+        text.replace("constant(5)", "x()"),
+    ):
+        loop = next(x for x in Program(unknown).steps() if x.body == "body")
+        assert loop.times is None
+        assert {x.times for x in Program(unknown).operations()} == {1}
+
+
+def test_branches_and_calls_run():
+    text = """HloModule jit_step, num_partitions=8
+
+%one (a: f32[4]) -> f32[4] {
+  ROOT %tanh.1 = f32[4]{0} tanh(%a)
+}
+
+%two (b: f32[4]) -> f32[4] {
+  ROOT %exp.1 = f32[4]{0} exponential(%b)
+}
+
+ENTRY %main (x: f32[4], i: s32[]) -> f32[4] {
+  %called = f32[4]{0} call(%x), to_apply=%one
+  %either = f32[4]{0} conditional(%i, %x, %x), branch_computations={%one, %two}
+  ROOT %whole = f32[32]{0} all-gather(%either), replica_groups={}, dimensions={0}
+}
+"""
+    kinds = [x.kind for x in Program(text).operations()]
+    assert kinds == ["tanh", "tanh", "exponential", "all-gather"]
+    assert [(x.kind, x.group, x.result) for x in collectives(text)] == [("all-gather", 8, 128)]
+
+
+BESIDE = """HloModule jit_step, num_partitions=4
+
+%starts (p: bf16[2,8]) -> (bf16[2,8], bf16[8,8]) {
+  %gathered.1 = bf16[8,8]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="3"}
+  ROOT %begun = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) custom-call(%gathered.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%runs_beside (q: bf16[2,8], r: bf16[8,8]) -> bf16[8,8] {
+  %product = bf16[8,8]{1,0} convolution(%r, %r), dim_labels=bf_io->bf
+  ROOT %gathered.2 = bf16[8,8]{1,0} all-gather(%q), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="3"}
+}
+
+%adds (a: f32[8]) -> f32[8] {
+  ROOT %summed = f32[8]{0} all-reduce(%a), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (x: bf16[2,8], y: f32[8]) -> f32[8] {
+  %fusion.1 = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) fusion(%x), kind=kCustom, calls=%starts
+  %fusion.2 = bf16[8,8]{1,0} fusion(%x, %fusion.1), kind=kOutput, calls=%runs_beside
+  %pair = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%z), replica_groups=[1,4]<=[4], dimensions={0}
+  %whole = f32[8,8]{1,0} all-gather-done(%pair)
+  %parts = ((f32[8,8]{1,0}), f32[2,8]{1,0}) reduce-scatter-start(%whole), replica_groups=[1,4]<=[4], to_apply=%add
+  %part = f32[2,8]{1,0} reduce-scatter-done(%parts)
+  %several = ((f32[2]{0}, s32[1,8]{1,0}), (f32[8]{0}, s32[4,8]{1,0})) all-gather-start(%y, %i), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %fusion.3 = f32[8]{0} fusion(%y), kind=kLoop, calls=%adds
+}
+"""
+
+
+def test_what_is_sent_beside_other_work_counts_once():
+    """A TPU's in several fusions, a GPU's with its operands beside its results."""
+    found = [(x.kind, x.group, x.result) for x in collectives(BESIDE)]
+    assert found == [
+        ("all-gather", 4, 8 * 8 * 2),
+        ("all-gather", 4, 8 * 8 * 4),
+        ("reduce-scatter", 4, 2 * 8 * 4),
+        ("all-gather", 4, 8 * 4 + 4 * 8 * 4),
+        ("all-reduce", 4, 8 * 4),
+    ]
 
 
 def test_a_real_program_is_read():
