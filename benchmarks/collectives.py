@@ -10,7 +10,13 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 
 
 class Collective(NamedTuple):
-    """One collective of a program: its kind, the size of its groups, bytes of its result on a device, times it runs."""
+    """One collective of a program.
+
+    Attributes:
+        group: how many devices take part in each.
+        result: bytes on a device.
+        times: how often it runs.
+    """
 
     kind: str
     group: int
@@ -19,7 +25,7 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in a step, where the devices of a group pass on parts in a ring."""
+        """Bytes that a device sends, where the devices of a group pass on parts in a ring."""
         others = self.group - 1
         share = {
             "all-reduce": 2 * others / self.group,
@@ -35,7 +41,8 @@ def collectives(text: str) -> list[Collective]:
     """All collectives of an HLO module, with the loops around them.
 
     Raises:
-        ValueError: one is in a loop of which nobody knows how often it turns, or is written in an unknown way.
+        ValueError: one is in a loop of which nobody knows how often it turns, or is written in an
+            unknown way.
     """
     program, found = Program(text), []
     for step in program.steps(fused=True):
@@ -53,15 +60,18 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _is_a_later_piece(program: Program, step: Step) -> bool:
-    """The TPU's compiler writes one collective that runs beside other work into several fusions: one that starts it, those that it
-    runs beside, one that ends it. All have its `chain_id`; the first counts."""
+    """Whether an earlier instruction stands for the same collective.
+
+    The TPU's compiler writes one that runs beside other work into several fusions: one that starts
+    it, those that it runs beside, one that ends it. All have its `chain_id`; the first counts.
+    """
     if not step.fused or "chain_id=" not in step.instruction.rest:
         return False
     return not any("AsyncCollectiveStart" in x.rest for x in program.body(step.body))
 
 
 def _result(x: Instruction) -> str:
-    """The shape of what it gives. Of one that runs beside other work it is the second part of (operands, results, ...)."""
+    """The shape of what it gives; beside other work, the second part of (operands, results)."""
     is_pair = x.opcode.endswith("-start") and x.opcode != "all-reduce-start"
     parts = _parts(x.shape) if is_pair else []
     return parts[1] if len(parts) > 1 else x.shape

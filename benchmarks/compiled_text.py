@@ -1,9 +1,12 @@
-"""What a compiled program of XLA spends, read from its text: operations, bytes, the compiler's own estimates, lines of the project.
+"""What a compiled program of XLA spends, read from its text: operations, bytes, estimates, by line.
 
-A loop counts as often as it turns. The compilers for CPUs and GPUs write down how often that is; the TPU's does not, and there it is
-the bound of the loop's condition: JAX's scans count from 0 up to it. Bytes are those of an operation's results and operands, on-chip
-memory included; where an operand is much larger than the result, as of a slice, it counts at most ten times the result.
-`estimated_cycles` are written by the TPU's compiler; it has none for transfers that run beside other work.
+A loop counts as often as it turns. The compilers for CPUs and GPUs write down how often that is;
+the TPU's does not, and there it is the bound of the loop's condition: JAX's scans count up to it
+from 0.
+Bytes are those of an operation's results and operands, on-chip memory included; where an operand is
+much larger than the result, as of a slice, it counts at most ten times the result.
+`estimated_cycles` are written by the TPU's compiler; it has none for transfers that run beside
+other work.
 """
 
 import collections
@@ -64,7 +67,7 @@ class Step(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """Something that runs: what kind it is, the line of the project that it comes from, and what it costs in all its turns."""
+    """Something that runs: its kind, its line in the project, what it costs in all its turns."""
 
     kind: str
     line: str
@@ -111,7 +114,7 @@ class Program:
                 self._frames[table][int(found[1])] = found[2]
 
     def operations(self) -> Iterator[Operation]:
-        """All that runs and is not free, with its turns; a loop of an unknown number counts once."""
+        """All that runs and is not free, with its turns; a loop of an unknown number has one."""
         for x, times, body, _ in self.steps():
             if x.opcode not in FREE and not x.opcode.endswith(("-done", "-update")):
                 times = times or 1
