@@ -9,15 +9,13 @@ for each program. Every figure is compiled, not run.
 
     programs   train, predict, count (what turns attention into counted masks), and of
                `Segmenter.stream` three: a frame's features, a first frame, a later frame
-    moved      what all operations read and write: on a TPU as its compiler counts, on-chip memory
-               included and the body of a loop once; on a GPU as compiled_text.py counts
-    FLOP       of one device: on a TPU its compiler's count, the body of a loop once; on a GPU,
-               whose compiler counts none, those of the same program before it is compiled, its
-               loops written out
+    moved      what all operations read and write, on-chip memory included, as compiled_text.py
+               counts; a TPU's compiler has a count of its own, with the body of a loop once
+    FLOP       of one device: those of the same program before it is compiled, loops written out
     limits     by FLOP, by the memory's bandwidth and by what a device can send, each alone, at the
                data sheet's rates
-    estimate   of a TPU's compiler: the sum of its cycles, with the body of a loop once, and as
-               often as it turns
+    estimate   of a TPU's compiler: the sum of its cycles, a loop as often as it turns; and with the
+               body of a loop once, as the text has them
 
 `--record` keeps the rows in benchmarks/recorded/ahead_of_time.json; `check.py` names what is worse
 there by more than 3 %.
@@ -64,13 +62,13 @@ TOLD_ELSEWHERE = ("dtype", "model.backbone.weights")
 
 
 def figures(
-    call: programs.Call, chip: absent_devices.Chip, rate: float, flop: float | None
+    call: programs.Call, chip: absent_devices.Chip, rate: float, flop: float
 ) -> tuple[dict[str, Any], Program]:
     """What the compiler plans for one call, and the program's text.
 
     Args:
         rate: FLOP/s of matrix products.
-        flop: of one call on one device, where the compiler counts none.
+        flop: of one call on one device.
     """
     begin = time.perf_counter()
     lowered = call.function.lower(*call.arguments)
@@ -80,10 +78,7 @@ def figures(
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     program = Program(compiled.as_text())
     operations = list(program.operations())
-    if chip.platform == "tpu":
-        flop, moved = cost["flops"], cost["bytes accessed"]
-    else:
-        moved = sum(x.moved for x in operations)
+    moved = sum(x.moved for x in operations)
     sent = collections.Counter()
     for collective in collectives(program.text):
         sent[collective.kind] += collective.sent
@@ -100,13 +95,11 @@ def figures(
         "lower_s": round(middle - begin, 1),
         "compile_s": round(end - middle, 1),
     }
+    if "bytes accessed" in cost:
+        found["compiler_gb"] = cost["bytes accessed"] / 1e9
     if chip.clock:
-        once, turns = (
-            sum(x.cycles // x.times for x in operations),
-            sum(x.cycles for x in operations),
-        )
-        found["ms_estimated"] = 1e3 * once / chip.clock
-        found["ms_estimated_turns"] = 1e3 * turns / chip.clock
+        found["ms_estimated"] = 1e3 * sum(x.cycles for x in operations) / chip.clock
+        found["ms_estimated_once"] = 1e3 * sum(x.cycles // x.times for x in operations) / chip.clock
     return found, program
 
 
@@ -118,15 +111,16 @@ def told(row: dict[str, Any]) -> str:
     if "ms_estimated" in row:
         counted = "operations"
         estimate = (
-            f"; the compiler's estimate {row['ms_estimated']:.4g} ms with the body of a loop once, "
-            f"{row['ms_estimated_turns']:.4g} ms with its turns"
+            f"; the compiler's estimate {row['ms_estimated']:.4g} ms, "
+            f"{row['ms_estimated_once']:.4g} ms with the body of a loop once"
         )
+    own = f" ({row['compiler_gb']:.4g} as its compiler counts)" if "compiler_gb" in row else ""
     sent = ", ".join(f"{kind} {size:.4g} MB" for kind, size in row["sent_mb"].items()) or "nothing"
     return (
         f"{name}, {row['target']} {row['mesh']} (compiled, not run)\n"
         f"  peak memory {row['peak_gb']:.4g} of {chip.memory / 1e9:.0f} GB, "
         f"temporary {row['temporary_gb']:.4g} GB; {row['operations']} {counted}; "
-        f"moved {row['moved_gb']:.4g} GB; {row['tflop']:.4g} TFLOP; sent: {sent}\n"
+        f"moved {row['moved_gb']:.4g} GB{own}; {row['tflop']:.4g} TFLOP; sent: {sent}\n"
         f"  limit by FLOP {row['ms_by_flop']:.4g} ms, "
         f"by bandwidth {row['ms_by_bandwidth']:.4g} ms, "
         f"by what is sent {row['ms_by_link']:.4g} ms{estimate}\n"
@@ -240,13 +234,10 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = absent_devices.mesh_of(options.target, options.mesh)
     rate = chip.flops_of(config.dtype, config.get("matmul_precision", "default"))
-    flop = {}
-    if chip.platform == "cuda":
-        flop = programs.counted_flop(config, options.batch, options.programs)
+    flop = programs.counted_flop(config, options.batch, options.programs)
     rows = []
     for call in programs.calls(config, mesh, options.batch, options.programs):
-        own = flop[call.name] / call.mesh.size if flop else None
-        found, program = figures(call, chip, rate, own)
+        found, program = figures(call, chip, rate, flop[call.name] / call.mesh.size)
         row = {
             "program": call.name,
             "config": name_of(config, spec),

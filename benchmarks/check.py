@@ -36,7 +36,6 @@ PLANNED = (
     "tflop",
     "operations",
     "ms_estimated",
-    "ms_estimated_turns",
     "sent_mb",
 )
 PLANNED_KEY = ("program", "config", "dtype", "target", "mesh", "batch")

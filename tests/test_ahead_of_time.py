@@ -191,7 +191,7 @@ def test_a_real_program_is_read():
 def row(**figures):
     key = {"program": "train", "config": "movi_c", "dtype": "bfloat16", "target": "h100"}
     planned = {"peak_gb": 1.0, "moved_gb": 10.0, "operations": 1000, "sent_mb": {"all-reduce": 5.0}}
-    planned["ms_estimated_turns"] = 3.0
+    planned["ms_estimated"] = 3.0
     return {**key, "mesh": "1x1", "batch": 8, **planned, **figures}
 
 
@@ -202,7 +202,7 @@ def row(**figures):
         ({"moved_gb": 10.2, "operations": 900}, 0, ""),
         ({"moved_gb": 10.4}, 1, "moved_gb"),
         ({"operations": 1100}, 1, "operations"),
-        ({"ms_estimated_turns": 3.2}, 1, "ms_estimated_turns"),
+        ({"ms_estimated": 3.2}, 1, "ms_estimated"),
         ({"sent_mb": {"all-reduce": 5.0, "all-gather": 5.0}}, 1, "sent_mb"),
     ],
 )

@@ -11,11 +11,17 @@ from smoothsa_jax.models.layers import dropout, linear, packed_products, product
 KeysValues = tuple[Float[Array, "... S E"], Float[Array, "... S E"]]
 
 LONG = 64  # queries from which cuDNN's attention pays
+ON_CHIP = 40_000_000  # bytes of 16-bit weights, tiles' padding not counted; v5e has 128 MB
 # On a CPU:
 ONE_BY_ONE = 2**16  # logits of one sample from which samples are taken one by one
 WRITTEN_OUT = (
     32  # samples at most that are written out, so that they run beside each other; more are a loop
 )
+
+
+def samples_at_once(num_heads: int, queries: int, keys: int) -> int:
+    """Of how many samples the weights of attention stay in a TPU's vector memory; with more, time a sample grows by 40 to 70 %."""
+    return max(1, ON_CHIP // (2 * num_heads * queries * keys))
 
 
 def attend(

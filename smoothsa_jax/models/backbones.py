@@ -9,11 +9,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.attention import attend
+from smoothsa_jax.models.attention import attend, samples_at_once
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.layers import (
     MLP,
     SwiGLU,
+    in_turns,
     layer_norm,
     linear,
     packed_products,
@@ -169,11 +170,19 @@ class PatchTransformer(nnx.Module):
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
         self.position = normal((1, self.num_tokens, width)) if positions else None
         self.class_token = normal((1, 1, width))  # its position, if any, is folded in
+        self.num_prefix = 1 + registers
         # An array without elements cannot be saved.
         self.registers = normal((1, registers, width)) if registers else None
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         """Patch tokens before the final LayerNorm; `images` are normalised."""
+        if not self.backend.is_tpu:
+            return self._tokens(images)
+        length = self.num_tokens + self.num_prefix
+        most = samples_at_once(self.blocks[0].num_heads, length, length)
+        return in_turns(self._tokens, (images,), most)
+
+    def _tokens(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         batch = images.shape[0]
         if images.shape[1:3] != self.size:
             images = resized(images, self.size, self.embed.kernel.dtype)

@@ -6,7 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.layers import MLP, layer_norm, linear, position_waves
+from smoothsa_jax.models.attention import samples_at_once
+from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.layers import MLP, in_turns, layer_norm, linear, position_waves
 from smoothsa_jax.models.transformer import PreNormLayer
 
 
@@ -16,6 +18,9 @@ class RandomARDecoder(nnx.Module):
     In training some tokens are visible and the rest are a learned mask token; at evaluation all are visible.
     Its attention is the last layer's cross-attention, softmax over slots, averaged over heads.
     """
+
+    backend = CPU
+    differentiated = True
 
     def __init__(
         self,
@@ -60,6 +65,14 @@ class RandomARDecoder(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[Array, "B M C"], Float[Array, "B N M"]]:
         """Returns reconstruction and attention. `visible` None: every token is."""
+        inputs = features, slots, visible, slot_mask
+        if not self.backend.is_tpu or self.differentiated:
+            return self._decoded(*inputs)
+        num_tokens = features.shape[1]
+        most = samples_at_once(self.layers[0].self_attention.num_heads, num_tokens, num_tokens)
+        return in_turns(self._decoded, inputs, most)
+
+    def _decoded(self, features, slots, visible, slot_mask):
         tokens = self.norm_features(self.project_features(features))
         if visible is not None:
             tokens = jnp.where(visible[..., None], tokens, self.mask_token[...])

@@ -1,5 +1,8 @@
 """Small layers with the initial values and numerics of the authors' program (method section 5)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +58,19 @@ def packed_products(
     if backend.is_cpu or differentiated or few:
         return jnp.split(product(x, kernel, backend), num, axis=-1)
     return [product(x, part, backend) for part in jnp.split(kernel, num, axis=-1)]
+
+
+def in_turns(function: Callable, inputs: Any, most: int) -> Any:
+    """`function(*inputs)` of (B, ...) inputs, at most `most` samples at once, in equal parts; where there are none, of all."""
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    least = -(-batch // most)
+    turns = next((n for n in range(least, 2 * least + 1) if batch % n == 0), 1)
+    if turns == 1:
+        return function(*inputs)
+    cut = lambda x: x.reshape(turns, batch // turns, *x.shape[1:])  # noqa: E731
+    join = lambda x: x.reshape(batch, *x.shape[2:])  # noqa: E731
+    found = jax.lax.map(lambda inputs: function(*inputs), jax.tree.map(cut, inputs))
+    return jax.tree.map(join, found)
 
 
 def product(
