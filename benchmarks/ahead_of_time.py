@@ -1,28 +1,35 @@
-"""Compiles the program's real functions for a TPU or GPU that is not there, and prints what its compiler plans. Runs nothing.
+"""Compiles the program's real functions for a TPU or GPU that is not there. Runs nothing.
 
-    python benchmarks/ahead_of_time.py --target=v5e --config=configs/movi_c.py --config.dtype=bfloat16
-    python benchmarks/ahead_of_time.py --target=h100 --config=configs/coco.py --programs=train --top=10
-    python benchmarks/ahead_of_time.py --target=v5e-16 --config=configs/movi_c.py --mesh=1x16 --record
+    python benchmarks/ahead_of_time.py --target=v5e --config=configs/movi_c.py
+    python benchmarks/ahead_of_time.py --target=h100 --config=configs/coco.py --programs=train
+    python benchmarks/ahead_of_time.py --target=v5e-16 --config=configs/movi_c.py --record --top=10
 
-Needs the compiler of the target: `pip install '.[tpu]'` or `'.[cuda13]'`. Programs:
+Needs the compiler of the target: `pip install '.[tpu]'` or `'.[cuda13]'`. It prints what that plans
+for each program. Every figure is compiled, not run.
 
-    train     the training step
-    predict   the model's slots and masks of a batch at evaluation
-    count     what turns attention into counted masks, for the scores
-    stream    the three programs of `Segmenter.stream`: a frame's features, a first frame, a later frame
+    programs   train, predict, count (what turns attention into counted masks), and of
+               `Segmenter.stream` three: a frame's features, a first frame, a later frame
+    moved      what all operations read and write, on-chip memory included, as compiled_text.py
+               counts; a TPU's compiler has a count of its own, with the body of a loop once
+    FLOP       of one device: those of the same program before it is compiled, loops written out
+    limits     by FLOP, by the memory's bandwidth and by what a device can send, each alone, at the
+               data sheet's rates
+    estimate   of a TPU's compiler: the sum of its cycles, a loop as often as it turns; and with the
+               body of a loop once, as the text has them
 
-Every figure is compiled, not run. "moved" is what all operations read and write, on-chip memory included, as `compiled_text.py` counts;
-a TPU's compiler has a count of its own, with each loop once. FLOP are those of the same program before it is compiled, its loops written
-out. `--record` keeps the rows in benchmarks/recorded/ahead_of_time.json; `check.py` names what is worse there by more than 3 %.
+`--record` keeps the rows in benchmarks/recorded/ahead_of_time.json; `check.py` names what is worse
+there by more than 3 %.
 """
 
 import argparse
 import collections
+import contextlib
 import importlib.metadata
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,142 +39,48 @@ from benchmarks import absent_devices  # noqa: E402
 from benchmarks.absent_devices import TARGETS  # noqa: E402
 
 if __name__ == "__main__":  # before JAX is imported
-    named = [x.partition("=")[2] for x in sys.argv[1:] if x.startswith("--target=")]
-    absent_devices.prepare(named[-1] if named and named[-1] in TARGETS else "v5e")
+    absent_devices.prepare(absent_devices.target_of(sys.argv[1:]))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from benchmarks import cases  # noqa: E402
-from benchmarks.communication import collectives  # noqa: E402
+from benchmarks import cases, programs  # noqa: E402
+from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.compiled_text import Program  # noqa: E402
-from benchmarks.train_step import unrolled_scans  # noqa: E402
-from smoothsa_jax.config import image_size_of  # noqa: E402
+from smoothsa_jax.config import flatten, load_config, split_command_line  # noqa: E402
 from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.evaluation import counting  # noqa: E402
-from smoothsa_jax.inference.segmenter import Segmenter  # noqa: E402
-from smoothsa_jax.models.build import build_model  # noqa: E402
-from smoothsa_jax.models.parameters import shapes_in_place, split  # noqa: E402
-from smoothsa_jax.training.mesh import AXES, backend_of_mesh, replicated, spread  # noqa: E402
-from smoothsa_jax.training.recognition import build_recognition  # noqa: E402
-from smoothsa_jax.training.step import build_training  # noqa: E402
 
 RECORDED = Path(__file__).resolve().parent / "recorded" / "ahead_of_time.json"
 KIND = "ahead_of_time"
-PROGRAMS = ("train", "predict", "count", "stream")
-WHOLE_VIDEO = 24  # frames, where a config evaluates whole videos
 # What makes a row; the rest of it are figures.
 KEY = ("program", "config", "dtype", "target", "mesh", "batch")
-
-Call = tuple[Callable, tuple[Any, ...]]  # a jitted function and the shapes that it is lowered for
-
-
-# ------------------------------------------------------------------------------------------------------ the programs
+# Settings with a place of their own in a row, or without effect on a program.
+TOLD_ELSEWHERE = ("dtype", "model.backbone.weights")
 
 
-def calls(config: ConfigDict, mesh: Mesh, batch: int, wanted: Sequence[str]) -> Iterator[tuple]:
-    """(name, jitted function, shapes) of the wanted programs."""
-    recognizes = "recognition" in config
-    build = build_recognition if recognizes else build_training
-    training = build(config, mesh, shapes_only=True)
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
-    frames = config.eval.get("num_frames") or config.data.num_frames
-    frames = WHOLE_VIDEO if frames == -1 else frames
-    if "train" in wanted:
-        inputs = batch_shapes(config, mesh, batch, config.data.num_frames)
-        yield "train", training.train_step, (training.state, training.cast_frozen, inputs, key)
-    if "predict" in wanted:
-        inputs = batch_shapes(config, mesh, batch, frames)
-        params = training.cast(training.state.params)
-        yield "predict", training.predict_on, (mesh, params, training.cast_frozen, inputs, key)
-    if "count" in wanted and not recognizes:
-        yield "count", *count_call(config, mesh, training.grid, batch, frames)
-    if "stream" in wanted and not recognizes:
-        for name, call in stream_calls(config, mesh).items():
-            yield f"stream: {name}", *call
-
-
-def batch_shapes(config: ConfigDict, mesh: Mesh, batch: int, frames: int) -> dict[str, Any]:
-    """What a program sees of a batch, spread over the mesh."""
-    shapes = dict(cases.batch_shapes(config, batch))
-    for name in ("video", "boxes"):
-        (_, _, *rest), dtype = shapes[name]
-        shapes[name] = ((batch, frames, *rest), dtype)
-    if "recognition" in config:
-        shapes["segmentations"] = ((batch, frames, *image_size_of(config)), jnp.uint8)
-        shapes["categories"] = ((batch, config.data.max_objects), jnp.int32)
-    place = spread(mesh)
-    return {name: jax.ShapeDtypeStruct(*x, sharding=place) for name, x in shapes.items()}
-
-
-def count_call(
-    config: ConfigDict, mesh: Mesh, grid: tuple[int, int], batch: int, frames: int
-) -> Call:
-    slots, place = config.model.slot_attention.num_slots, spread(mesh)
-    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=place)  # noqa: E731
-    return counting._counted, (
-        shape(jnp.float32, frames, slots, grid[0] * grid[1]),
-        shape(jnp.uint8, frames, *image_size_of(config)),
-        shape(jnp.bool_, slots),
-        shape(jnp.int32),
-        grid,
-        place,
-        backend_of_mesh(mesh),
-    )
-
-
-def stream_calls(config: ConfigDict, mesh: Mesh) -> dict[str, Call]:
-    """Of one frame, on one device."""
-    _, trained, frozen = split(build_model(config.model, image_size_of(config), 0), config.dtype)
-    segmenter = Segmenter(config, {**trained, **frozen}, backend=backend_of_mesh(mesh))
-    whole = replicated(mesh)
-    shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)  # noqa: E731
-    arrays = jax.eval_shape(segmenter.definition.cast, segmenter.params)
-    arrays = shapes_in_place(arrays, {name: whole for name in arrays})
-    slots, width = segmenter.num_slots, config.model.backbone.width
-    features = shape(config.dtype, 1, segmenter.grid[0] * segmenter.grid[1], width)
-    boxes = shape(jnp.float32, 1, 1, slots, 4) if segmenter.starts_from_boxes else None
-    mask, key = shape(jnp.bool_, 1, slots), shape(jax.random.key(0).dtype)
-    found = {
-        "features": (
-            segmenter._extract,
-            (arrays, shape(jnp.uint8, *image_size_of(config), 3)),
-        ),
-        "first frame": (segmenter._first, (arrays, features, boxes, mask, key)),
-    }
-    if segmenter.follows:
-        before = shape(jnp.float32, 1, slots, segmenter.slot_size)
-        found["later frame"] = (segmenter._following, (arrays, features, before, mask))
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------- the figures
+# -------------------------------------------------------------------------------------- the figures
 
 
 def figures(
-    function: Callable, shapes: tuple, target: str, flop: float
+    call: programs.Call, chip: absent_devices.Chip, rate: float, flop: float
 ) -> tuple[dict[str, Any], Program]:
     """What the compiler plans for one call, and the program's text.
 
     Args:
+        rate: FLOP/s of matrix products.
         flop: of one call on one device.
     """
-    chip = TARGETS[target]
     begin = time.perf_counter()
-    lowered = function.lower(*shapes)
+    lowered = call.function.lower(*call.arguments)
     middle = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    text = compiled.as_text()
-    program = Program(text)
+    program = Program(compiled.as_text())
     operations = list(program.operations())
     moved = sum(x.moved for x in operations)
     sent = collections.Counter()
-    for collective in collectives(text):
+    for collective in collectives(program.text):
         sent[collective.kind] += collective.sent
     found = {
         "peak_gb": memory.peak_memory_in_bytes / 1e9,
@@ -176,8 +89,9 @@ def figures(
         "tflop": flop / 1e12,
         "operations": sum(x.times for x in operations),
         "sent_mb": {kind: size / 1e6 for kind, size in sorted(sent.items())},
-        "ms_by_flop": 1e3 * flop / chip.flops,
+        "ms_by_flop": 1e3 * flop / rate,
         "ms_by_bandwidth": 1e3 * moved / chip.bandwidth,
+        "ms_by_link": 1e3 * sum(sent.values()) / chip.link,
         "lower_s": round(middle - begin, 1),
         "compile_s": round(end - middle, 1),
     }
@@ -185,50 +99,74 @@ def figures(
         found["compiler_gb"] = cost["bytes accessed"] / 1e9
     if chip.clock:
         found["ms_estimated"] = 1e3 * sum(x.cycles for x in operations) / chip.clock
+        found["ms_estimated_once"] = 1e3 * sum(x.cycles // x.times for x in operations) / chip.clock
     return found, program
-
-
-def counted_flop(
-    config: ConfigDict, batch: int, wanted: Sequence[str], devices: int
-) -> dict[str, float]:
-    """Of each program, for one of the devices that share a batch; counted on the same programs for a CPU."""
-    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), AXES)
-    found = {}
-    for name, function, shapes in calls(config, mesh, batch, wanted):
-        share = 1 if name.startswith("stream") else devices
-        with unrolled_scans():
-            found[name] = function.lower(*shapes).cost_analysis()["flops"] / share
-    return found
 
 
 def told(row: dict[str, Any]) -> str:
     """A row for people."""
+    chip = TARGETS[row["target"]].chip
     name = f"{row['program']}, {row['config']}, {row['dtype']}, {row['batch']} samples"
     estimate, counted = "", "kernels"
     if "ms_estimated" in row:
-        estimate, counted = f", the compiler's estimate {row['ms_estimated']:.2f} ms", "operations"
-    own = f" ({row['compiler_gb']:.2f} as its compiler counts)" if "compiler_gb" in row else ""
-    sent = ", ".join(f"{kind} {size:.1f} MB" for kind, size in row["sent_mb"].items()) or "nothing"
+        counted = "operations"
+        estimate = (
+            f"; the compiler's estimate {row['ms_estimated']:.4g} ms, "
+            f"{row['ms_estimated_once']:.4g} ms with the body of a loop once"
+        )
+    own = f" ({row['compiler_gb']:.4g} as its compiler counts)" if "compiler_gb" in row else ""
+    sent = ", ".join(f"{kind} {size:.4g} MB" for kind, size in row["sent_mb"].items()) or "nothing"
     return (
         f"{name}, {row['target']} {row['mesh']} (compiled, not run)\n"
-        f"  peak memory {row['peak_gb']:.2f} GB, temporary {row['temporary_gb']:.2f} GB; "
-        f"{row['operations']} {counted}; moved {row['moved_gb']:.2f} GB{own}, {row['tflop']:.3f} TFLOP; sent: {sent}\n"
-        f"  limit by FLOP {row['ms_by_flop']:.2f} ms, by bandwidth {row['ms_by_bandwidth']:.2f} ms{estimate}; "
-        f"lowered in {row['lower_s']:.0f} s, compiled in {row['compile_s']:.0f} s"
+        f"  peak memory {row['peak_gb']:.4g} of {chip.memory / 1e9:.0f} GB, "
+        f"temporary {row['temporary_gb']:.4g} GB; {row['operations']} {counted}; "
+        f"moved {row['moved_gb']:.4g} GB{own}; {row['tflop']:.4g} TFLOP; sent: {sent}\n"
+        f"  limit by FLOP {row['ms_by_flop']:.4g} ms, "
+        f"by bandwidth {row['ms_by_bandwidth']:.4g} ms, "
+        f"by what is sent {row['ms_by_link']:.4g} ms{estimate}\n"
+        f"  lowered in {row['lower_s']:.0f} s, compiled in {row['compile_s']:.0f} s"
     )
 
 
-def largest(program: Program, count: int, by_cycles: bool) -> list[str]:
-    """The groups of operations of one kind from one line that cost most."""
+def largest(program: Program, count: int, clock: float) -> list[str]:
+    """The groups of operations of one kind from one line that cost most: by cycles or by bytes."""
     groups = collections.defaultdict(lambda: [0, 0, 0])
     for x in program.operations():
-        for at, value in enumerate((x.cycles if by_cycles else x.moved, x.times, x.moved)):
+        for at, value in enumerate((x.cycles if clock else x.moved, x.times, x.moved)):
             groups[x.kind, x.line][at] += value
     rows = sorted(groups.items(), key=lambda pair: -pair[1][0])[:count]
+    time_of = lambda cost: f" {1e3 * cost / clock:7.3f} ms" if clock else ""  # noqa: E731
     return [
-        f"  {moved / 1e6:9.1f} MB {times:5d}x{f' {cycles / 1.5e6:7.3f} ms' * by_cycles}  {kind}, {line}"
-        for (kind, line), (cycles, times, moved) in rows
+        f"  {moved / 1e6:9.1f} MB {times:5d}x{time_of(cost)}  {kind}, {line}"
+        for (kind, line), (cost, times, moved) in rows
     ]
+
+
+# ----------------------------------------------------------------------------------------- the rows
+
+
+def name_of(config: ConfigDict, spec: str) -> str:
+    """The config's name with all settings in which it differs from its file."""
+    base = flatten(load_config(spec))
+    changed = {key: value for key, value in flatten(config).items() if base.get(key) != value}
+    settings = [f"{key}={changed[key]}" for key in sorted(changed) if key not in TOLD_ELSEWHERE]
+    return " ".join([config.name, *settings])
+
+
+def versions(platform: str) -> dict[str, str]:
+    """Of what compiles for a platform."""
+    plugins = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-plugin", "jax-cuda12-plugin")}
+    found = {}
+    for name in ("jax", "jaxlib", *plugins[platform]):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def written(rows: Sequence[dict[str, Any]]) -> str:
+    """The text of a file of rows."""
+    found = {"kind": KIND, "figures": "compiled, not run", "rows": rows}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def record(rows: Sequence[dict[str, Any]], path: Path = RECORDED) -> None:
@@ -236,18 +174,10 @@ def record(rows: Sequence[dict[str, Any]], path: Path = RECORDED) -> None:
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     key = lambda row: tuple(row[name] for name in KEY)  # noqa: E731
     merged = {key(row): row for row in (*old, *rows)}
-    ordered = [merged[name] for name in sorted(merged)]
-    path.write_text(json.dumps({"kind": KIND, "rows": ordered}, indent=1) + "\n")
+    path.write_text(written([merged[name] for name in sorted(merged)]))
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+# -------------------------------------------------------------------------------------- the command
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
@@ -258,15 +188,20 @@ def mesh_shape(text: str) -> tuple[int, int]:
 
 def names_of_programs(text: str) -> list[str]:
     names = text.split(",")
-    if unknown := [name for name in names if name not in PROGRAMS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PROGRAMS)}")
+    if unknown := [name for name in names if name not in programs.NAMES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(programs.NAMES)}")
     return names
 
 
-def main(arguments: Sequence[str]) -> int:
+def arguments_of(arguments: Sequence[str]) -> tuple[ConfigDict, argparse.Namespace]:
+    """The config and the options. A backbone that takes weights has random ones.
+
+    Raises:
+        UserError: a config or an option that does not fit, or no compiler for the target.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", required=True, choices=TARGETS)
-    parser.add_argument("--programs", type=names_of_programs, default=list(PROGRAMS))
+    parser.add_argument("--programs", type=names_of_programs, help="default: all of the config")
     parser.add_argument("--mesh", type=mesh_shape, help="data x fsdp, such as 8x1")
     parser.add_argument("--batch", type=int, help="samples; default: the recipe's on each device")
     parser.add_argument("--top", type=int, default=0, help="how many groups of operations to list")
@@ -276,37 +211,48 @@ def main(arguments: Sequence[str]) -> int:
     config, options = cases.arguments_of(parser, arguments)
     if missing := absent_devices.missing_plugin(options.target):
         raise UserError(missing)
+    options.mesh = options.mesh or TARGETS[options.target].mesh
+    absent_devices.check_mesh(options.target, options.mesh)
+    devices, parts = options.mesh[0] * options.mesh[1], config.train.get("accumulate", 1)
+    options.batch = config.train.batch_size * devices if options.batch is None else options.batch
+    if options.batch < 1 or options.batch % (devices * parts):
+        raise UserError(
+            f"--batch={options.batch} does not divide over {devices} devices with "
+            f"train.accumulate={parts}; give a multiple of {devices * parts}"
+        )
+    options.programs = options.programs or programs.names_for(config)
     if "weights" in config.model.backbone:
         with config.unlocked():
-            config.model.backbone.weights = "random"  # nothing here depends on their values
+            config.model.backbone.weights = "random"
+    return config, options
+
+
+def main(arguments: Sequence[str]) -> int:
+    config, options = arguments_of(arguments)
+    spec = dict(split_command_line(arguments)[0]).get("config") or cases.config_file("sprites")
+    chip = TARGETS[options.target].chip
     jax.config.update("jax_enable_compilation_cache", False)
-    shape = options.mesh or TARGETS[options.target].devices
-    batch = options.batch or config.train.batch_size * shape[0] * shape[1]
-    if batch % (shape[0] * shape[1]):
-        raise UserError(
-            f"--batch={batch} does not divide over the {shape[0]}x{shape[1]} devices; give a multiple of {shape[0] * shape[1]}"
-        )
-    mesh = absent_devices.mesh_of(options.target, shape)
-    settings = [x.removeprefix("--config.") for x in arguments if x.startswith("--config.")]
-    settings = [x for x in settings if not x.startswith(("dtype=", "model.backbone.weights="))]
+    mesh = absent_devices.mesh_of(options.target, options.mesh)
+    rate = chip.flops_of(config.dtype, config.get("matmul_precision", "default"))
+    flop = programs.counted_flop(config, options.batch, options.programs)
     rows = []
-    flop = counted_flop(config, batch, options.programs, devices=shape[0] * shape[1])
-    for name, function, shapes in calls(config, mesh, batch, options.programs):
-        found, program = figures(function, shapes, options.target, flop[name])
+    for call in programs.calls(config, mesh, options.batch, options.programs):
+        found, program = figures(call, chip, rate, flop[call.name] / call.mesh.size)
         row = {
-            "program": name,
-            "config": " ".join([config.name, *settings]),
+            "program": call.name,
+            "config": name_of(config, spec),
             "dtype": config.dtype,
             "target": options.target,
-            "mesh": f"{shape[0]}x{shape[1]}",
-            "batch": 1 if name.startswith("stream") else batch,
+            "mesh": "x".join(map(str, call.mesh.devices.shape)),
+            "batch": call.batch,
             **found,
-            "versions": versions(),
+            "versions": versions(chip.platform),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
         }
         rows.append(row)
         print(told(row), flush=True)
         if options.top:
-            print("\n".join(largest(program, options.top, TARGETS[options.target].clock > 0)))
+            print("\n".join(largest(program, options.top, chip.clock)), flush=True)
         if options.text:
             options.text.mkdir(parents=True, exist_ok=True)
             file = "_".join(str(row[key]) for key in KEY).replace(" ", "_").replace(":", "")
@@ -314,7 +260,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.record:
             record([row])
     if options.json:
-        options.json.write_text(json.dumps({"kind": KIND, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(written(rows))
     return 0
 
 

@@ -48,8 +48,12 @@ def arguments_of(
     parser.add_argument("--config", help=f"config file, with :variant; default {default}")
     options = parser.parse_args(others)
     keep_freed_memory()  # as main.py does
-    default = str(Path(__file__).resolve().parent.parent / "configs" / f"{default}.py")
-    return config_from_command_line(for_config, default), options
+    return config_from_command_line(for_config, config_file(default)), options
+
+
+def config_file(name: str) -> str:
+    """The path of a config of the repository."""
+    return str(Path(__file__).resolve().parent.parent / "configs" / f"{name}.py")
 
 
 def numbers(text: str) -> list[int]:

@@ -7,13 +7,16 @@
     python benchmarks/check.py new.json --recorded=other.json --tolerance=0.05
     python benchmarks/check.py new.json --partial      where only some of the cases were measured anew
 
-Of against_peer.py ratios to the peer are compared, measured in one run each, so that a slower or busier machine counts for little;
-worse is slower by more than 10 %. The recorded run of a kind of device is benchmarks/recorded/KIND.json. Of ahead_of_time.py what the
-compiler plans is compared; worse is more by over 3 %. Status 0: nothing got worse; 1: something did; 2: they cannot be compared, or the
-new run lacks what was recorded.
+Of against_peer.py ratios to the peer are compared, measured in one run each, so that a slower or busier
+machine counts for little; worse is slower by more than 10 %. The recorded run of a kind of device is
+benchmarks/recorded/KIND.json. Of ahead_of_time.py what the compiler plans is compared; worse is more by
+over 3 %. Programs of the same name are compared whatever compiled them; other versions and flags are told.
+Status 0: nothing got worse; 1: something did; 2: they cannot be compared, or the new run lacks what was
+recorded.
 """
 
 import argparse
+import collections
 import json
 import sys
 from collections.abc import Sequence
@@ -26,9 +29,15 @@ from smoothsa_jax.errors import UserError  # noqa: E402
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
 
-
 # Of a row of ahead_of_time.py: less is better.
-PLANNED = ("peak_gb", "moved_gb", "operations", "ms_estimated", "sent_mb")
+PLANNED = (
+    "peak_gb",
+    "moved_gb",
+    "tflop",
+    "operations",
+    "ms_estimated",
+    "sent_mb",
+)
 PLANNED_KEY = ("program", "config", "dtype", "target", "mesh", "batch")
 
 
@@ -71,6 +80,27 @@ def planned_of(found: dict[str, Any]) -> dict[str, float]:
                 value = sum(value.values()) if isinstance(value, dict) else value
                 planned[f"{name}: {figure}"] = float(value)
     return planned
+
+
+def conditions_of(found: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Program -> what it was compiled with: versions, and flags where they are known."""
+    conditions = {}
+    for row in found["rows"]:
+        name = ", ".join(str(row[key]) for key in PLANNED_KEY)
+        conditions[name] = dict(row.get("versions", {}))
+        if "xla_flags" in row:
+            conditions[name]["XLA_FLAGS"] = row["xla_flags"]
+    return conditions
+
+
+def other_conditions(new: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """In which ways programs of both were compiled differently: a change may be the compiler's."""
+    before, found = conditions_of(recorded), collections.Counter()
+    for name, after in conditions_of(new).items():
+        old = before.get(name, {})
+        for what in (what for what in sorted(after) if old.get(what, after[what]) != after[what]):
+            found[f"{what}: recorded {old[what] or 'none'}, new {after[what] or 'none'}"] += 1
+    return [f"{text} ({count} programs)" for text, count in found.items()]
 
 
 def compare_planned(
@@ -147,6 +177,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     tolerance = given.tolerance or (0.03 if planned else 0.1)
     limit = 1 / (1 + tolerance) if planned else 1 - tolerance
+    if planned:
+        for text in other_conditions(new, recorded):
+            print(f"compiled differently, {text}")
     print("recorded    new  change")
     for name, before, after, change in rows:
         worse = "worse" if planned else "slower"

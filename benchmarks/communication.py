@@ -9,9 +9,7 @@ count as often as it turns. Nothing is run, no weights are loaded. docs/scaling.
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,15 +23,11 @@ import jax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
+from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.memory import lowered_step, step_arguments  # noqa: E402
 from benchmarks.train_step import count_flop  # noqa: E402
 from smoothsa_jax.training.compiling import memory_of  # noqa: E402
 from smoothsa_jax.training.step import build_training  # noqa: E402
-
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-BYTES |= {"s64": 8, "u64": 8, "f64": 8}
-CONTINUED = re.compile(r"%async-collective-done|=%?async_collective_fusion")
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Machine(NamedTuple):
@@ -48,99 +42,6 @@ MACHINES = (
     Machine("H100 SXM", 989e12, 450e9),
     Machine("v5e", 197e12, 200e9),
 )
-
-
-class Collective(NamedTuple):
-    """One collective of a program: its kind, the size of its groups, bytes of its result on a device, times it runs."""
-
-    kind: str
-    group: int
-    result: int
-    times: int
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a device sends in a step, where the devices of a group pass on parts in a ring."""
-        others = self.group - 1
-        share = {
-            "all-reduce": 2 * others / self.group,
-            "all-gather": others / self.group,
-            "reduce-scatter": others,  # its result is one part of what is summed
-            "all-to-all": others / self.group,
-            "collective-permute": 1.0,
-        }
-        return share[self.kind] * self.result * self.times
-
-
-# ---------------------------------------------------------------------------------------------- reading a program
-
-
-def collectives(text: str) -> list[Collective]:
-    """All collectives of an HLO module, with the loops around them."""
-    bodies, entry = _computations(text)
-    found: list[Collective] = []
-
-    def walk(name: str, times: int) -> None:
-        for line in bodies[name]:
-            if match := re.search(r"\bwhile\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                if trips is None and _any_collective(bodies, match[2]):
-                    raise ValueError(
-                        f"a loop with collectives has no known number of turns: {match[2]}"
-                    )
-                walk(match[2], times * (int(trips[1]) if trips else 1))
-                continue
-            for callee in re.findall(
-                r"(?:calls|to_apply|branch_computations)=\{?%?([\w.\-]+)", line
-            ):
-                # A TPU spreads a collective over the operations beside it, each of which names it again.
-                if callee in bodies and not CONTINUED.search(line):
-                    walk(callee, times)
-            match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
-            if match and (group := _group_size(line)) > 1:
-                found.append(Collective(match[2], group, _bytes(match[1]), times))
-
-    walk(entry, 1)
-    return found
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of each computation by its name, and the name of the first one to run."""
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if head:
-            current = bodies.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif current is not None and line.startswith(" "):
-            current.append(line)
-    return bodies, entry
-
-
-def _any_collective(bodies: dict[str, list[str]], name: str) -> bool:
-    return any(kind in line for line in bodies[name] for kind in KINDS)
-
-
-def _bytes(shape: str) -> int:
-    sizes = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return sum(
-        BYTES[kind] * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in sizes
-    )
-
-
-def _group_size(line: str) -> int:
-    """Of the three ways in which XLA writes groups."""
-    if match := re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    if match := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", line):
-        return int(match[1])
-    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return match[1].count(",") + 1
-    if "source_target_pairs" in line:
-        return 2
-    raise ValueError(f"no groups found: {line.strip()[:200]}")
 
 
 # ------------------------------------------------------------------------------------------------------ measuring

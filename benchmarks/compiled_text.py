@@ -1,8 +1,12 @@
-"""What a compiled program of XLA spends, read from its text: operations, bytes, the compiler's own estimates, lines of the project.
+"""What a compiled program of XLA spends, read from its text: operations, bytes, estimates, by line.
 
-A loop counts as often as it turns. Bytes are those of an operation's results and operands, on-chip memory included; where an
-operand is much larger than the result, as of a slice, it counts at most ten times the result. `estimated_cycles` are written by the
-TPU's compiler; it has none for transfers that run beside other work.
+A loop counts as often as it turns. The compilers for CPUs and GPUs write down how often that is;
+the TPU's does not, and there it is the bound of the loop's condition: JAX's scans count up to it
+from 0.
+Bytes are those of an operation's results and operands, on-chip memory included; where an operand is
+much larger than the result, as of a slice, it counts at most ten times the result.
+`estimated_cycles` are written by the TPU's compiler; it has none for transfers that run beside
+other work.
 """
 
 import collections
@@ -16,6 +20,7 @@ SIZES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 SHAPE = re.compile(r"\b(pred|[sufb]+\d+)\[([\d,]*)\]")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+CALLS, BODY = r"calls=%?([\w.\-]+)", r"body=%?([\w.\-]+)"
 WORKSPACE = re.compile(r"s8\[\d+\]\{0\}")  # of cuBLAS, among its results
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
@@ -46,8 +51,23 @@ class Instruction(NamedTuple):
         return int(self.attribute(r'"estimated_cycles":"(\d+)"') or 0)
 
 
+class Step(NamedTuple):
+    """An instruction that runs.
+
+    Attributes:
+        times: how often the loops around it turn; None: one of them does not tell.
+        body: the name of the computation that it stands in.
+        fused: whether it is a part of another instruction.
+    """
+
+    instruction: Instruction
+    times: int | None
+    body: str
+    fused: bool
+
+
 class Operation(NamedTuple):
-    """Something that runs: what kind it is, the line of the project that it comes from, and what it costs in all its turns."""
+    """Something that runs: its kind, its line in the project, what it costs in all its turns."""
 
     kind: str
     line: str
@@ -74,6 +94,7 @@ class Program:
         self.text = text
         self._package = package
         self._bodies: dict[str, list[Instruction]] = {}
+        self._shapes: dict[str, dict[str, str]] = {}
         self._entry = ""
         self._frames: dict[str, dict[int, str]] = collections.defaultdict(dict)
         self._read(text)
@@ -93,30 +114,70 @@ class Program:
                 self._frames[table][int(found[1])] = found[2]
 
     def operations(self) -> Iterator[Operation]:
-        """All that runs and is not free, with its turns."""
-        yield from self._walk(self._entry, 1)
-
-    def _walk(self, name: str, times: int) -> Iterator[Operation]:
-        shapes = {x.name: x.shape for x in self._bodies[name]}
-        for x in self._bodies[name]:
-            if x.opcode == "while":
-                turns = self._turns(x)
-                yield from self._walk(x.attribute(r"body=%?([\w.\-]+)"), times * turns)
-            elif x.opcode not in FREE and not x.opcode.endswith(("-done", "-update")):
+        """All that runs and is not free, with its turns; a loop of an unknown number has one."""
+        for x, times, body, _ in self.steps():
+            if x.opcode not in FREE and not x.opcode.endswith(("-done", "-update")):
+                times = times or 1
                 result = size_of(WORKSPACE.sub("", x.shape))
                 bound = 10 * max(1, result)
+                shapes = self._shapes_in(body)
                 read = sum(min(size_of(shapes.get(y, "")), bound) for y in x.operands)
                 moved = times * (result + read)
                 yield Operation(self._kind(x), self._line(x), times, moved, times * x.cycles)
 
-    def _turns(self, loop: Instruction) -> int:
-        """Of a loop: as the compiler notes it, else what its condition counts up to."""
-        if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
-            return int(known)
+    def steps(self, fused: bool = False) -> Iterator[Step]:
+        """All instructions that run, those of loops and branches among them.
+
+        Args:
+            fused: also the parts of fusions, which run as one.
+        """
+        yield from self._walk(self._entry, 1, fused, False)
+
+    def body(self, name: str) -> list[Instruction]:
+        """The instructions of a computation."""
+        return self._bodies[name]
+
+    def _walk(self, name: str, times: int | None, fused: bool, inside: bool) -> Iterator[Step]:
+        for x in self._bodies[name]:
+            if x.opcode == "while":
+                turns = self._turns(x)
+                known = None if turns is None or times is None else times * turns
+                yield from self._walk(x.attribute(BODY), known, fused, inside)
+                continue
+            if x.opcode in ("call", "conditional"):
+                for callee in self._callees(x):
+                    yield from self._walk(callee, times, fused, inside)
+                continue
+            yield Step(x, times, name, inside)
+            if fused and not x.opcode.endswith(("-done", "-update")):
+                callee = x.attribute(CALLS)
+                if callee in self._bodies:
+                    yield from self._walk(callee, times, fused, True)
+
+    def _callees(self, x: Instruction) -> list[str]:
+        if callee := x.attribute(r"to_apply=%?([\w.\-]+)"):
+            return [callee]
+        branches = x.attribute(r"branch_computations=\{([^}]*)\}")
+        if branches is not None:
+            return re.findall(r"%?([\w.\-]+)", branches)
+        return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", x.rest)
+
+    def _turns(self, loop: Instruction) -> int | None:
+        """As the compiler says, or else the constant below which the loop's counter has to be."""
+        if said := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(said)
         condition = self._bodies.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
-        counts = [x for x in condition if x.opcode == "constant" and x.shape.startswith("s32[]")]
-        below = any(x.opcode == "compare" and "direction=LT" in x.rest for x in condition)
-        return int(counts[0].rest.split(")")[0]) if below and len(counts) == 1 else 1
+        compared = [x for x in condition if x.opcode == "compare"]
+        if len(compared) != 1 or "direction=LT" not in compared[0].rest:
+            return None
+        bounds = [x for x in condition if x.name in compared[0].operands[1:]]
+        found = re.match(r"(\d+)\)", bounds[0].rest) if bounds else None
+        return int(found[1]) if found and bounds[0].opcode == "constant" else None
+
+    def _shapes_in(self, body: str) -> dict[str, str]:
+        if body not in self._shapes:
+            self._shapes[body] = {x.name: x.shape for x in self._bodies[body]}
+        return self._shapes[body]
 
     def _kind(self, x: Instruction) -> str:
         if x.opcode.endswith("-start"):
@@ -125,7 +186,7 @@ class Program:
             return x.attribute(r'custom_call_target="([^"]+)"') or "custom call"
         if x.opcode != "fusion":
             return x.opcode
-        inside = self._opcodes(x.attribute(r"calls=%?([\w.\-]+)"))
+        inside = self._opcodes(x.attribute(CALLS))
         if inside & {"dot", "convolution"}:
             return "matrix product"
         if inside & {"scatter", "gather", "sort"}:
@@ -138,7 +199,7 @@ class Program:
         found = set()
         for x in self._bodies.get(name, []):
             if x.opcode == "fusion":
-                found |= self._opcodes(x.attribute(r"calls=%?([\w.\-]+)"))
+                found |= self._opcodes(x.attribute(CALLS))
             else:
                 found.add(x.opcode)
         return found
@@ -146,7 +207,7 @@ class Program:
     def _line(self, x: Instruction) -> str:
         """Of the operation, or else the line that most of what is fused in it comes from."""
         found = collections.Counter()
-        for y in [x, *self._bodies.get(x.attribute(r"calls=%?([\w.\-]+)"), [])]:
+        for y in [x, *self._bodies.get(x.attribute(CALLS), [])]:
             number = y.attribute(r"stack_frame_id=(\d+)")
             if number and (line := self._innermost(int(number))):
                 if y.opcode in ("dot", "convolution"):

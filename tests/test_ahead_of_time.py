@@ -1,20 +1,28 @@
-"""Programs are compiled for devices that are not there: how their texts are read, what is compared, and that they lower."""
+"""Programs for devices that are not there: how their texts are read, what is compared, that they lower."""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from command import ROOT
+from jax.sharding import Mesh
 from test_benchmarks import load
 
+from smoothsa_jax.config import load_config
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import Backend
+from smoothsa_jax.training.mesh import AXES
+
 sys.path.insert(0, str(ROOT))
-from benchmarks import absent_devices  # noqa: E402
-from benchmarks.communication import collectives  # noqa: E402
+from benchmarks import absent_devices, ahead_of_time, cases, programs  # noqa: E402
+from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.compiled_text import Program, size_of  # noqa: E402
 
 check = load("check")
@@ -73,23 +81,98 @@ def test_bytes_turns_lines_and_cycles_are_read():
     assert len(kinds) == 3
 
 
-def test_turns_of_a_loop_are_what_its_condition_counts_to():
-    """A TPU's compiler does not note them."""
-    condition = """%cond (arg: (s32[], f32[4,8])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(23)
-  %at = s32[] get-tuple-element(%arg), index=0
-  ROOT %lt = pred[] compare(%at, %limit), direction=LT
-}
-
-ENTRY"""
-    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
-    assert max(x.times for x in Program(text).operations()) == 1
-    text = text.replace("ENTRY", condition)
-    assert max(x.times for x in Program(text).operations()) == 23
-
-
 def test_sizes_of_shapes():
     assert size_of("(f32[2,3]{1,0:T(8,128)}, pred[], bf16[0,5])") == 24 + 1
+
+
+# As the TPU's compiler writes loops: without the number of their turns.
+BOUND = """
+%cond (arg: (s32[], f32[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5), metadata={op_name="jit(step)/while"}
+  %arg.1 = (s32[], f32[4,8]{1,0}) parameter(0)
+  %count.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%count.1, %limit), direction=LT, metadata={op_name="lt"}
+}
+"""
+
+
+def without_turns(text: str) -> str:
+    return text.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
+
+
+def test_turns_are_those_of_the_condition_where_the_text_has_no_number():
+    text = without_turns(TEXT).replace("\n%body", BOUND + "\n%body")
+    assert list(Program(text).operations()) == list(Program(TEXT).operations())
+    for unknown in (
+        text.replace("direction=LT", "direction=NE"),
+        text.replace("constant(5)", "x()"),
+    ):
+        loop = next(x for x in Program(unknown).steps() if x.body == "body")
+        assert loop.times is None
+        assert {x.times for x in Program(unknown).operations()} == {1}
+
+
+def test_branches_and_calls_run():
+    text = """HloModule jit_step, num_partitions=8
+
+%one (a: f32[4]) -> f32[4] {
+  ROOT %tanh.1 = f32[4]{0} tanh(%a)
+}
+
+%two (b: f32[4]) -> f32[4] {
+  ROOT %exp.1 = f32[4]{0} exponential(%b)
+}
+
+ENTRY %main (x: f32[4], i: s32[]) -> f32[4] {
+  %called = f32[4]{0} call(%x), to_apply=%one
+  %either = f32[4]{0} conditional(%i, %x, %x), branch_computations={%one, %two}
+  ROOT %whole = f32[32]{0} all-gather(%either), replica_groups={}, dimensions={0}
+}
+"""
+    kinds = [x.kind for x in Program(text).operations()]
+    assert kinds == ["tanh", "tanh", "exponential", "all-gather"]
+    assert [(x.kind, x.group, x.result) for x in collectives(text)] == [("all-gather", 8, 128)]
+
+
+BESIDE = """HloModule jit_step, num_partitions=4
+
+%starts (p: bf16[2,8]) -> (bf16[2,8], bf16[8,8]) {
+  %gathered.1 = bf16[8,8]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="3"}
+  ROOT %begun = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) custom-call(%gathered.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%runs_beside (q: bf16[2,8], r: bf16[8,8]) -> bf16[8,8] {
+  %product = bf16[8,8]{1,0} convolution(%r, %r), dim_labels=bf_io->bf
+  ROOT %gathered.2 = bf16[8,8]{1,0} all-gather(%q), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="3"}
+}
+
+%adds (a: f32[8]) -> f32[8] {
+  ROOT %summed = f32[8]{0} all-reduce(%a), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (x: bf16[2,8], y: f32[8]) -> f32[8] {
+  %fusion.1 = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) fusion(%x), kind=kCustom, calls=%starts
+  %fusion.2 = bf16[8,8]{1,0} fusion(%x, %fusion.1), kind=kOutput, calls=%runs_beside
+  %pair = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%z), replica_groups=[1,4]<=[4], dimensions={0}
+  %whole = f32[8,8]{1,0} all-gather-done(%pair)
+  %parts = ((f32[8,8]{1,0}), f32[2,8]{1,0}) reduce-scatter-start(%whole), replica_groups=[1,4]<=[4], to_apply=%add
+  %part = f32[2,8]{1,0} reduce-scatter-done(%parts)
+  %several = ((f32[2]{0}, s32[1,8]{1,0}), (f32[8]{0}, s32[4,8]{1,0})) all-gather-start(%y, %i), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %fusion.3 = f32[8]{0} fusion(%y), kind=kLoop, calls=%adds
+}
+"""
+
+
+def test_what_is_sent_beside_other_work_counts_once():
+    """A TPU's in several fusions, a GPU's with its operands beside its results."""
+    found = [(x.kind, x.group, x.result) for x in collectives(BESIDE)]
+    assert found == [
+        ("all-gather", 4, 8 * 8 * 2),
+        ("all-gather", 4, 8 * 8 * 4),
+        ("reduce-scatter", 4, 2 * 8 * 4),
+        ("all-gather", 4, 8 * 4 + 4 * 8 * 4),
+        ("all-reduce", 4, 8 * 4),
+    ]
 
 
 def test_a_real_program_is_read():
@@ -108,6 +191,7 @@ def test_a_real_program_is_read():
 def row(**figures):
     key = {"program": "train", "config": "movi_c", "dtype": "bfloat16", "target": "h100"}
     planned = {"peak_gb": 1.0, "moved_gb": 10.0, "operations": 1000, "sent_mb": {"all-reduce": 5.0}}
+    planned["ms_estimated"] = 3.0
     return {**key, "mesh": "1x1", "batch": 8, **planned, **figures}
 
 
@@ -118,6 +202,7 @@ def row(**figures):
         ({"moved_gb": 10.2, "operations": 900}, 0, ""),
         ({"moved_gb": 10.4}, 1, "moved_gb"),
         ({"operations": 1100}, 1, "operations"),
+        ({"ms_estimated": 3.2}, 1, "ms_estimated"),
         ({"sent_mb": {"all-reduce": 5.0, "all-gather": 5.0}}, 1, "sent_mb"),
     ],
 )
@@ -142,10 +227,120 @@ def test_check_tells_what_is_missing_and_what_is_of_another_script(tmp_path, cap
     assert "different scripts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("target", "extra"), [("v5e", "tpu"), ("h100", "cuda13")])
-def test_a_missing_compiler_is_one_line(target, extra, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert f"pip install '.[{extra}]'" in absent_devices.missing_plugin(target)
+@pytest.mark.parametrize(("target", "extra"), [("v5e", "tpu"), ("h100x8", "cuda13")])
+def test_a_missing_compiler_is_one_line(target, extra, monkeypatch, capsys):
+    found, hidden = importlib.util.find_spec, sum(absent_devices.PLUGINS.values(), ())
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name in hidden else found(name)
+    )
+    monkeypatch.setattr(sys, "argv", ["ahead_of_time.py", f"--target={target}"])
+    with pytest.raises(SystemExit, match="2"):
+        cases.run(ahead_of_time.main)
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --target={target} needs the compiler of ")
+    assert err.endswith(f"pip install '.[{extra}]'\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["--target=v5e-16", "--mesh=1x4"],
+            "--mesh=1x4 takes 4 devices of v5e-16; expected one or all 16",
+        ),
+        (["--target=h100", "--mesh=2x1"], "--mesh=2x1 takes 2 devices of h100; expected one"),
+        (["--target=h100x8", "--mesh=4x4"], "16 devices of h100x8; expected 1 to 8"),
+        (["--target=h100x8", "--batch=12"], "give a multiple of 8"),
+        (["--target=h100x8", "--batch=8", "--config.train.accumulate=4"], "give a multiple of 32"),
+        (["--target=v5e", "--batch=0"], "--batch=0 does not divide"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(arguments, told, monkeypatch):
+    monkeypatch.setattr(absent_devices, "missing_plugin", lambda target: None)
+    with pytest.raises(UserError, match=re.escape(told)):
+        ahead_of_time.main(arguments)
+
+
+def test_options_that_are_not_known_are_told(capsys):
+    for arguments, told in ((["--target=h200"], "'h200'"), (["--programs=train,test"], "'test'")):
+        with pytest.raises(SystemExit, match="2"):
+            ahead_of_time.main(["--target=v5e", *arguments])
+        assert told in capsys.readouterr().err
+
+
+def on_a_cpu(shape=(1, 1)) -> Mesh:
+    return Mesh(np.array(jax.devices()[:1]).reshape(shape), AXES)
+
+
+def test_all_programs_lower_for_a_tpu_that_is_not_there():
+    config = load_config("configs/sprites.py:smoke")
+    found = {}
+    for call in programs.calls(config, on_a_cpu(), 2, programs.NAMES, Backend("tpu")):
+        traced = call.function.trace(*call.arguments)
+        found[call.name] = traced.lower(lowering_platforms=("tpu",)).as_text()
+    stream = [f"stream: {name}" for name in ("features", "first frame", "later frame")]
+    assert list(found) == ["train", "predict", "count", *stream]
+    assert all("stablehlo" in text for text in found.values())
+
+
+def test_a_config_has_the_programs_that_it_uses():
+    images = load_config("configs/sprites.py:image")
+    names = [call.name for call in programs.calls(images, on_a_cpu(), 2, ["stream"])]
+    assert names == ["stream: features", "stream: first frame"]
+    recognition = load_config("configs/recognition_coco.py")
+    assert programs.names_for(recognition) == ("train", "predict")
+    with pytest.raises(UserError, match="has no program 'stream'; it has train, predict"):
+        next(programs.calls(recognition, on_a_cpu(), 2, ["train", "stream"]))
+
+
+def test_flop_are_counted_with_loops_written_out():
+    config = load_config("configs/sprites.py:smoke")
+    counted = []
+    for frames in (3, 6):
+        with config.unlocked():
+            config.eval.num_frames = frames
+        counted.append(programs.counted_flop(config, 2, ["predict"])["predict"])
+    assert 1.8 < counted[1] / counted[0] < 2.2
+
+
+def test_the_rate_of_products_depends_on_their_precision():
+    v5e, h100 = absent_devices.V5E, absent_devices.H100
+    assert v5e.flops_of("bfloat16", "highest") == v5e.flops_of("float32", "default") == 197e12
+    assert v5e.flops_of("float32", "highest") == 197e12 / 6
+    assert h100.flops_of("float32", "default") == h100.flops_of("bfloat16", "default") / 2 - 0.5e12
+
+
+def test_a_row_names_what_its_config_changes():
+    name = lambda config: ahead_of_time.name_of(config, "configs/movi_c.py")  # noqa: E731
+    config = load_config("configs/movi_c.py")
+    assert name(config) == "movi_c"
+    with config.unlocked():
+        config.dtype, config.model.backbone.weights = "bfloat16", "random"
+        config.train.scan_unroll, config.model.backbone.depth = 5, 1
+    assert name(config) == "movi_c model.backbone.depth=1 train.scan_unroll=5"
+
+
+def test_rows_are_recorded_in_place_of_the_same(tmp_path):
+    path = tmp_path / "recorded.json"
+    ahead_of_time.record([row(), row(program="predict")], path)
+    ahead_of_time.record([row(moved_gb=7.0), row(config="coco")], path)
+    found = json.loads(path.read_text())
+    assert found["figures"] == "compiled, not run"
+    keys = [(x["program"], x["config"], x["moved_gb"]) for x in found["rows"]]
+    assert keys == [("predict", "movi_c", 10.0), ("train", "coco", 10.0), ("train", "movi_c", 7.0)]
+
+
+def test_check_says_when_compilers_differ(tmp_path, capsys):
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    flags = {"xla_flags": "--xla_one=1"}
+    old.write_text(ahead_of_time.written([row(versions={"jax": "0.10.2"}, xla_flags="")]))
+    new.write_text(ahead_of_time.written([row(versions={"jax": "0.12.0", "jaxlib": "1"}, **flags)]))
+    assert check.main([str(new), f"--recorded={old}"]) == 0
+    out = capsys.readouterr().out
+    assert "compiled differently, jax: recorded 0.10.2, new 0.12.0 (1 programs)\n" in out
+    assert "XLA_FLAGS: recorded none, new --xla_one=1" in out and "jaxlib" not in out
+    assert check.main([str(old), f"--recorded={old}"]) == 0
+    assert "differently" not in capsys.readouterr().out
 
 
 def has(target: str) -> bool:
@@ -168,10 +363,17 @@ def test_the_environment_is_set_for_the_target_only(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     for name in absent_devices.ENVIRONMENT:
         monkeypatch.setenv(name, "as it was")
-    absent_devices.prepare("v5e")
+    for target in ("v5e", None):
+        absent_devices.prepare(target)
     assert "XLA_FLAGS" not in os.environ and os.environ["JAX_PLATFORMS"] == "as it was"
     absent_devices.prepare("h100")
     assert os.environ.pop("XLA_FLAGS") == absent_devices.GPU_FLAGS
+
+
+def test_the_target_is_read_before_jax_starts():
+    read = absent_devices.target_of
+    assert read(["--target", "h100", "--config=x"]) == read(["--top=3", "--target=h100"]) == "h100"
+    assert read([]) is read(["--target"]) is read(["--target=h200", "--json"]) is None
 
 
 LOWER = """
@@ -179,7 +381,7 @@ import sys
 from benchmarks import absent_devices
 absent_devices.prepare("h100")
 import jax
-from benchmarks.ahead_of_time import calls
+from benchmarks.programs import calls
 from smoothsa_jax.config import load_config
 mesh = absent_devices.mesh_of("h100", (1, 1))
 for name in sys.argv[1:]:
@@ -187,9 +389,9 @@ for name in sys.argv[1:]:
     with config.unlocked():
         config.dtype = "bfloat16"
         config.model.backbone.update(weights="random", depth=1)
-    for program, function, shapes in calls(config, mesh, 2, ("train", "predict")):
-        text = function.lower(*shapes).as_text()
-        print(name, program, text.count("__cudnn$fmhaSoftmax"))
+    for call in calls(config, mesh, 2, ("train", "predict")):
+        text = call.function.lower(*call.arguments).as_text()
+        print(name, call.name, text.count("__cudnn$fmhaSoftmax"))
 """
 
 
@@ -217,19 +419,3 @@ def test_movi_c_compiles_for_a_v5e(tmp_path):
     (plan,) = json.loads(file.read_text())["rows"]
     assert 0.1 < plan["peak_gb"] < 16 and plan["tflop"] > 0.05 and plan["ms_estimated"] > 0.1
     assert "compiled, not run" in found.stdout
-
-
-def test_a_collective_that_is_spread_over_others_counts_once():
-    gather = "all-gather(%x), replica_groups={{0,1,2,3}}, dimensions={0}"
-    bodies = "\n".join(
-        f"%{name} (x: f32[4]) -> f32[16] {{\n  ROOT %g = f32[16]{{0}} {gather}\n}}\n"
-        for name in ("begin", "async_collective_fusion.1", "end")
-    )
-    entry = """ENTRY %main (x: f32[4]) -> f32[16] {
-  %async-collective-start.1 = f32[16]{0} fusion(%x), kind=kCustom, calls=%begin
-  %fusion.2 = f32[16]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
-  %async-collective-done.1 = f32[16]{0} fusion(%x), kind=kCustom, calls=%end
-}
-"""
-    (found,) = collectives(bodies + entry)
-    assert (found.kind, found.group, found.result, found.times) == ("all-gather", 4, 64, 1)

@@ -1,0 +1,109 @@
+"""What the devices of a compiled program send each other, read from its text."""
+
+import math
+import re
+from typing import NamedTuple
+
+from benchmarks.compiled_text import Instruction, Program, Step, size_of
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Collective(NamedTuple):
+    """One collective of a program.
+
+    Attributes:
+        group: how many devices take part in each.
+        result: bytes on a device.
+        times: how often it runs.
+    """
+
+    kind: str
+    group: int
+    result: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends, where the devices of a group pass on parts in a ring."""
+        others = self.group - 1
+        share = {
+            "all-reduce": 2 * others / self.group,
+            "all-gather": others / self.group,
+            "reduce-scatter": others,  # its result is one part of what is summed
+            "all-to-all": others / self.group,
+            "collective-permute": 1.0,
+        }
+        return share[self.kind] * self.result * self.times
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives of an HLO module, with the loops around them.
+
+    Raises:
+        ValueError: one is in a loop of which nobody knows how often it turns, or is written in an
+            unknown way.
+    """
+    program, found = Program(text), []
+    for step in program.steps(fused=True):
+        x = step.instruction
+        kind = x.opcode.removesuffix("-start")
+        if kind not in KINDS or _is_a_later_piece(program, step):
+            continue
+        if step.times is None:
+            raise ValueError(
+                f"a loop with collectives has no known number of turns: {step.body}, {x.name}"
+            )
+        if (group := _group_size(x, text)) > 1:
+            found.append(Collective(kind, group, size_of(_result(x)), step.times))
+    return found
+
+
+def _is_a_later_piece(program: Program, step: Step) -> bool:
+    """Whether an earlier instruction stands for the same collective.
+
+    The TPU's compiler writes one that runs beside other work into several fusions: one that starts
+    it, those that it runs beside, one that ends it. All have its `chain_id`; the first counts.
+    """
+    if not step.fused or "chain_id=" not in step.instruction.rest:
+        return False
+    return not any("AsyncCollectiveStart" in x.rest for x in program.body(step.body))
+
+
+def _result(x: Instruction) -> str:
+    """The shape of what it gives; beside other work, the second part of (operands, results)."""
+    is_pair = x.opcode.endswith("-start") and x.opcode != "all-reduce-start"
+    parts = _parts(x.shape) if is_pair else []
+    return parts[1] if len(parts) > 1 else x.shape
+
+
+def _parts(shape: str) -> list[str]:
+    """Of a shape in brackets, `(f32[2,3]{1,0}, (pred[]))`, its parts; of another none."""
+    if not shape.startswith("("):
+        return []
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _group_size(x: Instruction, text: str) -> int:
+    """Of the ways in which XLA writes groups."""
+    line = x.rest
+    if match := re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if match := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if "source_target_pairs" in line:
+        return 2
+    everybody = re.search(r"^HloModule .*\bnum_partitions=(\d+)", text)
+    if "replica_groups={}" in line and everybody:
+        return int(everybody[1])
+    raise ValueError(f"no groups found: {x.name}, {line.strip()[:200]}")

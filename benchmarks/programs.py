@@ -1,0 +1,184 @@
+"""The program's real functions with the shapes that they are called with, to lower for any mesh.
+
+Nothing is put on a device.
+
+train     the training step
+predict   the model's slots and masks of a batch at evaluation
+count     what turns attention into counted masks, for the scores
+stream    the programs of `Segmenter.stream`: a frame's features, a first frame, a later frame
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from benchmarks import cases
+from benchmarks.train_step import unrolled_scans
+from smoothsa_jax.config import image_size_of
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation import counting
+from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.models.backend import Backend
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.parameters import shapes_in_place, split
+from smoothsa_jax.training.mesh import AXES, backend_of_mesh, replicated, spread
+from smoothsa_jax.training.recognition import build_recognition
+from smoothsa_jax.training.step import Training, build_training
+
+NAMES = ("train", "predict", "count", "stream")
+WHOLE_VIDEO = 24  # frames, where a config evaluates whole videos
+
+
+class Call(NamedTuple):
+    """A jitted function, and the arguments that it is lowered for: shapes, and what is static.
+
+    Attributes:
+        mesh: its devices.
+        batch: its samples, on all devices together.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple[Any, ...]
+    mesh: Mesh
+    batch: int
+
+
+def names_for(config: ConfigDict) -> tuple[str, ...]:
+    """The programs that a config has; recognition counts in its prediction, and has no stream."""
+    return NAMES[:2] if "recognition" in config else NAMES
+
+
+def calls(
+    config: ConfigDict,
+    mesh: Mesh,
+    batch: int,
+    wanted: Sequence[str],
+    backend: Backend | None = None,
+) -> Iterator[Call]:
+    """The wanted programs, in the order of `NAMES`.
+
+    Args:
+        batch: samples, which are spread over the mesh; a stream has one on one device.
+        backend: what to compile for; default: the mesh's devices.
+
+    Raises:
+        UserError: the config has no such program.
+    """
+    if missing := [name for name in wanted if name not in names_for(config)]:
+        raise UserError(
+            f"{config.name} has no program {missing[0]!r}; it has {', '.join(names_for(config))}"
+        )
+    backend = backend or backend_of_mesh(mesh)
+    if {"train", "predict", "count"} & set(wanted):
+        build = build_recognition if "recognition" in config else build_training
+        training = build(config, mesh, backend, shapes_only=True)
+    makers = {"train": _train, "predict": _predict, "count": _count}
+    for name, make in makers.items():
+        if name in wanted:
+            yield Call(name, *make(config, training, batch, backend), mesh, batch)
+    if "stream" in wanted:
+        alone = Mesh(mesh.devices.flat[:1].reshape(1, 1), AXES)
+        for name, call in _stream(config, alone, backend).items():
+            yield Call(f"stream: {name}", *call, alone, 1)
+
+
+def counted_flop(config: ConfigDict, batch: int, wanted: Sequence[str]) -> dict[str, float]:
+    """FLOP of one call of each program, on all devices together, as XLA counts before it compiles.
+
+    Loops are written out, and attention is no library's: of neither it knows what runs.
+    """
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), AXES)
+    found = {}
+    for call in calls(config, mesh, batch, wanted):
+        with unrolled_scans():
+            found[call.name] = call.function.lower(*call.arguments).cost_analysis()["flops"]
+    return found
+
+
+def batch_shapes(config: ConfigDict, mesh: Mesh, batch: int, frames: int) -> dict[str, Any]:
+    """What a program sees of a batch, spread over the mesh."""
+    shapes = dict(cases.batch_shapes(config, batch))
+    for name in ("video", "boxes"):
+        (_, _, *rest), dtype = shapes[name]
+        shapes[name] = ((batch, frames, *rest), dtype)
+    if "recognition" in config:
+        shapes["segmentations"] = ((batch, frames, *image_size_of(config)), jnp.uint8)
+        shapes["categories"] = ((batch, config.data.max_objects), jnp.int32)
+    place = spread(mesh)
+    return {name: jax.ShapeDtypeStruct(*x, sharding=place) for name, x in shapes.items()}
+
+
+def _frames_of_evaluation(config: ConfigDict) -> int:
+    frames = config.eval.get("num_frames") or config.data.num_frames
+    return WHOLE_VIDEO if frames == -1 else frames
+
+
+def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
+
+
+def _train(config: ConfigDict, training: Training, batch: int, backend: Backend) -> tuple:
+    inputs = batch_shapes(config, training.mesh, batch, config.data.num_frames)
+    return training.train_step, (
+        training.state,
+        training.cast_frozen,
+        inputs,
+        _key(training.mesh),
+    )
+
+
+def _predict(config: ConfigDict, training: Training, batch: int, backend: Backend) -> tuple:
+    mesh = training.mesh
+    inputs = batch_shapes(config, mesh, batch, _frames_of_evaluation(config))
+    params = training.cast(training.state.params)
+    return training.predict_on, (mesh, params, training.cast_frozen, inputs, _key(mesh))
+
+
+def _count(config: ConfigDict, training: Training, batch: int, backend: Backend) -> tuple:
+    frames, slots = _frames_of_evaluation(config), config.model.slot_attention.num_slots
+    place, (rows, columns) = spread(training.mesh), training.grid
+
+    def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=place)
+
+    return counting._counted, (
+        shape(jnp.float32, frames, slots, rows * columns),
+        shape(jnp.uint8, frames, *image_size_of(config)),
+        shape(jnp.bool_, slots),
+        shape(jnp.int32),
+        training.grid,
+        place,
+        backend,
+    )
+
+
+def _stream(config: ConfigDict, mesh: Mesh, backend: Backend) -> dict[str, tuple]:
+    """Of one frame, on one device."""
+    model = build_model(config.model, image_size_of(config), 0)
+    _, trained, frozen = split(model, config.dtype)
+    segmenter = Segmenter(config, {**trained, **frozen}, backend=backend)
+    whole = replicated(mesh)
+
+    def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
+
+    arrays = jax.eval_shape(segmenter.definition.cast, segmenter.params)
+    arrays = shapes_in_place(arrays, {name: whole for name in arrays})
+    slots, (rows, columns) = segmenter.num_slots, segmenter.grid
+    features = shape(config.dtype, 1, rows * columns, model.backbone.feature_size)
+    boxes = shape(jnp.float32, 1, 1, slots, 4) if segmenter.starts_from_boxes else None
+    mask, frame = shape(jnp.bool_, 1, slots), shape(jnp.uint8, *image_size_of(config), 3)
+    found = {
+        "features": (segmenter._extract, (arrays, frame)),
+        "first frame": (segmenter._first, (arrays, features, boxes, mask, _key(mesh))),
+    }
+    if segmenter.follows:
+        before = shape(jnp.float32, 1, slots, segmenter.slot_size)
+        found["later frame"] = (segmenter._following, (arrays, features, before, mask))
+    return found
