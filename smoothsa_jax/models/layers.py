@@ -21,7 +21,7 @@ def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
 
     `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long. A TPU has an instruction for tanh and none for erf:
     there erf(x / sqrt 2) = tanh(x p(x^2)) in 16 bits, with a polynomial p that was fitted until the GELU was within one
-    rounding to bfloat16 (`tests/test_layers.py`).
+    rounding to bfloat16 (`tests/test_backend.py`).
     """
     wide = x.astype(jnp.float32)
     if backend.is_tpu and x.dtype != jnp.float32:

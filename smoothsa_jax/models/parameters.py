@@ -49,7 +49,10 @@ class ModelDefinition:
         Args:
             differentiated: whether a gradient may pass. Through what is frozen (`FROZEN`) none ever does.
         """
-        arrays = self.cast({**params, **frozen})
+        arrays = {
+            name: x if differentiated and not name.startswith(FROZEN) else jax.lax.stop_gradient(x)
+            for name, x in self.cast({**params, **frozen}).items()
+        }
         state = jax.tree.unflatten(self.treedef, [arrays[name] for name in self.names])
         model = nnx.merge(self.graphdef, state)
         for path, module in nnx.iter_modules(model):

@@ -87,7 +87,8 @@ class SmoothSA(nnx.Module):
         `video` (B,T,H,W,3): uint8, or normalised floats.
         """
         frames = normalize(video.reshape(-1, *video.shape[2:]))
-        features = jax.lax.stop_gradient(self.backbone(frames)).astype(self.dtype)
+        # In front too: what frozen blocks are made of may have no gradient (`attention.takes_cudnn`).
+        features = self.backbone(jax.lax.stop_gradient(frames)).astype(self.dtype)
         return features.reshape(*video.shape[:2], *features.shape[1:])
 
     def __call__(
