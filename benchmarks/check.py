@@ -119,7 +119,11 @@ def compare_planned(
         )
     by = lambda name: 1.0 if before[name] == after[name] else before[name] / max(after[name], 1e-9)  # noqa: E731
     rows = [(name, before[name], after[name], by(name)) for name in names]
-    return sorted(rows, key=lambda row: row[-1]), [name for name in before if name not in after]
+    there = {name.rsplit(": ", 1)[0] for name in after}
+    missing = [name for name in before if name not in after]
+    # Of a program that was not compiled anew its name alone.
+    whole = lambda name: name if name.rsplit(": ", 1)[0] in there else name.rsplit(": ", 1)[0]  # noqa: E731
+    return sorted(rows, key=lambda row: row[-1]), list(dict.fromkeys(map(whole, missing)))
 
 
 def ratios_of(found: dict[str, Any]) -> dict[str, float]:

@@ -221,7 +221,9 @@ def test_check_tells_what_is_missing_and_what_is_of_another_script(tmp_path, cap
     old.write_text(json.dumps({"kind": "ahead_of_time", "rows": [row(), row(program="predict")]}))
     peer.write_text(json.dumps({"device": "cpu", "rows": []}))
     assert check.main([str(new), f"--recorded={old}"]) == 2
-    assert "not measured anew: predict" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.endswith("\nnot measured anew: predict, movi_c, bfloat16, h100, 1x1, 8\n")
+    assert out.count("not measured anew") == 1
     assert check.main([str(new), f"--recorded={old}", "--partial"]) == 0
     assert check.main([str(new), f"--recorded={peer}"]) == 2
     assert "different scripts" in capsys.readouterr().err
