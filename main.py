@@ -33,7 +33,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import Overrides, config_from_command_line, split_command_line
+from smoothsa_jax.config.load import Overrides, config_from_command_line, split_command_line
 from smoothsa_jax.errors import UserError
 
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 
     if not connected:
         return work()
-    from smoothsa_jax.training import hosts
+    from smoothsa_jax.devices import hosts
 
     hosts.connect(**{name: given[name].value for name in CONNECT_FLAGS})
     return hosts.to_the_end(lambda: status_of(work))
@@ -107,7 +107,8 @@ def run_training(
         choose: the config of a checkpoint -> the one to look at it with.
         restart: this process's command line where there are several.
     """
-    from smoothsa_jax.training import evaluating, hosts, loop, runtime
+    from smoothsa_jax.devices import hosts, runtime
+    from smoothsa_jax.training import evaluating, loop, signals
     from smoothsa_jax.training.logging import say
 
     runtime.start(say)
@@ -125,7 +126,7 @@ def run_training(
             from smoothsa_jax.report.build import report
 
             print(f"report       {report(folder, choose, say)}")
-    except runtime.Stopped as stopped:
+    except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
 
@@ -139,17 +140,18 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
         if not given[name].value:
             raise UserError(f"--mode=predict needs --{name}=...; see python main.py --help")
 
+    from smoothsa_jax.devices import runtime
     from smoothsa_jax.inference import predict, shot_cuts
-    from smoothsa_jax.training import runtime
+    from smoothsa_jax.training import signals
 
     values = {name: given[name].value for name in ("workdir", *PREDICT_FLAGS)}
     values["output"] = Path(given.output)
     values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts)
     runtime.start(lambda line: leave(line, 0))
     try:
-        with runtime.SignalGuard():
+        with signals.SignalGuard():
             predict.predict(predict.Options(**values))
-    except runtime.Stopped as stopped:
+    except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
 

@@ -30,14 +30,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from smoothsa_jax.config import (  # noqa: E402
-    config_from_command_line,
-    differences,
-    split_command_line,
-    to_json,
-)
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.evaluation.atomic import atomic_file  # noqa: E402
+from smoothsa_jax.config.load import config_from_command_line, split_command_line
+from smoothsa_jax.config.values import differences, to_json
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import atomic_file
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},

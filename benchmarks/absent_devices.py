@@ -165,7 +165,7 @@ def mesh_of(target: str, shape: tuple[int, int]) -> Any:
     from jax.experimental import topologies
     from jax.sharding import Mesh
 
-    from smoothsa_jax.training.mesh import AXES
+    from smoothsa_jax.devices.mesh import AXES
 
     check_mesh(target, shape)
     count, topology = shape[0] * shape[1], TARGETS[target].topology

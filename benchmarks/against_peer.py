@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.config import load_config  # noqa: E402
-from smoothsa_jax.errors import UserError, did_you_mean  # noqa: E402
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,8 +47,9 @@ from ml_collections import ConfigDict  # noqa: E402
 from benchmarks import cases, programs  # noqa: E402
 from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.compiled_text import Program  # noqa: E402
-from smoothsa_jax.config import flatten, load_config, split_command_line  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.config.load import load_config, split_command_line
+from smoothsa_jax.config.values import flatten
+from smoothsa_jax.errors import UserError
 
 RECORDED = Path(__file__).resolve().parent / "recorded" / "ahead_of_time.json"
 KIND = "ahead_of_time"

@@ -18,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import config_from_command_line, image_size_of, split_command_line
+from smoothsa_jax.config.load import config_from_command_line, split_command_line
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices.compiling import memory_of
+from smoothsa_jax.devices.memory_allocator import keep_freed_memory
+from smoothsa_jax.devices.mesh import backend_of_mesh
+from smoothsa_jax.devices.runtime import describe_machine
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.training.checks import check
-from smoothsa_jax.training.compiling import memory_of
-from smoothsa_jax.training.memory_allocator import keep_freed_memory
-from smoothsa_jax.training.mesh import backend_of_mesh
-from smoothsa_jax.training.runtime import describe_machine
 from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training, build_training
 

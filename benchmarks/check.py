@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.errors import UserError
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
 

@@ -26,8 +26,8 @@ from benchmarks import cases  # noqa: E402
 from benchmarks.collectives import collectives  # noqa: E402
 from benchmarks.memory import lowered_step, step_arguments  # noqa: E402
 from benchmarks.train_step import count_flop  # noqa: E402
-from smoothsa_jax.training.compiling import memory_of  # noqa: E402
-from smoothsa_jax.training.step import build_training  # noqa: E402
+from smoothsa_jax.devices.compiling import memory_of
+from smoothsa_jax.training.step import build_training
 
 
 class Machine(NamedTuple):

@@ -19,17 +19,13 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.config import image_size_of  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.evaluation.counting import counted_masks  # noqa: E402
-from smoothsa_jax.evaluation.masks import masks_from_attention  # noqa: E402
-from smoothsa_jax.evaluation.metrics import (  # noqa: E402
-    contingency,
-    contingency_from_counts,
-    score_counts,
-)
-from smoothsa_jax.evaluation.predictions import predictions  # noqa: E402
-from smoothsa_jax.evaluation.protocol import evaluate  # noqa: E402
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.counting import counted_masks
+from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.metrics import contingency, contingency_from_counts, score_counts
+from smoothsa_jax.evaluation.predictions import predictions
+from smoothsa_jax.evaluation.protocol import evaluate
 
 
 def random_batches(config: ConfigDict, num_clips: int) -> list[dict[str, np.ndarray]]:

@@ -22,13 +22,13 @@ import av  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.inference.frames import as_frame, checked_frames  # noqa: E402
-from smoothsa_jax.inference.given_boxes import read_boxes  # noqa: E402
-from smoothsa_jax.inference.load import SHIPPED, load  # noqa: E402
-from smoothsa_jax.inference.videos import read_video  # noqa: E402
-from smoothsa_jax.interop import state_dicts  # noqa: E402
-from smoothsa_jax.interop.architecture import read_architecture  # noqa: E402
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.frames import as_frame, checked_frames
+from smoothsa_jax.inference.given_boxes import read_boxes
+from smoothsa_jax.inference.load import SHIPPED, load
+from smoothsa_jax.inference.videos import read_video
+from smoothsa_jax.interop import state_dicts
+from smoothsa_jax.interop.architecture import read_architecture
 
 # ----------------------------------------------------------------------------------------------------------- valid files
 

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.errors import UserError
 
 AXES = {  # name: key, sizes of the small model, sizes with --full
     "frames": ("data.num_frames", (6, 12, 24, 48), (6, 12, 24, 48)),

@@ -24,9 +24,9 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.config import config_from_command_line, split_command_line  # noqa: E402
-from smoothsa_jax.inference.segmenter import Segmenter  # noqa: E402
-from smoothsa_jax.training.step import Training  # noqa: E402
+from smoothsa_jax.config.load import config_from_command_line, split_command_line
+from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.training.step import Training
 
 VIDEO = str(Path(__file__).resolve().parent.parent / "configs" / "movi_c.py")
 

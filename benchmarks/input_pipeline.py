@@ -36,18 +36,13 @@ import numpy as np  # noqa: E402
 
 from data.family import Options  # noqa: E402
 from data.prepare import prepare  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.inputs.augment import draw_view, draw_window  # noqa: E402
-from smoothsa_jax.inputs.encoded import (  # noqa: E402
-    EncodedClip,
-    decode_frames,
-    decode_labels,
-    parse_clip,
-)
-from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
-from smoothsa_jax.inputs.prepared import PreparedFolder  # noqa: E402
-from smoothsa_jax.inputs.sprites import Sprites  # noqa: E402
-from smoothsa_jax.training.memory_allocator import keep_freed_memory  # noqa: E402
+from smoothsa_jax.devices.memory_allocator import keep_freed_memory
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.augment import draw_view, draw_window
+from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels, parse_clip
+from smoothsa_jax.inputs.loader import training_batches
+from smoothsa_jax.inputs.prepared import PreparedFolder
+from smoothsa_jax.inputs.sprites import Sprites
 
 try:
     import torch

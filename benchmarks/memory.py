@@ -29,9 +29,9 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.training.compiling import memory_of  # noqa: E402
-from smoothsa_jax.training.step import Training, build_training  # noqa: E402
+from smoothsa_jax.devices.compiling import memory_of
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.step import Training, build_training
 
 SIZES = (16, 24, 80)  # GB
 USABLE = 0.9

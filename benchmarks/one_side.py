@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
-from smoothsa_jax.training.memory_allocator import keep_freed_memory  # noqa: E402
+from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 
 WARM_UP = 2  # calls before any is timed
 IN_FLIGHT = 4  # calls of ours at once: each holds its own input on the device, where PyTorch uses one buffer again
@@ -75,8 +75,8 @@ def ours(spec: dict[str, Any]) -> Side:
     from ml_collections import ConfigDict
 
     from benchmarks import cases
-    from smoothsa_jax.config import canonical
-    from smoothsa_jax.training.compiling import memory_of
+    from smoothsa_jax.config.values import canonical
+    from smoothsa_jax.devices.compiling import memory_of
     from smoothsa_jax.training.step import build_training
 
     if jax.default_backend() != spec["device"]:

@@ -19,8 +19,8 @@ import jax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.config import config_from_command_line  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
+from smoothsa_jax.config.load import config_from_command_line
+from smoothsa_jax.errors import UserError
 
 OPTIONS = (
     "train.remat=recurrence",

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import av  # noqa: E402
 
-from smoothsa_jax.inputs.sprites import Sprites  # noqa: E402
+from smoothsa_jax.inputs.sprites import Sprites
 
 
 def write_video(path: Path, num_frames: int, scale: int = 4) -> None:

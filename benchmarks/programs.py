@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 
 from benchmarks import cases
 from benchmarks.train_step import unrolled_scans
-from smoothsa_jax.config import image_size_of
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices.mesh import AXES, backend_of_mesh, replicated, spread
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation import counting
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.parameters import shapes_in_place, split
-from smoothsa_jax.training.mesh import AXES, backend_of_mesh, replicated, spread
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.step import Training, build_training
 

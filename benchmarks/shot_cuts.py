@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from smoothsa_jax.evaluation.metrics import score_batch  # noqa: E402
-from smoothsa_jax.inference.load import load  # noqa: E402
-from smoothsa_jax.inference.segmenter import Segmenter  # noqa: E402
-from smoothsa_jax.inference.shot_cuts import DEFAULT_THRESHOLD, feature_distance  # noqa: E402
-from smoothsa_jax.inputs.sprites import Sprites  # noqa: E402
+from smoothsa_jax.evaluation.metrics import score_batch
+from smoothsa_jax.inference.load import load
+from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.inference.shot_cuts import DEFAULT_THRESHOLD, feature_distance
+from smoothsa_jax.inputs.sprites import Sprites
 
 Pair = tuple[np.ndarray, np.ndarray]  # video of two clips; labels of the second
 

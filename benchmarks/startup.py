@@ -26,8 +26,8 @@ import jax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter  # noqa: E402
-from smoothsa_jax.training.state import copied  # noqa: E402
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.training.state import copied
 
 STEPS = 12  # in which the writing of a save is done
 IMPORTS = ("smoothsa_jax", "smoothsa_jax.config", "jax", "smoothsa_jax.training.loop")

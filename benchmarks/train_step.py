@@ -27,14 +27,14 @@ import optax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
-from smoothsa_jax.errors import UserError  # noqa: E402
-from smoothsa_jax.inputs.build import build_dataset  # noqa: E402
-from smoothsa_jax.inputs.loader import training_batches  # noqa: E402
-from smoothsa_jax.models import attention  # noqa: E402
-from smoothsa_jax.models.draws import sample_training_draws  # noqa: E402
-from smoothsa_jax.objectives.objective import active_terms, weighted_losses  # noqa: E402
-from smoothsa_jax.objectives.optimizer import build_optimizer  # noqa: E402
-from smoothsa_jax.training.step import Training, build_training  # noqa: E402
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.loader import training_batches
+from smoothsa_jax.losses.build import active_terms, weighted_losses
+from smoothsa_jax.models.draws import sample_training_draws
+from smoothsa_jax.models.layers import attention
+from smoothsa_jax.training.optimizer import build_optimizer
+from smoothsa_jax.training.step import Training, build_training
 
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192
 

@@ -35,14 +35,14 @@ from data.finished import (
 )
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, serializer, shard_name, write_shard
-from smoothsa_jax.config import config_from_command_line, split_command_line
+from smoothsa_jax.config.load import config_from_command_line, split_command_line
+from smoothsa_jax.devices import runtime
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.features import STORED
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
-from smoothsa_jax.training import runtime
 from smoothsa_jax.training.backbone import features_made_of, with_backbone
 from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.logging import say

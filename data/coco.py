@@ -20,7 +20,7 @@ from data.pictures import colours
 from data.shards import CHUNK
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 
 YEAR_SPLITS = {"train": "train2017", "validation": "val2017"}
 KINDS = {"coco": "panoptic", "coco_instances": "instances"}

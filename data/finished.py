@@ -18,7 +18,7 @@ from typing import Any
 from data.family import Job, Options, Plan
 from data.shards import read_json
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
 
 FORMAT = 1  # of prepared folders; another number is refused

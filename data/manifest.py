@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.family import SPLITS, Plan, Source
 from data.shards import Shard, read_json, sha256_of, size_of, write_description
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
 
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")

@@ -17,7 +17,7 @@ from data.families import family_of
 from data.family import BadSample, Family, Job, Options, Plan
 from data.finished import STAGING, UNFINISHED, digest_of
 from data.shards import serializer, write_shard
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 
 # Each worker process has its own.
 _family: Family

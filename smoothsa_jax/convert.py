@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smoothsa_jax.config import config_from_command_line, split_command_line
+from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.interop import state_dicts
 
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 def to_workdir(source: Path, target: Path, for_config: Sequence[tuple[str, str | None]]) -> None:
     state_dict = state_dicts.read(source)
 
-    from smoothsa_jax.training import conversion, runtime
+    from smoothsa_jax.devices import runtime
+    from smoothsa_jax.training import conversion
     from smoothsa_jax.training.logging import say
 
     runtime.start(say)
@@ -77,8 +78,9 @@ def to_file(source: Path, target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; give another name, or --overwrite to replace it")
 
-    from smoothsa_jax.evaluation.atomic import atomic_file
-    from smoothsa_jax.training import conversion, runtime
+    from smoothsa_jax.devices import runtime
+    from smoothsa_jax.files import atomic_file
+    from smoothsa_jax.training import conversion
     from smoothsa_jax.training.logging import say, warn
 
     runtime.start(say)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smoothsa_jax.training.checkpoints import read_checkpoint
+from smoothsa_jax.checkpoints.read import read_checkpoint
 from smoothsa_jax.training.logging import read_log
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from smoothsa_jax.training.mesh import make_mesh, replicated
+from smoothsa_jax.devices.mesh import make_mesh, replicated
 from smoothsa_jax.training.state import TrainState, create_state
 from smoothsa_jax.training.step import Training
 

@@ -15,10 +15,10 @@ from command import ROOT
 from jax.sharding import Mesh
 from test_benchmarks import load
 
-from smoothsa_jax.config import load_config
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.devices.mesh import AXES
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import Backend
-from smoothsa_jax.training.mesh import AXES
 
 sys.path.insert(0, str(ROOT))
 from benchmarks import absent_devices, ahead_of_time, cases, programs  # noqa: E402

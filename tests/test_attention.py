@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.models import attention
-from smoothsa_jax.models.attention import attend, attend_with_weights, takes_cudnn
 from smoothsa_jax.models.backend import CPU, Backend
+from smoothsa_jax.models.layers import attention
+from smoothsa_jax.models.layers.attention import attend, attend_with_weights, takes_cudnn
 from smoothsa_jax.training.step import build_training
 
 KINDS = ("at once", "masked", "sample by sample", "in a loop", "elsewhere", "masked elsewhere")

@@ -25,14 +25,14 @@ from vit_files import (
     timm_state_dict,
 )
 
-from smoothsa_jax.config import canonical
+from smoothsa_jax.checkpoints.read import FOLDER, read_checkpoint, steps_found
+from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.interop.dinov2 import resample_positions
 from smoothsa_jax.training import conversion, evaluating, loop
 from smoothsa_jax.training.backbone import with_backbone
-from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint, steps_found
 from smoothsa_jax.training.step import build_training
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
@@ -349,7 +349,6 @@ def test_keys_that_do_not_fit(tmp_path):
     grid = told({"pos_embed": np.ones((1, 7, 24), np.float32)})
     assert "positions of shape [1, 7, 24], expected those of a square grid" in grid
     folder = hugging_face_folder(tmp_path / "model", arrays, settings)
-    del theirs
     assert "set --config.model.backbone.weights to the folder" in refusal(
         folder / "model.safetensors"
     )

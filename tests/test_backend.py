@@ -11,12 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.config import image_size_of, load_config
-from smoothsa_jax.models import attention, layers
-from smoothsa_jax.models.backbones import resized
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices.mesh import AXES
 from smoothsa_jax.models.backend import CPU, Backend, backend_of
-from smoothsa_jax.models.layers import LayerNorm, gelu
-from smoothsa_jax.training.mesh import AXES
+from smoothsa_jax.models.encoders.vit import resized
+from smoothsa_jax.models.layers import attention
+from smoothsa_jax.models.layers import basic as layers
+from smoothsa_jax.models.layers.basic import LayerNorm, gelu
 from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.step import build_training
 

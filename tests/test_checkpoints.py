@@ -14,10 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from run_config import get_config
 
-from smoothsa_jax.config import canonical
-from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import (
+from smoothsa_jax.checkpoints.read import (
     BROKEN_FOLDER,
     FOLDER,
     BrokenCheckpoint,
@@ -28,6 +25,9 @@ from smoothsa_jax.training.checkpoints import (
     restore_state,
     steps_found,
 )
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.config.values import canonical
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.training.state import create_state
 
 CONFIG = canonical(get_config())

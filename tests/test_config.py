@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from smoothsa_jax.config import (
-    config_from_command_line,
-    differences,
-    flatten,
-    from_json,
-    load_config,
-    split_command_line,
-    to_json,
-)
+from smoothsa_jax.config.load import config_from_command_line, load_config, split_command_line
+from smoothsa_jax.config.schema import validate
+from smoothsa_jax.config.values import differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.validation import validate
 
 CONFIG = str(Path(__file__).parent / "run_config.py")
 DEFAULT = Path(__file__).parent.parent / "configs" / "sprites.py"

@@ -18,7 +18,9 @@ from test_recognition import WithCategories
 
 import smoothsa_jax as ssa
 from smoothsa_jax import convert
-from smoothsa_jax.config import canonical, load_config
+from smoothsa_jax.checkpoints.read import read_checkpoint, restore_latest
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import build
 from smoothsa_jax.interop import state_dicts
@@ -26,7 +28,6 @@ from smoothsa_jax.interop.authors import from_authors, to_authors
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.training import conversion
-from smoothsa_jax.training.checkpoints import read_checkpoint, restore_latest
 from smoothsa_jax.training.recognition import build_recognition, with_pretrained
 from smoothsa_jax.training.task import task_of
 

@@ -14,12 +14,12 @@ from run_config import get_config
 from safetensors.numpy import load_file, save_file
 from vit_files import apply, make_vit, random_arrays
 
-from smoothsa_jax.config import canonical
+from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.interop.dinov3 import DINOV3, DINOV3_GATED
-from smoothsa_jax.models.dinov3 import DINOv3, axial_rotation, rotate
+from smoothsa_jax.models.encoders.dinov3 import DINOv3, axial_rotation, rotate
 from smoothsa_jax.models.parameters import FROZEN
 from smoothsa_jax.training.backbone import with_backbone
 from smoothsa_jax.training.step import build_training

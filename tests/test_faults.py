@@ -16,12 +16,14 @@ import pytest
 import run_config
 from command import CONFIG, IMAGE, ROOT, here
 
-from smoothsa_jax.config import config_from_command_line, differences
+from smoothsa_jax.checkpoints.read import FOLDER, restore_latest, steps_found
+from smoothsa_jax.config.load import config_from_command_line
+from smoothsa_jax.config.schema import validate
+from smoothsa_jax.config.values import differences
+from smoothsa_jax.devices import compiling, runtime
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU, Backend
-from smoothsa_jax.training import compiling, evaluating, logging, runtime, scoring
-from smoothsa_jax.training.checkpoints import FOLDER, restore_latest, steps_found
-from smoothsa_jax.validation import validate
+from smoothsa_jax.training import evaluating, logging, scoring
 
 GPU = Backend("cuda", 9.0, has_cudnn=True)
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
@@ -322,7 +324,7 @@ import absl.logging, numpy as np
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from run_config import get_config
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
+from smoothsa_jax.checkpoints.write import CheckpointWriter
 absl.logging.set_verbosity(absl.logging.FATAL)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 writer = CheckpointWriter({str(tmp_path)!r}, get_config())
@@ -369,7 +371,7 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch):
 
 MEMORY_SCRIPT = """
 import ctypes, resource, sys, threading
-from smoothsa_jax.training.memory_allocator import keep_freed_memory
+from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 
 if sys.argv[1:]:
     print(keep_freed_memory())

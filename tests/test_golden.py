@@ -23,19 +23,19 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
+from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.evaluation import metrics, recognition
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 from smoothsa_jax.interop.authors import from_authors, name_of
 from smoothsa_jax.interop.torch_files import read_state_dict
-from smoothsa_jax.models.backbones import ViT
+from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import Draws
+from smoothsa_jax.models.encoders.vit import ViT
+from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.models.recognition import RecognitionHead
-from smoothsa_jax.objectives.losses import slot_contrast_loss
-from smoothsa_jax.objectives.optimizer import learning_rate_schedule
-from smoothsa_jax.training.mesh import replicated
+from smoothsa_jax.training.optimizer import learning_rate_schedule
 from smoothsa_jax.training.step import build_training
 
 OWN_FOLDER = Path(__file__).parent / "golden"

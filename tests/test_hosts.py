@@ -15,17 +15,13 @@ import pytest
 import run_config
 from command import ROOT
 
+from smoothsa_jax.checkpoints.read import FOLDER, Checkpoint, refuse_different, steps_found
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.sprites import Sprites
-from smoothsa_jax.training import evaluating, hosts, loop
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import (
-    FOLDER,
-    Checkpoint,
-    refuse_different,
-    steps_found,
-)
+from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.checks import check
 
 HOST = """
@@ -36,7 +32,7 @@ jax.distributed.initialize("localhost:{port}", num_processes=2, process_id=int(s
 import jax.numpy as jnp
 from fake_training import fake_training
 from ml_collections import ConfigDict
-from smoothsa_jax.training.mesh import replicated
+from smoothsa_jax.devices.mesh import replicated
 from test_hosts import batches_of
 
 training = fake_training(ConfigDict({{"seed": 0}}), num_devices=2)
@@ -90,7 +86,7 @@ def second_of_two(monkeypatch, first=lambda value: value) -> None:
     """As if this were process 1, and process 0 had of each value what `first` makes of it."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts, "of_all", lambda value: [first(value), value])
+    monkeypatch.setattr(hosts, "gather", lambda value: [first(value), value])
 
 
 def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeypatch):
@@ -112,7 +108,7 @@ def test_processes_with_other_values_of_the_same_step_are_refused(tmp_path, monk
     """Folders of their own, such as a seed's each."""
     config, told = run_config.get_config("image"), []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts, "of_all", lambda value: told.append(value) or [told[0], value])
+    monkeypatch.setattr(hosts, "gather", lambda value: told.append(value) or [told[0], value])
     for number in (0, 1, 0):
         found = Checkpoint(6, {"a": np.full(2, number, np.float32)}, {}, config, tmp_path)
         with (

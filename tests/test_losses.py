@@ -5,12 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothsa_jax.objectives.losses import (
-    distillation_loss,
-    reconstruction_loss,
-    slot_contrast_loss,
-)
-from smoothsa_jax.objectives.objective import TERMS, weighted_losses
+from smoothsa_jax.losses.build import TERMS, weighted_losses
+from smoothsa_jax.losses.reconstruction import reconstruction_loss
+from smoothsa_jax.losses.slots import distillation_loss, slot_contrast_loss
 
 RNG = np.random.default_rng(0)
 SLOTS = RNG.standard_normal((3, 4, 5, 6)).astype("f")  # B, T, N, D

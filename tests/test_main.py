@@ -9,7 +9,7 @@ import pytest
 from command import IMAGE, copy_of, here, losses, run, trained
 from tensorboardX.proto.event_pb2 import Event
 
-from smoothsa_jax.training.checkpoints import FOLDER, steps_found
+from smoothsa_jax.checkpoints.read import FOLDER, steps_found
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
+from smoothsa_jax.checkpoints.read import read_checkpoint, restore_state
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.devices import mesh as mesh_file
+from smoothsa_jax.devices.mesh import make_mesh, own_mesh, persistent_sharding, replicated, spread
+from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.objectives.losses import slot_contrast_loss
-from smoothsa_jax.training import mesh as mesh_file
+from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.training import step as step_file
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import read_checkpoint, restore_state
-from smoothsa_jax.training.mesh import kept, make_mesh, own_mesh, replicated, spread
-from smoothsa_jax.training.over_samples import over_samples
 from smoothsa_jax.training.state import copied
-from smoothsa_jax.validation import mesh_shape
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -193,7 +193,7 @@ def small_program() -> dict[str, float]:
             slots = over_samples(function, mesh, num_parts, arrays, inputs)
             return slot_contrast_loss(slots, jax.numpy.asarray(inputs["mask"]))
 
-        places = kept(mesh, arrays)
+        places = persistent_sharding(mesh, arrays)
         program = jax.jit(jax.value_and_grad(loss), out_shardings=(replicated(mesh), places))
         program = program.lower(jax.device_put(arrays, places)).compile()
         found = jax.device_get(program(jax.device_put(arrays, places)))
@@ -228,12 +228,14 @@ def move(folder: str) -> dict[str, int]:
     values, pieces = arrays, {}
     for step, (data, fsdp) in enumerate(((8, 1), (2, 4), (1, 8), (1, 1)), 1):
         mesh = make_mesh(ConfigDict({"data": data, "fsdp": fsdp}))
-        template = jax.device_put(jax.tree.map(np.zeros_like, arrays), kept(mesh, arrays))
+        template = jax.device_put(
+            jax.tree.map(np.zeros_like, arrays), persistent_sharding(mesh, arrays)
+        )
         if step > 1:
             values = restore_state(template, read_checkpoint(folder, step - 1))
             assert all(values[n].sharding == template[n].sharding for n in template)
         else:
-            values = jax.device_put(values, kept(mesh, values))
+            values = jax.device_put(values, persistent_sharding(mesh, values))
         pieces[f"{data}x{fsdp}"] = values["a.kernel"].addressable_shards[0].data.size
         writer = CheckpointWriter(folder, config)
         writer.save(step, values, {}, {})

@@ -10,6 +10,8 @@ from flax import nnx
 from tiny import tiny_config
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.build import weighted_losses
+from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import (
     Draws,
@@ -18,8 +20,6 @@ from smoothsa_jax.models.draws import (
     sample_visible,
 )
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.models.slot_attention import SlotAttention
-from smoothsa_jax.objectives.objective import weighted_losses
 
 CLOSE = 2e-5  # sums in another order, in float32
 CASES = ["video-boxes-random_ar", "video-gaussian-mlp_mixture", "image-boxes-mlp_mixture", "image-gaussian-random_ar"]  # fmt: skip

@@ -17,12 +17,12 @@ import pytest
 import yaml
 from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, losses, run, start
 
+from smoothsa_jax.checkpoints.read import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.evaluation.predictions import predictions, scored
 from smoothsa_jax.evaluation.protocol import Evaluation
 from smoothsa_jax.evaluation.whole_split import whole_split
 from smoothsa_jax.inputs.loader import evaluation_batches
-from smoothsa_jax.training import hosts
-from smoothsa_jax.training.checkpoints import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
 from smoothsa_jax.training.logging import read_log
 
 HEARTBEAT = 10  # seconds
@@ -45,7 +45,7 @@ import fake_training, pytest, time
 fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=lambda step: time.sleep(0.05))
 """
 # Small arrays are cut over devices too: those of the model of these tests.
-CUT = "from smoothsa_jax.training import mesh; mesh.SMALL = 64\n"
+CUT = "from smoothsa_jax.devices import mesh; mesh.SMALL = 64\n"
 # Process 1 cannot read a checkpoint, once; its disk is well again afterwards.
 UNREADABLE = """
 from smoothsa_jax.training import checkpoints

@@ -4,7 +4,7 @@ import jax
 import pytest
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.config import load_config
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.training.checks import check
 from smoothsa_jax.training.step import build_training

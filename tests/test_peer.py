@@ -185,7 +185,7 @@ def test_ours_follows_as_its_model_does(compilation_cache):
     import jax
     from ml_collections import ConfigDict
 
-    from smoothsa_jax.config import canonical
+    from smoothsa_jax.config.values import canonical
     from smoothsa_jax.evaluation.masks import masks_from_attention
     from smoothsa_jax.training.step import build_training
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from prepared_folders import blobs, png, write_folder
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from smoothsa_jax.config import load_config
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT, encoded
 from smoothsa_jax.inputs.build import build_dataset

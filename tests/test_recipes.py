@@ -14,7 +14,8 @@ from raw_clips import hq_source, movi_source, ytvis_2022
 from raw_stills import clevrtex_source, coco_source, voc_source
 
 from data import prepare
-from smoothsa_jax.config import load_config, to_json
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.values import to_json
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.training import task
 from smoothsa_jax.training.checks import check

@@ -15,7 +15,11 @@ from run_config import get_config
 from scipy.optimize import linear_sum_assignment
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.config import canonical
+from smoothsa_jax.checkpoints.read import FOLDER, read_checkpoint
+from smoothsa_jax.config.schema import validate
+from smoothsa_jax.config.values import canonical
+from smoothsa_jax.devices.compiling import advice_for_training
+from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation import recognition
 from smoothsa_jax.evaluation.masks import masks_from_attention
@@ -23,17 +27,13 @@ from smoothsa_jax.evaluation.metrics import contingency, iou
 from smoothsa_jax.inputs import build
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
 from smoothsa_jax.inputs.sprites import Sprites
+from smoothsa_jax.losses.recognition import box_loss, category_loss
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.draws import sample_evaluation_draws, sample_training_draws
+from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.models.recognition import RecognitionHead
-from smoothsa_jax.objectives.recognition import box_loss, category_loss
 from smoothsa_jax.training import evaluating, loop
-from smoothsa_jax.training.checkpoints import FOLDER, read_checkpoint
-from smoothsa_jax.training.compiling import advice_for_training
-from smoothsa_jax.training.mesh import replicated
 from smoothsa_jax.training.recognition import build_recognition, check_labels
-from smoothsa_jax.validation import validate
 
 GRID, SIZE = (4, 5), (12, 15)
 SLOTS, OBJECTS, CLASSES = 4, 3, 6

@@ -15,7 +15,9 @@ from PIL import Image
 from run_config import get_config
 from tiny import tiny_config
 
-from smoothsa_jax.config import canonical
+from smoothsa_jax.checkpoints.read import read_checkpoint
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.metrics import score_batch
 from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores, write_sample_scores
@@ -28,8 +30,6 @@ from smoothsa_jax.report.curves import Curve, curves, smoothed
 from smoothsa_jax.report.distances import around_the_warmer, by_iteration, relative_distance
 from smoothsa_jax.report.ranking import descending, rank
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import read_checkpoint
 from smoothsa_jax.training.logging import RunLog
 from smoothsa_jax.training.scoring import batches_of_split
 from smoothsa_jax.training.scoring import report as score

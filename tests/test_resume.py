@@ -15,14 +15,14 @@ import jax
 import pytest
 from command import CONFIG, IMAGE, ROOT, assert_same_run, here, losses, run, start, trained
 
-from smoothsa_jax.training import logging, loop, scoring
-from smoothsa_jax.training.checkpoints import (
+from smoothsa_jax.checkpoints.read import (
     BROKEN_FOLDER,
     FOLDER,
     read_checkpoint,
     restore_latest,
     steps_found,
 )
+from smoothsa_jax.training import logging, loop, scoring
 
 SHORT = (f"--config={IMAGE}", "--config.train.num_steps=12", "--config.checkpoint.every=4")
 
@@ -94,7 +94,7 @@ def test_the_second_signal_leaves_at_once():
     script = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from smoothsa_jax.training.runtime import SignalGuard
+from smoothsa_jax.training.signals import SignalGuard
 with SignalGuard() as guard, guard.finishing_steps():
     os.kill(os.getpid(), signal.SIGTERM)
     print("first", guard.received == signal.SIGTERM, flush=True)

@@ -7,10 +7,10 @@ import optax
 import pytest
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from smoothsa_jax.devices.compiling import CompiledOnce
 from smoothsa_jax.models.draws import sample_training_draws
-from smoothsa_jax.objectives.optimizer import learning_rate_schedule
-from smoothsa_jax.training.compiling import CompiledOnce
+from smoothsa_jax.models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD
+from smoothsa_jax.training.optimizer import learning_rate_schedule
 from smoothsa_jax.training.step import build_training
 
 CONFIG = tiny_config(num_frames=2)

@@ -6,7 +6,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from smoothsa_jax.training import hosts
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.training.logging import LOG_FILE, RunLog, SilentLog, read_log
 from smoothsa_jax.training.waits import DataWaits
 
@@ -31,7 +31,7 @@ def slow(seconds):
 def test_of_several_processes_the_slowest_is_named(tmp_path, monkeypatch):
     """The others wait for it within the step, so their own share says nothing."""
     late = {"data_wait_share": 0.4, "data_wait_ms": 12.5}
-    monkeypatch.setattr(hosts, "of_all", lambda own: [own, late])
+    monkeypatch.setattr(hosts, "gather", lambda own: [own, late])
     told = io.StringIO()
     log = RunLog(tmp_path, first_step=0, num_steps=4, log_every=2, stream=told)
     for step in range(1, 5):
@@ -44,7 +44,7 @@ def test_of_several_processes_the_slowest_is_named(tmp_path, monkeypatch):
     assert "process 1 waited for data in 40% of steps (12.5 ms a step)" in told.getvalue()
 
     asked = []
-    monkeypatch.setattr(hosts, "of_all", lambda own: asked.append(own) or [own])
+    monkeypatch.setattr(hosts, "gather", lambda own: asked.append(own) or [own])
     silent = SilentLog(num_steps=5, log_every=2)
     silent.waits.runs({"loss": StepOutput(False)})
     for step in range(1, 6):

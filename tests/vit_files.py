@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from smoothsa_jax.interop.dinov2 import HUGGING_FACE, TIMM
-from smoothsa_jax.models.backbones import ViT
+from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.parameters import split
 
 SMALL = {"width": 24, "depth": 2, "num_heads": 3, "patch": 14}

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.metrics import contingency, iou
+from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs import NO_SEGMENT
 
 BACKGROUND = (88, 92, 100)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.scores import DECIMALS
+from smoothsa_jax.files import atomic_file
 
 COLUMNS = ["sample", "name", "method", "protocol", "seed"]  # and the metrics
 

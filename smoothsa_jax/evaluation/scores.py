@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 
 # Columns of the table; the first of a kind of scores that is found orders the baselines and stands in the last line.
 TITLES = {

@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inference import released
 from smoothsa_jax.inference.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors
-from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
 from smoothsa_jax.training.conversion import configs_of, recipes
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"

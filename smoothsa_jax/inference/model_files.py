@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from smoothsa_jax.config import from_json, to_json
+from smoothsa_jax.config.values import from_json, to_json
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
+from smoothsa_jax.files import atomic_file
 
 WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "model.safetensors", "config.json", "about.json"
 

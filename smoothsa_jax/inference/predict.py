@@ -13,6 +13,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from smoothsa_jax.checkpoints.workdir import workdir_for_writing
+from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import FPS
 from smoothsa_jax.inference.frames import as_frame, checked_frames
@@ -23,8 +25,6 @@ from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.sources import Source, find_sources
 from smoothsa_jax.inference.videos import read_video
-from smoothsa_jax.training.compiling import telling_out_of_memory
-from smoothsa_jax.training.runtime import workdir_for_writing
 
 ABOUT_FILE = "about.json"
 STAGING = ".unfinished"  # in the folder of the outputs: a rename is atomic within one file system

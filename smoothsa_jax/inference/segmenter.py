@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import image_size_of
+from smoothsa_jax.config.schema import DTYPES
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
@@ -26,9 +28,7 @@ from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import sample_evaluation_draws
 from smoothsa_jax.models.parameters import Parameters, split
-from smoothsa_jax.models.smoothsa import SmoothSA
-from smoothsa_jax.training.compiling import at_precision
-from smoothsa_jax.validation import DTYPES
+from smoothsa_jax.models.slot_model import SlotModel
 
 PER_FRAME = ("slots", "attention", "decoder_attention", "reconstruction_error")
 
@@ -323,7 +323,7 @@ class Segmenter:
 
 
 def _of_frame(
-    model: SmoothSA, features: Array, slots: Array, attention: Array, slot_mask: Array
+    model: SlotModel, features: Array, slots: Array, attention: Array, slot_mask: Array
 ) -> dict[str, Array]:
     reconstruction, decoder_attention = model.decoder(features, slots, None, slot_mask)
     outputs = {"slots": slots, "attention": attention, "decoder_attention": decoder_attention}

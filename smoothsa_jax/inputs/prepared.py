@@ -18,12 +18,7 @@ from smoothsa_jax.inputs.augment import (
     view_pixels,
 )
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
-from smoothsa_jax.inputs.encoded import (
-    EncodedClip,
-    decode_frames,
-    decode_labels,
-    parse_clip,
-)
+from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels, parse_clip
 from smoothsa_jax.inputs.manifest import fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
 

@@ -9,13 +9,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.models.backbones import ColourFourier, ViT
-from smoothsa_jax.models.decoders import MLPMixtureDecoder, RandomARDecoder
-from smoothsa_jax.models.dinov3 import DINOv3
+from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
+from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
+from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
+from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
+from smoothsa_jax.models.encoders.dinov3 import DINOv3
+from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.initializers import BoxSampler, GaussianSampler, Initializer, Warmer
-from smoothsa_jax.models.slot_attention import SlotAttention
-from smoothsa_jax.models.smoothsa import Projection, SmoothSA
-from smoothsa_jax.models.transition import Transition
+from smoothsa_jax.models.slot_model import Projection, SlotModel
+from smoothsa_jax.models.transitions import Transition
 
 BACKBONES: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
 PRETRAINED = ("vit", "dinov3")  # the backbones that have `weights`
@@ -86,7 +88,7 @@ def make(
     return chosen(*args, **settings, **given)
 
 
-def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> SmoothSA:
+def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> SlotModel:
     """A freshly initialised model. A backbone that takes weights from elsewhere has shapes in place of its arrays.
 
     Args:
@@ -104,7 +106,7 @@ def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> S
     return _around(nnx.eval_shape(make_backbone) if pretrained else make_backbone(), config, seed)
 
 
-def build_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SmoothSA:
+def build_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel:
     """The same model with shapes in place of all arrays; nothing is computed."""
     return nnx.eval_shape(
         lambda: _around(_build_backbone(config.backbone, image_size), config, seed=0)
@@ -121,13 +123,13 @@ def _build_backbone(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Modu
     return make("backbone", config, image_size, hidden=("seed", "weights"), rngs=rngs)
 
 
-def _around(backbone: nnx.Module, config: ConfigDict, seed: int) -> SmoothSA:
+def _around(backbone: nnx.Module, config: ConfigDict, seed: int) -> SlotModel:
     rngs = nnx.Rngs(seed)
     width, slot_size = backbone.feature_size, config.slot_attention.slot_size
     initializer = _build_initializer(config.initializer, width, slot_size, rngs)
     transition = make("transition", config.transition, width, slot_size, rngs=rngs)
     decoder = make("decoder", config.decoder, backbone.grid, width, slot_size, rngs=rngs)
-    return SmoothSA(
+    return SlotModel(
         backbone,
         make("projection", config.projection, width, rngs=rngs),
         initializer,

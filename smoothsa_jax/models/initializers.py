@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.attention import MultiHeadAttention
-from smoothsa_jax.models.layers import MLP, layer_norm, linear
+from smoothsa_jax.models.layers.attention import MultiHeadAttention
+from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear
 
 
 def scaled(noise: Float[Array, "B N D"], log_std: nnx.Param) -> Float[Array, "B N D"]:

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import image_size_of
+from smoothsa_jax.checkpoints.read import BrokenCheckpoint, Checkpoint, read_checkpoint, steps_found
+from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.atomic import atomic_file
 from smoothsa_jax.evaluation.pictures import contact_sheet
 from smoothsa_jax.evaluation.predictions import Batch, scored
 from smoothsa_jax.evaluation.scores import TITLES, headline, leading_metric, scores_rows
+from smoothsa_jax.files import atomic_file
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.parameters import Parameters, split
 from smoothsa_jax.report import figures
@@ -22,12 +23,6 @@ from smoothsa_jax.report.page import Picture, Section, page
 from smoothsa_jax.report.ranking import Ranking, descending, rank
 from smoothsa_jax.report.records import Records, read_records
 from smoothsa_jax.report.stages import Stage, stage
-from smoothsa_jax.training.checkpoints import (
-    BrokenCheckpoint,
-    Checkpoint,
-    read_checkpoint,
-    steps_found,
-)
 from smoothsa_jax.training.evaluating import restored
 from smoothsa_jax.training.scoring import batches_of_split
 

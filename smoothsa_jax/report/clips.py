@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import image_size_of
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.predictions import Batch, num_frames_of, scored
 from smoothsa_jax.models.backend import backend_of
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws
 from smoothsa_jax.models.parameters import Parameters, split
-from smoothsa_jax.models.smoothsa import SmoothSA
-from smoothsa_jax.training.compiling import at_precision
+from smoothsa_jax.models.slot_model import SlotModel
 
 # What slot attention starts from in the first frame: the samples themselves, or what the warmer makes of them.
 COLD, WARM = "cold", "warm"
@@ -44,7 +44,7 @@ class Clip:
 
 
 def iterations_of_first_frame(
-    model: SmoothSA,
+    model: SlotModel,
     encoded: Float[Array, "B M C"],
     draws: Draws,
     boxes: Float[Array, "B N 4"] | None,

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import image_size_of
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices import hosts
+from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.models.build import takes_weights
 from smoothsa_jax.models.parameters import FROZEN
-from smoothsa_jax.training import hosts
-from smoothsa_jax.training.host_arrays import on_host
 from smoothsa_jax.training.step import Training
 
 
@@ -87,7 +87,7 @@ def with_backbone(config: ConfigDict, training: Training, warn: Callable[[str], 
         )
     shapes = {name.removeprefix(FROZEN): x for name, x in training.frozen.items()}
     arrays, what = load_backbone(backbone, shapes, training.grid)
-    if hosts.several():  # each has its own files
+    if hosts.is_multi_process():  # each has its own files
         hosts.refuse_differences(
             {f"what model.backbone.weights={backbone.weights} holds": _digest(arrays)}
         )

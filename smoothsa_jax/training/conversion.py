@@ -18,16 +18,17 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import image_size_of, load_config
+from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+from smoothsa_jax.checkpoints.workdir import write_config
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import build_shapes
+from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.models.recognition import RecognitionHead
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import FOLDER, restore_latest
-from smoothsa_jax.training.checks import write_config
 from smoothsa_jax.training.task import task_of
 
 StateDict = Mapping[str, np.ndarray]

@@ -10,11 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import headline, scores_table
-from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import hosts, runtime, scoring
-from smoothsa_jax.training.checkpoints import (
+from smoothsa_jax.checkpoints.read import (
     FOLDER,
     BrokenCheckpoint,
     Checkpoint,
@@ -25,14 +21,20 @@ from smoothsa_jax.training.checkpoints import (
     restore_state,
     steps_found,
 )
-from smoothsa_jax.training.checks import agree, check, refuse_other_config
-from smoothsa_jax.training.compiling import telling_out_of_memory
-from smoothsa_jax.training.host_arrays import on_own_devices
+from smoothsa_jax.checkpoints.workdir import refuse_other_config
+from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.devices import hosts
+from smoothsa_jax.devices.compiling import telling_out_of_memory
+from smoothsa_jax.devices.host_arrays import on_own_devices
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.scores import headline, scores_table
+from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.training import scoring, signals
+from smoothsa_jax.training.checks import agree, check
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, say, warn
 from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training
 from smoothsa_jax.training.task import task_of
-from smoothsa_jax.validation import mesh_shape
 
 # Where scoring runs out of memory: after the training, and within it.
 REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
@@ -79,7 +81,7 @@ def evaluate(
         checkpoint = best_checkpoint(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     task = task_of(config)
-    with runtime.SignalGuard(), evaluating(config, REPORT_AGAIN):
+    with signals.SignalGuard(), evaluating(config, REPORT_AGAIN):
         training, _ = on_own_devices(untrained(task.build(config)))
         frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
         training = dataclasses.replace(training, frozen=frozen)
@@ -134,7 +136,7 @@ def best_checkpoint(workdir: Path, config: ConfigDict) -> Checkpoint | None:
 
 def tell_results(scores: dict[str, Any], workdir: Path) -> None:
     """The end of a run, on standard output: where things are, the score, what to do next."""
-    if not hosts.first():
+    if not hosts.is_primary():
         return
     pictures = workdir / scoring.PICTURES_FOLDER
     print(f"""

@@ -17,8 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training import hosts
 from smoothsa_jax.training.waits import DataWaits
 
 LOG_FILE = "log.jsonl"
@@ -73,7 +73,7 @@ def _scored(metrics: Mapping[str, float]) -> bool:
 def _longest(waits: Mapping[str, float]) -> dict[str, float]:
     """Of several processes the waits of the one that waited most, and its number; all have to call it. The others wait for
     that one in every step, and see nothing of it."""
-    found = hosts.of_all(dict(waits))
+    found = hosts.gather(dict(waits))
     worst = max(range(len(found)), key=lambda i: found[i].get("data_wait_share", 0.0))
     number = {"data_wait_process": worst} if len(found) > 1 and found[worst] else {}
     return {**found[worst], **number}
@@ -232,7 +232,7 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[]
 
 def say(text: str) -> None:
     """A line for people; of several processes the first one talks."""
-    if hosts.first():
+    if hosts.is_primary():
         print(text, file=sys.stderr, flush=True)
 
 

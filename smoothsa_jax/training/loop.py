@@ -12,32 +12,30 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.predictions import paper_slot_mask
-from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
-from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import hosts, runtime, scoring
-from smoothsa_jax.training.backbone import refuse_other_features
-from smoothsa_jax.training.checkpoint_writer import CheckpointWriter
-from smoothsa_jax.training.checkpoints import (
+from smoothsa_jax.checkpoints.read import (
     Checkpoint,
     refuse_different,
     restore_latest,
     restore_state,
 )
-from smoothsa_jax.training.checks import (
-    agree,
-    check,
+from smoothsa_jax.checkpoints.workdir import (
     config_of,
     refuse_other_config,
+    workdir_for_writing,
     write_config,
 )
-from smoothsa_jax.training.compiling import (
-    CompiledOnce,
-    advice_for_training,
-    telling_out_of_memory,
-)
+from smoothsa_jax.checkpoints.write import CheckpointWriter
+from smoothsa_jax.devices import hosts
+from smoothsa_jax.devices.compiling import CompiledOnce, advice_for_training, telling_out_of_memory
+from smoothsa_jax.devices.host_arrays import on_own_devices
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.predictions import paper_slot_mask
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
+from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.training import scoring, signals
+from smoothsa_jax.training.backbone import refuse_other_features
+from smoothsa_jax.training.checks import agree, check
 from smoothsa_jax.training.evaluating import (
     GO_ON,
     REPORT_AGAIN,
@@ -48,7 +46,6 @@ from smoothsa_jax.training.evaluating import (
     untrained,
     wants_best,
 )
-from smoothsa_jax.training.host_arrays import on_own_devices
 from smoothsa_jax.training.logging import RunLog, SilentLog, check_finite, say, warn
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training
@@ -71,13 +68,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     agree(config)
     check(config)
     task = task_of(config)
-    lock = runtime.workdir_for_writing(workdir) if hosts.first() else contextlib.nullcontext()
-    with lock, runtime.SignalGuard() as guard:
+    lock = workdir_for_writing(workdir) if hosts.is_primary() else contextlib.nullcontext()
+    with lock, signals.SignalGuard() as guard:
         hosts.refuse_other_folders(workdir)
         refuse_other_config(config_of(workdir), config, workdir)
         # What another process than the first cannot read may be sound.
         checkpoint = hosts.first_then_others(
-            lambda: restore_latest(workdir, warn=warn, set_aside=hosts.first())
+            lambda: restore_latest(workdir, warn=warn, set_aside=hosts.is_primary())
         )
         refuse_different("newest checkpoint that can be read", checkpoint)
         if checkpoint is not None:
@@ -128,7 +125,7 @@ def _train_steps(
     training: Training,
     state: TrainState,
     checkpoint: Checkpoint | None,
-    guard: runtime.SignalGuard,
+    guard: signals.SignalGuard,
 ) -> TrainState:
     """Do the steps that are missing; the state after the last one."""
     num_steps, done, means = config.train.num_steps, 0, _Means()
@@ -158,7 +155,7 @@ def _train_steps(
         batches.set_state(checkpoint.progress["data"])
         means = _Means(**checkpoint.progress["means"])
         say(f"going on from step {done} of {num_steps}")
-    if hosts.first():
+    if hosts.is_primary():
         write_config(config, workdir)
     writer = CheckpointWriter(
         workdir,
@@ -168,8 +165,8 @@ def _train_steps(
         best_mode=config.checkpoint.get("best_mode", "min"),
     )
     times = {"num_steps": num_steps, "log_every": config.train.log_every}
-    log = RunLog(workdir, first_step=done, **times) if hosts.first() else SilentLog(**times)
-    signals = hosts.StopTogether()
+    log = RunLog(workdir, first_step=done, **times) if hosts.is_primary() else SilentLog(**times)
+    stop_together = hosts.StopTogether()
     root = jax.random.key(config.seed)
     # Of the step before, still on the device: read while the device works on the next one.
     waiting: tuple[int, dict[str, jax.Array]] | None = None
@@ -211,7 +208,7 @@ def _train_steps(
             if waiting is not None:
                 log.record(waiting[0], read(*waiting))
             waiting = (done, metrics)
-            received = signals.asked(guard.received)  # once: a signal may come at any time
+            received = stop_together.asked(guard.received)  # once: a signal may come at any time
             leaving = received is not None
             regular = done % config.checkpoint.every == 0 or done == num_steps
             if regular or leaving:
@@ -224,7 +221,7 @@ def _train_steps(
                             scores |= validation(state.params)
                         except UserError as error:
                             # Of several processes this one may be alone with its trouble, and all have to come to a save.
-                            if not hosts.several():
+                            if not hosts.is_multi_process():
                                 save(done, state, position, scores)
                             raise UserError(f"{error}; {writer.describe_last_good()}") from error
                         row |= {f"validation/{name}": scores[name] for name in task.metrics}
@@ -236,11 +233,11 @@ def _train_steps(
                 break
         writer.wait()
         # Since the last step asked, one may have come, and to one process alone.
-        received = received or max(hosts.of_all(guard.received or 0)) or None
+        received = received or max(hosts.gather(guard.received or 0)) or None
     if received is not None:
         name = signal.Signals(received).name
         where = writer.folder / str(done)
-        raise runtime.Stopped(
+        raise signals.Stopped(
             received,
             f"stopped by {name} after step {done} of {num_steps}, saved in {where}; the same command goes on from there",
         )

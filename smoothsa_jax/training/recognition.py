@@ -23,28 +23,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import differences, image_size_of
+from smoothsa_jax.checkpoints.read import FOLDER, refuse_different, restore_latest, restore_state
+from smoothsa_jax.config.values import differences, image_size_of
+from smoothsa_jax.devices.compiling import at_precision
+from smoothsa_jax.devices.mesh import backend_of_mesh, make_mesh, replicated
+from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.recognition import Targets, count, targets_of_slots
 from smoothsa_jax.inputs import NO_SEGMENT
+from smoothsa_jax.losses.recognition import box_loss, category_loss
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
+from smoothsa_jax.models.heads import DROPOUT_RATE, RecognitionHead
 from smoothsa_jax.models.parameters import ModelDefinition, Parameters, split
-from smoothsa_jax.models.recognition import DROPOUT_RATE, RecognitionHead
-from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
-from smoothsa_jax.objectives.recognition import box_loss, category_loss
-from smoothsa_jax.training.checkpoints import (
-    FOLDER,
-    refuse_different,
-    restore_latest,
-    restore_state,
-)
-from smoothsa_jax.training.compiling import at_precision
-from smoothsa_jax.training.mesh import backend_of_mesh, make_mesh, replicated
-from smoothsa_jax.training.over_samples import over_samples
+from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.training.state import TrainState, create_state
-from smoothsa_jax.training.step import Training, descend, on_mesh
+from smoothsa_jax.training.step import Training, apply_gradients, on_mesh
 
 INPUTS = ("video", "boxes", "slot_mask", "segmentations", "categories")
 
@@ -123,7 +118,7 @@ def build_recognition(
 
     model = build_shapes(config.model, image_size_of(config))  # its arrays come from a checkpoint
     # No gradient passes through it, for which something could be kept or computed again.
-    model.trade("none", config.train.get("scan_unroll", 0))
+    model.set_memory_options("none", config.train.get("scan_unroll", 0))
     smoothsa, pretrained, backbone = split(model, config.dtype, backend)
     grid, num_tokens = model.backbone.grid, model.backbone.num_tokens
     history = 2 if model.transition is None else model.transition.history
@@ -192,7 +187,7 @@ def build_recognition(
             losses = {name: weights[name] * loss for name, loss in losses.items()}
             return sum(losses.values()), losses
 
-        state, metrics = descend(loss_function, state, optimizer, schedule, mesh)
+        state, metrics = apply_gradients(loss_function, state, optimizer, schedule, mesh)
         return state, {**metrics, "num_matches": targets.matched.sum()}
 
     def predict(

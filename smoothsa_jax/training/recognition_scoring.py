@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.evaluation.recognition import (
     RecognitionEvaluation,
     evaluate_recognition,
@@ -16,7 +17,6 @@ from smoothsa_jax.evaluation.sample_scores import scored_by_seeds, write_sample_
 from smoothsa_jax.evaluation.scores import summarise_seeds, write_scores
 from smoothsa_jax.evaluation.whole_split import whole_split
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import hosts
 from smoothsa_jax.training.recognition import RecognitionTraining
 from smoothsa_jax.training.scoring import (
     SAMPLE_SCORES_FILE,
@@ -72,7 +72,7 @@ def report(
     if found.paper_counts is not None:
         scores["match_paper"] = {"metrics": summarise_seeds(scores_of_counts(found.paper_counts))}
         rows += scored_by_seeds("SmoothSA", "match_paper", seeds, found.paper_counts)
-    if not hosts.first():
+    if not hosts.is_primary():
         return scores
     with writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
@@ -96,4 +96,4 @@ def _evaluate(
 
     source = source_of_split(config, split, num_samples)
     own = evaluate_recognition(predict, batches_of(config, source), seeds, match_paper=match_paper)
-    return whole_split(hosts.of_all(own), config.eval.batch_size, len(source))
+    return whole_split(hosts.gather(own), config.eval.batch_size, len(source))

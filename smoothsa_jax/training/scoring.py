@@ -10,20 +10,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet
 from smoothsa_jax.evaluation.protocol import Evaluation, evaluate, evaluate_baselines
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
-from smoothsa_jax.evaluation.scores import (
-    build_scores,
-    mean_over_samples,
-    write_scores,
-)
+from smoothsa_jax.evaluation.scores import build_scores, mean_over_samples, write_scores
 from smoothsa_jax.evaluation.whole_split import whole_split
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import hosts
 from smoothsa_jax.training.step import Training
 
 SCORES_FILE = "scores.json"
@@ -90,7 +86,7 @@ def report(
         step=step,
         paper_per_sample=found.paper_scores,
     )
-    if not hosts.first():
+    if not hosts.is_primary():
         return scores
     with writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
@@ -135,7 +131,7 @@ def _baselines(
     split, seed = config.eval.split, config.eval.seeds[0]
     untrained = _evaluate(config, training, training.state.params, split, num_samples, (seed,))
     source = source_of_split(config, split, num_samples)
-    parts = hosts.of_all(
+    parts = hosts.gather(
         evaluate_baselines(
             batches_of(config, source),
             training.grid,
@@ -172,7 +168,7 @@ def _evaluate(
         background_column_always=config.eval.get("background_column_always", False),
         keep_samples=keep_samples,
     )
-    found = whole_split(hosts.of_all(own), config.eval.batch_size, len(source))
+    found = whole_split(hosts.gather(own), config.eval.batch_size, len(source))
     return dataclasses.replace(found, samples=found.samples[:keep_samples])
 
 

@@ -13,7 +13,17 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config import image_size_of
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.devices.compiling import at_precision, compiler_options
+from smoothsa_jax.devices.mesh import (
+    backend_of_mesh,
+    make_mesh,
+    persistent_sharding,
+    replicated,
+    spread,
+)
+from smoothsa_jax.devices.over_samples import over_samples
+from smoothsa_jax.losses.build import LOSS_INPUTS, active_terms, weighted_losses
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_model, build_shapes
 from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
@@ -24,11 +34,7 @@ from smoothsa_jax.models.parameters import (
     shapes_in_place,
     split,
 )
-from smoothsa_jax.objectives.objective import LOSS_INPUTS, active_terms, weighted_losses
-from smoothsa_jax.objectives.optimizer import build_optimizer, learning_rate_schedule
-from smoothsa_jax.training.compiling import at_precision, compiler_options
-from smoothsa_jax.training.mesh import backend_of_mesh, kept, make_mesh, replicated, spread
-from smoothsa_jax.training.over_samples import over_samples
+from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.training.state import TrainState, create_state
 
 MODEL_INPUTS = ("video", "features", "boxes", "slot_mask")  # a batch has pixels or stored features
@@ -110,7 +116,7 @@ def _cast(definition: ModelDefinition, arrays: Parameters) -> Parameters:
     return jax.jit(definition.cast, out_shardings=places)(arrays)
 
 
-def descend(
+def apply_gradients(
     loss_function: Callable[[Parameters], tuple[Array, dict[str, Array]]],
     state: TrainState,
     optimizer: optax.GradientTransformation,
@@ -119,7 +125,7 @@ def descend(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update down the gradient of `loss_function`: params -> (loss, its terms by name); made to be called in a jitted step."""
     (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-    grads = jax.lax.with_sharding_constraint(grads, kept(mesh, grads))
+    grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {
         "loss": total,
@@ -152,7 +158,7 @@ def build_training(
         model = build_shapes(config.model, image_size_of(config))
     else:
         model = build_model(config.model, image_size_of(config), config.seed)
-    model.trade(config.train.get("remat", "none"), config.train.get("scan_unroll", 0))
+    model.set_memory_options(config.train.get("remat", "none"), config.train.get("scan_unroll", 0))
     definition, params, frozen = split(model, config.dtype, backend or backend_of_mesh(mesh))
     grid = model.backbone.grid
     num_tokens = model.backbone.num_tokens
@@ -208,7 +214,7 @@ def build_training(
             losses = weighted_losses({**outputs, "features": features}, mask, weights)
             return sum(losses.values()), losses
 
-        return descend(loss_function, state, optimizer, schedule, mesh)
+        return apply_gradients(loss_function, state, optimizer, schedule, mesh)
 
     def look(arrays, inputs):
         model, (batch, draws) = definition.merge(*arrays, differentiated=False), inputs
@@ -239,10 +245,10 @@ def on_mesh(
     shapes_only: bool = False,
 ) -> dict[str, Any]:
     """The fields of a `Training` that have to do with devices: arrays (or shapes) in their places, the step compiled for them."""
-    places = kept(mesh, state)
+    places = persistent_sharding(mesh, state)
     return {
         "state": shapes_in_place(state, places) if shapes_only else jax.device_put(state, places),
-        "frozen": place(frozen, kept(mesh, frozen)),
+        "frozen": place(frozen, persistent_sharding(mesh, frozen)),
         "train_step": jax.jit(
             at_precision(train_step, config),
             donate_argnums=0,

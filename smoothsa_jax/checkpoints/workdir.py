@@ -1,0 +1,72 @@
+"""The folder of a run: its config, and the lock that keeps a second run out."""
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config.values import differences, from_json, to_json
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import atomic_file
+
+CONFIG_FILE = "config.json"
+
+
+def config_of(workdir: Path) -> ConfigDict | None:
+    """What a run in this workdir was started with, also where it has no checkpoint yet."""
+    try:
+        return from_json((workdir / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: Path) -> None:
+    if found is not None and (different := differences(found, config)):
+        raise UserError(
+            f"workdir {workdir} holds a run of another config, which differs in {', '.join(different)}; "
+            "use the same config to go on, or another --workdir"
+        )
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    with atomic_file(workdir / CONFIG_FILE) as temporary:
+        temporary.write_text(to_json(config))
+
+
+@contextmanager
+def workdir_for_writing(workdir: Path, flag: str = "workdir") -> Iterator[None]:
+    """Make the workdir (or the folder of another flag), see that it can be written, and keep a second run out of it meanwhile.
+
+    Raises:
+      UserError: it cannot be written, or another run is writing to it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = open(workdir / ".lock", "a+")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise UserError(
+            f"{flag} {workdir} cannot be written: {error.strerror}; mend its permissions or use another --{flag}"
+        ) from error
+    with handle:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise UserError(
+                f"{flag} {workdir} is in use by another run (process {owner}); wait for it or use another --{flag}"
+            ) from error
+        except OSError as error:  # a file system without locks
+            print(
+                f"warning: {workdir} cannot be locked ({error.strerror}); let one run at a time write to it",
+                file=sys.stderr,
+            )
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield

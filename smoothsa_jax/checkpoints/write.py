@@ -1,0 +1,259 @@
+"""Writing checkpoints in the background; `checkpoints.py` says what they hold and reads them."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from smoothsa_jax.checkpoints.read import FILES_LIST, FOLDER, fingerprint, flatten_state
+from smoothsa_jax.config.values import to_json
+from smoothsa_jax.devices import hosts
+from smoothsa_jax.devices.host_arrays import copies, on_host
+from smoothsa_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _LatestAndBest:
+    """Which steps stay, in Orbax's form of a preservation policy."""
+
+    max_to_keep: int
+    best_fn: Callable[[Mapping[str, float]], float] | None = None
+    best_mode: str = "min"
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        newest_first = sorted(checkpoints, key=lambda found: -found.step)
+        # One place for the best, and two for the latest where there is room: should the newest be damaged, the one
+        # before is near.
+        latest = self.max_to_keep
+        if self.best_fn is not None:
+            latest = max(1, min(2, self.max_to_keep - 1))
+        kept, others = newest_first[:latest], newest_first[latest:]
+        if self.best_fn is not None:
+            sign = 1 if self.best_mode == "min" else -1
+            others.sort(key=lambda found: sign * self.best_fn(found.metrics or {}))
+            kept += others[: self.max_to_keep - latest]
+        steps = {found.step for found in kept}
+        return [found.step in steps for found in checkpoints]
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background and keeps `max_to_keep`.
+
+    Where a metric is named one place is the best's: the two latest stay (the latest alone where `max_to_keep` is 2)
+    and the places left go to the best by `best_metric` among the others. Otherwise the latest stay.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: ConfigDict,
+        *,
+        max_to_keep: int = 3,
+        best_metric: str | None = None,
+        best_mode: str = "min",
+    ):
+        self.folder = Path(workdir) / FOLDER
+        self.config = config
+        self.best_metric = best_metric
+        self.last_good: int | None = None
+        self._pending: int | None = None  # step of the save in flight
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._frozen_listed: dict[str, list[Any]] | None = None
+        worst = math.inf if best_mode == "min" else -math.inf
+        options: dict[str, Any] = {}
+        if best_metric:  # a save after a signal comes without it
+            best_of = lambda metrics: metrics.get(best_metric, worst)  # noqa: E731
+            options = {"best_fn": best_of, "best_mode": best_mode}
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_LatestAndBest(max_to_keep, **options),
+                    create=True,
+                    enable_async_checkpointing=True,
+                    async_options=ocp.options.AsyncOptions(
+                        post_finalization_callback=self._list_files
+                    ),
+                    cleanup_tmp_directories=True,  # what a killed save left; it never was a checkpoint
+                    **options,
+                ),
+            )
+        except OSError as error:
+            raise UserError(
+                f"checkpoints cannot be written to {self.folder}: {error.strerror}; mend its permissions or use another --workdir"
+            ) from error
+        steps = self._manager.all_steps()
+        self.last_good = max(steps) if steps else None
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        frozen: Any = None,
+    ) -> None:
+        """Copy the state; check and write it in the background. Of several processes each writes its share.
+
+        Args:
+          step: updates done so far.
+          state: pytree of arrays; may be donated as soon as this returns.
+          progress: JSON-like.
+          metrics: by which the best is chosen.
+          frozen: pytree of arrays that are never donated, and the same at every save.
+
+        Raises:
+          UserError: the save before failed (disk full, no permission; its state was not finite). Several processes
+            raise what they can at once.
+        """
+        self.wait()
+        arrays = copies(flatten_state(state))
+        scores = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        self._pending = step
+        write = lambda: self._write(step, arrays, flatten_state(frozen), dict(progress), scores)  # noqa: E731
+        if (
+            hosts.is_multi_process()
+        ):  # all have to come here at the same step: they wait for each other
+            with self._explained(step):
+                write()
+        else:
+            self._writing = self._thread.submit(write)
+
+    def _write(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        progress: dict[str, Any],
+        scores: dict[str, float],
+    ) -> None:
+        """In the thread of this writer; of several processes in that of the step, since all have to gather and save in one
+        order, and then Orbax goes on in its own."""
+        frozen = on_host(frozen)
+        if self._frozen_listed is None:
+            self._frozen_listed = self._listed(step, frozen)
+        listed = self._listed(step, on_host(state)) | self._frozen_listed
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave({**state, **frozen}),
+            progress=ocp.args.JsonSave(progress),
+            config=ocp.args.JsonSave(json.loads(to_json(self.config))),
+            arrays=ocp.args.JsonSave(listed),
+        )
+        self._manager.save(step, args=items, metrics=scores, force=True)
+        if not hosts.is_multi_process():
+            self._manager.wait_until_finished()
+
+    def _listed(self, step: int, arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+        for name, array in arrays.items():
+            if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+                raise UserError(
+                    f"state of step {step} is not saved: {name} is not finite; {self._last_good_text()}; "
+                    "lower optimizer.learning_rate or look at the data"
+                )
+        return {name: fingerprint(array) for name, array in arrays.items()}
+
+    def wait(self) -> None:
+        """Wait until the save in flight is complete.
+
+        Raises:
+          UserError: it failed, or its state was not finite; earlier checkpoints are intact.
+        """
+        if self._pending is None:
+            return
+        step = self._pending
+        with self._explained(step):
+            if self._writing is not None:
+                self._writing.result()
+            self._manager.wait_until_finished()
+            self.last_good = step
+        self._pending = None
+
+    def poll(self) -> None:
+        """Notice, without waiting, that the save in flight is complete or failed."""
+        # Of several processes each would notice at another step, and then they wait for each other.
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Let a save in flight finish and Orbax's threads go. Raises nothing: it may run while another error is told;
+        a caller that wants to know calls `wait` before."""
+        if hosts.is_multi_process() and self._pending is not None:
+            # An error of this process, maybe. Orbax' threads finish the save where the others live on.
+            hosts.give_others_time(self.wait)
+            return
+        with contextlib.suppress(Exception):
+            self.wait()
+        self._thread.shutdown()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def describe_last_good(self) -> str:
+        """For messages; a save in flight is waited for."""
+        with contextlib.suppress(UserError):
+            self.wait()
+        return self._last_good_text()
+
+    def _last_good_text(self) -> str:
+        if self.last_good is None:
+            return "there is no earlier checkpoint"
+        return f"the last good checkpoint is {self.folder / str(self.last_good)}"
+
+    def _list_files(self) -> None:
+        """Orbax calls this in its thread, of process 0 alone, when all items of a step are written, before the folder gets its
+        final name; it is the only one that has none."""
+        for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in _files(folder)}
+            (folder / FILES_LIST).write_text(json.dumps(sizes))
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Turns what Orbax and the file system raise while saving into one line."""
+        try:
+            yield
+        except Exception as error:
+            self._pending = None
+            if isinstance(error, UserError) or (hosts.is_multi_process() and hosts.is_loss(error)):
+                raise
+            reason, advice = _why_not_written(error)
+            raise UserError(
+                f"checkpoint of step {step} could not be written to {self.folder}: {reason}; "
+                f"{self._last_good_text()}; {advice}"
+            ) from error
+
+
+def _why_not_written(error: BaseException) -> tuple[str, str]:
+    text = " ".join(str(error).split())
+    links: list[BaseException] = [error]
+    while (link := links[-1].__cause__ or links[-1].__context__) is not None and link not in links:
+        links.append(link)
+    codes = {link.errno for link in links if isinstance(link, OSError)}
+    everything = " ".join(str(link) for link in links)
+    for code, advice in (
+        (errno.ENOSPC, "free some space, then run the same command to go on"),
+        (errno.EDQUOT, "free some of your quota, then run the same command to go on"),
+        (errno.EFBIG, "raise the limit on file sizes, then run the same command to go on"),
+        (errno.EACCES, "mend its permissions, then run the same command to go on"),
+        (errno.EROFS, "use a --workdir that can be written"),
+    ):
+        if code in codes or os.strerror(code) in everything:
+            return os.strerror(code), advice
+    return f"{type(error).__name__}: {text}"[:200], "mend that, then run the same command to go on"
+
+
+def _files(folder: Path) -> list[Path]:
+    # Orbax goes on writing the file of metadata about the metadata.
+    return [
+        p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "_CHECKPOINT_METADATA"
+    ]

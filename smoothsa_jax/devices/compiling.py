@@ -1,0 +1,166 @@
+"""Compiling a training step, the memory that it takes, and running out of it."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import Backend
+
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, as the compiler plans them; what runs beside the program is not in it."""
+
+    arguments: int
+    outputs: int
+    temporary: int
+    in_place: int  # outputs that take the place of arguments
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.outputs + self.temporary - self.in_place
+
+    def __str__(self) -> str:
+        return (
+            f"{self.peak / GB:.2f} GB (state and batch {self.arguments / GB:.2f}, results "
+            f"{(self.outputs - self.in_place) / GB:.2f}, temporary {self.temporary / GB:.2f})"
+        )
+
+
+def memory_of(compiled: Any) -> Memory | None:
+    """Of a compiled program; None where its compiler does not tell."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return Memory(
+        found.argument_size_in_bytes,
+        found.output_size_in_bytes,
+        found.temp_size_in_bytes,
+        found.alias_size_in_bytes,
+    )
+
+
+def compiler_options(config: ConfigDict, backend: Backend) -> dict[str, str | bool] | None:
+    """`train.xla_flags`, for the training step on a GPU; elsewhere they mean nothing, and are left out."""
+    if not backend.is_gpu:
+        return None
+    pairs = (flag.lstrip("-").partition("=") for flag in config.train.get("xla_flags", "").split())
+    truth = {"true": True, "false": False, "": True}
+    return {name: truth.get(value.lower(), value) for name, _, value in pairs}
+
+
+def at_precision(function: Callable, config: ConfigDict) -> Callable:
+    """The function with `config.matmul_precision` for all its float32 matrix products; to be given to `jax.jit`.
+
+    "default" leaves them to JAX: on an H100 TF32, on a TPU one pass in bfloat16, on a CPU float32.
+    """
+    precision = config.get("matmul_precision", "default")
+    if precision == "default":
+        return function
+
+    @functools.wraps(function)
+    def traced(*arguments: Any, **options: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return function(*arguments, **options)
+
+    return traced
+
+
+class CompiledOnce:
+    """A jitted step, compiled at its first call, for those arguments and nothing else; says what memory it takes."""
+
+    def __init__(self, step: Callable, say: Callable[[str], None], has_flags: bool = False):
+        """`has_flags`: whether `train.xla_flags` are among the step's compiler options."""
+        self.memory: Memory | None = None
+        self._has_flags = has_flags
+        self._step, self._say = step, say
+        self._compiled: Callable | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Raises:
+        UserError: a flag in `train.xla_flags` that this XLA refuses.
+        """
+        if self._compiled is None:
+            self._compiled = self._compile(arguments)
+        return self._compiled(*arguments)
+
+    def _compile(self, arguments: tuple) -> Callable:
+        if not hasattr(self._step, "lower"):  # a plain function: there is nothing to compile
+            return self._step
+        try:
+            compiled = self._step.lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            about_options = str(error).startswith("INVALID_ARGUMENT") and "option" in str(error)
+            if not (self._has_flags and about_options):
+                raise
+            reason = str(error).removeprefix("INVALID_ARGUMENT: ")
+            raise UserError(
+                f"train.xla_flags is refused by this version of XLA: {reason}; leave that flag out"
+            ) from error
+        self.memory = memory_of(compiled)
+        if self.memory is not None:
+            self._say(f"the training step takes {self.memory} on each device{_limit(', of {}')}")
+        return compiled
+
+
+@contextlib.contextmanager
+def telling_out_of_memory(
+    doing: str, advice: str, program: CompiledOnce | None = None
+) -> Iterator[None]:
+    """Within it a device that is out of memory is told in one line.
+
+    Args:
+        doing: what takes the memory, with its batch.
+        advice: what to turn on.
+        program: what was run; tells its estimate.
+
+    Raises:
+        UserError: out of memory.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        estimate = ""
+        if program is not None and program.memory is not None:
+            estimate = f"the compiler estimated {program.memory.peak / GB:.2f} GB, "
+        reason = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")[:160].rstrip(".")
+        raise UserError(
+            f"{doing} does not fit into the memory of a device{_limit(' ({})')}: {estimate}{reason}; {advice}"
+        ) from error
+
+
+def advice_for_training(config: ConfigDict) -> str:
+    """Which options lessen the memory of a training step: those that a run may go on with, then those of another run."""
+    train, parts = config.train, config.train.get("accumulate", 1)
+    data, fsdp = mesh_shape(config.mesh.data, config.mesh.get("fsdp", 1), len(jax.devices()))
+    options = []
+    if train.batch_size % (2 * parts * data * fsdp) == 0:
+        options.append(f"--config.train.accumulate={2 * parts} (the same training, in parts)")
+    if fsdp == 1 and data % 2 == 0:
+        half = f"--config.mesh.data={data // 2} " * (config.mesh.data != -1)
+        options.append(f"{half}--config.mesh.fsdp=2 (parameters cut over two devices)")
+    if train.get("remat") == "none" and "recognition" not in config:
+        options.append("--config.train.remat=all (slower, the same training)")
+    others = ["--config.dtype=bfloat16"] * (config.dtype == "float32")
+    others.append(
+        "a smaller " + ("train.batch_size" if train.batch_size > data * fsdp else "model")
+    )
+    options.append(f"{'or ' * bool(options)}with another --workdir {' or '.join(others)}")
+    return f"use {', '.join(options)}"
+
+
+def _limit(text: str) -> str:
+    """The text with the memory that JAX may use of a device in it; nothing where it does not say, as on a CPU."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return "" if limit is None else text.format(f"{limit / GB:.1f} GB")

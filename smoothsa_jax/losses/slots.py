@@ -1,0 +1,41 @@
+"""The loss terms (method sections 1.4 and 2.2). Masked slots count in none of them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def distillation_loss(
+    warm_queries: Float[Array, "B N D"],
+    slots: Float[Array, "B N D"],
+    slot_mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, ""]:
+    """Mean squared error of the warm queries to the first frame's slots, a constant target."""
+    error = jnp.mean((warm_queries - jax.lax.stop_gradient(slots)) ** 2, axis=-1)
+    return error.mean() if slot_mask is None else error.mean(where=slot_mask)
+
+
+def slot_contrast_loss(
+    slots: Float[Array, "B T N D"],
+    slot_mask: Bool[Array, "B N"] | None = None,
+    temperature: float = 0.1,
+) -> Float[Array, ""]:
+    """Each slot should resemble itself one frame earlier more than any other slot of the batch does.
+
+    For each pair of consecutive frames: cosine similarities of all B N slots, over the temperature; cross-entropy
+    towards the identity with the softmax over the earlier frame's slots. Mean over pairs and later slots. Gradient
+    flows through both frames.
+    """
+    batch, num_frames, num_slots, _ = slots.shape
+    # The norm is floored at 1e-12, inside the root: the root's own gradient at 0 would be infinite.
+    square = jnp.sum(slots**2, axis=-1, keepdims=True)
+    unit = slots / jnp.sqrt(jnp.maximum(square, 1e-24))
+    unit = unit.swapaxes(0, 1).reshape(num_frames, batch * num_slots, -1)
+    logits = jnp.einsum("tid,tjd->tij", unit[:-1], unit[1:], precision="highest") / temperature
+    if slot_mask is None:
+        slot_mask = jnp.ones((batch, num_slots), bool)
+    valid = slot_mask.reshape(-1)
+    logits = jnp.where(valid[None, :, None], logits, -jnp.inf)
+    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=1)
+    diagonal = jnp.diagonal(log_probability, axis1=1, axis2=2)
+    return -jnp.mean(jnp.where(valid, diagonal, 0.0), where=jnp.broadcast_to(valid, diagonal.shape))

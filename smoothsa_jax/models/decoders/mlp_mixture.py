@@ -1,0 +1,76 @@
+"""The mixture decoder: an MLP for each slot, and alpha, a softmax over slots."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.layers.basic import MLP, linear
+from smoothsa_jax.models.layers.positions import position_waves
+
+
+class MLPMixtureDecoder(nnx.Module):
+    """Slots broadcast to every position, an MLP with ReLU, and a sum weighted by alpha, a softmax over slots.
+
+    The plain decoder of DINOSAUR (Seitzer et al. 2023, appendix B): it sees no features, so `features` and `visible`
+    are unused. Its attention is alpha.
+
+    Args:
+        num_layers: Linear layers, first and last included; at least 2.
+        uniform_values: a slot's features are the same at every position, only its alpha is not. Keeps slots from
+            sharing the scene and adding up to it, which on simple data they do before masks form.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        feature_size: int,
+        slot_size: int,
+        *,
+        num_layers: int,
+        hidden_size: int,
+        uniform_values: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if num_layers < 2:
+            raise UserError(
+                f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last Linear included"
+            )
+        # Random, but smooth over the grid: from independent draws the shape of a mask is learned token by token.
+        waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
+        mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size))
+        self.position = nnx.Param(waves @ mixing / waves.shape[1] ** 0.5)
+        self.remat = False  # as in `RandomARDecoder`
+        self.project_slots = linear(slot_size, hidden_size, rngs=rngs)
+        self.layers = nnx.List(
+            [linear(hidden_size, hidden_size, rngs=rngs) for _ in range(num_layers - 2)]
+        )
+        self.values = (
+            MLP((slot_size, hidden_size, feature_size), rngs=rngs) if uniform_values else None
+        )
+        self.out = linear(hidden_size, 1 if uniform_values else feature_size + 1, rngs=rngs)
+
+    def __call__(
+        self,
+        features: Float[Array, "B M C"],
+        slots: Float[Array, "B N D"],
+        visible: Bool[Array, "B M"] | None = None,
+        slot_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N M"]]:
+        """Returns reconstruction and alpha."""
+        del features, visible
+        # The first layer is linear in slot + position, so it is applied to the slots before they spread.
+        x = jax.nn.relu(self.project_slots(slots)[:, :, None, :] + self.position[...])
+        again = jax.checkpoint if self.remat else lambda function: function
+        for layer in self.layers:
+            x = again(lambda x, layer=layer: jax.nn.relu(layer(x)))(x)
+        x = self.out(x)
+        logits = x[..., -1].astype(jnp.float32)
+        if slot_mask is not None:
+            logits = jnp.where(slot_mask[:, :, None], logits, -jnp.inf)
+        alpha = jax.nn.softmax(logits, axis=1)
+        weights = alpha.astype(x.dtype)
+        if self.values is not None:
+            return jnp.einsum("bnm,bnc->bmc", weights, self.values(slots)), alpha
+        return jnp.einsum("bnm,bnmc->bmc", weights, x[..., :-1]), alpha

@@ -1,0 +1,86 @@
+"""Features that need no download: statistics of colour."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, grid_of
+from smoothsa_jax.models.layers.positions import position_waves
+
+
+class ColourFourier(nnx.Module):
+    """Random Fourier features of local colour statistics: no weights to download.
+
+    A token is the mean and the covariance of the colours in its window (9 numbers), lifted by cosines of random
+    frequencies and phases, and standardised over its width. It tells textures of different colours apart, whatever
+    their phase, and knows nothing of objects: a stand-in for a real backbone on synthetic textures only. As a ViT's
+    tokens do, these also tell where they are: the last channels are cosines of the position.
+
+    Args:
+        width: C, position channels included.
+        position_width: channels of position, half of them along either axis.
+        position_scale: their standard deviation; the colour channels' is 1.
+        patch: distance of neighbouring tokens in pixels.
+        window: pixels a token looks at, centred on its patch; at least `patch`.
+        bandwidth: standard deviation of the frequencies; colours lie in 0..1.
+    """
+
+    COVARIANCE_SCALE = 4.0  # brings the covariance, at most 1/4, to the range of the mean
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        patch: int,
+        window: int,
+        bandwidth: float,
+        position_width: int = 8,
+        position_scale: float = 0.3,
+        rngs: nnx.Rngs,
+    ):
+        self.grid = grid_of(image_size, patch, "data.image_size")
+        if position_width % 2 or not 0 <= position_width < width:
+            raise UserError(
+                f"model.backbone.position_width is {position_width}: expected an even number below the width {width}"
+            )
+        self.position_width, self.position_scale = position_width, position_scale
+        self.patch, self.window = patch, window
+        self.feature_size = width
+        self.num_tokens = self.grid[0] * self.grid[1]
+        waves = width - position_width
+        self.frequencies = nnx.Variable(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
+        self.phases = nnx.Variable(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """`images` are ImageNet-normalised, as for every backbone. Float32 throughout: covariances are small differences."""
+        colours = (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) / 255.0
+        red, green, blue = (colours[..., channel] for channel in range(3))
+        products = jnp.stack(
+            [red * red, green * green, blue * blue, red * green, green * blue, blue * red], axis=-1
+        )
+        mean = self._average(colours)
+        r, g, b = (mean[..., channel] for channel in range(3))
+        covariance = self._average(products) - jnp.stack(
+            [r * r, g * g, b * b, r * g, g * b, b * r], axis=-1
+        )
+        statistics = jnp.concatenate([mean, self.COVARIANCE_SCALE * covariance], axis=-1)
+        waves = jnp.cos(
+            jnp.matmul(statistics, self.frequencies[...], precision="highest") + self.phases[...]
+        )
+        colour = jax.nn.standardize(waves, axis=-1, epsilon=1e-6)
+        place = self.position_scale * position_waves(self.grid, self.position_width)
+        place = jnp.broadcast_to(place, (*colour.shape[:3], self.position_width))
+        tokens = jnp.concatenate([colour, place], axis=-1)
+        return tokens.reshape(tokens.shape[0], self.num_tokens, -1)
+
+    def _average(self, pixels: Float[Array, "B H W k"]) -> Float[Array, "B h w k"]:
+        """Means over the windows; at the border over the part inside the image."""
+        margin = self.window - self.patch
+        low = margin // 2
+        window, stride = (1, self.window, self.window, 1), (1, self.patch, self.patch, 1)
+        padding = ((0, 0), (low, margin - low), (low, margin - low), (0, 0))
+        add = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)  # noqa: E731
+        return add(pixels) / add(jnp.ones((1, *pixels.shape[1:3], 1)))

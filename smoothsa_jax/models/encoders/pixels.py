@@ -1,0 +1,29 @@
+"""What encoders do with pixels first."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from smoothsa_jax.errors import UserError
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
+
+
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
+    """uint8 pixels to ImageNet-normalised floats; floats are taken as normalised already."""
+    if not jnp.issubdtype(pixels.dtype, jnp.integer):
+        return pixels
+    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
+    return (pixels.astype(jnp.float32) - mean) / std
+
+
+def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
+    """The feature grid (h, w) of an image, or a UserError where the patch does not fit."""
+    if image_size[0] % patch or image_size[1] % patch:
+        raise UserError(
+            f"{what} of {image_size[0]}x{image_size[1]} pixels does not divide into patches of {patch}: "
+            f"choose data.image_size so that it does"
+        )
+    return image_size[0] // patch, image_size[1] // patch

@@ -1,0 +1,234 @@
+"""Frozen feature extractors: pixels -> tokens. None of them ever receives a gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.encoders.pixels import grid_of
+from smoothsa_jax.models.layers.attention import attend, samples_at_once
+from smoothsa_jax.models.layers.basic import (
+    MLP,
+    SwiGLU,
+    in_turns,
+    layer_norm,
+    linear,
+    packed_products,
+)
+
+VIT_EPSILON = 1e-6
+
+
+def resized(
+    images: Float[Array, "B H W 3"], size: tuple[int, int], dtype: jnp.dtype
+) -> Float[Array, "B h w 3"]:
+    """Bicubic resizing as PyTorch's: coefficient -0.75, no antialias. Exact products in float32; another dtype rounds to it."""
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    for axis, side in enumerate(size, start=1):
+        weights = jnp.asarray(_cubic_weights(side, images.shape[axis]), dtype)
+        images = jnp.tensordot(images.astype(dtype), weights, (axis, 1), precision=precision)
+        images = jnp.moveaxis(images, -1, axis)
+    return images
+
+
+@functools.cache
+def _cubic_weights(num_out: int, num_in: int) -> Float[np.ndarray, "out in"]:
+    """What each new pixel takes of the old ones along one axis: four neighbours, those outside repeat the edge."""
+    a = -0.75
+    half = np.float32(0.5)  # in float32, as PyTorch does
+    centre = (np.arange(num_out, dtype=np.float32) + half) * np.float32(num_in / num_out) - half
+    first = np.floor(centre).astype(int)
+    matrix = np.zeros((num_out, num_in))
+    for neighbour in range(-1, 3):
+        x = np.abs(centre - first - neighbour)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = a * (((x - 5) * x + 8) * x - 4)
+        place = np.clip(first + neighbour, 0, num_in - 1)
+        np.add.at(matrix, (np.arange(num_out), place), np.where(x <= 1, near, far))
+    return matrix.astype(np.float32)
+
+
+class ViTBlock(nnx.Module):
+    """Pre-norm attention and MLP (or SwiGLU), each with LayerScale.
+
+    Args:
+        swiglu: hidden width of a SwiGLU; None: an MLP of 4 `width`.
+        qkv_bias: whether query, key and value have biases.
+        epsilon: of the LayerNorms.
+    """
+
+    backend = CPU
+    differentiated = True
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        swiglu: int | None = None,
+        *,
+        qkv_bias: bool = True,
+        epsilon: float = VIT_EPSILON,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads = num_heads
+        self.norm_attention = layer_norm(width, epsilon=epsilon, rngs=rngs)
+        self.qkv = linear(width, 3 * width, bias=qkv_bias, rngs=rngs)
+        self.out = linear(width, width, rngs=rngs)
+        self.scale_attention = nnx.Param(jnp.ones(width))
+        self.norm_mlp = layer_norm(width, epsilon=epsilon, rngs=rngs)
+        if swiglu is None:
+            self.mlp = MLP((width, 4 * width, width), rngs=rngs)
+        else:
+            self.mlp = SwiGLU(width, swiglu, rngs=rngs)
+        self.scale_mlp = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+        return self.update(x, *self.project(x))
+
+    def project(self, x: Float[Array, "B S C"]) -> list[Float[Array, "B S C"]]:
+        """Query, key and value."""
+        qkv, normed = self.qkv, self.norm_attention(x)
+        found = packed_products(normed, qkv.kernel[...], 3, self.backend)
+        if qkv.bias is None:
+            return found
+        return [x + bias for x, bias in zip(found, jnp.split(qkv.bias[...], 3), strict=True)]
+
+    def update(
+        self,
+        x: Float[Array, "B S C"],
+        query: Float[Array, "B S C"],
+        key: Float[Array, "B S C"],
+        value: Float[Array, "B S C"],
+    ) -> Float[Array, "B S C"]:
+        """The tokens after attention and MLP."""
+        mixed = attend(
+            query,
+            key,
+            value,
+            self.num_heads,
+            backend=self.backend,
+            differentiated=self.differentiated,
+        )
+        x = x + self.scale_attention[...] * self.out(mixed)
+        return x + self.scale_mlp[...] * self.mlp(self.norm_mlp(x))
+
+
+class PatchTransformer(nnx.Module):
+    """What all vision transformers here have in common; a kind adds `blocks`.
+
+    Args:
+        positions: whether each patch has a learned position, added to its token.
+    """
+
+    backend = CPU
+    blocks: nnx.List
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        patch: int,
+        registers: int,
+        resize: float,
+        positions: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.size = tuple(round(side * resize) for side in image_size)
+        self.grid = grid_of(
+            self.size, patch, f"data.image_size times model.backbone.resize={resize}"
+        )
+        self.patch = patch
+        self.feature_size = width
+        self.num_tokens = self.grid[0] * self.grid[1]
+        normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
+        self.embed = linear(patch * patch * 3, width, rngs=rngs)
+        self.position = normal((1, self.num_tokens, width)) if positions else None
+        self.class_token = normal((1, 1, width))  # its position, if any, is folded in
+        self.num_prefix = 1 + registers
+        # An array without elements cannot be saved.
+        self.registers = normal((1, registers, width)) if registers else None
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """Patch tokens before the final LayerNorm; `images` are normalised."""
+        if not self.backend.is_tpu:
+            return self._tokens(images)
+        length = self.num_tokens + self.num_prefix
+        most = samples_at_once(self.blocks[0].num_heads, length, length)
+        return in_turns(self._tokens, (images,), most)
+
+    def _tokens(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        batch = images.shape[0]
+        if images.shape[1:3] != self.size:
+            images = resized(images, self.size, self.embed.kernel.dtype)
+        x = self._embedded(images.astype(self.embed.kernel.dtype))
+        if self.position is not None:
+            x = x + self.position[...]
+        prefix = self.class_token[...]
+        if self.registers is not None:
+            prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
+        return self.encode(x)[:, prefix.shape[1] :]
+
+    def _embedded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+        """A token of each patch."""
+        (h, w), p = self.grid, self.patch
+        if self.backend.is_tpu:  # three channels do not fill a tile, so that cutting out patches costs more than all else
+            kernel = self.embed.kernel[...].reshape(p, p, 3, -1)
+            layout = ("NHWC", "HWIO", "NHWC")
+            found = jax.lax.conv_general_dilated(
+                images, kernel, (p, p), "VALID", dimension_numbers=layout
+            )
+            return found.reshape(len(images), h * w, -1) + self.embed.bias[...]
+        patches = images.reshape(-1, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        return self.embed(patches.reshape(-1, h * w, p * p * 3))
+
+    def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+        """All tokens, the class token and the registers first, through the blocks."""
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ViT(PatchTransformer):
+    """A vision transformer in DINOv2's manner (method section 4), random until weights are loaded (interop/backbone_weights.py).
+
+    Args:
+        image_size: H, W of the pixels that come in.
+        resize: factor applied to them first (bicubic, coefficient -0.75, no antialias); 0.875 in the paper.
+        registers: number of register tokens, after the class token; plain DINOv2 has 0.
+        swiglu: the feed-forward of DINOv2's giant.
+
+    Raises:
+        UserError: where the resized image does not divide into patches.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        patch: int = 14,
+        registers: int = 4,
+        swiglu: bool = False,
+        resize: float = 0.875,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            image_size,
+            width=width,
+            patch=patch,
+            registers=registers,
+            resize=resize,
+            positions=True,
+            rngs=rngs,
+        )
+        # Two thirds of the MLP's hidden width, up to a multiple of 8.
+        gated = (int(4 * width * 2 / 3) + 7) // 8 * 8 if swiglu else None
+        self.blocks = nnx.List([ViTBlock(width, num_heads, gated, rngs=rngs) for _ in range(depth)])

@@ -1,0 +1,241 @@
+"""Small layers with the initial values and numerics of the authors' program (method section 5)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from smoothsa_jax.models.backend import CPU, Backend
+
+FEW_ROWS = 64
+MERGED_ON_A_GPU = 2**24  # elements; XLA's limit is 32 MB a product
+EPSILON = 1e-5  # of every LayerNorm that is trained here; the ViT has 1e-6
+
+
+def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
+    """The exact (erf) GELU, computed in float32; `nnx.gelu` is the tanh approximation by default.
+
+    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long. A TPU has an instruction for tanh and none for erf:
+    there erf(x / sqrt 2) = tanh(x p(x^2)) in 16 bits, with a polynomial p that was fitted until the GELU was within one
+    rounding to bfloat16 (`tests/test_backend.py`).
+    """
+    wide = x.astype(jnp.float32)
+    if backend.is_tpu and x.dtype != jnp.float32:
+        square = jnp.minimum(jnp.square(wide), 40.0)  # beyond, tanh is one and p would turn down
+        p = 0.7970838304 + square * (0.037321364 - square * 0.0003931366005)
+        erf = jnp.tanh(wide * p)
+    else:
+        erf = jax.lax.erf(wide * 0.5**0.5)
+    return (0.5 * wide * (1.0 + erf)).astype(x.dtype)
+
+
+def uniform(bound: float) -> nnx.Initializer:
+    """An initialiser uniform on [-bound, bound)."""
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def packed_products(
+    x: Float[Array, "... in"], kernel: Float[Array, "in n*out"], num: int, backend: Backend
+) -> list[Float[Array, "... out"]]:
+    """The `num` products with the equal parts that a kernel packs side by side.
+
+    One product that is cut, or one each: cutting is a copy on a GPU or TPU, but one kernel does for few rows, and a GPU's
+    compiler merges small products of one input again.
+    """
+    many = {"tpu": x.shape[-2] >= FEW_ROWS, "cuda": x.size >= MERGED_ON_A_GPU}
+    if many.get(backend.platform, False):
+        return list(_products_apart(x, kernel, num))
+    return jnp.split(product(x, kernel, backend), num, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _products_apart(x, kernel, num):
+    """One product each; their gradient is that of one product, which is cheaper."""
+    return tuple(x @ part for part in jnp.split(kernel, num, axis=-1))
+
+
+def _products_forward(x, kernel, num):
+    return _products_apart(x, kernel, num), (x, kernel)
+
+
+def _products_backward(num, residuals, cotangents):
+    x, kernel = residuals
+    packed = jnp.concatenate(cotangents, axis=-1)
+    return packed @ kernel.T, jnp.einsum("...c,...d->cd", x, packed)
+
+
+_products_apart.defvjp(_products_forward, _products_backward)
+
+
+def in_turns(function: Callable, inputs: Any, most: int) -> Any:
+    """`function(*inputs)` of (B, ...) inputs, at most `most` samples at once, in equal parts; where there are none, of all."""
+    batch = jax.tree.leaves(inputs)[0].shape[0]
+    least = -(-batch // most)
+    turns = next((n for n in range(least, 2 * least + 1) if batch % n == 0), 1)
+    if turns == 1:
+        return function(*inputs)
+    cut = lambda x: x.reshape(turns, batch // turns, *x.shape[1:])  # noqa: E731
+    join = lambda x: x.reshape(batch, *x.shape[2:])  # noqa: E731
+    found = jax.lax.map(lambda inputs: function(*inputs), jax.tree.map(cut, inputs))
+    return jax.tree.map(join, found)
+
+
+def product(
+    x: Float[Array, "... in"], kernel: Float[Array, "in out"], backend: Backend
+) -> Float[Array, "... out"]:
+    """`x @ kernel`, over rows, with all leading axes as one; on a TPU over all axes.
+
+    With more axes XLA's compilers for CPU and GPU transpose arrays for the gradient of the kernel. On a TPU 261 rows do not
+    fill tiles, so that folding 8 x 261 is a copy (docs/measurements.md).
+    """
+    if backend.is_tpu:
+        return x @ kernel
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` with the product that suits the backend (see `product`)."""
+
+    backend = CPU
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        out = product(x, self.kernel[...], self.backend)
+        return out if self.bias is None else out + self.bias[...]
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    zero_bias: bool = False,
+    rngs: nnx.Rngs,
+) -> Linear:
+    """A Linear layer that starts uniform in +-1/sqrt(fan_in), as torch's does; bias likewise or 0."""
+    bound = in_features**-0.5
+    return Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        kernel_init=uniform(bound),
+        bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(bound),
+        rngs=rngs,
+    )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """`nnx.LayerNorm` in fewer passes over its input; statistics in float32.
+
+    The variance is the mean square around the mean: the difference of two means loses digits on features of large mean. What
+    a bfloat16 input has of digits it keeps, so a TPU takes both means in one pass there. A GPU's compiler has the other form
+    in one kernel.
+    """
+
+    backend = CPU
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(axis=-1, keepdims=True)
+        if x.dtype == jnp.float32 or not self.backend.is_tpu:
+            # The gradient of the variance with respect to the mean is zero.
+            deviation = wide - jax.lax.stop_gradient(mean)
+            variance = jnp.square(deviation).mean(axis=-1, keepdims=True)
+        else:
+            variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
+            variance = jnp.maximum(variance, 0.0)
+        scale = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        out = (wide - mean) * scale
+        return (out if self.bias is None else out + self.bias[...]).astype(x.dtype)
+
+
+def layer_norm(
+    features: int, *, bias: bool = True, epsilon: float = EPSILON, rngs: nnx.Rngs
+) -> LayerNorm:
+    """A LayerNorm that starts as the identity on standardised input."""
+    return LayerNorm(features, epsilon=epsilon, use_bias=bias, rngs=rngs)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Drops entries with probability `rate` and rescales the rest; nothing where `key` is None.
+
+    `key` is one for all of `x`, or keys (B,), one for each of its samples: a sample's draw is then the same in any batch.
+    """
+    if key is None or rate == 0.0:
+        return x
+    draw = lambda key, shape: jax.random.bernoulli(key, 1.0 - rate, shape)  # noqa: E731
+    keep = jax.vmap(lambda key: draw(key, x.shape[1:]))(key) if key.ndim else draw(key, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def split_key(key: Array, num: int) -> Array:
+    """`num` keys of a key, or (num, B) of keys (B,)."""
+    split = lambda key: jax.random.split(key, num)  # noqa: E731
+    return jax.vmap(split, out_axes=1)(key) if key.ndim else split(key)
+
+
+class MLP(nnx.Module):
+    """Linear, GELU, Linear.
+
+    Args:
+        sizes: input, hidden and output width.
+        bias: whether the two Linear layers have biases; `zero_bias` starts them at 0.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        *,
+        bias: bool = True,
+        zero_bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.hidden = linear(sizes[0], sizes[1], bias=bias, zero_bias=zero_bias, rngs=rngs)
+        self.out = linear(sizes[1], sizes[2], bias=bias, zero_bias=zero_bias, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... in"], dropout_rate: float = 0.0, key: Array | None = None
+    ) -> Float[Array, "... out"]:
+        hidden = gelu(self.hidden(x), self.hidden.backend)
+        return self.out(dropout(hidden, dropout_rate, key))
+
+
+class SwiGLU(nnx.Module):
+    """Linear to two halves of `hidden_size` each, silu(one) * other, Linear: a gated MLP."""
+
+    def __init__(self, width: int, hidden_size: int, *, rngs: nnx.Rngs):
+        self.hidden = linear(width, 2 * hidden_size, rngs=rngs)
+        self.out = linear(hidden_size, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        gate, value = jnp.split(self.hidden(x), 2, axis=-1)
+        return self.out(jax.nn.silu(gate) * value)
+
+
+class GRUCell(nnx.Module):
+    """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, the hidden bias included.
+
+    (`nnx.GRUCell` has no bias on the hidden side.) Gates are packed in the order reset, update, new.
+    """
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.input = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+        self.hidden = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... D"], state: Float[Array, "... D"]
+    ) -> Float[Array, "... D"]:
+        x_reset, x_update, x_new = jnp.split(self.input(x), 3, axis=-1)
+        h_reset, h_update, h_new = jnp.split(self.hidden(state), 3, axis=-1)
+        reset = jax.nn.sigmoid(x_reset + h_reset)
+        update = jax.nn.sigmoid(x_update + h_update)
+        new = jnp.tanh(x_new + reset * h_new)
+        return (1.0 - update) * new + update * state

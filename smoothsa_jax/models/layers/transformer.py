@@ -1,0 +1,93 @@
+"""The two transformer decoder layers: post-norm (transition) and pre-norm (random AR decoder).
+
+The warmer's layer, which differs from both, stands in `initializers.py`.
+"""
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from smoothsa_jax.models.layers.attention import KeysValues, MultiHeadAttention
+from smoothsa_jax.models.layers.basic import MLP, dropout, layer_norm, split_key
+
+
+class PostNormLayer(nnx.Module):
+    """Self-attention, cross-attention, feed-forward; each normalised after its residual.
+
+    Bias-free, feed-forward 4 E, GELU. With a dropout key, dropout acts on the attention weights, inside the
+    feed-forward and on each residual branch (method section 2.1).
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout_rate: float = 0.0, *, rngs: nnx.Rngs):
+        self.dropout_rate = dropout_rate
+        self.self_attention = MultiHeadAttention(width, num_heads, rngs=rngs)
+        self.cross_attention = MultiHeadAttention(width, num_heads, rngs=rngs)
+        self.feed_forward = MLP((width, 4 * width, width), bias=False, rngs=rngs)
+        self.norm_self = layer_norm(width, bias=False, rngs=rngs)
+        self.norm_cross = layer_norm(width, bias=False, rngs=rngs)
+        self.norm_feed_forward = layer_norm(width, bias=False, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N E"],
+        memory: KeysValues,
+        *,
+        mask: Bool[Array, "B N"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B N E"]:
+        """`memory` is what `cross_attention.remember` gives; `mask` marks the valid entries of `x`, which alone are attended to."""
+        rate = self.dropout_rate
+        keys = [None] * 6 if dropout_key is None else list(split_key(dropout_key, 6))
+        update = self.self_attention(x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0])
+        x = self.norm_self(x + dropout(update, rate, keys[1]))
+        update = self.cross_attention(x, memory, dropout_rate=rate, dropout_key=keys[2])
+        x = self.norm_cross(x + dropout(update, rate, keys[3]))
+        update = self.feed_forward(x, rate, keys[4])
+        return self.norm_feed_forward(x + dropout(update, rate, keys[5]))
+
+
+class PreNormLayer(nnx.Module):
+    """Self-attention, cross-attention, feed-forward; each with a LayerNorm in front. Bias-free, no dropout.
+
+    Args:
+        norm_self: whether self-attention has its LayerNorm. The first layer of the random AR decoder has
+            none: its input is normalised as a whole, residual branch included (method section 1.3).
+    """
+
+    def __init__(self, width: int, num_heads: int, norm_self: bool = True, *, rngs: nnx.Rngs):
+        self.self_attention = MultiHeadAttention(width, num_heads, rngs=rngs)
+        self.cross_attention = MultiHeadAttention(width, num_heads, rngs=rngs)
+        self.feed_forward = MLP((width, 4 * width, width), bias=False, rngs=rngs)
+        self.norm_self = layer_norm(width, bias=False, rngs=rngs) if norm_self else None
+        self.norm_cross = layer_norm(width, bias=False, rngs=rngs)
+        self.norm_feed_forward = layer_norm(width, bias=False, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B M E"],
+        memory: Float[Array, "B N E"],
+        *,
+        memory_mask: Bool[Array, "B N"] | None = None,
+    ) -> Float[Array, "B M E"]:
+        x, memory = self._look_around(x), self.cross_attention.remember(memory)
+        x = x + self.cross_attention(self.norm_cross(x), memory, key_mask=memory_mask)
+        return self._feed_forward(x)
+
+    def with_weights(
+        self,
+        x: Float[Array, "B M E"],
+        memory: Float[Array, "B N E"],
+        *,
+        memory_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B M E"], Float[Array, "B M N"]]:
+        """The new tokens, and the weights of the cross-attention."""
+        x, memory = self._look_around(x), self.cross_attention.remember(memory)
+        update, weights = self.cross_attention.with_weights(
+            self.norm_cross(x), memory, key_mask=memory_mask
+        )
+        return self._feed_forward(x + update), weights
+
+    def _look_around(self, x):
+        return x + self.self_attention(x if self.norm_self is None else self.norm_self(x))
+
+    def _feed_forward(self, x):
+        return x + self.feed_forward(self.norm_feed_forward(x))
