@@ -30,7 +30,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
         UserError: there are not as many.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    shape = mesh_shape(config.data, config.get("fsdp", 1), len(devices))
+    shape = mesh_shape(config.data, config.fsdp, len(devices))
     return Mesh(np.array(devices[: shape[0] * shape[1]]).reshape(shape), AXES)
 
 

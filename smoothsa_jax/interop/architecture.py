@@ -22,8 +22,8 @@ class _Kind:
     """A backbone of ours.
 
     Attributes:
-        name: in `model.backbone.name`.
-        settings: transformers' name -> ours, in `model.backbone`.
+        name: in `model.encoder.name`.
+        settings: transformers' name -> ours, in `model.encoder`.
         fixed: what ours has no setting for.
         defaults: of ours.
     """
@@ -93,7 +93,7 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
 
     Args:
         found: from `read_architecture`.
-        backbone: the config's `model.backbone`.
+        backbone: the config's `model.encoder`.
         what: where the weights are from, for the message.
 
     Raises:
@@ -103,8 +103,8 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     name = backbone.get("name", _VIT.name)
     if name != kind.name:
         raise UserError(
-            f"{what} describes a {found['model_type']!r}, which is no model.backbone.name={name!r}; "
-            f"set --config.model.backbone.name={kind.name}, or choose other weights"
+            f"{what} describes a {found['model_type']!r}, which is no model.encoder.name={name!r}; "
+            f"set --config.model.encoder.name={kind.name}, or choose other weights"
         )
     fixed = dict(kind.fixed)
     if kind is _DINOV3:
@@ -117,9 +117,9 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     wanted = {**kind.defaults, **backbone}
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
-        advice = " ".join(f"--config.model.backbone.{key}={value}" for key, value in differ.items())
+        advice = " ".join(f"--config.model.encoder.{key}={value}" for key, value in differ.items())
         raise UserError(
-            f"{what} has {_pairs(differ)}; model.backbone has {_pairs({key: wanted.get(key) for key in differ})}; "
+            f"{what} has {_pairs(differ)}; model.encoder has {_pairs({key: wanted.get(key) for key in differ})}; "
             f"set {advice}, or choose other weights"
         )
 

@@ -48,13 +48,13 @@ class ColourFourier(nnx.Module):
             )
         self.position_width, self.position_scale = position_width, position_scale
         self.patch, self.window = patch, window
-        self.feature_size = width
+        self.width = width
         self.num_tokens = self.grid[0] * self.grid[1]
         waves = width - position_width
         self.frequencies = nnx.Variable(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
         self.phases = nnx.Variable(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
         """`images` are ImageNet-normalised, as for every backbone. Float32 throughout: covariances are small differences."""
         colours = (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) / 255.0
         red, green, blue = (colours[..., channel] for channel in range(3))
@@ -74,7 +74,7 @@ class ColourFourier(nnx.Module):
         place = self.position_scale * position_waves(self.grid, self.position_width)
         place = jnp.broadcast_to(place, (*colour.shape[:3], self.position_width))
         tokens = jnp.concatenate([colour, place], axis=-1)
-        return tokens.reshape(tokens.shape[0], self.num_tokens, -1)
+        return {"features": tokens.reshape(tokens.shape[0], self.num_tokens, -1)}
 
     def _average(self, pixels: Float[Array, "B H W k"]) -> Float[Array, "B h w k"]:
         """Means over the windows; at the border over the part inside the image."""
