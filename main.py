@@ -121,7 +121,7 @@ def run_training(
             return 0
 
         if given.mode == "evaluate":
-            evaluating.evaluate(folder, choose)
+            evaluating.evaluate_run(folder, choose)
         else:
             from smoothsa_jax.report.build import report
 

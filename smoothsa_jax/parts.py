@@ -46,9 +46,7 @@ def _imported(path: str, name: str) -> Callable:
     return found
 
 
-def make(
-    path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **given: Any
-) -> Any:
+def make(path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **given: Any) -> Any:
     """Make an object of the class that `config["name"]` chooses, from its other keys.
 
     A setting that is itself a part (a mapping with a `name`) is made first, with the same sizes.
@@ -96,9 +94,7 @@ def make(
     return chosen(*sizes, **made, **accepted)
 
 
-def scheduled_settings(
-    path: str, config: Mapping[str, Any], table: Table
-) -> dict[str, Any]:
+def scheduled_settings(path: str, config: Mapping[str, Any], table: Table) -> dict[str, Any]:
     """Return the settings of a part, and of the parts inside it, that change with the step."""
     chosen = choose(path, config.get("name"), table)
     found = {key: config[key] for key in getattr(chosen, "scheduled", ()) if key in config}

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE, read_model
-from smoothsa_jax.checkpoints.read import FOLDER, refuse_different, restore_latest
+from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
 from smoothsa_jax.config.values import canonical, differences, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import Backend
 

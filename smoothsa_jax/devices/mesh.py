@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.models.backend import Backend, backend_of
 
 AXES = ("data", "fsdp")

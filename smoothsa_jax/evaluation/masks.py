@@ -39,7 +39,10 @@ class MaskEvaluator:
         self._background = background_column_always
         self.outputs = (self._output,)
         words = {"decoder": "decoder attention", "aggregator": "slot attention"}
-        self.protocol = {"masks": words[source], "background_column_always": background_column_always}
+        self.protocol = {
+            "masks": words[source],
+            "background_column_always": background_column_always,
+        }
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
         labels = np.asarray(batch["segmentations"])

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
-from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.evaluation.split import Batch, Measured
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import CPU, Backend
 
 MATCH_IOU = 0.1  # a matched pair has more

@@ -140,7 +140,9 @@ def evaluate(
         }
         for paper, found in rows.items()
     }
-    stacked = {p: {n: x.astype(np.float64) for n, x in found.items()} for p, found in stacked.items()}
+    stacked = {
+        p: {n: x.astype(np.float64) for n, x in found.items()} for p, found in stacked.items()
+    }
     return Evaluation(stacked[False], stacked.get(True), names, samples)
 
 

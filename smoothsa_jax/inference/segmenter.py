@@ -250,9 +250,7 @@ class Segmenter:
                 key = jax.random.key(seed)
                 outputs, memory = self._first(self._cast, features, padded, slot_mask, key), None
             else:
-                outputs, memory = self._following(
-                    self._cast, features, slots, slot_mask, memory
-                )
+                outputs, memory = self._following(self._cast, features, slots, slot_mask, memory)
             slots, before = outputs["slots"][:, 0], features
             yield self._segmentation(
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()

@@ -22,9 +22,7 @@ class RecognitionHead(nnx.Module):
         dropout_rate: after the GELU, in training.
     """
 
-    def __init__(
-        self, slot_size: int, *, num_classes: int, dropout_rate: float, rngs: nnx.Rngs
-    ):
+    def __init__(self, slot_size: int, *, num_classes: int, dropout_rate: float, rngs: nnx.Rngs):
         if num_classes < 1:
             raise UserError(
                 f"model.num_classes is {num_classes}; expected a whole number of at least 1; "

@@ -146,9 +146,9 @@ class SlotModel(nnx.Module):
 
         Returns:
             All float32: slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration;
-            first_attention (B,I,N,h,w) and first_states (B,I,N,D) of all iterations on the first
-            frame; prediction (B,T,M,K); masks (B,T,N,h,w) where the decoder has some; slot_mask
-            (B,N), bool; the initializer's extras, such as warm_queries (B,N,D).
+            first_tokens (B,M,C), and first_attention (B,I,N,h,w) and first_states (B,I,N,D) of all
+            iterations on the first frame; prediction (B,T,M,K); masks (B,T,N,h,w) where the decoder has some; slot_mask
+            (B,N), bool; queries (B,N,D) and the initializer's extras, such as warm_queries.
 
         Raises:
             UserError: more than one frame and no transition, or no boxes where slots start from
@@ -180,6 +180,7 @@ class SlotModel(nnx.Module):
             "attention": on_grid(attention),
             "first_attention": on_grid(first.attention.swapaxes(0, 1)),
             "first_states": first.states.swapaxes(0, 1),
+            "first_tokens": tokens[:, 0],
             "prediction": unfold(prediction),
             **extras,
         }
@@ -205,7 +206,7 @@ class SlotModel(nnx.Module):
         )
         prepared = self.aggregator.prepare(tokens)
         found = self.aggregator(prepared, queries, slot_mask, draws.get("aggregator"), first=True)
-        return found, extras
+        return found, {"queries": queries, **extras}
 
     def next_frame(
         self,

@@ -121,9 +121,7 @@ class RandSFQ(nnx.Module):
     def _embed(self, offset):
         return self.offset_embedding[...][offset][..., None, :]
 
-    def draw(
-        self, keys: Sequence[Array], sizes: Sizes, training: bool
-    ) -> dict[str, Array] | None:
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array] | None:
         """Draw which frames are looked at: slots 1 .. i frames ago for frame i, tokens 0 .. i-1."""
         if not training:
             return None

@@ -5,12 +5,11 @@ import jax
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config import schema
-from smoothsa_jax.config.values import flatten
+from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.inputs.build import DATASETS
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import slot_model_shapes
-from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.tasks.build import TASKS, build_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")

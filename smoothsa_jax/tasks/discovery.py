@@ -59,9 +59,7 @@ class Discovery:
             return {}
         return models[MODEL].encode(batch["video"], batch.get("cameras"))
 
-    def targets(
-        self, models: Models, batch: Mapping[str, Array], constants: Outputs
-    ) -> Outputs:
+    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
         return {"target": models[MODEL].target(batch, constants)}
 
     def forward(

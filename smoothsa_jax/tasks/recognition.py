@@ -80,9 +80,7 @@ class Recognition:
         slots = jax.lax.stop_gradient(outputs["slots"])
         return {"slots": slots, "matched": found.matched, **found._asdict()}
 
-    def targets(
-        self, models: Models, batch: Mapping[str, Array], constants: Outputs
-    ) -> Outputs:
+    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
         del models, batch, constants
         return {}
 

@@ -54,9 +54,7 @@ class Task(Protocol):
     ) -> Outputs:
         """Return what frozen models compute, for each sample alone; may come from disk."""
 
-    def targets(
-        self, models: Models, batch: Mapping[str, Array], constants: Outputs
-    ) -> Outputs:
+    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
         """Return what is predicted, from samples and constants, without parameters."""
 
     def forward(

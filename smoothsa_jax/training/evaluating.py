@@ -26,7 +26,7 @@ from smoothsa_jax.checkpoints.workdir import refuse_other_config
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.devices.host_arrays import on_own_devices
-from smoothsa_jax.devices.mesh import mesh_shape
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores

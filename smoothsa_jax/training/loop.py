@@ -62,9 +62,7 @@ from smoothsa_jax.training.signals import SignalGuard, Stopped
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
 
-SMALLER = (
-    "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another --workdir"
-)
+SMALLER = "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another --workdir"
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -117,9 +115,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return scores
 
 
-def _begin(
-    config: ConfigDict, checkpoint: Checkpoint | None
-) -> tuple[TrainState, Training]:
+def _begin(config: ConfigDict, checkpoint: Checkpoint | None) -> tuple[TrainState, Training]:
     """Return the state to go on from, and the training with a copy of its first parameters: of a
     checkpoint, or new."""
     training = build_training(config)

@@ -105,7 +105,9 @@ class Schedules:
         def prepared(path: str, value: Any) -> Any:
             if is_schedule(value) and "schedule" not in value:
                 return {k: prepared(f"{path}.{k}", x) for k, x in value.items()}
-            return schedule_of(path, value, num_steps) if is_schedule(value) else _number(path, value)
+            return (
+                schedule_of(path, value, num_steps) if is_schedule(value) else _number(path, value)
+            )
 
         self._tree = {name: prepared(name, value) for name, value in settings.items()}
 
@@ -116,5 +118,7 @@ class Schedules:
 
 def _number(path: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{path} is {value!r}; expected a number or a schedule; mend --config.{path}")
+        raise UserError(
+            f"{path} is {value!r}; expected a number or a schedule; mend --config.{path}"
+        )
     return value

@@ -49,9 +49,7 @@ class MLPMixtureDecoder(nnx.Module):
         self.layers = nnx.List(
             [linear(hidden_size, hidden_size, rngs=rngs) for _ in range(num_layers - 2)]
         )
-        self.values = (
-            MLP((slot_size, hidden_size, width), rngs=rngs) if uniform_values else None
-        )
+        self.values = MLP((slot_size, hidden_size, width), rngs=rngs) if uniform_values else None
         self.out = linear(hidden_size, 1 if uniform_values else width + 1, rngs=rngs)
 
     def __call__(
