@@ -68,9 +68,9 @@ def test_what_a_training_step_computes_in(dtype, decoder):
 
 
 def test_recognition_computes_in_it():
-    config = as_recognition(config_of(encoder=VIT), num_classes=3)
-    training = build_training(config)
-    batch = tiny_batch(config) | {"categories": np.zeros((2, 3), np.int32)}
+    discovery = config_of(encoder=VIT)
+    training = build_training(as_recognition(discovery, num_classes=3))
+    batch = tiny_batch(discovery) | {"categories": np.zeros((2, 3), np.int32)}
     inputs = (training.state, training.frozen, batch, jax.random.key(0))
     traced = training.train_step.trace(*inputs)
     assert dtypes(traced.jaxpr.jaxpr, "dot_general").count("bfloat16") > 20
