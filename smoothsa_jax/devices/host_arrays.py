@@ -5,13 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.mesh import own_mesh, persistent_sharding
-from smoothsa_jax.training.state import copied
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """Copy all arrays, so that they stay when the originals are donated. One program copies all,
+    where each shape would have one of its own."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def copies(arrays: Mapping[str, Any]) -> dict[str, Any]:
