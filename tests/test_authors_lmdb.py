@@ -246,10 +246,10 @@ def test_files_that_are_no_lmdb_or_cut_off(tmp_path):
     (tmp_path / "x").mkdir()
     assert "looked for" in (text := refuses("voc", tmp_path / "x")) and "x/train.lmdb" in text
     (tmp_path / "x" / "train.lmdb").write_bytes(b"no database" * 1000)
-    assert "train.lmdb is no LMDB file" in refuses("voc", tmp_path / "x")
+    assert "train.lmdb is not an LMDB file" in refuses("voc", tmp_path / "x")
     path = write(tmp_path / "y" / "train.lmdb", [clevrtex(maps(2)[0])] * 40) / "train.lmdb"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "train.lmdb is cut off" in refuses("clevrtex", tmp_path / "y")
+    assert "train.lmdb is truncated" in refuses("clevrtex", tmp_path / "y")
 
 
 def test_a_damaged_page_is_told(tmp_path):
@@ -276,7 +276,7 @@ def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
     bad = write(tmp_path / "z" / "y" / "train.lmdb", [samples[0], half])
     assert "record 000001 is no readable picture" in refuses("clevrtex", bad)
     more = write(tmp_path / "v" / "y" / "train.lmdb", [ytvis(maps(4))])
-    assert "record 000000 has label 3, but tells the category of 2" in refuses("ytvis_hq", more)
+    assert "record 000000 has label 3, but only 2 categories" in refuses("ytvis_hq", more)
     clip = {**ytvis(maps(3)), "clazz": np.zeros((2, 1), np.uint8)}
     bad = write(tmp_path / "w" / "y" / "train.lmdb", [clip])
     assert "record 000000 has 4 frames, 4 label maps and categories for 2" in refuses(
@@ -290,7 +290,7 @@ def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
         ("voc", coco(maps(5)[0]), "its records hold clazz, image, isthing, segment, which is coco"),
         ("coco", clevrtex(maps(2)[0]), "which is clevrtex's"),
         ("movi_d", ytvis(maps(3)), "which is ytvis's"),
-        ("coco", {**voc(maps(2)[0]), "clazz": np.zeros(1)}, "no data set that is known here"),
+        ("coco", {**voc(maps(2)[0]), "clazz": np.zeros(1)}, "of no known data set"),
         ("voc", voc(np.zeros((HEIGHT, WIDTH), np.uint8)), "an earlier converter"),
     ],
 )

@@ -349,7 +349,7 @@ def test_voc_missing_files(voc, tmp_path):
     [
         ("JPEGImages/2008_000001.jpg", picture(1, size=(20, 30)), "has 20x30 pixels, its labels"),
         ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (3, 3))), "Class 3x3"),
-        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (32, 24))), "object 1 is of"),
+        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (32, 24))), "object 1 has none of"),
         ("SegmentationObject/2008_000001.png", picture(0, "PNG"), "has mode RGB, expected a label"),
         ("ImageSets/Segmentation/trainval.txt", b"\n", "trainval.txt is empty: no annotations"),
     ],
@@ -363,7 +363,7 @@ def test_voc_faults(tmp_path, file, data, expected):
     ("data", "expected"),
     [
         (b"MATLAB", "2010_000011.mat has no GTinst"),
-        (inst(sbd_labels(), [3]), "has labels to 2"),
+        (inst(sbd_labels(), [3]), "has labels up to 2"),
         (inst(sbd_labels(), [3, 21]), r"has the classes [3, 21], expected 1 to 20"),
     ],
 )

@@ -61,7 +61,7 @@ def test_run_lengths_give_the_mask(mask):
         ({"size": [2, 3], "counts": None}, "no numbers"),
         ({"size": [2], "counts": [2]}, r"size \[2\], the image"),
         ({"counts": [6]}, "size None, the image"),
-        ([[1, 2, 3, 4, 5, 6]], "a list stands in the place"),
+        ([[1, 2, 3, 4, 5, 6]], "expected an RLE, found a list"),
         ({"size": [2, 3]}, "counts"),
         ({"size": [2, 3], "counts": "1\x7f"}, "character"),
         ({"size": [2, 3], "counts": "1P"}, "ends within a number"),
