@@ -301,7 +301,7 @@ def test_what_is_not_there(tmp_path):
     (folder / "model.safetensors.index.json").unlink()
     assert "has no model.safetensors" in refusal(folder)
     (folder / "config.json").unlink()
-    assert "config.json is not there" in refusal(folder)
+    assert "config.json does not exist" in refusal(folder)
     assert "is not there; give a folder or a file" in refusal(tmp_path / "nothing.safetensors")
     assert "is not there; give a folder or a file" in refusal("./nothing")
     assert "did you mean 'facebook/dinov2-small'" in refusal("facebook/dinov2-smal")

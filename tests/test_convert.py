@@ -240,7 +240,7 @@ def test_load_takes_an_authors_file(coco, tmp_path, monkeypatch):
     monkeypatch.setenv("SMOOTHSA_JAX_MODELS", str(tmp_path))
     assert "authors/coco" in [name for name, _ in ssa.list_models()]
     with pytest.raises(
-        UserError, match="fetch a .pth of smoothsa_r-coco from .*put it there as coco"
+        UserError, match="download a .pth of smoothsa_r-coco from .*save it there as coco"
     ):
         ssa.load("authors/coco")
     with pytest.raises(UserError, match="which has its own; leave it out"):

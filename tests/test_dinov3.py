@@ -292,5 +292,5 @@ def test_a_licence_that_is_not_accepted(tmp_path, monkeypatch):
         server.server_close()
     assert len(told) == 5
     for name, line in told.items():
-        assert f"accept its licence at https://huggingface.co/{name}," in line
+        assert f"accept its license at https://huggingface.co/{name}," in line
         assert "`hf auth login`" in line

@@ -282,7 +282,7 @@ def bad_pictures():
         r"shape \(0, 4, 3\)": np.zeros((0, 4, 3), np.uint8),
         "picture 1 has 5x4 pixels": [np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)],
         "no picture was given": [],
-        "is not there": "no/such/file.png",
+        "does not exist": "no/such/file.png",
     }
 
 

@@ -97,7 +97,7 @@ def test_batches_stack_the_samples():
 
 
 def test_empty_batches_and_sources_are_refused():
-    with pytest.raises(UserError, match="batch of 0"):
+    with pytest.raises(UserError, match="batch size is 0"):
         training_batches(Numbers(3), 0, seed=0)
     with pytest.raises(UserError, match="batch of -1"):
         evaluation_batches(Numbers(3), -1)

@@ -363,7 +363,7 @@ def test_frames_are_those_that_were_written(tmp_path):
         assert video.fps == pytest.approx(10)
         np.testing.assert_array_equal(np.stack([*video]), frames // 64 * 64)
     assert video.missing == ""
-    with pytest.raises(videos.UserError, match="was read to its end already"):
+    with pytest.raises(videos.UserError, match="was already read to its end"):
         next(iter(video))
 
 
@@ -396,13 +396,13 @@ def test_what_cannot_be_read_says_why(tmp_path):
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     assert "it holds no video" in unreadable(tmp_path / "sound.mp4")
-    assert "is not there" in unreadable(tmp_path / "nothing.mp4")
+    assert "does not exist" in unreadable(tmp_path / "nothing.mp4")
     assert "ffmpeg -i text.mp4 new.mp4" in unreadable(tmp_path / "text.mp4")
 
 
 def test_a_decoder_that_crashes_or_hangs_is_one_line(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.mp4")  # nobody writes to it
-    assert "gave nothing within 1 seconds" in unreadable(tmp_path / "pipe.mp4", 1.0)
+    assert "returned nothing within 1 seconds" in unreadable(tmp_path / "pipe.mp4", 1.0)
     write_video(tmp_path / "a.mp4", clip(2))
     crash = (videos.sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(videos, "DECODER", crash)
