@@ -265,7 +265,7 @@ def test_what_is_found_can_be_drawn(gaussian, video, tmp_path):
     ssa.draw(iter(video), list(gaussian.stream(video)), tmp_path / "stream.gif")
     other = gaussian.segment(video[0, :10])
     for found in ([], [gaussian.segment(video[0]), other]):
-        with pytest.raises(UserError, match="expected one: draw one call"):
+        with pytest.raises(UserError, match="expected one shape: draw the result"):
             ssa.draw(video[:2], found, tmp_path / "no.png")
     with pytest.raises(UserError, match="expected one of .png, .gif"):
         ssa.draw(video[0], gaussian.segment(video[0]), tmp_path / "one.tiff")

@@ -99,7 +99,7 @@ def test_batches_stack_the_samples():
 def test_empty_batches_and_sources_are_refused():
     with pytest.raises(UserError, match="batch size is 0"):
         training_batches(Numbers(3), 0, seed=0)
-    with pytest.raises(UserError, match="batch of -1"):
+    with pytest.raises(UserError, match="batch size is -1"):
         evaluation_batches(Numbers(3), -1)
     with pytest.raises(UserError, match="no sample"):
         training_batches(Numbers(0), 2, seed=0)
