@@ -1,4 +1,4 @@
-"""`--from lmdb`: miniatures in the authors' record format, and pickles that want to run something."""
+"""`--from lmdb`: miniatures in the authors' record format, and pickles that try to run code."""
 
 import io
 import json
@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 FROM = Options(extra=(("from", "lmdb"),))
 
 
-# --------------------------------------------------------------------------------------------------------------- making
+# ------------------------------------------------------------------------------------------- making
 
 
 def write(path: Path, samples: list[Any], change=lambda data: data) -> Path:
@@ -148,7 +148,7 @@ def refuses(name: str, source: Path, **options) -> str:
     return text
 
 
-# -------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 @pytest.mark.parametrize("generation", [2025, 2026])
@@ -230,7 +230,7 @@ def test_the_command_line(tmp_path, capsys):
     assert "'davis_2017' is no data set in LMDB; choose one of coco" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize("module", ["lmdb", "av"])
@@ -298,7 +298,7 @@ def test_another_data_set_or_an_earlier_converter(tmp_path, name, sample, expect
     assert expected in refuses(name, write(tmp_path / "x" / "train.lmdb", [sample]))
 
 
-# -------------------------------------------------------------------------------------------------------------- pickles
+# ------------------------------------------------------------------------------------------ pickles
 
 
 class Evil:

@@ -392,7 +392,7 @@ def test_check_accepts_what_was_prepared(prepared, capsys):
 
 
 def rewritten(folder: Path, change) -> str:
-    """Writes the training shard again with changed records, and notes its new hash: only the contents are wrong."""
+    """Rewrite the training shard with changed records and its new hash: only contents are wrong."""
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     shard = manifest["splits"]["train"]["shards"][0]
     path = folder / shard["file"]

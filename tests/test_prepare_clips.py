@@ -61,7 +61,7 @@ def refuses(name: str, source: Path, out: Path, splits=("train",), **options) ->
     return str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------------- YouTube-VIS
+# -------------------------------------------------------------------------------------- YouTube-VIS
 
 
 @pytest.mark.parametrize("layout", ["zip", "zip without its folder, json beside", "unpacked"])
@@ -296,7 +296,7 @@ def test_natural_order():
     assert sorted(names, key=natural) == ["f1", "f1b", "f9", "f10", "g2"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- DAVIS
+# -------------------------------------------------------------------------------------------- DAVIS
 
 
 @pytest.mark.parametrize("layout", ["zip", "the zip itself", "unpacked", "the folder itself"])
@@ -370,7 +370,7 @@ def test_faults_of_davis(tmp_path):
     assert "has mode RGB, expected a label map" in refused("colours", colours)
 
 
-# ----------------------------------------------------------------------------------------------------- one's own folder
+# --------------------------------------------------------------------------------- one's own folder
 
 
 def drawn_labels(t: int, count: int = 2) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Preparing single images, from miniatures in the real layouts: archives with zips inside, and unpacked."""
+"""Preparing single images from miniatures in the real layouts: nested archives, and unpacked."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def refuses(name: str, source: Path, **options) -> str:
     return " ".join(str(error.value).split())
 
 
-# ---------------------------------------------------------------------------------------------------------------- COCO
+# --------------------------------------------------------------------------------------------- COCO
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_coco_a_damaged_zip_inside(tmp_path):
     assert "panoptic_train2017.zip is damaged" in text
 
 
-# ----------------------------------------------------------------------------------------------------------------- VOC
+# ---------------------------------------------------------------------------------------------- VOC
 
 
 @pytest.fixture
@@ -349,7 +349,11 @@ def test_voc_missing_files(voc, tmp_path):
     [
         ("JPEGImages/2008_000001.jpg", picture(1, size=(20, 30)), "has 20x30 pixels, its labels"),
         ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (3, 3))), "Class 3x3"),
-        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (32, 24))), "object 1 has none of"),
+        (
+            "SegmentationClass/2008_000001.png",
+            encoded(Image.new("P", (32, 24))),
+            "object 1 has none of",
+        ),
         ("SegmentationObject/2008_000001.png", picture(0, "PNG"), "has mode RGB, expected a label"),
         ("ImageSets/Segmentation/trainval.txt", b"\n", "trainval.txt is empty: no annotations"),
     ],
@@ -373,7 +377,7 @@ def test_voc_faults_of_sbd(voc, data, expected):
     assert expected in refuses("voc_trainaug", voc)
 
 
-# ------------------------------------------------------------------------------------------------------------ ClevrTex
+# ----------------------------------------------------------------------------------------- ClevrTex
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_training_draws_anew_every_epoch(folder):
 
 
 def test_categories_follow_their_objects(tmp_path):
-    """Whatever the window, the crop and the flip leave: an object is known by its colour, which tells its label."""
+    """An object is known by its color, which gives its label, after any window, crop and flip."""
     rng = np.random.default_rng(0)
     clips, categories = [], []
     for index in range(4):

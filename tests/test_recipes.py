@@ -1,4 +1,4 @@
-"""The recipes of real data: their full sizes fit together, and miniatures go from raw files to scores."""
+"""The recipes of real data: full sizes are consistent, and miniatures go from files to scores."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ def test_recognition_is_the_papers(name):
     assert load_config(f"configs/{name}.py:smoke").train.num_steps < 10
 
 
-# ----------------------------------------------------------------------------------------------------- full sizes
+# --------------------------------------------------------------------------------------- full sizes
 
 
 def shapes_of_a_batch(config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -152,7 +152,7 @@ def test_full_sizes_of_recognition_fit_together(name):
     assert {"loss/category", "loss/box", "num_matches"} <= set(metrics)
 
 
-# --------------------------------------------------------------------------------------------- raw files to scores
+# ------------------------------------------------------------------------------ raw files to scores
 
 
 def ytvis_source(folder: Path) -> Path:
@@ -177,7 +177,7 @@ def run(name: str, workdir: Path, *settings: str) -> dict:
 
 
 def go_on_and_evaluate(name: str, whole: Path, cut: Path, *settings: str) -> None:
-    """The same run without its end goes on to the same bits; then its workdir alone is enough to score it again."""
+    """The same run, cut short, resumes bit-identically; then its workdir alone can be scored."""
     copy_of(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "6")
     (cut / "scores.json").unlink()
@@ -191,7 +191,7 @@ def go_on_and_evaluate(name: str, whole: Path, cut: Path, *settings: str) -> Non
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """A run that goes on, and one that is only scored, find the functions of the first one compiled: most of the time."""
+    """Resumed and evaluated runs reuse the first run's compiled functions: most of the time."""
 
     def once(build):
         made = {}
@@ -213,7 +213,7 @@ def traced_once():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """name -> a folder with `prepared`, made from a miniature of the download, and `run`, a workdir; made once."""
+    """Map name -> a folder with `prepared` (from a miniature) and `run`, a workdir; made once."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 def tiny_config(
     num_frames: int = 3, initializer: str = "boxes", decoder: str = "random_ar", seed: int = 0
 ) -> ConfigDict:
-    """A whole config: 16 pixels, 16 tokens, 4 slots, colour features; both losses of the video model on."""
+    """A whole config: 16 pixels, 16 tokens, 4 slots, color features; both video losses on."""
     decoders = {
         "random_ar": {"name": "random_ar", "num_layers": 1, "num_heads": 2},
         "mlp_mixture": {"name": "mlp_mixture", "num_layers": 3, "hidden_size": 16},
