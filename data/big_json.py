@@ -24,8 +24,7 @@ def entries(data: bytes, where: str) -> Iterator[tuple[str, Any, str]]:
         yield from _entries(text)
     except (ValueError, IndexError) as error:  # from the decoders; at the end of the text
         raise UserError(
-            f"{where} is no json as it was published ({error or 'it ends too early'}); download it "
-            "again"
+            f"{where} is not valid json ({error or 'it ends too early'}); download it again"
         ) from error
 
 

@@ -24,7 +24,10 @@ def labelled_frame(
     """Encode a frame and its labels for storage; also return their height and width in pixels.
 
     Args:
+        data: the encoded frame.
         segmentation: (H,W) uint8; None: no pixel is in a segment.
+        where: the name of the frame in error messages.
+        options: decide the size and compression.
 
     Raises:
         BadSample: the frame is unreadable, or differs in size from its labels.
@@ -53,8 +56,10 @@ def clip_example(
     """Make `video`, `segmentations` and `metadata` of a clip, reading one frame at a time.
 
     Args:
+        name: the name of the clip.
         frames: for each frame, its name for error messages and its encoded bytes.
         segmentations: a label map (H,W) uint8 for each frame; None: no pixel is in a segment.
+        options: decide the size and compression.
 
     Raises:
         BadSample: a frame or its labels are unusable, or the frames differ in size.

@@ -38,7 +38,9 @@ class Davis(Family):
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         if self.options.keep:
-            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that {self.name} has")
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is not an annotation of {self.name}"
+            )
         path, root, lists = self._find()
         files = Files(path)
         frames = _by_sequence(files, f"{root}{FRAMES}/")

@@ -66,7 +66,9 @@ class Folder(Family):
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         if self.options.keep:
-            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that a folder has")
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is not an annotation of a folder"
+            )
         holdout = self.options.get("holdout") or 0.0
         if not 0 <= holdout < 1:
             raise UserError(f"--holdout is {holdout}; expected a part from 0 up to 1, such as 0.1")
@@ -257,8 +259,8 @@ class Folder(Family):
                 yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         if found == 0:
             raise BadSample(
-                f"{where} is no readable video; expected one that OpenCV decodes, such as H.264 in "
-                "mp4: encode it again, or skip such samples with --skip-bad"
+                f"{where} is not a readable video; expected one that OpenCV decodes, such as H.264 "
+                "in mp4: encode it again, or skip such samples with --skip-bad"
             )
         # One frame fewer is normal: an edit list may hide a frame.
         if name.lower().endswith(COUNTED) and found < expected - 1:
@@ -382,7 +384,7 @@ def _gif_frames(data: bytes, where: str, max_pixels: int) -> Iterator[np.ndarray
             yield np.asarray(Image.alpha_composite(black, frame).convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
         raise BadSample(
-            f"{where} is no readable gif ({error}); save it again, or skip such samples with "
+            f"{where} is not a readable gif ({error}); save it again, or skip such samples with "
             "--skip-bad"
         ) from error
 

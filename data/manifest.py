@@ -33,6 +33,10 @@ def write_manifest(
     """Write the description that TFDS reads and then the manifest, which marks the folder complete.
 
     Args:
+        out: the prepared folder.
+        name: the data set.
+        settings: the settings on which preparations of the folder agree.
+        plan: the plan of this preparation.
         notes: what is known of each shard of this preparation, by file.
         before: the manifest of an earlier preparation of other splits, which are kept.
     """

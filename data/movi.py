@@ -47,8 +47,8 @@ class Movi(Family):
         tfrecords.check_address(self.source)
         if unknown := set(self.options.keep) - set(KEPT):
             raise UserError(
-                f"--keep={','.join(sorted(unknown))} is nothing that MOVi has; expected some of "
-                f"{', '.join(KEPT)}"
+                f"--keep={','.join(sorted(unknown))} is not an annotation of MOVi; expected some "
+                f"of {', '.join(KEPT)}"
             )
         folder, info = find_build(self.source, self.name)
         there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
@@ -138,7 +138,7 @@ class Movi(Family):
             values = _Values(tf_example_pb2.Example.FromString(record))
         except Exception as error:  # protobuf raises several types
             raise BadSample(
-                f"{where} is no tf.train.Example ({error}); download it again"
+                f"{where} is not a tf.train.Example ({error}); download it again"
             ) from error
         num_frames = int(values.numbers("metadata/num_frames")[0])
         num_objects = int(values.numbers("metadata/num_instances")[0])
@@ -302,7 +302,9 @@ def _info_files(source: str):
         )
     root = Path(source)
     if not root.is_dir():
-        raise UserError(f"--source={source} is no folder; give the one that holds the TFDS build")
+        raise UserError(
+            f"--source={source} is not a folder; give the one that holds the TFDS build"
+        )
     folders = [str(f.parent) for pattern in patterns for f in sorted(root.glob(pattern))]
     return folders, lambda folder: (Path(folder) / "dataset_info.json").read_bytes()
 

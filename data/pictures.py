@@ -141,7 +141,7 @@ def _open(data: bytes, where: str, options: Options) -> Image.Image:
         picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise BadSample(
-            f"{where} is no readable picture ({error}); download it again, or skip such samples "
+            f"{where} is not a readable picture ({error}); download it again, or skip such samples "
             "with --skip-bad"
         ) from error
     return picture

@@ -93,7 +93,7 @@ def read_command_line(
     name = finder.name_in(arguments)
     if name is not None and name not in known:
         raise UserError(
-            f"{name!r} is no data set{' in LMDB' if origin else ''}; choose one of "
+            f"{name!r} is not a data set{' in LMDB' if origin else ''}; choose one of "
             f"{', '.join(known)}{did_you_mean(name, known)}"
         )
     extra = argparse.ArgumentParser(add_help=False)
@@ -175,7 +175,7 @@ def prepare(
             "and --split"
         )
     if Path(source).is_dir() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"--out={out} lies inside --source={source}; use a folder beside it")
+        raise UserError(f"--out={out} is inside --source={source}; use a folder beside it")
     with only_one(out):
         for stray in out.glob(f".*{PARTIAL}"):  # left by a killed run
             stray.unlink()

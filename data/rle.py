@@ -43,7 +43,7 @@ def decode(rle: dict[str, Any], shape: tuple[int, int], where: str) -> np.ndarra
         lengths = np.array(counts, np.int64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadSample(
-            f"{where}: the RLE's counts are no numbers ({error}); download the annotations again"
+            f"{where}: the RLE's counts are not numbers ({error}); download the annotations again"
         ) from error
     if (lengths < 0).any() or lengths.sum() != shape[0] * shape[1]:
         raise BadSample(
@@ -96,8 +96,8 @@ def fill(polygons: list[list[float]], shape: tuple[int, int], where: str) -> np.
             corners = np.array(polygon, np.float64).reshape(-1, 2)
         except (TypeError, ValueError) as error:
             raise BadSample(
-                f"{where}: a polygon is no list of x, y, ... ({error}); download the annotations "
-                "again"
+                f"{where}: a polygon is not a list of x, y, ... ({error}); download the "
+                "annotations again"
             ) from error
         if len(corners) < 3 or not np.isfinite(corners).all():
             raise BadSample(

@@ -42,7 +42,7 @@ class Stills(Family):
         """Raise UserError for options that no family of single images has."""
         if self.options.keep:
             raise UserError(
-                f"--keep={','.join(self.options.keep)} is nothing that {self.name} has; leave "
+                f"--keep={','.join(self.options.keep)} is not an annotation of {self.name}; leave "
                 "--keep out"
             )
 
@@ -56,7 +56,8 @@ class Stills(Family):
         folder = Path(self.source)
         if not folder.is_dir():
             raise UserError(
-                f"--source={self.source} is no folder; give the one that holds what was downloaded"
+                f"--source={self.source} is not a folder; give the one that holds what was "
+                "downloaded"
             )
         return folder
 

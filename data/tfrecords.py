@@ -27,6 +27,7 @@ def read_records(path: Path, digest: Any = None) -> Iterator[bytes]:
     """Yield the records of a TFRecord file in order.
 
     Args:
+        path: the file.
         digest: a hashlib object to update with all bytes read.
 
     Raises:

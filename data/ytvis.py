@@ -108,10 +108,12 @@ class YoutubeVis(Family):
         source = Path(self.source)
         if not source.is_dir():
             raise UserError(
-                f"--source={source} is no folder; give the one that holds what was downloaded"
+                f"--source={source} is not a folder; give the one that holds what was downloaded"
             )
         if self.options.keep:
-            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that {self.name} has")
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is not an annotation of {self.name}"
+            )
         if self.options.get("frames") and self.name != "ytvis_hq":
             raise UserError(
                 f"--frames is for ytvis_hq only; the frames of {self.name} are looked for in "
@@ -342,7 +344,9 @@ def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
             "and annotations with video_id, category_id and segmentations: download it again"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no json ({error}): it is damaged, download it again") from error
+        raise UserError(
+            f"{file} is not valid json ({error}): it is damaged, download it again"
+        ) from error
     if of_video:
         raise UserError(
             f"{file} has annotations of {len(of_video)} videos that it does not list, such as id "

@@ -227,7 +227,7 @@ def test_the_command_line(tmp_path, capsys):
     late = ["--from", "lmdb", "--source", str(source), "clevrtex", "--out", str(tmp_path / "late")]
     assert prepare.main([*late, "--workers=1"]) == 0
     assert prepare.main(["davis_2017", *arguments[1:]]) == 2
-    assert "'davis_2017' is no data set in LMDB; choose one of coco" in capsys.readouterr().err
+    assert "'davis_2017' is not a data set in LMDB; choose one of coco" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- faults
@@ -274,7 +274,7 @@ def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
     assert "record 000002" in capsys.readouterr().out
     half = {**samples[0], "segment": samples[0]["segment"][:10]}
     bad = write(tmp_path / "z" / "y" / "train.lmdb", [samples[0], half])
-    assert "record 000001 is no readable picture" in refuses("clevrtex", bad)
+    assert "record 000001 is not a readable picture" in refuses("clevrtex", bad)
     more = write(tmp_path / "v" / "y" / "train.lmdb", [ytvis(maps(4))])
     assert "record 000000 has label 3, but only 2 categories" in refuses("ytvis_hq", more)
     clip = {**ytvis(maps(3)), "clazz": np.zeros((2, 1), np.uint8)}

@@ -253,7 +253,7 @@ def test_what_cannot_be_converted(coco, tmp_path, capsys):
     save_file(coco, source)
     assert "expected a state dict" in told(capsys, source, tmp_path / "other.safetensors")
     assert "expected a state dict" in told(capsys, tmp_path, workdir)
-    assert "is no state dict" in told(capsys, tmp_path / "file.txt", workdir)
+    assert "is not a state dict" in told(capsys, tmp_path / "file.txt", workdir)
     assert "did you mean 'coco'" in told(capsys, source, workdir, "--config=coko")
     assert "no key 'model.x'" in told(
         capsys, source, workdir, "--config=coco", "--config.model.x=1"

@@ -214,7 +214,7 @@ def test_a_web_address_is_answered_with_the_bucket(tmp_path):
 
 
 def test_a_source_that_is_not_there(tmp_path):
-    assert "is no folder" in refuses(tmp_path / "nowhere", tmp_path / "out")
+    assert "is not a folder" in refuses(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "dataset_info.json with movi_c-train.tfrecord" in refuses(
         tmp_path / "empty", tmp_path / "out"
@@ -265,7 +265,7 @@ def damaged_frame(source: Path) -> None:
 def test_a_damaged_frame_stops_or_is_left_out(source, tmp_path, capsys):
     damaged_frame(source)
     text = refuses(source, tmp_path / "out")
-    assert f"{TRAIN}, record 0, frame 3 is no readable picture" in text and "--skip-bad" in text
+    assert f"{TRAIN}, record 0, frame 3 is not a readable picture" in text and "--skip-bad" in text
     prepare.prepare("movi_c", str(source), tmp_path / "skipping", options=Options(skip_bad=True))
     assert "train: 1 samples" in (out := capsys.readouterr().out) and "record 0, frame 3" in out
     manifest = json.loads((tmp_path / "skipping" / "MANIFEST.json").read_text())

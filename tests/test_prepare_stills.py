@@ -191,7 +191,7 @@ def test_coco_damaged_json(tmp_path):
     inside = archives["panoptic_annotations_trainval2017.zip"]
     inside[PANOPTIC] = inside[PANOPTIC][:-30]
     text = refuses("coco", coco_source(tmp_path / "coco", archives))
-    assert "panoptic_train2017.json is no json as it was published" in text
+    assert "panoptic_train2017.json is not valid json" in text
 
 
 def test_coco_image_of_another_size(tmp_path):
@@ -239,7 +239,7 @@ def test_options_of_families_on_the_command_line(coco, clevrtex, tmp_path, capsy
     for name, source in (("coco", coco), ("clevrtex", clevrtex), ("voc", coco)):
         arguments = [name, f"--source={source}", f"--out={tmp_path / 'x'}", "--keep=depth"]
         assert prepare.main(arguments) == 2
-        assert f"--keep=depth is nothing that {name} has" in capsys.readouterr().err
+        assert f"--keep=depth is not an annotation of {name}" in capsys.readouterr().err
 
 
 def test_coco_missing_files(coco, tmp_path):
@@ -249,7 +249,7 @@ def test_coco_missing_files(coco, tmp_path):
     (tmp_path / "empty").mkdir()
     text = refuses("coco", tmp_path / "empty")
     assert "train2017.zip" in text and "val2017.zip" in text
-    assert "is no folder" in refuses("coco", tmp_path / "nowhere")
+    assert "is not a folder" in refuses("coco", tmp_path / "nowhere")
 
 
 def test_coco_missing_label_maps(coco):

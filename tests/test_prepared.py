@@ -389,7 +389,7 @@ def test_config_names_it(folder):
 
 
 def test_missing_folder_and_split_are_named(folder, tmp_path):
-    with pytest.raises(UserError, match="nowhere is no folder.*python -m data.prepare"):
+    with pytest.raises(UserError, match="nowhere is not a folder.*python -m data.prepare"):
         _source(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no dataset_info.json"):
         _source(tmp_path)

@@ -76,9 +76,9 @@ def test_the_outputs_are_not_inputs(tmp_path):
 def test_nothing_to_read_is_told(tmp_path):
     made(tmp_path, "notes.txt")
     for named, message in (
-        (tmp_path, "has nothing that can be read"),
+        (tmp_path, "contains no readable input"),
         (tmp_path / "notes.txt", "has an unknown format"),
-        (tmp_path / "*.mp4", "has nothing that can be read"),
+        (tmp_path / "*.mp4", "contains no readable input"),
         (tmp_path / "clip.mp4", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):

@@ -60,7 +60,7 @@ def find_sources(named: str, folders: str = "auto", without: Path | None = None)
             f"--input={named} does not exist; {EXPECTED}, or a glob such as 'clips/*.mp4'"
         )
     if not found:
-        raise UserError(f"--input={named} has nothing that can be read; {EXPECTED}")
+        raise UserError(f"--input={named} contains no readable input; {EXPECTED}")
     return sorted(found, key=lambda source: natural(source.name))
 
 

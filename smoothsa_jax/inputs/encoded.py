@@ -50,7 +50,7 @@ def parse_clip(record: bytes, name: str) -> EncodedClip:
         features = tf_example_pb2.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's DecodeError, whose module depends on the version
         raise UserError(
-            f"{name} is no tf.train.Example ({error}); prepare the folder again"
+            f"{name} is not a tf.train.Example ({error}); prepare the folder again"
         ) from error
     stored_name = b"".join(_values(features, "metadata/name")[:1]).decode(errors="replace")
     if stored_name:

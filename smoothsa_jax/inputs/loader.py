@@ -140,6 +140,7 @@ def training_batches(
         source: its samples are shuffled. A `RandomSource` draws each sample anew every time, with a
             generator that depends only on `seed` and the position in the order.
         batch_size: samples per batch of this process.
+        seed: of the order, and of a `RandomSource`'s draws.
         num_threads: threads that prefetch batches, per worker if there are workers.
         prefetch: number of batches to prefetch.
         num_workers: worker processes that make the batches; 0: this process makes them. With
@@ -174,7 +175,7 @@ def training_batches(
 
 
 def _shuffled(source: Source, seed: int) -> grain.MapDataset:
-    """Endless samples in random order, each of an epoch's once per epoch."""
+    """Shuffle a source endlessly; each index of an epoch comes once per epoch."""
     if isinstance(source, RandomSource):
         dataset = grain.MapDataset.source(source.epoch()).seed(seed).shuffle().repeat()
         return dataset.random_map(source.draw)

@@ -122,7 +122,7 @@ def _described(folder: Path) -> tuple[str, dict[str, list[int]]]:
     """The data set's name, and for each split the number of records in every shard."""
     file = folder / "dataset_info.json"
     if not file.is_file():
-        what = "has no dataset_info.json" if folder.is_dir() else "is no folder"
+        what = "has no dataset_info.json" if folder.is_dir() else "is not a folder"
         raise UserError(
             f"data.folder {folder} {what}; expected a prepared folder: make it with {PREPARE} "
             f"{folder}, or correct data.folder"

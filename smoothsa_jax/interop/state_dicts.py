@@ -28,7 +28,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         return safetensors_files.read_safetensors(path)
     if Path(path).suffix in TORCH:
         return torch_files.read_state_dict(path)
-    raise UserError(f"{path} is no state dict: expected a name that ends in {', '.join(SUFFIXES)}")
+    raise UserError(
+        f"{path} is not a state dict: expected a name that ends in {', '.join(SUFFIXES)}"
+    )
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
