@@ -278,7 +278,9 @@ class AuthorsLmdb(Stills):
                 raise BadSample(f"{where} has color labels, expected gray; download it again")
             values = values[..., 0]
         if values.dtype != np.uint8:
-            raise BadSample(f"{where} has labels of {values.dtype}, expected 8 bit")
+            raise BadSample(
+                f"{where} has labels of {values.dtype}, expected uint8; download it again"
+            )
         return values
 
 

@@ -50,7 +50,10 @@ def only_one(out: Path) -> Iterator[None]:
                 "folder"
             ) from error
         except OSError:  # a file system without locks
-            print(f"warning: {out} cannot be locked; prepare it once at a time", file=sys.stderr)
+            print(
+                f"warning: {out} cannot be locked; prepare it in one process at a time",
+                file=sys.stderr,
+            )
         try:
             yield
         finally:

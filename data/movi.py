@@ -129,7 +129,7 @@ class Movi(Family):
             raise error if where in str(error) else BadSample(f"{where}: {error}") from error
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             raise BadSample(
-                f"{where} is not as MOVi's records are ({type(error).__name__}: {error}); download "
+                f"{where} does not match MOVi's format ({type(error).__name__}: {error}); download "
                 "it again"
             ) from error
 

@@ -232,7 +232,7 @@ def test_another_architecture(tmp_path):
     shapes, grid, _ = case(SMALL)
     with pytest.raises(UserError, match=r"set --config\.model\.backbone\.name=dinov3"):
         load_backbone({"name": "vit", **SMALL, "weights": str(tmp_path)}, shapes, grid)
-    with pytest.raises(UserError, match="a multiple of 4 channels a head"):
+    with pytest.raises(UserError, match="a multiple of 4 channels per head"):
         case({**SMALL, "num_heads": 4})
     with pytest.raises(UserError, match="does not divide into patches of 16"):
         case(SMALL, (48, 72))

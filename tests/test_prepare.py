@@ -289,7 +289,7 @@ def test_a_record_that_is_not_as_movis_are_is_one_bad_sample(source, tmp_path):
     del example.features.feature["instances/category"]
     write_records(path, [example.SerializeToString(), second])
     text = refuses(source, tmp_path / "out")
-    assert f"{TRAIN}, record 0 is not as MOVi's records are" in text and "disk" not in text
+    assert f"{TRAIN}, record 0 does not match MOVi's format" in text and "disk" not in text
 
 
 def test_pictures_of_absurd_size_are_refused(tmp_path):
@@ -324,7 +324,7 @@ def test_other_samples_are_not_mixed_in(prepared, source, tmp_path):
 
 
 def test_the_output_may_not_lie_in_the_source(source):
-    assert "lies inside --source" in refuses(source, source / "out")
+    assert "is inside --source" in refuses(source, source / "out")
 
 
 def test_a_damaged_description_is_told(source, tmp_path):
@@ -368,7 +368,7 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path):
     [
         (["movi_x", "--source=a", "--out=b"], "did you mean 'movi_"),
         (["movi_c", "--source=a", "--out=b", "--limit=0"], "--limit is 0"),
-        (["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"], "--keep=dept is nothing"),
+        (["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"], "--keep=dept is not an annotation"),
     ],
 )
 def test_a_bad_command_line_gets_one_line(arguments, expected, capsys):

@@ -218,7 +218,7 @@ def test_lengths_are_known_from_the_manifest_alone(tmp_path, monkeypatch):
     manifest = json.loads((path / "MANIFEST.json").read_text())
     manifest["splits"]["train"]["shards"][0]["frames"].pop()
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="2 samples .* tells the length of 1; prepare"):
+    with pytest.raises(UserError, match="2 samples .* gives the length of 1; prepare"):
         _source(path, num_frames=3).epoch()
     (path / "MANIFEST.json").unlink()
     with pytest.raises(UserError, match="MANIFEST.json does not say how many frames"):

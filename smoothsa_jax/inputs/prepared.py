@@ -104,7 +104,7 @@ class PreparedFolder:
         if boxes and not 0 <= max_objects <= num_slots - first:
             raise UserError(
                 f"data.max_objects is {max_objects}, but {num_slots - first} of the model's "
-                f"{num_slots} slots can stand for objects; set model.slot_attention.num_slots to "
+                f"{num_slots} slots can represent objects; set model.slot_attention.num_slots to "
                 f"at least {max_objects + first}"
             )
         self.records = Records(folder, split)
@@ -184,7 +184,7 @@ class PreparedFolder:
         if len(lengths) != len(self.records):
             raise UserError(
                 f"{self.records.folder} has {len(self.records)} samples of split {self._split!r}, "
-                f"its manifest tells the length of {len(lengths)}; prepare the folder again"
+                f"its manifest gives the length of {len(lengths)}; prepare the folder again"
             )
         lengths = lengths[: len(self)]
         counts = np.array([repeats(length, self._repeat_frames or length) for length in lengths])
@@ -192,7 +192,7 @@ class PreparedFolder:
         if not counts.any():
             raise UserError(
                 f"no sample of split {self._split!r} in {self.records.folder} has the {num_frames} "
-                f"frames that were asked for, the longest has {lengths.max()}; lower "
+                f"frames requested, the longest has {lengths.max()}; lower "
                 "data.num_frames"
             )
         return np.repeat(indices, counts)

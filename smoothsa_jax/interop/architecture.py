@@ -103,7 +103,7 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     name = backbone.get("name", _VIT.name)
     if name != kind.name:
         raise UserError(
-            f"{what} describes a {found['model_type']!r}, which is no "
+            f"{what} describes a {found['model_type']!r}, which does not match "
             f"model.backbone.name={name!r}; set --config.model.backbone.name={kind.name}, or "
             "choose other weights"
         )

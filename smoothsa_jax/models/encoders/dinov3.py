@@ -89,7 +89,7 @@ class DINOv3(PatchTransformer):
         if width % (4 * num_heads):
             raise UserError(
                 f"model.backbone.width is {width} with num_heads {num_heads}: DINOv3 needs a "
-                "multiple of 4 channels a head"
+                "multiple of 4 channels per head"
             )
         super().__init__(
             image_size,
