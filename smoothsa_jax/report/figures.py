@@ -135,7 +135,7 @@ def distances(
         values = by_iteration(of_start, slot_mask)
         axes[0, 0].plot(values, label=ROWS[name], color=COLOUR[name], marker="o")
     axes[0, 0].set_xticks(range(len(values)), ["queries", *map(str, range(1, len(values)))])
-    _plain(axes[0, 0], "to where the last iteration ends", "after iteration", length)
+    _plain(axes[0, 0], "to the slots after the last iteration", "after iteration", length)
     axes[0, 0].legend(fontsize=8)
     steps = [stage.step for stage in stages]
     for name, colour in zip(stages[0].distances, COLOUR.values(), strict=False):
@@ -150,7 +150,7 @@ def distances(
         axes[0, 2].plot(*distillation, color=line.get_color(), alpha=0.2, linewidth=0.8)
         if (distillation.values > 0).all():
             axes[0, 2].set_yscale("log")
-        _plain(axes[0, 2], "mean square of warm query less slot, in the log", "step")
+        _plain(axes[0, 2], "mean square of warm query minus slot", "step")
     return _png(figure)
 
 
@@ -261,7 +261,7 @@ def _through_frames(panel: Any, clip: Clip, slots: np.ndarray) -> None:
     for column, slot in enumerate(slots):
         panel.plot(*plane[:, column].T, color=_slot_colour(slot), marker=".", linewidth=1.2)
         _end(panel, plane[0, column], _slot_colour(slot))
-    _plain(panel, "slots through the frames (● the first)", "first principal axis", "second")
+    _plain(panel, "slots over the frames (● first)", "first principal axis", "second")
 
 
 def _over_picture(panel: Any, clip: Clip, slots: np.ndarray) -> None:
@@ -273,7 +273,7 @@ def _over_picture(panel: Any, clip: Clip, slots: np.ndarray) -> None:
         panel.plot(*way.T, color=_slot_colour(slot), marker=".", linewidth=1.4)
         for point in way[~np.isnan(way[:, 0])][:1]:
             _end(panel, point, _slot_colour(slot))
-    _plain(panel, "middle of each mask, over the first frame")
+    _plain(panel, "center of each mask, over the first frame")
     panel.grid(False)
     panel.set_xticks([])
     panel.set_yticks([])
