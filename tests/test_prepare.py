@@ -368,7 +368,10 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path):
     [
         (["movi_x", "--source=a", "--out=b"], "did you mean 'movi_"),
         (["movi_c", "--source=a", "--out=b", "--limit=0"], "--limit is 0"),
-        (["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"], "--keep=dept is not an annotation"),
+        (
+            ["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"],
+            "--keep=dept is not an annotation",
+        ),
     ],
 )
 def test_a_bad_command_line_gets_one_line(arguments, expected, capsys):
