@@ -1,7 +1,7 @@
 """Train and evaluate SmoothSA, and find the objects in pictures and videos with it.
 
     python main.py                                      train on sprites, evaluate, write runs/sprites
-    python main.py --config=configs/sprites.py:smoke    another config or variant
+    python main.py --config=configs/coco.py:smoke       another config, with words (configs/README.md)
     python main.py --config.train.num_steps=500         another value of any key of the config
     python main.py --workdir=runs/mine                  another folder; default runs/<name of the config>
     python main.py --mode=evaluate --workdir=runs/mine  score a trained run; needs no --config
@@ -121,7 +121,7 @@ def run_training(
             return 0
 
         if given.mode == "evaluate":
-            evaluating.evaluate(folder, choose)
+            evaluating.evaluate_run(folder, choose)
         else:
             from smoothsa_jax.report.build import report
 

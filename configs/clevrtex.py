@@ -1,16 +1,25 @@
-"""SmoothSA on ClevrTex: images, 11 slots from Gaussian queries.
+"""ClevrTex: images, 11 slots that start from a Gaussian.
 
-Cost: 50,000 steps of 32 images, 0.9 TFLOP each: 0.3 hours at 50 TFLOP/s, a third of an A100's TF32 peak
-(counted, not run). Published scores in % (mean of 3 seeds, authors' current program, match_paper):
-ARI 76.8, FG-ARI 82.2, mBO 60.6, mIoU 58.9. Data: docs/datasets.md.
+Cost: 50,000 steps of 32 images, 0.9 TFLOP each: 0.3 hours at 50 TFLOP/s, a third of an A100's
+TF32 peak (counted, not run).
+Published scores of SmoothSA in % (mean of 3 seeds, the authors' current program, match_paper):
+ARI 76.8, FG-ARI 82.2, mBO 60.6, mIoU 58.9.
+
+How to get the data: docs/datasets.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import recipes
+from configs import base
 
-VARIANTS = recipes.VARIANTS
+DATA = base.prepared(
+    "clevrtex",
+    num_slots=11,
+    num_steps=50_000,
+    batch_size=32,
+)
+WORDS = base.words_of(DATA)
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    return recipes.image("clevrtex", variant, num_slots=11, num_steps=50_000)
+def get_config(words: str = "") -> ConfigDict:
+    return base.compose(DATA, words)

@@ -8,13 +8,25 @@ where several fit, choose with --config: a name in configs/, or a config file wi
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from smoothsa_jax.config.load import config_from_command_line, split_command_line
+import numpy as np
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config.load import (
+    Overrides,
+    config_from_command_line,
+    load_config,
+    split_command_line,
+)
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.files import whole_folder
 from smoothsa_jax.interop import state_dicts
+
+RECORD = "authors"  # in a checkpoint's progress: what of a state dict is no parameter
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,23 +63,24 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def to_workdir(source: Path, target: Path, for_config: Sequence[tuple[str, str | None]]) -> None:
+def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
+    """Convert a state dict of the authors' program to a workdir."""
     state_dict = state_dicts.read(source)
 
+    from smoothsa_jax.checkpoints import published
     from smoothsa_jax.devices import runtime
-    from smoothsa_jax.training import conversion
     from smoothsa_jax.training.logging import say
 
     runtime.start(say)
-    configs = _chosen(for_config) or conversion.recipes()
+    configs = _chosen(for_config) or published.recipes()
     try:
-        names = conversion.configs_of(state_dict, configs)
+        names = published.configs_of(state_dict, configs)
         if len(names) > 1:
             raise UserError(
-                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose the one it was trained with, "
-                f"such as --config={names[0]}"
+                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose the "
+                f"one it was trained with, such as --config={names[0]}"
             )
-        conversion.write_workdir(state_dict, configs[names[0]], target)
+        write_workdir(state_dict, configs[names[0]], target)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     print(f"{source}: {len(state_dict)} keys, each used once; now a run of {names[0]} in {target}")
@@ -75,41 +88,137 @@ def to_workdir(source: Path, target: Path, for_config: Sequence[tuple[str, str |
 
 
 def to_file(source: Path, target: Path, overwrite: bool) -> None:
+    """Convert the newest checkpoint of a workdir to a state dict of the authors' program."""
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; give another name, or --overwrite to replace it")
 
     from smoothsa_jax.devices import runtime
     from smoothsa_jax.files import atomic_file
-    from smoothsa_jax.training import conversion
     from smoothsa_jax.training.logging import say, warn
 
     runtime.start(say)
-    state_dict = conversion.read_workdir(source, warn=warn)
+    state_dict = read_workdir(source, warn=warn)
     with atomic_file(target) as temporary:
         state_dicts.write(temporary, state_dict)
     print(f"{source}: {len(state_dict)} keys, now in {target}")
 
 
-def _chosen(for_config: Sequence[tuple[str, str | None]]) -> dict:
-    """The config that the command line names, if it does."""
+def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
+    """Return the config that the command line names, if it does."""
     if not for_config:
         return {}
     given = next((value for name, value in for_config if name == "config"), None)
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
-    from smoothsa_jax.training.conversion import CONFIGS
+    from smoothsa_jax.checkpoints.published import CONFIGS, RECOGNITION, with_slot_model
 
-    spec = given
-    if not given.partition(":")[0].endswith(".py"):
+    name, colon, words = given.partition(":")
+    path = name
+    if not name.endswith(".py"):
         names = sorted(path.stem for path in CONFIGS.glob("*.py"))
-        if given.partition(":")[0] not in names:
+        if name not in names:
             raise UserError(
-                f"--config={given} is no config of {CONFIGS}{did_you_mean(given, names)}; give a name there, or a file"
+                f"--config={given} is no config of {CONFIGS}{did_you_mean(name, names)}; give a "
+                "name there, or a file"
             )
-        name, colon, variant = given.partition(":")
-        spec = f"{CONFIGS / name}.py{colon}{variant}"
-    others = [("config", spec), *(pair for pair in for_config if pair[0] != "config")]
-    return {given: config_from_command_line(others, spec)}
+        path = f"{CONFIGS / name}.py"
+    spec = f"{path}{colon}{words}"
+    others = [pair for pair in for_config if pair[0] != "config"]
+    config = config_from_command_line([("config", spec), *others], spec)
+    if "slot_model" in config.companions and "model" not in config.companions.slot_model:
+        rest = ",".join(word for word in words.split(",") if word != RECOGNITION)
+        config = with_slot_model(config, load_config(f"{path}:{rest}" if rest else path))
+    return {given: config}
+
+
+# ------------------------------------------------------------------- a workdir of a state dict
+
+
+def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, workdir: Path) -> None:
+    """Write a workdir with one checkpoint, as if a run of the config had ended with these weights.
+
+    Args:
+        state_dict: with exactly `published.expected_keys(config)`.
+        workdir: appears whole or not at all; a folder that is there has to be empty.
+
+    Raises:
+        UserError: the keys do not fit the config, values that are not finite, or the folder is not
+            empty.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from smoothsa_jax.checkpoints.published import expected_keys
+    from smoothsa_jax.checkpoints.workdir import write_config
+    from smoothsa_jax.checkpoints.write import CheckpointWriter
+    from smoothsa_jax.interop.authors import DETACH_FLAG, from_authors
+    from smoothsa_jax.interop.table import describe, mismatches
+    from smoothsa_jax.training.step import build_training
+
+    if wrong := mismatches(describe(state_dict), expected_keys(config)):
+        raise UserError(f"the keys do not fit the config {config.name}: {'; '.join(wrong)}")
+    for key, array in state_dict.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{key} holds values that are not finite; get the file anew")
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UserError(f"{workdir} exists and is no empty folder; give the name of a new one")
+
+    arrays = _renamed(from_authors(state_dict), config, to_ours=True)
+    training = build_training(config)
+    params = {name: arrays[name] for name in training.state.params}
+    state = training.state.replace(
+        step=jnp.asarray(config.train.num_steps, jnp.int32), params=jax.device_put(params)
+    )
+    frozen = {name: arrays[name] for name in training.frozen}
+    (flag,) = (bool(x) for key, x in state_dict.items() if key.endswith(DETACH_FLAG))
+    progress = {"frozen_from": "the authors' checkpoint", RECORD: {"detach": flag}}
+    with whole_folder(workdir) as folder:
+        with contextlib.closing(CheckpointWriter(folder, config)) as writer:
+            writer.save(config.train.num_steps, {"state": state, "frozen": frozen}, progress, {})
+            writer.wait()
+        write_config(config, folder)
+
+
+def read_workdir(workdir: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray]:
+    """Return the newest checkpoint of a workdir as a state dict of the authors' program.
+
+    Raises:
+        UserError: no checkpoint, or a model that their program does not have.
+    """
+    from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+    from smoothsa_jax.interop.authors import to_authors
+
+    checkpoint = restore_latest(workdir, warn=warn)
+    if checkpoint is None:
+        raise UserError(f"no usable checkpoint in {workdir / FOLDER}; give a trained workdir")
+    config = checkpoint.config
+    arrays = _renamed(checkpoint.weights, config, to_ours=False)
+    record = checkpoint.progress.get(RECORD)
+    if record is None:
+        detach = config.model.get("initializer", {}).get("detach", 0.0)
+        share = detach.get("at", 0.0) if hasattr(detach, "get") else float(detach)
+        record = {"detach": checkpoint.step < share * config.train.num_steps}
+    return to_authors(arrays, record["detach"])
+
+
+def _renamed(
+    arrays: Mapping[str, np.ndarray], config: ConfigDict, to_ours: bool
+) -> dict[str, np.ndarray]:
+    """Rename between a run's arrays and those of `interop.authors`.
+
+    In a run of recognition the head has no prefix and the slot model's arrays have one; there it
+    is the other way around.
+    """
+    from smoothsa_jax.interop.authors import HEAD
+
+    if "slot_model" not in config.companions:
+        return dict(arrays)
+    slots = "slot_model."
+    mine, other = (HEAD, slots) if to_ours else (slots, HEAD)
+    return {
+        name.removeprefix(mine) if name.startswith(mine) else f"{other}{name}": array
+        for name, array in arrays.items()
+    }
 
 
 if __name__ == "__main__":

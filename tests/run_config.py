@@ -18,12 +18,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "run"
     config.data.update(max_objects=3, min_objects=2, background_box=True)
     config.train.num_steps = 60
-    config.eval = ConfigDict(
-        {"split": "test", "num_samples": 3, "num_frames": frames, "batch_size": 2, "seeds": (0,)}
-    )
-    config.eval.num_pictures = 1
-    config.eval.checkpoint = "latest"
-    config.checkpoint = ConfigDict(
-        {"every": 10, "max_to_keep": 3, "best_metric": "loss", "best_mode": "min"}
-    )
+    config.mesh.data = -1
     return config

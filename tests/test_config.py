@@ -1,22 +1,34 @@
-"""Configs: command line, checks, comparison, JSON."""
+"""Configs: command line, words, the closed contract, comparison, JSON."""
 
-import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 from smoothsa_jax.config.load import config_from_command_line, load_config, split_command_line
-from smoothsa_jax.config.schema import validate
+from smoothsa_jax.config.schema import check, check_keys, is_schedule
 from smoothsa_jax.config.values import differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
 
-CONFIG = str(Path(__file__).parent / "run_config.py")
-DEFAULT = Path(__file__).parent.parent / "configs" / "sprites.py"
+ROOT = Path(__file__).parent.parent
+SPRITES = str(ROOT / "configs" / "sprites.py")
+COCO = str(ROOT / "configs" / "coco.py")
 
 
 def read(*arguments: str):
     mine, others = split_command_line(arguments)
-    return config_from_command_line(mine, CONFIG), others
+    return config_from_command_line(mine, SPRITES), others
+
+
+def error_of(work, *arguments) -> str:
+    """The one line of a UserError."""
+    with pytest.raises(UserError) as error:
+        work(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# -------------------------------------------------------------------------------- command line
 
 
 @pytest.mark.parametrize(
@@ -25,18 +37,28 @@ def read(*arguments: str):
         (["--config.train.num_steps=7"], "train.num_steps", 7),
         (["--config.train.num_steps", "7"], "train.num_steps", 7),
         (["--config.train.num_steps=7", "--config.train.num_steps=8"], "train.num_steps", 8),
-        (["--config.optimizer.learning_rate=1"], "optimizer.learning_rate", 1.0),
+        (["--config.optimizer.clip_norm=2"], "optimizer.clip_norm", 2.0),
+        (["--config.optimizer.learning_rate.peak=1"], "optimizer.learning_rate.peak", 1.0),
+        (["--config.model.initializer.cold.log_std=0"], "model.initializer.cold.log_std", 0.0),
+        (["--config.losses.distillation.weight=2"], "losses.distillation.weight", 2.0),
+        (["--config.weights.encoder.seed=2"], "weights.encoder.seed", 2),
         (["--config.eval.seeds=(0, 1, 2)"], "eval.seeds", (0, 1, 2)),
         (["--config.eval.seeds=3"], "eval.seeds", (3,)),
-        (["--config.model.initializer.warmer=false"], "model.initializer.warmer", False),
-        (["--noconfig.model.initializer.warmer"], "model.initializer.warmer", False),
-        ([f"--config={CONFIG}:image"], "data.num_frames", 1),
-        ([f"--config={CONFIG}:image", "--config.seed=5"], "seed", 5),
+        (["--config.eval.num_samples=None"], "eval.num_samples", None),
+        (["--config.eval.num_samples=7"], "eval.num_samples", 7),
+        (["--config.checkpoint.best_metric=none"], "checkpoint.best_metric", None),
+        (["--config.checkpoint.best_metric=fg_ari"], "checkpoint.best_metric", "fg_ari"),
+        (["--config.eval.baselines=false"], "eval.baselines", False),
+        (["--noconfig.eval.baselines"], "eval.baselines", False),
+        ([f"--config={SPRITES}:image"], "data.num_frames", 1),
+        ([f"--config={SPRITES}:image", "--config.seed=5"], "seed", 5),
+        ([f"--config={COCO}", "--config.eval.num_samples=5"], "eval.num_samples", 5),
     ],
 )
 def test_overrides_reach_the_config(arguments, key, value):
     config, others = read("--mode=train", *arguments)
     assert flatten(config)[key] == value
+    assert type(flatten(config)[key]) is type(value)
     assert others == ["--mode=train"]
     untouched = read(*[a for a in arguments if a.startswith("--config=")])[0]
     assert [key] == [k for k, v in flatten(config).items() if v != flatten(untouched)[k]] or (
@@ -46,26 +68,44 @@ def test_overrides_reach_the_config(arguments, key, value):
 
 BAD = [
     ("--config=configs/sprite.py", "config file 'configs/sprite.py' does not exist"),
-    (f"--config={CONFIG}:imag", "has no variant 'imag'; it has image; did you mean 'image'?"),
+    (f"--config={SPRITES}:imag", "no word 'imag' fits here; it takes full, gaussian, image,"),
+    (f"--config={SPRITES}:imag", "did you mean 'image'?"),
     ("--config", "without a value"),
     ("--config.train.num_step=3", "no key 'train.num_step'; the nearest is 'train.num_steps'"),
-    ("--config.num_slots=3", "the nearest is 'model.slot_attention.num_slots'"),
+    ("--config.num_slots=3", "the nearest is 'model.num_slots'"),
     ("--config.train=3", "--config.train is a group of settings"),
-    ("--config.train.num_steps=many", "expected int, as in 60"),
-    ("--config.train.num_steps=1.5", "expected int, as in 60"),
-    ("--config.optimizer.learning_rate=fast", "expected float, as in 0.01"),
-    ("--config.model.initializer.warmer=maybe", "expected bool, as in True"),
+    ("--config.companions=3", "--config.companions is a group of settings, not a setting; it is"),
+    (
+        "--config.optimizer.learning_rate=1e-3",
+        "is a schedule, not a number; set one of its keys, such as "
+        "--config.optimizer.learning_rate.peak",
+    ),
+    ("--config.model.initializer.detach=1", "such as --config.model.initializer.detach.begin"),
+    ("--config.train.num_steps=many", "expected int, as in 7000"),
+    ("--config.train.num_steps=1.5", "expected int, as in 7000"),
+    ("--config.optimizer.clip_norm=fast", "expected float, as in 1.0"),
+    ("--config.eval.baselines=maybe", "expected bool, as in True"),
     ("--config.train.num_steps=0", "train.num_steps is 0; expected a whole number of at least 1"),
     ("--config.train.num_steps=-4", "train.num_steps is -4"),
     ("--config.train.batch_size=0", "train.batch_size is 0"),
     ("--config.train.batch_size=-2", "train.batch_size is -2"),
-    ("--config.model.slot_attention.num_slots=0", "model.slot_attention.num_slots is 0"),
-    ("--config.model.slot_attention.num_slots=-1", "model.slot_attention.num_slots is -1"),
+    ("--config.log.every=0", "log.every is 0"),
+    ("--config.model.num_slots=0", "model.num_slots is 0"),
+    ("--config.model.slot_size=-1", "model.slot_size is -1"),
     ("--config.data.num_frames=0", "data.num_frames is 0"),
+    ("--config.eval.num_frames=-1", "eval.num_frames is -1"),  # sprites have no whole videos
+    ("--config.eval.num_samples=0", "eval.num_samples is 0"),
+    ("--config.eval.num_samples=all", "eval.num_samples is 'all'"),
     ("--config.eval.seeds=(0, -1)", "eval.seeds is (0, -1)"),
+    ("--config.eval.split=tset", "did you mean 'test'?"),
+    ("--config.eval.masks=decoders", "eval.masks is 'decoders'; expected one of aggregator"),
     ("--config.data.image_size=30", "which patches of 4 do not divide"),
-    ("--config.model.slot_attention.num_slots=3", "more than the 3 slots that start from boxes"),
-    ("--config.data.max_objects=4", "and one box for the background, more than the 4 slots"),
+    ("--config.model.num_slots=3", "more than the 3 slots that start from boxes"),
+    ("--config.data.max_objects=5", "and one box for the background, more than the 5 slots"),
+    (
+        "--config.data.boxes=False",
+        "data.boxes is False, but model.initializer.cold.name is 'boxes'",
+    ),
     ("--config.mesh.data=4", "mesh.data asks for 4 devices, 2 found"),
     ("--config.mesh.fsdp=3", "mesh.fsdp is 3, which does not divide the 2 devices found"),
     ("--config.train.batch_size=3", "train.batch_size is 3, which 2 devices do not divide"),
@@ -73,72 +113,324 @@ BAD = [
     ("--config.train.accumulate=3", "train.accumulate=3 does not divide into equal parts on each"),
     ("--config.dtype=float16", "dtype is 'float16'; expected one of bfloat16, float32"),
     ("--config.model.decoder.name=mlp_mixtur", "did you mean 'mlp_mixture'?"),
-    ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate is nan"),
-    ("--config.loss.distillation=-1", "loss.distillation is -1.0"),
+    ("--config.optimizer.learning_rate.peak=nan", "optimizer.learning_rate.peak is nan"),
+    ("--config.optimizer.learning_rate.peak=0", "expected a number above 0"),
+    ("--config.optimizer.learning_rate.warmup=1", "expected a number below 1"),
+    ("--config.optimizer.learning_rate.warmup=0.99999", "which leaves no step of 7000"),
+    (
+        "--config.optimizer.learning_rate.schedule=step",
+        "no key 'optimizer.learning_rate.end_ratio'",
+    ),
+    ("--config.optimizer.learning_rate.schedule=cosin", "did you mean 'cosine'?"),
+    ("--config.losses.distillation.weight=-1", "losses.distillation.weight is -1.0"),
+    ("--config.checkpoint.best_mode=max", "checkpoint.best_mode is 'max' for loss"),
     ("--config.name=a/b", "name is 'a/b'"),
 ]
 
 
 @pytest.mark.parametrize(("argument", "expected"), BAD, ids=[argument for argument, _ in BAD])
 def test_a_bad_config_is_one_clear_line(argument, expected):
-    with pytest.raises(UserError) as error:
-        config, _ = read("--config.mesh.data=-1", argument)
-        validate(config, 2, {"model.decoder.name": ("mlp_mixture", "random_ar")})
-    assert expected in str(error.value)
-    assert "\n" not in str(error.value)
+    def work():
+        config, _ = read(argument)
+        check(config, 2, {"model.decoder.name": ("mlp_mixture", "random_ar")})
+
+    assert expected in error_of(work)
 
 
 def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path):
     for text, expected in [
         ("def get_config(:", "SyntaxError"),
-        ("def get_config(variant=''):\n    raise KeyError('lost')", "KeyError: 'lost'"),
-        ("def get_config(variant=''):\n    return {}", "returned dict"),
+        ("def get_config(words=''):\n    raise KeyError('lost')", "KeyError: 'lost'"),
+        ("def get_config(words=''):\n    return {}", "returned dict"),
         ("x = 1", "has no get_config"),
     ]:
         file = tmp_path / "odd.py"
         file.write_text(text)
-        with pytest.raises(UserError, match="odd.py") as error:
-            load_config(str(file))
-        assert expected in str(error.value)
+        message = error_of(load_config, str(file))
+        assert "odd.py" in message and expected in message
 
 
-def test_every_variant_of_the_default_is_sound():
-    module = runpy.run_path(str(DEFAULT))
-    validate(load_config(str(DEFAULT)))
-    for variant in filter(None, module.get("VARIANTS", ())):
-        validate(load_config(f"{DEFAULT}:{variant}"))
+# --------------------------------------------------------------------------------------- words
 
 
-def test_json_gives_back_the_config_with_its_tuples():
-    config, _ = read("--config.eval.seeds=(0, 1)", "--config.optimizer.learning_rate=1.0")
+def test_words_come_in_any_order_and_name_the_run():
+    one = load_config(f"{COCO}:recognition,smoke")
+    assert (
+        one
+        == load_config(f"{COCO}:smoke,recognition")
+        == load_config(f"{COCO}: smoke, recognition")
+    )
+    assert one.name == "coco_recognition_smoke"
+    assert load_config(f"{SPRITES}:smoke,gaussian").name == "sprites_gaussian_smoke"
+    assert load_config(f"{COCO}:smoothsa") == load_config(COCO)  # the default, given by name
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (f"{SPRITES}:image,gaussian", "'image' and 'gaussian' are both of the kind 'data variant'"),
+        (f"{SPRITES}:smoke,smoke", "the word 'smoke' is given 2 times"),
+        (f"{SPRITES}:recognition", "no word 'recognition' fits here"),  # no categories
+        (f"{COCO}:recogniton", "did you mean 'recognition'?"),
+        (f"{COCO}:gaussian", "it takes recognition, smoke, smooth, smoothsa"),
+        (f"{COCO}:smoke,", "no word '' fits here"),
+        (f"{COCO}:smooth", "SmoothSA has what 'smooth' adds already"),
+        (f"{COCO}:smooth,smoothsa", "SmoothSA has what 'smooth' adds already"),
+    ],
+)
+def test_words_that_do_not_fit_are_one_clear_line(spec, expected):
+    message = error_of(load_config, spec)
+    assert expected in message and message.startswith(f"config {spec}: ")
+
+
+def test_smoke_comes_last():
+    smoke = load_config(f"{COCO}:recognition,smoke")
+    assert (smoke.train.num_steps, smoke.checkpoint.every, smoke.log.every) == (6, 3, 2)
+    full = load_config(f"{SPRITES}:full,smoke")
+    assert (full.train.num_steps, full.eval.num_frames, full.eval.num_samples) == (20, 24, 4)
+
+
+def test_an_own_config_file_takes_any_words(tmp_path):
+    file = tmp_path / "own.py"
+    body = (
+        "from configs import base, coco\n"
+        "def get_config(words=''):\n"
+        "    config = coco.get_config()\n"
+        "    config.name = f'own_{words}'\n"
+        "    return config\n"
+    )
+    file.write_text(body)
+    assert load_config(f"{file}:a,b").name == "own_a,b"
+    file.write_text(body + "VARIANTS = ('', 'good')\n")
+    assert load_config(str(file)).name == "own_" and load_config(f"{file}:good").name == "own_good"
+    assert "no word 'god' fits here; it takes good" in error_of(load_config, f"{file}:god")
+
+
+@pytest.fixture
+def plain_system(tmp_path, monkeypatch):
+    """A system in a file outside the checkout, with a version, a task and a part of its own."""
+    from configs import base
+
+    folder = tmp_path / "configs" / "systems"
+    folder.mkdir(parents=True)
+    (folder / "plain.py").write_text(
+        "TITLE, KIND = 'Plain', 'system'\n"
+        "def apply(config, data):\n"
+        "    name = 'boxes' if data.boxes else 'gaussian'\n"
+        "    config.model.update(slot_size=256, projection={'name': 'mlp'},\n"
+        "        initializer={'name': name, 'log_std': 0.0},\n"
+        "        aggregator={'name': 'inverted', 'first': 5, 'later': 5},\n"
+        "        transition={'name': 'randsfq', 'num_heads': 4, 'history': 2},\n"
+        "        decoder={'name': 'random_ar', 'num_layers': 4, 'num_heads': 4})\n"
+        "    config.losses.reconstruction = {'weight': 1.0}\n"
+        "def original(config, data):\n"
+        "    config.model.aggregator.first = 7\n"
+        "def student(config, data, source):\n"
+        "    config.companions = {'teacher': {'source': source}}\n"
+        "WORDS = {'original': ('version', original), 'student': ('task', student)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    base.systems.cache_clear()
+    yield
+    base.systems.cache_clear()
+    sys.modules.pop("configs.systems.plain")
+
+
+def test_a_system_is_a_file(plain_system):
+    config = load_config(f"{SPRITES}:plain")
+    assert config.name == "sprites_plain" and config.title == "Plain"
+    # The small block gives every part its settings, by name.
+    assert config.model.slot_size == 48 and config.model.initializer.log_std == -4.0
+    assert config.model.decoder.name == "mlp_mixture" and config.model.transition.history == 6
+    assert list(config.losses) == ["reconstruction"]
+    check(config)
+    smooth = load_config(f"{SPRITES}:smooth,plain,smoke")
+    assert smooth.name == "sprites_plain_smooth_smoke" and smooth.title == "Plain, smooth"
+    assert smooth.model.initializer.name == "warmed" and smooth.losses.distillation.weight == 0.1
+    assert smooth.model.initializer.cold.name == "boxes"
+    assert (smooth.model.aggregator.first, smooth.model.aggregator.later) == (3, 1)
+    check(smooth)
+    assert load_config(f"{SPRITES}:original,plain").model.aggregator.first == 7
+    student = load_config(f"{SPRITES}:image,student,plain,original")
+    assert student.name == "sprites_image_plain_original_student"
+    assert student.companions.teacher.source == "runs/sprites_image_plain_original"
+    clash = error_of(load_config, f"{SPRITES}:plain,smoothsa")
+    assert "'plain' and 'smoothsa' are both of the kind 'system'" in clash
+    missing = error_of(load_config, f"{SPRITES}:student")
+    assert "'student' is no word of smoothsa, but of plain; write plain,student" in missing
+
+
+# ------------------------------------------------------------------------- the closed contract
+
+EDITS = [
+    ("optimizer.weight_decay = 0.1", "no key 'optimizer.weight_decay'; the nearest is 'optimizer."),
+    ("train.num_step = 10", "no key 'train.num_step'; the nearest is 'train.num_steps'"),
+    ("num_steps = 10", "no key 'num_steps'; the nearest is 'train.num_steps'"),
+    ("seeed = 10", "no key 'seeed'; the nearest is 'seed'"),
+    ("loss = {'reconstruction': 1.0}", "no key 'loss'; the nearest is 'losses'"),
+    ("seed = {'a': 1}", "no key 'seed.a'; the nearest is 'seed'"),
+    ("train = 3", "train is 3; expected a group of settings"),
+    ("model = 3", "model is 3; expected a group of settings"),
+    ("optimizer.learning_rate.peek = 1.0", "the nearest is 'optimizer.learning_rate.peak'"),
+    ("optimizer.learning_rate = {'peak': 1.0}", "optimizer.learning_rate has no key 'schedule'"),
+    (
+        "optimizer.learning_rate = {'schedule': 'step', 'begin': 1.0}",
+        "no optimizer.learning_rate.e",
+    ),
+    ("model.decoder = {'num_layers': 3}", "the config has no model.decoder.name"),
+    ("model.initializer.detach.until = 1", "no key 'model.initializer.detach.until'"),
+    ("losses.reconstruction = 1.0", "losses.reconstruction is 1.0; expected its settings"),
+    ("losses.reconstruction = {}", "losses.reconstruction is {}; expected its settings"),
+    ("companions.teacher = {'sorce': 'x'}", "the nearest is 'companions.teacher.source'"),
+    ("companions.teacher = {}", "companions.teacher has no key; expected either source"),
+    ("companions.teacher = {'average_of': 'model'}", "needs average_of and decay together"),
+    ("companions.teacher = {'source': 'a', 'average_of': 'model', 'decay': 0.9}", "either source"),
+    (
+        "companions.teacher = {'source': ''}",
+        "companions.teacher.source is ''; expected the workdir",
+    ),
+    (
+        "companions.teacher = {'average_of': 'model', 'decay': 1.0}",
+        "decay is 1.0; expected a number",
+    ),
+    ("weights.encoder.frozn = ('*',)", "the nearest is 'weights.encoder.frozen'"),
+    ("weights.start = {'source': 'x'}", "the config has no weights.start.into"),
+    ("weights.encoder.frozen = '*'", "weights.encoder.frozen is '*'; expected a tuple of texts"),
+    ("train.match_paper = 1", "train.match_paper is 1; expected True or False"),
+    ("train.num_steps = '10'", "train.num_steps is '10'; expected a whole number"),
+    (
+        "losses.reconstruction.weight = {'schedule': 'cosine', 'begin': -1.0, 'end': 0}",
+        "begin is -1",
+    ),
+]
+
+
+def edited(tmp_path, edit: str):
+    """The default config, changed by a line of a config file, loaded and checked."""
+    file = tmp_path / "edited.py"
+    file.write_text(
+        "from configs import sprites\n"
+        "from ml_collections import ConfigDict\n"
+        "def get_config(words=''):\n"
+        "    config = sprites.get_config(words)\n"
+        "    with config.ignore_type():\n"
+        f"        {edit}\n"
+        "    return config\n"
+    )
+    config = load_config(str(file))
+    check(config)
+    return config
+
+
+@pytest.mark.parametrize(("edit", "expected"), EDITS, ids=[edit for edit, _ in EDITS])
+def test_a_config_file_is_closed(tmp_path, edit, expected):
+    assert expected in error_of(edited, tmp_path, f"config.{edit}")
+
+
+@pytest.mark.parametrize("key", ["train.scan_unroll", "log.every", "title", "losses", "data"])
+def test_a_config_without_a_key_is_refused(tmp_path, key):
+    group, _, name = key.rpartition(".")
+    edit = f"del config{'.' if group else ''}{group}[{name!r}]"
+    assert f"the config has no {key}; add it" in error_of(edited, tmp_path, edit)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "config.optimizer.learning_rate = 1e-3",
+        "config.losses.distillation.weight = {'schedule': 'cosine', 'begin': 0.0, 'end': 1.0}",
+        "config.model.initializer.detach = 0.0",
+        "config.checkpoint.best_metric = None",
+        "config.companions.teacher = {'average_of': 'model', 'decay': 0.996}",
+        "config.weights.start = {'into': '', 'source': 'runs/a', 'without': ('initializer.*',)}",
+        "config.losses.mine = {'weight': 1.0, 'other': 3}",  # its constructor checks this
+    ],
+)
+def test_what_the_contract_allows(tmp_path, edit):
+    edited(tmp_path, edit)
+
+
+def test_a_companion_that_the_program_has_filled_is_sound():
+    config = load_config(f"{COCO}:recognition")
+    check(config)
+    filled = config.unlock().copy_and_resolve_references()
+    filled.companions.slot_model.update(title="SmoothSA", model=load_config(COCO).model)
+    check(filled)
+    filled.companions.slot_model.model.initializer.cold.name = "boxes"
+    key = "companions.slot_model.model.initializer.cold.name"
+    assert f"data.boxes is False, but {key} is 'boxes'" in error_of(check, filled)
+    for setting, expected in [
+        ("data.features=x", "recognition is trained on pixels"),
+        ("train.remat=all", "no gradient passes"),
+        ("companions.slot_model.source=", "companions.slot_model.source is ''"),
+    ]:
+        config, _ = read(f"--config={COCO}:recognition", f"--config.{setting}")
+        assert expected in error_of(check, config)
+
+
+def test_schedules_are_told_from_other_groups():
+    config = load_config(SPRITES)
+    assert is_schedule(config.optimizer.learning_rate)
+    assert is_schedule({"schedule": "cosine", "begin": 0.0, "end": 1.0})
+    assert not is_schedule(0.5) and not is_schedule(config.model.encoder)
+
+
+# ------------------------------------------------------------------------------ JSON, comparison
+
+
+@pytest.mark.parametrize("spec", [SPRITES, f"{COCO}:recognition,smoke"])
+def test_json_gives_back_the_config_with_its_tuples(spec):
+    config, _ = read(
+        f"--config={spec}", "--config.eval.seeds=(0, 1)", "--config.optimizer.clip_norm=1.0"
+    )
     back = from_json(to_json(config))
     assert back == config and back.eval.seeds == (0, 1)
-    assert type(back.optimizer.learning_rate) is float
+    assert type(back.optimizer.clip_norm) is float
     assert to_json(back) == to_json(config)
+    check_keys(back)
 
 
 def test_differences_that_matter():
     config, _ = read()
+    assert config.weights.encoder.frozen == ("*",)
     same, _ = read(
         "--config.checkpoint.every=9",
         "--config.eval.seeds=(4,)",
-        "--config.train.log_every=3",
+        "--config.log.every=3",
         "--config.name=other",
+        "--config.title=Other",
         "--config.mesh.data=1",
+        "--config.train.num_threads=3",
     )
     assert differences(config, same) == []
     moved = from_json(to_json(config).replace('"data": {', '"data": {"folder": "elsewhere",'))
-    assert differences(config, moved) == []  # what it holds is compared instead
+    assert differences(config, moved) == []  # its contents are compared instead
     for key in (
         "seed",
         "train.num_steps",
         "train.batch_size",
         "data.num_frames",
-        "loss.distillation",
+        "losses.distillation.weight",
+        "optimizer.learning_rate.peak",
+        "weights.encoder.seed",
     ):
         other, _ = read(f"--config.{key}=7")
         lines = differences(config, other)
         assert len(lines) == 1 and lines[0].startswith(f"{key} (found ")
-    image = load_config(f"{CONFIG}:image")
-    lines = differences(config, image)
-    assert any("model.transition.history (found 4, asked nothing)" == line for line in lines)
+    lines = differences(config, load_config(f"{SPRITES}:image"))
+    assert "model.transition.history (found 6, asked nothing)" in lines
+
+
+def test_differences_between_companions():
+    asked = load_config(f"{COCO}:recognition")
+    filled = asked.unlock().copy_and_resolve_references()
+    filled.companions.slot_model.update(
+        source="runs/moved", title="SmoothSA", model=load_config(COCO).model
+    )
+    assert differences(filled, asked) == differences(asked, filled) == []
+    other = filled.copy_and_resolve_references()
+    other.companions.slot_model.model.num_slots = 8
+    assert differences(filled, other) == [
+        "companions.slot_model.model.num_slots (found 7, asked 8)"
+    ]
+    assert differences(filled, load_config(COCO))  # not the same run at all

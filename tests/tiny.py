@@ -7,62 +7,103 @@ from ml_collections import ConfigDict
 def tiny_config(
     num_frames: int = 3, initializer: str = "boxes", decoder: str = "random_ar", seed: int = 0
 ) -> ConfigDict:
-    """A whole config: 16 pixels, 16 tokens, 4 slots, color features; both video losses on."""
+    """A whole config: 16 pixels, 16 tokens, 4 slots, color features; all losses of the video model
+    on."""
     decoders = {
         "random_ar": {"name": "random_ar", "num_layers": 1, "num_heads": 2},
         "mlp_mixture": {"name": "mlp_mixture", "num_layers": 3, "hidden_size": 16},
     }
     transition = {"name": "randsfq", "num_heads": 2, "history": 4, "dropout_rate": 0.5}
+    losses = {"reconstruction": {"weight": 1.0}, "distillation": {"weight": 10.0}}
+    if num_frames > 1:
+        losses["slot_contrast"] = {"weight": 0.5, "temperature": 0.1}
     return ConfigDict(
         {
             "name": "tiny",
+            "title": "SmoothSA",
+            "task": "discovery",
             "seed": seed,
             "dtype": "float32",
+            "matmul_precision": "default",
             "data": {
                 "name": "sprites",
                 "image_size": 16,
                 "num_frames": num_frames,
                 "max_objects": 4,
+                "boxes": initializer == "boxes",
             },
             "model": {
-                "backbone": {
+                "num_slots": 4,
+                "slot_size": 8,
+                "encoder": {
                     "name": "colour_fourier",
                     "width": 12,
                     "patch": 4,
                     "window": 6,
                     "bandwidth": 3.0,
-                    "seed": 0,
-                },
-                "initializer": {
-                    "name": initializer,
-                    "warmer": True,
-                    "num_heads": 2,
-                    "detach_until": 0.1,
+                    "position_width": 8,
+                    "position_scale": 0.3,
                 },
                 "projection": {"name": "mlp"},
-                "slot_attention": {
-                    "name": "slot_attention",
-                    "num_slots": 4,
-                    "slot_size": 8,
-                    "truncate": True,
-                    "first_iterations": 2,
-                    "later_iterations": 1,
+                "initializer": {
+                    "name": "warmed",
+                    "cold": {"name": initializer, "log_std": 0.0},
+                    "num_heads": 2,
+                    "log_std": 0.0,
+                    "straight_through": False,
+                    "detach": {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 0.1},
                 },
+                "aggregator": {"name": "slot_attention", "truncate": True, "first": 2, "later": 1},
                 "transition": transition if num_frames > 1 else {"name": "none"},
                 "decoder": decoders[decoder],
+                "target": {"name": "features"},
             },
-            "loss": {
-                "reconstruction": 1.0,
-                "distillation": 10.0,
-                "slot_contrast": 0.5 if num_frames > 1 else 0.0,
+            "losses": losses,
+            "companions": {},
+            "weights": {
+                "encoder": {"into": "encoder", "source": "random", "seed": 0, "frozen": ("*",)}
             },
             "optimizer": {
-                "learning_rate": 1e-2,
-                "warmup_fraction": 0.05,
-                "final_ratio": 1e-3,
+                "learning_rate": {
+                    "schedule": "warmup_cosine",
+                    "peak": 1e-2,
+                    "warmup": 0.05,
+                    "end_ratio": 1e-3,
+                },
                 "clip_norm": 1.0,
             },
-            "train": {"num_steps": 20, "batch_size": 2, "accumulate": 1, "log_every": 1},
+            "train": {
+                "num_steps": 20,
+                "batch_size": 2,
+                "accumulate": 1,
+                "num_threads": 1,
+                "num_workers": 0,
+                "remat": "none",
+                "scan_unroll": 0,
+                "match_paper": False,
+                "xla_flags": "",
+            },
+            "log": {"every": 1},
+            "eval": {
+                "split": "test",
+                "num_samples": 3,
+                "num_frames": num_frames,
+                "batch_size": 2,
+                "seeds": (0,),
+                "masks": "decoder",
+                "match_paper": False,
+                "background_column_always": False,
+                "baselines": True,
+                "num_pictures": 1,
+                "validation_samples": 32,
+                "checkpoint": "latest",
+            },
+            "checkpoint": {
+                "every": 10,
+                "max_to_keep": 3,
+                "best_metric": "loss",
+                "best_mode": "min",
+            },
             "mesh": {"data": 1, "fsdp": 1},
         }
     )
@@ -75,7 +116,7 @@ def tiny_batch(
     rng = np.random.default_rng(seed)
     batch = batch_size or config.train.batch_size
     frames, side = config.data.num_frames, config.data.image_size
-    corners = rng.random((batch, frames, config.model.slot_attention.num_slots, 2, 2))
+    corners = rng.random((batch, frames, config.model.num_slots, 2, 2))
     corners.sort(axis=-2)  # left, top <= right, bottom
     return {
         "video": rng.integers(0, 256, (batch, frames, side, side, 3), dtype=np.uint8),

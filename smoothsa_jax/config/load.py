@@ -1,64 +1,83 @@
-"""Configs: load a file with its variant, read overrides, compare two, keep one as JSON.
+"""Configs: load a file with its words, and read overrides from the command line.
 
-A config is an `ml_collections.ConfigDict` returned by `get_config(variant)` of a Python file. Sequences in it are
-tuples, so that it equals itself after a trip through JSON.
+A config is an `ml_collections.ConfigDict` returned by `get_config(words)` of a Python file.
+Sequences in it are tuples, so that it equals itself after a trip through JSON.
 """
 
-import difflib
+import ast
+import importlib
 import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from smoothsa_jax.config.schema import check_keys, is_schedule, may_be_none, nearest
 from smoothsa_jax.config.values import canonical, flatten
+from smoothsa_jax.config.words import refuse_unknown, split_words
 from smoothsa_jax.errors import UserError, did_you_mean
 
-# ---------------------------------------------------------------------------------------------- files and variants
+_PACKAGE = Path(__file__).resolve().parent.parent
+_INSTALLED = _PACKAGE / "recipes"  # where a wheel has configs/
+# The folder of `configs`, so that a config file anywhere can say `from configs import base`.
+CONFIGS_PARENT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
+
+
+# ----------------------------------------------------------------------------- files and words
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Load `path/to/config.py` or `path/to/config.py:variant`.
+    """Load `path/to/config.py` or `path/to/config.py:word,word`.
+
+    A module attribute `WORDS` or `VARIANTS`, if there is one, lists the words that the file takes.
 
     Raises:
-      UserError: no such file (nearest name suggested), no such variant, or the file fails when run.
+        UserError: no such file (the nearest is suggested), a word that does not fit, a file that
+            fails when it runs, or a config with a key that nothing reads.
     """
-    path_text, _, variant = spec.partition(":")
+    path_text, _, words = spec.partition(":")
     path = Path(path_text)
     if not path.is_file():
         raise UserError(f"config file {path_text!r} does not exist; {_nearby_files(path)}")
     module = _run_file(path)
     if not hasattr(module, "get_config"):
         raise UserError(
-            f"config file {path_text} has no get_config(variant) function; add one that returns a ConfigDict"
+            f"config file {path_text} has no get_config(words) function; "
+            "add one that returns a ConfigDict"
         )
-    variants = tuple(getattr(module, "VARIANTS", ()))
-    if variant and variants and variant not in variants:
-        hint = did_you_mean(variant, variants)
-        raise UserError(
-            f"config {path_text} has no variant {variant!r}; it has {', '.join(filter(None, variants))}{hint}"
-        )
+    known = getattr(module, "WORDS", getattr(module, "VARIANTS", None))
     try:
-        config = module.get_config(variant) if variant else module.get_config()
-    except Exception as error:  # whatever a config file raises, its user needs the file, the variant and the reason
+        if known is not None:
+            refuse_unknown(split_words(words), known)
+        config = module.get_config(words) if words else module.get_config()
+    except UserError as error:
+        raise UserError(f"config {spec}: {error}") from error
+    except Exception as error:  # whatever a config file raises: its user needs file and reason
         raise UserError(f"config {spec} cannot be made: {_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"config {spec}: get_config returned {type(config).__name__}, expected ml_collections.ConfigDict"
+            f"config {spec}: get_config returned {type(config).__name__}, "
+            "expected ml_collections.ConfigDict"
         )
-    return canonical(config)
+    config = canonical(config)
+    try:
+        check_keys(config)
+    except UserError as error:
+        raise UserError(f"config {spec}: {error}") from error
+    return config
 
 
-def _run_file(path: Path):
-    root = str(path.resolve().parent.parent)
-    if (
-        root not in sys.path
-    ):  # a config may share parts with its neighbours: `from configs import ...`
-        sys.path.append(root)
+def _run_file(path: Path) -> ModuleType:
+    # A config may share parts with its neighbors: `from configs import ...`.
+    for root in (str(path.resolve().parent.parent), str(CONFIGS_PARENT)):
+        if root not in sys.path:
+            sys.path.append(root)
+            importlib.invalidate_caches()
     name = f"_config_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
@@ -75,13 +94,14 @@ def _run_file(path: Path):
 
 def _nearby_files(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
-    names = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
+    files = sorted(folder.glob("*.py")) if folder.is_dir() else []
+    names = [file.name for file in files if "def get_config" in file.read_text(errors="replace")]
     if not names:
         return "give the path of a Python file with a get_config function"
     return f"{folder} has {', '.join(names)}{did_you_mean(path.name, names)}"
 
 
-# -------------------------------------------------------------------------------------------------- command line
+# -------------------------------------------------------------------------------- command line
 
 
 Overrides = Sequence[tuple[str, str | None]]
@@ -93,7 +113,7 @@ def split_command_line(arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
     `--key=value`, `--key value` and, for booleans, `--key` and `--noconfig.key` all count.
 
     Raises:
-      UserError: `--config` without a value.
+        UserError: `--config` without a value.
     """
     mine: list[tuple[str, str | None]] = []
     others: list[str] = []
@@ -109,7 +129,8 @@ def split_command_line(arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
             value = waiting.pop(0)
         if name == "config" and not value:
             raise UserError(
-                "--config was given without a value; expected a config file such as configs/sprites.py"
+                "--config was given without a value; expected a config file such as "
+                "configs/sprites.py"
             )
         mine.append((name, value))
     return mine, others
@@ -119,18 +140,20 @@ def config_from_command_line(arguments: Overrides, default: str | ConfigDict) ->
     """The config that a command line asks for.
 
     Args:
-      arguments: the config's share, from `split_command_line`.
-      default: what overrides apply to when `--config` is not given: a config file, or a config (a checkpoint's).
+        arguments: the config's share, from `split_command_line`.
+        default: what overrides apply to when `--config` is not given: a config file, or a config
+            (a checkpoint's).
 
     Raises:
-      UserError: unknown file, variant or key (nearest key suggested), or a value of another type.
+        UserError: unknown file, word or key (the nearest is suggested), or a value of another type.
     """
     spec = next((value for name, value in arguments if name == "config"), default)
     base = load_config(spec) if isinstance(spec, str) else canonical(spec)
     overrides = [(name, value) for name, value in arguments if name != "config"]
     flat = flatten(base)
     for name, _ in overrides:
-        _check_key(re.sub(r"\[.*?\]", "", name.split("config.", 1)[1]), flat)
+        _check_key(_key_of(name), base, flat)
+    base, overrides = _set_optional(base, overrides)
     words = ["main.py"] + [
         f"--{name}" if value is None else f"--{name}={value}" for name, value in overrides
     ]
@@ -143,23 +166,60 @@ def config_from_command_line(arguments: Overrides, default: str | ConfigDict) ->
     return canonical(holder.value)
 
 
-def _check_key(key: str, flat: Mapping[str, Any]) -> None:
-    groups = {
-        ".".join(full.split(".")[:depth])
-        for full in flat
-        for depth in range(1, full.count(".") + 1)
-    }
+def _key_of(name: str) -> str:
+    """`train.num_steps` of a flag `config.train.num_steps` or `noconfig.train.num_steps`."""
+    return re.sub(r"\[.*?\]", "", name.split("config.", 1)[1])
+
+
+def _set_optional(base: ConfigDict, overrides: Overrides) -> tuple[ConfigDict, Overrides]:
+    """Apply the overrides of settings that may be None, which absl's flags cannot express.
+
+    Returns:
+        The config with them, and the other overrides.
+    """
+    base, others = base.copy_and_resolve_references(), []
+    flat = flatten(base)
+    for name, text in overrides:
+        key = _key_of(name)
+        if not may_be_none(key) and flat[key] is not None:
+            others.append((name, text))
+            continue
+        group, _, last = key.rpartition(".")
+        target = base
+        for part in filter(None, group.split(".")):
+            target = target[part]
+        with target.ignore_type():
+            target[last] = _literal(text)
+    return base, others
+
+
+def _literal(text: str | None) -> Any:
+    """A number, a tuple, True, None, ...; text that is none of them stays text."""
+    try:
+        return ast.literal_eval(str(text))
+    except (ValueError, SyntaxError):
+        return None if str(text).lower() == "none" else text
+
+
+def _check_key(key: str, config: ConfigDict, flat: Mapping[str, Any]) -> None:
     if key in flat:
         return
-    if key in groups:
-        inside = [full for full in flat if full.startswith(key + ".")]
+    group: Any = config
+    for part in key.split("."):
+        group = group.get(part) if isinstance(group, ConfigDict) else None
+    if not isinstance(group, ConfigDict):
         raise UserError(
-            f"--config.{key} is a group of settings, not a setting; set one of its keys, such as --config.{inside[0]}"
+            f"--config.{key}: the config has no key {key!r}; the nearest is {nearest(key, flat)!r}"
         )
-    same_name = [full for full in flat if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = difflib.get_close_matches(key, list(flat), n=1, cutoff=0.0)
-    nearest = same_name[0] if len(same_name) == 1 else near[0]
-    raise UserError(f"--config.{key}: the config has no key {key!r}; the nearest is {nearest!r}")
+    if is_schedule(group):
+        inside = next(name for name in ("peak", "begin", "schedule") if name in group)
+        raise UserError(
+            f"--config.{key} is a schedule, not a number; set one of its keys, such as "
+            f"--config.{key}.{inside}"
+        )
+    inside = [full for full in flat if full.startswith(f"{key}.")]
+    such_as = f"set one of its keys, such as --config.{inside[0]}" if inside else "it is empty"
+    raise UserError(f"--config.{key} is a group of settings, not a setting; {such_as}")
 
 
 def _explain(error: Exception, flat: Mapping[str, Any]) -> str:
@@ -168,11 +228,11 @@ def _explain(error: Exception, flat: Mapping[str, Any]) -> str:
     key = match.group(1) if match else None
     if key in flat:
         kind = type(flat[key]).__name__
-        return f"--config.{key}={match.group(2)}: found a value that is no {kind}; expected {kind}, as in {flat[key]!r}"
+        return (
+            f"--config.{key}={match.group(2)}: found a value that is no {kind}; "
+            f"expected {kind}, as in {flat[key]!r}"
+        )
     return f"overrides of the config cannot be read: {text}"
-
-
-# ------------------------------------------------------------------------------------------- compare, keep, restore
 
 
 def _one_line(error: BaseException) -> str:

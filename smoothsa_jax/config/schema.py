@@ -1,330 +1,530 @@
-"""Refuse a config that cannot run, in one line, before anything is built."""
+"""The closed contract of a config: which keys there are, and which values they take.
 
+Every key belongs either to this file or, inside `data`, `model` and `losses`, to the constructor
+that receives it. Any other key is refused, in a config file as on the command line.
+"""
+
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config.values import flatten
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError, did_you_mean
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
 MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
+REMATS = ("none", "recurrence", "decoder", "all")
+SPLITS = ("train", "validation", "test")
+BATCHES = ("train.batch_size", "eval.batch_size")
+
+# Refuses a value in one line: (key, value) -> None.
+Check = Callable[[str, Any], None]
 
 
-class _Reader:
-    """Reads dotted keys of a flat config and refuses, in one line, what is missing or out of range."""
+# ---------------------------------------------------------------------------------------- values
 
-    def __init__(self, config: ConfigDict):
-        self.flat = flatten(config)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.flat.get(key, default)
+def whole(least: int) -> Check:
+    """A whole number of at least `least`."""
 
-    def need(self, key: str) -> Any:
-        if key not in self.flat:
-            raise UserError(f"the config has no {key}; add it to the config file")
-        return self.flat[key]
-
-    def whole(self, key: str, least: int, optional: bool = False) -> int | None:
-        if optional and self.flat.get(key) is None:
-            return None
-        value = self.need(key)
+    def check(key: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(
-                f"{key} is {value!r}; expected a whole number of at least {least}; set --config.{key}={max(least, 1)} or more"
+                f"{key} is {value!r}; expected a whole number of at least {least}; "
+                f"set --config.{key}={max(least, 1)} or more"
             )
-        return value
 
-    def number(self, key: str, least: float, above: bool = False) -> None:
-        value = self.get(key)
-        if value is None:
-            return
+    return check
+
+
+def number(least: float = 0.0, above: bool = False, below: float | None = None) -> Check:
+    """A number of at least (or `above`) `least`, and below `below`."""
+
+    def check(key: str, value: Any) -> None:
         good = isinstance(value, int | float) and not isinstance(value, bool) and value == value
         if not good or value < least or (above and value == least):
             bound = "above" if above else "of at least"
             raise UserError(
-                f"{key} is {value!r}; expected a number {bound} {least:g}; mend --config.{key}"
+                f"{key} is {value!r}; expected a number {bound} {least:g}; change --config.{key}"
+            )
+        if below is not None and value >= below:
+            raise UserError(
+                f"{key} is {value!r}; expected a number below {below:g}; change --config.{key}"
             )
 
-    def one_of(self, key: str, names: Iterable[str]) -> None:
-        names = sorted(names)
-        value = self.need(key)
+    return check
+
+
+def one_of(*names: str) -> Check:
+    def check(key: str, value: Any) -> None:
         if value not in names:
             raise UserError(
-                f"{key} is {value!r}; expected one of {', '.join(names)}{did_you_mean(value, names)}"
+                f"{key} is {value!r}; expected one of {', '.join(sorted(names))}"
+                f"{did_you_mean(value, names)}"
+            )
+
+    return check
+
+
+def none_or(check: Check) -> Check:
+    """None, or what another check accepts."""
+
+    def check_unless_none(key: str, value: Any) -> None:
+        if value is not None:
+            check(key, value)
+
+    check_unless_none.may_be_none = True
+    return check_unless_none
+
+
+def flag(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{key} is {value!r}; expected True or False; change --config.{key}")
+
+
+def text(key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{key} is {value!r}; expected text; change --config.{key}")
+
+
+def texts(key: str, value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise UserError(f'{key} is {value!r}; expected a tuple of texts, such as ("*",)')
+
+
+def folder_name(key: str, value: Any) -> None:
+    if not re.fullmatch(r"[\w.\-]+", str(value)):
+        raise UserError(
+            f"{key} is {value!r}; expected letters, digits, '_', '-' or '.', "
+            "since it names a folder"
+        )
+
+
+def seeds(key: str, value: Any) -> None:
+    good = (
+        isinstance(value, tuple)
+        and value
+        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+    )
+    if not good:
+        raise UserError(
+            f"{key} is {value!r}; expected whole numbers of at least 0; "
+            f'write --config.{key}="(0, 1, 2)"'
+        )
+
+
+def anything(key: str, value: Any) -> None:
+    """Checked elsewhere."""
+
+
+# ------------------------------------------------------------------------------------- schedules
+
+# A number that changes with the step: {"schedule": "cosine", "begin": 0.0, "end": 1.0}.
+SCHEDULES: dict[str, dict[str, Check]] = {
+    # `begin` while step < at * num_steps, then `end`.
+    "step": {"begin": number(), "end": number(), "at": number()},
+    "cosine": {"begin": number(), "end": number()},
+    # Linear from 0 to `peak` over `warmup` of all steps, then a cosine to end_ratio * peak.
+    "warmup_cosine": {
+        "peak": number(above=True),
+        "warmup": number(below=1.0),
+        "end_ratio": number(),
+    },
+}
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a config's value is a schedule and not a number or a group of other settings."""
+    return isinstance(value, ConfigDict | Mapping) and "schedule" in value
+
+
+def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
+    """A number, or a schedule with sound settings."""
+    constant = number(least, above)
+
+    def check(key: str, value: Any) -> None:
+        if not isinstance(value, ConfigDict | Mapping):
+            constant(key, value)
+            return
+        _check_keys_of_schedule(key, value)
+        for name, check_setting in SCHEDULES[value["schedule"]].items():
+            check_setting(f"{key}.{name}", value[name])
+
+    check.may_be_schedule = True
+    return check
+
+
+def _check_keys_of_schedule(key: str, value: Mapping[str, Any]) -> None:
+    if "schedule" not in value:
+        raise UserError(
+            f"{key} has no key 'schedule'; expected a number, or a schedule such as "
+            '{"schedule": "cosine", "begin": 0.0, "end": 1.0}'
+        )
+    one_of(*SCHEDULES)(f"{key}.schedule", value["schedule"])
+    expected = ("schedule", *SCHEDULES[value["schedule"]])
+    for name in value:
+        if name not in expected:
+            _refuse(f"{key}.{name}", [f"{key}.{good}" for good in expected])
+    for name in expected:
+        if name not in value:
+            raise UserError(f"the config has no {key}.{name}; add it to the config file")
+
+
+# ------------------------------------------------------------------------------------------ keys
+
+# Every key of a run but what stands inside `data`, `model`, `losses`, `companions` and `weights`.
+KEYS: dict[str, Check] = {
+    "name": folder_name,
+    "title": text,
+    "task": text,
+    "seed": whole(0),
+    "dtype": one_of(*DTYPES),
+    "matmul_precision": one_of(*MATMUL_PRECISIONS),
+    "optimizer.learning_rate": number_or_schedule(above=True),
+    "optimizer.clip_norm": number(),
+    "train.num_steps": whole(1),
+    "train.batch_size": whole(1),
+    "train.accumulate": whole(1),
+    "train.num_threads": whole(1),
+    "train.num_workers": whole(0),
+    "train.remat": one_of(*REMATS),
+    "train.scan_unroll": whole(0),
+    "train.match_paper": flag,
+    "train.xla_flags": text,
+    "log.every": whole(1),
+    "eval.split": one_of(*SPLITS),
+    "eval.num_samples": none_or(whole(1)),  # None: all
+    "eval.num_frames": none_or(anything),  # -1: whole videos; see `_check_frames`
+    "eval.batch_size": whole(1),
+    "eval.seeds": seeds,
+    "eval.masks": one_of("decoder", "aggregator"),
+    "eval.match_paper": flag,
+    "eval.background_column_always": flag,
+    "eval.baselines": flag,
+    "eval.num_pictures": whole(0),
+    "eval.validation_samples": whole(1),
+    "eval.checkpoint": one_of("latest", "best"),
+    "checkpoint.every": whole(1),
+    "checkpoint.max_to_keep": whole(1),
+    "checkpoint.best_metric": none_or(text),  # None: no best
+    "checkpoint.best_mode": one_of("min", "max"),
+    "mesh.data": anything,  # see `mesh_shape`
+    "mesh.fsdp": anything,
+}
+# Of an entry of `companions`: an earlier run (the program adds its title and model), or an average.
+COMPANION: dict[str, Check] = {
+    "source": text,
+    "average_of": text,
+    "decay": number(below=1.0),
+    "title": text,
+    "model": anything,
+}
+# Of an entry of `weights`: where arrays come from, where they go, and which of them are frozen.
+WEIGHTS: dict[str, Check] = {
+    "into": text,
+    "source": text,
+    "seed": whole(0),  # of random values
+    "without": texts,
+    "frozen": texts,
+}
+ENTRIES = {"companions": COMPANION, "weights": WEIGHTS}
+GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
+OPEN = ("data", "model", "losses")  # their insides belong to constructors
+_GROUP = ConfigDict | Mapping
+
+
+def may_be_none(key: str) -> bool:
+    return hasattr(KEYS.get(key), "may_be_none")
+
+
+def nearest(key: str, keys: Iterable[str]) -> str:
+    """The key that was probably meant: the only one of the same last name, or the most similar."""
+    keys = list(keys)
+    same_name = [full for full in keys if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    return same_name[0] if len(same_name) == 1 else difflib.get_close_matches(key, keys, 1, 0.0)[0]
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Refuse a config with a key that nothing reads, or without one that a run needs.
+
+    Values are not looked at, nor is the inside of `data`, of parts and of losses.
+
+    Raises:
+        UserError: the first such key, and the nearest one that there is.
+    """
+    for name, value in config.items():
+        if name in (*GROUPS, *ENTRIES, *OPEN) and not isinstance(value, _GROUP):
+            raise UserError(f"{name} is {value!r}; expected a group of settings, a dictionary")
+        if name in GROUPS:
+            for key in value:
+                _check_setting(config, f"{name}.{key}", value[key])
+        elif name not in (*ENTRIES, *OPEN):
+            _check_setting(config, name, value)
+    present = {f"{name}.{key}" for name in GROUPS & set(config) for key in config[name]}
+    for key in (*KEYS, *ENTRIES, *OPEN):
+        if key not in present and key not in config:
+            raise UserError(f"the config has no {key}; add it to the config file")
+    for group, keys in ENTRIES.items():
+        for name, entry in config[group].items():
+            _check_entry(f"{group}.{name}", entry, keys)
+    for name, companion in config.companions.items():
+        _check_companion(f"companions.{name}", companion)
+    for name, entry in config.weights.items():
+        for key in ("into", "source"):
+            if key not in entry:
+                raise UserError(f"the config has no weights.{name}.{key}; add it")
+    _check_parts("model", config.model, top=True)
+    for name, term in config.losses.items():
+        if not isinstance(term, _GROUP) or "weight" not in term:
+            found = flatten(term) if isinstance(term, _GROUP) else term
+            raise UserError(
+                f'losses.{name} is {found!r}; expected its settings, such as {{"weight": 1.0}}'
             )
 
 
-def validate(
+def _check_setting(config: ConfigDict, key: str, value: Any) -> None:
+    if key not in KEYS:
+        inside = [full for full in flatten(config) if full.split(".")[0] in (*ENTRIES, *OPEN)]
+        _refuse(key, [*KEYS, *ENTRIES, *OPEN, *inside])
+    if not isinstance(value, _GROUP):
+        return
+    if not hasattr(KEYS[key], "may_be_schedule"):
+        inside = next(iter(value), "")
+        _refuse(f"{key}.{inside}" if inside else key, KEYS)
+    _check_keys_of_schedule(key, value)
+
+
+def _check_entry(prefix: str, entry: Any, keys: Mapping[str, Check]) -> None:
+    if not isinstance(entry, _GROUP):
+        raise UserError(f"{prefix} is {entry!r}; expected a group with {', '.join(keys)}")
+    for key in entry:
+        if key not in keys:
+            _refuse(f"{prefix}.{key}", [f"{prefix}.{good}" for good in keys])
+
+
+def _check_companion(prefix: str, companion: Mapping[str, Any]) -> None:
+    if ("source" in companion) == ("average_of" in companion):
+        raise UserError(
+            f"{prefix} has {', '.join(companion) or 'no key'}; expected either source, the workdir "
+            "of a run, or average_of and decay"
+        )
+    if ("average_of" in companion) != ("decay" in companion):
+        raise UserError(f"{prefix} needs average_of and decay together; add or remove one")
+
+
+def _check_parts(prefix: str, part: Mapping[str, Any], top: bool = False) -> None:
+    if not top and is_schedule(part):
+        _check_keys_of_schedule(prefix, part)
+        return
+    if not top and "name" not in part:
+        raise UserError(f"the config has no {prefix}.name; add it to the config file")
+    for key, value in part.items():
+        if isinstance(value, _GROUP):
+            _check_parts(f"{prefix}.{key}", value)
+
+
+def _refuse(key: str, keys: Iterable[str]) -> None:
+    near = nearest(key, keys)
+    raise UserError(f"the config has no key {key!r}; the nearest is {near!r}")
+
+
+# ------------------------------------------------------------------------------ the whole config
+
+
+def check(
     config: ConfigDict,
     num_devices: int = 1,
     names: Mapping[str, Iterable[str]] | None = None,
-    batches: Iterable[str] = ("train.batch_size", "eval.batch_size"),
+    batches: Iterable[str] = BATCHES,
 ) -> None:
     """Refuse a config that cannot run, before anything is built.
 
+    Settings of parts, losses and data are checked where they are used.
+
     Args:
-      config: the whole config.
-      num_devices: how many devices are visible, for the mesh and the batch.
-      names: known names of each choice, `{"model.decoder.name": (...), ...}`.
-      batches: the batch sizes that will be used, and have to divide over the devices.
+        config: the whole config.
+        num_devices: how many devices are visible, for the mesh and the batch.
+        names: known names of each choice, `{"model.decoder.name": (...), ...}`; a key that the
+            config lacks is skipped.
+        batches: the batch sizes that will be used, and have to divide over the devices.
 
     Raises:
-      UserError: the first thing that is wrong: what was found, what was expected, what to do.
+        UserError: the first problem: what was found, what was expected, what to do.
     """
-    read = _Reader(config)
-    for key in (
-        "train.num_steps",
-        "train.batch_size",
-        "train.log_every",
-        "checkpoint.every",
-        "checkpoint.max_to_keep",
-    ):
-        read.whole(key, 1)
-    for key in ("data.num_frames", "eval.batch_size", "eval.num_samples", "train.num_threads"):
-        read.whole(key, 1, optional=True)
-    if read.get("eval.num_frames") != -1 or read.get("data.name") == "sprites":  # -1: whole videos
-        read.whole("eval.num_frames", 1, optional=True)
-    read.whole("train.num_workers", 0, optional=True)
-    read.whole("train.accumulate", 1, optional=True)
-    read.whole("eval.validation_samples", 1, optional=True)
-    if read.get("eval.split") is not None:
-        read.one_of("eval.split", ("train", "validation", "test"))
-    read.whole("model.transition.history", 2, optional=True)
-    read.whole("model.decoder.num_layers", 1, optional=True)
-    read.whole("model.slot_attention.slot_size", 1)
-    read.whole("model.slot_attention.num_slots", 1)
-    for key in ("first_iterations", "later_iterations"):
-        read.whole(f"model.slot_attention.{key}", 1, optional=True)
-    read.whole("seed", 0)
-    read.one_of("dtype", DTYPES)
-    if read.get("train.remat") is not None:
-        read.one_of("train.remat", ("none", "recurrence", "decoder", "all"))
-    read.whole("train.scan_unroll", 0, optional=True)
-    if read.get("matmul_precision") is not None:
-        read.one_of("matmul_precision", MATMUL_PRECISIONS)
-    read.number("optimizer.learning_rate", 0.0, above=True)
-    read.number("optimizer.clip_norm", 0.0)
-    for key in (
-        "model.transition.dropout_rate",
-        "optimizer.warmup_fraction",
-        "optimizer.final_ratio",
-        "model.initializer.detach_until",
-    ):
-        read.number(key, 0.0)
-    for key in ("model.transition.dropout_rate", "optimizer.warmup_fraction"):
-        if (read.get(key) or 0.0) >= 1.0:
-            raise UserError(
-                f"{key} is {read.get(key)}; expected a number below 1; mend --config.{key}"
-            )
-    warmup = round((read.get("optimizer.warmup_fraction") or 0.0) * read.need("train.num_steps"))
-    if warmup >= read.need("train.num_steps"):
-        raise UserError(
-            f"optimizer.warmup_fraction is {read.get('optimizer.warmup_fraction')}, which leaves no step of "
-            f"{read.need('train.num_steps')} after the warm-up; lower it or raise train.num_steps"
-        )
-    read.need("model.initializer.detach_until")
-    for key in ("loss.reconstruction", "loss.distillation", "loss.slot_contrast"):
-        read.number(key, 0.0)
-    if read.get("checkpoint.best_metric"):
-        read.one_of("checkpoint.best_mode", ("min", "max"))
-    elif "checkpoint.best_metric" in (names or {}):
-        names = {key: known for key, known in names.items() if key != "checkpoint.best_metric"}
-    if read.get("eval.checkpoint") is not None:
-        read.one_of("eval.checkpoint", ("latest", "best"))
-    if not re.fullmatch(r"[\w.\-]+", str(read.need("name"))):
-        raise UserError(
-            f"name is {read.need('name')!r}; expected letters, digits, '_', '-' or '.', since it names a folder"
-        )
+    check_keys(config)
+    for key, check_value in KEYS.items():
+        group, _, name = key.rpartition(".")
+        check_value(key, config[group][name] if group else config[name])
+    for group, keys in ENTRIES.items():
+        for entry, settings in config[group].items():
+            for key, value in settings.items():
+                keys[key](f"{group}.{entry}.{key}", value)
+    for name, term in config.losses.items():
+        number_or_schedule()(f"losses.{name}.weight", term["weight"])
+    flat = flatten(config)
     for key, known in (names or {}).items():
-        read.one_of(key, known)
-    _check_best(read)
-    _check_seeds(read)
-    _check_image(read)
-    _check_slots(read)
-    _check_heads(read)
-    _check_frames(read)
-    _check_recognition(read)
-    _check_devices(read, num_devices, batches)
+        if flat.get(key) is not None:
+            one_of(*known)(key, flat[key])
+    _check_warmup(config)
+    _check_companions(config)
+    _check_best(flat)
+    slot_models = list(_slot_models(config))
+    for prefix, model in slot_models:
+        whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
+        whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
+    _check_image(config, slot_models)
+    _check_frames(config, slot_models)
+    for prefix, model in slot_models:
+        _check_slots(config, prefix, model)
+    if config.task == "recognition":
+        _check_recognition(config)
+    _check_devices(flat, num_devices, batches)
 
 
-def _check_recognition(read: _Reader) -> None:
-    if not any(key.startswith("recognition.") for key in read.flat):
-        return
-    if read.get("data.features"):
+def _slot_models(config: ConfigDict) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """(dotted key, settings) of every slot model: the trained one and those of companions."""
+    if "num_slots" in config.model:
+        yield "model", config.model
+    for name, companion in config.companions.items():
+        if "num_slots" in companion.get("model", {}):
+            yield f"companions.{name}.model", companion["model"]
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    rate, steps = config.optimizer.learning_rate, config.train.num_steps
+    warmup = rate.get("warmup", 0.0) if is_schedule(rate) else 0.0
+    if round(warmup * steps) >= steps:
         raise UserError(
-            f"data.features is {read.get('data.features')!r}, but recognition is trained on pixels; set --config.data.features="
-        )
-    if (remat := read.get("train.remat", "none")) != "none":
-        raise UserError(
-            f"train.remat is {remat!r}, but no gradient passes through the frozen model of a recognition; set "
-            "--config.train.remat=none"
-        )
-    read.whole("recognition.num_classes", 1)
-    if not isinstance(read.need("recognition.workdir"), str) or not read.get("recognition.workdir"):
-        raise UserError(
-            f"recognition.workdir is {read.get('recognition.workdir')!r}; expected the folder of a trained SmoothSA; "
-            "set --config.recognition.workdir"
-        )
-    for key in ("loss.category", "loss.box"):
-        read.need(key)
-        read.number(key, 0.0)
-    read.number("recognition.dropout_rate", 0.0)
-    if (read.get("recognition.dropout_rate") or 0.0) >= 1.0:
-        raise UserError(
-            f"recognition.dropout_rate is {read.get('recognition.dropout_rate')}; expected a number below 1; "
-            "mend --config.recognition.dropout_rate"
+            f"optimizer.learning_rate.warmup is {warmup}, which leaves no step of {steps} after "
+            "the warm-up; lower it or raise train.num_steps"
         )
 
 
-def _check_best(read: _Reader) -> None:
-    metric, mode = read.get("checkpoint.best_metric"), read.get("checkpoint.best_mode")
+def _check_companions(config: ConfigDict) -> None:
+    for name, companion in config.companions.items():
+        # Without a source only where the model is stated: then it is an untrained one.
+        if companion.get("source") == "" and "model" not in companion:
+            raise UserError(
+                f"companions.{name}.source is ''; expected the workdir of a run; "
+                f"set --config.companions.{name}.source"
+            )
+
+
+def _check_recognition(config: ConfigDict) -> None:
+    if features := config.data.get("features"):
+        raise UserError(
+            f"data.features is {features!r}, but recognition is trained on pixels; "
+            "set --config.data.features="
+        )
+    if (remat := config.train.remat) != "none":
+        raise UserError(
+            f"train.remat is {remat!r}, but no gradient passes through the frozen model of a "
+            "recognition; set --config.train.remat=none"
+        )
+
+
+def _check_best(flat: Mapping[str, Any]) -> None:
+    metric, mode = flat["checkpoint.best_metric"], flat["checkpoint.best_mode"]
     right = "min" if str(metric).startswith("loss") or metric == "grad_norm" else "max"
     if metric and mode != right:
         raise UserError(
             f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
             f"set --config.checkpoint.best_mode={right}"
         )
-    if read.get("eval.checkpoint") != "best":
+    if flat["eval.checkpoint"] != "best":
         return
     if not metric:
         raise UserError(
             "eval.checkpoint is 'best', but checkpoint.best_metric names none to choose by; "
             "set --config.checkpoint.best_metric=loss, or --config.eval.checkpoint=latest"
         )
-    if read.get("checkpoint.max_to_keep") < 2:
+    if flat["checkpoint.max_to_keep"] < 2:
         raise UserError(
             "eval.checkpoint is 'best', but checkpoint.max_to_keep 1 keeps the latest alone; "
             "set --config.checkpoint.max_to_keep to at least 2"
         )
 
 
-def _check_heads(read: _Reader) -> None:
-    slot_size = read.need("model.slot_attention.slot_size")
-    for part in ("initializer", "transition"):
-        key = f"model.{part}.num_heads"
-        heads = read.whole(key, 1, optional=True)
-        if heads is not None and slot_size % heads:
-            raise UserError(
-                f"{key} is {heads}, which does not divide model.slot_attention.slot_size {slot_size}; "
-                "choose a divisor"
-            )
+def _check_frames(config: ConfigDict, slot_models: list[tuple[str, Mapping]]) -> None:
+    if config.data.get("num_frames") is not None:
+        whole(1)("data.num_frames", config.data.num_frames)
+    if config.eval.num_frames != -1 or config.data.get("name") == "sprites":  # -1: whole videos
+        none_or(whole(1))("eval.num_frames", config.eval.num_frames)
+    for prefix, model in slot_models:
+        if model.get("transition", {}).get("name") != "none":
+            continue
+        for group in ("data", "eval"):
+            frames = config[group].get("num_frames") or 1
+            if frames > 1:
+                raise UserError(
+                    f"{group}.num_frames is {frames}, but {prefix}.transition.name is 'none', a "
+                    f"model of single images; set --config.{group}.num_frames=1 or choose a "
+                    "transition"
+                )
 
 
-def _check_frames(read: _Reader) -> None:
-    if read.get("model.transition.name") != "none":
-        return
-    for key in ("data.num_frames", "eval.num_frames"):
-        if (read.get(key) or 1) > 1:
-            raise UserError(
-                f"{key} is {read.get(key)}, but model.transition.name is 'none', a model of single images; "
-                f"set --config.{key}=1 or choose a transition"
-            )
-
-
-def _check_seeds(read: _Reader) -> None:
-    seeds = read.get("eval.seeds")
-    if seeds is None:
-        return
-    good = (
-        isinstance(seeds, tuple)
-        and seeds
-        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
-    )
-    if not good:
-        raise UserError(
-            f'eval.seeds is {seeds!r}; expected whole numbers of at least 0; write --config.eval.seeds="(0, 1, 2)"'
-        )
-
-
-def _check_image(read: _Reader) -> None:
-    size = read.need("data.image_size")
-    height, width = size if isinstance(size, tuple) else (size, size)
-    patch = read.get("model.backbone.patch")
+def _check_image(config: ConfigDict, slot_models: list[tuple[str, Mapping]]) -> None:
+    size = config.data.get("image_size")
+    height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
     for name, pixels in (("height", height), ("width", width)):
-        if not isinstance(pixels, int) or pixels < 1:
+        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
             raise UserError(
                 f"data.image_size has {name} {pixels!r}; expected a whole number of at least 1"
             )
-        # The backbone may look at a smaller image than the labels have (method section 4: 256 -> 224 by 0.875).
-        seen = pixels * float(read.get("model.backbone.resize", 1.0) or 1.0)
-        if patch and (abs(seen - round(seen)) > 1e-6 or round(seen) % patch):
-            raise UserError(
-                f"data.image_size {pixels} does not fit the backbone: it sees {seen:g} pixels, which patches of "
-                f"{patch} do not divide; choose data.image_size or model.backbone.patch so that they fit"
-            )
+        for prefix, model in slot_models:
+            encoder = model.get("encoder", {})
+            patch = encoder.get("patch")
+            # The encoder may look at a smaller image than the labels have: 256 -> 224 by 0.875.
+            seen = pixels * float(encoder.get("resize", 1.0) or 1.0)
+            if patch and (abs(seen - round(seen)) > 1e-6 or round(seen) % patch):
+                raise UserError(
+                    f"data.image_size {pixels} does not fit the encoder: it sees {seen:g} pixels, "
+                    f"which patches of {patch} do not divide; choose data.image_size or "
+                    f"{prefix}.encoder.patch so that they fit"
+                )
 
 
-def _check_slots(read: _Reader) -> None:
-    queries, boxes = read.get("model.initializer.name"), read.get("data.boxes")
+def _check_slots(config: ConfigDict, prefix: str, model: Mapping[str, Any]) -> None:
+    initializer, key = model.get("initializer", {}), f"{prefix}.initializer"
+    if "cold" in initializer:
+        initializer, key = initializer["cold"], f"{key}.cold"
+    queries, boxes = initializer.get("name"), config.data.get("boxes")
     if boxes is not None and boxes != (queries == "boxes"):
-        # With boxes a slot is valid where there is one: their number would be told to a model that has to find it.
+        # With boxes a slot is valid where there is one: a model that has to find the number of
+        # objects would be told it.
         raise UserError(
-            f"data.boxes is {boxes}, but model.initializer.name is {queries!r}; set --config.data.boxes={not boxes}, "
-            "or use a variant of the config that changes both"
+            f"data.boxes is {boxes}, but {key}.name is {queries!r}; set "
+            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
         )
     if queries != "boxes":
         return
-    slots = read.need("model.slot_attention.num_slots")
-    background = 1 if read.get("data.background_box", False) else 0
-    boxes = read.get("data.max_objects")
-    if isinstance(boxes, int) and boxes + background > slots:
+    slots, objects = model["num_slots"], config.data.get("max_objects")
+    background = 1 if config.data.get("background_box", False) else 0
+    if isinstance(objects, int) and objects + background > slots:
         also = " and one box for the background" if background else ""
         raise UserError(
-            f"data.max_objects is {boxes}{also}, more than the {slots} slots that start from boxes; raise "
-            f"model.slot_attention.num_slots to {boxes + background} or lower data.max_objects"
+            f"data.max_objects is {objects}{also}, more than the {slots} slots that start from "
+            f"boxes; raise {prefix}.num_slots to {objects + background} or lower data.max_objects"
         )
 
 
-def _check_devices(read: _Reader, num_devices: int, batches: Iterable[str]) -> None:
-    data, fsdp = mesh_shape(read.get("mesh.data", -1), read.get("mesh.fsdp", 1), num_devices)
-    used = data * fsdp
-    parts = read.get("train.accumulate", 1)
+def _check_devices(flat: Mapping[str, Any], num_devices: int, batches: Iterable[str]) -> None:
+    data, fsdp = mesh_shape(flat["mesh.data"], flat["mesh.fsdp"], num_devices)
+    used, parts = data * fsdp, flat["train.accumulate"]
     for key in batches:
-        batch = read.get(key)
-        if not isinstance(batch, int):
-            continue
+        batch = flat[key]
         if batch % used:
             raise UserError(
-                f"{key} is {batch}, which {used} devices do not divide; choose a multiple of {used}, or "
-                "--config.mesh.data=1 --config.mesh.fsdp=1"
+                f"{key} is {batch}, which {used} devices do not divide; choose a multiple of "
+                f"{used}, or --config.mesh.data=1 --config.mesh.fsdp=1"
             )
         if key == "train.batch_size" and batch % (used * parts):
             over = f" on each of {used} devices" * (used > 1)
             raise UserError(
-                f"{key} is {batch}, which train.accumulate={parts} does not divide into equal parts{over}; choose a "
-                f"multiple of {used * parts}, or another train.accumulate"
+                f"{key} is {batch}, which train.accumulate={parts} does not divide into equal "
+                f"parts{over}; choose a multiple of {used * parts}, or another train.accumulate"
             )
-
-
-def mesh_shape(data: Any, fsdp: Any, num_devices: int) -> tuple[int, int]:
-    """How many devices lie along `mesh.data` and `mesh.fsdp`.
-
-    Raises:
-        UserError: no whole numbers, or not as many devices.
-    """
-    for key, value, least in (("data", data, -1), ("fsdp", fsdp, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value == 0 or value < least:
-            also = "-1 (all devices that fsdp leaves) or " * (key == "data")
-            raise UserError(
-                f"mesh.{key} is {value!r}; expected {also}a number of devices of at least 1"
-            )
-    if data == -1:
-        if num_devices % fsdp:
-            raise UserError(
-                f"mesh.fsdp is {fsdp}, which does not divide the {num_devices} devices found; choose a divisor, or set "
-                "mesh.data too to leave some out"
-            )
-        return num_devices // fsdp, fsdp
-    if data * fsdp > num_devices:
-        asked = (
-            f"mesh.data x mesh.fsdp asks for {data} x {fsdp}"
-            if fsdp > 1
-            else f"mesh.data asks for {data}"
-        )
-        raise UserError(
-            f"{asked} devices, {num_devices} found; set --config.mesh.data=-1 to use all there are"
-        )
-    return data, fsdp

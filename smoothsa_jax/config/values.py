@@ -3,37 +3,40 @@
 Sequences in a config are tuples, so that it equals itself after a trip through JSON.
 """
 
+import fnmatch
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-# What may change between two runs in one workdir: it says how the run is watched, kept, measured or spread over
-# devices, or where its data lie, and does not enter the weights.
+# What may change between two runs in one workdir: how the run is watched, kept, measured or spread
+# over devices, or where its data lie. None of it enters the weights. `*` stands for any name.
 FREE_TO_DIFFER = (
     "name",
+    "title",
     "checkpoint",
     "eval",
+    "log",
     "mesh",
     "data.folder",
     "data.keep",
     "train.accumulate",
-    "train.log_every",
     "train.num_threads",
     "train.num_workers",
     "train.xla_flags",
     "train.remat",
     "train.scan_unroll",
+    # A run keeps the weights of its companions, so the runs they came from may move.
+    "companions.*.source",
+    "companions.*.title",
 )
-
-
-# A folder that may move between two runs, but not come or go: what it holds is compared when it is read.
+# A folder that may move between two runs, but not come or go: its contents are compared when it is
+# read.
 MOVABLE = ("data.features",)
-
-
-# Keys that configs of older runs lack, and what they stand for there.
-ADDED = {"data.features": "", "matmul_precision": "default"}
+# What the program adds to a config when a run begins, so that a config file lacks it.
+_FILLED = re.compile(r"companions\.[^.]+\.model\.")
 
 
 def canonical(config: ConfigDict) -> ConfigDict:
@@ -73,15 +76,30 @@ def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
     found, wanted = flatten(stored), flatten(asked)
     lines = []
     for key in sorted(found.keys() | wanted.keys()):
-        if any(key == free or key.startswith(free + ".") for free in FREE_TO_DIFFER):
+        if _is_free(key) or _is_filled_on_one_side(key, found, wanted):
             continue
-        absent = ADDED.get(key, _ABSENT)
-        old, new = found.get(key, absent), wanted.get(key, absent)
+        old, new = found.get(key, _ABSENT), wanted.get(key, _ABSENT)
         if key in MOVABLE and old and new:
             continue
         if type(old) is not type(new) or old != new:
             lines.append(f"{key} (found {old!r}, asked {new!r})")
     return lines
+
+
+def _is_free(key: str) -> bool:
+    return any(
+        fnmatch.fnmatchcase(key, pattern)
+        for free in FREE_TO_DIFFER
+        for pattern in (free, f"{free}.*")
+    )
+
+
+def _is_filled_on_one_side(key: str, *sides: Mapping[str, Any]) -> bool:
+    """Whether a key is of a companion's model, which only one of two configs has."""
+    match = _FILLED.match(key)
+    return match is not None and not all(
+        any(other.startswith(match.group()) for other in side) for side in sides
+    )
 
 
 class _Absent:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import Backend
 
@@ -53,7 +53,7 @@ def compiler_options(config: ConfigDict, backend: Backend) -> dict[str, str | bo
     """`train.xla_flags`, for the training step on a GPU; elsewhere they mean nothing, and are left out."""
     if not backend.is_gpu:
         return None
-    pairs = (flag.lstrip("-").partition("=") for flag in config.train.get("xla_flags", "").split())
+    pairs = (flag.lstrip("-").partition("=") for flag in config.train.xla_flags.split())
     truth = {"true": True, "false": False, "": True}
     return {name: truth.get(value.lower(), value) for name, _, value in pairs}
 
@@ -63,7 +63,7 @@ def at_precision(function: Callable, config: ConfigDict) -> Callable:
 
     "default" leaves them to JAX: on an H100 TF32, on a TPU one pass in bfloat16, on a CPU float32.
     """
-    precision = config.get("matmul_precision", "default")
+    precision = config.matmul_precision
     if precision == "default":
         return function
 
@@ -142,15 +142,15 @@ def telling_out_of_memory(
 
 def advice_for_training(config: ConfigDict) -> str:
     """Which options lessen the memory of a training step: those that a run may go on with, then those of another run."""
-    train, parts = config.train, config.train.get("accumulate", 1)
-    data, fsdp = mesh_shape(config.mesh.data, config.mesh.get("fsdp", 1), len(jax.devices()))
+    train, parts = config.train, config.train.accumulate
+    data, fsdp = mesh_shape(config.mesh.data, config.mesh.fsdp, len(jax.devices()))
     options = []
     if train.batch_size % (2 * parts * data * fsdp) == 0:
         options.append(f"--config.train.accumulate={2 * parts} (the same training, in parts)")
     if fsdp == 1 and data % 2 == 0:
         half = f"--config.mesh.data={data // 2} " * (config.mesh.data != -1)
         options.append(f"{half}--config.mesh.fsdp=2 (parameters cut over two devices)")
-    if train.get("remat") == "none" and "recognition" not in config:
+    if train.remat == "none" and "decoder" in config.model:
         options.append("--config.train.remat=all (slower, the same training)")
     others = ["--config.dtype=bfloat16"] * (config.dtype == "float32")
     others.append(

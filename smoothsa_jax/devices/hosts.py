@@ -265,7 +265,7 @@ def refuse_misfit(config: ConfigDict, batches: Sequence[str]) -> None:
             f"eval.batch_size is {config.eval.batch_size}, which the {own} devices of a process do "
             f"not divide; choose a multiple of {own}"
         )
-    if "train.batch_size" in batches and config.train.get("match_paper", False):
+    if "train.batch_size" in batches and config.train.match_paper:
         raise UserError(
             "train.match_paper needs whole batches, and each of several processes has only a "
             "part: train in one process"

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.schema import mesh_shape
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.models.backend import Backend, backend_of
 
 AXES = ("data", "fsdp")
@@ -30,7 +30,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
         UserError: there are not as many.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    shape = mesh_shape(config.data, config.get("fsdp", 1), len(devices))
+    shape = mesh_shape(config.data, config.fsdp, len(devices))
     return Mesh(np.array(devices[: shape[0] * shape[1]]).reshape(shape), AXES)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inputs import NO_SEGMENT
 
 
@@ -48,7 +48,6 @@ def boxes_kept_still(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def kmeans_on_features(
     features: np.ndarray,
     num_segments: int,
-    grid: tuple[int, int],
     size: tuple[int, int],
     seed: int = 0,
 ) -> np.ndarray:
@@ -58,9 +57,8 @@ def kmeans_on_features(
     pixels in the same way as attention: one-hot, bilinear, argmax.
 
     Args:
-        features: (T, M, C).
+        features: (T, h, w, C).
         num_segments: number of clusters, `num_true_segments` of the clip's labels.
-        grid: (h, w) with h * w = M.
         size: (H, W) of the result.
         seed: of the random starts.
 
@@ -68,12 +66,13 @@ def kmeans_on_features(
         Segment numbers (T, H, W) uint8.
     """
     features = np.asarray(features, np.float32)
-    num_frames, num_tokens, width = features.shape
+    num_frames, h, w, width = features.shape
     points = features.reshape(-1, width)
-    labels = nearest(kmeans(points, num_segments, seed), points.T).reshape(num_frames, num_tokens)
+    labels = nearest(kmeans(points, num_segments, seed), points.T).reshape(num_frames, -1)
     padded = -(-num_segments // 8) * 8  # few distinct shapes need few compilations
     one_hot = labels[:, None, :] == np.arange(padded)[:, None]
-    return np.asarray(masks_from_attention(one_hot.astype(np.float32), grid, size))
+    maps = one_hot.astype(np.float32).reshape(num_frames, padded, h, w)
+    return np.asarray(segments_from_masks(maps, size))
 
 
 def kmeans_on_rgb(

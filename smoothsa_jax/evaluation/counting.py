@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import masks_from_attention, over_frames
+from smoothsa_jax.evaluation.upsampling import over_frames, segments_from_masks
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.models.backend import CPU, Backend, backend_of
 
@@ -24,12 +24,12 @@ class CountedMasks(NamedTuple):
     """Masks of a batch of clips, and their pixel counts against the labels.
 
     Attributes:
-        masks: the slot of each pixel.
+        segments: the slot of each pixel.
         counts: pixels of a clip in slot n and true segment k. Row N and column 255 mean "in no
             segment".
     """
 
-    masks: UInt8[Array, "B T H W"]
+    segments: UInt8[Array, "B T H W"]
     counts: Int32[Array, "B N+1 256"]
 
 
@@ -65,68 +65,65 @@ def count_pixels(
 
 
 def counted_masks(
-    attention: Float[Array, "B T N M"],
-    grid: tuple[int, int],
+    masks: Float[Array, "B T N h w"],
     labels: UInt8[np.ndarray, "B T H W"],
     slot_mask: Bool[np.ndarray, "B N"] | None = None,
     num_frames: Int[np.ndarray, " B"] | None = None,
 ) -> CountedMasks:
-    """Compute masks of the labels' size from attention, and count them over whole clips.
+    """Resize masks to the labels, and count pixels over whole clips.
 
     All batches of one shape share one compiled program. Each sample stays on the device that holds
-    its attention.
+    its masks.
 
     Args:
-        attention: (B, T, N, M), as for `masks_from_attention`.
-        grid: (h, w), as for `masks_from_attention`.
+        masks: as for `segments_from_masks`.
         labels: 0 background, 1.. objects, 255 in no segment.
-        slot_mask: as for `masks_from_attention`.
+        slot_mask: as for `segments_from_masks`.
         num_frames: number of frames of each clip that count; the rest are padding. None: all count.
 
     Raises:
         UserError: shapes do not match, or there are more slots than segment numbers.
     """
-    batch, length, num_slots, _ = attention.shape
+    batch, length, num_slots = masks.shape[:3]
     if labels.shape[:2] != (batch, length):
         raise UserError(
-            f"labels of shape {labels.shape} do not fit attention of shape {attention.shape}: "
-            "expected the same clips and frames"
+            f"labels of shape {labels.shape} do not fit masks of shape {masks.shape}: expected the "
+            "same clips and frames"
         )
     if num_slots > NO_SEGMENT:
         raise UserError(
             f"{num_slots} slots cannot be scored, at most {NO_SEGMENT}: 255 stands for no segment; "
-            "lower model.slot_attention.num_slots"
+            "lower model.num_slots"
         )
-    sharding = getattr(attention, "sharding", None)
+    sharding = getattr(masks, "sharding", None)
     sharding = sharding if isinstance(sharding, NamedSharding) else None
     beside = labels, slot_mask, num_frames
     if sharding is not None:
         beside = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), beside)
-    devices = getattr(attention, "devices", set)()
+    devices = getattr(masks, "devices", set)()
     backend = backend_of(next(iter(devices))) if devices else CPU
-    return _counted(attention, *beside, grid, sharding, backend)
+    return _counted(masks, *beside, sharding, backend)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _counted(
-    attention: Array,
+    masks: Array,
     labels: Array,
     slot_mask: Array | None,
     num_frames: Array | None,
-    grid: tuple[int, int],
     sharding: NamedSharding | None,
     backend: Backend,
 ) -> CountedMasks:
-    def of_clips(attention, labels, slot_mask, num_frames):
-        size, num_slots = labels.shape[-2:], attention.shape[2]
-        masks = masks_from_attention(attention, grid, size, slot_mask, backend=backend)
-        counts = count_pixels(masks, labels, num_slots, backend)
+    def of_clips(masks, labels, slot_mask, num_frames):
+        size, num_slots = labels.shape[-2:], masks.shape[2]
+        segments = segments_from_masks(masks, size, slot_mask, backend=backend)
+        counts = count_pixels(segments, labels, num_slots, backend)
         if num_frames is not None:
-            there = jnp.arange(attention.shape[1]) < num_frames[:, None]
+            there = jnp.arange(masks.shape[1]) < num_frames[:, None]
             counts = jnp.where(there[..., None, None], counts, 0)
-        return CountedMasks(masks, counts.sum(axis=1))
+        return CountedMasks(segments, counts.sum(axis=1))
 
     if sharding is not None:
         mesh, spec = sharding.mesh, sharding.spec
         of_clips = jax.shard_map(of_clips, mesh=mesh, in_specs=spec, out_specs=spec)
-    return of_clips(attention, labels, slot_mask, num_frames)
+    return of_clips(masks, labels, slot_mask, num_frames)

@@ -1,114 +1,116 @@
-"""From attention over slots to a label for every pixel (method section 3)."""
+"""Masks against labels: the evaluator of discovery, and its baselines."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.backend import CPU, Backend
+from smoothsa_jax.evaluation import baselines
+from smoothsa_jax.evaluation.counting import counted_masks
+from smoothsa_jax.evaluation.metrics import (
+    METRICS,
+    check_numbers,
+    contingency_from_counts,
+    score_batch,
+    score_counts,
+)
+from smoothsa_jax.evaluation.scores import mean_over_samples
+from smoothsa_jax.evaluation.split import Batch, Measured, num_frames_of, scored
 
-FRAMES_AT_ONCE = 16  # of 24 slots at 256x256: 0.1 GB
-
-
-def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
-    """Weights (num_out, num_in) of bilinear resizing along one axis: half-pixel centres, edges
-    repeated, no antialias. Each row has at most two non-zero entries and sums to 1."""
-    # The centres and weights are rounded to float32, as the authors' program does: two slots can be
-    # within 1e-7 of each other, and the argmax should then fall on the same side as theirs.
-    scale = np.float32(num_in) / np.float32(num_out)
-    centre = (np.arange(num_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    centre = np.clip(centre, 0, num_in - 1)
-    low = np.floor(centre).astype(np.int64)
-    high = np.minimum(low + 1, num_in - 1)
-    fraction = centre - low.astype(np.float32)
-    matrix = np.zeros((num_out, num_in), np.float32)
-    rows = np.arange(num_out)
-    np.add.at(matrix, (rows, low), np.float32(1) - fraction)
-    np.add.at(matrix, (rows, high), fraction)
-    return matrix
+SOURCES = {"decoder": "masks", "aggregator": "attention"}  # eval.masks -> the model's output
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def upsample(maps: Float[Array, "*lead h w"], size: tuple[int, int]) -> Float[Array, "*lead H W"]:
-    """Bilinear, see `interpolation_matrix`; `size` (H, W) is static."""
-    rows = interpolation_matrix(size[0], maps.shape[-2])
-    columns = interpolation_matrix(size[1], maps.shape[-1])
-    # HIGHEST: reduced matmul precision would move the borders between slots.
-    large = jnp.einsum("yh,...hw->...yw", rows, maps, precision=jax.lax.Precision.HIGHEST)
-    return jnp.einsum("...yw,xw->...yx", large, columns, precision=jax.lax.Precision.HIGHEST)
-
-
-def over_frames(function: Callable[[Any], Any], frames: Any, backend: Backend) -> Any:
-    """`function` of each frame, frames on the first axis of all arrays, as `jax.lax.map` does.
-
-    One after another, which keeps memory small and a CPU in its cache; elsewhere FRAMES_AT_ONCE together, as one would
-    leave the device idle.
-    """
-    together = None if backend.is_cpu else FRAMES_AT_ONCE
-    return jax.lax.map(function, frames, batch_size=together)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2), static_argnames="backend")
-def masks_from_attention(
-    attention: jax.Array,
-    grid: tuple[int, int],
-    size: tuple[int, int],
-    slot_mask: jax.Array | None = None,
-    *,
-    backend: Backend = CPU,
-) -> jax.Array:
-    """The slot that each pixel belongs to: attention upsampled bilinearly, then argmax over slots.
-
-    Frames are taken one after another, see `over_frames`: few frames' (N, H, W) are in memory at a time.
-    Can be called inside `jax.jit` with `grid` and `size` static.
+class MaskEvaluator:
+    """Masks resized to the labels, argmax over slots, and metrics of whole clips.
 
     Args:
-        attention: (..., N, M) float, any leading axes, for example (B, T, N, M).
-        grid: (h, w) with h * w = M.
-        size: (H, W) of the result in pixels, that of the labels.
-        slot_mask: optional (B, N) bool, true = valid slot, or any shape (..., N) whose leading axes
-            are the first ones of `attention`. A masked slot gets no pixel.
-        backend: static; what to compile for. The default is right, but slow, on an accelerator.
+        source: whose masks: "decoder" or "aggregator".
+        background_column_always: see `metrics.score_batch`.
+    """
+
+    metrics = METRICS
+    paper_differs = False
+
+    def __init__(self, source: str = "decoder", background_column_always: bool = False):
+        self._output = SOURCES[source]
+        self._background = background_column_always
+        self.outputs = (self._output,)
+        words = {"decoder": "decoder attention", "aggregator": "slot attention"}
+        self.protocol = {
+            "masks": words[source],
+            "background_column_always": background_column_always,
+        }
+
+    def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
+        labels = np.asarray(batch["segmentations"])
+        check_numbers(labels, "labels")
+        labels = labels.astype(np.uint8, copy=False)
+        masks = outputs[self._output]
+        found = counted_masks(masks, labels, batch.get("slot_mask"), batch.get("num_frames"))
+        return Measured({"counts": found.counts}, found.segments)
+
+    def per_sample(
+        self, tables: Mapping[str, np.ndarray], match_paper: bool
+    ) -> dict[str, np.ndarray]:
+        rows = [
+            score_counts(
+                contingency_from_counts(counts[None]),
+                match_paper=match_paper,
+                background_column_always=self._background,
+            )
+            for counts in tables["counts"]
+        ]
+        return {name: np.array([row[name][0] for row in rows]) for name in METRICS}
+
+    def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return mean_over_samples(per_sample)
+
+
+def evaluate_baselines(
+    batches: Iterable[Batch],
+    features: Callable[[Batch], Any] | None = None,
+    *,
+    with_boxes: bool = True,
+    seed: int = 0,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Score the baselines that need no weights, on the same clips and with the same metrics.
+
+    Args:
+        batches: as for `split.evaluate`.
+        features: batch -> (B,T,h,w,C), the frozen features; None leaves that baseline out.
+        with_boxes: whether to score the first frame's boxes (needs batch["boxes"]).
+        seed: of k-means.
 
     Returns:
-        (..., H, W) slot numbers, uint8 as labels are (int32 from 256 slots on).
-
-    Raises:
-        UserError: the grid does not hold M tokens, or the slot mask does not fit the attention.
+        baseline -> metric -> (samples,) float64; the baselines are "first boxes kept still",
+        "k-means on features", "k-means on RGB".
     """
-    (h, w), (height, width) = grid, size
-    *lead, num_slots, num_tokens = attention.shape
-    if h * w != num_tokens:
-        raise UserError(
-            f"attention of shape {attention.shape} has {num_tokens} tokens, but the grid {h}x{w} "
-            f"has {h * w}: pass the grid of the backbone that made the features"
-        )
-    dtype = jnp.uint8 if num_slots <= 255 else jnp.int32
-    maps = attention.astype(jnp.float32).reshape(-1, num_slots, h, w)
-
-    def one_frame(args):
-        frame, valid = args
-        large = upsample(frame, size)
-        if valid is not None:
-            large = jnp.where(valid[:, None, None], large, -jnp.inf)
-        return jnp.argmax(large, axis=0).astype(dtype)
-
-    valid = None
-    if slot_mask is not None:
-        if slot_mask.shape != (*lead[: slot_mask.ndim - 1], num_slots):
-            raise UserError(
-                f"slot_mask of shape {slot_mask.shape} does not fit attention of shape "
-                f"{attention.shape}: expected its first axes followed by {num_slots} slots"
-            )
-        middle = (1,) * (len(lead) - slot_mask.ndim + 1)
-        valid = jnp.reshape(slot_mask, (*slot_mask.shape[:-1], *middle, num_slots))
-        valid = jnp.broadcast_to(valid, (*lead, num_slots)).reshape(-1, num_slots)
-    masks = over_frames(one_frame, (maps, valid), backend)
-    return masks.reshape(*lead, height, width)
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for batch in batches:
+        tokens = None if features is None else np.asarray(features(batch))
+        for b in scored(batch):
+            length = num_frames_of(batch, b)
+            labels = np.asarray(batch["segmentations"][b][:length])
+            video, size = np.asarray(batch["video"][b][:length]), labels.shape[-2:]
+            segments = baselines.num_true_segments(labels)
+            masks = {}
+            if with_boxes:
+                boxes = np.asarray(batch["boxes"][b][:length])
+                masks["first boxes kept still"] = baselines.boxes_kept_still(boxes, size)
+            if tokens is not None:
+                masks["k-means on features"] = baselines.kmeans_on_features(
+                    tokens[b][:length], segments, size, seed
+                )
+            masks["k-means on RGB"] = baselines.kmeans_on_rgb(video, segments, seed)
+            for baseline, mask in masks.items():
+                scores = score_batch(mask[None], labels[None])
+                per_metric = found.setdefault(baseline, {name: [] for name in METRICS})
+                for name in METRICS:
+                    per_metric[name].append(scores[name][0])
+    return {
+        baseline: {name: np.array(values) for name, values in per_metric.items()}
+        for baseline, per_metric in found.items()
+    }

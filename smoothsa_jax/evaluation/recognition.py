@@ -8,8 +8,7 @@ host would make every step wait for its masks.
 Objects are numbered 0 .. K-1: object k has label k + 1. The background, label 0, is no object; 255 is in no segment.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
-from smoothsa_jax.evaluation.masks import masks_from_attention
-from smoothsa_jax.evaluation.predictions import Batch, paper_slot_mask, predictions, scored
+from smoothsa_jax.evaluation.split import Batch, Measured
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import CPU, Backend
 
 MATCH_IOU = 0.1  # a matched pair has more
@@ -127,8 +126,7 @@ def object_boxes(objects: Bool[Array, "H W K"]) -> Float[Array, "K 4"]:
 
 
 def targets_of_slots(
-    attention: Float[Array, "B T N M"],
-    grid: tuple[int, int],
+    attention: Float[Array, "B T N h w"],
     segmentations: Int[Array, "B T H W"],
     categories: Int[Array, "B K"],
     slot_mask: Bool[Array, "B N"] | None = None,
@@ -139,7 +137,6 @@ def targets_of_slots(
 
     Args:
         attention: of slot attention, not of the decoder.
-        grid: (h, w) with h * w = M; static.
         segmentations: 0 background, k + 1 object k, 255 in no segment.
         categories: of the objects; -1: there is no such object, or its category is unknown: it never matches.
         slot_mask: true = valid; other slots get no pixel and never match.
@@ -147,7 +144,7 @@ def targets_of_slots(
         backend: what to compile for; static.
 
     Raises:
-        UserError: the grid or the slot mask does not fit the attention.
+        UserError: the slot mask does not fit the attention.
     """
     num_slots, num_objects = attention.shape[2], categories.shape[-1]
 
@@ -159,7 +156,7 @@ def targets_of_slots(
         return iou, object_boxes(objects), objects.any((0, 1))
 
     def of_sample(attention, labels, valid):
-        masks = masks_from_attention(attention, grid, labels.shape[-2:], valid, backend=backend)
+        masks = segments_from_masks(attention, labels.shape[-2:], valid, backend=backend)
         return jax.lax.map(of_frame, (masks, labels))
 
     # Frames one after another, to keep memory small; samples side by side, so that they stay on their devices.
@@ -252,62 +249,29 @@ def scores_of_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class RecognitionEvaluation:
-    """What `evaluate_recognition` found.
+class RecognitionEvaluator:
+    """Counts of a head's right categories and box overlaps over the matched slots."""
 
-    Attributes:
-        counts: name -> (seeds, samples) float64, as `count` gives them.
-        paper_counts: the same by the paper's protocol, where it was asked for.
-        names: of the samples, "" where the data set has none.
-    """
+    metrics = RECOGNITION_METRICS
+    outputs = ("logits", "predicted_box", "object", "category", "box", "iou")
+    paper_differs = True
+    protocol = {"masks": "slot attention", "mean_over": "matches"}
 
-    counts: dict[str, np.ndarray]
-    paper_counts: dict[str, np.ndarray] | None
-    names: list[str]
+    def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
+        del batch
+        return Measured(_counted(dict(outputs)))
+
+    def per_sample(
+        self, tables: Mapping[str, np.ndarray], match_paper: bool
+    ) -> dict[str, np.ndarray]:
+        del match_paper
+        return dict(tables)
+
+    def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return scores_of_counts(per_sample)
 
 
-def evaluate_recognition(
-    predict: Callable[[Batch, jax.Array, bool], Mapping[str, jax.Array]],
-    batches: Iterable[Batch],
-    seeds: Sequence[int] = (0,),
-    *,
-    match_paper: bool = False,
-) -> RecognitionEvaluation:
-    """Counts of every sample of a split, for every seed; batches and seeds as for `protocol.evaluate`.
-
-    Args:
-        predict: (batch, key, match_paper) -> counts of each sample, as `count` gives them.
-        match_paper: count by the paper's protocol as well: `paper_slot_mask` and `kept_by_the_authors`.
-
-    Raises:
-        UserError: no seed or no sample.
-    """
-
-    def counts_of(batch: Batch, key: jax.Array) -> dict[bool, Mapping[str, jax.Array]]:
-        found = {False: predict(batch, key, False)}
-        if match_paper:
-            padded = {**batch, "slot_mask": paper_slot_mask(batch)}
-            found[True] = predict(padded, key, True)
-        return found
-
-    rows = {paper: [[] for _ in seeds] for paper in ((False, True) if match_paper else (False,))}
-    names: list[str] = []
-    for batch, number, found in predictions(counts_of, batches, seeds):
-        at = scored(batch)
-        for paper, counts in jax.device_get(found).items():
-            rows[paper][number].append({name: x[at] for name, x in counts.items()})
-        if number == 0:
-            names += (
-                [str(name) for name in batch["name"][at]] if "name" in batch else [""] * len(at)
-            )
-    stacked = {
-        paper: {
-            name: np.stack([np.concatenate([c[name] for c in row]) for row in of_seeds]).astype(
-                float
-            )
-            for name in of_seeds[0][0]
-        }
-        for paper, of_seeds in rows.items()
-    }
-    return RecognitionEvaluation(stacked[False], stacked.get(True), names)
+@jax.jit
+def _counted(outputs: dict[str, jax.Array]) -> dict[str, Float[Array, " B"]]:
+    targets = Targets(*(outputs[name] for name in Targets._fields))
+    return count(outputs["logits"], outputs["predicted_box"], targets)

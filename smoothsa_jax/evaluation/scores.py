@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +54,15 @@ def mean_over_samples(per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return means
 
 
-def summarise(per_sample: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Mean, spread and single values over evaluation seeds.
+def summarise_seeds(per_seed: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return mean, spread and single values over evaluation seeds.
 
     Args:
-        per_sample: name -> (seeds, samples) float64, NaN = sample left out.
+        per_seed: name -> (seeds,), or a number for a single seed.
 
     Returns:
-        name -> {"mean", "std" (population, 0 for one seed), "seeds": one mean per seed}.
+        name -> {"mean", "std" (population, 0 for one seed), "seeds": one value per seed}.
     """
-    return summarise_seeds(mean_over_samples(per_sample))
-
-
-def summarise_seeds(per_seed: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Likewise from one value a seed: name -> (seeds,), or a number for a single seed."""
     summary = {}
     for name, seeds in per_seed.items():
         seeds = np.atleast_1d(seeds)
@@ -82,30 +77,32 @@ def summarise_seeds(per_seed: Mapping[str, np.ndarray]) -> dict[str, dict[str, A
 def build_scores(
     per_sample: Mapping[str, np.ndarray],
     baselines: Mapping[str, Mapping[str, np.ndarray]],
+    means: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
     *,
     split: str,
     protocol: Mapping[str, Any],
     step: int,
     paper_per_sample: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """The content of `scores.json`.
+    """Return the content of `scores.json`.
 
     Args:
-        per_sample: the model's scores, name -> (seeds, samples).
-        baselines: baseline -> name -> (samples,) or (seeds, samples).
+        per_sample: the model's values, name -> (seeds, samples).
+        baselines: baseline -> name -> (samples,).
+        means: from values (..., samples) to metrics (...).
         split: the split that was scored.
         protocol: how it was scored (seeds, match_paper, number of samples, ...), plain JSON values.
         step: the training step of the weights.
-        paper_per_sample: the model's scores by the paper's protocol, if they were asked for: the entry "match_paper".
+        paper_per_sample: the model's values by the paper's protocol, if they were asked for: the
+            entry "match_paper".
     """
-    paper = {"match_paper": {"metrics": summarise(paper_per_sample)}} if paper_per_sample else {}
+    summary = lambda values: summarise_seeds(means(values))  # noqa: E731
+    paper = {"match_paper": {"metrics": summary(paper_per_sample)}} if paper_per_sample else {}
     return {
-        "metrics": summarise(per_sample),
+        "metrics": summary(per_sample),
         **paper,
         "baselines": {
-            baseline: {
-                name: _rounded(np.mean(value)) for name, value in mean_over_samples(values).items()
-            }
+            baseline: {name: entry["mean"] for name, entry in summary(values).items()}
             for baseline, values in baselines.items()
         },
         "split": split,
@@ -123,17 +120,18 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def scores_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
     """The model, by each protocol that was scored, and its baselines in percent, the best baseline first; a head comes first.
 
     Args:
+        title: of the model.
         scores: as `build_scores` gives them or as read from `scores.json`.
     """
     titles = {name: title for name, title in TITLES.items() if name in scores["metrics"]}
-    rows = [["", *titles.values()], _model_row("SmoothSA", scores["metrics"], titles)]
+    rows = [["", *titles.values()], _model_row(title, scores["metrics"], titles)]
     if "match_paper" in scores:
         paper = scores["match_paper"]["metrics"]
-        rows.append(_model_row("SmoothSA, match_paper", paper, titles))
+        rows.append(_model_row(f"{title}, match_paper", paper, titles))
     leading = leading_metric(scores)
     order = sorted(
         scores["baselines"].items(), key=lambda item: (-(_number(item[1][leading])), item[0])
@@ -141,9 +139,9 @@ def scores_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     return rows + [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
 
 
-def scores_table(scores: Mapping[str, Any]) -> str:
+def scores_table(title: str, scores: Mapping[str, Any]) -> str:
     """The same as text, in columns."""
-    head, *rows = scores_rows(scores)
+    head, *rows = scores_rows(title, scores)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:

@@ -6,17 +6,17 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
+from smoothsa_jax.checkpoints.published import configs_of, recipes
+from smoothsa_jax.checkpoints.read import FOLDER
+from smoothsa_jax.checkpoints.sources import open_trained
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inference import released
-from smoothsa_jax.inference.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors
-from smoothsa_jax.training.conversion import configs_of, recipes
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
-PARAMS, FROZEN = "state/params/", "frozen/"  # in a checkpoint
 
 
 class Available(NamedTuple):
@@ -72,42 +72,32 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
             f"{source} is neither a folder nor the name of a model; expected a workdir, or one of {', '.join(names)}"
             f"{did_you_mean(source, names)}"
         )
-    if (folder / WEIGHTS_FILE).is_file():
-        return _of_saved(folder)
-    return _of_workdir(folder)
+    return _of_folder(folder)
 
 
-def _of_saved(folder: Path) -> Segmenter:
-    found = read_model(folder)
+def _of_folder(folder: Path) -> Segmenter:
+    trained = open_trained(str(folder), lambda text: warnings.warn(text, stacklevel=5))
+    if trained is None:
+        raise UserError(
+            f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no "
+            f"{WEIGHTS_FILE}; give the workdir of a trained run"
+        )
+    config = trained.config
+    sources = [x.source for x in config.companions.values() if "source" in x]
+    if config.task != "discovery" and sources:
+        raise UserError(
+            f"{folder} holds a model of the task {config.task!r}, which finds no segments; load the "
+            f"slot model that it was trained on: {sources[0]}"
+        )
     try:
-        return Segmenter(*found)
+        return Segmenter(config, trained.arrays, trained.step)
     except UserError:
         raise
     except Exception as error:  # of many kinds, where a key of the config is not what it was
         raise UserError(
-            f"the model in {folder} is damaged (its config describes no model: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}); fetch or save it again"
+            f"the model in {folder} is damaged (its config describes no model: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}); fetch or save it again"
         ) from error
-
-
-def _of_workdir(folder: Path) -> Segmenter:
-    checkpoint = restore_latest(folder, warn=lambda text: warnings.warn(text, stacklevel=4))
-    if checkpoint is None:
-        raise UserError(
-            f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no {WEIGHTS_FILE}; give the workdir of a "
-            "trained run"
-        )
-    if "recognition" in checkpoint.config:
-        raise UserError(
-            f"{folder} holds a recognition head; load the SmoothSA that it was trained on: {checkpoint.config.recognition.workdir}"
-        )
-    arrays = {
-        name.removeprefix(prefix): array
-        for prefix in (PARAMS, FROZEN)
-        for name, array in checkpoint.arrays.items()
-        if name.startswith(prefix)
-    }
-    return Segmenter(checkpoint.config, arrays, checkpoint.step)
 
 
 def _of_authors(path: Path, recipe: str | None) -> Segmenter:

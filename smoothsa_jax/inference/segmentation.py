@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from smoothsa_jax.evaluation.masks import upsample
+from smoothsa_jax.evaluation.upsampling import upsample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,24 +13,26 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkpoints.model_files import save_model
 from smoothsa_jax.config.schema import DTYPES
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
-from smoothsa_jax.inference.model_files import save_model
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.models.backend import Backend, backend_of
-from smoothsa_jax.models.build import build_shapes
-from smoothsa_jax.models.draws import sample_evaluation_draws
-from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.build import has_transition, starts_from_boxes
+from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import MODEL, run_task
 
-PER_FRAME = ("slots", "attention", "decoder_attention", "reconstruction_error")
+PER_FRAME = ("slots", "attention", "masks", "reconstruction_error")
 
 
 class Segmenter:
@@ -56,45 +58,58 @@ class Segmenter:
         self.config, self.step = config, step
         self._backend = backend or backend_of(jax.local_devices()[0])
         self.image_size = image_size_of(config)
-        model = build_shapes(config.model, self.image_size)  # the arrays are given
-        self.grid = model.backbone.grid
-        self.num_slots = config.model.slot_attention.num_slots
-        self.starts_from_boxes = config.model.initializer.name == "boxes"
-        definition, trained, frozen = split(model, config.dtype, self._backend)
+        task = build_task(config)
+        model = task.build(shapes_only=True)  # the arrays are given
+        if not isinstance(model, SlotModel):
+            raise UserError(
+                f"the config has the task {config.task!r}, whose model finds no segments; load the "
+                "slot model that it was trained on"
+            )
+        self.grid = model.encoder.grid
+        self.num_slots = config.model.num_slots
+        self.starts_from_boxes = starts_from_boxes(config.model)
+        patterns = frozen_patterns(config.weights)
+        definition, trained, frozen = split(model, config.dtype, self._backend, patterns)
         self.definition = definition
         expected = {**trained, **frozen}
         for name, like in expected.items():
             found = np.shape(params[name]) if name in params else None
             if found != like.shape:
                 raise UserError(
-                    f"array {name} is {'missing' if found is None else f'of shape {found}'}, the model of the config needs "
-                    f"{like.shape}: weights and config do not belong together"
+                    f"array {name} is {'missing' if found is None else f'of shape {found}'}, the "
+                    f"model of the config needs {like.shape}: weights and config do not belong "
+                    "together"
                 )
         self.params: Parameters = {name: jnp.asarray(params[name]) for name in expected}
+        skeleton = definition.skeleton()
 
         def whole(params: Parameters, video: Array, boxes: Any, slot_mask: Array, key: Array):
-            model = definition.merge(params, {})
-            batch, num_slots = slot_mask.shape
-            draws = sample_evaluation_draws(key, batch, num_slots, self.slot_size)
-            outputs = model(model.extract(video), draws, boxes, slot_mask)
-            return _found(outputs, outputs["features"], outputs["reconstruction"])
+            models = {MODEL: definition.merge(params, differentiated=False)}
+            batch = {"video": video, "boxes": boxes, "slot_mask": slot_mask}
+            draws = task.draw(models, key, Sizes(*video.shape[:2], slot_mask.shape[1]), False)
+            outputs = run_task(task, models, batch, draws)
+            return _found(outputs, outputs["prediction"], outputs["target"])
 
         def extract(params: Parameters, frame: Array):
-            return definition.merge(params, {}).extract(frame[None, None])[:, 0]
+            model = definition.merge(params, differentiated=False)
+            return model.encode(frame[None, None])["features"][:, 0]
 
         def first(params: Parameters, features: Array, boxes: Any, slot_mask: Array, key: Array):
-            model = definition.merge(params, {})
-            draws = sample_evaluation_draws(key, *slot_mask.shape, self.slot_size)
+            model = definition.merge(params, differentiated=False)
+            batch, num_slots = slot_mask.shape
+            draws = skeleton.draw(key, Sizes(batch, 1, num_slots), False)
             boxes = None if boxes is None else boxes[:, 0]
-            _, slots, attention = model.first_frame(
-                model.projection(features), draws, boxes, slot_mask
-            )
-            return _of_frame(model, features, slots, attention, slot_mask)
+            tokens = model.projection(features)
+            found, _ = model.first_frame(tokens, draws, boxes, slot_mask)
+            return _of_frame(model, features, found.slots, found.attention[-1], slot_mask)
 
-        def following(params: Parameters, features: Array, slots: Array, slot_mask: Array):
-            model = definition.merge(params, {})
-            slots, attention = model.next_frame(slots, model.projection(features), slot_mask)
-            return _of_frame(model, features, slots, attention, slot_mask)
+        def following(
+            params: Parameters, features: Array, slots: Array, slot_mask: Array, memory: Any
+        ):
+            model = definition.merge(params, differentiated=False)
+            tokens = model.projection(features)
+            slots, attention, memory = model.next_frame(slots, tokens, slot_mask, memory)
+            return _of_frame(model, features, slots, attention, slot_mask), memory
 
         jitted = lambda function: jax.jit(at_precision(function, config))  # noqa: E731
         self._whole, self._extract = jitted(whole), jitted(extract)
@@ -119,12 +134,12 @@ class Segmenter:
 
     @property
     def slot_size(self) -> int:
-        return self.config.model.slot_attention.slot_size
+        return self.config.model.slot_size
 
     @property
     def follows(self) -> bool:
         """Whether it was trained on videos, and takes slots from one frame to the next."""
-        return self.config.model.transition.name != "none"
+        return has_transition(self.config.model)
 
     def in_dtype(self, dtype: str) -> "Segmenter":
         """The same weights, computing in "bfloat16" or "float32", whatever they were trained in.
@@ -224,7 +239,7 @@ class Segmenter:
                 np.asarray(state["slot_mask"])[None],
             )
             num_slots = num_slots or slot_mask.shape[1]  # behind a cut as many
-        before = None
+        before = memory = None
         for frame in checked_frames(frames):
             features = self._extract(self._cast, self._resized(frame))
             cold = slots is None
@@ -233,9 +248,9 @@ class Segmenter:
             if cold:
                 padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
                 key = jax.random.key(seed)
-                outputs = self._first(self._cast, features, padded, slot_mask, key)
+                outputs, memory = self._first(self._cast, features, padded, slot_mask, key), None
             else:
-                outputs = self._following(self._cast, features, slots, slot_mask)
+                outputs, memory = self._following(self._cast, features, slots, slot_mask, memory)
             slots, before = outputs["slots"][:, 0], features
             yield self._segmentation(
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()
@@ -307,37 +322,33 @@ class Segmenter:
         size: tuple[int, int],
         lead: tuple[int, ...],
     ) -> Segmentation:
-        masks = masks_from_attention(
-            outputs["decoder_attention"],
-            self.grid,
-            tuple(map(int, size)),
-            slot_mask,
-            backend=self._backend,
+        masks = segments_from_masks(
+            outputs["masks"], tuple(map(int, size)), slot_mask, backend=self._backend
         )
         # Together, so that an accelerator sends all of them before the first is waited for.
-        found = jax.device_get({**{name: outputs[name] for name in PER_FRAME}, "masks": masks})
-        found |= {"slot_mask": slot_mask, "cold": cold}
-        for name in ("attention", "decoder_attention", "reconstruction_error"):
-            found[name] = found[name].reshape(*found[name].shape[:-1], *self.grid)
+        found = jax.device_get({name: outputs[name] for name in PER_FRAME})
+        found["decoder_attention"] = found.pop("masks")
+        found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
         return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})
 
 
 def _of_frame(
     model: SlotModel, features: Array, slots: Array, attention: Array, slot_mask: Array
 ) -> dict[str, Array]:
-    reconstruction, decoder_attention = model.decoder(features, slots, None, slot_mask)
-    outputs = {"slots": slots, "attention": attention, "decoder_attention": decoder_attention}
-    found = _found(outputs, features, reconstruction)
+    target = model.target({}, {"features": features[:, None]})
+    given = {"target": target[:, 0].astype(model.dtype)}
+    prediction, masks = model.decoder(slots, slot_mask, given, None)
+    attention = attention.reshape(*attention.shape[:2], *model.encoder.grid)
+    outputs = {"slots": slots, "attention": attention, "masks": masks}
+    found = _found(outputs, prediction, target[:, 0])
     return {name: x[:, None] for name, x in found.items()}
 
 
-def _found(
-    outputs: Mapping[str, Array], features: Array, reconstruction: Array
-) -> dict[str, Array]:
-    reconstruction, features = (x.astype(jnp.float32) for x in (reconstruction, features))
-    error = jnp.square(reconstruction - features).mean(-1)
+def _found(outputs: Mapping[str, Array], prediction: Array, target: Array) -> dict[str, Array]:
+    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
     found = {name: outputs[name].astype(jnp.float32) for name in PER_FRAME[:3]}
-    return {**found, "reconstruction_error": error}
+    h, w = found["attention"].shape[-2:]
+    return {**found, "reconstruction_error": error.reshape(*error.shape[:-1], h, w)}
 
 
 def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.ndarray, "B k 4"]:

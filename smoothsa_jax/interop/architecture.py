@@ -19,12 +19,12 @@ _SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """One of our backbones.
+    """One of our encoders.
 
     Attributes:
-        name: its `model.backbone.name`.
-        settings: names in transformers -> our names in `model.backbone`.
-        fixed: values for which our backbone has no setting.
+        name: its `model.encoder.name`.
+        settings: names in transformers -> our names in `model.encoder`.
+        fixed: values for which our encoder has no setting.
         defaults: our defaults.
     """
 
@@ -93,7 +93,7 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
 
     Args:
         found: the result of `read_architecture`.
-        backbone: the config's `model.backbone`.
+        backbone: the config's `model.encoder`.
         what: the origin of the weights, for error messages.
 
     Raises:
@@ -104,8 +104,8 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     if name != kind.name:
         raise UserError(
             f"{what} describes a {found['model_type']!r}, which does not match "
-            f"model.backbone.name={name!r}; set --config.model.backbone.name={kind.name}, or "
-            "choose other weights"
+            f"model.encoder.name={name!r}; set --config.model.encoder.name={kind.name}, or choose "
+            "other weights"
         )
     fixed = dict(kind.fixed)
     if kind is _DINOV3:
@@ -118,9 +118,9 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     wanted = {**kind.defaults, **backbone}
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
-        advice = " ".join(f"--config.model.backbone.{key}={value}" for key, value in differ.items())
+        advice = " ".join(f"--config.model.encoder.{key}={value}" for key, value in differ.items())
         raise UserError(
-            f"{what} has {_pairs(differ)}; model.backbone has "
+            f"{what} has {_pairs(differ)}; model.encoder has "
             f"{_pairs({key: wanted.get(key) for key in differ})}; set {advice}, or choose other "
             "weights"
         )

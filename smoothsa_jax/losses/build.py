@@ -1,53 +1,98 @@
-"""The weighted sum of loss terms that a config chooses."""
+"""The loss terms that a config chooses, and their weighted sum."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.losses.reconstruction import reconstruction_loss
-from smoothsa_jax.losses.slots import distillation_loss, slot_contrast_loss
+from smoothsa_jax.losses.recognition import Box, Category
+from smoothsa_jax.losses.reconstruction import Reconstruction
+from smoothsa_jax.losses.slots import Distillation, SlotContrast
+from smoothsa_jax.models.interfaces import Loss, Scheduled
+from smoothsa_jax.parts import make, scheduled_settings
 
-# What the terms read of the model's outputs, beside the features.
-LOSS_INPUTS = ("reconstruction", "slots", "warm_queries")
-# name of the term -> (outputs of the model, slot mask) -> scalar
-TERMS: dict[str, Callable] = {
-    "reconstruction": lambda outputs, mask: reconstruction_loss(
-        outputs["reconstruction"], outputs["features"]
-    ),
-    "distillation": lambda outputs, mask: distillation_loss(
-        outputs["warm_queries"], outputs["slots"][:, 0], mask
-    ),
-    "slot_contrast": lambda outputs, mask: slot_contrast_loss(outputs["slots"], mask),
+LOSSES: dict[str, Callable] = {
+    "reconstruction": Reconstruction,
+    "distillation": Distillation,
+    "slot_contrast": SlotContrast,
+    "category": Category,
+    "box": Box,
 }
 
 
-def active_terms(weights: Mapping[str, float], warmer: bool, num_frames: int) -> dict[str, float]:
-    """The terms that are computed: those of a weight above 0, without distillation where there is no warmer.
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """The terms of a config.
+
+    Attributes:
+        terms: name -> term, in alphabetical order.
+        schedules: name -> {"weight": a number or a schedule, ...}.
+    """
+
+    terms: dict[str, Loss]
+    schedules: dict[str, dict[str, Any]]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The outputs that the terms need."""
+        return frozenset(name for term in self.terms.values() for name in term.reads)
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> dict[str, Float[Array, ""]]:
+        """Return each term times its weight.
+
+        Args:
+            outputs: of the model and of the frozen models, by name.
+            batch: the samples.
+            scheduled: the step's values of `schedules`.
+
+        Raises:
+            UserError: an output is missing that a term needs.
+        """
+        found = {}
+        for name, term in self.terms.items():
+            missing = [key for key in term.reads if key not in outputs and key != "slot_mask"]
+            if missing:
+                raise UserError(
+                    f"losses.{name} needs {missing[0]}, which this model does not give; remove "
+                    f"losses.{name}, or set --config.losses.{name}.weight=0"
+                )
+            values = scheduled[name]
+            found[name] = values["weight"] * term(outputs, batch, values)
+        return found
+
+
+def build_losses(config: Mapping[str, Any]) -> Losses:
+    """Make the terms of a config's `losses`; one of weight 0 is not computed.
+
+    Each entry has a `weight`, the term's settings, and a `name` where it differs from the entry's,
+    such as the name of a class of your own.
 
     Raises:
-        UserError: an unknown term, no term left, or slot contrast on clips of one frame.
+        UserError: an unknown term, a setting that it does not take, or no term at all.
     """
-    unknown = sorted(set(weights) - set(TERMS))
-    if unknown:
+    terms, schedules = {}, {}
+    for name in sorted(config):
+        settings = {"name": name, **dict(config[name])}
+        if "weight" not in settings:
+            raise UserError(f"losses.{name} has no weight: add losses.{name}.weight")
+        weight = settings.pop("weight")
+        path = f"losses.{name}"
+        if isinstance(weight, int | float) and weight < 0:
+            raise UserError(
+                f"{path}.weight is {weight!r}; expected a number of at least 0; mend "
+                f"--config.{path}.weight"
+            )
+        term = make(path, settings, LOSSES)
+        if isinstance(weight, int | float) and weight == 0:
+            continue
+        terms[name] = term
+        schedules[name] = {"weight": weight, **scheduled_settings(path, settings, LOSSES)}
+    if not terms:
         raise UserError(
-            f"loss.{unknown[0]} is no loss term: expected {', '.join(sorted(TERMS))}; remove or rename it"
+            "all loss weights are 0: set losses.reconstruction.weight or another one above 0"
         )
-    active = {name: weight for name, weight in sorted(weights.items()) if weight}
-    if not warmer:
-        active.pop("distillation", None)
-    if not active:
-        raise UserError("all loss weights are 0: set loss.reconstruction or another one above 0")
-    if "slot_contrast" in active and num_frames < 2:
-        raise UserError(
-            f"loss.slot_contrast is {active['slot_contrast']}, but clips have 1 frame and it compares two: "
-            "set data.num_frames to at least 2, or loss.slot_contrast to 0"
-        )
-    return active
-
-
-def weighted_losses(
-    outputs: Mapping[str, Array], slot_mask: Bool[Array, "B N"] | None, weights: Mapping[str, float]
-) -> dict[str, Float[Array, ""]]:
-    """Each term times its weight."""
-    return {name: weight * TERMS[name](outputs, slot_mask) for name, weight in weights.items()}
+    return Losses(terms, schedules)

@@ -1,8 +1,52 @@
-"""The loss terms (method sections 1.4 and 2.2). Masked slots count in none of them."""
+"""Losses of slots and queries. Masked slots count in none of them."""
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.interfaces import Scheduled
+
+
+class Distillation:
+    """The warm queries should be the first frame's slots (SmoothSA; docs/design.md, section 1.4)."""
+
+    reads = ("warm_queries", "slots", "slot_mask")
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        return distillation_loss(
+            outputs["warm_queries"], outputs["slots"][:, 0], outputs.get("slot_mask")
+        )
+
+
+class SlotContrast:
+    """Each slot should resemble itself one frame earlier more than any other slot of the batch
+    (RandSF.Q and SlotContrast; docs/design.md, section 2.2).
+
+    Args:
+        temperature: of the softmax; 0.1 in the paper.
+    """
+
+    reads = ("slots", "slot_mask")
+
+    def __init__(self, *, temperature: float):
+        self.temperature = temperature
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        if outputs["slots"].shape[1] < 2:
+            raise UserError(
+                "losses.slot_contrast compares two frames, but clips have 1: set data.num_frames "
+                "to at least 2, or --config.losses.slot_contrast.weight=0"
+            )
+        return slot_contrast_loss(outputs["slots"], outputs.get("slot_mask"), self.temperature)
 
 
 def distillation_loss(
@@ -10,7 +54,7 @@ def distillation_loss(
     slots: Float[Array, "B N D"],
     slot_mask: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean squared error of the warm queries to the first frame's slots, a constant target."""
+    """Return the mean squared error of the queries to the slots, a constant target."""
     error = jnp.mean((warm_queries - jax.lax.stop_gradient(slots)) ** 2, axis=-1)
     return error.mean() if slot_mask is None else error.mean(where=slot_mask)
 
@@ -20,14 +64,14 @@ def slot_contrast_loss(
     slot_mask: Bool[Array, "B N"] | None = None,
     temperature: float = 0.1,
 ) -> Float[Array, ""]:
-    """Each slot should resemble itself one frame earlier more than any other slot of the batch does.
+    """Return the contrast of slots between consecutive frames.
 
-    For each pair of consecutive frames: cosine similarities of all B N slots, over the temperature; cross-entropy
-    towards the identity with the softmax over the earlier frame's slots. Mean over pairs and later slots. Gradient
-    flows through both frames.
+    For each pair of frames: cosine similarities of all B N slots, over the temperature;
+    cross-entropy towards the identity with the softmax over the earlier frame's slots. Mean over
+    pairs and later slots. Gradient flows through both frames.
     """
     batch, num_frames, num_slots, _ = slots.shape
-    # The norm is floored at 1e-12, inside the root: the root's own gradient at 0 would be infinite.
+    # The norm is floored at 1e-12, inside the root: the root's own gradient at 0 is infinite.
     square = jnp.sum(slots**2, axis=-1, keepdims=True)
     unit = slots / jnp.sqrt(jnp.maximum(square, 1e-24))
     unit = unit.swapaxes(0, 1).reshape(num_frames, batch * num_slots, -1)

@@ -1,7 +1,5 @@
-"""Makes a model's parts from a config: each part is a name and that name's own settings."""
+"""The tables of parts, and models made from a config."""
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,158 +13,153 @@ from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.vit import ViT
-from smoothsa_jax.models.initializers import BoxSampler, GaussianSampler, Initializer, Warmer
+from smoothsa_jax.models.heads import RecognitionHead
+from smoothsa_jax.models.initializers import Boxes, Gaussian, Warmed
 from smoothsa_jax.models.slot_model import Projection, SlotModel
-from smoothsa_jax.models.transitions import Transition
+from smoothsa_jax.models.targets import Features
+from smoothsa_jax.models.transitions import RandSFQ
+from smoothsa_jax.parts import choose, make, scheduled_settings
 
-BACKBONES: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
-PRETRAINED = ("vit", "dinov3")  # the backbones that have `weights`
-SAMPLERS: dict[str, Callable] = {"gaussian": GaussianSampler, "boxes": BoxSampler}
+# A new part is one line here, and the property tests of all parts of its kind run on it.
+ENCODERS: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
 PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
-SLOT_ATTENTIONS: dict[str, Callable] = {"slot_attention": SlotAttention}
-TRANSITIONS: dict[str, Callable | None] = {"randsfq": Transition, "none": None}
+INITIALIZERS: dict[str, Callable] = {"gaussian": Gaussian, "boxes": Boxes, "warmed": Warmed}
+AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention}
+TRANSITIONS: dict[str, Callable | None] = {"randsfq": RandSFQ, "none": None}
 DECODERS: dict[str, Callable] = {"random_ar": RandomARDecoder, "mlp_mixture": MLPMixtureDecoder}
+TARGETS: dict[str, Callable] = {"features": Features}
 PARTS = {
-    "backbone": BACKBONES,
+    "encoder": ENCODERS,
     "projection": PROJECTIONS,
-    "initializer": SAMPLERS,
-    "slot_attention": SLOT_ATTENTIONS,
+    "initializer": INITIALIZERS,
+    "aggregator": AGGREGATORS,
     "transition": TRANSITIONS,
     "decoder": DECODERS,
+    "target": TARGETS,
 }
-
-INITIALIZER_KEYS = (
-    "name",
-    "warmer",
-    "num_heads",
-    "cold_log_std",
-    "query_log_std",
-    "detach_until",
-    "straight_through",
-)
+HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
+SIZES = ("num_slots", "slot_size")
 
 
-def choose(part: str, name: str) -> Callable | None:
-    """The class of that name, or a UserError that lists the names there are."""
-    choices = PARTS[part]
-    if name not in choices:
-        raise UserError(
-            f"model.{part}.name={name!r} is unknown: expected one of {', '.join(sorted(choices))}"
-            f"{did_you_mean(name, choices)}"
-        )
-    return choices[name]
-
-
-def make(
-    part: str, config: Mapping[str, Any], *args: Any, hidden: tuple[str, ...] = (), **given: Any
-):
-    """An object of the class that `config.name` chooses, made with its other keys; None where the choice is none.
-
-    Raises:
-        UserError: an unknown name, a key that the class does not take, or one that it lacks.
-    """
-    chosen = choose(part, config["name"])
-    if chosen is None:
-        return None
-    settings = {k: v for k, v in config.items() if k not in ("name", *hidden)}
-    parameters = inspect.signature(chosen.__init__).parameters
-    what = f"model.{part}.name={config['name']!r}"
-    for key in settings:
-        if key not in parameters:
-            choices = ", ".join(
-                name
-                for name, p in parameters.items()
-                if p.kind == p.KEYWORD_ONLY and name not in given
-            )
-            raise UserError(
-                f"model.{part}.{key} is no option of {what}: expected among {choices}; remove it"
-            )
-    for key, parameter in parameters.items():
-        needed = parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-        if needed and key not in settings and key not in given:
-            raise UserError(f"{what} needs model.{part}.{key}: add it to the config file")
-    return chosen(*args, **settings, **given)
-
-
-def build_model(config: ConfigDict, image_size: tuple[int, int], seed: int) -> SlotModel:
-    """A freshly initialised model. A backbone that takes weights from elsewhere has shapes in place of its arrays.
+def build_slot_model(
+    config: ConfigDict,
+    image_size: tuple[int, int],
+    seed: int,
+    part_seeds: Mapping[str, int] | None = None,
+    shapes: frozenset[str] = frozenset(),
+) -> SlotModel:
+    """Make a freshly initialized model.
 
     Args:
         config: the `model` part of a config.
-        image_size: H, W of the frames.
-        seed: of the initial values. The backbone's own random values depend on `config.backbone.seed` alone, so that
-            runs of several seeds share their features.
+        image_size: (H, W) of the frames.
+        seed: of the initial values.
+        part_seeds: parts whose values have a seed of their own, so that runs of several seeds
+            share them.
+        shapes: parts that get shapes in place of arrays, as their arrays come from elsewhere.
 
     Raises:
-        UserError: an unknown name, or an image that does not fit the patch.
+        UserError: an unknown name or setting, or values that do not fit together.
     """
-    make_backbone = functools.partial(_build_backbone, config.backbone, image_size)
-    # Untrained values that nobody asked for would train, and find nothing.
-    pretrained = takes_weights(config.backbone)
-    return _around(nnx.eval_shape(make_backbone) if pretrained else make_backbone(), config, seed)
+    _check_keys(config)
+    num_slots, slot_size = (_whole(config, key) for key in SIZES)
+    rngs, own = nnx.Rngs(seed), dict(part_seeds or {})
 
+    def part(name: str, *sizes: Any) -> Any:
+        def build(rngs: nnx.Rngs) -> Any:
+            return make(f"model.{name}", config[name], PARTS[name], *sizes, rngs=rngs)
 
-def build_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel:
-    """The same model with shapes in place of all arrays; nothing is computed."""
-    return nnx.eval_shape(
-        lambda: _around(_build_backbone(config.backbone, image_size), config, seed=0)
-    )
+        if name in shapes:
+            return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        return build(nnx.Rngs(own[name]) if name in own else rngs)
 
-
-def takes_weights(backbone: Mapping[str, Any]) -> bool:
-    """Whether the config's `model.backbone` is one whose arrays have to come from elsewhere."""
-    return backbone["name"] in PRETRAINED and backbone.get("weights") != "random"
-
-
-def _build_backbone(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Module:
-    rngs = nnx.Rngs(config.seed)
-    return make("backbone", config, image_size, hidden=("seed", "weights"), rngs=rngs)
-
-
-def _around(backbone: nnx.Module, config: ConfigDict, seed: int) -> SlotModel:
-    rngs = nnx.Rngs(seed)
-    width, slot_size = backbone.feature_size, config.slot_attention.slot_size
-    initializer = _build_initializer(config.initializer, width, slot_size, rngs)
-    transition = make("transition", config.transition, width, slot_size, rngs=rngs)
-    decoder = make("decoder", config.decoder, backbone.grid, width, slot_size, rngs=rngs)
+    # The order fixes which values a seed gives.
+    encoder = part("encoder", image_size)
+    target = part("target", encoder, image_size)
+    width = choose_width(config, encoder.width)
+    initializer = part("initializer", width, slot_size, num_slots)
+    transition = part("transition", width, slot_size)
+    decoder = part("decoder", encoder.grid, target.width, slot_size)
+    projection = part("projection", encoder.width)
+    aggregator = part("aggregator", width, slot_size)
     return SlotModel(
-        backbone,
-        make("projection", config.projection, width, rngs=rngs),
+        encoder,
+        projection,
         initializer,
-        make(
-            "slot_attention",
-            config.slot_attention,
-            width,
-            slot_size,
-            hidden=("num_slots", "slot_size", "first_iterations", "later_iterations"),
-            rngs=rngs,
-        ),
+        aggregator,
         transition,
         decoder,
-        first_iterations=config.slot_attention.first_iterations,
-        later_iterations=config.slot_attention.later_iterations,
+        target,
+        num_slots=num_slots,
+        slot_size=slot_size,
     )
 
 
-def _build_initializer(
-    config: ConfigDict, feature_size: int, slot_size: int, rngs: nnx.Rngs
-) -> Initializer:
+def choose_width(config: ConfigDict, width: int) -> int:
+    """Return the width of the tokens that the projection makes of features of that width."""
+    build = lambda: make(  # noqa: E731
+        "model.projection", config.projection, PROJECTIONS, width, rngs=nnx.Rngs(0)
+    )
+    return nnx.eval_shape(build).width
+
+
+def slot_model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel:
+    """Make the same model with shapes in place of all arrays; nothing is computed."""
+    return nnx.eval_shape(lambda: build_slot_model(config, image_size, seed=0))
+
+
+def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
+    """Make a head on slots of width `slot_size`, from the `model` part of a config."""
+    return make("model", config, HEADS, slot_size, rngs=nnx.Rngs(seed))
+
+
+def part_schedules(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Return the settings of each part that change with the step."""
+    found = {
+        name: scheduled_settings(f"model.{name}", config[name], table)
+        for name, table in PARTS.items()
+        if name in config
+    }
+    return {name: settings for name, settings in found.items() if settings}
+
+
+def starts_from_boxes(config: ConfigDict) -> bool:
+    """Tell whether a slot model's initializer needs a box for each slot."""
+    return choose("model.initializer", cold_start(config), INITIALIZERS).starts_from_boxes
+
+
+def cold_start(config: ConfigDict) -> str:
+    """Return the name of a slot model's initializer, inside what wraps it."""
+    initializer = config.initializer
+    while "cold" in initializer:
+        initializer = initializer.cold
+    return initializer.name
+
+
+def has_transition(config: ConfigDict) -> bool:
+    """Tell whether a slot model takes slots from one frame to the next."""
+    transition = config.transition
+    return choose("model.transition", transition.name, TRANSITIONS) is not None
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    known = (*PARTS, *SIZES)
     for key in config:
-        if key not in INITIALIZER_KEYS:
+        if key not in known:
             raise UserError(
-                f"model.initializer.{key} is no option: expected among {', '.join(INITIALIZER_KEYS)}"
-                f"{did_you_mean(key, INITIALIZER_KEYS)}; remove it"
+                f"model.{key} is no part of a model: expected {', '.join(known)}"
+                f"{did_you_mean(key, known)}; remove or rename it"
             )
-    sampler = choose("initializer", config.name)(
-        slot_size, config.get("cold_log_std", 0.0), rngs=rngs
-    )
-    warmer = None
-    if config.warmer:
-        warmer = Warmer(feature_size, slot_size, config.num_heads, rngs=rngs)
-    return Initializer(
-        sampler,
-        warmer,
-        slot_size,
-        config.get("query_log_std", 0.0),
-        config.get("straight_through", False),
-    )
+    for key in known:
+        if key not in config:
+            raise UserError(f"the config has no model.{key}; add it to the config file")
+
+
+def _whole(config: Mapping[str, Any], key: str) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(
+            f"model.{key} is {value!r}; expected a whole number of at least 1; set "
+            f"--config.model.{key}=1 or more"
+        )
+    return value

@@ -1,40 +1,62 @@
-"""The head that tells category and box from a slot (method section 6, "Recognition")."""
+"""Heads that are trained on the slots of a frozen model."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.models.layers.basic import MLP
-
-DROPOUT_RATE = 0.1
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.layers.basic import MLP, gelu
 
 
 class RecognitionHead(nnx.Module):
-    """Linear D -> 2D, GELU, dropout, Linear 2D -> classes + 4, on every slot alone; the box is a plain linear output.
+    """Linear D -> 2D, GELU, dropout, Linear 2D -> classes + 4, on every slot alone; the box is a
+    plain linear output (SmoothSA's recognition experiment; docs/design.md, section 6).
 
     Args:
         slot_size: D.
         num_classes: categories are 0 .. num_classes - 1.
-        dropout_rate: behind the GELU, in training.
+        dropout_rate: after the GELU, in training.
     """
 
-    def __init__(
-        self,
-        slot_size: int,
-        num_classes: int,
-        dropout_rate: float = DROPOUT_RATE,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, slot_size: int, *, num_classes: int, dropout_rate: float, rngs: nnx.Rngs):
+        if num_classes < 1:
+            raise UserError(
+                f"model.num_classes is {num_classes}; expected a whole number of at least 1; "
+                "set --config.model.num_classes=1 or more"
+            )
+        if not 0.0 <= dropout_rate < 1.0:
+            raise UserError(
+                f"model.dropout_rate is {dropout_rate}; expected a number of at least 0 and below "
+                "1; mend --config.model.dropout_rate"
+            )
+        self.slot_size = slot_size
         self.mlp = MLP((slot_size, 2 * slot_size, num_classes + 4), rngs=rngs)
         self.num_classes = num_classes
         self.dropout_rate = dropout_rate
 
     def __call__(
-        self, slots: Float[Array, "... D"], key: jax.Array | None = None
+        self, slots: Float[Array, "... D"], draws: Bool[Array, "... 2D"] | None = None
     ) -> tuple[Float[Array, "... classes"], Float[Array, "... 4"]]:
-        """Logits, and boxes: normalised left, top, right, bottom. Dropout is off without a key."""
-        slots = slots.astype(self.mlp.hidden.kernel.dtype)
-        out = self.mlp(slots, self.dropout_rate, key).astype(jnp.float32)
+        """Return logits, and boxes: normalized left, top, right, bottom.
+
+        Args:
+            draws: the hidden units that dropout keeps; None: dropout is off.
+        """
+        mlp = self.mlp
+        hidden = gelu(mlp.hidden(slots.astype(mlp.hidden.kernel.dtype)), mlp.hidden.backend)
+        if draws is not None:
+            hidden = jnp.where(draws, hidden / (1.0 - self.dropout_rate), 0.0)
+        out = mlp.out(hidden).astype(jnp.float32)
         return out[..., : self.num_classes], out[..., self.num_classes :]
+
+    def draw(
+        self, keys: Sequence[Array], sizes: Sizes, training: bool
+    ) -> Bool[Array, "B T N 2D"] | None:
+        if not training or self.dropout_rate == 0.0:
+            return None
+        shape = (sizes.batch, sizes.frames, sizes.slots, 2 * self.slot_size)
+        return jax.random.bernoulli(keys[0], 1.0 - self.dropout_rate, shape)

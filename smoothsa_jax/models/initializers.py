@@ -1,4 +1,6 @@
-"""Where the first frame's queries come from: cold-start samples, and the warmer (method section 1.2)."""
+"""Where the first frame's queries come from: cold-start samples, and SmoothSA's warmer around them."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -6,62 +8,111 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.interfaces import Initializer, Scheduled, Sizes
 from smoothsa_jax.models.layers.attention import MultiHeadAttention
 from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear
 
+Queries = tuple[Float[Array, "B N D"], dict[str, Array]]
+
 
 def scaled(noise: Float[Array, "B N D"], log_std: nnx.Param) -> Float[Array, "B N D"]:
-    """Standard normal noise times a learned scale, in the dtype of the weights."""
+    """Return standard normal noise times a learned scale, in the dtype of the weights."""
     return jnp.exp(log_std[...]) * noise.astype(log_std.dtype)
 
 
-class GaussianSampler(nnx.Module):
-    """Every slot is a draw from one learned Gaussian, at evaluation too."""
+class Gaussian(nnx.Module):
+    """Every slot is a draw from one learned Gaussian, at evaluation too.
 
-    def __init__(self, slot_size: int, log_std: float, *, rngs: nnx.Rngs):
-        del rngs
+    Args:
+        width: C, of the tokens; unused.
+        slot_size: D.
+        num_slots: N; unused, any number of slots can be drawn.
+        log_std: start of the learned logarithmic scale.
+    """
+
+    starts_from_boxes = False
+
+    def __init__(
+        self, width: int, slot_size: int, num_slots: int, *, log_std: float, rngs: nnx.Rngs
+    ):
+        del width, num_slots, rngs
+        self.slot_size = slot_size
         self.mean = nnx.Param(jnp.zeros((1, 1, slot_size)))
         self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
 
     def __call__(
-        self, noise: Float[Array, "B N D"], boxes: Float[Array, "B N 4"] | None
-    ) -> Float[Array, "B N D"]:
-        del boxes
-        return self.mean[...] + scaled(noise, self.log_std)
+        self,
+        tokens: Float[Array, "B M C"],
+        boxes: Float[Array, "B N 4"] | None,
+        slot_mask: Bool[Array, "B N"] | None,
+        draws: Float[Array, "B N D"],
+        scheduled: Scheduled,
+    ) -> Queries:
+        del tokens, boxes, slot_mask, scheduled
+        return self.mean[...] + scaled(draws, self.log_std), {}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
+        del training
+        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size))
 
 
-class BoxSampler(nnx.Module):
-    """Embeds each object's first-frame box and adds noise of learned scale, at evaluation too.
+class Boxes(nnx.Module):
+    """Embeds each object's box in the first frame, and adds noise of learned scale, at evaluation
+    too.
 
-    Boxes are normalised left, top, right, bottom; all -1 is padding, all 0 an object absent from the frame.
+    Boxes are left, top, right, bottom, divided by width and height; all -1 is padding, all 0 an
+    object that is absent from the frame.
+
+    Args:
+        width: C, of the tokens; unused.
+        slot_size: D.
+        num_slots: N; unused.
+        log_std: start of the learned logarithmic scale.
     """
 
-    def __init__(self, slot_size: int, log_std: float, *, rngs: nnx.Rngs):
+    starts_from_boxes = True
+
+    def __init__(
+        self, width: int, slot_size: int, num_slots: int, *, log_std: float, rngs: nnx.Rngs
+    ):
+        del width, num_slots
+        self.slot_size = slot_size
         self.mlp = MLP((4, slot_size, slot_size), rngs=rngs)
         self.norm = layer_norm(slot_size, rngs=rngs)
         self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
 
     def __call__(
-        self, noise: Float[Array, "B N D"], boxes: Float[Array, "B N 4"] | None
-    ) -> Float[Array, "B N D"]:
+        self,
+        tokens: Float[Array, "B M C"],
+        boxes: Float[Array, "B N 4"] | None,
+        slot_mask: Bool[Array, "B N"] | None,
+        draws: Float[Array, "B N D"],
+        scheduled: Scheduled,
+    ) -> Queries:
+        del tokens, slot_mask, scheduled
         if boxes is None:
             raise UserError(
-                "this model starts its slots from boxes, and the batch has none: "
-                "give `boxes` (B,T,N,4), or use a model with initializer.name='gaussian'"
+                "this model starts its slots from boxes, and the batch has none: give `boxes` "
+                "(B,T,N,4), or use a model with initializer.name='gaussian'"
             )
         boxes = boxes.astype(self.log_std.dtype)
-        return self.norm(self.mlp(boxes)) + scaled(noise, self.log_std)
+        return self.norm(self.mlp(boxes)) + scaled(draws, self.log_std), {}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
+        del training
+        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size))
 
 
 class Warmer(nnx.Module):
-    """Refines cold-start samples with the features into sample-specific, warm queries.
+    """Refines cold-start samples with the tokens into sample-specific, warm queries.
 
-    One transformer decoder layer in the order cross-attention (no LayerNorm in front), self-attention,
-    feed-forward (both with one), bias-free but for the projection of the features.
+    One transformer decoder layer in the order cross-attention (no LayerNorm in front),
+    self-attention, feed-forward (both with one), without biases but for the projection of the
+    tokens (SmoothSA; docs/design.md, section 1.2).
     """
 
-    def __init__(self, feature_size: int, slot_size: int, num_heads: int, *, rngs: nnx.Rngs):
-        self.memory = linear(feature_size, slot_size, rngs=rngs)
+    def __init__(self, width: int, slot_size: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.memory = linear(width, slot_size, rngs=rngs)
         self.cross_attention = MultiHeadAttention(slot_size, num_heads, rngs=rngs)
         self.self_attention = MultiHeadAttention(slot_size, num_heads, rngs=rngs)
         self.feed_forward = MLP((slot_size, 4 * slot_size, slot_size), bias=False, rngs=rngs)
@@ -71,68 +122,90 @@ class Warmer(nnx.Module):
     def __call__(
         self,
         samples: Float[Array, "B N D"],
-        encoded: Float[Array, "B M C"],
+        tokens: Float[Array, "B M C"],
         slot_mask: Bool[Array, "B N"] | None = None,
     ) -> Float[Array, "B N D"]:
-        memory = self.cross_attention.remember(self.memory(encoded))
+        memory = self.cross_attention.remember(self.memory(tokens))
         x = samples + self.cross_attention(samples, memory)
         normed = self.norm_self(x)
         x = x + self.self_attention(normed, key_mask=slot_mask)
         return x + self.feed_forward(self.norm_feed_forward(x))
 
 
-class Initializer(nnx.Module):
-    """A cold-start sampler, and on top of it a warmer or none.
+class Warmed(nnx.Module):
+    """A warmer around any other initializer.
 
-    With a warmer, slot attention receives the warm queries behind a stop-gradient: the warmer learns from
-    the distillation loss alone. In training noise of a learned scale is added to them.
-    Without one, the samples are the queries, and gradient flows.
+    The aggregator gets the warm queries behind a stop-gradient: the warmer learns from the
+    distillation loss alone. In training, noise of a learned scale is added to them.
 
     Args:
-        log_std: start of the learned scale of that noise; 0 in the paper.
-        straight_through: not in the paper: the distillation stops at the samples, and gradient of the reconstruction
-            reaches them as if the warmer were the identity.
+        width: C, of the tokens.
+        slot_size: D.
+        num_slots: N; unused.
+        cold: the initializer of the cold-start samples.
+        num_heads: of the warmer.
+        log_std: start of the learned logarithmic scale of the noise; 0 in the paper.
+        straight_through: not in the paper: the distillation stops at the samples, and gradient of
+            the reconstruction reaches them as if the warmer were the identity.
+
+    Scheduled:
+        detach: whether the tokens enter the warmer behind a stop-gradient: 1 yes, 0 no.
     """
+
+    scheduled = ("detach",)
 
     def __init__(
         self,
-        sampler: nnx.Module,
-        warmer: Warmer | None,
+        width: int,
         slot_size: int,
-        log_std: float = 0.0,
+        num_slots: int,
+        *,
+        cold: Initializer,
+        num_heads: int,
+        log_std: float,
         straight_through: bool = False,
+        rngs: nnx.Rngs,
     ):
-        self.sampler = sampler
-        self.warmer = warmer
+        del num_slots
+        if slot_size % num_heads:
+            raise UserError(
+                f"model.initializer.num_heads is {num_heads}, which does not divide "
+                f"model.slot_size {slot_size}; choose a divisor"
+            )
+        self.slot_size = slot_size
+        self.cold = cold
+        self.warmer = Warmer(width, slot_size, num_heads, rngs=rngs)
         self.straight_through = straight_through
-        if warmer is not None:
-            self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
+        self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
+
+    @property
+    def starts_from_boxes(self) -> bool:
+        return self.cold.starts_from_boxes
 
     def __call__(
         self,
-        encoded: Float[Array, "B M C"],
-        cold_noise: Float[Array, "B N D"],
-        query_noise: Float[Array, "B N D"] | None,
+        tokens: Float[Array, "B M C"],
         boxes: Float[Array, "B N 4"] | None,
         slot_mask: Bool[Array, "B N"] | None,
-        detach: bool | Bool[Array, ""],
-    ) -> tuple[Float[Array, "B N D"] | None, Float[Array, "B N D"]]:
-        """Returns the warm queries (None without a warmer) and the queries for slot attention.
-
-        Args:
-            query_noise: standard normal; None at evaluation.
-            detach: whether the features enter the warmer behind a stop-gradient.
-        """
-        samples = self.sampler(cold_noise, boxes)
-        if self.warmer is None:
-            return None, samples
-        encoded = jnp.where(detach, jax.lax.stop_gradient(encoded), encoded)
+        draws: dict[str, Array],
+        scheduled: Scheduled,
+    ) -> Queries:
+        """Return the queries; the extras are `warm_queries` and `cold_queries` (B,N,D)."""
+        samples, _ = self.cold(tokens, boxes, slot_mask, draws["cold"], scheduled)
+        # A stop-gradient changes gradients alone: at evaluation nothing is scheduled.
+        if "detach" in scheduled:
+            tokens = jnp.where(scheduled["detach"] > 0, jax.lax.stop_gradient(tokens), tokens)
         if self.straight_through:
-            warm_queries = self.warmer(jax.lax.stop_gradient(samples), encoded, slot_mask)
+            warm_queries = self.warmer(jax.lax.stop_gradient(samples), tokens, slot_mask)
             queries = samples + jax.lax.stop_gradient(warm_queries - samples)
         else:
-            warm_queries = self.warmer(samples, encoded, slot_mask)
+            warm_queries = self.warmer(samples, tokens, slot_mask)
             queries = jax.lax.stop_gradient(warm_queries)
-        if query_noise is not None:
-            queries = queries + scaled(query_noise, self.log_std)
-        return warm_queries, queries
+        if draws["noise"] is not None:
+            queries = queries + scaled(draws["noise"], self.log_std)
+        return queries, {"warm_queries": warm_queries, "cold_queries": samples}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
+        shape = (sizes.batch, sizes.slots, self.slot_size)
+        noise = jax.random.normal(keys[1], shape) if training else None
+        return {"cold": self.cold.draw(keys, sizes, training), "noise": noise}

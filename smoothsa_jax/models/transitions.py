@@ -1,29 +1,38 @@
-"""From the slots of past frames to the next frame's queries (method section 2.1, from RandSF.Q)."""
+"""From the slots of past frames to the next frame's queries."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import KeysValues
-from smoothsa_jax.models.layers.basic import linear
+from smoothsa_jax.models.layers.basic import linear, split_key
 from smoothsa_jax.models.layers.transformer import PostNormLayer
 
 
-class Transition(nnx.Module):
-    """Slots of one past frame look at the features of one past or current frame.
+class RandSFQ(nnx.Module):
+    """The slots of one past frame look at the tokens of one past or current frame.
 
-    Which frames these are is the caller's choice, told here by time offsets: 1 and 0 at evaluation (the previous
-    slots, the current features), random in training.
+    At evaluation these are the frame before and the current one. In training the pair is drawn for
+    every sample and frame. No gradient flows into slots and tokens (RandSF.Q, arXiv 2508.01345;
+    docs/design.md, section 2.1).
 
     Args:
-        history: dt, the bound of the history; offsets are below it. At most the last `history - 1` slot frames
-            and `history` feature frames are looked at.
+        width: C, of the tokens.
+        slot_size: D.
+        history: dt, the bound of the history: at most the last `history - 1` frames of slots and
+            the last `history` frames of tokens are looked at.
+        num_heads: of the transformer layer.
+        dropout_rate: of the transformer layer, in training.
     """
 
     def __init__(
         self,
-        feature_size: int,
+        width: int,
         slot_size: int,
         *,
         num_heads: int,
@@ -31,52 +40,97 @@ class Transition(nnx.Module):
         dropout_rate: float,
         rngs: nnx.Rngs,
     ):
+        if history < 2:
+            raise UserError(
+                f"model.transition.history is {history}; expected a whole number of at least 2; "
+                "set --config.model.transition.history=2 or more"
+            )
+        if not 0.0 <= dropout_rate < 1.0:
+            raise UserError(
+                f"model.transition.dropout_rate is {dropout_rate}; expected a number of at least 0 "
+                "and below 1; mend --config.model.transition.dropout_rate"
+            )
+        if slot_size % num_heads:
+            raise UserError(
+                f"model.transition.num_heads is {num_heads}, which does not divide model.slot_size "
+                f"{slot_size}; choose a divisor"
+            )
         self.history = history
         self.offset_embedding = nnx.Param(jax.random.normal(rngs.params(), (history, slot_size)))
-        self.memory = linear(feature_size, slot_size, zero_bias=True, rngs=rngs)
+        self.memory = linear(width, slot_size, zero_bias=True, rngs=rngs)
         self.layer = PostNormLayer(slot_size, num_heads, dropout_rate, rngs=rngs)
+
+    def prepare(
+        self, tokens: Float[Array, "B T M C"], draws: dict[str, Array] | None
+    ) -> tuple[KeysValues, Int[Array, "B T-1"], Key[Array, "B T-1"] | None]:
+        """Return keys and values of what each later frame looks at, how old its slots are, and the
+        keys of its dropout."""
+        batch, later = tokens.shape[0], tokens.shape[1] - 1
+        if draws is None:  # always the previous slots and the current tokens
+            slot_offset = jnp.ones((batch, later), jnp.int32)
+            feature_offset = jnp.zeros((batch, later), jnp.int32)
+            dropout_keys = None
+        else:
+            slot_offset, feature_offset = draws["slot_offset"], draws["feature_offset"]
+            dropout_keys = draws["dropout"]
+            if dropout_keys is not None:
+                dropout_keys = split_key(dropout_keys, later).swapaxes(0, 1)
+        frame = jnp.arange(1, later + 1)[None, :] - feature_offset
+        looked_at = jnp.take_along_axis(tokens, frame[:, :, None, None], axis=1)
+        return self.remember(looked_at, feature_offset), slot_offset, dropout_keys
+
+    def start(
+        self, slots: Float[Array, "B N D"], draws: dict[str, Array] | None
+    ) -> Float[Array, "S B N D"]:
+        """Return the slots of earlier frames, newest first: none at evaluation."""
+        length = 0 if draws is None else self.history - 2
+        return jnp.broadcast_to(slots, (length, *slots.shape))
 
     def __call__(
         self,
         slots: Float[Array, "B N D"],
-        encoded: Float[Array, "B M C"],
-        slot_offset: Int[Array, "B"],
-        feature_offset: Int[Array, "B"],
+        memory: Float[Array, "S B N D"],
+        prepared: tuple[KeysValues, Int[Array, "B"], Key[Array, "B"] | None],
         slot_mask: Bool[Array, "B N"] | None = None,
-        dropout_key: Array | None = None,
-    ) -> Float[Array, "B N D"]:
-        """Returns the queries. No gradient flows into `slots` and `encoded`."""
-        memory = self.remember(encoded, feature_offset)
-        return self.look(slots, memory, slot_offset, slot_mask, dropout_key)
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "S B N D"]]:
+        features, slot_offset, dropout_key = prepared
+        past = jnp.concatenate([slots[None], memory])
+        chosen = past[slot_offset - 1, jnp.arange(past.shape[1])]
+        queries = self.look(chosen, features, slot_offset, slot_mask, dropout_key)
+        return queries, past[:-1]
 
     def remember(
-        self, encoded: Float[Array, "*batch M C"], feature_offset: Int[Array, "*batch"]
+        self, tokens: Float[Array, "*batch M C"], feature_offset: Int[Array, "*batch"]
     ) -> KeysValues:
-        """Keys and values (*batch, M, D) of the features: of all frames of a clip at once."""
-        memory = self.memory(jax.lax.stop_gradient(encoded)) + self._embed(feature_offset)
+        """Return keys and values (*batch, M, D) of tokens that are `feature_offset` frames old."""
+        memory = self.memory(jax.lax.stop_gradient(tokens)) + self._embed(feature_offset)
         return self.layer.cross_attention.remember(memory)
 
     def look(
         self,
         slots: Float[Array, "B N D"],
-        memory: KeysValues,
+        features: KeysValues,
         slot_offset: Int[Array, "B"],
         slot_mask: Bool[Array, "B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B N D"]:
-        """As a call, on what `remember` gives of one frame of each sample."""
+        """Return the queries from slots that are `slot_offset` frames old."""
         slots = jax.lax.stop_gradient(slots) + self._embed(slot_offset)
-        return self.layer(slots, memory, mask=slot_mask, dropout_key=dropout_key)
+        return self.layer(slots, features, mask=slot_mask, dropout_key=dropout_key)
 
     def _embed(self, offset):
         return self.offset_embedding[...][offset][..., None, :]
 
-
-def push(history: Float[Array, "S B N D"], slots: Float[Array, "B N D"]) -> Array:
-    """Puts the newest slots in front of the history and forgets the oldest."""
-    return jnp.concatenate([slots[None], history[:-1]])
-
-
-def recall(history: Float[Array, "S B N D"], offset: Int[Array, "B"]) -> Float[Array, "B N D"]:
-    """The slots `offset` frames ago (1 = the newest), for each sample its own."""
-    return history[offset - 1, jnp.arange(history.shape[1])]
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array] | None:
+        """Draw which frames are looked at: slots 1 .. i frames ago for frame i, tokens 0 .. i-1."""
+        if not training:
+            return None
+        slot, feature, dropout = keys
+        # Frame t (counted from 0) looks back on at most t, and at most dt - 1 frames of slots.
+        available = jnp.minimum(jnp.arange(1, sizes.frames), self.history - 1)
+        offsets = (sizes.batch, sizes.frames - 1)
+        return {
+            "slot_offset": jax.random.randint(slot, offsets, 1, available + 1),
+            "feature_offset": jax.random.randint(feature, offsets, 0, available),
+            "dropout": jax.random.split(dropout, sizes.batch),
+        }

@@ -8,14 +8,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.read import BrokenCheckpoint, Checkpoint, read_checkpoint, steps_found
-from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import contact_sheet
-from smoothsa_jax.evaluation.predictions import Batch, scored
 from smoothsa_jax.evaluation.scores import TITLES, headline, leading_metric, scores_rows
+from smoothsa_jax.evaluation.split import Batch, scored
 from smoothsa_jax.files import atomic_file
-from smoothsa_jax.models.build import build_model
-from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.build import cold_start
+from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.report import figures
 from smoothsa_jax.report.clips import WARM, Clip, Observer, clips
 from smoothsa_jax.report.curves import Curve, curves
@@ -23,8 +22,8 @@ from smoothsa_jax.report.page import Picture, Section, page
 from smoothsa_jax.report.ranking import Ranking, descending, rank
 from smoothsa_jax.report.records import Records, read_records
 from smoothsa_jax.report.stages import Stage, stage
-from smoothsa_jax.training.evaluating import restored
-from smoothsa_jax.training.scoring import batches_of_split
+from smoothsa_jax.training.evaluating import batches_of, restored, source_of_split
+from smoothsa_jax.training.step import build_training
 
 FOLDER, PAGE = "report", "index.html"
 NUM_CLIPS = 4  # of the split's first, shown with their masks
@@ -40,7 +39,7 @@ def report(
     """Writes `report/index.html`, which needs no other file, and its PNGs beside it.
 
     Args:
-        workdir: of a trained and scored run of SmoothSA.
+        workdir: of a trained and scored run of a slot model.
         choose_config: given the checkpoint's config, the one to look at it with; as for `training.evaluating.evaluate`.
         say: called with a line for each stage.
 
@@ -52,10 +51,11 @@ def report(
     """
     figures.check_matplotlib()
     checkpoint, config = restored(workdir, choose_config)
-    if "recognition" in config:
+    if "decoder" not in config.model:
+        sources = [x.source for x in config.companions.values() if "source" in x]
         raise UserError(
-            f"{workdir} holds a recognition head, and a report shows slots; give the workdir of the SmoothSA that it was trained "
-            f"on: {config.recognition.workdir}"
+            f"{workdir} holds a model of the task {config.task!r}, and a report shows slots; give "
+            f"the workdir of the slot model that it was trained on: {', '.join(sources)}"
         )
     records = read_records(workdir)
     config = _as_scored(config, records)
@@ -76,7 +76,7 @@ def report(
     say("looking at the first batch with the weights of each checkpoint")
     batch = next(_batches(config))
     key = jax.random.fold_in(jax.random.key(model_scores.seed), 0)
-    background = config.eval.get("background_column_always", False)
+    background = config.eval.background_column_always
     stages = [
         stage(step, observer(weights, batch, key), batch, background)
         for step, weights in _weights_through_training(workdir, config, checkpoint.weights, say)
@@ -86,7 +86,7 @@ def report(
     folder = workdir / FOLDER
     shown = [found[number] for number in sorted(found) if number < NUM_CLIPS]
     sections = [
-        _scores(records, stages, metric),
+        _scores(config.title, records, stages, metric),
         _training(records),
         _masks(shown, folder),
         _warmer(last, batch, stages, records, config),
@@ -102,7 +102,7 @@ def report(
                     temporary.write_bytes(picture.png)
         subtitle = (
             f"{workdir}, step {checkpoint.step} of {config.train.num_steps}; "
-            f"{config.model.initializer.name} queries, evaluation seed {model_scores.seed}"
+            f"{cold_start(config.model)} queries, evaluation seed {model_scores.seed}"
         )
         with atomic_file(path) as temporary:
             text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
@@ -139,15 +139,18 @@ def _scored_checkpoint(
 
 
 def _batches(config: ConfigDict) -> Iterator[Batch]:
-    return batches_of_split(config, config.eval.split, config.eval.num_samples)
+    settings = config.eval
+    num_slots = config.model.num_slots
+    return batches_of(
+        config, source_of_split(config, num_slots, settings.split, settings.num_samples)
+    )
 
 
 def _weights_through_training(
     workdir: Path, config: ConfigDict, newest: Parameters, say: Callable[[str], None]
 ) -> Iterator[tuple[int, Parameters]]:
     """Step and weights: those that the training began with, then those of each checkpoint that is kept and sound."""
-    _, untrained, _ = split(build_model(config.model, image_size_of(config), config.seed))
-    yield 0, {**newest, **untrained}
+    yield 0, {**newest, **build_training(config).state.params}
     for step in reversed(steps_found(workdir)):
         try:
             yield step, jax.device_put(read_checkpoint(workdir, step).weights)
@@ -158,19 +161,25 @@ def _weights_through_training(
 # ------------------------------------------------------------------------------------------------- parts of the page
 
 
-def _scores(records: Records, stages: list[Stage], metric: str) -> Section:
+def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> Section:
     protocol = records.scores["protocol"]
     text = (
         f"On {protocol['num_samples']} samples of the {records.scores['split']} split, in %, after "
         f"{records.scores['step']} training steps."
     )
     png = figures.scores(
-        curves(records.log, "validation/"), stages, descending(records.by_sample, metric), metric
+        curves(records.log, "validation/"),
+        stages,
+        descending(records.by_sample, metric),
+        metric,
+        title,
     )
     caption = (
         "Left: through the training. Right: the samples of each method, sorted by their score."
     )
-    return Section("Scores", text, [Picture("scores", caption, png)], scores_rows(records.scores))
+    return Section(
+        "Scores", text, [Picture("scores", caption, png)], scores_rows(title, records.scores)
+    )
 
 
 def _training(records: Records) -> Section:
@@ -210,8 +219,9 @@ def _warmer(
 ) -> Section:
     rows = scored(batch)
     states = {name: x[rows] for name, x in states.items()}
-    weight = config.loss.get("distillation", 0.0)
-    logged = curves(records.log).get("loss/distillation") if weight else None
+    weight = config.losses.get("distillation", {}).get("weight", 0.0)
+    constant = isinstance(weight, int | float) and weight > 0
+    logged = curves(records.log).get("loss/distillation") if constant else None
     distillation = Curve(logged.steps, logged.values / weight) if logged else None
     png = figures.distances(states, np.asarray(batch["slot_mask"])[rows], stages, distillation)
     now = ", ".join(f"{value:.2f} {name}" for name, value in stages[-1].distances.items())

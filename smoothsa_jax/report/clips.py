@@ -9,17 +9,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.compiling import at_precision
-from smoothsa_jax.evaluation.masks import masks_from_attention
-from smoothsa_jax.evaluation.predictions import Batch, num_frames_of, scored
+from smoothsa_jax.evaluation.masks import SOURCES
+from smoothsa_jax.evaluation.split import Batch, num_frames_of, scored
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import backend_of
-from smoothsa_jax.models.build import build_shapes
-from smoothsa_jax.models.draws import Draws, sample_evaluation_draws
-from smoothsa_jax.models.parameters import Parameters, split
+from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import MODEL, run_task
+from smoothsa_jax.training.step import sizes_of
 
-# What slot attention starts from in the first frame: the samples themselves, or what the warmer makes of them.
+# What the first frame starts from: the queries that the model runs with, or, where it has a warmer,
+# the samples themselves.
 COLD, WARM = "cold", "warm"
 
 
@@ -44,58 +46,62 @@ class Clip:
 
 
 def iterations_of_first_frame(
-    model: SlotModel,
-    encoded: Float[Array, "B M C"],
-    draws: Draws,
-    boxes: Float[Array, "B N 4"] | None,
-    slot_mask: Bool[Array, "B N"] | None,
-) -> dict[str, tuple[Float[Array, "B I+1 N D"], Float[Array, "B I N M"]]]:
-    """Slot attention on a first frame step by step, with the warmer and without. A pure function.
+    model: SlotModel, outputs: Mapping[str, Array], slot_mask: Bool[Array, "B N"] | None
+) -> dict[str, tuple[Float[Array, "B I+1 N D"], Float[Array, "B I N h w"]]]:
+    """Return what happens in a first frame, iteration by iteration. A pure function.
+
+    Args:
+        model: whose outputs these are.
+        outputs: all of an evaluation forward.
+        slot_mask: true = valid.
 
     Returns:
-        COLD, and WARM where the model has a warmer -> the queries and the slots after each iteration, and its attention. The
-        last slots of WARM (without a warmer: COLD) are those of `model.first_frame`.
+        WARM, as the model runs, and COLD, from the samples without the warmer (COLD alone where
+        there is no warmer) -> the queries and the slots after each iteration, and its attention.
     """
-    starts = {COLD: model.initializer.sampler(draws.cold_noise, boxes)}
-    if model.initializer.warmer is not None:
-        starts[WARM] = model.initializer.warmer(starts[COLD], encoded, slot_mask)
-    found = {}
-    for name, queries in starts.items():
-        states, attention = [queries], []
-        for _ in range(model.first_iterations):
-            # One at a time from the slots of the last: the values are those of all at once, the gradient is not asked for.
-            slots, weights = model.slot_attention(encoded, states[-1], 1, slot_mask)
-            states.append(slots)
-            attention.append(weights)
-        found[name] = (jnp.stack(states, 1), jnp.stack(attention, 1))
-    return found
+    as_run = outputs["first_states"], outputs["first_attention"]
+    if "warm_queries" not in outputs:
+        return {COLD: (_with_queries(outputs["queries"], as_run[0]), as_run[1])}
+    cold = outputs["cold_queries"]
+    prepared = model.aggregator.prepare(outputs["first_tokens"].astype(model.dtype))
+    found = model.aggregator(prepared, cold.astype(model.dtype), slot_mask, None, first=True)
+    attention = found.attention.swapaxes(0, 1)
+    attention = attention.reshape(*attention.shape[:-1], *model.encoder.grid)
+    return {
+        COLD: (_with_queries(cold, found.states.swapaxes(0, 1)), attention),
+        WARM: (_with_queries(outputs["warm_queries"], as_run[0]), as_run[1]),
+    }
+
+
+def _with_queries(
+    queries: Float[Array, "B N D"], states: Float[Array, "B I N D"]
+) -> Float[Array, "B I+1 N D"]:
+    return jnp.concatenate([queries[:, None].astype(states.dtype), states], axis=1)
 
 
 class Observer:
-    """A model of a config as two compiled functions; weights are given in each call.
+    """A model of a config as a compiled function; weights are given in each call.
 
     Args:
-        config: a whole one.
+        config: a whole one, of discovery.
     """
 
     def __init__(self, config: ConfigDict):
-        model = build_shapes(config.model, image_size_of(config))  # the arrays are given
+        task = build_task(config)
+        model = task.build(shapes_only=True)  # the arrays are given
         self._backend = backend_of(jax.local_devices()[0])
-        definition, _, _ = split(model, config.dtype, self._backend)
-        slot_size = config.model.slot_attention.slot_size
-        self.grid = model.backbone.grid
+        patterns = frozen_patterns(config.weights)
+        definition, _, _ = split(model, config.dtype, self._backend, patterns)
+        self.num_slots = task.slot_model.num_slots
+        self._masks = SOURCES[config.eval.masks]
 
         def look(params: Parameters, batch: Batch, key: Array):
-            model = definition.merge(params, {}, differentiated=False)
-            boxes, slot_mask = batch["boxes"], batch["slot_mask"]
-            draws = sample_evaluation_draws(key, *slot_mask.shape, slot_size)
-            features = model.extract(batch["video"])
-            outputs = model(features, draws, boxes, slot_mask)
-            way = iterations_of_first_frame(
-                model, model.projection(features[:, 0]), draws, boxes[:, 0], slot_mask
-            )
+            models = {MODEL: definition.merge(params, differentiated=False)}
+            draws = task.draw(models, key, sizes_of(batch), False)
+            outputs = run_task(task, models, batch, draws)
+            way = iterations_of_first_frame(models[MODEL], outputs, batch["slot_mask"])
             way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # whatever it computes in
-            return outputs["slots"], outputs["decoder_attention"], way
+            return outputs["slots"], outputs[self._masks], way
 
         self._look = jax.jit(at_precision(look, config))
 
@@ -106,17 +112,15 @@ class Observer:
             slots (B,T,N,D), masks (B,T,H,W), states and attention as in `Clip` with a batch axis first.
         """
         seen = {name: batch[name] for name in ("video", "boxes", "slot_mask")}
-        slots, decoder_attention, way = self._look(params, seen, key)
+        slots, masks, way = self._look(params, seen, key)
         size = tuple(batch["segmentations"].shape[-2:])
-        masks = masks_from_attention(
-            decoder_attention, self.grid, size, batch["slot_mask"], backend=self._backend
-        )
-        found = {"slots": np.asarray(slots), "masks": np.asarray(masks)}
-        found["states"] = {name: np.asarray(states) for name, (states, _) in way.items()}
-        found["attention"] = {
-            name: np.asarray(x).reshape(*x.shape[:-1], *self.grid) for name, (_, x) in way.items()
+        segments = segments_from_masks(masks, size, batch["slot_mask"], backend=self._backend)
+        return {
+            "slots": np.asarray(slots),
+            "masks": np.asarray(segments),
+            "states": {name: np.asarray(states) for name, (states, _) in way.items()},
+            "attention": {name: np.asarray(x) for name, (_, x) in way.items()},
         }
-        return found
 
 
 def clips(

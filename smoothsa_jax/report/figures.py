@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import upsample
 from smoothsa_jax.evaluation.pictures import OBJECTS, enlarge, overlay
 from smoothsa_jax.evaluation.scores import TITLES
+from smoothsa_jax.evaluation.upsampling import upsample
 from smoothsa_jax.report.clips import COLD, WARM, Clip
 from smoothsa_jax.report.curves import Curve, smoothed
 from smoothsa_jax.report.distances import by_iteration
@@ -88,6 +88,7 @@ def scores(
     stages: Sequence[Stage],
     descending: Mapping[str, Float[np.ndarray, "samples"]],
     metric: str,
+    title: str,
 ) -> bytes:
     """Plot the scores through training, and those of all samples from best to worst."""
     figure, axes = _panels(1, 3 if validation else 2, 4.6, 3.1)
@@ -105,7 +106,7 @@ def scores(
     through.legend(fontsize=8)
     for method, values in descending.items():
         place = (np.arange(len(values)) + 0.5) / max(1, len(values))
-        spread.plot(100 * place, values, label=method, linewidth=2.4 if method == "SmoothSA" else 1)
+        spread.plot(100 * place, values, label=method, linewidth=2.4 if method == title else 1)
     _plain(spread, f"{TITLES.get(metric, metric)} of every sample", "samples, best first, in %")
     spread.legend(fontsize=8, loc="lower left")
     return _png(figure)

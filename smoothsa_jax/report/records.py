@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores
+from smoothsa_jax.training.evaluating import SAMPLE_SCORES_FILE, SCORES_FILE
 from smoothsa_jax.training.logging import LOG_FILE, read_log
-from smoothsa_jax.training.scoring import SAMPLE_SCORES_FILE, SCORES_FILE
 
 
 class Records(NamedTuple):

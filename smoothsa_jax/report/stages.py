@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from smoothsa_jax.evaluation.metrics import METRICS, score_batch
-from smoothsa_jax.evaluation.predictions import Batch, num_frames_of, scored
 from smoothsa_jax.evaluation.scores import mean_over_samples
+from smoothsa_jax.evaluation.split import Batch, num_frames_of, scored
 from smoothsa_jax.report.distances import around_the_warmer
 
 

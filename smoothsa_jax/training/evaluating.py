@@ -1,13 +1,14 @@
-"""A run's checkpoint scored, without training."""
+"""Scores of given weights on a split: while training, after it, and without it."""
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.read import (
@@ -22,79 +23,78 @@ from smoothsa_jax.checkpoints.read import (
     steps_found,
 )
 from smoothsa_jax.checkpoints.workdir import refuse_other_config
-from smoothsa_jax.config.schema import mesh_shape
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.devices.host_arrays import on_own_devices
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import headline, scores_table
+from smoothsa_jax.evaluation.pictures import animation, contact_sheet
+from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
+from smoothsa_jax.evaluation.scores import (
+    build_scores,
+    headline,
+    scores_table,
+    write_scores,
+)
+from smoothsa_jax.evaluation.split import Evaluation, evaluate, whole_split
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.loader import Source, evaluation_batches
+from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import scoring, signals
-from smoothsa_jax.training.checks import agree, check
+from smoothsa_jax.tasks.checks import agree, check
+from smoothsa_jax.training import signals
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, say, warn
 from smoothsa_jax.training.state import copied
-from smoothsa_jax.training.step import Training
-from smoothsa_jax.training.task import task_of
+from smoothsa_jax.training.step import Training, build_training
 
+SCORES_FILE = "scores.json"
+SAMPLE_SCORES_FILE = "scores.csv"
+PICTURES_FOLDER = "pictures"
+WHOLE_CLIPS = -1  # as eval.num_frames: each clip with all of its frames
 # Where scoring runs out of memory: after the training, and within it.
 REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
 GO_ON = "run the same command with {}, or more devices"
 
 
-def evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextManager[None]:
-    """`advice`: what to do where memory runs out, with a place for the option that lessens it."""
-    batch = config.eval.batch_size
-    mesh = mesh_shape(config.mesh.data, config.mesh.get("fsdp", 1), len(jax.devices()))
-    devices = math.prod(mesh) // jax.process_count()
-    smaller = batch // 2 // devices * devices
-    option = f"--config.eval.batch_size={smaller}" if smaller else "fewer eval.num_frames"
-    return telling_out_of_memory(
-        f"scoring eval.batch_size={batch} samples at a time", advice.format(option)
-    )
+# ----------------------------------------------------------------------------------- a workdir
 
 
-def untrained(training: Training) -> Training:
-    """The same with a copy of the first parameters, for scoring, and nothing else of the first state: a step gives that away."""
-    state = training.state.replace(opt_state=())
-    return dataclasses.replace(training, state=copied(state))
-
-
-def evaluate(
+def evaluate_run(
     workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored
 ) -> dict[str, Any]:
     """Score a checkpoint of a workdir; needs nothing but the workdir.
 
-    The newest sound checkpoint is scored, as after training; with `eval.checkpoint` "best", the best one kept.
+    The newest sound checkpoint is scored, as after training; with `eval.checkpoint` "best", the
+    best one kept.
 
     Args:
-      choose_config: given the checkpoint's config, the one to evaluate with; it may differ in `eval`, `mesh` and
-        `data.folder`.
+        choose_config: given the checkpoint's config, the one to evaluate with; it may differ in
+            `eval`, `mesh` and `data.folder`.
 
     Returns:
-      the content of `scores.json`.
+        The content of `scores.json`.
 
     Raises:
-      UserError: nothing to restore, or a config that differs where it matters.
+        UserError: nothing to restore, or a config that differs where it matters.
     """
     checkpoint, config = restored(workdir, choose_config)
     if wants_best(config):
         checkpoint = best_checkpoint(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
-    task = task_of(config)
     with signals.SignalGuard(), evaluating(config, REPORT_AGAIN):
-        training, _ = on_own_devices(untrained(task.build(config)))
+        training, _ = on_own_devices(untrained(build_training(config)))
         frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
         training = dataclasses.replace(training, frozen=frozen)
         params = params_of(checkpoint, training)
-        scores = task.report(config, training, params, checkpoint.step, workdir, say)
-    tell_results(scores, workdir)
+        scores = report(config, training, params, checkpoint.step, workdir)
+    print_results(config.title, scores, workdir)
     return scores
 
 
 def restored(
     workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict]
 ) -> tuple[Checkpoint, ConfigDict]:
-    """The newest sound checkpoint, and the config to look at it with; see `evaluate`."""
+    """Return the newest sound checkpoint, and the config to look at it with; see `evaluate_run`."""
     checkpoint = restore_latest(workdir, warn=warn)
     refuse_different("newest checkpoint that can be read", checkpoint)
     if checkpoint is None:
@@ -112,16 +112,19 @@ def restored(
 
 
 def params_of(checkpoint: Checkpoint, training: Training) -> Parameters:
+    """Return a checkpoint's trained arrays, placed as the training's are."""
     template = {"state": {"params": training.state.params}}
     return restore_state(template, checkpoint, only="state/params/")["state"]["params"]
 
 
 def wants_best(config: ConfigDict) -> bool:
-    return config.eval.get("checkpoint") == "best"
+    """Tell whether the best checkpoint is to be scored."""
+    return config.eval.checkpoint == "best"
 
 
 def best_checkpoint(workdir: Path, config: ConfigDict) -> Checkpoint | None:
-    """The best checkpoint that is kept, by the metric saved with each; None where none can be used."""
+    """Return the best checkpoint kept, by the metric saved with each; None where none can be
+    used."""
     step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
     best = None
     if step is not None:
@@ -134,16 +137,201 @@ def best_checkpoint(workdir: Path, config: ConfigDict) -> Checkpoint | None:
     return best
 
 
-def tell_results(scores: dict[str, Any], workdir: Path) -> None:
-    """The end of a run, on standard output: where things are, the score, what to do next."""
+def untrained(training: Training) -> Training:
+    """Return the same with a copy of the first parameters, for scoring, and nothing else of the
+    first state: a step gives that away."""
+    state = training.state.replace(opt_state=(), averages={})
+    return dataclasses.replace(training, state=copied(state))
+
+
+def evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextManager[None]:
+    """Turn a device that is out of memory into one line.
+
+    Args:
+        advice: what to do then, with a place for the option that lessens memory.
+    """
+    batch = config.eval.batch_size
+    mesh = mesh_shape(config.mesh.data, config.mesh.fsdp, len(jax.devices()))
+    devices = math.prod(mesh) // jax.process_count()
+    smaller = batch // 2 // devices * devices
+    option = f"--config.eval.batch_size={smaller}" if smaller else "fewer eval.num_frames"
+    return telling_out_of_memory(
+        f"scoring eval.batch_size={batch} samples at a time", advice.format(option)
+    )
+
+
+# ------------------------------------------------------------------------------------- scoring
+
+
+def validation_scores(
+    config: ConfigDict, training: Training, params: Parameters
+) -> dict[str, float]:
+    """Return the mean of each metric on part of the validation split, first evaluation seed; for
+    choosing a checkpoint."""
+    samples, seeds = config.eval.validation_samples, tuple(config.eval.seeds)[:1]
+    found = evaluate_split(config, training, params, "validation", samples, seeds)
+    means = training.task.evaluator.means(found.scores)
+    return {name: float(value[0]) for name, value in means.items()}
+
+
+def report(
+    config: ConfigDict, training: Training, params: Parameters, step: int, workdir: Path
+) -> dict[str, Any]:
+    """Score weights on `eval.split`; write `scores.json`, `scores.csv` and pictures.
+
+    Args:
+        training: of this config; its first state is the untrained baseline.
+        params: the trained parameters.
+        step: training steps behind them.
+
+    Returns:
+        The content of `scores.json`.
+
+    Raises:
+        UserError: a file cannot be written, labels do not fit, ...
+    """
+    settings, task = config.eval, training.task
+    split, samples, seeds = settings.split, settings.num_samples, tuple(settings.seeds)
+    say(f"scoring on the {split} split, seeds {', '.join(map(str, seeds))}")
+    score = lambda params, *rest: evaluate_split(config, training, params, split, samples, *rest)  # noqa: E731
+    found = score(params, seeds, settings.match_paper, settings.num_pictures)
+    rows = scored_by_seeds(config.title, "default", seeds, found.scores)
+    if found.paper_scores is not None:
+        rows += scored_by_seeds(config.title, "match_paper", seeds, found.paper_scores)
+    baselines = {}
+    if settings.baselines:
+        say("scoring the baselines")
+        first = score(training.state.params, seeds[:1])
+        baselines[task.untrained] = {name: x[0] for name, x in first.scores.items()}
+        baselines |= _baselines(config, training, samples)
+        rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
+    scores = build_scores(
+        found.scores,
+        baselines,
+        task.evaluator.means,
+        split=split,
+        protocol=protocol_of(config, training, len(found.names)),
+        step=step,
+        paper_per_sample=found.paper_scores,
+    )
+    if not hosts.is_primary():
+        return scores
+    with _writing_to(workdir):
+        write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
+        write_scores(workdir / SCORES_FILE, scores)
+        for number, sample in enumerate(found.samples):
+            clip = (sample["video"], sample["segmentations"], sample["masks"])
+            contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")
+            if len(sample["video"]) > 1:
+                animation(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.gif")
+    return scores
+
+
+def evaluate_split(
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    split: str,
+    num_samples: int | None,
+    seeds: tuple[int, ...],
+    match_paper: bool = False,
+    keep_samples: int = 0,
+) -> Evaluation:
+    """Score parameters on a split, or on its first samples; see `evaluation.split.evaluate`."""
+    params, frozen = training.cast(params), training.cast_frozen
+
+    def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
+        return training.predict(params, frozen, training.place(batch), key, match_paper)
+
+    source = source_of_split(config, training.task.slot_model.num_slots, split, num_samples)
+    own = evaluate(
+        predict,
+        batches_of(config, source),
+        training.task.evaluator,
+        seeds,
+        match_paper=match_paper,
+        keep_samples=keep_samples,
+    )
+    found = whole_split(hosts.gather(own), config.eval.batch_size, len(source))
+    return dataclasses.replace(found, samples=found.samples[:keep_samples])
+
+
+def _baselines(
+    config: ConfigDict, training: Training, num_samples: int | None
+) -> dict[str, dict[str, np.ndarray]]:
+    num_slots = training.task.slot_model.num_slots
+    source = source_of_split(config, num_slots, config.eval.split, num_samples)
+    extract, arrays = jax.jit(training.features), (training.state.params, training.frozen)
+    features = lambda batch: extract(*arrays, training.place(batch)["video"])  # noqa: E731
+    own = training.task.baselines(lambda: batches_of(config, source), features)
+    return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
+
+
+def protocol_of(config: ConfigDict, training: Training, num_samples: int) -> dict[str, Any]:
+    """Return how a split is scored, for `scores.json`."""
+    settings = config.eval
+    return {
+        "seeds": tuple(settings.seeds),
+        "num_samples": num_samples,
+        "num_frames": settings.num_frames,
+        "batch_size": settings.batch_size,
+        "queries": cold_start(training.task.slot_model),
+        "match_paper": settings.match_paper,
+        **training.task.evaluator.protocol,
+    }
+
+
+def source_of_split(
+    config: ConfigDict, num_slots: int, split: str, num_samples: int | None
+) -> Source:
+    """Return the samples that a split is scored on.
+
+    Raises:
+        UserError: there is no such split, or an option does not fit.
+    """
+    # What is set for training only does not reach the evaluation.
+    for_training = ("num_samples", "keep", "features")
+    data = {key: value for key, value in config.data.items() if key not in for_training}
+    options = {"num_slots": num_slots, "num_samples": num_samples}
+    if (frames := config.eval.num_frames) is not None:
+        options["num_frames"] = None if frames == WHOLE_CLIPS else frames
+    return build_dataset(data, split, **options)
+
+
+def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of a split that this process scores."""
+    return evaluation_batches(
+        source,
+        config.eval.batch_size,
+        fill_lengths=config.eval.num_frames == WHOLE_CLIPS,
+        num_threads=config.train.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+@contextlib.contextmanager
+def _writing_to(workdir: Path) -> Iterator[None]:
+    """Turn a disk that is full, or alike, into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"scores cannot be written to {workdir}: {error.strerror}; mend that and use "
+            "--mode=evaluate"
+        ) from error
+
+
+def print_results(title: str, scores: dict[str, Any], workdir: Path) -> None:
+    """Print the end of a run: where things are, the scores, what to do next."""
     if not hosts.is_primary():
         return
-    pictures = workdir / scoring.PICTURES_FOLDER
+    pictures = workdir / PICTURES_FOLDER
     print(f"""
-{scores_table(scores)}
+{scores_table(title, scores)}
 
-scores       {workdir / scoring.SCORES_FILE}
-by sample    {workdir / scoring.SAMPLE_SCORES_FILE}
+scores       {workdir / SCORES_FILE}
+by sample    {workdir / SAMPLE_SCORES_FILE}
 pictures     {pictures if pictures.exists() else "none"}
 log          {workdir / LOG_FILE}
 checkpoints  {workdir / FOLDER}

@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import jax
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -19,7 +20,6 @@ from tqdm import tqdm
 
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.waits import DataWaits
 
 LOG_FILE = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -77,6 +77,50 @@ def _longest(waits: Mapping[str, float]) -> dict[str, float]:
     worst = max(range(len(found)), key=lambda i: found[i].get("data_wait_share", 0.0))
     number = {"data_wait_process": worst} if len(found) > 1 and found[worst] else {}
     return {**found[worst], **number}
+
+
+SHORT_WAIT = 1e-3  # seconds that any queue may take
+
+
+class DataWaits:
+    """Counts the steps that waited for a batch.
+
+    A step waited where its batch was long in coming and the device had nothing left to do when it came: a batch that comes
+    late while the device still works on the step before costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._running: Any = None
+        self._steps = self._waited = 0
+        self._seconds = 0.0
+
+    def runs(self, outputs: Any) -> None:
+        """The arrays that the step begun last will give. Until the first, nothing is counted: that is the start."""
+        self._running = outputs
+
+    def next_of(self, batches: Iterator[Any]) -> Any:
+        """The next batch."""
+        begin = time.perf_counter()
+        batch = next(batches)
+        seconds = time.perf_counter() - begin
+        if self._running is not None:
+            self._steps += 1
+            if seconds > SHORT_WAIT and all(x.is_ready() for x in jax.tree.leaves(self._running)):
+                self._waited += 1
+                self._seconds += seconds
+        return batch
+
+    def take(self) -> dict[str, float]:
+        """The share of steps that waited and milliseconds a step, of all steps; counting starts anew. Empty without steps."""
+        if not self._steps:
+            return {}
+        found = {
+            "data_wait_share": round(self._waited / self._steps, 4),
+            "data_wait_ms": round(1e3 * self._seconds / self._steps, 3),
+        }
+        self._steps = self._waited = 0
+        self._seconds = 0.0
+        return found
 
 
 class RunLog:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkpoints import sources
 from smoothsa_jax.checkpoints.read import (
     Checkpoint,
     refuse_different,
@@ -29,49 +31,60 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.compiling import CompiledOnce, advice_for_training, telling_out_of_memory
 from smoothsa_jax.devices.host_arrays import on_own_devices
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.predictions import paper_slot_mask
+from smoothsa_jax.evaluation.split import paper_slot_mask
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.training import scoring, signals
-from smoothsa_jax.training.backbone import refuse_other_features
-from smoothsa_jax.training.checks import agree, check
+from smoothsa_jax.tasks.checks import agree, check
+from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training.evaluating import (
     GO_ON,
     REPORT_AGAIN,
     best_checkpoint,
     evaluating,
     params_of,
-    tell_results,
+    print_results,
+    report,
+    source_of_split,
     untrained,
+    validation_scores,
     wants_best,
 )
-from smoothsa_jax.training.logging import RunLog, SilentLog, check_finite, say, warn
+from smoothsa_jax.training.logging import (
+    DataWaits,
+    RunLog,
+    SilentLog,
+    check_finite,
+    say,
+    warn,
+)
+from smoothsa_jax.training.signals import SignalGuard, Stopped
 from smoothsa_jax.training.state import TrainState
-from smoothsa_jax.training.step import Training
-from smoothsa_jax.training.task import Task, task_of
-from smoothsa_jax.training.waits import DataWaits
+from smoothsa_jax.training.step import Training, build_training
 
 SMALLER = "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another --workdir"
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Train to `train.num_steps`, from the newest sound checkpoint in the workdir where there is one, then evaluate.
+    """Train to `train.num_steps`, from the newest sound checkpoint in the workdir where there is
+    one, then evaluate.
 
     Returns:
-      the content of `scores.json`.
+        The content of `scores.json`.
 
     Raises:
-      UserError: a bad config, a workdir of another config, a disk that is full, a loss that is not finite.
-      Stopped: a signal asked to leave; the state is saved.
+        UserError: a bad config, a workdir of another config, a disk that is full, a loss that is
+            not finite.
+        Stopped: a signal asked to leave; the state is saved.
     """
     agree(config)
+    stored = config_of(workdir)
+    config = sources.with_companions(config, stored, warn)
     check(config)
-    task = task_of(config)
     lock = workdir_for_writing(workdir) if hosts.is_primary() else contextlib.nullcontext()
-    with lock, signals.SignalGuard() as guard:
+    with lock, SignalGuard() as guard:
         hosts.refuse_other_folders(workdir)
-        refuse_other_config(config_of(workdir), config, workdir)
+        refuse_other_config(stored, config, workdir)
         # What another process than the first cannot read may be sound.
         checkpoint = hosts.first_then_others(
             lambda: restore_latest(workdir, warn=warn, set_aside=hosts.is_primary())
@@ -80,12 +93,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if checkpoint is not None:
             refuse_other_config(checkpoint.config, config, workdir)
         with telling_out_of_memory("the model with its optimizer", SMALLER):
-            state, training = _begin(config, task, checkpoint)
+            state, training = _begin(config, checkpoint)
         if checkpoint is not None:
             checkpoint = dataclasses.replace(checkpoint, arrays={})  # they are on the devices now
         if checkpoint is not None and checkpoint.step >= config.train.num_steps:
             say(
-                f"training is finished at step {checkpoint.step}: evaluating only; use another --workdir to train anew"
+                f"training is finished at step {checkpoint.step}: evaluating only; use another "
+                "--workdir to train anew"
             )
         else:
             state = _train_steps(config, workdir, training, state, checkpoint, guard)
@@ -96,22 +110,29 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 chosen = best_checkpoint(workdir, config)
                 if chosen is not None:
                     step, params = chosen.step, params_of(chosen, training)
-            scores = task.report(config, training, params, step, workdir, say)
-    tell_results(scores, workdir)
+            scores = report(config, training, params, step, workdir)
+    print_results(config.title, scores, workdir)
     return scores
 
 
-def _begin(
-    config: ConfigDict, task: Task, checkpoint: Checkpoint | None
-) -> tuple[TrainState, Training]:
-    """The state to go on from, and the training with a copy of its first parameters: of a checkpoint, or new."""
-    training = task.build(config)
-    state, training = training.state, untrained(training)
+def _begin(config: ConfigDict, checkpoint: Checkpoint | None) -> tuple[TrainState, Training]:
+    """Return the state to go on from, and the training with a copy of its first parameters: of a
+    checkpoint, or new."""
+    training = build_training(config)
+    state = training.state
     if checkpoint is None:
-        training = task.begin(config, training, warn)
-        if training.frozen_from:
-            say(f"frozen weights: {training.frozen_from}")
-        return state, training
+        params, frozen, words = sources.begin(config, training, warn)
+        averages = {
+            f"{name}.{key}": jnp.copy(x)
+            for name, companion in config.companions.items()
+            for key, x in (params.items() if "average_of" in companion else ())
+        }
+        state = state.replace(params=params, averages=averages)
+        if words:
+            say(f"frozen weights: {words}")
+        first = dataclasses.replace(training, state=state, frozen=frozen, frozen_from=words)
+        return state, untrained(first)
+    training = untrained(training)
     restored = restore_state({"state": state, "frozen": training.frozen}, checkpoint)
     frozen_from = checkpoint.progress.get("frozen_from", "")
     return restored["state"], dataclasses.replace(
@@ -125,26 +146,27 @@ def _train_steps(
     training: Training,
     state: TrainState,
     checkpoint: Checkpoint | None,
-    guard: signals.SignalGuard,
+    guard: SignalGuard,
 ) -> TrainState:
-    """Do the steps that are missing; the state after the last one."""
+    """Do the steps that are missing; return the state after the last one."""
     num_steps, done, means = config.train.num_steps, 0, _Means()
-    task = task_of(config)
-    validates = config.checkpoint.get("best_metric") in task.metrics
+    task = training.task
+    num_slots, metrics_of_task = task.slot_model.num_slots, task.evaluator.metrics
+    validates = config.checkpoint.best_metric in metrics_of_task
     # Asked for now: a split that is missing should not be told after hours of training.
     for split in {config.eval.split, *(("validation",) if validates else ())}:
-        scoring.source_of_split(config, split, None)
-    source = _training_source(config)
+        source_of_split(config, num_slots, split, None)
+    source = build_dataset(config.data, "train", num_slots=num_slots)
     if config.data.get("features"):
-        refuse_other_features(source, config, training)
+        refuse_other_features(source, config, training.frozen)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     hosts.refuse_differences({"training samples": fingerprint})
     batches = training_batches(
         source,
         config.train.batch_size // jax.process_count(),
         config.seed,
-        num_threads=config.train.get("num_threads", 1),
-        num_workers=config.train.get("num_workers", 0),
+        num_threads=config.train.num_threads,
+        num_workers=config.train.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -161,10 +183,10 @@ def _train_steps(
         workdir,
         config,
         max_to_keep=config.checkpoint.max_to_keep,
-        best_metric=config.checkpoint.get("best_metric"),
-        best_mode=config.checkpoint.get("best_mode", "min"),
+        best_metric=config.checkpoint.best_metric,
+        best_mode=config.checkpoint.best_mode,
     )
-    times = {"num_steps": num_steps, "log_every": config.train.log_every}
+    times = {"num_steps": num_steps, "log_every": config.log.every}
     log = RunLog(workdir, first_step=done, **times) if hosts.is_primary() else SilentLog(**times)
     stop_together = hosts.StopTogether()
     root = jax.random.key(config.seed)
@@ -186,10 +208,10 @@ def _train_steps(
         without_untrained = dataclasses.replace(training, state=None)
         with evaluating(config, GO_ON):
             own, params = on_own_devices(without_untrained, params)
-            return task.validation_scores(config, own, params)
+            return validation_scores(config, own, params)
 
     say("compiling the training step, once; later starts find it on the disk")
-    has_flags = bool(config.train.get("xla_flags"))
+    has_flags = bool(config.train.xla_flags)
     train_step = CompiledOnce(training.train_step, say, has_flags)
     in_memory = telling_out_of_memory(
         f"a training step of train.batch_size={config.train.batch_size}",
@@ -199,7 +221,7 @@ def _train_steps(
     closing = contextlib.closing
     with closing(log), closing(writer), closing(batches), guard.finishing_steps(), in_memory:
         for batch, position in _placed_ahead(
-            batches, training, log.waits, config.train.get("match_paper", False)
+            batches, training, log.waits, config.train.match_paper
         ):
             key = jax.random.fold_in(root, done)
             state, metrics = train_step(state, training.cast_frozen, batch, key)
@@ -224,7 +246,7 @@ def _train_steps(
                             if not hosts.is_multi_process():
                                 save(done, state, position, scores)
                             raise UserError(f"{error}; {writer.describe_last_good()}") from error
-                        row |= {f"validation/{name}": scores[name] for name in task.metrics}
+                        row |= {f"validation/{name}": scores[name] for name in metrics_of_task}
                 log.record(done, row)
                 save(done, state, position, scores)
             else:
@@ -237,7 +259,7 @@ def _train_steps(
     if received is not None:
         name = signal.Signals(received).name
         where = writer.folder / str(done)
-        raise signals.Stopped(
+        raise Stopped(
             received,
             f"stopped by {name} after step {done} of {num_steps}, saved in {where}; the same command goes on from there",
         )
@@ -263,10 +285,6 @@ class _Means:
 
     def state(self) -> dict[str, Any]:
         return {"count": self.count, "sums": dict(self.sums)}
-
-
-def _training_source(config: ConfigDict) -> Source:
-    return build_dataset(config.data, "train", num_slots=config.model.slot_attention.num_slots)
 
 
 def _tell_left_out(source: Source, config: ConfigDict) -> None:

@@ -1,25 +1,32 @@
-"""Adam with global-norm clipping, linear warm-up and a cosine (method section 6)."""
+"""Adam, with the gradient clipped by its global norm."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.schedules import is_schedule, schedule_of
 
 
-def learning_rate_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear from 0 over `warmup_fraction` of the steps, then a cosine to `final_ratio` of the peak."""
-    warmup = round(config.warmup_fraction * num_steps)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=num_steps,
-        end_value=config.final_ratio * config.learning_rate,
-    )
+def learning_rate_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
+    """Return `optimizer.learning_rate` as a function of the step.
+
+    Raises:
+        UserError: a rate that is not above 0.
+    """
+    path, value = "optimizer.learning_rate", config["learning_rate"]
+    schedule = schedule_of(path, value, num_steps)
+    peak = value.get("peak", 1.0) if is_schedule(value) else value
+    if not peak > 0.0:
+        raise UserError(f"{path} is {peak!r}; expected a number above 0; mend --config.{path}")
+    return schedule
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales by min(1, max_norm / (norm + 1e-6)), as the authors' program; optax's has no 1e-6."""
+    """Scale by min(1, max_norm / (norm + 1e-6)), as PyTorch does; optax's has no 1e-6."""
 
     def update(grads, state, params=None):
         del params
@@ -29,7 +36,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def build_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """The optimiser over all trained parameters. `clip_norm` 0 turns clipping off."""
-    clip = clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+def build_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+    """Make the optimizer of a config over all trained parameters. `clip_norm` 0 turns clipping
+    off."""
+    clip = clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
     return optax.chain(clip, optax.adam(learning_rate_schedule(config, num_steps)))

@@ -13,19 +13,35 @@ from smoothsa_jax.models.parameters import Parameters
 
 @flax.struct.dataclass
 class TrainState:
-    """The step number (of the next step), the trained parameters, the optimiser's state."""
+    """The training's state.
+
+    Attributes:
+        step: of the next step.
+        params: the trained parameters.
+        opt_state: the optimizer's state.
+        averages: moving averages of parameters, by the names of the companions that have them.
+    """
 
     step: Int[Array, ""]
     params: Parameters
     opt_state: optax.OptState
+    averages: Parameters = flax.struct.field(default_factory=dict)
 
 
-def create_state(params: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before step 0."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def create_state(
+    params: Parameters, optimizer: optax.GradientTransformation, averaged: tuple[str, ...] = ()
+) -> TrainState:
+    """Return the state before step 0.
+
+    Args:
+        averaged: names of the companions that are moving averages of the parameters.
+    """
+    averages = {f"{name}.{key}": jnp.copy(x) for name in averaged for key, x in params.items()}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averages)
 
 
 @jax.jit
 def copied(tree: Any) -> Any:
-    """A copy of all arrays, which stays when they are donated; in one program, where each shape would have one of its own."""
+    """Copy all arrays, so that they stay when the originals are donated. One program copies all,
+    where each shape would have one of its own."""
     return jax.tree.map(jnp.copy, tree)

@@ -1,14 +1,17 @@
-"""One pure training step and one pure evaluation forward, compiled for a mesh."""
+"""One pure training step and one pure evaluation forward, compiled for a mesh.
+
+This is the only file that takes a gradient.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -23,22 +26,24 @@ from smoothsa_jax.devices.mesh import (
     spread,
 )
 from smoothsa_jax.devices.over_samples import over_samples
-from smoothsa_jax.losses.build import LOSS_INPUTS, active_terms, weighted_losses
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
-from smoothsa_jax.models.build import build_model, build_shapes
-from smoothsa_jax.models.draws import Draws, sample_evaluation_draws, sample_training_draws
+from smoothsa_jax.models.build import slot_model_shapes
+from smoothsa_jax.models.interfaces import Draws, Sizes
 from smoothsa_jax.models.parameters import (
     ModelDefinition,
     Parameters,
+    frozen_patterns,
     place,
     shapes_in_place,
     split,
 )
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import MODEL, Task, run_task
 from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from smoothsa_jax.training.schedules import Schedules
 from smoothsa_jax.training.state import TrainState, create_state
-
-MODEL_INPUTS = ("video", "features", "boxes", "slot_mask")  # a batch has pixels or stored features
-PREDICTED = ("slots", "attention", "decoder_attention")  # what else XLA need not compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +51,27 @@ class Training:
     """All that a loop needs: the first state, and the compiled functions.
 
     Attributes:
-        frozen: the backbone's arrays. Where they come from elsewhere, shapes only until a run gives them (`Task.begin`, or a
-            checkpoint), so that nothing can run on untrained ones by mistake.
+        task: what is trained and how it is scored.
+        definitions: of the trained model, "model", and of its companions by their names.
+        state: the first state.
+        frozen: the arrays that are never trained, the companions' among them. Where they come from
+            elsewhere, shapes only until a run gives them (`checkpoints.sources`, or a checkpoint),
+            so that nothing can run on untrained ones by mistake.
         frozen_from: what they are and where from, in words; kept in checkpoints.
-        train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is donated. Without
-            `draws` all randomness is sampled from the key.
-        predict_on: (mesh, params, frozen, batch, key) -> the model's slots and attentions at evaluation, compiled for a mesh.
+        train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is
+            donated. Without `draws` all randomness is drawn from the key.
+        predict_on: (mesh, params, frozen, batch, key, match_paper=False) -> what the evaluator
+            reads, compiled for a mesh.
     """
 
-    definition: ModelDefinition
+    task: Task
+    definitions: dict[str, ModelDefinition]
     state: TrainState
     frozen: Parameters
     train_step: Callable
     predict_on: Callable
-    grid: tuple[int, int]
     mesh: Mesh
-    frozen_from: str = dataclasses.field(default="", kw_only=True)
+    frozen_from: str = ""
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -74,67 +84,43 @@ class Training:
         frozen: Parameters,
         batch: dict[str, Array],
         key: Array,
-        *options: Any,
+        match_paper: bool = False,
     ) -> dict[str, Array]:
-        """What `predict_on` gives on this training's mesh."""
-        return self.predict_on(self.mesh, params, frozen, batch, key, *options)
+        """Return what `predict_on` gives on this training's mesh."""
+        return self.predict_on(self.mesh, params, frozen, batch, key, match_paper)
 
     def features(self, params: Parameters, frozen: Parameters, video: Array) -> Array:
-        """What the backbone gives of pixels (B,T,H,W,3) that were placed: (B,T,M,C). Not compiled."""
-        extract = lambda arrays, video: self.definition.merge(*arrays).extract(video)  # noqa: E731
-        return over_samples(extract, self.mesh, 1, (params, frozen), video)
+        """Return what the encoder gives of pixels (B,T,H,W,3) that were placed: (B,T,h,w,C). Not
+        compiled."""
 
-    @property
-    def frozen_definition(self) -> ModelDefinition:
-        """The model that the frozen arrays belong to."""
-        return self.definition
+        def extract(arrays, video):
+            model = self.definitions[MODEL].merge(*arrays, differentiated=False)
+            found = model.encode(video)["features"]
+            return found.reshape(*found.shape[:2], *model.encoder.grid, found.shape[-1])
+
+        return over_samples(extract, self.mesh, 1, (params, frozen), video)
 
     @functools.cached_property
     def cast_frozen(self) -> Parameters:
         """The frozen arrays in the dtype that they are used in, cast once for all steps."""
-        return _cast(self.frozen_definition, self.frozen)
+        return _cast(self.definitions, self.frozen)
 
     def cast(self, params: Parameters) -> Parameters:
-        """Trained arrays in the dtype that they are used in, for many predictions with the same ones."""
-        return _cast(self.definition, params)
+        """Cast trained arrays to the dtype that they are used in, for many predictions with the
+        same ones."""
+        return _cast(self.definitions, params)
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Puts what the model sees of a batch on the mesh, samples spread over all devices.
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        """Put what the task reads of a batch on the mesh, samples spread over all devices.
 
         Where several processes train together, each gives its own part of the batch.
+
+        Raises:
+            UserError: the task cannot take the batch.
         """
-        seen = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        self.task.check_batch(batch)
+        seen = {name: batch[name] for name in self.task.inputs if name in batch}
         return jax.make_array_from_process_local_data(self.batch_sharding, seen)
-
-
-def _cast(definition: ModelDefinition, arrays: Parameters) -> Parameters:
-    if definition.dtype == "float32":
-        return arrays
-    places = {name: x.sharding for name, x in arrays.items()}
-    if any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays.values()):
-        return shapes_in_place(jax.eval_shape(definition.cast, arrays), places)
-    return jax.jit(definition.cast, out_shardings=places)(arrays)
-
-
-def apply_gradients(
-    loss_function: Callable[[Parameters], tuple[Array, dict[str, Array]]],
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One update down the gradient of `loss_function`: params -> (loss, its terms by name); made to be called in a jitted step."""
-    (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-    grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {
-        "loss": total,
-        **{f"loss/{name}": loss for name, loss in losses.items()},
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": schedule(state.step),
-    }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
 
 
 def build_training(
@@ -143,51 +129,58 @@ def build_training(
     backend: Backend | None = None,
     shapes_only: bool = False,
 ) -> Training:
-    """Builds the model, the optimiser and the compiled functions of a config.
+    """Make the models, the optimizer and the compiled functions of a config.
 
     Args:
         mesh: default: of the devices that there are, as `config.mesh` says.
         backend: what to compile for; default: the mesh's devices.
-        shapes_only: shapes stand in place of all arrays, to lower and compile for devices that are not there.
+        shapes_only: shapes stand in place of all arrays, to lower and compile for devices that are
+            not there.
 
     Raises:
         UserError: a config that does not fit together or does not fit the devices.
     """
     mesh = mesh or make_mesh(config.mesh)
-    if shapes_only:
-        model = build_shapes(config.model, image_size_of(config))
-    else:
-        model = build_model(config.model, image_size_of(config), config.seed)
-    model.set_memory_options(config.train.get("remat", "none"), config.train.get("scan_unroll", 0))
-    definition, params, frozen = split(model, config.dtype, backend or backend_of_mesh(mesh))
-    grid = model.backbone.grid
-    num_tokens = model.backbone.num_tokens
-    history = 2 if model.transition is None else model.transition.history
-    optimizer = build_optimizer(config.optimizer, config.train.num_steps)
-    create = functools.partial(create_state, optimizer=optimizer)
-    schedule = learning_rate_schedule(config.optimizer, config.train.num_steps)
-    detach_until = config.model.initializer.detach_until * config.train.num_steps
-    slot_size = config.model.slot_attention.slot_size
-    weights = active_terms(config.loss, config.model.initializer.warmer, config.data.num_frames)
-    parts = config.train.get("accumulate", 1)
+    backend = backend or backend_of_mesh(mesh)
+    task = build_task(config)
+    patterns = frozen_patterns(config.weights)
+    model = task.build(shapes_only)
+    set_memory_options(model, config)
+    definition, params, frozen = split(model, config.dtype, backend, patterns)
+    definitions, averages = {MODEL: definition}, []
+    for name, companion in config.companions.items():
+        of_companion, arrays = _companion(name, companion, config, backend)
+        definitions[name] = of_companion
+        if "average_of" in companion:
+            averages.append(name)
+        else:
+            frozen |= arrays
+    losses = build_losses(config.losses)
+    num_steps, parts = config.train.num_steps, config.train.accumulate
+    schedules = Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
+    optimizer = build_optimizer(config.optimizer, num_steps)
+    learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+    create = functools.partial(create_state, optimizer=optimizer, averaged=tuple(averages))
+    skeletons = {name: x.skeleton() for name, x in definitions.items()}
+    reads = losses.reads | {"slot_mask"}
 
-    def sample(key: Array, batch: dict[str, Array]) -> Draws:
-        return sample_training_draws(
-            key,
-            *batch["slot_mask"].shape,
-            slot_size,
-            num_frames=batch["boxes"].shape[1],
-            num_tokens=num_tokens,
-            history=history,
-        )
+    def merged(arrays: tuple[Parameters, ...], differentiated: bool) -> dict[str, nnx.Module]:
+        flat = {name: x for tree in arrays for name, x in tree.items()}
+        for average in averages:  # of what is frozen there is one copy
+            flat |= {f"{average}.{name}": flat[name] for name in definition.frozen}
+        return {
+            name: found.merge(flat, differentiated=differentiated and name == MODEL)
+            for name, found in definitions.items()
+        }
 
-    def extract(arrays, video):
-        return definition.merge(*arrays).extract(video)
+    def constants_of(arrays, inputs, match_paper: bool):
+        batch, draws = inputs
+        return task.constants(merged(arrays, True), batch, draws, match_paper)
 
     def forward(arrays, inputs):
-        *arrays, detach = arrays
-        outputs = definition.merge(*arrays)(*inputs, detach)
-        return {name: outputs[name] for name in LOSS_INPUTS if name in outputs}
+        *arrays, scheduled = arrays
+        outputs = task.forward(merged(arrays, True), *inputs, scheduled)
+        return {name: x for name, x in outputs.items() if name in reads}
 
     def train_step(
         state: TrainState,
@@ -197,63 +190,132 @@ def build_training(
         draws: Draws | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
         if draws is None:
-            draws = sample(key, batch)
-        mask = batch["slot_mask"]
+            draws = task.draw(skeletons, key, sizes_of(batch), True)
+        scheduled = schedules.at(state.step)
+        still = {**frozen, **state.averages}
 
-        # The backbone stands outside the differentiated function and stores no activations.
-        arrays = (state.params, frozen)
-        if "features" in batch:
-            features = batch["features"].astype(jnp.float32)
-        else:
-            features = over_samples(extract, mesh, parts, arrays, batch["video"])
+        # Frozen work stands outside the differentiated function and stores no activations.
+        of_batch = functools.partial(constants_of, match_paper=config.train.match_paper)
+        constants = over_samples(of_batch, mesh, parts, (state.params, still), (batch, draws))
+        constants = constants | task.targets(skeletons, batch, constants)
+        seen = {name: batch[name] for name in task.forward_inputs if name in batch}
 
-        def loss_function(params):
-            arrays = (params, frozen, state.step < detach_until)
-            inputs = (features, draws, batch["boxes"], mask)
+        def loss_function(params: Parameters) -> tuple[Array, dict[str, Array]]:
+            arrays, inputs = (params, still, scheduled[MODEL]), (seen, constants, draws)
             outputs = over_samples(forward, mesh, parts, arrays, inputs)
-            losses = weighted_losses({**outputs, "features": features}, mask, weights)
-            return sum(losses.values()), losses
+            terms = losses({**constants, **outputs}, batch, scheduled["losses"])
+            return sum(terms.values()), terms
 
-        return apply_gradients(loss_function, state, optimizer, schedule, mesh)
-
-    def look(arrays, inputs):
-        model, (batch, draws) = definition.merge(*arrays, differentiated=False), inputs
-        outputs = model(model.extract(batch["video"]), draws, batch["boxes"], batch["slot_mask"])
-        return {name: outputs[name] for name in PREDICTED}
+        state, metrics = apply_gradients(loss_function, state, optimizer, learning_rate, mesh)
+        averages = _averaged(state, config.companions)
+        return state.replace(averages=averages), {**metrics, **task.monitor(constants)}
 
     def predict(
-        mesh: Mesh, params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
+        mesh: Mesh,
+        params: Parameters,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        match_paper: bool,
     ) -> dict[str, Array]:
-        draws = sample_evaluation_draws(key, *batch["slot_mask"].shape, slot_size)
+        def look(arrays, inputs):
+            outputs = run_task(task, merged(arrays, False), *inputs, match_paper)
+            return {name: outputs[name] for name in task.evaluator.outputs}
+
+        draws = task.draw(skeletons, key, sizes_of(batch), False)
         return over_samples(look, mesh, 1, (params, frozen), (batch, draws))
 
     state = jax.eval_shape(create, params) if shapes_only else create(params)
-    return Training(
-        definition=definition,
-        grid=grid,
-        predict_on=jax.jit(at_precision(predict, config), static_argnums=0),
-        **on_mesh(mesh, config, state, frozen, train_step, shapes_only),
-    )
-
-
-def on_mesh(
-    mesh: Mesh,
-    config: ConfigDict,
-    state: TrainState,
-    frozen: Parameters,
-    train_step: Callable,
-    shapes_only: bool = False,
-) -> dict[str, Any]:
-    """The fields of a `Training` that have to do with devices: arrays (or shapes) in their places, the step compiled for them."""
     places = persistent_sharding(mesh, state)
-    return {
-        "state": shapes_in_place(state, places) if shapes_only else jax.device_put(state, places),
-        "frozen": place(frozen, persistent_sharding(mesh, frozen)),
-        "train_step": jax.jit(
+    return Training(
+        task=task,
+        definitions=definitions,
+        state=shapes_in_place(state, places) if shapes_only else jax.device_put(state, places),
+        frozen=place(frozen, persistent_sharding(mesh, frozen)),
+        train_step=jax.jit(
             at_precision(train_step, config),
             donate_argnums=0,
             out_shardings=(places, replicated(mesh)),
             compiler_options=compiler_options(config, backend_of_mesh(mesh)),
         ),
-        "mesh": mesh,
+        predict_on=jax.jit(at_precision(predict, config), static_argnums=(0, 5)),
+        mesh=mesh,
+    )
+
+
+def apply_gradients(
+    loss_function: Callable[[Parameters], tuple[Array, dict[str, Array]]],
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    mesh: Mesh,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Update the parameters once, down the gradient of `loss_function`: params -> (loss, its terms
+    by name). Called inside a jitted step."""
+    (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": total,
+        **{f"loss/{name}": loss for name, loss in losses.items()},
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate(state.step),
     }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state, state.averages), metrics
+
+
+def sizes_of(batch: Mapping[str, Array]) -> Sizes:
+    """Return how many samples, frames and slots a batch has."""
+    frames = batch["video"] if "video" in batch else batch["features"]
+    return Sizes(len(frames), frames.shape[1], batch["slot_mask"].shape[1])
+
+
+def set_memory_options(model: nnx.Module, config: ConfigDict) -> None:
+    """Pass `train.remat` and `train.scan_unroll` to a model that has such options."""
+    if hasattr(model, "set_memory_options"):
+        model.set_memory_options(config.train.remat, config.train.scan_unroll)
+
+
+def _companion(
+    name: str, companion: ConfigDict, config: ConfigDict, backend: Backend
+) -> tuple[ModelDefinition, Parameters]:
+    """Return a companion's definition and the shapes of its arrays, which come from elsewhere."""
+    of_model = companion.get("model") or config.model
+    model = slot_model_shapes(of_model, image_size_of(config))
+    # No gradient passes through it, for which something could be kept or computed again.
+    model.set_memory_options("none", config.train.scan_unroll)
+    definition, _, arrays = split(model, config.dtype, backend, ("*",), f"{name}.")
+    return definition, arrays
+
+
+def _averaged(state: TrainState, companions: Mapping[str, Any]) -> Parameters:
+    """Return the moving averages after a step."""
+    averages = dict(state.averages)
+    for name, companion in companions.items():
+        if "average_of" not in companion:
+            continue
+        if companion["average_of"] != MODEL:
+            raise UserError(
+                f"companions.{name}.average_of is {companion['average_of']!r}; expected {MODEL!r}, "
+                "the trained model"
+            )
+        for key, x in state.params.items():
+            old, decay = averages[f"{name}.{key}"], companion["decay"]
+            averages[f"{name}.{key}"] = decay * old + (1.0 - decay) * x
+    return averages
+
+
+def _cast(definitions: Mapping[str, ModelDefinition], arrays: Parameters) -> Parameters:
+    if all(definition.dtype == "float32" for definition in definitions.values()):
+        return arrays
+
+    def cast(arrays: Parameters) -> Parameters:
+        for definition in definitions.values():
+            arrays = definition.cast(arrays)
+        return arrays
+
+    places = {name: x.sharding for name, x in arrays.items()}
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays.values()):
+        return shapes_in_place(jax.eval_shape(cast, arrays), places)
+    return jax.jit(cast, out_shardings=places)(arrays)

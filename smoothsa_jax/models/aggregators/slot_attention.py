@@ -1,10 +1,11 @@
-"""Slot attention with bi-level truncation (method section 1.1)."""
+"""Slot attention with bi-level truncation (docs/design.md, section 1.1)."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from smoothsa_jax.models.interfaces import Aggregated
 from smoothsa_jax.models.layers.attention import KeysValues
 from smoothsa_jax.models.layers.basic import MLP, GRUCell, layer_norm, linear
 
@@ -13,65 +14,60 @@ class SlotAttention(nnx.Module):
     """Slots compete for the tokens: a softmax over slots, an average over tokens, a GRU.
 
     Args:
-        feature_size: C, width of the encoded features.
+        width: C, of the tokens.
         slot_size: D.
-        truncate: bi-level truncation: gradient reaches the parameters of the last iteration only, and the
-            queries directly.
+        first: iterations on the first frame.
+        later: iterations on every later frame.
+        truncate: bi-level truncation: gradient reaches the parameters of the last iteration only,
+            and the queries directly.
     """
 
     def __init__(
         self,
-        feature_size: int,
+        width: int,
         slot_size: int,
         *,
-        truncate: bool = True,
+        first: int,
+        later: int,
+        truncate: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.first, self.later = first, later
         self.truncate = truncate
-        self.norm_features = layer_norm(feature_size, rngs=rngs)
+        self.norm_features = layer_norm(width, rngs=rngs)
         self.norm_slots = layer_norm(slot_size, rngs=rngs)
         self.norm_mlp = layer_norm(slot_size, rngs=rngs)
         self.query = linear(slot_size, slot_size, bias=False, rngs=rngs)
-        self.key = linear(feature_size, slot_size, bias=False, rngs=rngs)
-        self.value = linear(feature_size, slot_size, bias=False, rngs=rngs)
+        self.key = linear(width, slot_size, bias=False, rngs=rngs)
+        self.value = linear(width, slot_size, bias=False, rngs=rngs)
         self.gru = GRUCell(slot_size, rngs=rngs)
         self.mlp = MLP((slot_size, 4 * slot_size, slot_size), zero_bias=True, rngs=rngs)
 
-    def __call__(
-        self,
-        encoded: Float[Array, "B M C"],
-        queries: Float[Array, "B N D"],
-        num_iterations: int,
-        slot_mask: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"]]:
-        """Runs `num_iterations` (static) iterations.
-
-        Returns:
-            The slots, and the last iteration's attention: softmax over slots, before it is renormalised over
-            tokens; float32.
-        """
-        return self.iterate(self.remember(encoded), queries, num_iterations, slot_mask)
-
-    def remember(self, encoded: Float[Array, "... M C"]) -> KeysValues:
-        """Keys and values (..., M, D), of any leading axes: of all frames of a clip at once."""
-        normed = self.norm_features(encoded)
+    def prepare(self, tokens: Float[Array, "*batch M C"]) -> KeysValues:
+        """Return keys and values (*batch, M, D)."""
+        normed = self.norm_features(tokens)
         return self.key(normed), self.value(normed)
 
-    def iterate(
+    def __call__(
         self,
-        memory: KeysValues,
+        prepared: KeysValues,
         queries: Float[Array, "B N D"],
-        num_iterations: int,
         slot_mask: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"]]:
-        """As a call, on what `remember` gives."""
-        slots = queries
+        draws: None = None,
+        first: bool = True,
+    ) -> Aggregated:
+        """Run the iterations. The attention is the one before it is renormalized over tokens."""
+        del draws
+        num_iterations = self.first if first else self.later
+        slots, states, attentions = queries, [], []
         for iteration in range(num_iterations):
             if self.truncate and iteration == num_iterations - 1:
                 # Equal to the slots; its gradient is the identity with respect to the queries.
                 slots = jax.lax.stop_gradient(slots) + (queries - jax.lax.stop_gradient(queries))
-            slots, attention = self._iterate(slots, *memory, slot_mask)
-        return slots, attention
+            slots, attention = self._iterate(slots, *prepared, slot_mask)
+            states.append(slots)
+            attentions.append(attention)
+        return Aggregated(slots, jnp.stack(attentions), jnp.stack(states), slot_mask)
 
     def _iterate(self, slots, keys, values, slot_mask):
         query = self.query(self.norm_slots(slots)) * slots.shape[-1] ** -0.5
@@ -82,3 +78,6 @@ class SlotAttention(nnx.Module):
         weights = attention / (attention.sum(axis=-1, keepdims=True) + 1e-5)
         slots = self.gru(jnp.einsum("bnm,bmd->bnd", weights.astype(values.dtype), values), slots)
         return slots + self.mlp(self.norm_mlp(slots)), attention
+
+    def draw(self, keys, sizes, training) -> None:
+        """Nothing is random."""

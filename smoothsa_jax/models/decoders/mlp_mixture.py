@@ -1,5 +1,7 @@
 """The mixture decoder: an MLP for each slot, and alpha, a softmax over slots."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -25,7 +27,7 @@ class MLPMixtureDecoder(nnx.Module):
     def __init__(
         self,
         grid: tuple[int, int],
-        feature_size: int,
+        width: int,
         slot_size: int,
         *,
         num_layers: int,
@@ -33,6 +35,7 @@ class MLPMixtureDecoder(nnx.Module):
         uniform_values: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.grid = grid
         if num_layers < 2:
             raise UserError(
                 f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last Linear included"
@@ -46,20 +49,18 @@ class MLPMixtureDecoder(nnx.Module):
         self.layers = nnx.List(
             [linear(hidden_size, hidden_size, rngs=rngs) for _ in range(num_layers - 2)]
         )
-        self.values = (
-            MLP((slot_size, hidden_size, feature_size), rngs=rngs) if uniform_values else None
-        )
-        self.out = linear(hidden_size, 1 if uniform_values else feature_size + 1, rngs=rngs)
+        self.values = MLP((slot_size, hidden_size, width), rngs=rngs) if uniform_values else None
+        self.out = linear(hidden_size, 1 if uniform_values else width + 1, rngs=rngs)
 
     def __call__(
         self,
-        features: Float[Array, "B M C"],
         slots: Float[Array, "B N D"],
-        visible: Bool[Array, "B M"] | None = None,
         slot_mask: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N M"]]:
-        """Returns reconstruction and alpha."""
-        del features, visible
+        given: Mapping[str, Array] | None = None,
+        draws: None = None,
+    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
+        """Return the prediction and alpha."""
+        del given, draws
         # The first layer is linear in slot + position, so it is applied to the slots before they spread.
         x = jax.nn.relu(self.project_slots(slots)[:, :, None, :] + self.position[...])
         again = jax.checkpoint if self.remat else lambda function: function
@@ -70,7 +71,10 @@ class MLPMixtureDecoder(nnx.Module):
         if slot_mask is not None:
             logits = jnp.where(slot_mask[:, :, None], logits, -jnp.inf)
         alpha = jax.nn.softmax(logits, axis=1)
-        weights = alpha.astype(x.dtype)
+        weights, masks = alpha.astype(x.dtype), alpha.reshape(*alpha.shape[:2], *self.grid)
         if self.values is not None:
-            return jnp.einsum("bnm,bnc->bmc", weights, self.values(slots)), alpha
-        return jnp.einsum("bnm,bnmc->bmc", weights, x[..., :-1]), alpha
+            return jnp.einsum("bnm,bnc->bmc", weights, self.values(slots)), masks
+        return jnp.einsum("bnm,bnmc->bmc", weights, x[..., :-1]), masks
+
+    def draw(self, keys, sizes, training) -> None:
+        """Nothing is random."""

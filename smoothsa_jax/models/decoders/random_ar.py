@@ -1,5 +1,7 @@
 """Decoders: slots -> reconstructed features, and the masks that say which slot explains which token."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import samples_at_once
 from smoothsa_jax.models.layers.basic import in_turns, layer_norm, linear
 from smoothsa_jax.models.layers.transformer import PreNormLayer
@@ -25,14 +28,19 @@ class RandomARDecoder(nnx.Module):
     def __init__(
         self,
         grid: tuple[int, int],
-        feature_size: int,
+        width: int,
         slot_size: int,
         *,
         num_layers: int,
         num_heads: int,
         rngs: nnx.Rngs,
     ):
-        width, num_tokens = feature_size, grid[0] * grid[1]
+        self.grid, num_tokens = grid, grid[0] * grid[1]
+        if num_layers < 1:
+            raise UserError(
+                f"model.decoder.num_layers is {num_layers}; expected a whole number of at least 1; "
+                "set --config.model.decoder.num_layers=1 or more"
+            )
         if width % num_heads:
             raise UserError(
                 f"model.decoder.num_heads is {num_heads}, which does not divide the {width} channels of the features; "
@@ -59,18 +67,25 @@ class RandomARDecoder(nnx.Module):
 
     def __call__(
         self,
-        features: Float[Array, "B M C"],
         slots: Float[Array, "B N D"],
-        visible: Bool[Array, "B M"] | None = None,
-        slot_mask: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N M"]]:
-        """Returns reconstruction and attention. `visible` None: every token is."""
-        inputs = features, slots, visible, slot_mask
+        slot_mask: Bool[Array, "B N"] | None,
+        given: Mapping[str, Array],
+        draws: Bool[Array, "B M"] | None,
+    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
+        """Return the prediction and the attention.
+
+        Args:
+            given: `target` (B,M,C), of which the decoder sees a part.
+            draws: the visible tokens; None: all are.
+        """
+        inputs = given["target"], slots, draws, slot_mask
         if not self.backend.is_tpu or self.differentiated:
-            return self._decoded(*inputs)
-        num_tokens = features.shape[1]
-        most = samples_at_once(self.layers[0].self_attention.num_heads, num_tokens, num_tokens)
-        return in_turns(self._decoded, inputs, most)
+            prediction, attention = self._decoded(*inputs)
+        else:
+            num_tokens = given["target"].shape[1]
+            most = samples_at_once(self.layers[0].self_attention.num_heads, num_tokens, num_tokens)
+            prediction, attention = in_turns(self._decoded, inputs, most)
+        return prediction, attention.reshape(*attention.shape[:2], *self.grid)
 
     def _decoded(self, features, slots, visible, slot_mask):
         tokens = self.norm_features(self.project_features(features))
@@ -84,3 +99,30 @@ class RandomARDecoder(nnx.Module):
             x = again(lambda x, layer=layer: layer(x, memory, memory_mask=slot_mask))(x)
         x, attention = again(lambda x: last.with_weights(x, memory, memory_mask=slot_mask))(x)
         return x, attention.swapaxes(1, 2)
+
+    def draw(
+        self, keys: Sequence[Array], sizes: Sizes, training: bool
+    ) -> Bool[Array, "B T M"] | None:
+        if not training:
+            return None
+        num_tokens = self.grid[0] * self.grid[1]
+        return sample_visible(keys[0], (sizes.batch, sizes.frames), num_tokens)
+
+
+def sample_visible(
+    key: Array, batch_shape: tuple[int, ...], num_tokens: int
+) -> Bool[Array, "*batch M"]:
+    """Draw the tokens that the decoder sees: the first k of a random permutation, for every frame.
+
+    With probability 0.5 k is uniform on {0 .. M-2}, else it is floor(0.1 M) - 1 (24 of 256 tokens).
+    The decoder's self-attention is unmasked, so that a mask in grid order is the same as the
+    permutation, up to the order in which sums run.
+    """
+    order, uniform, coin = jax.random.split(key, 3)
+    rank = jax.random.uniform(order, (*batch_shape, num_tokens)).argsort(-1).argsort(-1)
+    num_visible = jnp.where(
+        jax.random.bernoulli(coin, 0.5, batch_shape),
+        jax.random.randint(uniform, batch_shape, 0, num_tokens - 1),
+        max(int(0.1 * num_tokens) - 1, 0),
+    )
+    return rank < num_visible[..., None]

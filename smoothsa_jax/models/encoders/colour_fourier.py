@@ -54,14 +54,14 @@ class ColourFourier(nnx.Module):
             )
         self.position_width, self.position_scale = position_width, position_scale
         self.patch, self.window = patch, window
-        self.feature_size = width
+        self.width = width
         self.num_tokens = self.grid[0] * self.grid[1]
         waves = width - position_width
         self.frequencies = nnx.Variable(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
         self.phases = nnx.Variable(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
-        """Compute tokens of ImageNet-normalized images.
+    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
+        """Return `features`: tokens of ImageNet-normalized images.
 
         All values are float32, because covariances are small differences.
         """
@@ -83,7 +83,7 @@ class ColourFourier(nnx.Module):
         place = self.position_scale * position_waves(self.grid, self.position_width)
         place = jnp.broadcast_to(place, (*colour.shape[:3], self.position_width))
         tokens = jnp.concatenate([colour, place], axis=-1)
-        return tokens.reshape(tokens.shape[0], self.num_tokens, -1)
+        return {"features": tokens.reshape(tokens.shape[0], self.num_tokens, -1)}
 
     def _average(self, pixels: Float[Array, "B H W k"]) -> Float[Array, "B h w k"]:
         """Average over the windows; at the border, over the part inside the image."""

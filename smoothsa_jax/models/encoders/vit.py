@@ -153,7 +153,7 @@ class PatchTransformer(nnx.Module):
             self.size, patch, f"data.image_size times model.backbone.resize={resize}"
         )
         self.patch = patch
-        self.feature_size = width
+        self.width = width
         self.num_tokens = self.grid[0] * self.grid[1]
         normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
@@ -163,13 +163,13 @@ class PatchTransformer(nnx.Module):
         # An array without elements cannot be saved.
         self.registers = normal((1, registers, width)) if registers else None
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
-        """Compute patch tokens before the final LayerNorm; `images` are normalized."""
+    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
+        """Return `features`: patch tokens before the final LayerNorm; `images` are normalized."""
         if not self.backend.is_tpu:
-            return self._tokens(images)
+            return {"features": self._tokens(images)}
         length = self.num_tokens + self.num_prefix
         most = samples_at_once(self.blocks[0].num_heads, length, length)
-        return in_turns(self._tokens, (images,), most)
+        return {"features": in_turns(self._tokens, (images,), most)}
 
     def _tokens(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         batch = images.shape[0]

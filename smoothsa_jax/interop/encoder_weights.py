@@ -1,6 +1,5 @@
-"""What `model.backbone.weights` names, as the arrays of the ViT.
+"""What `source` of an encoder's weights names, as the arrays of the ViT.
 
-random                                   no file: the untrained values of `model.backbone.seed`
 facebook/dinov2-with-registers-small     a repository of the Hugging Face Hub, see hub.py; `@revision` for another commit
 path/to/folder                           config.json and model.safetensors (or its shards) of such a repository
 path/to/file.safetensors, .pth           a state dict of timm's, of DINOv2 alone
@@ -21,24 +20,25 @@ from smoothsa_jax.interop.safetensors_files import WHOLE, read_model_folder
 from smoothsa_jax.interop.table import describe, mismatches
 
 
-def load_backbone(
-    config: Mapping[str, Any], expected: Mapping[str, Any], grid: tuple[int, int]
+def load_encoder(
+    weights: str, config: Mapping[str, Any], expected: Mapping[str, Any], grid: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of a ViT, and where they are from, in words.
 
     Args:
-        config: `model.backbone` of a config.
+        weights: what to load, as above.
+        config: `model.encoder` of a config.
         expected: the ViT's arrays or their shapes, by its own names.
         grid: h, w of its patches; positions are resampled to it.
 
     Raises:
         UserError: nothing is found, or it is damaged, of another architecture, or does not fit key by key.
     """
-    weights = config.get("weights")
     if not isinstance(weights, str) or not weights:
         raise UserError(
-            f"model.backbone.weights is {weights!r}: expected 'random', a name such as "
-            "'facebook/dinov2-with-registers-small', a folder or a file; set --config.model.backbone.weights"
+            f"weights.encoder.source is {weights!r}: expected 'random', a name such as "
+            "'facebook/dinov2-with-registers-small', a folder or a file; set "
+            "--config.weights.encoder.source"
         )
     path = Path(weights).expanduser()
     if path.is_dir():
@@ -52,7 +52,7 @@ def load_backbone(
     wrong = mismatches(describe(arrays), describe(expected))
     if wrong:
         raise UserError(
-            f"{what} does not fit the ViT of model.backbone ({'; '.join(wrong)}): "
+            f"{what} does not fit the ViT of model.encoder ({'; '.join(wrong)}): "
             "set its width, depth, patch, registers and swiglu to those of the file, or choose other weights"
         )
     for name, array in arrays.items():
@@ -82,17 +82,17 @@ def _from_timm(
     path: Path, config: Mapping[str, Any], grid: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     if not path.exists():
-        raise UserError(f"model.backbone.weights: {path} is not there; give a folder or a file")
+        raise UserError(f"weights.encoder.source: {path} is not there; give a folder or a file")
     if config.get("name") == "dinov3":
         raise UserError(
-            f"model.backbone.weights is the file {path}: DINOv3 is read from a folder of Hugging Face's alone, which "
+            f"weights.encoder.source is the file {path}: DINOv3 is read from a folder of Hugging Face's alone, which "
             f"holds {hub.CONFIG} and {WHOLE}; give its path"
         )
     arrays = state_dicts.read(path)
     if is_hugging_face(arrays):
         raise UserError(
             f"{path} is a file of Hugging Face's, which needs its {hub.CONFIG}: "
-            "set --config.model.backbone.weights to the folder that holds both"
+            "set --config.weights.encoder.source to the folder that holds both"
         )
     return _named(arrays, TIMM, grid, True, str(path))
 

@@ -1,0 +1,373 @@
+"""What every run shares, and how a config is composed.
+
+A config is built in this order, and later settings win:
+
+    1. `defaults`, below
+    2. the facts of the data set, which the system fits itself to: slots, frames, boxes, encoder
+    3. the system (a file of `configs/systems/`), its variant and version, and the word `smooth`
+    4. the data set's own settings, and its `small` block if it has one
+    5. the task, such as `recognition`
+    6. the word `smoke`
+    7. the command line
+
+A file of `configs/systems/` states:
+
+    KIND                            "system", or "task" for a model trained on top of another run
+    TITLE                           of a system, as tables and plots show it
+    apply(config, data)             puts the system's parts, losses and optimizer on a config
+    apply(config, data, source)     the same for a task; `source` is the workdir of the run it reads
+    fits(data)                      optional: whether the system can use the data set
+    WORDS                           optional: word -> (kind, function like `apply`), where the
+                                    kind is "system variant", "version" or "task"
+
+A new file there is a new word; there is no list to extend.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config.words import KINDS, choose
+from smoothsa_jax.errors import UserError
+
+DEFAULT_SYSTEM = "smoothsa"
+Settings = Mapping[str, Any]
+
+
+def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
+    """Every key that all runs have, with its default; `data`, `model` and `losses` are empty."""
+    return ConfigDict(
+        {
+            "name": name,  # default workdir: runs/<name>
+            "title": "",  # in tables, plots and reports
+            "task": "discovery",
+            "seed": 0,
+            "dtype": "float32",  # or bfloat16
+            "matmul_precision": "default",  # of float32 products; or high, highest
+            "data": {},
+            "model": {},
+            "losses": {},
+            "companions": {},  # other models that take part: a trained run or a moving average
+            "weights": {},  # arrays that come from elsewhere, and which of them are frozen
+            "optimizer": {
+                # Linear from 0 to the peak over this share of all steps, then a cosine.
+                "learning_rate": {
+                    "schedule": "warmup_cosine",
+                    "peak": 2e-4,
+                    "warmup": 0.05,
+                    "end_ratio": 1e-3,
+                },
+                "clip_norm": 1.0,  # of the global gradient norm; 0: no clipping
+            },
+            "train": {
+                "num_steps": num_steps,
+                "batch_size": batch_size,
+                "accumulate": 1,  # parts that a batch is computed in, with the same result
+                "num_threads": 8,
+                "num_workers": 0,
+                "remat": "none",  # or recurrence, decoder, all: less memory, more time
+                "scan_unroll": 0,  # frames unrolled in a row; 0: all on a GPU, 1 elsewhere
+                # Every sample gets as many slots as the one of its batch with the most boxes.
+                "match_paper": False,
+                "xla_flags": "",  # for the training step on a GPU, as in XLA_FLAGS
+            },
+            "log": {"every": 100},
+            "eval": {
+                "split": "validation",
+                "num_samples": None,  # None: all
+                "num_frames": None,  # -1: whole videos
+                "batch_size": batch_size,
+                "seeds": (0,),
+                "masks": "decoder",  # or aggregator: whose masks are scored
+                "match_paper": False,
+                "background_column_always": False,  # of match_paper
+                "baselines": False,  # k-means on every sample takes longer than the model
+                "num_pictures": 8,
+                "validation_samples": 128,
+                "checkpoint": "latest",  # or best
+            },
+            "checkpoint": {
+                "every": max(num_steps // 40, 1),  # validates as often
+                "max_to_keep": 3,
+                "best_metric": "fg_ari",
+                "best_mode": "max",
+            },
+            "mesh": {"data": -1, "fsdp": 1},  # devices; -1: all that there are
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------- data sets
+
+# DINOv2 ViT-S/14 with registers. It sees 224 of 256 pixels: 16x16 tokens.
+DINOV2_SMALL = {
+    "name": "vit",
+    "width": 384,
+    "depth": 12,
+    "num_heads": 6,
+    "patch": 14,
+    "registers": 4,
+    "swiglu": False,
+    "resize": 0.875,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """The facts of a data set.
+
+    Attributes:
+        name: also the first part of a run's name.
+        data: the config's `data`.
+        num_slots, num_steps, batch_size: of a training run.
+        encoder: the config's `model.encoder`.
+        encoder_source: where its frozen weights come from; "random" for an encoder without any.
+        num_classes: of the objects, for recognition; None where it makes no sense.
+        settings: other keys of the config that this data set changes, nested.
+        small: for embedded data, what makes any system small, in four groups: `model` (keys of the
+            model itself), `parts` (settings by the part's name; settings with another `name`
+            replace the part), `losses` (weights of the terms a system has), `optimizer`.
+        smoke: what the word `smoke` changes, nested; None: `SMOKE`.
+        variants: word -> the data set with other facts.
+    """
+
+    name: str
+    data: Settings
+    num_slots: int
+    num_steps: int
+    batch_size: int
+    encoder: Settings = dataclasses.field(default_factory=lambda: DINOV2_SMALL)
+    encoder_source: str = "facebook/dinov2-with-registers-small"
+    num_classes: int | None = None
+    settings: Settings = dataclasses.field(default_factory=dict)
+    small: Settings | None = None
+    smoke: Settings | None = None
+    variants: Mapping[str, Callable[["DataSet"], "DataSet"]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def boxes(self) -> bool:
+        """Whether slots start from the first frame's boxes."""
+        return self.data["boxes"]
+
+    @property
+    def is_video(self) -> bool:
+        return self.data["num_frames"] > 1
+
+    def changed(
+        self, *, data: Settings | None = None, settings: Settings | None = None, **facts: Any
+    ) -> "DataSet":
+        """A copy with other facts; `data` and `settings` are merged into the present ones."""
+        merged = ConfigDict(self.settings)
+        merged.update(settings or {})
+        new = {"data": {**self.data, **(data or {})}, "settings": merged.to_dict(), **facts}
+        return dataclasses.replace(self, **new)
+
+
+def prepared(
+    name: str,
+    *,
+    num_slots: int,
+    num_steps: int,
+    batch_size: int,
+    num_frames: int = 1,
+    eval_frames: int = 1,
+    boxes: bool = False,
+    num_classes: int | None = None,
+    eval: Settings | None = None,
+    **data: Any,
+) -> DataSet:
+    """A data set on disk: a prepared folder, 256x256 pixels, DINOv2's features.
+
+    Args:
+        eval_frames: of the clips to score; -1: whole videos, of any length.
+        eval: other settings of `eval`.
+        **data: other settings of `data`.
+    """
+    # The paper's batches, on which match_paper depends.
+    eval_batch = 32 if eval_frames == 1 else 1 if eval_frames == -1 else 8
+    return DataSet(
+        name=name,
+        data={
+            "name": "prepared",
+            "folder": f"prepared/{name}",
+            "image_size": 256,
+            "num_frames": num_frames,
+            "boxes": boxes,
+            "background_box": False,
+            "features": "",  # a folder of cached features, in place of the encoder in training
+            **data,
+        },
+        num_slots=num_slots,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_classes=num_classes,
+        settings={"eval": {"num_frames": eval_frames, "batch_size": eval_batch, **(eval or {})}},
+    )
+
+
+# A tiny model and six steps: to see within a minute that a prepared folder and the whole program
+# fit together. Its scores mean nothing.
+SMOKE = {
+    "data": {"image_size": 64},
+    "train": {"num_steps": 6, "batch_size": 2, "num_threads": 1},
+    "log": {"every": 2},
+    "eval": {"num_samples": 2, "batch_size": 1, "num_pictures": 1, "validation_samples": 2},
+    "checkpoint": {"every": 3},
+}
+_SMOKE_VIT = {"width": 32, "depth": 1, "num_heads": 2, "registers": 1}
+SMOKE_SLOT_SIZE = 32
+SMOKE_PARTS = {"vit": _SMOKE_VIT, "dinov3": _SMOKE_VIT, "random_ar": {"num_layers": 1}}
+
+
+# ------------------------------------------------------------------------------------- composing
+
+
+def words_of(data: DataSet) -> dict[str, str]:
+    """word -> kind, of all words that fit a data set."""
+    words = dict.fromkeys(data.variants, "data variant")
+    found = {"smooth": "smooth", "smoke": "smoke"}
+    for name, module in systems().items():
+        if not getattr(module, "fits", lambda data: True)(data):
+            continue
+        found[name] = module.KIND
+        found |= {word: kind for word, (kind, _) in getattr(module, "WORDS", {}).items()}
+    if both := sorted(words.keys() & found.keys()):
+        raise UserError(
+            f"{both[0]!r} is a word of the data set {data.name} and a {found[both[0]]}; rename one"
+        )
+    return words | found
+
+
+def compose(data: DataSet, words: str = "") -> ConfigDict:
+    """The config of a data set and words such as `"recognition,smoke"`.
+
+    Raises:
+        UserError: a word that does not fit, or two words of one kind.
+    """
+    chosen = choose(words, words_of(data))
+    variant, task = chosen.get("data variant"), chosen.get("task")
+    if variant:
+        data = data.variants[variant](data)
+    config = _of_system(data, chosen)
+    config.name = _name(data, chosen, without=("task", "smoke"))
+    earlier = config.copy_and_resolve_references()
+    if task:
+        _function(chosen, "task")(config, data, f"runs/{config.name}")
+    if "smoke" in chosen:
+        _smoke(config, data)
+        _smoke(earlier, data)
+        for companion in config.companions.values():
+            if "source" in companion:  # an untrained one, of the earlier run's smoke form
+                companion.update(source="", title=earlier.title, model=earlier.model)
+    config.name = _name(data, chosen)
+    return config
+
+
+def cold_of(model: ConfigDict) -> ConfigDict:
+    """Settings of the initializer that draws or reads the first queries, inside a warmer or not."""
+    return model.initializer.get("cold", model.initializer)
+
+
+def set_parts(model: ConfigDict, settings: Mapping[str, Settings]) -> None:
+    """Change parts, however deep they are, by their names.
+
+    Args:
+        settings: part's name -> settings to change; with another `name`, the part is replaced.
+    """
+    for key, part in model.items():
+        if not isinstance(part, ConfigDict):
+            continue
+        set_parts(part, settings)
+        new = settings.get(part.get("name"))
+        if new is not None and new.get("name", part.name) != part.name:
+            model[key] = ConfigDict(new)
+        elif new is not None:
+            part.update(new)
+
+
+def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
+    config = defaults(data.name, num_steps=data.num_steps, batch_size=data.batch_size)
+    config.data = ConfigDict(data.data)
+    config.model = ConfigDict({"num_slots": data.num_slots, "encoder": data.encoder})
+    entry = {"into": "encoder", "source": data.encoder_source, "frozen": ("*",)}
+    if data.encoder_source == "random":
+        entry["seed"] = 0  # of its own, so that runs of several seeds share their features
+    config.weights.encoder = ConfigDict(entry)
+    system = systems()[chosen.get("system", DEFAULT_SYSTEM)]
+    config.title = system.TITLE
+    system.apply(config, data)
+    for kind in ("system variant", "version"):
+        if kind in chosen:
+            _function(chosen, kind)(config, data)
+    if "smooth" in chosen:
+        if config.model.initializer.name == "warmed":
+            raise UserError(f"{system.TITLE} has what 'smooth' adds already; leave that word out")
+        systems()[DEFAULT_SYSTEM].smooth(config)
+        config.title += ", smooth"
+    config.update(data.settings)
+    if data.small is not None:
+        _make_small(config, data.small)
+    return config
+
+
+def _make_small(config: ConfigDict, small: Settings) -> None:
+    config.model.update(small["model"])
+    set_parts(config.model, small["parts"])
+    for term, weight in small["losses"].items():
+        if term in config.losses:
+            config.losses[term].weight = weight
+    config.optimizer.update(small["optimizer"])
+
+
+def _smoke(config: ConfigDict, data: DataSet) -> None:
+    if data.smoke is not None:
+        config.update(data.smoke)
+        return
+    config.update(SMOKE)
+    set_parts(config.model, SMOKE_PARTS)
+    if "slot_size" in config.model:
+        config.model.slot_size = SMOKE_SLOT_SIZE
+    for entry in config.weights.values():
+        entry.update(source="random", seed=0)
+
+
+def _name(data: DataSet, chosen: Mapping[str, str], without: tuple[str, ...] = ()) -> str:
+    """The data set and the words; not the default system, which is the same config without it."""
+    words = [
+        chosen[kind]
+        for kind in KINDS
+        if kind in chosen and kind not in without and chosen[kind] != DEFAULT_SYSTEM
+    ]
+    return "_".join([data.name, *words])
+
+
+def _function(chosen: Mapping[str, str], kind: str) -> Callable[..., None]:
+    """What a word of that kind does: of a file of its own, or of the chosen system's file."""
+    word = chosen[kind]
+    module = systems().get(word)
+    if module is not None and module.KIND == kind:
+        return module.apply
+    system = chosen.get("system", DEFAULT_SYSTEM)
+    words = getattr(systems()[system], "WORDS", {})
+    if word not in words or words[word][0] != kind:
+        owners = [n for n, m in systems().items() if word in getattr(m, "WORDS", {})]
+        raise UserError(
+            f"{word!r} is no word of {system}, but of {', '.join(owners)}; write {owners[0]},{word}"
+        )
+    return words[word][1]
+
+
+@functools.cache
+def systems() -> dict[str, ModuleType]:
+    """name -> module, of every file of `configs/systems/`."""
+    folder = importlib.import_module("configs.systems").__path__
+    names = sorted(info.name for info in pkgutil.iter_modules(folder))
+    return {name: importlib.import_module(f"configs.systems.{name}") for name in names}

@@ -1,0 +1,211 @@
+"""The one door for what was trained elsewhere: a run, a saved model, the Hub, a state dict.
+
+A config names sources in two places. `weights.NAME = {"into": ..., "source": ...}` fills arrays of
+the trained model when a run begins. `companions.NAME = {"source": ...}` adds a frozen model: its
+architecture is copied into the run's config and its arrays into the run's checkpoints, so that a
+workdir stands alone.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE, read_model
+from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+from smoothsa_jax.config.values import canonical, differences, image_size_of
+from smoothsa_jax.devices import hosts
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop.encoder_weights import load_encoder
+from smoothsa_jax.models.build import build_slot_model
+from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
+
+RANDOM = "random"  # a source: the untrained values of a seed
+UNTRAINED = ""  # a companion's source: to try a config out
+
+Warn = Callable[[str], None]
+
+
+class Trained(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        config: the whole config that it was trained with.
+        arrays: all of them, by their names in the model.
+        step: the training steps behind them.
+        what: where they are from, in words.
+    """
+
+    config: ConfigDict
+    arrays: dict[str, np.ndarray]
+    step: int
+    what: str
+
+
+def is_trained(source: str) -> bool:
+    """Tell whether a source is a folder of ours: a workdir, or a saved model."""
+    folder = Path(source).expanduser()
+    saved = (folder / WEIGHTS_FILE).is_file() and (folder / "about.json").is_file()
+    return bool(source) and (saved or (folder / FOLDER).is_dir())
+
+
+def open_trained(source: str, warn: Warn) -> Trained | None:
+    """Read a workdir (its newest sound checkpoint) or a folder of a saved model.
+
+    Returns:
+        None where a workdir has no usable checkpoint.
+
+    Raises:
+        UserError: a saved model is damaged.
+    """
+    folder = Path(source).expanduser()
+    if (folder / WEIGHTS_FILE).is_file():
+        config, arrays, step = read_model(folder)
+        return Trained(config, arrays, step, str(folder))
+    checkpoint = restore_latest(folder, warn=warn)
+    if checkpoint is None:
+        return None
+    return Trained(checkpoint.config, checkpoint.weights, checkpoint.step, str(checkpoint.path))
+
+
+def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:
+    """Return the config with the architecture of every companion in it.
+
+    Args:
+        stored: the config of the run in the workdir, if there is one: its companions stay.
+        warn: called with a line for each checkpoint that is skipped.
+
+    Raises:
+        UserError: a companion's source holds no trained model.
+    """
+    open_ones = [
+        name
+        for name, companion in config.companions.items()
+        if "model" not in companion and "average_of" not in companion
+    ]
+    if not open_ones:
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    for name in open_ones:
+        found = stored.companions.get(name) if stored is not None else None
+        if found is not None:
+            config.companions[name].update({key: found[key] for key in ("title", "model")})
+            continue
+        source = config.companions[name].source
+        trained = _opened(name, source, warn)
+        config.companions[name].update(title=trained.config.title, model=trained.config.model)
+    return canonical(config)
+
+
+def _opened(name: str, source: str, warn: Warn) -> Trained:
+    trained = open_trained(source, warn) if source else None
+    if trained is None:
+        raise UserError(
+            f"companions.{name}.source: no usable checkpoint found in {Path(source) / FOLDER}, "
+            f"expected the workdir of a trained model; train one, or give its folder with "
+            f"--config.companions.{name}.source"
+        )
+    return trained
+
+
+def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Parameters, str]:
+    """Return what a run without a checkpoint starts from: parameters, frozen arrays, and where they
+    are from in words.
+
+    Args:
+        training: a `training.step.Training` of the config.
+
+    Raises:
+        UserError: a source cannot be had, or does not fit.
+    """
+    params, frozen, words = dict(training.state.params), dict(training.frozen), []
+    for name, entry in sorted(config.weights.items()):
+        into, source = entry.get("into", ""), entry["source"]
+        if source == RANDOM:
+            words.append(f"random values, as weights.{name}.source=random asks")
+            continue
+        arrays, what = _arrays_of(f"weights.{name}", entry, config, training, warn)
+        refused = tuple(below(into, pattern) for pattern in entry.get("without", ()))
+        for key in arrays.keys() - matching(arrays, refused):
+            target = params if key in params else frozen
+            if key not in target:
+                raise UserError(
+                    f"weights.{name}: {what} has {key}, which this model does not have; leave it "
+                    f"out with --config.weights.{name}.without"
+                )
+            target[key] = _placed(f"weights.{name}", key, arrays[key], target[key])
+        words.append(what)
+    for name, companion in config.companions.items():
+        if "average_of" in companion:
+            continue
+        if companion.source == UNTRAINED:
+            words.append(f"companion {name}: untrained, as it has no source")
+            model = build_slot_model(companion.model, image_size_of(config), config.seed)
+            arrays = {key: x for part in split(model)[1:] for key, x in part.items()}
+            for key, array in arrays.items():
+                whole = f"{name}.{key}"
+                frozen[whole] = _placed(f"companions.{name}", whole, array, frozen.get(whole))
+            continue
+        trained = _opened(name, companion.source, warn)
+        if different := differences(trained.config.model, companion.model):
+            raise UserError(
+                f"companions.{name}.source {companion.source} holds another model, which differs in "
+                f"{', '.join(different)}; use another --workdir"
+            )
+        for key, array in trained.arrays.items():
+            whole = f"{name}.{key}"
+            frozen[whole] = _placed(f"companions.{name}", whole, array, frozen.get(whole))
+        words.append(f"{trained.config.title} of {trained.what}")
+    return params, frozen, "; ".join(words)
+
+
+def _arrays_of(
+    path: str, entry: Mapping[str, Any], config: ConfigDict, training: Any, warn: Warn
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return an entry's arrays by their names in the trained model, and where they are from."""
+    into, source = entry.get("into", ""), entry["source"]
+    if is_trained(source):
+        trained = open_trained(source, warn)
+        if trained is None:
+            raise UserError(f"{path}.source: {source} has no usable checkpoint; train it first")
+        prefix = f"{into}." if into else ""
+        arrays = {k: x for k, x in trained.arrays.items() if k.startswith(prefix)}
+        return arrays, trained.what
+    if into != ENCODER:
+        raise UserError(
+            f"{path}.source is {source!r}, which is no workdir and no saved model; expected one "
+            f"of these for into={into!r}"
+        )
+    expected = {
+        name.removeprefix(f"{ENCODER}."): x
+        for name, x in {**training.state.params, **training.frozen}.items()
+        if name.startswith(f"{ENCODER}.")
+    }
+    grid = training.definitions["model"].skeleton().encoder.grid
+    arrays, what = load_encoder(source, config.model.encoder, expected, grid)
+    if hosts.is_multi_process():  # each has its own files
+        hosts.refuse_differences({f"what {path}.source={source} holds": digest(arrays)})
+    return {below(ENCODER, name): x for name, x in arrays.items()}, what
+
+
+def _placed(path: str, name: str, array: np.ndarray, like: Any) -> jax.Array:
+    if like is None or tuple(like.shape) != tuple(np.shape(array)):
+        expected = "no such array" if like is None else str(list(like.shape))
+        raise UserError(
+            f"{path}: {name} has shape {list(np.shape(array))}, this model has {expected}; give a "
+            "source of the same architecture"
+        )
+    return jax.device_put(np.asarray(array, like.dtype), like.sharding)
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a text that tells arrays apart by names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,253 @@
+"""One pass over a split: every sample predicted with every seed, and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from smoothsa_jax.errors import UserError
+
+Batch = Mapping[str, Any]
+Outputs = TypeVar("Outputs")
+T = TypeVar("T")
+
+
+class Evaluator(Protocol):
+    """How the outputs of a task are scored.
+
+    Attributes:
+        metrics: names of the scores; the best checkpoint can be chosen by one of them.
+        outputs: names of the model's outputs that it reads.
+        paper_differs: whether `match_paper` changes more than the slot mask.
+        protocol: what `scores.json` says about it.
+    """
+
+    metrics: tuple[str, ...]
+    outputs: tuple[str, ...]
+    paper_differs: bool
+    protocol: dict[str, Any]
+
+    def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
+        """Measure each sample of a batch, on the device."""
+
+    def per_sample(
+        self, tables: Mapping[str, np.ndarray], match_paper: bool
+    ) -> dict[str, np.ndarray]:
+        """Return values (samples,) by name, from the tables of the samples that count."""
+
+    def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return each metric (...) from values (..., samples)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an evaluator found in a batch.
+
+    Attributes:
+        tables: small arrays (B, ...), on the device.
+        segments: (B,T,H,W) the segment of each pixel, for pictures; None: there are none.
+    """
+
+    tables: dict[str, jax.Array]
+    segments: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        scores: name -> (seeds, samples) float64, NaN = sample left out of this metric's mean.
+        paper_scores: the same by the paper's protocol, where it was asked for.
+        names: of the samples, "" where the data set has none.
+        samples: the first few samples, each {"video" (T,H,W,3), "segmentations" (T,H,W),
+            "masks" (T,H,W)}, the masks predicted with the first seed.
+    """
+
+    scores: dict[str, np.ndarray]
+    paper_scores: dict[str, np.ndarray] | None
+    names: list[str]
+    samples: list[dict[str, np.ndarray]]
+
+
+def evaluate(
+    predict: Callable[[Batch, jax.Array, bool], Mapping[str, jax.Array]],
+    batches: Iterable[Batch],
+    evaluator: Evaluator,
+    seeds: Sequence[int] = (0,),
+    *,
+    match_paper: bool = False,
+    keep_samples: int = 0,
+) -> Evaluation:
+    """Predict a whole split once for every seed, and score each sample.
+
+    Only scores are kept, so memory does not grow with the split.
+
+    Args:
+        predict: (batch, key, match_paper) -> the outputs that the evaluator reads.
+        batches: each with "video", "segmentations" and optionally "slot_mask" (B, N), which keeps
+            masked slots out of the masks; "valid" (B,) bool, false for samples that only fill up
+            the last batch; "num_frames" (B,), how many frames of a sample count, where others only
+            fill it up; "name" (B,) of the samples.
+        evaluator: how outputs are scored.
+        seeds: evaluation seeds, at least one; see `predictions`.
+        match_paper: score by the paper's protocol as well: `paper_slot_mask`, and the authors'
+            arithmetic.
+        keep_samples: how many of the first samples to keep for pictures.
+
+    Raises:
+        UserError: no seed, no sample, or labels that do not fit the predictions.
+    """
+
+    def measured(batch: Batch, key: jax.Array) -> dict[bool, Measured]:
+        found = {False: evaluator.measure(predict(batch, key, False), batch)}
+        if match_paper:
+            own = batch.get("slot_mask")
+            padded = None if own is None else paper_slot_mask(batch)
+            same = own is None or np.array_equal(padded, own)
+            if same and not evaluator.paper_differs:
+                return {**found, True: found[False]}
+            inputs = {**batch, "slot_mask": padded}
+            found[True] = evaluator.measure(predict(inputs, key, True), inputs)
+        return found
+
+    protocols = (False, True) if match_paper else (False,)
+    rows = {paper: [[] for _ in seeds] for paper in protocols}
+    names: list[str] = []
+    samples: list[dict[str, np.ndarray]] = []
+    for batch, number, found in predictions(measured, batches, seeds):
+        at = scored(batch)
+        # Only tables come to the host, and the segments that are kept.
+        tables = jax.device_get({paper: x.tables for paper, x in found.items()})
+        for paper in protocols:
+            mine = {name: x[at] for name, x in tables[paper].items()}
+            rows[paper][number].append(evaluator.per_sample(mine, paper))
+        if number > 0:
+            continue
+        names += [str(name) for name in batch["name"][at]] if "name" in batch else [""] * len(at)
+        segments = found[False].segments
+        if segments is not None and len(samples) < keep_samples:
+            samples += kept_samples(batch, np.asarray(segments), at[: keep_samples - len(samples)])
+    stacked = {
+        paper: {
+            name: np.stack([np.concatenate([part[name] for part in of_seed]) for of_seed in found])
+            for name in found[0][0]
+        }
+        for paper, found in rows.items()
+    }
+    stacked = {
+        p: {n: x.astype(np.float64) for n, x in found.items()} for p, found in stacked.items()
+    }
+    return Evaluation(stacked[False], stacked.get(True), names, samples)
+
+
+def kept_samples(
+    batch: Batch, segments: np.ndarray, at: Iterable[int]
+) -> list[dict[str, np.ndarray]]:
+    """Return samples of a batch, to be drawn. Copies: a view would keep the whole batch."""
+    found = []
+    for b in at:
+        length = num_frames_of(batch, b)
+        arrays = {"video": batch["video"], "segmentations": batch["segmentations"]}
+        arrays["masks"] = segments
+        found.append({name: np.array(x[b][:length]) for name, x in arrays.items()})
+    return found
+
+
+def predictions(
+    predict: Callable[[Batch, jax.Array], Outputs], batches: Iterable[Batch], seeds: Sequence[int]
+) -> Iterator[tuple[Batch, int, Outputs]]:
+    """Yield (batch, number of the seed, what `predict` made of them), every seed on every batch.
+
+    Queries are random at evaluation. The key of batch i (its "batch_number", where it has one: a
+    host may have some batches of a split only) under seed s is `fold_in(key(s), i)`, so what is
+    predicted depends on seed and batching, and on nothing else. Each is yielded one step late: the
+    device then works on the next one while the host looks at it.
+
+    Raises:
+        UserError: no seed or no batch.
+    """
+    if not seeds:
+        raise UserError("eval.seeds is empty: expected at least one seed, for example (0,)")
+    waiting = None
+    for i, batch in enumerate(batches):
+        i = int(batch.get("batch_number", i))
+        for number, seed in enumerate(seeds):
+            outputs = predict(batch, jax.random.fold_in(jax.random.key(int(seed)), i))
+            if waiting is not None:
+                yield waiting
+            waiting = (batch, number, outputs)
+    if waiting is None:
+        raise UserError("the split has no batch: found 0 samples, expected at least 1")
+    yield waiting
+
+
+def scored(batch: Batch) -> np.ndarray:
+    """Return the numbers of a batch's samples that count; the others only fill up the last
+    batch."""
+    if "valid" not in batch:
+        return np.arange(len(batch["segmentations"]))
+    return np.flatnonzero(batch["valid"])
+
+
+def num_frames_of(batch: Batch, b: int) -> int:
+    """Return how many frames of sample `b` count; those after them only fill it up."""
+    return int(batch["num_frames"][b]) if "num_frames" in batch else batch["segmentations"].shape[1]
+
+
+def paper_slot_mask(batch: Batch) -> Bool[np.ndarray, "B N"]:
+    """Return the slots that take part where the authors' program pads.
+
+    Every sample of a batch gets as many slots as the one with the most boxes; those without a box
+    of their own start from a box of -1. Valid slots come first.
+    """
+    mask = np.asarray(batch["slot_mask"])
+    most = mask[scored(batch)].sum(axis=1).max()
+    return np.broadcast_to(np.arange(mask.shape[1]) < most, mask.shape)
+
+
+def whole_split(parts: Sequence[T], batch_size: int, num_samples: int) -> T:
+    """Join what several processes found to what one process would have found, in the order of the
+    split.
+
+    Args:
+        parts: of each process; process p has the batches p, p + P, p + 2P, ... of P processes, as
+            `evaluation_batches` shares them out. Lists with one entry a sample, arrays
+            (..., samples), None, or mappings and dataclasses of these.
+        batch_size: samples of a batch; only the last one of a split has fewer.
+        num_samples: of the split; entries beyond it are dropped.
+    """
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, Mapping):
+        return {
+            name: whole_split([part[name] for part in parts], batch_size, num_samples)
+            for name in first
+        }
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        fields = whole_split(
+            [{name: getattr(part, name) for name in names} for part in parts],
+            batch_size,
+            num_samples,
+        )
+        return dataclasses.replace(first, **fields)
+    if isinstance(first, np.ndarray):
+        columns = [np.moveaxis(part, -1, 0) for part in parts]
+        return np.stack(_in_order(columns, batch_size, num_samples), axis=-1)
+    return _in_order(parts, batch_size, num_samples)
+
+
+def _in_order(parts: Sequence[Sequence[Any]], batch_size: int, num_samples: int) -> list[Any]:
+    found = {
+        ((i // batch_size) * len(parts) + process) * batch_size + i % batch_size: entry
+        for process, part in enumerate(parts)
+        for i, entry in enumerate(part)
+    }
+    return [found[place] for place in sorted(found) if place < num_samples]

@@ -1,0 +1,106 @@
+"""From attention over slots to a label for every pixel (method section 3)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import CPU, Backend
+
+FRAMES_AT_ONCE = 16  # of 24 slots at 256x256: 0.1 GB
+
+
+def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
+    """Weights (num_out, num_in) of bilinear resizing along one axis: half-pixel centres, edges
+    repeated, no antialias. Each row has at most two non-zero entries and sums to 1."""
+    # The centres and weights are rounded to float32, as the authors' program does: two slots can be
+    # within 1e-7 of each other, and the argmax should then fall on the same side as theirs.
+    scale = np.float32(num_in) / np.float32(num_out)
+    centre = (np.arange(num_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    centre = np.clip(centre, 0, num_in - 1)
+    low = np.floor(centre).astype(np.int64)
+    high = np.minimum(low + 1, num_in - 1)
+    fraction = centre - low.astype(np.float32)
+    matrix = np.zeros((num_out, num_in), np.float32)
+    rows = np.arange(num_out)
+    np.add.at(matrix, (rows, low), np.float32(1) - fraction)
+    np.add.at(matrix, (rows, high), fraction)
+    return matrix
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def upsample(maps: Float[Array, "*lead h w"], size: tuple[int, int]) -> Float[Array, "*lead H W"]:
+    """Bilinear, see `interpolation_matrix`; `size` (H, W) is static."""
+    rows = interpolation_matrix(size[0], maps.shape[-2])
+    columns = interpolation_matrix(size[1], maps.shape[-1])
+    # HIGHEST: reduced matmul precision would move the borders between slots.
+    large = jnp.einsum("yh,...hw->...yw", rows, maps, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("...yw,xw->...yx", large, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def over_frames(function: Callable[[Any], Any], frames: Any, backend: Backend) -> Any:
+    """`function` of each frame, frames on the first axis of all arrays, as `jax.lax.map` does.
+
+    One after another, which keeps memory small and a CPU in its cache; elsewhere FRAMES_AT_ONCE together, as one would
+    leave the device idle.
+    """
+    together = None if backend.is_cpu else FRAMES_AT_ONCE
+    return jax.lax.map(function, frames, batch_size=together)
+
+
+@functools.partial(jax.jit, static_argnums=1, static_argnames="backend")
+def segments_from_masks(
+    masks: Float[Array, "*lead N h w"],
+    size: tuple[int, int],
+    slot_mask: Bool[Array, "*first N"] | None = None,
+    *,
+    backend: Backend = CPU,
+) -> Int[Array, "*lead H W"]:
+    """Return the slot that each pixel belongs to: masks resized bilinearly, then argmax over slots.
+
+    Frames are taken one after another, see `over_frames`, so that few frames' (N, H, W) are in
+    memory at a time. Can be called inside `jax.jit`.
+
+    Args:
+        masks: soft masks on any grid, for example a decoder's (B,T,N,h,w).
+        size: (H, W) of the result in pixels, that of the labels; static.
+        slot_mask: true = valid slot; any shape (..., N) whose leading axes are the first ones of
+            `masks`, for example (B, N). A masked slot gets no pixel.
+        backend: static; what to compile for. The default is right, but slow, on an accelerator.
+
+    Returns:
+        Slot numbers, uint8 as labels are (int32 from 256 slots on).
+
+    Raises:
+        UserError: the slot mask does not fit the masks.
+    """
+    *lead, num_slots, h, w = masks.shape
+    dtype = jnp.uint8 if num_slots <= 255 else jnp.int32
+    maps = masks.astype(jnp.float32).reshape(-1, num_slots, h, w)
+
+    def one_frame(args):
+        frame, valid = args
+        large = upsample(frame, size)
+        if valid is not None:
+            large = jnp.where(valid[:, None, None], large, -jnp.inf)
+        return jnp.argmax(large, axis=0).astype(dtype)
+
+    valid = None
+    if slot_mask is not None:
+        if slot_mask.shape != (*lead[: slot_mask.ndim - 1], num_slots):
+            raise UserError(
+                f"slot_mask of shape {slot_mask.shape} does not fit masks of shape {masks.shape}: "
+                f"expected its first axes followed by {num_slots} slots"
+            )
+        middle = (1,) * (len(lead) - slot_mask.ndim + 1)
+        valid = jnp.reshape(slot_mask, (*slot_mask.shape[:-1], *middle, num_slots))
+        valid = jnp.broadcast_to(valid, (*lead, num_slots)).reshape(-1, num_slots)
+    segments = over_frames(one_frame, (maps, valid), backend)
+    return segments.reshape(*lead, *size)

@@ -1,0 +1,23 @@
+"""What a decoder has to predict: constants of a training step."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from smoothsa_jax.models.interfaces import Encoder
+
+
+class Features(nnx.Module):
+    """The encoder's features themselves (DINOSAUR, Seitzer et al. 2023)."""
+
+    def __init__(self, encoder: Encoder, image_size: tuple[int, int], *, rngs: nnx.Rngs):
+        del image_size, rngs
+        self.width = encoder.width
+
+    def __call__(
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array]
+    ) -> Float[Array, "B T M C"]:
+        del batch
+        return jax.lax.stop_gradient(constants["features"])

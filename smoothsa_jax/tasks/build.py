@@ -1,0 +1,24 @@
+"""The task of a config."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from smoothsa_jax.parts import choose
+from smoothsa_jax.tasks.discovery import Discovery
+from smoothsa_jax.tasks.recognition import Recognition
+from smoothsa_jax.tasks.task import Task
+
+TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    "discovery": Discovery,
+    "recognition": Recognition,
+}
+
+
+def build_task(config: ConfigDict) -> Task:
+    """Make the task that a config names.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    return choose("task", config.task, TASKS)(config)

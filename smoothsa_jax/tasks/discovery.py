@@ -1,0 +1,93 @@
+"""Discovery: a slot model learns to explain what its decoder predicts, and its masks are scored."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
+from smoothsa_jax.evaluation.split import Batch
+from smoothsa_jax.models.build import build_slot_model, part_schedules, slot_model_shapes
+from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
+from smoothsa_jax.models.parameters import ENCODER
+from smoothsa_jax.tasks.task import MODEL, Models, Outputs
+
+
+class Discovery:
+    """See `task.Task`. The trained model is a `SlotModel`."""
+
+    untrained = "untrained model"
+    inputs = ("video", "features", "boxes", "slot_mask")  # pixels or stored features
+    forward_inputs = ("boxes", "slot_mask")
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self.slot_model = config.model
+        self.schedules = part_schedules(config.model)
+        self.evaluator = MaskEvaluator(config.eval.masks, config.eval.background_column_always)
+        if not self._encoder_is_frozen():
+            self.forward_inputs = (*self.forward_inputs, "video")
+
+    def build(self, shapes_only: bool) -> nnx.Module:
+        config = self._config
+        size = image_size_of(config)
+        if shapes_only:
+            return slot_model_shapes(config.model, size)
+        entries = [entry for entry in config.weights.values() if entry.get("into")]
+        random = {e["into"]: e.get("seed", 0) for e in entries if e["source"] == "random"}
+        elsewhere = frozenset(e["into"] for e in entries if e["source"] != "random")
+        return build_slot_model(config.model, size, config.seed, random, elsewhere)
+
+    def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Nothing to refuse: a source checks its samples."""
+
+    def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
+        return models[MODEL].draw(key, sizes, training)
+
+    def constants(
+        self, models: Models, batch: Mapping[str, Array], draws: Draws, match_paper: bool
+    ) -> Outputs:
+        del draws, match_paper
+        if "features" in batch:
+            return {"features": batch["features"].astype(jnp.float32)}
+        if ENCODER not in models[MODEL].frozen_parts:
+            return {}
+        return models[MODEL].encode(batch["video"], batch.get("cameras"))
+
+    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
+        return {"target": models[MODEL].target(batch, constants)}
+
+    def forward(
+        self,
+        models: Models,
+        batch: Mapping[str, Array],
+        constants: Outputs,
+        draws: Draws,
+        scheduled: Scheduled,
+    ) -> Outputs:
+        model = models[MODEL]
+        encoded = constants
+        if "features" not in constants:
+            encoded = model.encode(batch["video"], batch.get("cameras"))
+        given = {"target": constants["target"]}
+        boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
+        return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+
+    def monitor(self, constants: Outputs) -> Outputs:
+        del constants
+        return {}
+
+    def baselines(
+        self, batches: Callable[[], Iterable[Batch]], features: Callable[[Batch], Any]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        boxes = bool(self._config.data.get("boxes", False))
+        return evaluate_baselines(batches(), features, with_boxes=boxes)
+
+    def _encoder_is_frozen(self) -> bool:
+        entries = [e for e in self._config.weights.values() if e.get("into") == ENCODER]
+        return any("*" in tuple(entry.get("frozen", ())) for entry in entries)

@@ -1,0 +1,246 @@
+"""The gallery: every data set with every word gives a sound config, and its table is complete."""
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.schema import check
+from smoothsa_jax.config.words import KINDS
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+DATA_SETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "base")
+SYSTEMS = sorted(p.stem for p in (CONFIGS / "systems").glob("*.py"))
+SPRITES_WORDS = {"gaussian", "image", "full"}
+# Slots, steps, batch, frames, frames to score, learning rate, clipping: the paper's.
+TABLE = {
+    "coco": (7, 100_000, 32, 1, 1, 2e-4, 1.0),
+    "voc": (6, 50_000, 32, 1, 1, 2e-4, 1.0),
+    "clevrtex": (11, 50_000, 32, 1, 1, 2e-4, 1.0),
+    "movi_c": (10, 50_000, 8, 6, 24, 5e-5, 0.05),
+    "movi_d": (20, 50_000, 8, 6, 24, 5e-5, 0.05),
+    "movi_e": (23, 50_000, 8, 6, 24, 5e-5, 0.05),
+    "ytvis": (7, 50_000, 8, 5, -1, 5e-5, 0.05),
+    "ytvis_hq": (7, 50_000, 8, 5, -1, 5e-5, 0.05),
+}
+# Steps, batch, frames, classes.
+RECOGNITION_TABLE = {
+    "coco": (10_000, 32, 1, 91),
+    "ytvis": (5_000, 8, 5, 41),
+    "ytvis_hq": (5_000, 8, 5, 41),
+}
+
+
+def load(data_set: str, *words: str):
+    return load_config(f"{CONFIGS / data_set}.py" + (f":{','.join(words)}" if words else ""))
+
+
+def words_of(data_set: str) -> dict[str, str]:
+    load(data_set)  # puts `configs` on the path
+    from configs import base
+
+    module = __import__(f"configs.{data_set}", fromlist=["DATA"])
+    assert module.WORDS == base.words_of(module.DATA)
+    return module.WORDS
+
+
+def combinations_of(data_set: str):
+    """Every set of words that may be given together; `smooth` has no system to go on yet."""
+    by_kind = {}
+    for word, kind in words_of(data_set).items():
+        by_kind.setdefault(kind, [()]).append((word,))
+    by_kind.pop("smooth")
+    for choice in itertools.product(*by_kind.values()):
+        yield tuple(itertools.chain(*choice))
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_every_combination_of_words_is_sound(data_set):
+    names = set()
+    for words in combinations_of(data_set):
+        config = load(data_set, *words)
+        check(config)
+        names.add(config.name)
+        assert config.task == ("recognition" if "recognition" in words else "discovery")
+        assert ("smoke" not in words) or config.train.num_steps <= 20
+        # The name is the data set and the words, in the order of their kinds.
+        kinds = words_of(data_set)
+        ordered = sorted(set(words) - {"smoothsa"}, key=lambda word: KINDS.index(kinds[word]))
+        assert config.name == "_".join([data_set, *ordered])
+    given = [words for words in combinations_of(data_set) if "smoothsa" not in words]
+    assert len(names) == len(given)  # no two share a workdir
+
+
+def test_the_words_of_each_data_set():
+    for data_set in DATA_SETS:
+        expected = {"smoothsa", "smooth", "smoke"}
+        expected |= SPRITES_WORDS if data_set == "sprites" else set()
+        expected |= {"recognition"} if data_set in RECOGNITION_TABLE else set()
+        assert set(words_of(data_set)) == expected
+
+
+# -------------------------------------------------------------------------- the paper's settings
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_settings_are_the_papers(name):
+    config = load(name)
+    rate = config.optimizer.learning_rate
+    found = (
+        config.model.num_slots,
+        config.train.num_steps,
+        config.train.batch_size,
+        config.data.num_frames,
+        config.eval.num_frames,
+        rate.peak,
+        config.optimizer.clip_norm,
+    )
+    assert found == TABLE[name]
+    assert (rate.schedule, rate.warmup, rate.end_ratio) == ("warmup_cosine", 0.05, 1e-3)
+    assert config.title == "SmoothSA" and config.checkpoint.every == config.train.num_steps // 40
+    initializer = config.model.initializer
+    assert initializer.detach.to_dict() == {
+        "schedule": "step",
+        "begin": 1.0,
+        "end": 0.0,
+        "at": 0.1,
+    }
+    assert (config.model.aggregator.first, config.model.aggregator.later) == (3, 1)
+    starts_from_boxes = name.startswith("movi")
+    assert config.data.boxes == starts_from_boxes
+    assert initializer.cold.name == ("boxes" if starts_from_boxes else "gaussian")
+    losses = {"reconstruction": {"weight": 1.0}, "distillation": {"weight": 100.0}}
+    if config.data.num_frames > 1:
+        losses["slot_contrast"] = {"weight": 0.5, "temperature": 0.1}
+        assert config.model.transition.history == config.data.num_frames
+    else:
+        assert config.model.transition.to_dict() == {"name": "none"}
+    assert config.losses.to_dict() == losses
+    assert config.weights.to_dict() == {
+        "encoder": {
+            "into": "encoder",
+            "source": "facebook/dinov2-with-registers-small",
+            "frozen": ("*",),
+        }
+    }
+    assert config.eval.background_column_always == (name == "coco")
+
+
+@pytest.mark.parametrize("name", RECOGNITION_TABLE)
+def test_recognition_is_the_papers(name):
+    config, trained = load(name, "recognition"), load(name)
+    found = (
+        config.train.num_steps,
+        config.train.batch_size,
+        config.data.num_frames,
+        config.model.num_classes,
+    )
+    assert found == RECOGNITION_TABLE[name]
+    assert config.companions.to_dict() == {"slot_model": {"source": f"runs/{trained.name}"}}
+    assert config.weights.to_dict() == {}
+    assert (config.optimizer.learning_rate.peak, config.optimizer.clip_norm) == (1e-3, 0.0)
+    for key in ("warmup", "end_ratio"):
+        assert config.optimizer.learning_rate[key] == trained.optimizer.learning_rate[key]
+    assert config.losses.to_dict() == {"category": {"weight": 1.0}, "box": {"weight": 1.0}}
+    assert config.model.dropout_rate == 0.1
+    assert not config.train.match_paper and not config.eval.match_paper
+    assert {k: v for k, v in config.data.items() if k not in ("categories", "max_objects")} == (
+        trained.data.to_dict()
+    )
+
+
+def test_smoke_of_recognition_has_an_untrained_companion():
+    smoke = load("coco", "recognition", "smoke")
+    companion = smoke.companions.slot_model
+    assert companion.source == "" and companion.title == "SmoothSA"
+    assert companion.model == load("coco", "smoke").model
+    assert smoke.train.num_steps == 6
+
+
+def test_sprites_are_small():
+    config = load("sprites")
+    assert config.model.decoder.name == "mlp_mixture" and config.model.slot_size == 48
+    assert config.model.initializer.detach.at == 1.0 and config.model.initializer.straight_through
+    assert config.losses.distillation.weight == 0.1
+    assert config.losses.slot_contrast.to_dict() == {"weight": 0.02, "temperature": 0.1}
+    assert config.model.initializer.cold.to_dict() == {"name": "boxes", "log_std": -4.0}
+    gaussian = load("sprites", "gaussian").model.initializer
+    assert gaussian.cold.to_dict() == {"name": "gaussian", "log_std": -1.0}
+    image = load("sprites", "image")
+    assert image.model.transition.name == "none" and "slot_contrast" not in image.losses
+    assert load("sprites", "full").train.num_steps == 12_000
+    smoke = load("sprites", "smoke")
+    assert smoke.model == config.model  # small enough as it is
+    assert (smoke.train.num_steps, smoke.log.every, smoke.checkpoint.every) == (20, 5, 10)
+
+
+# ---------------------------------------------------------------------------------- the table
+
+
+def rows() -> list[dict[str, str]]:
+    lines = (CONFIGS / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| data set | "))
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    head, _, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
+    return [dict(zip(head, cells, strict=True)) for cells in body]
+
+
+def test_the_gallery_has_every_data_set_with_every_system():
+    expected = {(name, "smoothsa") for name in DATA_SETS}
+    expected |= {(name, "recognition") for name in RECOGNITION_TABLE}
+    found = [(row["data set"], row["system"]) for row in rows()]
+    assert len(found) == len(set(found)) and set(found) == expected
+    assert {system for _, system in found} == set(SYSTEMS)
+    text = (CONFIGS / "README.md").read_text()
+    for word in set().union(*map(words_of, DATA_SETS)) - SPRITES_WORDS:
+        assert f"| `{word}` |" in text
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row['data set']}-{row['system']}")
+def test_a_row_of_the_gallery_is_what_the_files_say(row):
+    name, system = row["data set"], row["system"]
+    config = load(name, *(() if system == "smoothsa" else (system,)))
+    slots = load(name).model.num_slots
+    assert row["slots"] == str(slots) and row["steps"] == f"{config.train.num_steps:,}"
+    assert row["slots start from"] == ("boxes" if config.data.boxes else "Gaussian")
+    variants = [word for word, kind in words_of(name).items() if kind == "data variant"]
+    assert row["words"] == ", ".join(variants if system == "smoothsa" else [])
+    assert row["cost"] and row["ours"]
+    # The published scores stand in the data set's own file too.
+    docstring = (CONFIGS / f"{name}.py").read_text()
+    for score in re.findall(r"[\d.]+", row["published"].replace("none", "")):
+        assert f" {score}" in docstring
+
+
+def test_configs_are_loaded_from_any_folder(tmp_path):
+    """As from a wheel: the folder lies elsewhere, and the working directory is another one."""
+    copied = tmp_path / "recipes" / "configs"
+    shutil.copytree(CONFIGS, copied)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.py").write_text(
+        "from configs import base\n"
+        "DATA = base.prepared('own', num_slots=4, num_steps=80, batch_size=2)\n"
+        "def get_config(words=''):\n"
+        "    return base.compose(DATA, words)\n"
+    )
+    program = (
+        "from smoothsa_jax.config.load import load_config\n"
+        f"print(load_config({str(copied / 'coco.py')!r} + ':recognition,smoke').name)\n"
+        "print(load_config('own.py:smoke').name)\n"
+        "import sys; print('jax' in sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path / "mine",
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["coco_recognition_smoke", "own_smoke", "False"]
