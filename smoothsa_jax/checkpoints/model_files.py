@@ -1,4 +1,4 @@
-"""A model as three files: weights (safetensors), the whole config, and a few words about it."""
+"""A model as three files: weights (safetensors), the complete config, and a short description."""
 
 import json
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "model.safetensors", "config.json", "abo
 def save_model(
     folder: Path, config: ConfigDict, params: Mapping[str, np.ndarray], step: int, about: str = ""
 ) -> None:
-    """Writes the files; the weights come last, and with them the model is whole.
+    """Write the files; the weights come last, and mark the model complete.
 
     Raises:
-        UserError: the folder holds something already, or cannot be written.
+        UserError: the folder is not empty, or not writable.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; nothing was changed: give the name of a new folder")
@@ -33,13 +33,13 @@ def save_model(
             path.write_text(json.dumps({"about": about, "step": step}) + "\n")
         with atomic_file(folder / WEIGHTS_FILE) as path:
             save_file({name: np.ascontiguousarray(x) for name, x in params.items()}, path)
-    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+    except (OSError, SafetensorError) as error:  # SafetensorError if the disk is full
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder} cannot be written: {reason}; use another folder") from error
 
 
 def read_model(folder: Path) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
-    """Config, arrays and step of a folder that `save_model` wrote.
+    """Read the config, arrays and step from a folder written by `save_model`.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -51,6 +51,6 @@ def read_model(folder: Path) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the model in {folder} is damaged ({reason}); expected whole files {WEIGHTS_FILE}, {CONFIG_FILE} and "
-            f"{ABOUT_FILE}: fetch or save it again"
+            f"the model in {folder} is damaged ({reason}); expected whole files {WEIGHTS_FILE}, "
+            f"{CONFIG_FILE} and {ABOUT_FILE}: download or save it again"
         ) from error
