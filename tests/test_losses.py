@@ -1,4 +1,4 @@
-"""The loss terms against their definitions in NumPy: values, masks of each sample's own, and where gradient flows."""
+"""The loss terms against their definitions in NumPy: values, per-sample masks, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 1, 0, 0, 1]], bool)
 
 
 def contrast(slots, mask, temperature=0.1):
-    """The definition, slot by slot: cross-entropy of each later slot towards itself one frame earlier."""
+    """The definition, slot by slot: cross-entropy of each slot towards its previous frame's."""
     terms = []
     for t in range(slots.shape[1] - 1):
         earlier, later = (slots[:, s][mask].astype(float) for s in (t, t + 1))
@@ -143,5 +143,7 @@ def test_the_temperature_is_that_of_the_config():
         config = {"slot_contrast": {"weight": 1.0, "temperature": temperature}}
         found = weighted({"slots": jnp.asarray(SLOTS)}, MASK, config)["slot_contrast"]
         np.testing.assert_allclose(found, contrast(SLOTS, MASK, temperature), rtol=1e-5)
-    with pytest.raises(UserError, match="slot_contrast compares two frames, but clips have 1"):
-        weighted({"slots": jnp.asarray(SLOTS[:, :1])}, MASK, config)
+    losses = build_losses(config)
+    losses.check_frames(2)
+    with pytest.raises(UserError, match="slot_contrast compares 2 frames, but clips have 1"):
+        losses.check_frames(1)

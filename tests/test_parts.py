@@ -30,7 +30,7 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
             "is no setting of model.encoder.name='vit'",
         ),
         ({"losses.foo": {"weight": 1.0}}, "losses.foo.name is 'foo'; expected one of"),
-        ({"data.num_frames": 1}, "losses.slot_contrast compares two frames, but clips have 1"),
+        ({"data.num_frames": 1}, "losses.slot_contrast compares 2 frames, but clips have 1"),
         ({"model.transition": {"name": "none"}}, "a model of single images"),
         ({"model.transition.history": 1}, "at least 2"),
         ({"model.initializer.num_heads": 5}, "does not divide"),
@@ -75,9 +75,9 @@ def test_what_does_not_fit_is_refused(settings, words):
         check(config)
         build_training(config)
 
-    with pytest.raises(UserError, match="(?s)^[^\\n]*$") as refused:
+    with pytest.raises(UserError) as refused:
         start()
-    assert words in str(refused.value)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_part_that_lacks_a_setting_is_refused():
