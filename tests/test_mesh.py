@@ -17,13 +17,13 @@ from tiny import tiny_batch, tiny_config
 from smoothsa_jax.checkpoints.read import read_checkpoint, restore_state
 from smoothsa_jax.checkpoints.write import CheckpointWriter
 from smoothsa_jax.devices import mesh as mesh_file
+from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.devices.mesh import make_mesh, own_mesh, persistent_sharding, replicated, spread
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.training import step as step_file
-from smoothsa_jax.training.state import copied
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
