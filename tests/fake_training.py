@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from smoothsa_jax.devices.mesh import make_mesh, replicated
+from smoothsa_jax.tasks.discovery import Discovery
 from smoothsa_jax.training.state import TrainState, create_state
 from smoothsa_jax.training.step import Training
 
@@ -62,25 +63,30 @@ def fake_training(
         return compute(state, batch, key)
 
     params = {"w": jnp.linspace(0.0, 1.0, width) + config.seed}
+    whole = "model" in config  # some tests need no more than a seed
     return Training(
-        definition=types.SimpleNamespace(dtype="float32"),
+        task=Discovery(config) if whole else Discovery.__new__(Discovery),
+        definitions={"model": types.SimpleNamespace(dtype="float32")},
         state=jax.device_put(create_state(params, optimizer), replicated(mesh)),
-        frozen=jax.device_put({"backbone.f": jnp.ones(2)}, replicated(mesh)),
+        frozen=jax.device_put({"encoder.f": jnp.ones(2)}, replicated(mesh)),
         train_step=train_step,
         predict_on=None,
-        grid=(4, 4),
         mesh=mesh,
     )
 
 
 def use(monkeypatch, **options) -> None:
     """Let `main.py` train the fake instead of a model, and report fixed scores."""
-    from smoothsa_jax.training import scoring, task
+    from smoothsa_jax.evaluation.scores import write_scores
+    from smoothsa_jax.training import evaluating, loop
 
-    def report(config, training, params, step, workdir, say):
+    def report(config, training, params, step, workdir):
         scores = {**SCORES, "step": step}
-        scoring.write_scores(workdir / "scores.json", scores)
+        write_scores(workdir / "scores.json", scores)
         return scores
 
-    monkeypatch.setattr(task, "build_training", lambda config: fake_training(config, **options))
-    monkeypatch.setattr(scoring, "report", report)
+    for module in (loop, evaluating):
+        monkeypatch.setattr(
+            module, "build_training", lambda config: fake_training(config, **options)
+        )
+        monkeypatch.setattr(module, "report", report)
