@@ -506,9 +506,9 @@ def draws_of_all_parts(batch, slots, size, grid, frames, history, training) -> d
     settings = {"history": history, "dropout_rate": 0.5, "num_heads": 1}
     keys = jax.random.split(jax.random.key(0), 6)
     return {
-        "initializer": Warmed(
-            4, size, slots, cold=cold, num_heads=1, log_std=0.0, rngs=rngs
-        ).draw(keys[:2], sizes, training),
+        "initializer": Warmed(4, size, slots, cold=cold, num_heads=1, log_std=0.0, rngs=rngs).draw(
+            keys[:2], sizes, training
+        ),
         "decoder": RandomARDecoder(grid, 4, size, num_layers=1, num_heads=1, rngs=rngs).draw(
             keys[2:3], sizes, training
         ),

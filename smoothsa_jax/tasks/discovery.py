@@ -40,7 +40,9 @@ class Discovery:
             return slot_model_shapes(config.model, size)
         entries = [entry for entry in config.weights.values() if entry.get("into")]
         random = {e["into"]: e.get("seed", 0) for e in entries if e["source"] == "random"}
-        elsewhere = frozenset(e["into"] for e in entries if e["source"] != "random")
+        given = [e for e in entries if e["source"] != "random" and not e.get("without")]
+        # What is trained, or left out there, needs values here.
+        elsewhere = frozenset(e["into"] for e in given if "*" in tuple(e.get("frozen", ())))
         return build_slot_model(config.model, size, config.seed, random, elsewhere)
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:

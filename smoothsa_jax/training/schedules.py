@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.parts import make
 
 
@@ -90,6 +90,11 @@ def schedule_of(path: str, value: Any, num_steps: int) -> optax.Schedule:
             f"'schedule' ({', '.join(SCHEDULES)})"
         )
     settings = {"name" if key == "schedule" else key: x for key, x in value.items()}
+    if settings["name"] not in SCHEDULES:
+        raise UserError(
+            f"{path}.schedule is {settings['name']!r}; expected one of {', '.join(SCHEDULES)}"
+            f"{did_you_mean(str(settings['name']), SCHEDULES)}"
+        )
     return make(path, settings, SCHEDULES, num_steps)
 
 

@@ -167,8 +167,10 @@ def build_training(
 
     def merged(arrays: tuple[Parameters, ...], differentiated: bool) -> dict[str, nnx.Module]:
         flat = {name: x for tree in arrays for name, x in tree.items()}
-        for average in averages:  # of what is frozen there is one copy
-            flat |= {f"{average}.{name}": flat[name] for name in definition.frozen}
+        for average in averages:
+            # Of what is frozen there is one copy. At evaluation, where averages are not given, the
+            # trained model stands for them.
+            flat = {f"{average}.{name}": flat[name] for name in definition.names} | flat
         return {
             name: found.merge(flat, differentiated=differentiated and name == MODEL)
             for name, found in definitions.items()
