@@ -1,6 +1,7 @@
 """`weights` and `companions` of a config: what is frozen, what comes from elsewhere, averages."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,20 @@ def config_with(weights: dict | None = None, companions: dict | None = None) -> 
     return canonical(config)
 
 
+@functools.cache
+def plain() -> Training:
+    """Of a frozen encoder alone, and no companion."""
+    return build_training(config_with())
+
+
+@functools.cache
+def with_average() -> tuple[ConfigDict, Training]:
+    config = config_with(companions=TEACHER)
+    check(config)
+    return config, build_training(config)
+
+
+TEACHER = {"teacher": {"average_of": "model", "decay": DECAY}}
 RANDOM = {"into": "", "source": "random"}
 ENCODER = {"into": "encoder", "source": "random", "seed": 0, "frozen": ("*",)}
 
@@ -111,7 +126,7 @@ def test_what_is_frozen_gets_no_gradient_and_no_moments(weights, patterns):
     for name, array in before.items():
         assert np.any(state.params[name] != array), f"{name} does not learn"
     # The gradient of what is trained is the one of the whole model: only the norm is smaller.
-    whole = build_training(config_with({"encoder": ENCODER}))
+    whole = plain()
     given = {**before, **{n: x for n, x in frozen.items() if n in whole.state.params}}
     given = {name: jnp.asarray(given[name]) for name in whole.state.params}
     fixed = {name: jnp.asarray(frozen[name]) for name in whole.frozen}
@@ -170,7 +185,7 @@ def test_a_part_starts_from_anothers_weights(other):
     training, params, frozen, _ = begun(
         {"encoder": ENCODER, "decoder": {"into": "decoder", "source": source}}
     )
-    first = on_host(build_training(config_with()).state.params)
+    first = on_host(plain().state.params)
     for name, array in params.items():
         expected = arrays if name.startswith("decoder.") else first
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
@@ -191,7 +206,7 @@ def test_arrays_can_be_left_out(other, into, without, left_out):
     source, arrays = other
     entry = {"into": into, "source": source, "without": without}
     training, params, frozen, _ = begun({"encoder": ENCODER, "some": entry})
-    first = on_host(build_training(config_with()).state.params)
+    first = on_host(plain().state.params)
     outside = matching(params, left_out)
     assert outside
     for name, array in params.items():
@@ -225,13 +240,8 @@ def test_what_does_not_fit_is_refused(other, tmp_path):
 # ------------------------------------------------------------------------------------------ averages
 
 
-TEACHER = {"teacher": {"average_of": "model", "decay": DECAY}}
-
-
 def test_an_average_follows_the_parameters():
-    config = config_with(companions=TEACHER)
-    check(config)
-    training = build_training(config)
+    config, training = with_average()
     first = on_host(training.state.params)
     assert_same(on_host(training.state.averages), {f"teacher.{n}": x for n, x in first.items()})
     state, _ = one_step(training, config)
@@ -252,28 +262,24 @@ def test_an_average_follows_the_parameters():
 
 def test_an_average_changes_no_training():
     """Nothing reads it here: losses and parameters are those of a run without."""
-    found = []
-    for companions in ({}, TEACHER):
-        config = config_with(companions=companions)
-        found.append(jax.device_get(one_step(build_training(config), config)))
-    (plain, metrics), (state, others) = found
+    config, training = with_average()
+    expected, metrics = jax.device_get(one_step(plain(), config))
+    state, others = jax.device_get(one_step(training, config))
     assert_same(others, metrics)
-    assert_same(state.params, plain.params)
+    assert_same(state.params, expected.params)
 
 
 def test_a_run_with_an_average_can_be_evaluated():
-    config = config_with(companions=TEACHER)
-    training, plain = build_training(config), build_training(config_with())
+    config, training = with_average()
     batch, key = training.place(tiny_batch(config)), jax.random.key(0)
     outputs, expected = (
-        on_host(x.predict(x.state.params, x.frozen, batch, key)) for x in (training, plain)
+        on_host(x.predict(x.state.params, x.frozen, batch, key)) for x in (training, plain())
     )
     assert_same(outputs, expected)
 
 
 def test_an_average_comes_back_from_a_checkpoint(tmp_path):
-    config = config_with(companions=TEACHER)
-    training = build_training(config)
+    config, training = with_average()
     state, _ = one_step(training, config)
     writer = CheckpointWriter(tmp_path, config)
     writer.save(1, {"state": state}, {}, {}, {"frozen": training.frozen})
