@@ -9,7 +9,7 @@ from smoothsa_jax.errors import UserError
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The state dict in a `.pth` file, for example an authors' checkpoint (method section 9).
+    """The state dict in a `.pth` file, for example an authors' checkpoint (docs/reproduce.md).
 
     Only tensors are read (`weights_only`), so a file from elsewhere cannot run code.
 
