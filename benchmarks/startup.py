@@ -27,7 +27,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
 from smoothsa_jax.checkpoints.write import CheckpointWriter
-from smoothsa_jax.training.state import copied
+from smoothsa_jax.devices.host_arrays import copied
 
 STEPS = 12  # in which the writing of a save is done
 IMPORTS = ("smoothsa_jax", "smoothsa_jax.config", "jax", "smoothsa_jax.training.loop")

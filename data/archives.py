@@ -1,4 +1,4 @@
-"""Files of a download, read alike from a folder, a zip or a tar; nothing is unpacked on the way."""
+"""Read the files of a download from a folder, a zip or a tar in the same way, without unpacking."""
 
 import gzip
 import stat
@@ -17,16 +17,17 @@ DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
 
 
 class Files:
-    """The files below a folder or in an archive, by their names there, such as `train2017/000000000009.jpg`.
+    """The files in a folder or archive, by name, such as `train2017/000000000009.jpg`.
 
-    May travel to another process: archives are opened when they are first read. A compressed tar can only be read from its
-    beginning: use `in_order`.
+    Instances can be pickled for another process, because an archive is opened only when it is first
+    read. A compressed tar can be read only from its beginning; use `in_order` for it.
 
     Args:
-        path: a folder, or an archive.
+        path: a folder or an archive.
 
     Raises:
-        UserError: neither, or damaged; an archive with a member that leaves the folder it would be unpacked to.
+        UserError: the path is neither, the archive is damaged, or it has a member that would be
+            unpacked outside its folder.
     """
 
     def __init__(self, path: Path):
@@ -43,9 +44,10 @@ class Files:
 
     @property
     def is_sequential(self) -> bool:
-        """Whether reading one file means reading all in front of it: a compressed tar.
+        """Whether reading one file requires reading everything before it, as in a compressed tar.
 
-        Its first bytes tell, not its name: some browsers unpack a .tgz on the way and keep the name.
+        The first bytes decide, not the name: some browsers decompress a .tgz while downloading but
+        keep its name.
         """
         if not self.path.is_file() or self.path.suffix == ".zip":
             return False
@@ -53,7 +55,7 @@ class Files:
             return file.read(len(GZIP)) == GZIP
 
     def names(self) -> list[str]:
-        """All files, sorted."""
+        """All file names, sorted."""
         if self.path.is_dir():
             return sorted(
                 p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()
@@ -69,8 +71,8 @@ class Files:
         """The contents of a file.
 
         Raises:
-            UserError: there is none of this name.
-            BadSample: it is damaged.
+            UserError: no file has this name.
+            BadSample: the file is damaged.
         """
         if name not in self:
             raise UserError(f"{self.path} has no {name}; download it again")
@@ -88,10 +90,11 @@ class Files:
         return data
 
     def in_order(self) -> Iterator[tuple[str, bytes]]:
-        """All files with their contents, in the order in which they are stored.
+        """Yield each file's name and contents in stored order.
 
         Raises:
-            UserError: the archive is damaged; the file after the last one that could be read is named by its offset.
+            UserError: the archive is damaged. The message gives the offset of the last readable
+                file.
         """
         if not self.is_sequential:
             for name in self.names():
@@ -99,7 +102,7 @@ class Files:
             return
         member = None
         try:
-            # gzip itself, read to its end, so that its checksum and length are looked at: tarfile would not.
+            # Read gzip to its end, which verifies the checksum and length; tarfile would not.
             with gzip.open(self.path) as stream:
                 with tarfile.open(fileobj=stream, mode="r|") as archive:
                     for member in archive:
@@ -110,7 +113,7 @@ class Files:
                     pass
         except DAMAGE as error:
             place = (
-                f"behind {member.name}, at byte {member.offset} of the tar"
+                f"after {member.name}, at byte {member.offset} of the tar"
                 if member
                 else "at its beginning"
             )
@@ -132,8 +135,8 @@ class Files:
                 listed = [(m.name, m) for m in self._archive.getmembers()]
         except DAMAGE as error:
             raise UserError(
-                f"{self.path} is damaged: {error}; its {self.path.stat().st_size} bytes are not all there, or it is no "
-                "archive: download it again"
+                f"{self.path} is damaged: {error}; its {self.path.stat().st_size} bytes are "
+                "incomplete or not an archive: download it again"
             ) from error
         self._members = {
             str(PurePosixPath(name)): member
@@ -143,7 +146,10 @@ class Files:
         return self._members
 
     def _check_end(self) -> None:
-        """A tar ends with blocks of zeros; one that is cut between two members would read as a shorter one."""
+        """Raise ReadError if the blocks of zeros at the end of an uncompressed tar are missing.
+
+        Otherwise, a tar cut between two members would read as a shorter, valid one.
+        """
         if self.is_sequential:
             return
         with open(self.path, "rb") as file:
@@ -158,10 +164,10 @@ class Files:
             is_link, is_file = member.issym() or member.islnk(), member.isfile()
         parts = PurePosixPath(name).parts
         if is_link or ".." in parts or name.startswith(("/", "\\")):
-            kind = "a link" if is_link else "outside of the folder it is unpacked to"
+            kind = "a link" if is_link else "outside the folder it is unpacked to"
             raise UserError(
-                f"{self.path} has the member {name!r}, which is {kind}: no official download has one; get the archive "
-                "from the official page"
+                f"{self.path} has the member {name!r}, which is {kind}; no official download "
+                "contains such a member: get the archive from the official page"
             )
         return is_file
 

@@ -1,31 +1,37 @@
-"""`--from lmdb`: the data sets as the authors' programs convert them, one LMDB file a split (no sub-folder).
+"""`--from lmdb`: data sets converted by the authors' programs, one LMDB file per split.
 
-The key `__keys__` holds the pickled list of the samples' keys, `000000`, `000001`, ...; each of these the pickled dict of a
-sample, not compressed. An *encoded* picture is bytes, or a uint8 array of them as OpenCV's `imencode` gives it.
+The key `__keys__` holds the pickled list of sample keys, `000000`, `000001`, .... Each of these
+keys holds the pickled dict of a sample, uncompressed. An *encoded* picture is bytes, or a uint8
+array of them as returned by OpenCV's `imencode`.
 
     coco      image    the downloaded JPEG
-              segment  encoded WebP or (2026) PNG, grey: 0 = not annotated, k = the k-th panoptic segment by its id
+              segment  encoded WebP or (2026) PNG, gray: 0 = not annotated, k = panoptic segment k
               clazz    (S,) uint8, COCO's id of each segment's category;  isthing  (S,) bool
-    voc       image;  segment  as above: 0 = boundary, 1 = background, 2.. = objects, in the order of their colours
+    voc       image;  segment  as above: 0 = boundary, 1 = background, 2.. = objects, in color order
     clevrtex  image;  segment  as above: 0 = background, 1.. = objects;  depth
-    movi_*    video    io.BytesIO of an AVI, H.264 RGB lossless; or (2026) T encoded PNG, red and blue exchanged
-              segment  io.BytesIO of an AVI, FFV1 grey; or (2026) T encoded PNG: MOVi's own labels
-              bbox     (T,K,4) float32: left, top, right, bottom in 0..1;  flow;  depth;  s (2026): K
-    ytvis_*   video    T downloaded JPEG;  segment  T encoded WebP or (2026) PNG: k = the k-th annotation
+    movi_*    video    io.BytesIO of an AVI, H.264 RGB lossless;
+                       or (2026) T encoded PNGs with red and blue swapped
+              segment  io.BytesIO of an AVI, FFV1 gray; or (2026) T encoded PNGs: MOVi's own labels
+              bbox     (T,K,4) float32: left, top, right, bottom in 0..1;  flow;  depth;
+                       s (2026): K
+    ytvis_*   video    T downloaded JPEGs;  segment  T encoded WebP or (2026) PNG: k = annotation k
               clazz    (T,K) uint8, the category's id, from 1;  s (2026): K
 
-Confirmed in public code of Genera1Z, its files below object_centric_bench/: SmoothSA datum/dataset_movi.py (139029d),
-datum/dataset_ytvis.py (1b05922), util_datum.py (5a8c476); VQ-VFM-OCL datum/dataset_coco.py, dataset_movi.py (54a0350); DIAS
-datum/dataset_clevrtex.py (7083c2a); xSSC datum/dataset_ytvis.py, util.py (0a8f727); for 2026's coco and voc a copy of
-VQ-VFM-OCL, Yashvir835/VQ-VFM-OCL (16679ae); 2026's MOVi in a text whose repository is not known. No file of theirs was at hand.
+The format was confirmed in Genera1Z's public code, below object_centric_bench/: SmoothSA
+datum/dataset_movi.py (139029d), datum/dataset_ytvis.py (1b05922), util_datum.py (5a8c476);
+VQ-VFM-OCL datum/dataset_coco.py, dataset_movi.py (54a0350); DIAS datum/dataset_clevrtex.py
+(7083c2a); xSSC datum/dataset_ytvis.py, util.py (0a8f727). The 2026 formats of coco and voc come
+from a copy of VQ-VFM-OCL, Yashvir835/VQ-VFM-OCL (16679ae); that of MOVi comes from a text of
+unknown repository. No converted file was available for testing.
 
-Records are read by `data/plain_pickle.py`, which runs nothing that they name. The LMDB library itself trusts a file's pages;
-that it is not cut off is all that can be checked before.
+`data/plain_pickle.py` reads the records without running anything that they name. The LMDB library
+itself trusts a file's pages; the only check possible beforehand is that the file is not truncated.
 
-Left out: flow and depth; records of earlier converters, which count pixels in no segment as background (DIAS 7083c2a: coco
-without `isthing`, voc with 0 = background): they are refused. Not in these files: names of samples and categories, COCO's
-crowds (each is an object here), MOVi's categories and visibility. A VOC image without any background would have its first
-object taken for it.
+Flow and depth are not converted. Records of earlier converters, which count pixels in no segment as
+background, are refused (DIAS 7083c2a: coco without `isthing`, voc with 0 = background). These files
+lack the names of samples and categories, COCO's crowd flags (each crowd is an object here), and
+MOVi's categories and visibility. In a VOC image without any background, the first object would be
+read as background.
 """
 
 import contextlib
@@ -51,7 +57,7 @@ FILES = {
     "test": ("test.lmdb",),
 }
 KEYS = b"__keys__"
-# By what a record of a kind is told: keys that it has, and keys that it has not.
+# Keys that identify a kind of record: those that it must have, and those that it must not have.
 KINDS = {
     "coco": ({"image", "segment", "clazz", "isthing"}, {"video"}),
     "voc": ({"image", "segment"}, {"video", "clazz", "depth"}),
@@ -63,7 +69,7 @@ KINDS = {
 NO_THINGS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 THINGS = [number for number in range(1, 91) if number not in NO_THINGS]
 NUM_YTVIS = 40
-# Of a VOC image: boundaries cover a twentieth, what is not an object three quarters.
+# In a VOC image, boundaries cover about 5 % and non-objects about 75 % of the pixels.
 MAX_BOUNDARY, LOOKED_AT = 0.4, 32
 
 
@@ -73,7 +79,10 @@ class AuthorsLmdb(Stills):
         *("movi_a", "movi_b", "movi_c", "movi_d", "movi_e"),
         *("ytvis_2022", "ytvis_hq"),
     )
-    summary = "with --from lmdb: a folder with train.lmdb, val.lmdb, test.lmdb, as the authors' programs convert them"
+    summary = (
+        "with --from lmdb: a folder with train.lmdb, val.lmdb, test.lmdb, as written by the "
+        "authors' programs"
+    )
 
     @property
     def kind(self) -> str:
@@ -93,7 +102,7 @@ class AuthorsLmdb(Stills):
                 first = records.digest(keys[0])
             per_shard = clips.PER_SHARD if self._has_clips() else stills.PER_SHARD
             found = shards_of(split, keys[: self.options.limit], per_shard)
-            # Keys are numbers in every file: its size and first record tell whether it is the same one.
+            # Keys are numbers in every file; size and first record tell files apart.
             which = (path, path.stat().st_size, first)
             jobs += [Job(job.split, (*which, job.payload), job.num_items) for job in found]
             sources.append(path)
@@ -128,15 +137,15 @@ class AuthorsLmdb(Stills):
         return [place / file for place in (folder, folder / self.name) for file in FILES[split]]
 
     def _check_kind(self, path: Path, records: "Records", keys: Sequence[bytes]) -> None:
-        """Raises UserError where the file is of another data set, or of an earlier converter."""
+        """Raise UserError if the file belongs to another data set or an earlier converter."""
         sample = records.sample(keys[0])
         if not _is_of(sample, self.kind):
             known = [kind for kind in KINDS if _is_of(sample, kind)]
-            found = f"{known[0]}'s" if known else "of no data set that is known here"
+            found = f"{known[0]}'s" if known else "of no known data set"
             raise UserError(
-                f"{path} is not of {self.name}: its records hold {', '.join(sorted(sample))}, which is {found}; expected "
-                f"{', '.join(sorted(KINDS[self.kind][0]))}: give another --source, or get the authors' file of version 3 or "
-                "later"
+                f"{path} is not of {self.name}: its records hold {', '.join(sorted(sample))}, "
+                f"which is {found}; expected {', '.join(sorted(KINDS[self.kind][0]))}: give "
+                "another --source, or get the authors' file of version 3 or later"
             )
         if self.kind == "voc":
             some = [records.sample(key) for key in keys[:LOOKED_AT]]
@@ -144,8 +153,9 @@ class AuthorsLmdb(Stills):
             share = np.mean([(self._labels(s["segment"], where) == 0).mean() for s in some])
             if share > MAX_BOUNDARY:
                 raise UserError(
-                    f"{path} has label 0 on {share:.0%} of its pixels, expected some 5 %, the boundaries: an earlier converter "
-                    "made it, which counted them as background; get the authors' file of version 3 or later"
+                    f"{path} has label 0 on {share:.0%} of its pixels, expected about 5 %, the "
+                    "boundaries: an earlier converter made it, which counted them as background; "
+                    "get the authors' file of version 3 or later"
                 )
 
     def items(self, job: Job) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
@@ -169,19 +179,17 @@ class AuthorsLmdb(Stills):
             raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise BadSample(
-                f"{where} is not as the authors' converter writes it ({type(error).__name__}: {error}); download the file "
-                "again"
+                f"{where} does not match the authors' converter ({type(error).__name__}: {error}); "
+                "download the file again"
             ) from error
 
-    # ----------------------------------------------------------------------------------------------------------- stills
+    # --------------------------------------------------------------------------------------- stills
 
     def _coco(self, where: str, name: str, sample: dict[str, Any]) -> dict[str, Any]:
         segments = self._labels(sample["segment"], where)
         is_thing, ids = sample["isthing"].astype(bool), sample["clazz"]
         if segments.max(initial=0) > len(is_thing) or len(is_thing) != len(ids):
-            raise BadSample(
-                f"{where} has segment {segments.max()}, but tells the category of {len(ids)}"
-            )
+            raise BadSample(f"{where} has segment {segments.max()}, but only {len(ids)} categories")
         check_number(int(is_thing.sum()), where)
         values = np.concatenate([[NO_SEGMENT], np.where(is_thing, np.cumsum(is_thing), 0)])
         objects = [THINGS.index(number) for number in ids[is_thing].tolist()]
@@ -199,7 +207,7 @@ class AuthorsLmdb(Stills):
         image = without_alpha(_bytes(sample["image"]), where, self.options)
         return self.still(image, labels, where, name)
 
-    # ------------------------------------------------------------------------------------------------------------ clips
+    # ---------------------------------------------------------------------------------------- clips
 
     def _movi(self, where: str, name: str, sample: dict[str, Any]) -> dict[str, Any]:
         boxes = np.asarray(sample["bbox"], np.float32)
@@ -207,14 +215,15 @@ class AuthorsLmdb(Stills):
             frames = _avi_frames(sample["video"], 3, where)
             maps = _avi_frames(sample["segment"], 1, where)
         else:
-            # The converter gave OpenCV red, green, blue, which takes them for blue, green, red.
+            # The converter passed RGB to OpenCV, which expects BGR; swap the channels back.
             frames = [self._pixels(data, where)[..., ::-1] for data in sample["video"]]
             maps = [self._labels(data, where) for data in sample["segment"]]
         largest = max((int(labels.max(initial=0)) for labels in maps), default=0)
         if not len(frames) == len(maps) == len(boxes) or largest > boxes.shape[1]:
             raise BadSample(
-                f"{where} has {len(frames)} frames, {len(maps)} label maps with labels up to {largest}, and boxes of "
-                f"{boxes.shape[1]} objects in {len(boxes)} frames; expected them to agree: download the file again"
+                f"{where} has {len(frames)} frames, {len(maps)} label maps with labels up to "
+                f"{largest}, and boxes of {boxes.shape[1]} objects in {len(boxes)} frames; "
+                "expected them to agree: download the file again"
             )
         example = clip_example(
             name,
@@ -222,27 +231,30 @@ class AuthorsLmdb(Stills):
             maps,
             self.options,
         )
-        # (frames, objects) of left, top, right, bottom -> (objects, frames) of top, left, bottom, right.
+        # (frames, objects) of left, top, right, bottom -> (objects, frames) of top, left, bottom,
+        # right.
         return {**example, "bboxes": np.ascontiguousarray(boxes.swapaxes(0, 1)[..., [1, 0, 3, 2]])}
 
     def _ytvis(self, where: str, name: str, sample: dict[str, Any]) -> dict[str, Any]:
         frames, maps, ids = sample["video"], sample["segment"], sample["clazz"]
         if not len(frames) == len(maps) == len(ids):
             raise BadSample(
-                f"{where} has {len(frames)} frames, {len(maps)} label maps and categories for {len(ids)}; expected as many: "
-                "download the file again"
+                f"{where} has {len(frames)} frames, {len(maps)} label maps and categories for "
+                f"{len(ids)}; expected equal numbers: download the file again"
             )
         check_number(ids.shape[1], where)
         objects = ids[0].astype(int) - 1
         if objects.size and not 0 <= objects.min() <= objects.max() < NUM_YTVIS:
             raise BadSample(
-                f"{where} has category {ids[0].max()}, expected 1 to {NUM_YTVIS}: it is not of YouTube-VIS"
+                f"{where} has category {ids[0].max()}, expected 1 to {NUM_YTVIS}: it is not from "
+                "YouTube-VIS"
             )
         maps = [self._labels(data, where) for data in maps]
         largest = max((int(labels.max(initial=0)) for labels in maps), default=0)
         if largest > len(objects):
             raise BadSample(
-                f"{where} has label {largest}, but tells the category of {len(objects)}; download the file again"
+                f"{where} has label {largest}, but only {len(objects)} categories; download the "
+                "file again"
             )
         example = clip_example(
             name,
@@ -255,18 +267,20 @@ class AuthorsLmdb(Stills):
     def _pixels(self, data: Any, where: str) -> np.ndarray:
         pixels = labels_or_colours(_bytes(data), where, self.options)
         if pixels.ndim != 3 or pixels.dtype != np.uint8:
-            raise BadSample(f"{where} has a frame without colours of 8 bit; download it again")
+            raise BadSample(f"{where} has a frame that is not 8-bit color; download it again")
         return pixels
 
     def _labels(self, data: Any, where: str) -> np.ndarray:
-        """A grey picture (H,W) of uint8; WebP holds it as three equal channels."""
+        """Decode a gray picture to (H,W) uint8; WebP stores it as three equal channels."""
         values = labels_or_colours(_bytes(data), where, self.options)
         if values.ndim == 3:
             if (values != values[..., :1]).any():
-                raise BadSample(f"{where} has labels in colours, expected grey; download it again")
+                raise BadSample(f"{where} has color labels, expected gray; download it again")
             values = values[..., 0]
         if values.dtype != np.uint8:
-            raise BadSample(f"{where} has labels of {values.dtype}, expected 8 bit")
+            raise BadSample(
+                f"{where} has labels of {values.dtype}, expected uint8; download it again"
+            )
         return values
 
 
@@ -280,10 +294,10 @@ def _bytes(data: bytes | np.ndarray) -> bytes:
 
 
 class Records:
-    """The records of an LMDB file, to be used in a `with`.
+    """The records of an LMDB file, for use in a `with` statement.
 
     Raises:
-        UserError: no such module, no LMDB file, or one that is cut off.
+        UserError: the lmdb module is missing, or the file is not LMDB or is truncated.
     """
 
     def __init__(self, path: Path):
@@ -294,20 +308,22 @@ class Records:
             raise _lacks("lmdb") from error
         self._error = lmdb.Error
         try:
-            # Without a lock: nobody writes to these files, and they may lie where nobody can.
+            # No lock: nothing writes to these files, and their folder may be read-only.
             self._environment = lmdb.open(
                 str(path), subdir=False, readonly=True, lock=False, readahead=False
             )
         except lmdb.Error as error:
             raise UserError(
-                f"{path} is no LMDB file ({error}); expected one that the authors' programs made: download it again"
+                f"{path} is not an LMDB file ({error}); expected one made by the authors' "
+                "programs: download it again"
             ) from error
-        # A page that is not there would end the process when it is read.
+        # Reading a missing page would kill the process.
         needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
         if (found := path.stat().st_size) < needed:
             self._environment.close()
             raise UserError(
-                f"{path} is cut off: it has {found} bytes, its records need {needed}; download it again"
+                f"{path} is truncated: it has {found} bytes, its records need {needed}; download "
+                "it again"
             )
 
     def __enter__(self) -> "Records":
@@ -321,22 +337,22 @@ class Records:
         keys = self._value(KEYS)
         if not (isinstance(keys, list) and keys and all(isinstance(key, bytes) for key in keys)):
             raise UserError(
-                f"{self._path} has no list of keys under {KEYS.decode()}: the authors' programs did not make it; give "
-                "another --source"
+                f"{self._path} has no list of keys under {KEYS.decode()}: the authors' programs "
+                "did not make it; give another --source"
             )
         return keys
 
     def sample(self, key: bytes) -> dict[str, Any]:
-        """One sample as it is stored.
+        """One sample as stored.
 
         Raises:
-            BadSample: it is missing or damaged.
-            UserError: it is not a plain one, and may be harmful.
+            BadSample: the record is missing or damaged.
+            UserError: the record is more than plain values, and may be harmful.
         """
         return self._value(key)
 
     def digest(self, key: bytes) -> str:
-        """Tells apart what is stored under a key."""
+        """A hash of the record stored under a key."""
         return hashlib.sha256(self._bytes(key)).hexdigest()
 
     def _bytes(self, key: bytes) -> bytes:
@@ -360,15 +376,15 @@ class Records:
             return plain_pickle.loads(data)
         except plain_pickle.Refused as error:
             raise UserError(
-                f"{where} is a pickle that holds more than arrays and plain values: {error}; nothing was run: do not trust "
-                "this file"
+                f"{where} is a pickle that holds more than arrays and plain values: {error}; "
+                "nothing was run: do not trust this file"
             ) from error
         except ValueError as error:
             raise BadSample(f"{where}: {error}; download the file again") from error
 
 
 def _avi_frames(data: bytes, channels: int, where: str) -> list[np.ndarray]:
-    """All frames (H,W,3) in red, green, blue or, of one channel, (H,W); nothing is converted."""
+    """Decode all frames, (H,W,3) RGB or, with one channel, (H,W), without color conversion."""
     try:
         import av
     except ModuleNotFoundError as error:
@@ -383,12 +399,14 @@ def _avi_frames(data: bytes, channels: int, where: str) -> list[np.ndarray]:
     shape = frames[0].shape[2:] if frames else None
     if shape != ((3,) if channels == 3 else ()):
         raise BadSample(
-            f"{where} has a video of frames {shape}, expected {channels} channels; download it again"
+            f"{where} has a video of frames {shape}, expected {channels} channels; download it "
+            "again"
         )
     return frames
 
 
 def _lacks(module: str) -> UserError:
     return UserError(
-        f"--from lmdb needs the module {module}, which is not installed; run pip install -e '.[lmdb]'"
+        f"--from lmdb needs the module {module}, which is not installed; run pip install -e "
+        "'.[lmdb]'"
     )

@@ -1,4 +1,7 @@
-"""The lists of a large json, entry by entry: COCO's are half a gigabyte, many times that as Python objects."""
+"""Read the lists of a large JSON file entry by entry.
+
+COCO's JSON files are half a gigabyte, and many times that as Python objects.
+"""
 
 import json
 import re
@@ -11,17 +14,17 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def entries(data: bytes, where: str) -> Iterator[tuple[str, Any, str]]:
-    """The entries of all lists that the outermost object holds: the list's key, the entry, and its text.
+    """Yield the entries of all lists in the outermost object: the list's key, the entry, its text.
 
     Raises:
-        UserError: it is damaged, or the outermost is no object.
+        UserError: the JSON is damaged, or its outermost value is not an object.
     """
     try:
         text = data.decode()
         yield from _entries(text)
-    except (ValueError, IndexError) as error:  # of the decoders; the end of the text
+    except (ValueError, IndexError) as error:  # from the decoders; at the end of the text
         raise UserError(
-            f"{where} is no json as it was published ({error or 'it ends too early'}); download it again"
+            f"{where} is not valid json ({error or 'it ends too early'}); download it again"
         ) from error
 
 

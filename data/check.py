@@ -1,8 +1,8 @@
-"""Verify a prepared folder: files, hashes, counts, and that every picture and label can be read.
+"""Verify a prepared folder: files, hashes, counts, and that every picture and label is readable.
 
     python -m data.check prepared/movi_c
 
-Prints a line for each split, and one for each thing that is wrong; exit status 2 if there is any.
+Prints one line per split and one per problem. The exit status is 2 if there are problems.
 """
 
 import argparse
@@ -48,21 +48,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check(folder: Path, workers: int = 1) -> list[str]:
-    """What is wrong with a prepared folder, a line each; prints what is there.
+    """List the problems of a prepared folder, one per line, and print the size of each split.
 
     Raises:
-        UserError: it is no finished prepared folder.
+        UserError: the folder is not a finished prepared folder.
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} has no {MANIFEST}: it is no prepared folder, or not finished; run python -m data.prepare again"
+            f"{folder} has no {MANIFEST}: it is not a prepared folder, or not finished; run python "
+            "-m data.prepare again"
         )
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{folder} has format {manifest.get('format')}, expected {FORMAT}; prepare it again"
         )
-    of_features = manifest["metadata"].get("kind") == "features"  # numbers, a frame a record
+    of_features = manifest["metadata"].get("kind") == "features"  # numbers, one record per frame
     shards = [
         (folder, shard, of_features)
         for found in manifest["splits"].values()
@@ -98,9 +99,7 @@ def _check_shard(folder: Path, shard: dict[str, Any], of_features: bool = False)
     if not path.is_file():
         return [f"{shard['file']} is missing"]
     if sha256_of(path) != shard["sha256"]:
-        return [
-            f"{shard['file']} is not the file that {MANIFEST} was written for: its SHA-256 differs"
-        ]
+        return [f"{shard['file']} is not the file listed in {MANIFEST}: its SHA-256 differs"]
     reader = ArrayRecordReader(str(path))
     try:
         count = reader.num_records()

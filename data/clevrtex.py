@@ -1,8 +1,9 @@
-"""ClevrTex: scenes of `full` for training, of `outd` or `camo` for validation; a held-out part of `full` for testing.
+"""ClevrTex: train on `full`, validate on `outd` or `camo`, test on a held-out part of `full`.
 
-A label map is the scene's `_flat.png`. Where it holds integers, in a palette or grey, 0 is background and the others
-become 1, 2, ... in ascending order; where it holds colours, black is background and the others become 1, 2, ... in the
-order in which they first appear, row by row. The images' alpha is dropped, as the official loader does.
+The label map is the scene's `_flat.png`. If it holds integers (palette or gray), 0 is background
+and the other values become 1, 2, ... in ascending order. If it holds colors, black is background
+and the others become 1, 2, ... in the order in which they first appear, row by row. The images'
+alpha channel is dropped, as in the official loader.
 """
 
 import re
@@ -23,15 +24,16 @@ NUM_FULL, NUM_PARTS = 50_000, 5
 HOLDOUT = 0.1
 SETS = ("full", "outd", "camo")
 ENDINGS = (".tar.gz", ".tgz", ".tar")
-# Of halves of scenes whose other half has not come yet, in a tar that is read from its beginning.
+# Limit of bytes held for scenes whose image or labels have not arrived yet, in a sequential tar.
 MAX_WAITING = 1 << 30
 
 
 class Clevrtex(Stills):
     names = ("clevrtex",)
     summary = (
-        "a folder with clevrtex_full_part1.tar.gz to part5 (train, and test: the held-out part) and "
-        "clevrtex_outd.tar.gz or, with --variant=camo, clevrtex_camo.tar.gz (validation), or what they unpack to"
+        "a folder with clevrtex_full_part1.tar.gz to part5 (train, and test: the held-out part) "
+        "and clevrtex_outd.tar.gz or, with --variant=camo, clevrtex_camo.tar.gz (validation), or "
+        "their unpacked contents"
     )
 
     @classmethod
@@ -40,7 +42,7 @@ class Clevrtex(Stills):
             "--variant",
             choices=SETS[1:],
             default=SETS[1],
-            help="the set that is validated on: outd, as the authors do, or camo",
+            help="the set for validation: outd, as in the authors' program, or camo",
         )
         parser.add_argument(
             "--holdout",
@@ -68,8 +70,8 @@ class Clevrtex(Stills):
             sources += paths
         if not jobs:
             raise UserError(
-                f"--source={self.source} has nothing of {self.name} for {' or '.join(splits)}; looked for "
-                f"{', '.join(dict.fromkeys(looked_for))}"
+                f"--source={self.source} has nothing of {self.name} for {' or '.join(splits)}; "
+                f"looked for {', '.join(dict.fromkeys(looked_for))}"
             )
         return Plan(
             jobs=tuple(jobs),
@@ -96,7 +98,7 @@ class Clevrtex(Stills):
         return split == "validation" or is_held_out(name, self.holdout) == (split == "test")
 
     def _paths(self, which: str, looked_for: list[str]) -> list[Path]:
-        """Where a set is: a folder, or its archives; none if nothing of it is there.
+        """Where a set is: a folder, or its archives; empty if the source has nothing of it.
 
         Raises:
             UserError: some of its archives are missing.
@@ -117,13 +119,16 @@ class Clevrtex(Stills):
                 found.append(path)
         if found and missing and self.options.limit is None:
             raise UserError(
-                f"--source={self.source} has {len(found)} of the {len(parts)} archives of {which}; {some(missing)} "
-                "missing: download the others too, or take a part with --limit"
+                f"--source={self.source} has {len(found)} of the {len(parts)} archives of {which}; "
+                f"{some(missing)} missing: download the others too, or take a part with --limit"
             )
         return found
 
     def _jobs(self, split: str, which: str, paths: list[Path]) -> list[Job]:
-        """Compressed tars can only be read through: each is a job, or all are one if --limit is to be counted."""
+        """Make one job per compressed tar, which is only readable in order, or one job per shard.
+
+        With --limit, all compressed tars are one job, because the samples are counted across them.
+        """
         limit = self.options.limit
         if any(self.files(path).is_sequential for path in paths):
             groups = [tuple(paths)] if limit is not None else [(path,) for path in paths]
@@ -137,7 +142,7 @@ class Clevrtex(Stills):
         return shards_of(split, sorted(scenes, key=lambda scene: scene[1])[:limit], PER_SHARD)
 
     def _scenes(self, path: Path, which: str) -> dict[str, tuple[str, str]]:
-        """The files of each scene: image and labels, by the scene's name."""
+        """Map the name of each scene to its image file and label file."""
         halves: dict[str, dict[bool, str]] = {}
         for file in self.files(path).names():
             if (half := half_of(file, which)) is not None:
@@ -161,7 +166,7 @@ class Clevrtex(Stills):
                 yield name, f"{path}: {file}", lambda pair=(image, flat): pair
 
     def _pairs(self, path: Path, which: str, split: str) -> Iterator[tuple[str, str, bytes, bytes]]:
-        """Image and labels of the scenes of a split, as soon as both came out of the tar."""
+        """Yield image and labels of a split's scenes, as soon as both are read from the tar."""
         waiting: dict[str, tuple[bool, str, bytes]] = {}
         num_scenes = num_waiting = 0
         for file, data in self.files(path).in_order():
@@ -177,8 +182,8 @@ class Clevrtex(Stills):
                 num_waiting += len(data)
                 if num_waiting > MAX_WAITING:
                     raise UserError(
-                        f"{path} has images and labels too far apart to read it in one go; unpack it in {path.parent}, "
-                        "and move the archive away"
+                        f"{path} has images and labels too far apart to read it in one pass; "
+                        f"unpack it in {path.parent}, and move the archive away"
                     )
                 continue
             was_flat, other, before = waiting.pop(name)
@@ -199,16 +204,16 @@ def scene_name(which: str, index: int) -> str:
 
 
 def half_of(file: str, which: str) -> tuple[str, bool] | None:
-    """The scene's name, and whether it is the label map; None for depth, normals and all the rest."""
+    """The scene's name and whether the file is its label map; None for other files."""
     match = re.fullmatch(rf"(CLEVRTEX_{which}_\d{{6}})(_flat)?\.png", file.rsplit("/", 1)[-1])
     return (match[1], match[2] is not None) if match else None
 
 
 def labels_of(stored: np.ndarray, where: str) -> np.ndarray:
-    """Labels (H,W) of uint8 of integers (H,W) or colours (H,W,3); see the module for their order.
+    """Convert integers (H,W) or colors (H,W,3) to labels (H,W) uint8; see the module for the order.
 
     Raises:
-        BadSample: more objects than labels.
+        BadSample: there are more objects than 8-bit labels.
     """
     packed = stored.astype(np.int64)
     if stored.ndim == 3:
@@ -231,11 +236,12 @@ def _reader(
 def _check_scenes(path: Path, which: str, num_scenes: int, halves: list[str]) -> None:
     if not num_scenes:
         raise UserError(
-            f"{path} holds no scene named {scene_name(which, 0)}.png or the like; is it another data set? Download "
-            f"clevrtex_{which} again"
+            f"{path} holds no scene named {scene_name(which, 0)}.png or the like; is it another "
+            f"data set? Download clevrtex_{which} again"
         )
     if halves:
         raise UserError(
-            f"{path} has {len(halves)} scenes with only one of image and labels (NAME.png, NAME_flat.png): "
-            f"{some(halves)}; download it again, and unpack all of it: all parts of full into one folder"
+            f"{path} has {len(halves)} scenes with only one of image and labels (NAME.png, "
+            f"NAME_flat.png): {some(halves)}; download it again, and unpack all of it: all parts "
+            "of full into one folder"
         )

@@ -1,4 +1,4 @@
-"""What families of clips share: frames with their labels, the held-out part, and what is missing."""
+"""Helpers for all clip families: frames with labels, the held-out part, and missing files."""
 
 import dataclasses
 import hashlib
@@ -14,20 +14,23 @@ from data.features import NO_SEGMENT
 from data.pictures import frame, label_png
 from smoothsa_jax.errors import UserError
 
-PER_SHARD = 32  # clips: an interrupted preparation loses at most as many of each worker
-MAX_BYTES = 1_900_000_000  # of one sample: a protocol buffer ends at 2 GiB
+PER_SHARD = 32  # clips; an interrupted preparation loses at most this many per worker
+MAX_BYTES = 1_900_000_000  # per sample; protocol buffers are limited to 2 GiB
 
 
 def labelled_frame(
     data: bytes, segmentation: np.ndarray | None, where: str, options: Options
 ) -> tuple[bytes, bytes, int, int]:
-    """A frame and its labels as they are stored, and their height and width.
+    """Encode a frame and its labels for storage; also return their height and width in pixels.
 
     Args:
-        segmentation: (H,W) of uint8; None: all pixels are in no segment.
+        data: the encoded frame.
+        segmentation: (H,W) uint8; None: no pixel is in a segment.
+        where: the name of the frame in error messages.
+        options: decide the size and compression.
 
     Raises:
-        BadSample: the frame cannot be read, or has another size than its labels.
+        BadSample: the frame is unreadable, or differs in size from its labels.
     """
     picture, height, width = frame(data, where, dataclasses.replace(options, size=None))
     if segmentation is None:
@@ -35,7 +38,8 @@ def labelled_frame(
     if segmentation.shape != (height, width):
         raise BadSample(
             f"{where} has {height}x{width} pixels (height x width), its labels "
-            f"{segmentation.shape[0]}x{segmentation.shape[1]}; expected the same: take labels of the same resolution"
+            f"{segmentation.shape[0]}x{segmentation.shape[1]}; expected the same: take labels of "
+            "the same resolution"
         )
     maps = label_png(segmentation, options)
     if options.size is not None:
@@ -49,14 +53,16 @@ def clip_example(
     segmentations: Iterable[np.ndarray] | None,
     options: Options,
 ) -> dict[str, Any]:
-    """`video`, `segmentations` and `metadata` of a clip; frames and labels are asked for one at a time.
+    """Make `video`, `segmentations` and `metadata` of a clip, reading one frame at a time.
 
     Args:
-        frames: what to call a frame in an error, and its encoded bytes.
-        segmentations: as many, (H,W) of uint8; None: all pixels are in no segment.
+        name: the name of the clip.
+        frames: for each frame, its name for error messages and its encoded bytes.
+        segmentations: a label map (H,W) uint8 for each frame; None: no pixel is in a segment.
+        options: decide the size and compression.
 
     Raises:
-        BadSample: a frame or its labels cannot be used, or the frames differ in size.
+        BadSample: a frame or its labels are unusable, or the frames differ in size.
     """
     video, maps, first, num_bytes = [], [], None, 0
     if segmentations is None:
@@ -68,13 +74,15 @@ def clip_example(
         first = first or (height, width)
         if (height, width) != first:
             raise BadSample(
-                f"{where} has {height}x{width} pixels (height x width), the first frame of this clip "
-                f"{first[0]}x{first[1]}; expected one size: make two clips of it, or resize it"
+                f"{where} has {height}x{width} pixels (height x width), the first frame of this "
+                f"clip {first[0]}x{first[1]}; expected one size: split the clip in two, or resize "
+                "it"
             )
         num_bytes += len(picture) + len(label_map)
         if num_bytes > MAX_BYTES:
             raise BadSample(
-                f"{where}: the clip {name} has more than {MAX_BYTES / 1e9} GB; cut it into shorter ones, or use --size"
+                f"{where}: the clip {name} has more than {MAX_BYTES / 1e9} GB; cut it into shorter "
+                "ones, or use --size"
             )
         video.append(picture)
         maps.append(label_map)
@@ -85,16 +93,18 @@ def clip_example(
 
 
 def is_held_out(name: str, part: float) -> bool:
-    """Whether a sample belongs to the held-out part: by its name alone, whatever else there is."""
+    """Whether a sample belongs to the held-out part; depends on its name only."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < part * 2**64
 
 
 def require(files: Files, names: Iterable[str], asked_by: str, options: Options) -> None:
-    """Looks for files before anything is written; with `--skip-bad` reading finds them missing, clip by clip.
+    """Check that all files exist before anything is written.
+
+    With `--skip-bad` nothing is checked here; missing files are found clip by clip when read.
 
     Raises:
-        UserError: some are missing; the first of them are named.
+        UserError: some files are missing; the message names the first of them.
     """
     if options.skip_bad:
         return
@@ -102,8 +112,8 @@ def require(files: Files, names: Iterable[str], asked_by: str, options: Options)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"{files.path} has no {', '.join(missing[:3])}{more}, named by {asked_by}; download it again, or leave such "
-            "clips out with --skip-bad"
+            f"{files.path} has no {', '.join(missing[:3])}{more}, named by {asked_by}; download it "
+            "again, or skip such clips with --skip-bad"
         )
 
 
@@ -111,10 +121,10 @@ def read(files: Files, name: str) -> bytes:
     """The contents of a file of a sample.
 
     Raises:
-        BadSample: it is missing or damaged.
+        BadSample: the file is missing or damaged.
     """
     if name not in files:
         raise BadSample(
-            f"{files.path} has no {name}; download it again, or leave such samples out with --skip-bad"
+            f"{files.path} has no {name}; download it again, or skip such samples with --skip-bad"
         )
     return files.read(name)

@@ -1,4 +1,4 @@
-"""COCO 2017: `coco`, the panoptic annotations, things apart and stuff as background; `coco_instances`, the instances."""
+"""COCO 2017: `coco` (panoptic; things are objects, stuff is background) and `coco_instances`."""
 
 import dataclasses
 import fcntl
@@ -33,7 +33,7 @@ CROWD = ("ignore", "segment")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One image of the json; `annotations` are texts of json, in their order there."""
+    """One image of the JSON; `annotations` holds JSON texts in file order."""
 
     name: str
     file: str
@@ -45,8 +45,8 @@ class Entry:
 class Coco(Stills):
     names = tuple(KINDS)
     summary = (
-        "a folder with train2017.zip, val2017.zip and panoptic_annotations_trainval2017.zip (coco) or "
-        "annotations_trainval2017.zip (coco_instances), or what they unpack to"
+        "a folder with train2017.zip, val2017.zip and panoptic_annotations_trainval2017.zip "
+        "(coco) or annotations_trainval2017.zip (coco_instances), or their unpacked contents"
     )
 
     @classmethod
@@ -82,14 +82,15 @@ class Coco(Stills):
             found, categories_found = self._read(annotations, file)
             if names is not None and names != list(categories_found.values()):
                 raise UserError(
-                    f"{annotations}/{file} has other categories than train's; download both again, of one release"
+                    f"{annotations}/{file} has other categories than train's; download both again, "
+                    "from one release"
                 )
             names = list(categories_found.values())
             found = found[: self.options.limit]
             if absent := self.absent(images, [entry.file for entry in found]):
                 raise UserError(
-                    f"{images} lacks {len(absent)} of the {len(found)} images that {file} names: {some(absent)}; "
-                    "download it again, and unpack all of it"
+                    f"{images} lacks {len(absent)} of the {len(found)} images that {file} names: "
+                    f"{some(absent)}; download it again, and unpack all of it"
                 )
             payload = {"images": images, "annotations": annotations, "categories": categories_found}
             for job in shards_of(split, found, PER_SHARD):
@@ -97,8 +98,8 @@ class Coco(Stills):
             sources += [images.path, *self._files_read(annotations, stem)]
         if not jobs:
             raise UserError(
-                f"--source={self.source} has no images of {self.name} for {' or '.join(splits)} (there is no test); "
-                f"looked for {', '.join(looked_for) or 'nothing'}"
+                f"--source={self.source} has no images of {self.name} for {' or '.join(splits)} "
+                f"(there is no test); looked for {', '.join(looked_for) or 'nothing'}"
             )
         return Plan(
             jobs=tuple(jobs),
@@ -121,7 +122,7 @@ class Coco(Stills):
         ]
 
     def _annotations(self, file: str) -> Place:
-        """The place of a json, and of the label maps beside it."""
+        """The place of a JSON file and of the label maps next to it."""
         folder, archive = self.folder, ARCHIVES[self.kind]
         places = [
             Place(folder / "annotations"),
@@ -133,12 +134,13 @@ class Coco(Stills):
         if place is None:
             looked_for = ", ".join(f"{place}/{file}" for place in places)
             raise UserError(
-                f"--source={self.source} has images but not {file}; looked for {looked_for}: download {archive}.zip"
+                f"--source={self.source} has images but not {file}; looked for {looked_for}: "
+                f"download {archive}.zip"
             )
         return place
 
     def _files_read(self, annotations: Place, stem: str) -> list[Path]:
-        """What is hashed for the manifest besides the images."""
+        """The files to hash for the manifest, apart from the images."""
         path = annotations.path
         if path.is_file():
             return [path]
@@ -148,7 +150,7 @@ class Coco(Stills):
         return files
 
     def _read(self, place: Place, file: str) -> tuple[list[Entry], dict[int, str]]:
-        """The images that have annotations, in the json's order, and the names of categories of objects."""
+        """The annotated images in file order, and the names of the object categories by id."""
         where = f"{place}/{file}"
         images: dict[int, dict[str, Any]] = {}
         texts: dict[int, list[str]] = {}
@@ -163,27 +165,28 @@ class Coco(Stills):
                         "segments_info" if self.kind == "panoptic" else "segmentation"
                     ) not in entry:
                         raise UserError(
-                            f"{where} holds no {self.kind} annotations; expected {ARCHIVES[self.kind]}.zip's file of "
-                            "this name"
+                            f"{where} holds no {self.kind} annotations; expected the file of this "
+                            f"name from {ARCHIVES[self.kind]}.zip"
                         )
                     texts.setdefault(entry["image_id"], []).append(text)
                 elif key == "categories" and entry.get("isthing", 1):
                     names[entry["id"]] = entry["name"]
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{where} is no annotation file of COCO 2017: an entry of {key} lacks {error}; download it again"
+                f"{where} is not a COCO 2017 annotation file: an entry of {key} lacks {error}; "
+                "download it again"
             ) from error
         if not texts:
             raise UserError(
-                f"{where} has no annotations for its {len(images)} images; download {ARCHIVES[self.kind]}.zip (files "
-                "named image_info hold none)"
+                f"{where} has no annotations for its {len(images)} images; download "
+                f"{ARCHIVES[self.kind]}.zip (files named image_info hold none)"
             )
         if unknown := sorted(map(str, texts.keys() - images.keys())):
             raise UserError(
-                f"{where} has annotations of {len(unknown)} images that it does not list: {some(unknown)}; download "
-                "it again"
+                f"{where} has annotations of {len(unknown)} images that it does not list: "
+                f"{some(unknown)}; download it again"
             )
-        # An instance file has no entry for an image without objects; a panoptic one has one for every image.
+        # Instance files have no entry for images without objects; panoptic files list every image.
         listed = [i for i in images if self.kind == "instances" or i in texts]
         found = [
             Entry(
@@ -205,7 +208,7 @@ class Coco(Stills):
             yield job.payload["images"], maps, job.payload["categories"], entry
 
     def _maps(self, annotations: Place, stem: str) -> Place:
-        """The folder of label maps; a zip inside of the zip is copied out once, for all processes."""
+        """The folder of label maps; a zip within the zip is copied out once for all processes."""
         name = f"panoptic_{stem}"
         if annotations.path.is_dir():
             places = _map_places(annotations.path, stem)
@@ -213,7 +216,8 @@ class Coco(Stills):
             if place is None:
                 raise UserError(
                     f"{annotations} has {name}.json, but the label maps are missing; looked for "
-                    f"{', '.join(str(place.path) for place in places)}: unpack {ARCHIVES['panoptic']}.zip again"
+                    f"{', '.join(str(place.path) for place in places)}: unpack "
+                    f"{ARCHIVES['panoptic']}.zip again"
                 )
             return place
         inner = annotations.name(f"{name}.zip")
@@ -237,8 +241,8 @@ class Coco(Stills):
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise BadSample(
-                f"{where}: its {self.kind} annotation cannot be used: {type(error).__name__} {error}; download the "
-                "annotations again"
+                f"{where}: its {self.kind} annotation is unusable: {type(error).__name__} {error}; "
+                "download the annotations again"
             ) from error
         return self.still(
             self.read(images, entry.file),
@@ -255,7 +259,7 @@ class Coco(Stills):
     def _panoptic(
         self, maps: Place, entry: Entry, where: str, things: dict[int, str]
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Labels (H,W) from the ids that the label map's colours are, and the objects in their order."""
+        """Labels (H,W) from the ids encoded in the label map's colors, and the objects in order."""
         annotation = json.loads(entry.annotations[0])
         name = annotation["file_name"]
         pixels = colours(self.read(maps, name), f"{maps}/{name}", self.options).astype(np.int64)
@@ -276,15 +280,15 @@ class Coco(Stills):
         place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
         if (unknown := ids[known[place] != ids]).size:
             raise BadSample(
-                f"{maps}/{name} has the id {unknown[0]}, which its json does not list; the two are not of one download: "
-                "get both again"
+                f"{maps}/{name} has the id {unknown[0]}, which its json does not list; the two are "
+                "not from one download: get both again"
             )
         return np.array([values[i] for i in known], np.uint8)[place], objects
 
     def _instances(
         self, maps: None, entry: Entry, where: str, things: dict[int, str]
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Labels (H,W), drawn in the annotations' order: a later one covers those before."""
+        """Labels (H,W), drawn in annotation order: later objects cover earlier ones."""
         shape = (entry.height, entry.width)
         segmentation = np.zeros(shape, np.uint8)
         objects = []
@@ -301,7 +305,7 @@ class Coco(Stills):
 
 
 def _map_places(annotations: Path, stem: str) -> list[Place]:
-    """Where the label maps are, as people unpack them: beside their json, or beside its folder."""
+    """Where users unpack the label maps: next to their JSON, or next to its folder."""
     name = f"panoptic_{stem}"
     return [
         Place(annotations / name),
@@ -311,10 +315,10 @@ def _map_places(annotations: Path, stem: str) -> list[Place]:
 
 
 def copy_out(archive: Path, inner: str, target: Path) -> Path:
-    """Copies a file of a zip to `target`, in pieces; processes that want the same file wait for the first.
+    """Copy a file of a zip to `target`; other processes that need it wait for the first one.
 
     Raises:
-        UserError: it is damaged, or the disk is full.
+        UserError: the archive is damaged, or the disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -326,13 +330,14 @@ def copy_out(archive: Path, inner: str, target: Path) -> Path:
                         shutil.copyfileobj(stream, file, CHUNK)
     except DAMAGE as error:
         raise UserError(
-            f"{archive}: {inner} cannot be copied to {target.parent}: {error}; download it again, unless the disk is full"
+            f"{archive}: {inner} cannot be copied to {target.parent}: {error}; download it again, "
+            "unless the disk is full"
         ) from error
     return target
 
 
 def _box(box: list[float], entry: Entry) -> list[float]:
-    """x, y, width, height in pixels as ymin, xmin, ymax, xmax in 0..1."""
+    """Convert x, y, width, height in pixels to ymin, xmin, ymax, xmax in 0..1."""
     x, y, width, height = box
     return [
         y / entry.height,
@@ -345,6 +350,6 @@ def _box(box: list[float], entry: Entry) -> list[float]:
 def _check_size(shape: tuple[int, ...], entry: Entry, where: str) -> None:
     if shape != (entry.height, entry.width):
         raise BadSample(
-            f"{where} has {shape[0]}x{shape[1]} pixels, its json says {entry.height}x{entry.width} (height x width); "
-            "download the annotations again"
+            f"{where} has {shape[0]}x{shape[1]} pixels, its json says {entry.height}x{entry.width} "
+            "(height x width); download the annotations again"
         )

@@ -1,4 +1,4 @@
-"""DAVIS 2016 and 2017 at 480p: JPEG frames and label PNGs of a zip or of the folder DAVIS that is unpacked from it."""
+"""DAVIS 2016 and 2017 at 480p: JPEG frames and label PNGs, from a zip or its folder DAVIS."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,9 @@ from smoothsa_jax.inference.sources import natural
 
 SPLITS = {"train": "train", "validation": "val"}
 FRAMES = "JPEGImages/480p"
-# 2017 has a second labelling, of all that moves, in a download of its own.
+# 2017 has a second, separately downloaded annotation of everything that moves.
 LABELS = ("Annotations/480p", "Annotations_unsupervised/480p")
-# 2016's own lists name pairs of files; 2017's download has lists of 2016 too, of sequences.
+# 2016's own lists contain pairs of files; the 2017 download lists the sequences of 2016 too.
 LISTS = {
     "davis_2016": ("ImageSets/480p", "ImageSets/2016"),
     "davis_2017": ("ImageSets/2017",),
@@ -31,19 +31,24 @@ ARCHIVES = {
 
 class Davis(Family):
     names = ("davis_2016", "davis_2017")
-    summary = "the zip of 480p (2016: DAVIS-data.zip, 2017: DAVIS-2017-trainval-480p.zip), its folder, or the folder DAVIS"
+    summary = (
+        "the zip of 480p (2016: DAVIS-data.zip, 2017: DAVIS-2017-trainval-480p.zip), its folder, "
+        "or the folder DAVIS"
+    )
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         if self.options.keep:
-            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that {self.name} has")
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is not an annotation of {self.name}"
+            )
         path, root, lists = self._find()
         files = Files(path)
         frames = _by_sequence(files, f"{root}{FRAMES}/")
         labelling = next((d for d in LABELS if _has_folder(files, f"{root}{d}/")), None)
         if labelling is None:
             raise UserError(
-                f"{path} has no annotations; looked for {' and '.join(root + d for d in LABELS)}: get the download of "
-                "trainval, the challenge's test sets have none"
+                f"{path} has no annotations; looked for {' and '.join(root + d for d in LABELS)}: "
+                "get the trainval download, the challenge's test sets have none"
             )
         jobs = []
         for split in splits:
@@ -54,8 +59,8 @@ class Davis(Family):
             for sequence in _sequences(files.read(name))[: self.options.limit]:
                 if not frames.get(sequence):
                     raise UserError(
-                        f"{path} has no frames of {sequence}, named by {name}; looked for {root}{FRAMES}/{sequence}/*.jpg: "
-                        "download it again"
+                        f"{path} has no frames of {sequence}, named by {name}; looked for "
+                        f"{root}{FRAMES}/{sequence}/*.jpg: download it again"
                     )
                 stems = [Path(file).stem for file in frames[sequence]]
                 maps = tuple(f"{root}{labelling}/{sequence}/{stem}.png" for stem in stems)
@@ -82,24 +87,25 @@ class Davis(Family):
         )
 
     def _labels(self, data: bytes, where: str) -> np.ndarray:
-        """2016: every labelled pixel is of the one object; 2017: 255 is in no segment."""
+        """2016: all labeled pixels belong to the one object. 2017: 255 means no segment."""
         segmentation = labels(data, where, self.options)
         if self.name == "davis_2016":
             return (segmentation > 0).astype(np.uint8)
         if segmentation.max(initial=0) > NO_SEGMENT:
             raise BadSample(
-                f"{where} has label {segmentation.max()}, expected at most {NO_SEGMENT}: download it again"
+                f"{where} has label {segmentation.max()}, expected at most {NO_SEGMENT}: download "
+                "it again"
             )
         return segmentation.astype(np.uint8)
 
     def _find(self) -> tuple[Path, str, str]:
-        """The folder or zip, what is in front of its names, and the folder of its lists."""
+        """The folder or zip, the prefix of its file names, and the folder of its lists."""
         source = Path(self.source)
         if source.is_file():
             candidates = [source]
         elif source.is_dir():
             archives = [source / name for name in ARCHIVES[self.name]]
-            # A folder DAVIS is preferred as the one to be hashed: there may be anything beside it.
+            # Prefer a folder DAVIS for hashing; its parent may contain other files.
             candidates = [source / "DAVIS", source, *archives]
         else:
             raise UserError(
@@ -116,7 +122,8 @@ class Davis(Family):
                     if any(f"{root}{folder}/{file}.txt" in files for file in SPLITS.values()):
                         return path, root, f"{root}{folder}"
         raise UserError(
-            f"--source={source} holds no {self.name}; looked for {', '.join(looked)}, or val.txt there: download it"
+            f"--source={source} holds no {self.name}; looked for {', '.join(looked)}, or val.txt "
+            "there: download it"
         )
 
 
@@ -134,7 +141,11 @@ def _has_folder(files: Files, folder: str) -> bool:
 
 
 def _sequences(text: bytes) -> list[str]:
-    """The sequences of a list, in order: a name a line, or a frame and its labels, /JPEGImages/480p/bear/00000.jpg ..."""
+    """The sequences of a list, in order.
+
+    Each line is the name of a sequence or, in 2016's lists, the paths of a frame and its labels:
+    /JPEGImages/480p/bear/00000.jpg ....
+    """
     first = [line.split()[0] for line in text.decode().splitlines() if line.strip()]
     names = [entry.split("/")[-2] if "/" in entry else entry for entry in first]
     return list(dict.fromkeys(names))

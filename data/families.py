@@ -1,4 +1,4 @@
-"""Which data sets can be prepared."""
+"""The data sets that can be prepared."""
 
 from data.authors_lmdb import AuthorsLmdb
 from data.clevrtex import Clevrtex

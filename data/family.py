@@ -1,4 +1,4 @@
-"""What a family of data sets has to say, so that `prepare` can write it."""
+"""The interface of a family of data sets, as used by `prepare`."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ SPLITS = ("train", "validation", "test")
 
 
 class BadSample(UserError):
-    """One sample cannot be read: it stops the preparation, or is left out and listed with `--skip-bad`."""
+    """A sample is unreadable: preparation stops or, with `--skip-bad`, skips and lists it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says; all of it can change the bytes that are written.
+    """Command-line options that can change the written bytes.
 
     Attributes:
-        limit: samples of each split at most.
-        size: the shorter side of frames and labels after resizing, in pixels; None: as they are.
-        keep: further annotations of the download to take along, by their names there.
-        max_pixels: refuse pictures with more, of whatever file.
+        limit: maximum number of samples per split.
+        size: the shorter side of frames and labels after resizing, in pixels; None: no resizing.
+        keep: additional annotations of the download to keep, by their names there.
+        skip_bad: whether to skip unreadable samples instead of stopping.
+        max_pixels: refuse pictures with more pixels.
         uncompressed: write all pictures as PNG without compression.
         extra: the family's own options.
     """
@@ -41,11 +42,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One shard: what is read for it, in order.
+    """One shard and the samples to read for it, in order.
 
     Attributes:
-        payload: for the family alone; small, since it travels to another process.
-        num_items: how many samples are read; None: not known before.
+        payload: data for the family; keep it small, since it is sent to another process.
+        num_items: the number of samples to read; None: unknown in advance.
     """
 
     split: str
@@ -55,7 +56,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file that samples were made of."""
+    """A file that samples were made from."""
 
     file: str
     num_bytes: int
@@ -64,13 +65,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that will be written.
+    """Everything that will be written.
 
     Attributes:
         jobs: in order; the shards of a split are its jobs.
-        sources: files and folders that are hashed for the manifest, those aside that `items` notes itself.
+        sources: files and folders to hash for the manifest, except those that `items` notes itself.
         features: feature name -> feature, see `data.features`.
-        metadata: what users need to know of the set: names of categories, licence, the label of no segment.
+        metadata: facts for users of the set: category names, license, the label of no segment.
     """
 
     jobs: tuple[Job, ...]
@@ -80,11 +81,13 @@ class Plan:
 
 
 class Family:
-    """One family of data sets, bound to a source. Instances travel to other processes: open files late.
+    """One family of data sets, bound to a source.
+
+    Instances are sent to other processes; open files as late as possible.
 
     Attributes:
         names: the data sets of the family.
-        summary: one line: what is read, for `--help`.
+        summary: what `--source` is, in one line, for `--help`.
     """
 
     names: tuple[str, ...] = ()
@@ -92,40 +95,40 @@ class Family:
 
     @classmethod
     def add_arguments(cls, parser: Any) -> None:
-        """Adds the family's own options to an argparse parser."""
+        """Add the family's own options to an argparse parser."""
 
     def __init__(self, name: str, source: str, options: Options, staging: Path | None = None):
-        """`staging`: a folder for what has to be unpacked first; it is removed when all is done."""
+        """Bind the family to a source; `staging` is a temporary folder for unpacked files."""
         self.name, self.source, self.options, self.staging = name, source, options, staging
         self.sources_read: list[Source] = []
 
     def note_source(self, file: str, num_bytes: int, sha256: str) -> None:
-        """For the manifest: a file that `items` has read whole."""
+        """Record a file that `items` has read completely, for the manifest."""
         self.sources_read.append(Source(file, num_bytes, sha256))
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
-        """Looks at the source, without reading samples.
+        """Inspect the source without reading samples.
 
         Raises:
-            UserError: something is missing; it lists what was looked for.
+            UserError: something is missing; the message lists what was looked for.
         """
         raise NotImplementedError
 
     def items(self, job: Job) -> Iterator[Any]:
-        """What `example` is made of, one a sample, in order."""
+        """Yield the input of `example` for each sample, in order."""
         raise NotImplementedError
 
     def example(self, item: Any) -> dict[str, Any]:
-        """One sample, as its features take it.
+        """Make one sample in the form of its features.
 
         Raises:
-            BadSample: it cannot be read.
+            BadSample: the sample is unreadable.
         """
         raise NotImplementedError
 
 
 def shards_of(split: str, items: list[Any], per_shard: int) -> list[Job]:
-    """Cuts a list of samples into jobs of at most `per_shard` samples."""
+    """Split a list of samples into jobs of at most `per_shard` samples."""
     return [
         Job(split, tuple(items[start : start + per_shard]), len(items[start : start + per_shard]))
         for start in range(0, len(items), per_shard)

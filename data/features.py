@@ -1,8 +1,8 @@
-"""The features of prepared samples: TFDS's, under the names that MOVi has.
+"""The features of prepared samples: TFDS features with MOVi's names.
 
-stills: `image`, `segmentation`; clips: `video`, `segmentations`. Frames stay encoded, JPEG or PNG; labels are PNG,
-0 = background, k = object k, NO_SEGMENT = in no segment. Lists of annotations have a row for each object, in the order of
-the labels 1, 2, ...
+Stills have `image` and `segmentation`; clips have `video` and `segmentations`. Frames stay encoded
+as JPEG or PNG. Labels are PNG: 0 = background, k = object k, NO_SEGMENT = in no segment. Annotation
+lists have one row per object, in the order of the labels 1, 2, ....
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from smoothsa_jax.inputs import NO_SEGMENT as NO_SEGMENT  # one number for write
 
 
 def still_features(**more: Any) -> dict[str, Any]:
-    """`image` (H,W,3) and `segmentation` (H,W,1), uint8, and `metadata`; `more` beside them."""
+    """`image` (H,W,3) and `segmentation` (H,W,1), uint8, `metadata`, and the features `more`."""
     return {"image": _frame(), "segmentation": _labels(), "metadata": _metadata(), **more}
 
 
 def clip_features(**more: Any) -> dict[str, Any]:
-    """`video` (T,H,W,3) and `segmentations` (T,H,W,1), uint8, and `metadata`; `more` beside them."""
+    """`video` (T,H,W,3) and `segmentations` (T,H,W,1), uint8, `metadata`, and `more`."""
     sequence = tfds.features.Sequence
     return {
         "video": sequence(_frame()),
@@ -30,17 +30,17 @@ def clip_features(**more: Any) -> dict[str, Any]:
 
 
 def table(dtype: Any, *widths: int) -> Any:
-    """Numbers of each object in each frame: (objects, frames, *widths)."""
+    """Numbers for each object in each frame: (objects, frames, *widths)."""
     return tfds.features.Tensor(shape=(None, None, *widths), dtype=dtype, encoding="bytes")
 
 
 def column(dtype: Any, *widths: int) -> Any:
-    """Numbers of each object: (objects, *widths)."""
+    """Numbers for each object: (objects, *widths)."""
     return tfds.features.Tensor(shape=(None, *widths), dtype=dtype)
 
 
 def categories(names: list[str]) -> Any:
-    """The category of each object, as its place in `names`."""
+    """The category of each object, as an index into `names`."""
     return tfds.features.Sequence(tfds.features.ClassLabel(names=names))
 
 

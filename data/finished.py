@@ -1,7 +1,7 @@
-"""What stands in a folder that is being prepared: shards that are finished, and what they were made of.
+"""The state of a folder during preparation: finished shards and what they were made from.
 
-Notes of them lie in `.unfinished/` until the folder is whole; then they are in its manifest. So an interrupted
-preparation goes on, and two that do not agree are refused.
+Notes on finished shards are kept in `.unfinished/` until the folder is complete; then they move to
+its manifest. This lets an interrupted preparation resume, and conflicting preparations are refused.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
 
-FORMAT = 1  # of prepared folders; another number is refused
-UNFINISHED = ".unfinished"  # what is known of finished shards, until the folder is whole
-SETTINGS = "settings.json"  # in it: what two runs have to agree in
-STAGING = "staging"  # in it: what had to be unpacked
+FORMAT = 1  # of prepared folders; any other number is refused
+UNFINISHED = ".unfinished"  # notes on finished shards, until the folder is complete
+SETTINGS = "settings.json"  # in it: the settings on which two runs must agree
+STAGING = "staging"  # in it: unpacked files
 
 
 @contextlib.contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Within it no other process prepares this folder.
+    """Lock this folder so that no other process prepares it.
 
     Raises:
-        UserError: another one does, or the folder cannot be written.
+        UserError: another process is preparing the folder, or it is not writable.
     """
     try:
         (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
@@ -46,21 +46,25 @@ def only_one(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"--out={out} is being prepared by another process; wait for it, or use another folder"
+                f"--out={out} is being prepared by another process; wait for it, or use another "
+                "folder"
             ) from error
         except OSError:  # a file system without locks
-            print(f"warning: {out} cannot be locked; prepare it once at a time", file=sys.stderr)
+            print(
+                f"warning: {out} cannot be locked; prepare it in one process at a time",
+                file=sys.stderr,
+            )
         try:
             yield
         finally:
             if not list((out / UNFINISHED).glob("*.array_record-*.json")):
                 (out / UNFINISHED / SETTINGS).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it is empty, or is needed to go on
+            with contextlib.suppress(OSError):  # removed only if empty; else needed to resume
                 (out / UNFINISHED).rmdir()
 
 
 def settings_of(name: str, options: Options, plan: Plan) -> dict[str, Any]:
-    """What decides the bytes of a sample; two preparations of one folder have to agree in it."""
+    """The settings that determine the bytes of a sample; runs on one folder must agree on them."""
     decides = ("limit", "size", "keep", "uncompressed", "extra")
     settings = {
         "format": FORMAT,
@@ -72,10 +76,10 @@ def settings_of(name: str, options: Options, plan: Plan) -> dict[str, Any]:
 
 
 def manifest_of(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a folder that is whole, else None.
+    """The manifest of a complete folder, else None.
 
     Raises:
-        UserError: it was prepared with other settings.
+        UserError: the folder was prepared with other settings.
     """
     path = out / MANIFEST
     if not path.is_file():
@@ -86,13 +90,13 @@ def manifest_of(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def in_manifest(manifest: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """What the manifest tells of finished shards, by file."""
+    """The manifest's notes on finished shards, by file."""
     splits = manifest["splits"].values() if manifest else ()
     return {shard["file"]: shard for split in splits for shard in split["shards"]}
 
 
 def in_notes(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What an unfinished preparation left, by file."""
+    """The notes of an unfinished preparation, by file."""
     path = out / UNFINISHED / SETTINGS
     if path.is_file():
         _compare(read_json(path), settings, out)
@@ -104,13 +108,13 @@ def in_notes(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def is_there(out: Path, file: str, known: dict[str, dict[str, Any]]) -> bool:
-    """Whether a shard of which something is known is there as a whole."""
+    """Whether a shard with a note exists with its full size."""
     path = out / file
     return file in known and path.is_file() and path.stat().st_size == known[file]["file_size"]
 
 
 def digest_of(job: Job) -> str:
-    """Tells apart the samples that shards are made of; the same wherever the download lies."""
+    """A hash of the samples of a shard, independent of where the download is stored."""
     return hashlib.sha256(json.dumps(_plain(job)).encode()).hexdigest()[:16]
 
 
@@ -138,25 +142,25 @@ def refuse_other_samples(
     out: Path,
     options: Options,
 ) -> None:
-    """Shards that are there already, of splits that are wanted, have to be of the same samples."""
+    """Raise UserError if existing shards of the wanted splits were made from other samples."""
     splits = {file.rsplit(".", 1)[0] for file in wanted}
     for file, note in known.items():
         if file.rsplit(".", 1)[0] not in splits:
             continue
         if file not in wanted or note["job"] != digest_of(wanted[file]):
             raise UserError(
-                f"--out={out} holds {file}, which was made of other samples than --source={source} has now; nothing was "
-                "changed: use another folder, or remove this one"
+                f"--out={out} holds {file}, which was made of other samples than --source={source} "
+                "has now; nothing was changed: use another folder, or remove this one"
             )
         if note["skipped"] and not options.skip_bad:
             raise UserError(
-                f"--out={out} holds {file}, of which {len(note['skipped'])} samples were left out; add --skip-bad, or use "
-                "another folder"
+                f"--out={out} holds {file}, for which {len(note['skipped'])} samples were left "
+                "out; add --skip-bad, or use another folder"
             )
 
 
 def remove_notes(out: Path, wanted: dict[str, Job]) -> None:
-    """Removes what only an unfinished preparation needs."""
+    """Remove files that only an unfinished preparation needs."""
     notes = out / UNFINISHED
     for file in wanted:
         (notes / f"{file}.json").unlink(missing_ok=True)
@@ -175,8 +179,8 @@ def _compare(there: dict[str, Any], settings: dict[str, Any], out: Path) -> None
                 if found.get(k) != value.get(k)
             )
         raise UserError(
-            f"--out={out} was prepared with {key} {_short(found)}, now it is {_short(value)}; nothing was changed: "
-            "use another folder"
+            f"--out={out} was prepared with {key} {_short(found)}, now it is {_short(value)}; "
+            "nothing was changed: use another folder"
         )
 
 

@@ -1,10 +1,11 @@
-"""One's own data: a folder, or a zip or tar of it, of images, of videos, or of sub-folders with numbered frames.
+"""Your own data: a folder, zip or tar of images, videos, or subfolders with numbered frames.
 
-    mydata/0001.jpg, mydata/cat.png ...                            stills, named by their files
-    mydata/run.mp4, mydata/walk.gif, mydata/swim/frame_0001.jpg    clips, named by their file or folder
+    mydata/0001.jpg, mydata/cat.png ...                            stills, named after their files
+    mydata/run.mp4, mydata/walk.gif, mydata/swim/frame_0001.jpg    clips, named after file or folder
 
-Labels are pictures of integers, grey or with a palette, 0 = background: `labels/cat.png`, for clips `labels/run/*.png`, one
-for each frame. Sub-folders `train`, `validation` and `test` are the splits, also below the labels.
+Labels are gray or palette pictures of integers, 0 = background: `labels/cat.png` for stills and,
+for clips, `labels/run/*.png`, one for each frame. Subfolders `train`, `validation` and `test` are
+the splits, also below the labels.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from data.pictures import labels, png
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.sources import IMAGES, VIDEOS, natural
 
-# Their header tells how many frames there are; others only estimate it.
+# The headers of these store the number of frames; those of other formats only estimate it.
 COUNTED = (".mp4", ".m4v", ".mov")
 STILLS_PER_SHARD = 1000
 
@@ -38,8 +39,8 @@ class Entry:
 
     Attributes:
         kind: "still", "frames" or "video".
-        files: one, or the frames in order; full names within the source.
-        labels: the label pictures in order, full names within the labels' folder; None: there are none.
+        files: one file, or the frames in order; full names within the source.
+        labels: the label pictures in order, full names within the labels' folder; None: no labels.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Entry:
 class Folder(Family):
     names = ("folder",)
     summary = (
-        "any folder, zip or tar of images (stills), or of videos and sub-folders of numbered frames (clips), with label "
-        "PNGs of the same names in its sub-folder labels or in --labels"
+        "any folder, zip or tar of images (stills), or of videos and subfolders of numbered "
+        "frames (clips), with label PNGs of the same names in its subfolder labels or in --labels"
     )
 
     @classmethod
@@ -65,7 +66,9 @@ class Folder(Family):
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         if self.options.keep:
-            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that a folder has")
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is not an annotation of a folder"
+            )
         holdout = self.options.get("holdout") or 0.0
         if not 0 <= holdout < 1:
             raise UserError(f"--holdout is {holdout}; expected a part from 0 up to 1, such as 0.1")
@@ -77,8 +80,8 @@ class Folder(Family):
         there = set(by_split)
         if holdout and there != {""}:
             raise UserError(
-                f"--holdout={holdout} and the sub-folders {', '.join(sorted(there))} both say what validation is; use one of "
-                "them"
+                f"--holdout={holdout} and the sub-folders {', '.join(sorted(there))} both define "
+                "the validation split; use one of them"
             )
         entries: dict[str, list[Entry]] = {}
         for split, mine in by_split.items():
@@ -98,16 +101,16 @@ class Folder(Family):
         everything = [entry for found in entries.values() for entry in found]
         if not everything:
             raise UserError(
-                f"--source={self.source} has no pictures; looked for images ({', '.join(IMAGES)}), videos "
-                f"({', '.join(VIDEOS)}) and sub-folders of numbered images"
+                f"--source={self.source} has no pictures; looked for images ({', '.join(IMAGES)}), "
+                f"videos ({', '.join(VIDEOS)}) and subfolders of numbered images"
             )
         stills = {entry.kind == "still" for entry in everything}
         if len(stills) > 1:
             still = next(entry for entry in everything if entry.kind == "still")
             clip = next(entry for entry in everything if entry.kind != "still")
             raise UserError(
-                f"--source={self.source} has stills ({still.files[0]}) and clips ({clip.name}); expected one kind: put them "
-                "into two folders, and prepare each"
+                f"--source={self.source} has stills ({still.files[0]}) and clips ({clip.name}); "
+                "expected one kind: put them into two folders, and prepare each"
             )
         metadata: dict[str, Any] = {
             "kind": "stills" if stills == {True} else "clips",
@@ -162,7 +165,7 @@ class Folder(Family):
     def _label_files(
         self, files: Files, root: str, names: list[str]
     ) -> tuple[Files | None, set[str], str]:
-        """The labels' folder or archive, the names there, and what is in front of them; None: no labels."""
+        """The labels' folder or archive, the names in it, and their prefix; None: no labels."""
         if given := self.options.get("labels"):
             found, label_root = _open(Path(given), "--labels")
         elif any(name.startswith("labels/") for name in names):
@@ -173,13 +176,13 @@ class Folder(Family):
         inside = {name for name in inside if name.lower().endswith(".png")}
         if not inside:
             raise UserError(
-                f"{found.path}/{label_root} has no label pictures; expected .png files of the samples' names: leave "
-                "--labels out, or remove the empty folder"
+                f"{found.path}/{label_root} has no label pictures; expected .png files with the "
+                "samples' names: leave --labels out, or remove the empty folder"
             )
         return found, inside, label_root
 
     def _label_folders(self) -> tuple[str, ...]:
-        """Labels below the source are no samples."""
+        """The prefixes of label files below the source; these files are not samples."""
         found = ["labels/"]
         if given := self.options.get("labels"):
             path, source = Path(given).resolve(), Path(self.source).resolve()
@@ -188,7 +191,7 @@ class Folder(Family):
         return tuple(found)
 
     def _labels_of(self, entry: Entry, there: set[str], prefix: str) -> tuple[str, ...] | None:
-        """The full names of a sample's labels; None where its split has none at all."""
+        """The full names of a sample's label files; None if its whole split has no labels."""
         if not there:
             return None
         if entry.kind == "still":
@@ -201,8 +204,9 @@ class Folder(Family):
         missing = [name for name in wanted if name not in there]
         if missing and not self.options.skip_bad:
             raise UserError(
-                f"the labels have no {prefix}{missing[0]} for {entry.files[0]}; expected one for each picture of a split, or "
-                "none: add it, remove the picture, or leave such samples out with --skip-bad"
+                f"the labels have no {prefix}{missing[0]} for {entry.files[0]}; expected one for "
+                "each picture of a split, or none: add it, remove the picture, or skip such "
+                "samples with --skip-bad"
             )
         return tuple(prefix + name for name in wanted)
 
@@ -215,8 +219,9 @@ class Folder(Family):
         low, high = values.min(initial=0), values.max(initial=0)
         if low < 0 or high >= NO_SEGMENT:
             raise BadSample(
-                f"{where} has label {low if low < 0 else high}, expected 0 to {NO_SEGMENT - 1}: number the objects "
-                "1, 2, ..., or name the value of pixels in no segment with --void"
+                f"{where} has label {low if low < 0 else high}, expected 0 to {NO_SEGMENT - 1}: "
+                "number the objects 1, 2, ..., or give the value of pixels in no segment with "
+                "--void"
             )
         return np.where(in_no_segment, NO_SEGMENT, values).astype(np.uint8)
 
@@ -233,7 +238,7 @@ class Folder(Family):
         with contextlib.ExitStack() as stack:
             path = files.path / name
             if not files.path.is_dir():
-                # OpenCV reads files alone. Where the prepared folder is there is space.
+                # OpenCV reads files only. The disk of the prepared folder has space for one.
                 if self.staging is not None:
                     self.staging.mkdir(parents=True, exist_ok=True)
                 folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.staging))
@@ -254,25 +259,26 @@ class Folder(Family):
                 yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         if found == 0:
             raise BadSample(
-                f"{where} is no readable video; expected one that OpenCV decodes, such as H.264 in mp4: encode it again, or "
-                "leave such samples out with --skip-bad"
+                f"{where} is not a readable video; expected one that OpenCV decodes, such as H.264 "
+                "in mp4: encode it again, or skip such samples with --skip-bad"
             )
-        # One less is usual: an edit list may hide a frame.
+        # One frame fewer is normal: an edit list may hide a frame.
         if name.lower().endswith(COUNTED) and found < expected - 1:
             raise BadSample(
-                f"{where} ends after {found} of {expected} frames; expected all: copy it again, or leave such samples out "
-                "with --skip-bad"
+                f"{where} ends after {found} of {expected} frames; expected all: copy it again, or "
+                "skip such samples with --skip-bad"
             )
 
 
 def _open(path: Path, option: str) -> tuple[Files, str]:
-    """The files of a folder or archive, and what is in front of all names: an archive may hold its own folder."""
+    """Open a folder or archive; also return the prefix of all names, an archive's top folder."""
     if not path.exists():
         raise UserError(f"{option}={path} does not exist; give a folder, or a .zip or .tar")
     files = Files(path)
     if files.is_sequential:
         raise UserError(
-            f"{option}={path} is a compressed tar, whose files cannot be read one by one; unpack it, or make a zip of it"
+            f"{option}={path} is a compressed tar, whose files cannot be read one by one; unpack "
+            "it, or make a zip of it"
         )
     if path.is_dir():
         return files, ""
@@ -290,15 +296,15 @@ def _visible(files: Files) -> list[str]:
 
 
 def _splits(names: list[str], source: str) -> dict[str, list[str]]:
-    """Names by split, without it; all under "" where there are no sub-folders of splits."""
+    """Group names by split, without the split's prefix; under "" if there are no split folders."""
     there = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in names)]
     if not there:
         return {"": names}
     outside = [n for n in names if n.split("/")[0] not in there and _is_picture(n)]
     if outside:
         raise UserError(
-            f"--source={source} has {outside[0]} beside the splits {', '.join(there)}; expected all below one of "
-            f"{', '.join(SPLITS)}: move or rename it"
+            f"--source={source} has {outside[0]} beside the splits {', '.join(there)}; expected "
+            f"all below one of {', '.join(SPLITS)}: move or rename it"
         )
     return {
         split: [n.removeprefix(f"{split}/") for n in names if n.startswith(f"{split}/")]
@@ -318,8 +324,8 @@ def _entries(names: list[str], source: str) -> list[Entry]:
     def add(entry: Entry) -> None:
         if other := entries.get(entry.name):
             raise UserError(
-                f"--source={source} has {other.files[0]} and {entry.files[0]}, both named {entry.name}; expected one name "
-                "for each sample: rename one"
+                f"--source={source} has {other.files[0]} and {entry.files[0]}, both named "
+                f"{entry.name}; expected one name for each sample: rename one"
             )
         entries[entry.name] = entry
 
@@ -336,14 +342,15 @@ def _entries(names: list[str], source: str) -> list[Entry]:
         for name in frames:
             if not PurePosixPath(name).stem[-1:].isdecimal():
                 raise UserError(
-                    f"--source={source} has {name}, expected a number at its end: a sub-folder is a clip of numbered "
-                    "frames; stills lie in the folder itself"
+                    f"--source={source} has {name}, expected a number at its end: a sub-folder is "
+                    "a clip of numbered frames; put stills into the folder itself"
                 )
         stems = [PurePosixPath(name).stem for name in frames]
         if len(set(stems)) < len(stems):
             twice = next(stem for stem in stems if stems.count(stem) > 1)
             raise UserError(
-                f"--source={source} has several files {folder}/{twice}.*; expected one for each frame: remove the others"
+                f"--source={source} has several files {folder}/{twice}.*; expected one for each "
+                "frame: remove the others"
             )
         add(Entry(folder, "frames", tuple(sorted(frames, key=natural)), None))
     return [entries[name] for name in sorted(entries, key=natural)]
@@ -352,7 +359,7 @@ def _entries(names: list[str], source: str) -> list[Entry]:
 def _as_many(
     frames: Iterator[tuple[str, bytes]], entry: Entry, path: Path
 ) -> Iterator[tuple[str, bytes]]:
-    """The same frames; refuses a video of another number of frames than it has labels."""
+    """Yield the same frames; raise BadSample if there are more or fewer frames than labels."""
     count, found = len(entry.labels), 0
     for found, frame in enumerate(frames, 1):
         if found > count:
@@ -361,8 +368,8 @@ def _as_many(
     if found != count:
         there = f"more than {count}" if found > count else str(found)
         raise BadSample(
-            f"{entry.files[0]} has {there} frames, {path} has {count} labels for it ({entry.labels[0]} ...); expected one "
-            "for each frame"
+            f"{entry.files[0]} has {there} frames, {path} has {count} labels for it "
+            f"({entry.labels[0]} ...); expected one for each frame"
         )
 
 
@@ -377,12 +384,14 @@ def _gif_frames(data: bytes, where: str, max_pixels: int) -> Iterator[np.ndarray
             yield np.asarray(Image.alpha_composite(black, frame).convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
         raise BadSample(
-            f"{where} is no readable gif ({error}); save it again, or leave such samples out with --skip-bad"
+            f"{where} is not a readable gif ({error}); save it again, or skip such samples with "
+            "--skip-bad"
         ) from error
 
 
 def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise BadSample(
-            f"{where} has {width}x{height} pixels, more than {max_pixels}; raise --max_pixels if it is a video that you want"
+            f"{where} has {width}x{height} pixels, more than {max_pixels}; raise --max_pixels if "
+            "you want this video"
         )

@@ -1,4 +1,4 @@
-"""MANIFEST.json and the TFDS description of a folder that is whole."""
+"""The MANIFEST.json and TFDS description of a complete folder."""
 
 import dataclasses
 import importlib.metadata
@@ -18,7 +18,7 @@ TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 
 def plan_splits(plan: Plan) -> list[str]:
-    """The splits that a plan has something of."""
+    """The splits for which a plan has jobs."""
     return [split for split in SPLITS if any(job.split == split for job in plan.jobs)]
 
 
@@ -30,16 +30,20 @@ def write_manifest(
     notes: dict[str, dict[str, Any]],
     before: dict[str, Any] | None,
 ) -> None:
-    """Writes the description that TFDS reads, and last the manifest, with which the folder is whole.
+    """Write the description that TFDS reads and then the manifest, which marks the folder complete.
 
     Args:
+        out: the prepared folder.
+        name: the data set.
+        settings: the settings on which preparations of the folder agree.
+        plan: the plan of this preparation.
         notes: what is known of each shard of this preparation, by file.
-        before: the manifest of an earlier one, of other splits, which stay.
+        before: the manifest of an earlier preparation of other splits, which are kept.
     """
     splits = dict(before["splits"]) if before else {}
     metadata = dict(before["metadata"]) if before else {}
     for key, value in json.loads(json.dumps(plan.metadata)).items():
-        # What is told of each split is joined.
+        # Metadata given per split is merged.
         both = isinstance(value, dict) and isinstance(metadata.get(key), dict)
         metadata[key] = {**metadata[key], **value} if both else value
     sources = [tuple(source.values()) for source in before["sources"]] if before else []
@@ -80,13 +84,15 @@ def write_manifest(
         "splits": splits,
         "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],
     }
-    text = re.sub(r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1))  # numbers in lines
+    text = re.sub(
+        r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1)
+    )  # one line of numbers
     with atomic_file(out / MANIFEST) as partial:
         partial.write_text(text)
 
 
 def say_end(out: Path) -> None:
-    """Tells what a prepared folder holds."""
+    """Print what a prepared folder holds."""
     manifest = read_json(out / MANIFEST)
     for split, found in manifest["splits"].items():
         left_out = f", {len(found['skipped'])} left out" if found["skipped"] else ""

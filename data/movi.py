@@ -1,4 +1,4 @@
-"""MOVi A to E, as TFDS builds them (TFRecord files), from a local folder or the public bucket gs://kubric-public/tfds."""
+"""MOVi A to E from TFDS builds (TFRecord), in a folder or the bucket gs://kubric-public/tfds."""
 
 import hashlib
 import itertools
@@ -17,7 +17,7 @@ from data.features import categories, clip_features, column, table
 from data.pictures import frame, label_png, labels
 from smoothsa_jax.errors import UserError
 
-# What else a record holds, for `--keep`: values of a picture's pixel, if it is one.
+# Other fields of a record, for `--keep`; for pictures, the number of values per pixel.
 PICTURES = {"depth": 1, "normal": 3, "object_coordinates": 3}
 FLOWS = ("forward_flow", "backward_flow")
 COLLISIONS = {
@@ -34,7 +34,7 @@ RANGES = {
     "backward_flow": "backward_flow_range",
 }
 KEPT = (*PICTURES, *FLOWS, "events")
-CATEGORY_KEYS = ("category", "shape_label")  # of MOVi C to E, of A and B
+CATEGORY_KEYS = ("category", "shape_label")  # MOVi C to E; A and B
 
 
 class Movi(Family):
@@ -47,7 +47,8 @@ class Movi(Family):
         tfrecords.check_address(self.source)
         if unknown := set(self.options.keep) - set(KEPT):
             raise UserError(
-                f"--keep={','.join(sorted(unknown))} is nothing that MOVi has; expected some of {', '.join(KEPT)}"
+                f"--keep={','.join(sorted(unknown))} is not an annotation of MOVi; expected some "
+                f"of {', '.join(KEPT)}"
             )
         folder, info = find_build(self.source, self.name)
         there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
@@ -63,7 +64,7 @@ class Movi(Family):
                 if take == 0:
                     break
                 file = f"{self.name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
-                size = sizes[split]  # tells builds of other resolutions apart
+                size = sizes[split]  # distinguishes builds of other resolutions
                 jobs.append(Job(split, (folder, file, length, size), take))
                 left = None if left is None else left - take
         key, names = _category_names(folder)
@@ -106,7 +107,7 @@ class Movi(Family):
         with tfrecords.staged(folder, file) as path:
             if not path.is_file():
                 raise UserError(
-                    f"{path} is missing; dataset_info.json beside it names it, download it too"
+                    f"{path} is missing, but dataset_info.json beside it names it; download it too"
                 )
             digest, found = hashlib.sha256(), 0
             for index, record in enumerate(tfrecords.read_records(path, digest)):
@@ -115,7 +116,8 @@ class Movi(Family):
                     yield f"{file}, record {index}", record
             if found != length:
                 raise UserError(
-                    f"{path} holds {found} records, dataset_info.json says {length}; download this file again"
+                    f"{path} holds {found} records, dataset_info.json says {length}; download this "
+                    "file again"
                 )
             self.note_source(file, path.stat().st_size, digest.hexdigest())
 
@@ -127,15 +129,16 @@ class Movi(Family):
             raise error if where in str(error) else BadSample(f"{where}: {error}") from error
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             raise BadSample(
-                f"{where} is not as MOVi's records are ({type(error).__name__}: {error}); download it again"
+                f"{where} does not match MOVi's format ({type(error).__name__}: {error}); download "
+                "it again"
             ) from error
 
     def _example(self, where: str, record: bytes) -> dict[str, Any]:
         try:
             values = _Values(tf_example_pb2.Example.FromString(record))
-        except Exception as error:  # protobuf's own, of several kinds
+        except Exception as error:  # protobuf raises several types
             raise BadSample(
-                f"{where} is no tf.train.Example ({error}); download it again"
+                f"{where} is not a tf.train.Example ({error}); download it again"
             ) from error
         num_frames = int(values.numbers("metadata/num_frames")[0])
         num_objects = int(values.numbers("metadata/num_instances")[0])
@@ -143,7 +146,8 @@ class Movi(Family):
         segmentations = values.encoded("segmentations")
         if not len(frames) == len(segmentations) == num_frames:
             raise BadSample(
-                f"{where} has {len(frames)} frames and {len(segmentations)} label maps, its metadata says {num_frames}"
+                f"{where} has {len(frames)} frames and {len(segmentations)} label maps, its "
+                f"metadata says {num_frames}"
             )
         video, sizes, maps = [], set(), []
         for t, (picture, segmentation) in enumerate(zip(frames, segmentations, strict=True)):
@@ -227,12 +231,12 @@ class _Values:
 
     def _get(self, name: str) -> Any:
         if name not in self._features:
-            raise BadSample(f"a record has no {name!r}: it is not of MOVi, or of another version")
+            raise BadSample(f"a record has no {name!r}: it is not from MOVi, or of another version")
         return self._features[name]
 
 
 def _boxes(values: _Values, num_objects: int, num_frames: int) -> np.ndarray:
-    """The stored boxes (objects, frames, 4): ymin, xmin, ymax, xmax in 0..1; 0 where there is none."""
+    """Boxes (objects, frames, 4) as ymin, xmin, ymax, xmax in 0..1; 0 where no box is stored."""
     lengths = values.numbers("instances/bbox_frames/ragged_row_lengths_0").astype(int)
     frames = values.numbers("instances/bbox_frames/ragged_flat_values").astype(int)
     flat = values.numbers("instances/bboxes/ragged_flat_values").astype(np.float32).reshape(-1, 4)
@@ -242,10 +246,10 @@ def _boxes(values: _Values, num_objects: int, num_frames: int) -> np.ndarray:
 
 
 def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
-    """The folder of TFRecord files below `source`, and its dataset_info.json.
+    """Find the folder of TFRecord files below `source`, and read its dataset_info.json.
 
     Raises:
-        UserError: none, several, or one of another data set.
+        UserError: there is no build of this data set, or more than one.
     """
     files, read = _info_files(source)
     infos = {folder: _info(folder, read(folder)) for folder in files}
@@ -253,12 +257,15 @@ def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
     if not mine:
         there = ", ".join(f"{info.get('name')} in {folder}" for folder, info in infos.items())
         raise UserError(
-            f"--source={source} holds no TFDS build of {name} (found {there or 'no dataset_info.json'}); expected "
-            f"<source>/[{name}/][256x256/][1.0.0/]dataset_info.json with {name}-train.tfrecord-... beside it"
+            f"--source={source} holds no TFDS build of {name} (found "
+            f"{there or 'no dataset_info.json'}); expected "
+            f"<source>/[{name}/][256x256/][1.0.0/]dataset_info.json with {name}-train.tfrecord-... "
+            "beside it"
         )
     if len(mine) > 1:
         raise UserError(
-            f"--source={source} holds {len(mine)} builds of {name}: {', '.join(sorted(mine))}; give one of them as --source"
+            f"--source={source} holds {len(mine)} builds of {name}: {', '.join(sorted(mine))}; "
+            "give one of them as --source"
         )
     return next(iter(mine.items()))
 
@@ -271,7 +278,8 @@ def _info(folder: str, data: bytes) -> dict[str, Any]:
         return info
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder}/dataset_info.json is damaged ({type(error).__name__}: {error}); download it again"
+            f"{folder}/dataset_info.json is damaged ({type(error).__name__}: {error}); download it "
+            "again"
         ) from error
 
 
@@ -294,7 +302,9 @@ def _info_files(source: str):
         )
     root = Path(source)
     if not root.is_dir():
-        raise UserError(f"--source={source} is no folder; give the one that holds the TFDS build")
+        raise UserError(
+            f"--source={source} is not a folder; give the one that holds the TFDS build"
+        )
     folders = [str(f.parent) for pattern in patterns for f in sorted(root.glob(pattern))]
     return folders, lambda folder: (Path(folder) / "dataset_info.json").read_bytes()
 

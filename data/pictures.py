@@ -1,4 +1,4 @@
-"""Encoded pictures: kept as they were downloaded where every reader takes them alike, else written again losslessly."""
+"""Encoded pictures: kept if every reader decodes them alike, else rewritten losslessly."""
 
 import io
 
@@ -10,18 +10,19 @@ from data.family import BadSample, Options
 from smoothsa_jax.inputs.colours import rgb_of
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 
-Image.MAX_IMAGE_PIXELS = None  # our own limit is told in our own words
-ORIENTATION = 0x0112  # of EXIF
+Image.MAX_IMAGE_PIXELS = None  # `max_pixels` limits the size, with its own message
+ORIENTATION = 0x0112  # EXIF tag
 
 
 def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
-    """A colour picture: its encoded bytes, height and width.
+    """Encode a color picture for storage; also return its height and width in pixels.
 
-    JPEG and PNG of 8 bit RGB stay the bytes they are, unless `options` ask for another size or no compression. Grey, palette, CMYK and 16 bit pictures become RGB of 8 bit,
-    transparency is laid on black, and a rotation that EXIF asks for is carried out; these are written as PNG.
+    8-bit RGB JPEG and PNG keep their bytes, unless `options` ask for another size or no
+    compression. Gray, palette, CMYK and 16-bit pictures become 8-bit RGB, transparent pictures are
+    composited on black, and EXIF rotation is applied; these are written as PNG.
 
     Raises:
-        BadSample: damaged, of another format, or larger than `options.max_pixels`.
+        BadSample: the picture is damaged, of another format, or larger than `options.max_pixels`.
     """
     picture = _open(data, where, options)
     if (
@@ -40,36 +41,37 @@ def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
 
 
 def labels(data: bytes, where: str, options: Options) -> np.ndarray:
-    """The integers (H,W) of a label picture as stored: grey values, whatever alpha they have, or places in the palette.
+    """Decode a label picture to integers (H,W): gray values, ignoring alpha, or palette indices.
 
     Raises:
-        BadSample: damaged, too large, or a picture of colours.
+        BadSample: the picture is damaged, too large, or a color picture.
     """
     segmentation, mode = _segmentation(data, where, options)
     if segmentation.ndim != 2:
         raise BadSample(
-            f"{where} has mode {mode}, expected a label map: one integer a pixel, grey or with a palette"
+            f"{where} has mode {mode}, expected a label map: one integer per pixel, gray or with a "
+            "palette"
         )
     return segmentation
 
 
 def colours(data: bytes, where: str, options: Options) -> np.ndarray:
-    """The pixels (H,W,3) of a label picture whose colours tell segments apart.
+    """Decode a label picture to colors (H,W,3), each of which identifies a segment.
 
     Raises:
-        BadSample: damaged, too large, or not of 8 bit RGB.
+        BadSample: the picture is damaged, too large, or not 8-bit RGB.
     """
     segmentation, mode = _segmentation(data, where, options)
     if segmentation.ndim != 3:
-        raise BadSample(f"{where} has mode {mode}, expected labels as RGB colours of 8 bit")
+        raise BadSample(f"{where} has mode {mode}, expected labels as 8-bit RGB colors")
     return segmentation
 
 
 def labels_or_colours(data: bytes, where: str, options: Options) -> np.ndarray:
-    """`labels` (H,W) or `colours` (H,W,3), whichever the picture has.
+    """Decode a label picture to integers (H,W) or colors (H,W,3), whichever it has.
 
     Raises:
-        BadSample: damaged, too large, or neither.
+        BadSample: the picture is damaged, too large, or neither.
     """
     return _segmentation(data, where, options)[0]
 
@@ -83,35 +85,36 @@ def _segmentation(data: bytes, where: str, options: Options) -> tuple[np.ndarray
     if picture.mode in ("L", "P", "1", "I", "I;16"):
         return np.asarray(picture), picture.mode
     raise BadSample(
-        f"{where} has mode {picture.mode}, expected labels: one integer a pixel, or RGB colours of 8 bit"
+        f"{where} has mode {picture.mode}, expected labels: one integer per pixel, or 8-bit RGB "
+        "colors"
     )
 
 
 def without_alpha(data: bytes, where: str, options: Options) -> bytes:
-    """The encoded picture, with its colours as stored: transparency is dropped, not laid on black as `frame` does.
+    """Drop the alpha channel and keep the colors, whereas `frame` composites on black.
 
     Raises:
-        BadSample: damaged, or too large.
+        BadSample: the picture is damaged or too large.
     """
     picture = _open(data, where, options)
     return png(np.asarray(picture)[..., :3]) if picture.mode == "RGBA" else data
 
 
 def label_png(segmentation: np.ndarray, options: Options) -> bytes:
-    """A label map (H,W) of uint8 as PNG, resized as its frame is."""
+    """Encode a label map (H,W) uint8 as PNG, resized like its frame."""
     if options.size is not None:
         segmentation = resize_labels(segmentation, shorter_side(*segmentation.shape, options.size))
     return png(segmentation, options.uncompressed)
 
 
 def shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width, scaled so that the shorter of them is `size` pixels."""
+    """Scale height and width so that the shorter one is `size` pixels."""
     shorter = min(height, width)
     return max(1, round(height * size / shorter)), max(1, round(width * size / shorter))
 
 
 def png(pixels: np.ndarray, uncompressed: bool = False) -> bytes:
-    """RGB (H,W,3) or grey (H,W) of uint8 as PNG; without compression it is decoded several times as fast."""
+    """Encode RGB (H,W,3) or gray (H,W) uint8 as PNG; uncompressed decodes much faster."""
     if uncompressed:
         if pixels.ndim == 3:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
@@ -132,12 +135,13 @@ def _open(data: bytes, where: str, options: Options) -> Image.Image:
         picture = Image.open(io.BytesIO(data))
         if picture.width * picture.height > options.max_pixels:
             raise BadSample(
-                f"{where} has {picture.width}x{picture.height} pixels, more than {options.max_pixels}; "
-                "raise --max_pixels if it is a picture that you want"
+                f"{where} has {picture.width}x{picture.height} pixels, more than "
+                f"{options.max_pixels}; raise --max_pixels if you want this picture"
             )
         picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise BadSample(
-            f"{where} is no readable picture ({error}); download it again, or leave such samples out with --skip-bad"
+            f"{where} is not a readable picture ({error}); download it again, or skip such samples "
+            "with --skip-bad"
         ) from error
     return picture

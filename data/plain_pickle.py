@@ -1,8 +1,8 @@
-"""Pickles of plain values and NumPy arrays, read without running anything that they name.
+"""Read pickles of plain values and NumPy arrays without running anything that they name.
 
-A pickle is a program: it names functions, and has them called with arguments of its own. Here the few names that arrays
-need stand for code of this file, which checks what it is given; NumPy's own functions are not reached, since they trust
-their arguments. Any other name is refused.
+A pickle is a program: it names functions and calls them with arguments of its own. Here, the few
+names that arrays need stand for functions in this file, which check their arguments. NumPy's own
+functions are never called, because they trust their arguments. All other names are refused.
 """
 
 import io
@@ -17,23 +17,23 @@ NUMBERS = re.compile(r"[biuf][1248]")
 
 
 class Refused(ValueError):
-    """A pickle names what no plain value needs."""
+    """A pickle names something that plain values do not need."""
 
 
 def loads(data: bytes) -> Any:
-    """The value in a pickle: None, numbers, text, bytes, arrays of numbers, lists, tuples and dicts of these.
+    """Unpickle None, numbers, text, bytes, arrays of numbers, and lists, tuples and dicts of these.
 
     A pickled `io.BytesIO` becomes its bytes.
 
     Raises:
-        Refused: it names something else; nothing was run.
-        ValueError: it is cut off or damaged, or no pickle.
+        Refused: the pickle names something else; nothing was run.
+        ValueError: the data are truncated, damaged, or not a pickle.
     """
     try:
         return _plain(_Unpickler(io.BytesIO(data)).load())
     except Refused:
         raise
-    except Exception as error:  # damage ends in any of them
+    except Exception as error:  # damage may raise any exception
         raise ValueError(f"cut off or damaged ({type(error).__name__}: {error})") from error
 
 
@@ -45,7 +45,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Function:
-    """What a pickle may call; it can do nothing else with it."""
+    """A function that a pickle may call, and do nothing else with."""
 
     __slots__ = ("_function",)
 
@@ -60,7 +60,7 @@ class _Function:
 
 
 class _Kind:
-    """A dtype of numbers; its state tells the order of bytes."""
+    """A numeric dtype; its state gives the byte order."""
 
     __slots__ = ("code", "order")
 
@@ -81,7 +81,7 @@ class _Kind:
 
 
 class _Array:
-    """An array that waits for its state."""
+    """An array whose state is not set yet."""
 
     __slots__ = ("value",)
 
@@ -133,7 +133,7 @@ NAMES: dict[tuple[str, str], Any] = {
 
 
 def _plain(value: Any) -> Any:
-    """The same, arrays and buffers as what they hold; a value that contains itself ends in a RecursionError."""
+    """Replace arrays and buffers by their contents; RecursionError on cycles."""
     if isinstance(value, _Array | _Buffer):
         return value.value
     if isinstance(value, dict):

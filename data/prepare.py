@@ -1,11 +1,12 @@
 """Turn an official download into a prepared folder.
 
     python -m data.prepare movi_c --source ~/downloads/movi_c --out prepared/movi_c
-    python -m data.prepare movi_c --source gs://kubric-public/tfds/movi_c/256x256/1.0.0 --out prepared/movi_c
+    python -m data.prepare movi_c --source gs://kubric-public/tfds/movi_c/256x256/1.0.0 \\
+        --out prepared/movi_c
     python -m data.prepare movi_c --from lmdb --source ~/datasets/movi_c --out prepared/movi_c
 
-The same command goes on where an interrupted one was, and says so where there is nothing left to do. The number of
-workers changes no byte.
+Run the same command again to resume an interrupted preparation; a finished one is left as it is.
+The number of workers does not affect the bytes written.
 """
 
 import argparse
@@ -46,20 +47,20 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except BrokenProcessPool:
         print(
-            "error: a worker process was killed, for want of memory perhaps; run the same command with fewer --workers: "
-            "what is finished stays",
+            "error: a worker process was killed, perhaps for lack of memory; run the same "
+            "command with fewer --workers: finished shards are kept",
             file=sys.stderr,
         )
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"error: {where}{error.strerror or error}; mend that, then run the same command",
+            f"error: {where}{error.strerror or error}; fix this, then run the same command",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command goes on with the next shard", file=sys.stderr)
+        print("stopped by Ctrl-C; the same command resumes with the next shard", file=sys.stderr)
         return 130
     return 0
 
@@ -92,8 +93,8 @@ def read_command_line(
     name = finder.name_in(arguments)
     if name is not None and name not in known:
         raise UserError(
-            f"{name!r} is no data set{' in LMDB' if origin else ''}; choose one of {', '.join(known)}"
-            f"{did_you_mean(name, known)}"
+            f"{name!r} is not a data set{' in LMDB' if origin else ''}; choose one of "
+            f"{', '.join(known)}{did_you_mean(name, known)}"
         )
     extra = argparse.ArgumentParser(add_help=False)
     if name in known:
@@ -120,22 +121,20 @@ def read_command_line(
 
 
 def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Those of every data set."""
+    """Add the options that all data sets have."""
     parser.add_argument("name", nargs=None if required else "?", help="which data set; see below")
-    parser.add_argument("--source", required=required, help="what was downloaded")
+    parser.add_argument("--source", required=required, help="the download")
     parser.add_argument("--out", required=required, type=Path, help="the folder to write")
-    parser.add_argument("--split", choices=SPLITS, help="only this one; default all there are")
-    parser.add_argument("--limit", type=int, help="samples of each split at most")
-    parser.add_argument("--size", type=int, help="resize the shorter side to so many pixels")
+    parser.add_argument("--split", choices=SPLITS, help="only this split; default all")
+    parser.add_argument("--limit", type=int, help="maximum number of samples per split")
+    parser.add_argument("--size", type=int, help="resize the shorter side to this many pixels")
     parser.add_argument(
         "--uncompressed",
         action="store_true",
-        help="pictures as PNG without compression: quicker to load, several times as large",
+        help="pictures as PNG without compression: faster to load, several times as large",
     )
-    parser.add_argument("--keep", default="", help="further annotations, joined by commas")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out samples that cannot be read"
-    )
+    parser.add_argument("--keep", default="", help="additional annotations, separated by commas")
+    parser.add_argument("--skip-bad", action="store_true", help="skip unreadable samples")
     parser.add_argument(
         "--max_pixels", type=int, default=Options.max_pixels, help="refuse larger pictures"
     )
@@ -143,13 +142,13 @@ def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None
 
 
 class _Finder(argparse.ArgumentParser):
-    """Finds the name of the data set, whose own options are not known before."""
+    """Finds the name of the data set before the data set's own options are known."""
 
     def name_in(self, arguments: Sequence[str]) -> str | None:
         try:
             return self.parse_known_args(arguments)[0].name
         except ValueError:
-            return None  # the real parser says what is wrong
+            return None  # the real parser reports the error
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -163,21 +162,22 @@ def prepare(
     options: Options = Options(),  # noqa: B008, it is frozen
     workers: int = 1,
 ) -> None:
-    """Writes the prepared folder `out`; see the module.
+    """Write the prepared folder `out`; see the module.
 
     Raises:
-        UserError: a bad source, sample, folder or disk. What is finished stays.
+        UserError: a source, sample, folder or disk is unusable. Finished shards are kept.
     """
     family = family_of(name, options)(name, source, options, out / UNFINISHED / STAGING)
     plan = family.plan(splits)
     if not plan.jobs:
         raise UserError(
-            f"--source={source} has nothing of {name} for {' or '.join(splits)}; check --source and --split"
+            f"--source={source} has nothing of {name} for {' or '.join(splits)}; check --source "
+            "and --split"
         )
     if Path(source).is_dir() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"--out={out} lies inside --source={source}; use a folder beside it")
+        raise UserError(f"--out={out} is inside --source={source}; use a folder beside it")
     with only_one(out):
-        for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
+        for stray in out.glob(f".*{PARTIAL}"):  # left by a killed run
             stray.unlink()
         wanted = _shards(name, plan)
         settings = settings_of(name, options, plan)

@@ -1,8 +1,9 @@
-"""Masks as COCO and YouTube-VIS store them: run lengths and polygons.
+"""Decode the masks of COCO and YouTube-VIS: run lengths and polygons.
 
-Run lengths count pixels down the columns, first those outside of the mask, then those inside, and so on in turn. They
-are a list, or a text: every number, from the fourth on as its difference to the last but one, in groups of 5 bits from
-low to high, a character each: 48 + bits + 32 if more follow; the highest bit of the last group is the sign.
+Run lengths count pixels column by column, alternating between outside and inside the mask, starting
+outside. They are a list or a text. In a text, every number from the fourth on is stored as its
+difference to the last but one. A number is split into groups of 5 bits, lowest first, one character
+each: 48 + bits, + 32 if more groups follow. The highest bit of the last group is the sign.
 """
 
 from typing import Any
@@ -15,24 +16,26 @@ OFFSET, BITS, MORE, SIGN = 48, 5, 32, 16
 
 
 def decode(rle: dict[str, Any], shape: tuple[int, int], where: str) -> np.ndarray:
-    """A mask (H,W) of bool.
+    """Decode run lengths to a mask (H,W) bool.
 
     Args:
         rle: `size` (height, width) and `counts`, a list or a text.
-        shape: height and width of the image.
-        where: names the mask in messages.
+        shape: height and width of the image in pixels.
+        where: the name of the mask in error messages.
 
     Raises:
-        BadSample: it is damaged, or does not fit `shape`.
+        BadSample: the run lengths are damaged, or do not fit `shape`.
     """
     if not isinstance(rle, dict):
         raise BadSample(
-            f"{where}: a {type(rle).__name__} stands in the place of an RLE; download the annotations again"
+            f"{where}: expected an RLE, found a {type(rle).__name__}; download the annotations "
+            "again"
         )
     size, counts = rle.get("size"), rle.get("counts")
     if list(size or ()) != list(shape):
         raise BadSample(
-            f"{where}: the RLE has size {size}, the image {list(shape)}; download the annotations again"
+            f"{where}: the RLE has size {size}, the image {list(shape)}; download the annotations "
+            "again"
         )
     if isinstance(counts, (str, bytes)):
         counts = counts_of(counts, where)
@@ -40,22 +43,22 @@ def decode(rle: dict[str, Any], shape: tuple[int, int], where: str) -> np.ndarra
         lengths = np.array(counts, np.int64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadSample(
-            f"{where}: the RLE's counts are no numbers ({error}); download the annotations again"
+            f"{where}: the RLE's counts are not numbers ({error}); download the annotations again"
         ) from error
     if (lengths < 0).any() or lengths.sum() != shape[0] * shape[1]:
         raise BadSample(
-            f"{where}: the RLE counts {lengths.sum()} pixels, its size {list(shape)} has {shape[0] * shape[1]}; "
-            "download the annotations again"
+            f"{where}: the RLE counts {lengths.sum()} pixels, its size {list(shape)} has "
+            f"{shape[0] * shape[1]}; download the annotations again"
         )
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(shape[::-1]).T
 
 
 def counts_of(text: str | bytes, where: str) -> list[int]:
-    """The run lengths of a text.
+    """Decode the run lengths of a text.
 
     Raises:
-        BadSample: it ends within a number, or has characters that no RLE has.
+        BadSample: the text ends within a number, or has characters that RLE does not use.
     """
     counts: list[int] = []
     value = shift = 0
@@ -79,13 +82,13 @@ def counts_of(text: str | bytes, where: str) -> list[int]:
 
 
 def fill(polygons: list[list[float]], shape: tuple[int, int], where: str) -> np.ndarray:
-    """The mask (H,W) of bool of some polygons, each x, y, x, y, ... in pixels; together where they overlap.
+    """Fill polygons, each x, y, x, y, ... in pixels, and return the union as a mask (H,W) bool.
 
-    A pixel is inside if its centre is (even-odd rule). pycocotools draws the outline on a grid that is five times finer
-    and rounds there: the two differ in pixels on the outline only.
+    A pixel is inside if its center is (even-odd rule). pycocotools draws the outline on a grid five
+    times finer and rounds there; the two differ only at pixels on the outline.
 
     Raises:
-        BadSample: fewer than three corners, or no numbers.
+        BadSample: a polygon has fewer than three corners, or values that are not numbers.
     """
     mask = np.zeros(shape, bool)
     for polygon in polygons:
@@ -93,12 +96,13 @@ def fill(polygons: list[list[float]], shape: tuple[int, int], where: str) -> np.
             corners = np.array(polygon, np.float64).reshape(-1, 2)
         except (TypeError, ValueError) as error:
             raise BadSample(
-                f"{where}: a polygon is no list of x, y, ... ({error}); download the annotations again"
+                f"{where}: a polygon is not a list of x, y, ... ({error}); download the "
+                "annotations again"
             ) from error
         if len(corners) < 3 or not np.isfinite(corners).all():
             raise BadSample(
-                f"{where}: a polygon has {len(corners)} corners, expected at least 3, all finite; download the "
-                "annotations again"
+                f"{where}: a polygon has {len(corners)} corners, expected at least 3, all finite; "
+                "download the annotations again"
             )
         mask |= _fill(corners, shape)
     return mask
@@ -108,7 +112,7 @@ def _fill(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
     start, end = corners, np.roll(corners, -1, axis=0)
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-    # An edge crosses the rows whose centres are in low <= y < high, so a corner shared by two edges counts once.
+    # An edge crosses rows whose centers are in low <= y < high, so a shared corner counts once.
     first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)
     last = np.clip(np.ceil(high - 0.5), 0, height).astype(int)
     edges = np.repeat(np.arange(len(corners)), last - first)
@@ -122,7 +126,7 @@ def _fill(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(shape, bool)
     if not len(rows):
         return mask
-    # Everything right of a crossing changes sides; right of the last one all is outside again.
+    # Everything to the right of a crossing toggles; right of the last crossing, all is outside.
     top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max()
     crossings = np.zeros((bottom - top, right - left + 1), np.int32)
     np.add.at(crossings, (rows - top, columns - left), 1)

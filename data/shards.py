@@ -1,4 +1,4 @@
-"""ArrayRecord shards that appear whole or not at all, and the files that make a folder of them."""
+"""Write ArrayRecord shards atomically, and the files that describe a folder of them."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,21 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from smoothsa_jax.errors import UserError
 
-# One record a group: any sample is read alone. Frames are compressed already.
+# One record per group, so that any sample can be read alone. Frames are already compressed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 CHUNK = 1 << 22
-PARTIAL = ".partial"  # the end of the name of a shard that is being written
+PARTIAL = ".partial"  # suffix of a shard that is being written
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What is known of a finished shard.
+    """A finished shard.
 
     Attributes:
-        num_bytes: of the records.
+        file: the file's name in its folder.
+        num_examples: the number of records.
+        num_bytes: the size of the records, without the file's overhead.
+        sha256: the file's checksum.
     """
 
     file: str
@@ -41,19 +44,19 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
 
 
 def serializer(features: dict[str, Any]) -> Callable[[dict[str, Any]], bytes]:
-    """A function from a sample, pictures as encoded bytes, to a record."""
+    """Make a function that serializes a sample, with pictures as encoded bytes, to a record."""
     description = tfds.features.FeaturesDict(features)
     to_bytes = ExampleSerializer(description.get_serialized_info())
 
     def serialize(example: dict[str, Any]) -> bytes:
         proto = to_bytes.get_tf_example(description.encode_example(_as_files(example)))
-        return proto.SerializeToString(deterministic=True)  # a map's order is chance otherwise
+        return proto.SerializeToString(deterministic=True)  # else the order of maps varies
 
     return serialize
 
 
 def _as_files(value: Any) -> Any:
-    # TFDS takes encoded pictures as files, and would read bytes as a path.
+    # TFDS takes encoded pictures as file objects, and would read bytes as a path.
     if isinstance(value, dict):
         return {key: _as_files(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -62,15 +65,15 @@ def _as_files(value: Any) -> Any:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> tuple[int, int, str]:
-    """Writes a shard under a temporary name, then gives it its own.
+    """Write a shard under a temporary name, then rename it.
 
     Returns:
-        the number of records, their bytes, and the file's SHA-256.
+        The number of records, their size in bytes, and the file's SHA-256.
 
     Raises:
-        UserError: it could not be written, for want of space say; what other shards hold stays.
+        UserError: the shard cannot be written, for example on a full disk; other shards are kept.
     """
-    # Its own name for each process: whoever comes last replaces a whole file by a whole file.
+    # The name contains the process id, so that a process only ever replaces whole files.
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     num_records = num_bytes = 0
     try:
@@ -100,13 +103,13 @@ def _told_as(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be written: {error}; mend that (is the disk full?), then run the same command: "
-            "the shards that are finished stay"
+            f"{path} cannot be written: {error}; fix this (is the disk full?), then run the same "
+            "command: finished shards are kept"
         ) from error
 
 
 def sha256_of(path: Path, progress: Callable[[int], Any] = lambda num_bytes: None) -> str:
-    """Of a file, or of all files of a folder with their names; `progress` is told of bytes as they are read."""
+    """Hash a file, or a folder's files and their names; `progress` gets the size of each chunk."""
     digest = hashlib.sha256()
     for file in _files(path):
         if file is not path:
@@ -118,7 +121,7 @@ def sha256_of(path: Path, progress: Callable[[int], Any] = lambda num_bytes: Non
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """The size in bytes of a file, or of all files of a folder."""
     return sum(file.stat().st_size for file in _files(path))
 
 
@@ -139,7 +142,7 @@ def write_description(
     splits: dict[str, list[Shard]],
     description: str,
 ) -> None:
-    """Writes what TFDS needs to open the folder: dataset_info.json and features.json."""
+    """Write dataset_info.json and features.json, which TFDS needs to open the folder."""
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
@@ -164,8 +167,8 @@ def write_description(
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError where the file is no JSON."""
+    """Read a JSON file; raise UserError if it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; get it or make it again") from error
+        raise UserError(f"{path} is damaged: {error}; download or make it again") from error

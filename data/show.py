@@ -1,9 +1,10 @@
-"""Draw a sample of a prepared folder: as it is stored, and as the model sees it.
+"""Draw a sample of a prepared folder, as stored and as seen by the model.
 
     python -m data.show prepared/movi_c --split train --index 3 --out sample.png
 
-Rows: stored frames; their labels with boxes; two draws of the training (window, crop, flip); the evaluation's centre square.
-Boxes are computed from the labels that are shown; pixels in no segment keep the frame's colours.
+The rows are: stored frames; their labels with boxes; two training draws (window, crop, flip); the
+center square used in evaluation. Boxes are computed from the displayed labels; pixels in no segment
+keep the frame's colors.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from smoothsa_jax.inputs.encoded import decode_frames, decode_labels, parse_clip
 from smoothsa_jax.inputs.prepared import PreparedFolder
 
 TILE = 160  # pixels of the longer side of a picture on the sheet
-MARGIN = 90  # for the names of the rows
+MARGIN = 90  # pixels, for the names of the rows
 GAP = 4
 MAX_OBJECTS = 254
 Rows = list[tuple[str, np.ndarray, np.ndarray]]  # name, video (T,H,W,3), labels (T,H,W)
@@ -39,17 +40,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", default="train")
     parser.add_argument("--index", type=int, default=0, help="which sample")
     parser.add_argument("--out", type=Path, help="PNG to write; default sample_SPLIT_INDEX.png")
-    parser.add_argument("--image_size", type=int, default=256, help="of what the model sees")
     parser.add_argument(
-        "--num_frames", type=int, default=6, help="of what the model sees in training"
+        "--image_size", type=int, default=256, help="of the model's input, in pixels"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of window, crop and flip")
+    parser.add_argument(
+        "--num_frames", type=int, default=6, help="of the model's input in training"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for window, crop and flip")
     given = parser.parse_args(arguments)
     out = given.out or Path(f"sample_{given.split}_{given.index}.png")
     try:
         if given.num_frames < 1 or given.image_size < 1:
             raise UserError(
-                f"--num_frames is {given.num_frames}, --image_size {given.image_size}; expected at least 1"
+                f"--num_frames is {given.num_frames}, --image_size {given.image_size}; expected at "
+                "least 1"
             )
         name, rows = look(
             given.folder, given.split, given.index, given.image_size, given.num_frames, given.seed
@@ -68,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
 def look(
     folder: Path, split: str, index: int, image_size: int, num_frames: int, seed: int
 ) -> tuple[str, Rows]:
-    """The name of a sample, and the rows of its sheet.
+    """Read a sample's name and the rows of its sheet.
 
     Raises:
-        UserError: no such folder, split or sample, or it cannot be read.
+        UserError: the folder, split or sample does not exist or is unreadable.
     """
     source = PreparedFolder(
         folder,
@@ -84,7 +88,8 @@ def look(
     )
     if not 0 <= index < len(source):
         raise UserError(
-            f"--index is {index}, but split {split!r} of {folder} has {len(source)} samples; expected 0 to {len(source) - 1}"
+            f"--index is {index}, but split {split!r} of {folder} has {len(source)} samples; "
+            f"expected 0 to {len(source) - 1}"
         )
     clip = parse_clip(source.records[index], f"sample {index} of split {split!r} in {folder}")
     which = _evenly(len(clip), num_frames)
@@ -101,7 +106,7 @@ def look(
 
 
 def sheet(rows: Rows, num_columns: int) -> Image.Image:
-    """One picture: a row of at most `num_columns` frames for each of `rows`."""
+    """Arrange `rows` in one picture, each with at most `num_columns` frames."""
     tiles = [(name, _tiles(video, labels, num_columns)) for name, video, labels in rows]
     width = MARGIN + max(sum(tile.width + GAP for tile in row) for _, row in tiles)
     height = sum(max(tile.height for tile in row) + GAP for _, row in tiles)

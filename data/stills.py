@@ -1,4 +1,4 @@
-"""What families of single images share: where their files are, and a sample of an image and its label map."""
+"""Helpers for all families of single images: locating files, and making a sample."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PER_SHARD = 1000  # images; about 160 MB of COCO
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A folder with files of a download: on the disk, or `prefix` inside of an archive."""
+    """A folder with files of a download: on disk, or `prefix` inside an archive."""
 
     path: Path
     prefix: str = ""
@@ -39,23 +39,25 @@ class Stills(Family):
         self._files: dict[Path, Files] = {}
 
     def check_options(self) -> None:
-        """Raises UserError for what no family of single images has."""
+        """Raise UserError for options that no family of single images has."""
         if self.options.keep:
             raise UserError(
-                f"--keep={','.join(self.options.keep)} is nothing that {self.name} has; leave --keep out"
+                f"--keep={','.join(self.options.keep)} is not an annotation of {self.name}; leave "
+                "--keep out"
             )
 
     @property
     def folder(self) -> Path:
-        """`--source`, which is a folder.
+        """The folder `--source`.
 
         Raises:
-            UserError: it is none.
+            UserError: it is not a folder.
         """
         folder = Path(self.source)
         if not folder.is_dir():
             raise UserError(
-                f"--source={self.source} is no folder; give the one that holds what was downloaded"
+                f"--source={self.source} is not a folder; give the one that holds what was "
+                "downloaded"
             )
         return folder
 
@@ -82,18 +84,19 @@ class Stills(Family):
     def still(
         self, picture: bytes, segmentation: np.ndarray, where: str, name: str, **more: Any
     ) -> dict[str, Any]:
-        """A sample of an encoded image and its labels (H,W) of uint8; `more` beside them.
+        """Make a sample from an encoded image and its labels (H,W) uint8, with the features `more`.
 
         Raises:
-            BadSample: the image cannot be read, or is not of the labels' size.
+            BadSample: the image is unreadable, or differs in size from its labels.
         """
         data, height, width = frame(picture, where, self.options)
         size = self.options.size
         expected = segmentation.shape if size is None else shorter_side(*segmentation.shape, size)
         if (height, width) != tuple(expected):
             raise BadSample(
-                f"{where} has {height}x{width} pixels, its labels {expected[0]}x{expected[1]} (height x width); expected "
-                "the same: image and labels are not of one download, get both again"
+                f"{where} has {height}x{width} pixels, its labels {expected[0]}x{expected[1]} "
+                "(height x width); expected the same: image and labels are not from one download, "
+                "get both again"
             )
         return {
             "image": data,
@@ -104,14 +107,14 @@ class Stills(Family):
 
 
 def check_number(num_objects: int, where: str) -> None:
-    """Raises BadSample if there are more objects than labels of 8 bit can tell apart."""
+    """Raise BadSample if there are more objects than 8-bit labels."""
     if num_objects >= NO_SEGMENT:
         raise BadSample(
-            f"{where} has {num_objects} objects, more than the {NO_SEGMENT - 1} that labels of 8 bit tell apart; leave "
-            "it out with --skip-bad"
+            f"{where} has {num_objects} objects, more than the {NO_SEGMENT - 1} that 8-bit labels "
+            "allow; skip it with --skip-bad"
         )
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of `names`, for a message."""
+    """The first few of `names`, for an error message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

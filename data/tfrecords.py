@@ -1,4 +1,4 @@
-"""Records of a TFRecord file, each checked against its CRC, from a local disk or a bucket."""
+"""Read TFRecord files from disk or a bucket, verifying the CRC of every record."""
 
 import contextlib
 import hashlib
@@ -18,19 +18,20 @@ LENGTH, CRC = struct.Struct("<Q"), struct.Struct("<I")
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C of `data`, rotated by 15 bits and shifted by a constant, as TFRecord files store it."""
+    """The CRC-32C of `data`, rotated by 15 bits plus a constant, as stored in TFRecord files."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
 
 
 def read_records(path: Path, digest: Any = None) -> Iterator[bytes]:
-    """The records of a TFRecord file in order.
+    """Yield the records of a TFRecord file in order.
 
     Args:
-        digest: a hashlib object that is fed all bytes that are read.
+        path: the file.
+        digest: a hashlib object to update with all bytes read.
 
     Raises:
-        UserError: a record is cut off or does not match its CRC; file and offset are named.
+        UserError: a record is truncated or fails its CRC; the message names file and offset.
     """
     end = path.stat().st_size
     digest = digest or hashlib.sha256()
@@ -66,10 +67,11 @@ def is_remote(source: str) -> bool:
 
 
 def check_address(source: str) -> None:
-    """Refuses addresses that name a bucket in a way that cannot be read as one.
+    """Refuse addresses that do not name a readable bucket.
 
     Raises:
-        UserError: http(s), with the gs:// address to use; or a protocol without its library.
+        UserError: the address is http(s), or its protocol lacks a library. For http(s), the message
+            gives the gs:// address to use.
     """
     if source.startswith(("http://", "https://")):
         bucket = source.split("://", 1)[1].removeprefix("storage.googleapis.com/")
@@ -81,7 +83,7 @@ def check_address(source: str) -> None:
 
 
 def remote_file_system(source: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path there.
+    """Open the fsspec file system of an address; also return the path in it.
 
     Raises:
         UserError: the library for the protocol is not installed.
@@ -92,16 +94,17 @@ def remote_file_system(source: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"{source} cannot be read ({error}); install 'smoothsa_jax[cloud]', or download the folder"
+            f"{source} cannot be read ({error}); install 'smoothsa_jax[cloud]', or download the "
+            "folder"
         ) from error
 
 
 @contextlib.contextmanager
 def staged(source: str, name: str) -> Iterator[Path]:
-    """A file of the folder `source` on the local disk; a remote one is fetched for as long as it is used.
+    """Provide a file of the folder `source` on disk; a remote one is downloaded temporarily.
 
     Raises:
-        UserError: it cannot be fetched whole.
+        UserError: the file cannot be downloaded completely.
     """
     if not is_remote(source):
         yield Path(source) / name
@@ -116,10 +119,12 @@ def staged(source: str, name: str) -> Iterator[Path]:
                 shutil.copyfileobj(remote, local, 1 << 22)
         except OSError as error:
             raise UserError(
-                f"{source}/{name} cannot be fetched: {error}; run the same command again: what is finished stays"
+                f"{source}/{name} cannot be fetched: {error}; run the same command again: finished "
+                "shards are kept"
             ) from error
         if here.stat().st_size != expected:
             raise UserError(
-                f"{source}/{name} has {expected} bytes, {here.stat().st_size} came; run the same command again"
+                f"{source}/{name} has {expected} bytes, but {here.stat().st_size} arrived; run the "
+                "same command again"
             )
         yield here

@@ -1,4 +1,4 @@
-"""PASCAL VOC: `voc`, the objects of VOC2012 and VOC2007; `voc_trainaug`, with those of SBD besides."""
+"""PASCAL VOC: `voc` has the objects of VOC2012 and VOC2007; `voc_trainaug` adds those of SBD."""
 
 import io
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from data.pictures import labels
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
 
-# In the order of the values of SegmentationClass, from 1.
+# In the order of the values in SegmentationClass, starting at 1.
 CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
-    "sofa train tvmonitor"
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+    "person pottedplant sheep sofa train tvmonitor"
 ).split()
 ARCHIVES = {
     "VOC2012": ("VOCtrainval_11-May-2012",),
     "VOC2007": ("VOCtrainval_06-Nov-2007", "VOCtest_06-Nov-2007"),
 }
-# The split's year, and which of its lists of images.
+# The year of each split, and the name of its image list.
 LISTS = {
     "train": ("VOC2012", "trainval"),
     "validation": ("VOC2007", "trainval"),
@@ -37,9 +37,9 @@ SBD_ARCHIVES = ("benchmark.tgz", "benchmark.tar.gz", "benchmark.tar")
 class Voc(Stills):
     names = ("voc", "voc_trainaug")
     summary = (
-        "a folder with VOCtrainval_11-May-2012.tar (train), VOCtrainval_06-Nov-2007.tar (validation), "
-        "VOCtest_06-Nov-2007.tar (test, if there), or the VOCdevkit that they unpack to; voc_trainaug: also SBD's "
-        "benchmark.tgz, or its benchmark_RELEASE"
+        "a folder with VOCtrainval_11-May-2012.tar (train), VOCtrainval_06-Nov-2007.tar "
+        "(validation), VOCtest_06-Nov-2007.tar (test, optional), or the unpacked VOCdevkit; "
+        "voc_trainaug: also SBD's benchmark.tgz, or its benchmark_RELEASE"
     )
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
@@ -69,8 +69,8 @@ class Voc(Stills):
                 sources.append(path)
         if not jobs:
             raise UserError(
-                f"--source={self.source} has nothing of {self.name} for {' or '.join(splits)}; looked for "
-                f"{', '.join(looked_for)}"
+                f"--source={self.source} has nothing of {self.name} for {' or '.join(splits)}; "
+                f"looked for {', '.join(looked_for)}"
             )
         return Plan(
             jobs=tuple(jobs),
@@ -80,7 +80,7 @@ class Voc(Stills):
         )
 
     def _places(self, year: str) -> list[Place]:
-        """Where a year may be: unpacked, in one folder or one for each archive, or in its archives."""
+        """Possible places of a year: unpacked, in one or more folders, or in its archives."""
         folder, inside = self.folder, f"VOCdevkit/{year}"
         return [
             Place(folder / inside),
@@ -90,7 +90,7 @@ class Voc(Stills):
         ]
 
     def _names(self, place: Place, which: str) -> list[str]:
-        """The images of a list, once their files were looked for."""
+        """Read an image list, and check that all files of its images exist."""
         file = f"{LIST_FOLDER}/{which}.txt"
         names = self.read(place, file).decode("ascii", "replace").split()
         if not names:
@@ -104,13 +104,16 @@ class Voc(Stills):
         ]
         if absent := self.absent(place, files):
             raise UserError(
-                f"{place} lacks {len(absent)} of the {len(files)} files that {file} stands for: {some(absent)}; "
-                "download it again, and unpack all of it"
+                f"{place} lacks {len(absent)} of the {len(files)} files that {file} names: "
+                f"{some(absent)}; download it again, and unpack all of it"
             )
         return names
 
     def _augmented(self, voc: Place, names: list[str]) -> tuple[list[Job], Path]:
-        """The jobs of SBD's objects that are neither of VOC2012's training images nor held out, and what they read."""
+        """Make jobs for SBD's objects; also return the path that they read.
+
+        Images of VOC2012's training list and held-out images are left out.
+        """
         folder = self.folder
         places = [
             Place(folder / SBD),
@@ -120,7 +123,8 @@ class Voc(Stills):
         place = next((p for p in places if p.path.exists()), None)
         if place is None:
             raise UserError(
-                f"--source={self.source} has no SBD; looked for {', '.join(map(str, places))}: download benchmark.tgz"
+                f"--source={self.source} has no SBD; looked for {', '.join(map(str, places))}: "
+                "download benchmark.tgz"
             )
         left_out = set(self._list(voc, "trainval"))
         other = self.first_with(self._places("VOC2007"), f"{LIST_FOLDER}/val.txt")
@@ -167,7 +171,8 @@ class Voc(Stills):
             yield voc, name, (f"{place.path}: {file}", lambda data=data: data)
         if not found:
             raise UserError(
-                f"{place.path} has no {SBD}/inst/*.mat, the objects of SBD; download benchmark.tgz again"
+                f"{place.path} has no {SBD}/inst/*.mat, the objects of SBD; download benchmark.tgz "
+                "again"
             )
 
     def _reader(self, place: Place, name: str) -> Any:
@@ -196,12 +201,12 @@ class Voc(Stills):
 def objects_of(
     objects: np.ndarray, classes: np.ndarray, where: str
 ) -> tuple[np.ndarray, list[int]]:
-    """Labels (H,W) of uint8, and the category of each object: the class that most of its pixels have.
+    """Number the objects 1..K in labels (H,W) uint8; find each category by pixel majority.
 
-    Values that no pixel has are left out, so that the labels are 1..K.
+    Values without pixels are left out.
 
     Raises:
-        BadSample: the two are not of one size, or an object is of no class.
+        BadSample: the two maps differ in size, or an object has no class.
     """
     if objects.shape != classes.shape:
         raise BadSample(
@@ -217,8 +222,8 @@ def objects_of(
         counts = np.bincount(classes[inside], minlength=256)[1 : len(CLASSES) + 1]
         if not counts.any():
             raise BadSample(
-                f"{where}: object {value} is of none of the {len(CLASSES)} classes in SegmentationClass; download the "
-                "archive again"
+                f"{where}: object {value} has none of the {len(CLASSES)} classes in "
+                "SegmentationClass; download the archive again"
             )
         segmentation[inside] = label
         found.append(int(counts.argmax()))
@@ -226,10 +231,10 @@ def objects_of(
 
 
 def objects_of_sbd(data: bytes, where: str) -> tuple[np.ndarray, list[int]]:
-    """Labels (H,W) of uint8, and the category of each object, of one of SBD's inst/*.mat.
+    """Read labels (H,W) uint8 and each object's category from one of SBD's inst/*.mat files.
 
     Raises:
-        BadSample: damaged, or without GTinst.
+        BadSample: the file is damaged, or lacks GTinst.
     """
     try:
         content = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)
@@ -237,18 +242,19 @@ def objects_of_sbd(data: bytes, where: str) -> tuple[np.ndarray, list[int]]:
         classes = np.atleast_1d(content["GTinst"].Categories).astype(int).reshape(-1)
     except Exception as error:  # a damaged file fails in many ways
         raise BadSample(
-            f"{where} has no GTinst with Segmentation and Categories ({type(error).__name__}: {error}); download "
-            "benchmark.tgz again"
+            f"{where} has no GTinst with Segmentation and Categories ({type(error).__name__}: "
+            f"{error}); download benchmark.tgz again"
         ) from error
     check_number(len(classes), where)
     if objects.ndim != 2 or objects.max(initial=0) > len(classes):
         raise BadSample(
-            f"{where} has labels to {objects.max(initial=0)} of shape {objects.shape} for {len(classes)} objects; "
-            "download benchmark.tgz again"
+            f"{where} has labels up to {objects.max(initial=0)} of shape {objects.shape} for "
+            f"{len(classes)} objects; download benchmark.tgz again"
         )
     if not ((classes >= 1) & (classes <= len(CLASSES))).all():
         raise BadSample(
-            f"{where} has the classes {classes.tolist()}, expected 1 to {len(CLASSES)}; download benchmark.tgz again"
+            f"{where} has the classes {classes.tolist()}, expected 1 to {len(CLASSES)}; download "
+            "benchmark.tgz again"
         )
     return objects.astype(np.uint8), [int(k) - 1 for k in classes]
 
@@ -263,5 +269,5 @@ def _map(kind: str, name: str) -> str:
 
 def _is_map_of_sbd(place: Place, file: str) -> bool:
     path = PurePosixPath(file)
-    hidden = path.name.startswith(".")  # macOS's
+    hidden = path.name.startswith(".")  # macOS metadata
     return path.suffix == ".mat" and not hidden and str(path.parent) == place.name("inst")

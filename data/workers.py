@@ -1,4 +1,4 @@
-"""Makes the shards of a prepared folder, in this process or in several; their number changes no byte."""
+"""Make the shards of a prepared folder in one or more processes; their number affects no byte."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ from data.finished import STAGING, UNFINISHED, digest_of
 from data.shards import serializer, write_shard
 from smoothsa_jax.files import atomic_file
 
-# Each worker process has its own.
+# Each worker process has its own copies.
 _family: Family
 _serialize: Any
 
@@ -34,14 +34,14 @@ def make_shards(
     workers: int,
     num_done: int,
 ) -> None:
-    """Makes the shards `missing`, with a progress bar; what is known of each is noted beside the folder's other notes.
+    """Make the shards `missing`, with a progress bar, and write a note on each.
 
     Raises:
-        UserError: a bad source, sample or disk. What is finished stays.
+        UserError: a source, sample or disk is unusable. Finished shards are kept.
     """
     if num_done:
         print(
-            f"{num_done} of {num_done + len(missing)} shards are finished; going on with the others"
+            f"{num_done} of {num_done + len(missing)} shards are finished; continuing with the rest"
         )
     total = sum(job.num_items or 0 for job in missing.values()) or None
     with tqdm(total=total, unit=" samples", desc=name, smoothing=0.1) as bar:
@@ -64,7 +64,7 @@ def _results(
         for file, job in missing.items():
             yield _make(out, file, job)
         return
-    # Forking a process that has threads, as TFDS and JAX start them, may hang.
+    # Forking a process with threads, which TFDS and JAX start, may deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start, setting)
     try:
@@ -74,7 +74,7 @@ def _results(
         for future in as_completed(futures):
             yield future.result()
     finally:
-        # After an error or Ctrl-C: shards that are being made are finished, no further one is begun.
+        # After an error or Ctrl-C, finish the shards in progress, but start no others.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -89,14 +89,14 @@ def _start(
 
 
 def _live_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when it is killed, before the next run begins."""
+    """In a worker, leave Ctrl-C to the parent, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(AttributeError, OSError):  # Linux only
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
-    """Writes one shard, and beside the folder's other notes what is known of it."""
+    """Write one shard and its note."""
     skipped: list[str] = []
     frames: list[int] = []
     _family.sources_read.clear()
@@ -118,7 +118,7 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
 
 
 def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]:
-    """The records of a shard; notes which samples are left out, and how many frames each clip has."""
+    """Yield the records of a shard; note skipped samples and the number of frames of each clip."""
     for item in _family.items(job):
         try:
             example = _family.example(item)

@@ -1,12 +1,13 @@
-"""YouTube-VIS of 2019, 2021 and 2022, and HQ-YTVIS: frames in zips or folders, masks as run lengths in a json.
+"""YouTube-VIS 2019, 2021 and 2022, and HQ-YTVIS: frames in zips or folders, masks in a JSON file.
 
-Masks are drawn in the order of the annotations, a later one over an earlier one; the k-th annotation of a video is label k.
-Videos without annotation are left out. What is public differs:
+Masks are drawn in annotation order, later ones over earlier ones; the k-th annotation of a video is
+label k. Videos without annotations are left out. The public files differ:
 
-* 2022: train, valid and test, where the ground truth of the latter two is a json of its own (`validation_gt.zip` or
-  `gt.json`, `test_gt.json`);
-* 2019 and 2021: the ground truth of train alone. A tenth of it, by a hash of the video's id, is `validation`.
-* HQ-YTVIS: three json files; their frames are those of 2019's train.
+* 2022: train, valid and test. The ground truth of valid and test is a separate JSON file
+  (`validation_gt.zip` or `gt.json`, `test_gt.json`).
+* 2019 and 2021: only train has public ground truth. A tenth of it, chosen by a hash of the video's
+  id, is `validation`.
+* HQ-YTVIS: three JSON files for the frames of 2019's train.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from smoothsa_jax.errors import UserError
 HELD_OUT = 0.1
 SPACE = re.compile(r"[ \t\n\r]*")
 PARTS = {"train": "train", "validation": "valid", "test": "test"}  # split -> name in the downloads
-# Where annotations are, by preference: a file, one of a zip, or any json of a zip.
+# Possible places of the annotations, best first: a file, one in a zip, or any JSON of a zip.
 JSONS = {
     "train": ("train/instances.json", "train/train.json", "train.json", "instances.json"),
     "validation": (
@@ -52,12 +53,12 @@ HQ_FRAMES = ("", "train", "train.zip", "train_all_frames", "train_all_frames.zip
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A video of the json.
+    """A video of the JSON.
 
     Attributes:
-        container: the folder or archive that holds `files`, their full names there.
+        container: the folder or archive that holds `files`; their names are relative to it.
         categories: of each annotation.
-        annotations: their json, compressed: those of one video at a time are unpacked.
+        annotations: the JSON texts, compressed to unpack only one video's at a time.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class _Track:
-    """An annotation: an object through its video."""
+    """An annotation: one object throughout its video."""
 
     category_id: Any
     is_seen: bool
@@ -80,7 +81,7 @@ class _Track:
 
 @dataclasses.dataclass(frozen=True)
 class _Annotations:
-    """A json that is read: clips without their frames' place yet."""
+    """A parsed JSON file; its clips do not have the place of their frames yet."""
 
     file: str
     path: Path
@@ -92,8 +93,8 @@ class _Annotations:
 class YoutubeVis(Family):
     names = ("ytvis_2022", "ytvis_2021", "ytvis_2019", "ytvis_hq")
     summary = (
-        "the folder of train.zip, valid.zip, ... or of what is unpacked from them; ytvis_hq: of its three json "
-        "files, with --frames for those of YouTube-VIS 2019"
+        "the folder of train.zip, valid.zip, ... or of their unpacked contents; ytvis_hq: of its "
+        "three json files, with --frames for those of YouTube-VIS 2019"
     )
 
     @classmethod
@@ -107,15 +108,18 @@ class YoutubeVis(Family):
         source = Path(self.source)
         if not source.is_dir():
             raise UserError(
-                f"--source={source} is no folder; give the one that holds what was downloaded"
+                f"--source={source} is not a folder; give the one that holds what was downloaded"
             )
         if self.options.keep:
-            raise UserError(f"--keep={','.join(self.options.keep)} is nothing that {self.name} has")
+            raise UserError(
+                f"--keep={','.join(self.options.keep)} is not an annotation of {self.name}"
+            )
         if self.options.get("frames") and self.name != "ytvis_hq":
             raise UserError(
-                f"--frames is for ytvis_hq; the frames of {self.name} are looked for in --source, leave it out"
+                f"--frames is for ytvis_hq only; the frames of {self.name} are looked for in "
+                "--source: leave it out"
             )
-        # All there is decides the metadata, whatever is written now: one split can be prepared after the other.
+        # The metadata cover all splits found, so that splits can be prepared one at a time.
         found = {}
         for split in self._public_splits():
             part = self._part(source, split, split in splits)
@@ -124,15 +128,15 @@ class YoutubeVis(Family):
         if not found:
             wanted = ", ".join(name for s in self._public_splits() for name in self._json_names(s))
             raise UserError(
-                f"--source={source} holds no annotations of {self.name}; looked for {wanted}, in {source} and its train.zip, "
-                "valid.zip, test.zip"
+                f"--source={source} holds no annotations of {self.name}; looked for {wanted}, in "
+                f"{source} and its train.zip, valid.zip, test.zip"
             )
         names = next(iter(found.values())).names
         for part in found.values():
             if part.names != names:
                 raise UserError(
-                    f"{part.file} has other categories than {next(iter(found.values())).file}; expected the json files of "
-                    "one release: download them together"
+                    f"{part.file} has other categories than {next(iter(found.values())).file}; "
+                    "expected the json files of one release: download them together"
                 )
         clips = {split: part.clips for split, part in found.items()}
         metadata = {
@@ -180,8 +184,9 @@ class YoutubeVis(Family):
         for k, annotation in enumerate(annotations):
             if len(annotation["segmentations"]) != len(item.files):
                 raise BadSample(
-                    f"{where}: annotation {k} has {len(annotation['segmentations'])} masks, the video {len(item.files)} "
-                    "frames; expected as many: the json is damaged, download it again"
+                    f"{where}: annotation {k} has {len(annotation['segmentations'])} masks, the "
+                    f"video {len(item.files)} frames; expected equal numbers: the json is damaged, "
+                    "download it again"
                 )
         if len(annotations) >= NO_SEGMENT:
             raise BadSample(
@@ -211,7 +216,7 @@ class YoutubeVis(Family):
         return (HQ_JSONS if self.name == "ytvis_hq" else JSONS)[split]
 
     def _part(self, source: Path, split: str, wanted: bool) -> _Annotations | None:
-        """The annotations of a split; None: it was not downloaded."""
+        """The annotations of a split; None if the split was not downloaded."""
         without = None
         for name in self._json_names(split):
             for path, member in _places(source, name):
@@ -227,9 +232,10 @@ class YoutubeVis(Family):
         if without is None or not wanted:
             return None
         more = (
-            "; the ground truth of 2022 is in validation_gt.zip of the same page, put it beside: or prepare --split=train"
+            "; the ground truth of 2022 is in validation_gt.zip on the same page: put it beside "
+            "this file, or prepare --split=train"
             if split == "validation"
-            else "; get the annotations of the same page"
+            else "; get the annotations from the same page"
         )
         raise UserError(
             f"{without} has no annotations, expected the ground truth in it or in one of "
@@ -239,7 +245,7 @@ class YoutubeVis(Family):
     def _frames(
         self, source: Path, split: str, clips: list[Clip], asked_by: str
     ) -> tuple[Path, str]:
-        """The folder or archive of the frames, and what is in front of their names there."""
+        """Find the folder or archive of the frames, and the prefix of their names in it."""
         if self.name == "ytvis_hq":
             root = Path(self.options.get("frames") or source)
             candidates = [root / name if name else root for name in HQ_FRAMES]
@@ -254,7 +260,7 @@ class YoutubeVis(Family):
                 source,
             ]
             option = "--source"
-        # The first frame of some videos tells: one alone might be missing.
+        # Probe the first frames of several videos, since a single one might be missing.
         probes = [clip.files[0] for clip in clips[:50]]
         best, place = 0, None
         looked = []
@@ -269,8 +275,9 @@ class YoutubeVis(Family):
                     best, place = count, (path, prefix)
         if place is None:
             raise UserError(
-                f"the frames that {asked_by} names, such as {probes[0]}, are missing; looked for [.../]JPEGImages/"
-                f"{probes[0]} in {', '.join(looked)}: download them, and give their folder as {option}"
+                f"the frames that {asked_by} names, such as {probes[0]}, are missing; looked for "
+                f"[.../]JPEGImages/{probes[0]} in {', '.join(looked)}: download them, and give "
+                f"their folder as {option}"
             )
         return place
 
@@ -281,7 +288,7 @@ def _prefixes(path: Path) -> list[str]:
 
 
 def _places(source: Path, name: str) -> Iterator[tuple[Path, str | None]]:
-    """Where a json of this name is: a file of its own, or a member of an archive."""
+    """Yield the places of a JSON file of this name: on disk, or a member of an archive."""
     path = source / name
     if path.is_file():
         if path.suffix != ".zip":
@@ -299,9 +306,10 @@ def _places(source: Path, name: str) -> Iterator[tuple[Path, str | None]]:
 
 
 def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
-    """Clips in the order of the videos, each with its annotations in the order of the json; None: no annotations.
+    """Read clips in video order, each with its annotations in file order; None: no annotations.
 
-    Annotations are parsed one at a time: the hundreds of MB that a json has would be several GB as Python's lists.
+    Annotations are parsed one at a time: hundreds of MB of JSON would be several GB as Python
+    lists.
     """
     found: dict[str, list[Any]] = {"videos": [], "categories": []}
     of_video: dict[Any, list[_Track]] = {}
@@ -315,8 +323,8 @@ def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
                 of_video.setdefault(value["video_id"], []).append(_track(value, text))
         if not found.keys() <= keys:
             raise UserError(
-                f"{file} has {', '.join(sorted(keys)) or 'nothing'}, expected videos, categories and annotations as "
-                "YouTube-VIS has them; give its own json"
+                f"{file} has {', '.join(sorted(keys)) or 'nothing'}, expected videos, categories "
+                "and annotations as in YouTube-VIS; give its own json"
             )
         if not of_video:
             return None
@@ -332,33 +340,36 @@ def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
                 num_skipped += 1
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
-            f"{file} is not as YouTube-VIS's json is ({error!r}); expected videos with file_names and annotations with "
-            "video_id, category_id and segmentations: download it again"
+            f"{file} differs from YouTube-VIS's json ({error!r}); expected videos with file_names "
+            "and annotations with video_id, category_id and segmentations: download it again"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no json ({error}): it is damaged, download it again") from error
+        raise UserError(
+            f"{file} is not valid json ({error}): it is damaged, download it again"
+        ) from error
     if of_video:
         raise UserError(
-            f"{file} has annotations of {len(of_video)} videos that it does not list, such as id {next(iter(of_video))}; "
-            "download it again"
+            f"{file} has annotations of {len(of_video)} videos that it does not list, such as id "
+            f"{next(iter(of_video))}; download it again"
         )
     if not clips:
         raise UserError(
-            f"{file} has annotations without a single mask, expected some in segmentations; download it again"
+            f"{file} has annotations without a single mask, expected some in segmentations; "
+            "download it again"
         )
     return _Annotations(file, path, names, clips, num_skipped)
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
-    """Of a json's object: key, value and "", or for each element of a list: key, element and its text.
+    """Yield the key, value and "" of an object's entries; for lists, key, element and its text.
 
     Raises:
-        json.JSONDecodeError: it is no such json.
+        json.JSONDecodeError: the text is not such JSON.
     """
     decode = json.JSONDecoder().raw_decode
 
     def skip(place: int, expected: str) -> int:
-        """The place of what follows one of `expected`, and white space."""
+        """Skip one of `expected` and the white space after it."""
         if text[place : place + 1] not in tuple(expected):
             raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, place)
         return SPACE.match(text, place + 1).end()
@@ -416,22 +427,22 @@ def _draw(clip: Clip, annotations: list[Any], t: int, where: str) -> np.ndarray:
 
 
 def _mask(clip: Clip, annotation: dict[str, Any], k: int, t: int, where: str) -> np.ndarray:
-    """The format allows polygons in the place of run lengths."""
+    """Decode one mask; the format allows polygons in place of run lengths."""
     shapes = annotation["segmentations"][t]
     draw = fill if isinstance(shapes, list) else decode
     return draw(shapes, (clip.height, clip.width), f"{where}, frame {t}, annotation {k}")
 
 
 def _boxes(clip: Clip, annotations: list[Any], where: str) -> np.ndarray:
-    """The stored boxes (objects, frames, 4), ymin, xmin, ymax, xmax in 0..1; from the mask where none is stored."""
+    """Boxes (objects, frames, 4): ymin, xmin, ymax, xmax in 0..1; from masks if not stored."""
     boxes = np.zeros((len(annotations), len(clip.files), 4), np.float32)
     scale = np.array([clip.height, clip.width] * 2)
     for k, annotation in enumerate(annotations):
         stored = annotation.get("bboxes") or [None] * len(clip.files)
         if len(stored) != len(clip.files):
             raise BadSample(
-                f"{where}: annotation {k} has {len(stored)} boxes, the video {len(clip.files)} frames; download the json "
-                "again"
+                f"{where}: annotation {k} has {len(stored)} boxes, the video {len(clip.files)} "
+                "frames; download the json again"
             )
         for t, rle in enumerate(annotation["segmentations"]):
             if rle is None:

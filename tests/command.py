@@ -44,7 +44,8 @@ def environment(cache: str, devices: int = 1) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "SMOOTHSA_JAX_CACHE": cache,
         # Half the time of compiling; what is compiled is as exact and as repeatable.
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        f"--xla_force_host_platform_device_count={devices}",
     }
 
 
@@ -59,7 +60,7 @@ def run(*arguments: str, cache: str, **options) -> subprocess.CompletedProcess:
 
 
 def here(*arguments: str) -> int:
-    """`python main.py ...` in this process, which compiles in the tests' quick way; the exit status."""
+    """Run `python main.py ...` in this process, with the tests' quick compilation; exit status."""
     import main
 
     return main.main([str(argument) for argument in arguments])

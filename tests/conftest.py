@@ -1,16 +1,19 @@
-"""How all tests run: on the CPU, in full float32, with compiled programs shared within the session."""
+"""Setup of all tests: on the CPU, in full float32, with compiled programs shared in a session."""
 
 import importlib.metadata
 import os
 
 import pytest
 
-# Before JAX is imported. A person may ask for another platform; the bounds of the tests are those of the CPU.
+# Before JAX is imported. A person may ask for another platform; the bounds of the tests are those
+# of the CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all the time of these tests is the compiler's; with this it is a fifth. `XLA_FLAGS= pytest` compiles as users do.
+# Nearly all the time of these tests is the compiler's; with this it is a fifth. `XLA_FLAGS= pytest`
+# compiles as users do.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
-    # The machine code of a program in one piece: less to do in all, and there are as many test processes as cores.
+    # The machine code of a program in one piece: less to do in all, and there are as many test
+    # processes as cores.
     QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
@@ -21,7 +24,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Compiled programs are used again by every test, and subprocess, of this session and of no other."""
+    """Let all tests and subprocesses of this session, and no other, share compiled programs."""
     folder = str(tmp_path_factory.mktemp("jax_cache"))
     settings = {
         "jax_compilation_cache_dir": folder,

@@ -1,4 +1,4 @@
-"""A training step that compiles at once, for tests of the loop around it: real data, real checkpoints, no model."""
+"""A fast-compiling training step for tests of the loop: real data and checkpoints, no model."""
 
 import types
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def fake_training(
     """A `Training` whose weights depend on every batch, every key and their order.
 
     Args:
-      width: of its one array.
-      on_step: called in Python before each step with the number of steps done.
-      num_devices: of the mesh.
+        width: of its one array.
+        on_step: called in Python before each step with the number of steps done.
+        num_devices: of the mesh.
     """
     optimizer = optax.adam(1e-2)
     mesh = make_mesh(ConfigDict({"data": num_devices, "fsdp": 1}))

@@ -22,7 +22,7 @@ def png(picture: np.ndarray) -> bytes:
 def blobs(
     rng: np.random.Generator, num_frames: int, height: int, width: int, num_objects: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random video and labels with `num_objects` moving rectangles and some pixels in no segment."""
+    """A random video and labels with `num_objects` moving rectangles and pixels in no segment."""
     video = rng.integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
     labels = np.zeros((num_frames, height, width), np.uint8)
     for k in range(1, num_objects + 1):
@@ -44,7 +44,10 @@ def write_folder(
     stills: bool = False,
     categories: list[list[int]] | None = None,
 ) -> Path:
-    """A folder of one split; each clip is a video (T,H,W,3) and labels (T,H,W), and may have categories of its objects."""
+    """Write a folder of one split.
+
+    Each clip is a video (T,H,W,3) and labels (T,H,W), and may have categories of its objects.
+    """
     more = {} if categories is None else {"categories": features.categories(list(NAMES))}
     kind = features.still_features(**more) if stills else features.clip_features(**more)
     serialize = shards.serializer(kind)

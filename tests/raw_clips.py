@@ -1,4 +1,4 @@
-"""Miniatures of YouTube-VIS, HQ-YTVIS, DAVIS and MOVi in the layout of their downloads, and what is to come of them."""
+"""Miniatures of YouTube-VIS, HQ-YTVIS, DAVIS and MOVi in their original layouts, and results."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------------------------ RLE
+# ---------------------------------------------------------------------------------------------- RLE
 
 
 def uncompressed(mask: np.ndarray) -> dict:
@@ -86,7 +86,7 @@ def compressed(mask: np.ndarray) -> dict:
     return {"size": list(mask.shape), "counts": text}
 
 
-# ---------------------------------------------------------------------------------------------------------- YouTube-VIS
+# -------------------------------------------------------------------------------------- YouTube-VIS
 
 KINDS = [{"id": 3, "name": "ape"}, {"id": 1, "name": "person"}, {"id": 7, "name": "zebra"}]
 
@@ -124,7 +124,8 @@ class Videos:
             if v == 1:
                 continue
             labels = np.zeros((num_frames, HEIGHT, WIDTH), np.uint8)
-            # The second object lies over a part of the first one, and is absent from the second frame.
+            # The second object lies over a part of the first one, and is absent from the second
+            # frame.
             first = [block(4 + t, 4, 10, 12) for t in range(num_frames)]
             second = [None if t == 1 else block(8, 10 + t, 10, 12) for t in range(num_frames)]
             for k, (masks, kind) in enumerate(((first, 3), (second, 7))):
@@ -208,13 +209,13 @@ def hq_source(folder: Path) -> Path:
     return write(folder, prefixed("JPEGImages/", frames))
 
 
-# ---------------------------------------------------------------------------------------------------------------- DAVIS
+# -------------------------------------------------------------------------------------------- DAVIS
 
 SEQUENCES = {"train": ["bear", "dog-agility"], "val": ["camel"]}
 
 
 def davis(year: int, labelling: str = "Annotations/480p") -> tuple[dict[str, bytes], dict]:
-    """The files of a download, and for each sequence its frames and labels as they are to be read back."""
+    """The files of a download, and the expected frames and labels of each sequence."""
     contents, drawn = {}, {}
     for split, sequences in SEQUENCES.items():
         lines = []
@@ -246,11 +247,11 @@ def davis(year: int, labelling: str = "Annotations/480p") -> tuple[dict[str, byt
     return contents, drawn
 
 
-# ----------------------------------------------------------------------------------------------------------------- MOVi
+# --------------------------------------------------------------------------------------------- MOVi
 
 
 def movi_source(folder: Path, name: str) -> Path:
-    """The miniature of MOVi-C as another one's; in A and B objects have shapes in place of categories."""
+    """The miniature of MOVi-C as another MOVi's; A and B have shapes in place of categories."""
     key = "shape_label" if name in ("movi_a", "movi_b") else "category"
     folder.mkdir(parents=True)
     for path in (MOVI / BUILD).iterdir():

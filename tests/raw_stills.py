@@ -1,4 +1,4 @@
-"""Miniatures of COCO, VOC and ClevrTex in the layout of their downloads, and the labels that are to come of them."""
+"""Miniatures of COCO, VOC and ClevrTex in the layout of their downloads, and expected labels."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def write(folder: Path, contents: dict[str, bytes]) -> Path:
     return folder
 
 
-# ----------------------------------------------------------------------------------------------------------------- COCO
+# --------------------------------------------------------------------------------------------- COCO
 
 PERSON, CAT, GRASS = 1, 17, 193
 
@@ -193,7 +193,7 @@ def coco_source(folder: Path, archives: dict[str, dict[str, bytes]] | None = Non
     return write(folder, {name: zipped(inside) for name, inside in contents.items()})
 
 
-# ------------------------------------------------------------------------------------------------------------------ VOC
+# ---------------------------------------------------------------------------------------------- VOC
 
 VOC_LISTS = {
     "VOC2012": {"train": ["2007_000032", "2008_000001"], "val": ["2009_000005"]},
@@ -281,7 +281,7 @@ def voc_source(folder: Path, **changes: dict[str, bytes]) -> Path:
     return write(folder, {name: tarred(inside) for name, inside in contents.items()} | benchmark)
 
 
-# ------------------------------------------------------------------------------------------------------------- ClevrTex
+# ----------------------------------------------------------------------------------------- ClevrTex
 
 FULL = {part: [10 * part + k for k in range(10)] for part in range(1, 6)}
 

@@ -1,4 +1,4 @@
-"""A config file for tests of whole runs: `--config=tests/run_config.py`, the smallest model on sprites."""
+"""A config for tests of whole runs, the smallest model on sprites: --config=tests/run_config.py."""
 
 import sys
 from pathlib import Path

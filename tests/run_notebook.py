@@ -1,7 +1,10 @@
-"""Run a notebook's cells in one IPython shell, in the current folder: python tests/run_notebook.py NOTEBOOK
+"""Run a notebook's cells in one IPython shell, in the current folder.
 
-Prints what the cells print; a picture appears as the name of its class. Status 1 at the first cell that fails. (A Jupyter kernel would need sockets, and its
-client was seen to wait for ever for a kernel that had nothing left to do.)
+    python tests/run_notebook.py NOTEBOOK
+
+Prints what the cells print; a picture appears as the name of its class. The status is 1 at the
+first cell that fails. (A Jupyter kernel would need sockets, and its client was seen to wait forever
+for a kernel that had nothing left to do.)
 """
 
 import os

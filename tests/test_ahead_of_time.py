@@ -1,4 +1,4 @@
-"""Programs for devices that are not there: how their texts are read, what is compared, that they lower."""
+"""Programs for absent devices: how their texts are read, what is compared, and their lowering."""
 
 import importlib.util
 import json
@@ -67,7 +67,7 @@ ENTRY %main (x: f32[4,8], w: bf16[8,16]) -> f32[2,8] {
   %last = f32[4,8]{1,0} get-tuple-element(%while.1), index=1
   ROOT %slice.1 = f32[1]{0} slice(%last), slice={[0:1]}
 }
-"""
+"""  # noqa: E501, HLO as XLA prints it
 
 
 def test_bytes_turns_lines_and_cycles_are_read():
@@ -160,7 +160,7 @@ ENTRY %main (x: bf16[2,8], y: f32[8]) -> f32[8] {
   %several = ((f32[2]{0}, s32[1,8]{1,0}), (f32[8]{0}, s32[4,8]{1,0})) all-gather-start(%y, %i), replica_groups=[1,4]<=[4], dimensions={0}
   ROOT %fusion.3 = f32[8]{0} fusion(%y), kind=kLoop, calls=%adds
 }
-"""
+"""  # noqa: E501, HLO as XLA prints it
 
 
 def test_what_is_sent_beside_other_work_counts_once():

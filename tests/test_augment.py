@@ -50,7 +50,8 @@ def test_size_of_a_crop_follows_the_definition(height, width):
 
 
 def test_where_every_size_fits_area_and_log_aspect_are_uniform():
-    # Wide enough for every width; the height alone refuses some, so use the accepted ones' wide half.
+    # Wide enough for every width; the height alone refuses some, so use the accepted ones' wide
+    # half.
     views = [view for view in _views(600, 1400) if view.width / view.height > 1]
     aspects = [math.log(view.width / view.height) for view in views]
     uniform = scipy.stats.uniform(0, math.log(4 / 3))

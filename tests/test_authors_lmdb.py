@@ -1,4 +1,4 @@
-"""`--from lmdb`: miniatures in the authors' record format, and pickles that want to run something."""
+"""`--from lmdb`: miniatures in the authors' record format, and pickles that try to run code."""
 
 import io
 import json
@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 FROM = Options(extra=(("from", "lmdb"),))
 
 
-# --------------------------------------------------------------------------------------------------------------- making
+# ------------------------------------------------------------------------------------------- making
 
 
 def write(path: Path, samples: list[Any], change=lambda data: data) -> Path:
@@ -148,7 +148,7 @@ def refuses(name: str, source: Path, **options) -> str:
     return text
 
 
-# -------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 @pytest.mark.parametrize("generation", [2025, 2026])
@@ -227,10 +227,10 @@ def test_the_command_line(tmp_path, capsys):
     late = ["--from", "lmdb", "--source", str(source), "clevrtex", "--out", str(tmp_path / "late")]
     assert prepare.main([*late, "--workers=1"]) == 0
     assert prepare.main(["davis_2017", *arguments[1:]]) == 2
-    assert "'davis_2017' is no data set in LMDB; choose one of coco" in capsys.readouterr().err
+    assert "'davis_2017' is not a data set in LMDB; choose one of coco" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize("module", ["lmdb", "av"])
@@ -246,10 +246,10 @@ def test_files_that_are_no_lmdb_or_cut_off(tmp_path):
     (tmp_path / "x").mkdir()
     assert "looked for" in (text := refuses("voc", tmp_path / "x")) and "x/train.lmdb" in text
     (tmp_path / "x" / "train.lmdb").write_bytes(b"no database" * 1000)
-    assert "train.lmdb is no LMDB file" in refuses("voc", tmp_path / "x")
+    assert "train.lmdb is not an LMDB file" in refuses("voc", tmp_path / "x")
     path = write(tmp_path / "y" / "train.lmdb", [clevrtex(maps(2)[0])] * 40) / "train.lmdb"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "train.lmdb is cut off" in refuses("clevrtex", tmp_path / "y")
+    assert "train.lmdb is truncated" in refuses("clevrtex", tmp_path / "y")
 
 
 def test_a_damaged_page_is_told(tmp_path):
@@ -274,9 +274,9 @@ def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
     assert "record 000002" in capsys.readouterr().out
     half = {**samples[0], "segment": samples[0]["segment"][:10]}
     bad = write(tmp_path / "z" / "y" / "train.lmdb", [samples[0], half])
-    assert "record 000001 is no readable picture" in refuses("clevrtex", bad)
+    assert "record 000001 is not a readable picture" in refuses("clevrtex", bad)
     more = write(tmp_path / "v" / "y" / "train.lmdb", [ytvis(maps(4))])
-    assert "record 000000 has label 3, but tells the category of 2" in refuses("ytvis_hq", more)
+    assert "record 000000 has label 3, but only 2 categories" in refuses("ytvis_hq", more)
     clip = {**ytvis(maps(3)), "clazz": np.zeros((2, 1), np.uint8)}
     bad = write(tmp_path / "w" / "y" / "train.lmdb", [clip])
     assert "record 000000 has 4 frames, 4 label maps and categories for 2" in refuses(
@@ -290,7 +290,7 @@ def test_a_damaged_record_is_named_or_left_out(tmp_path, capsys):
         ("voc", coco(maps(5)[0]), "its records hold clazz, image, isthing, segment, which is coco"),
         ("coco", clevrtex(maps(2)[0]), "which is clevrtex's"),
         ("movi_d", ytvis(maps(3)), "which is ytvis's"),
-        ("coco", {**voc(maps(2)[0]), "clazz": np.zeros(1)}, "no data set that is known here"),
+        ("coco", {**voc(maps(2)[0]), "clazz": np.zeros(1)}, "of no known data set"),
         ("voc", voc(np.zeros((HEIGHT, WIDTH), np.uint8)), "an earlier converter"),
     ],
 )
@@ -298,7 +298,7 @@ def test_another_data_set_or_an_earlier_converter(tmp_path, name, sample, expect
     assert expected in refuses(name, write(tmp_path / "x" / "train.lmdb", [sample]))
 
 
-# -------------------------------------------------------------------------------------------------------------- pickles
+# ------------------------------------------------------------------------------------------ pickles
 
 
 class Evil:

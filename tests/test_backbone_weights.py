@@ -1,4 +1,4 @@
-"""DINOv2's weights: from transformers' own models (with PyTorch), from files as Hugging Face and timm write them, and faults."""
+"""DINOv2's weights: against transformers' models (with PyTorch), from files, and faults."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def assert_loaded(found: dict, arrays: dict) -> None:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-# ------------------------------------------------------------------------------------------ against transformers
+# ----------------------------------------------------------------------------- against transformers
 
 
 def transformers_model(settings: dict, grid_side: int, folder: Path):
@@ -131,7 +131,7 @@ def test_tokens_are_those_of_transformers(name, tmp_path):
     assert error <= 1e-4
 
 
-# ---------------------------------------------------------------------------------------------- files, without torch
+# ----------------------------------------------------------------------------- files, without torch
 
 
 def test_tokens_are_those_of_timm(tmp_path):
@@ -185,7 +185,7 @@ def test_floats_of_two_bytes_become_float32(dtype, tmp_path):
 
 @pytest.mark.parametrize("antialias", [True, False])
 def test_positions_at_another_size(antialias):
-    """Constants stay, and a straight slope stays one away from the border; each axis has its own."""
+    """Constants stay; a straight slope stays one away from the border; each axis has its own."""
     side, grid = 8, (4, 16)
     rows, columns = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5, indexing="ij")
     position = np.stack([np.ones((side, side)), rows / side, columns / side], axis=-1)
@@ -200,7 +200,7 @@ def test_positions_at_another_size(antialias):
     assert resample_positions(position, (side, side), antialias) is position
 
 
-# -------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def run_with(weights) -> ConfigDict:
@@ -269,7 +269,7 @@ def test_nothing_runs_before_the_weights_are_there():
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def refusal(weights, settings=None, variant: str = "registers") -> str:
@@ -301,7 +301,7 @@ def test_what_is_not_there(tmp_path):
     (folder / "model.safetensors.index.json").unlink()
     assert "has no model.safetensors" in refusal(folder)
     (folder / "config.json").unlink()
-    assert "config.json is not there" in refusal(folder)
+    assert "config.json does not exist" in refusal(folder)
     assert "is not there; give a folder or a file" in refusal(tmp_path / "nothing.safetensors")
     assert "is not there; give a folder or a file" in refusal("./nothing")
     assert "did you mean 'facebook/dinov2-small'" in refusal("facebook/dinov2-smal")
@@ -359,7 +359,7 @@ def test_keys_that_do_not_fit(tmp_path):
 
 
 def test_no_hub(tmp_path):
-    """Offline, with nothing in the cache: one line with what to fetch and where to put it; then the cache is enough."""
+    """Offline with an empty cache, one line says what to download; then the cache is enough."""
     code = """
 import sys
 from smoothsa_jax.errors import UserError
@@ -398,7 +398,7 @@ except UserError as error:
 
 
 def test_from_the_hub(tmp_path, monkeypatch):
-    """The pinned revision is asked for, `@` another one, and what comes back says which commit it is."""
+    """The pinned revision is requested, or another one with `@`; the result names its commit."""
     settings, shapes, grid, arrays = case("plain")
     served = hugging_face_folder(tmp_path / "served", arrays, settings, shards=2)
     asked = []

@@ -1,4 +1,4 @@
-"""What a program is compiled for is a static value: which forms it chooses, and that all forms compute the same."""
+"""The backend of a program is static: which forms it chooses, and that all forms agree."""
 
 import types
 
@@ -31,7 +31,7 @@ RECIPES = sorted(
 
 
 def recipe(name: str, dtype: str = "bfloat16"):
-    """At its full size, less all blocks of the backbone but one: what is chosen does not depend on how many there are."""
+    """The full size with only one block of the backbone: choices do not depend on the depth."""
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     with config.unlocked():
         config.dtype, config.train.batch_size = dtype, 2
@@ -67,7 +67,7 @@ def programs(config, backend: Backend):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
-    """On a GPU it refuses these while the step is traced: seven slots, 23, 11, and 261 tokens of the backbone."""
+    """On a GPU, cuDNN refuses these while tracing: 7 slots, 23, 11, and 261 backbone tokens."""
     original, calls = attention.takes_cudnn, []
 
     def spy(backend, dtype, head_size, lengths, masked, differentiated):
@@ -121,7 +121,7 @@ def with_vit(num_frames: int, dtype: str = "float32"):
 @pytest.mark.parametrize("kind", [*OTHERS, "tpu, in turns"])
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_all_backends_compute_the_same(kind, num_frames, monkeypatch):
-    """One training step and a prediction, in float32, run on the CPU in the form of another backend."""
+    """A training step and a prediction in float32, on the CPU in the form of another backend."""
     config = with_vit(num_frames)
     if "in turns" in kind:  # each frame on its own, where attention's weights are large
         monkeypatch.setattr(attention, "ON_CHIP", 1)

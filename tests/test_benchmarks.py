@@ -73,8 +73,8 @@ def test_the_page_gives_mean_spread_and_each_seed():
     assert "Highest mean FG-ARI: full, 70.0." in page
     assert "Lowest mean FG-ARI: 1/1, 55.0." in page
     assert (
-        "1/1: mean FG-ARI 15.0 points below full over the 3 seeds that both have; below full with 2 of 3."
-        in page
+        "1/1: mean FG-ARI 15.0 points below full over the 3 seeds that both have; below full with "
+        "2 of 3." in page
     )
     assert "Each run: 1500 steps of 16 clips of 4 frames." in page
     assert "Scored on 64 clips of 12 frames of the test split." in page

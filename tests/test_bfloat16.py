@@ -1,6 +1,7 @@
-"""`dtype="bfloat16"`: matrix products in bfloat16; parameters, optimiser, softmax, LayerNorm statistics and losses in float32.
+"""`dtype="bfloat16"`: only matrix products are in bfloat16.
 
-How far outputs move is in test_golden.py. What is said of dtypes is read from traced programs, which are not compiled.
+Parameters, optimizer, softmax, LayerNorm statistics and losses stay in float32. Output differences
+are tested in test_golden.py. Dtypes are read from traced programs, which are not compiled.
 """
 
 from collections.abc import Iterator

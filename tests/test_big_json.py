@@ -28,7 +28,7 @@ def test_all_entries_come_in_order(layout):
 
 @pytest.mark.parametrize("data", [b"", b"[1]", b"<html>", b"{'a': []}", b'{"a": [1 2]}', b"\xff"])
 def test_what_is_no_such_json_is_named(data):
-    with pytest.raises(UserError, match="file.json is no json as it was published"):
+    with pytest.raises(UserError, match="file.json is not valid json"):
         list(entries(data, "file.json"))
 
 

@@ -1,4 +1,4 @@
-"""Features that are stored once: the same as the backbone's, in windows, resumed, and refused where they do not belong."""
+"""Cached features: equal to the backbone's, in windows, resumed, and refused where they differ."""
 
 import itertools
 import json
@@ -76,7 +76,8 @@ def test_windows_of_clips_have_the_features_of_their_frames(config, stored):
         _, which = cached._source.without_pixels(index, np.random.default_rng([index, seed]))
         expected = extract(clip["video"][None, list(which)])[0].astype(jnp.bfloat16)
         assert sample["features"].dtype == ml_dtypes.bfloat16 and "video" not in sample
-        # The stored ones were computed with other frames beside: the last bit of a bfloat16 may differ.
+        # The stored ones were computed with other frames beside: the last bit of a bfloat16 may
+        # differ.
         np.testing.assert_allclose(
             sample["features"].astype(np.float32), expected.astype(np.float32), atol=0.01
         )

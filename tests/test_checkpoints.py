@@ -250,7 +250,7 @@ def test_two_broken_steps_and_all_broken(copy):
 
 
 def test_a_changed_value_is_noticed_although_every_file_can_be_read(copy):
-    """The store has checksums of its own; the checksum in the checkpoint covers what Orbax gives back."""
+    """The store has its own checksums; the checkpoint's checksum covers what Orbax returns."""
     import json
 
     file = copy / FOLDER / "6" / "arrays" / "metadata"
@@ -292,7 +292,7 @@ def save_and_wait(writer: CheckpointWriter, step: int) -> None:
 
 
 def wait_until_still(folder: Path) -> None:
-    """A run ends after a failure; here Orbax's other threads may still be writing what they had begun."""
+    """A run ends after a failure, while Orbax's other threads may still be writing."""
     before, deadline = None, time.monotonic() + 20
     while before != (now := sorted(folder.rglob("*"))) and time.monotonic() < deadline:
         before = now

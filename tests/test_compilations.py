@@ -11,7 +11,7 @@ from smoothsa_jax.training import loop
 
 
 def test_a_whole_run_compiles_each_program_once(tmp_path, caplog):
-    """Training, validations in between, and an evaluation by both protocols whose last batch is not full."""
+    """Training with validations, and an evaluation by both protocols with a partial last batch."""
     config = run_config.get_config("image")
     config.data.num_samples = 6
     config.train.update(num_steps=5, batch_size=2)

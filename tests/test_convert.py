@@ -1,4 +1,4 @@
-"""The authors' state dicts to workdirs and back: recorded numbers, every official config at full size, and faults."""
+"""The authors' state dicts to workdirs and back: recorded numbers, official configs, faults."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def told(capsys, *arguments: object) -> str:
     return next(line for line in lines if line.startswith("error: "))
 
 
-# ------------------------------------------------------------------------------------------------ recorded numbers
+# --------------------------------------------------------------------------------- recorded numbers
 
 
 @pytest.mark.parametrize("ending", [".safetensors", pytest.param(".pth", marks=pytest.mark.torch)])
@@ -96,7 +96,7 @@ def test_a_converted_checkpoint_gives_the_recorded_numbers(name, ending, tmp_pat
 
 
 def test_a_converted_folder_is_a_workdir(tmp_path, monkeypatch, capsys):
-    """main.py scores it; a recognition head takes it, and comes from a recognition checkpoint likewise."""
+    """main.py scores it; a recognition head uses it, also from a recognition checkpoint."""
     monkeypatch.setitem(build.DATASETS, "sprites", WithCategories)
     with np.load(FOLDER / "model_image.npz") as file:
         recorded = {k.removeprefix("param/"): x for k, x in file.items() if "param/" in k}
@@ -131,7 +131,7 @@ def test_a_converted_folder_is_a_workdir(tmp_path, monkeypatch, capsys):
     )
 
 
-# -------------------------------------------------------------------------------------------------- official configs
+# --------------------------------------------------------------------------------- official configs
 
 
 def random_state_dict(keys: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -190,7 +190,7 @@ def look_at_a_frame(config: ConfigDict, arrays: dict[str, np.ndarray]) -> None:
         assert np.isfinite(array).all(), name
 
 
-# ------------------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_load_takes_an_authors_file(coco, tmp_path, monkeypatch):
     monkeypatch.setenv("SMOOTHSA_JAX_MODELS", str(tmp_path))
     assert "authors/coco" in [name for name, _ in ssa.list_models()]
     with pytest.raises(
-        UserError, match="fetch a .pth of smoothsa_r-coco from .*put it there as coco"
+        UserError, match="download a .pth of smoothsa_r-coco from .*save it there as coco"
     ):
         ssa.load("authors/coco")
     with pytest.raises(UserError, match="which has its own; leave it out"):
@@ -253,7 +253,7 @@ def test_what_cannot_be_converted(coco, tmp_path, capsys):
     save_file(coco, source)
     assert "expected a state dict" in told(capsys, source, tmp_path / "other.safetensors")
     assert "expected a state dict" in told(capsys, tmp_path, workdir)
-    assert "is no state dict" in told(capsys, tmp_path / "file.txt", workdir)
+    assert "is not a state dict" in told(capsys, tmp_path / "file.txt", workdir)
     assert "did you mean 'coco'" in told(capsys, source, workdir, "--config=coko")
     assert "no key 'model.x'" in told(
         capsys, source, workdir, "--config=coco", "--config.model.x=1"

@@ -1,4 +1,4 @@
-"""DINOv3 as a backbone: tokens and files as transformers' own model (with PyTorch), what RoPE promises, and faults."""
+"""DINOv3: tokens and files against transformers' model (with PyTorch), RoPE, and faults."""
 
 import functools
 import http.server
@@ -84,7 +84,7 @@ def folder_of(folder: Path, arrays: dict[str, np.ndarray], settings: dict, **cha
     return folder
 
 
-# ------------------------------------------------------------------------------------------ against transformers
+# ----------------------------------------------------------------------------- against transformers
 
 
 def transformers_model(settings: dict, folder: Path):
@@ -152,11 +152,11 @@ def test_tokens_are_those_of_transformers(name, tmp_path):
     assert error <= 1e-4
 
 
-# --------------------------------------------------------------------------------------------------- without torch
+# ------------------------------------------------------------------------------------ without torch
 
 
 def test_rotation_knows_offsets_alone():
-    """A query and a key meet with a product that depends on how far apart their patches are, not on where."""
+    """The product of query and key depends on their patches' distance, not on their position."""
     grid, prefix, heads, size = (5, 7), 3, 2, 12
     query, key = np.random.default_rng(0).standard_normal((2, heads * size), dtype=np.float32)
     rotation = axial_rotation(grid, prefix, size)
@@ -203,7 +203,7 @@ def test_a_run_takes_it(tmp_path):
         np.testing.assert_array_equal(training.frozen[f"{FROZEN}{name}"], array, err_msg=name)
 
 
-# ---------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def refusal(weights, settings: dict = SMALL) -> str:
@@ -232,7 +232,7 @@ def test_another_architecture(tmp_path):
     shapes, grid, _ = case(SMALL)
     with pytest.raises(UserError, match=r"set --config\.model\.backbone\.name=dinov3"):
         load_backbone({"name": "vit", **SMALL, "weights": str(tmp_path)}, shapes, grid)
-    with pytest.raises(UserError, match="a multiple of 4 channels a head"):
+    with pytest.raises(UserError, match="a multiple of 4 channels per head"):
         case({**SMALL, "num_heads": 4})
     with pytest.raises(UserError, match="does not divide into patches of 16"):
         case(SMALL, (48, 72))
@@ -292,5 +292,5 @@ def test_a_licence_that_is_not_accepted(tmp_path, monkeypatch):
         server.server_close()
     assert len(told) == 5
     for name, line in told.items():
-        assert f"accept its licence at https://huggingface.co/{name}," in line
+        assert f"accept its license at https://huggingface.co/{name}," in line
         assert "`hf auth login`" in line

@@ -1,4 +1,4 @@
-"""Damaged files end in a result or in one line; `python benchmarks/fuzz_readers.py` tries a thousand for each reader."""
+"""Damaged files give a result or one line; `benchmarks/fuzz_readers.py` tries a thousand each."""
 
 import pytest
 

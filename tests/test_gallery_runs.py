@@ -119,7 +119,7 @@ def run(spec: str, workdir: Path, *settings: str) -> dict:
 
 
 def go_on_and_evaluate(spec: str, whole: Path, cut: Path, *settings: str) -> None:
-    """The same run without its end goes on to the same bits; then its workdir alone is enough to score it again."""
+    """The same run, cut short, resumes bit-identically; then its workdir alone can be scored."""
     copy_of(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "6")
     (cut / "scores.json").unlink()
@@ -133,7 +133,7 @@ def go_on_and_evaluate(spec: str, whole: Path, cut: Path, *settings: str) -> Non
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """A run that goes on, and one that is only scored, find the functions of the first one compiled: most of the time."""
+    """Resumed and evaluated runs reuse the first run's compiled functions: most of the time."""
 
     def once(build):
         made = {}
@@ -155,7 +155,7 @@ def traced_once():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """name -> a folder with `prepared`, made from a miniature of the download, and `run`, a workdir; made once."""
+    """Map name -> a folder with `prepared` (from a miniature) and `run`, a workdir; made once."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:

@@ -1,7 +1,8 @@
-"""The authors' numbers (tests/golden/README.md), reproduced: forward, gradients, six training steps, metrics.
+"""The authors' numbers (tests/golden/README.md): forward, gradients, six training steps, metrics.
 
-GOLDEN_DIR names another folder of the same layout, with other numbers and other sizes: every size is read from the files.
-What no file tells stands in the constants below. GOLDEN_REPORT=<file> writes a table of the largest errors.
+GOLDEN_DIR names another folder of the same layout, with other numbers and other sizes: every size
+is read from the files. What no file tells stands in the constants below. GOLDEN_REPORT=<file>
+writes a table of the largest errors.
 
 A `Golden` file is read in a `with` block; it fails if an array of results was not compared.
 """
@@ -112,7 +113,7 @@ class Golden:
         }
 
     def compare(self, key: str, actual, tolerance: float, *, change=lambda x: x) -> None:
-        """Fails where `actual` is further from the recorded array than `tolerance` times its largest value.
+        """Fail if `actual` is further from the recorded array than `tolerance` times its maximum.
 
         Args:
             change: brings the recorded array to our layout.
@@ -135,7 +136,7 @@ class Golden:
         )
 
     def compare_gradients(self, prefix: str, gradients: Mapping, module: str = "") -> None:
-        """Compares gradients by parameter. One that is not recorded got none: ours has to be exactly zero.
+        """Compare gradients by parameter; without a recorded gradient, ours must be exactly zero.
 
         Args:
             prefix: of the recorded ones.
@@ -165,7 +166,7 @@ def golden(
 
 
 def loaded(make, recorded: Mapping[str, np.ndarray], theirs: str, ours: str):
-    """A module's definition, and the recorded parameters in its names, none missing, none left over.
+    """A module's definition, and the recorded parameters under its names, in full.
 
     Args:
         make: makes the module; it is only traced, as its own initial values are not wanted.
@@ -188,7 +189,7 @@ def inner(pairs: list[tuple[jax.Array, np.ndarray]]) -> jax.Array:
 
 
 def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: dict):
-    """Makes one part of a model as a config chooses it, for features (B, tokens, C) and slots (B, N, D)."""
+    """Make a part of a model from a config, for features (B, tokens, C) and slots (B, N, D)."""
     vit = {"width": feature_size, "depth": 0, "num_heads": 1, "patch": 1, "resize": 1.0}
     config = {
         "backbone": {"name": "vit", "weights": "random", "seed": 0, **vit},
@@ -245,7 +246,7 @@ def test_a_result_left_out_is_an_error():
         file["grad/slots"]
 
 
-# ---------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 @pytest.mark.parametrize("truncation", ["bilevel", "full"])
@@ -368,7 +369,7 @@ def test_decoder_at_evaluation():
 
 
 def test_decoder_in_training():
-    """The first `num_visible` of the permuted tokens are seen. Ours keeps the grid's order and masks the rest."""
+    """The first `num_visible` permuted tokens are seen. Ours masks the rest in grid order."""
     with golden("decoder_random_ar_train_fixed_order") as file:
         features, slots, definition, params = load_decoder(file)
         visible = np.zeros(features.shape[:2], bool)
@@ -448,7 +449,7 @@ def load_vit(images: np.ndarray, settings: dict, recorded: Mapping[str, np.ndarr
     return jax.jit(lambda x: definition.merge(params, {})(x)), nnx.eval_shape(make)
 
 
-# --------------------------------------------------------------------------------------------------------- models
+# ------------------------------------------------------------------------------------------- models
 
 
 def model_config(keys: Mapping[str, tuple[int, ...]], num_slots: int) -> ConfigDict:
@@ -556,7 +557,7 @@ def compare_outputs(
 
 
 def same_but_for_ties(masks, recorded, attention, tolerance: float) -> None:
-    """Equal segments; where two slots are within `tolerance` in attention (..., N, h, w), either may win."""
+    """Equal segments; where two slots' attention (..., N, h, w) is close, either may win."""
     masks = np.asarray(masks)
     assert masks.shape == recorded.shape
     if (masks == recorded).all():
@@ -681,7 +682,7 @@ def adam_state(state) -> optax.ScaleByAdamState:
 
 
 def without_head(keys: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """The SmoothSA's keys of a recognition checkpoint, as if it stood alone; the head's are checked here."""
+    """The SmoothSA's keys of a recognition checkpoint, as if alone; checks the head's keys."""
     head = {key: np.broadcast_to(np.int8(0), x) for key, x in keys.items() if "m.recogn." in key}
     hidden, outputs = keys["m.recogn.0.weight"], keys["m.recogn.3.weight"][0]
     make = lambda: RecognitionHead(hidden[1], outputs - 4, rngs=nnx.Rngs(0))  # noqa: E731
@@ -690,7 +691,7 @@ def without_head(keys: Mapping[str, list[int]]) -> dict[str, list[int]]:
 
 
 def test_keys_of_the_official_checkpoints():
-    """Every array of the authors' real checkpoints has its place, and no place of ours stays empty."""
+    """Every array of the authors' real checkpoints is used, and none of ours is left empty."""
     listed = json.loads((FOLDER / "official_state_dicts.json").read_text())
     assert len([name for name in listed if not name.startswith("recognition ")]) >= 8
     for name, keys in listed.items():
@@ -706,7 +707,7 @@ def test_keys_of_the_official_checkpoints():
         loaded(lambda c=config, s=side: build_model(c, (s, s), 0), arrays, "", "")
 
 
-# --------------------------------------------------------------------------------- losses, schedules, masks, metrics
+# ---------------------------------------------------------------- losses, schedules, masks, metrics
 
 
 def test_slot_contrast():
@@ -733,7 +734,7 @@ def test_learning_rate():
 
 
 def test_steps_in_which_the_warmer_sees_detached_features():
-    """Shown on the train step itself: with the distillation loss alone, does the projection get a gradient?"""
+    """Tested on the train step: with distillation alone, does the projection get a gradient?"""
     with golden("schedules", unused=("out/lr", "out/distill_weight")) as file:
         steps, flags = file["out/step"], file["out/detach_flag"]
         config = tiny_config(num_frames=1)
@@ -767,7 +768,7 @@ def test_attention_to_segment():
 
 
 def test_resize():
-    """Labels are equal. So are pixels, unless a value lies half-way between two levels, within float32's error."""
+    """Labels are equal. So are pixels, except values half-way between levels in float32."""
     with golden("resize") as file:
         pixels, labels = file["inp/image"], file["inp/segment"]
         for key, recorded in file.group("out/").items():
@@ -780,7 +781,8 @@ def test_resize():
                 np.testing.assert_array_equal(resized, recorded)
             rows, columns = (triangle(*pair) for pair in zip(size, pixels.shape[-2:], strict=True))
             exact = rows @ pixels.astype(np.float64) @ columns.T
-            # A position is off by an epsilon of the side, and neighbours differ by up to 255 levels.
+            # A position is off by an epsilon of the side, and neighbours differ by up to 255
+            # levels.
             error = 255 * sum(pixels.shape[-2:]) * np.finfo(np.float32).eps
             error = 1e-4 if FOLDER == OWN_FOLDER else error
             for level in (resized, recorded):
@@ -826,7 +828,7 @@ def of_recognition(name: str):
 
 @of_recognition("recognition_matching")
 def test_recognition_matching():
-    """Matches that overlap in no pixel are left out: they may fall on any slot, and no filter keeps them."""
+    """Matches without a common pixel are left out: any slot may get them; no filter keeps them."""
     with golden("recognition_matching") as file:
         true = file["inp/true"][..., 1:]  # without the background
         iou = recognition.segment_iou(file["inp/pred"], true)

@@ -90,7 +90,7 @@ def second_of_two(monkeypatch, first=lambda value: value) -> None:
 
 
 def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeypatch):
-    """A file of the newest that one host cannot read; it moves nothing aside, and scores nothing else."""
+    """One host cannot read a file of the newest one; it moves nothing and scores nothing else."""
     config = run_config.get_config("image")
     with contextlib.closing(CheckpointWriter(tmp_path, config)) as writer:
         for step in (3, 6):

@@ -1,4 +1,4 @@
-"""Models on one's own pictures: what may be handed in, what comes out, streams, saving and loading."""
+"""Models on the user's own pictures: inputs, outputs, streams, saving and loading."""
 
 import dataclasses
 import json
@@ -142,7 +142,7 @@ def test_a_stream_finds_what_the_whole_video_gives(start, request, video, tmp_pa
 
 
 def test_boxes_are_those_of_the_training(boxes, video):
-    """Pixels of the picture, both ends included, over width and height; then the slot of the whole frame comes first."""
+    """Inclusive pixels over width and height; then the slot of the whole frame comes first."""
     found = boxes.segment(video[0], boxes=BOXES)
     assert found.slot_mask.tolist() == [True, True, True, False]
     assert found.masks.max() < 3
@@ -234,7 +234,7 @@ def test_a_workdir_is_loaded(tmp_path_factory, compilation_cache, tmp_path):
 
 @pytest.mark.parametrize("name", ["sprites", "sprites_gaussian"])
 def test_shipped_models_find_objects(name):
-    """On clips that they were not trained on; their scores on the whole test split stand beside them."""
+    """On clips outside the training set, next to the scores on the whole test split."""
     assert name in [model.name for model in ssa.list_models()]
     model = ssa.load(name)
     scores = json.loads((SHIPPED / name / "scores.json").read_text())
@@ -265,7 +265,7 @@ def test_what_is_found_can_be_drawn(gaussian, video, tmp_path):
     ssa.draw(iter(video), list(gaussian.stream(video)), tmp_path / "stream.gif")
     other = gaussian.segment(video[0, :10])
     for found in ([], [gaussian.segment(video[0]), other]):
-        with pytest.raises(UserError, match="expected one: draw one call"):
+        with pytest.raises(UserError, match="expected one shape: draw the result"):
             ssa.draw(video[:2], found, tmp_path / "no.png")
     with pytest.raises(UserError, match="expected one of .png, .gif"):
         ssa.draw(video[0], gaussian.segment(video[0]), tmp_path / "one.tiff")
@@ -282,7 +282,7 @@ def bad_pictures():
         r"shape \(0, 4, 3\)": np.zeros((0, 4, 3), np.uint8),
         "picture 1 has 5x4 pixels": [np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)],
         "no picture was given": [],
-        "is not there": "no/such/file.png",
+        "does not exist": "no/such/file.png",
     }
 
 

@@ -97,9 +97,9 @@ def test_batches_stack_the_samples():
 
 
 def test_empty_batches_and_sources_are_refused():
-    with pytest.raises(UserError, match="batch of 0"):
+    with pytest.raises(UserError, match="batch size is 0"):
         training_batches(Numbers(3), 0, seed=0)
-    with pytest.raises(UserError, match="batch of -1"):
+    with pytest.raises(UserError, match="batch size is -1"):
         evaluation_batches(Numbers(3), -1)
     with pytest.raises(UserError, match="no sample"):
         training_batches(Numbers(0), 2, seed=0)
@@ -131,7 +131,7 @@ def test_a_clip_shorter_than_asked_is_named(monkeypatch):
 
 @pytest.mark.parametrize("match_paper", [False, True])
 def test_slots_of_a_training_batch(match_paper):
-    """Each clip its own, or by the paper's way of filling a batch (method 7.2) as many as the fullest one has."""
+    """Each clip has its own number or, padded as in the paper, that of the fullest clip."""
     source = Sprites(num_frames=1, min_objects=2, max_objects=4, num_samples=12)
     batches = training_batches(source, 4, seed=0)
     placed = _placed_ahead(

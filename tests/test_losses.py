@@ -1,4 +1,4 @@
-"""The loss terms against their definitions in NumPy: values, masks of each sample's own, and where gradient flows."""
+"""The loss terms against their definitions in NumPy: values, per-sample masks, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 1, 0, 0, 1]], bool)
 
 
 def contrast(slots, mask, temperature=0.1):
-    """The definition, slot by slot: cross-entropy of each later slot towards itself one frame earlier."""
+    """The definition, slot by slot: cross-entropy of each slot towards its previous frame's."""
     terms = []
     for t in range(slots.shape[1] - 1):
         earlier, later = (slots[:, s][mask].astype(float) for s in (t, t + 1))

@@ -1,4 +1,4 @@
-"""Eight virtual devices compute what one does, however they are divided. They need a process of their own."""
+"""Eight virtual devices, in their own process, compute the same as one, however divided."""
 
 import dataclasses
 import json
@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from communication import collectives  # noqa: E402
 
 STEPS = 6
-# Shifts the logits of all slots alike, which the softmax over slots takes out again: its gradient is rounding alone.
+# Shifts the logits of all slots alike, which the softmax over slots takes out again: its gradient
+# is rounding alone.
 WITHOUT_EFFECT = "slot_attention.norm_slots.bias"
 
 EIGHT_DEVICES = """
@@ -73,7 +74,7 @@ def config_for(data: int, fsdp: int, frames: int, accumulate: int = 1) -> Config
 
 
 def build_keeping_gradients(config: ConfigDict):
-    """The very training that `main.py` builds; its optimiser's state begins with the last gradients."""
+    """The training that `main.py` builds; its optimizer's state begins with the last gradients."""
     keeping = optax.GradientTransformation(
         lambda params: jax.tree.map(jax.numpy.zeros_like, params), lambda g, *_: (g, g)
     )
@@ -95,7 +96,7 @@ def compiled_step(training, config: ConfigDict):
 
 
 def run(training, step, config: ConfigDict, steps: int, states=None) -> list:
-    """(state, metrics) after each of the steps, each from the state before or from the given ones."""
+    """(state, metrics) after each step, each from the previous state or from the given ones."""
     found, state = [], training.state
     for number in range(steps):
         if states is not None:
@@ -218,7 +219,7 @@ def test_a_small_program_on_every_mesh():
 
 
 def move(folder: str) -> dict[str, int]:
-    """Save a state from one mesh, restore it on the next, save it from there: how many values change on the way."""
+    """Save from one mesh, restore on the next, save from there; count the values that change."""
     config = config_for(1, 1, 2)
     arrays = {
         "a.kernel": np.random.default_rng(0).normal(size=(96, 128)).astype("f"),
@@ -257,19 +258,19 @@ def check(report: dict[str, dict], fsdp: dict[str, int]) -> None:
 
 
 def test_a_mesh_of_both_kinds_begins_as_one_device():
-    """The first step and an evaluation of images, which compile quickly; draws that differ would be other losses."""
+    """The first step and evaluation of images, which compile fast; other draws, other losses."""
     check(on_eight_devices("compare([(2, 2, 1)], frames=1, steps=1)"), {"2x2/1": 2})
 
 
 @pytest.mark.slow
 def test_a_mesh_of_both_kinds_equals_one_device():
-    """Losses and gradients at every step, weights after six; parameters and optimiser cut to a quarter."""
+    """Losses and gradients at every step, weights after six; parameters in quarters."""
     check(on_eight_devices("compare([(2, 4, 1)], frames=2)"), {"2x4/1": 4})
 
 
 @pytest.mark.slow
 def test_every_mesh_equals_one_device():
-    """Clips with a recurrence, the random autoregressive decoder; the last one with gradient accumulation too."""
+    """Clips with recurrence and random AR decoder; the last one also with accumulation."""
     report = on_eight_devices("compare([(8, 1, 1), (1, 8, 1), (2, 4, 2)], frames=4)")
     check(report, {"8x1/1": 1, "1x8/1": 8, "2x4/2": 4})
 
@@ -301,7 +302,7 @@ ENTRY %main (p: bf16[16,8]) -> f32[64,32] {
   %part = f32[8,32]{1,0} reduce-scatter(%r), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a','b'}, to_apply=%add
   %loop = (s32[], f32[64,32]) while(%s), condition=%turns, body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
-"""
+"""  # noqa: E501, HLO as XLA prints it
 
 
 def test_what_a_program_sends_is_counted_with_its_loops():

@@ -368,7 +368,7 @@ def test_protocol_honours_the_slot_mask():
 
 
 def test_both_protocols_are_scored_in_one_run():
-    """As the paper has it, every sample of a batch has as many slots as the one with the most boxes (method 7.2)."""
+    """As in the paper, every sample of a batch has as many slots as the one with the most boxes."""
 
     def masked(batches, masks):
         for batch, mask in zip(batches, masks, strict=True):

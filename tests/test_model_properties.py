@@ -1,4 +1,4 @@
-"""What holds for every model, whatever its numbers: symmetry, masks, gradients that must not flow, time, randomness."""
+"""Properties of every model: symmetry, masks, gradients that must not flow, time, randomness."""
 
 import dataclasses
 
@@ -22,7 +22,12 @@ from smoothsa_jax.models.draws import (
 from smoothsa_jax.models.parameters import split
 
 CLOSE = 2e-5  # sums in another order, in float32
-CASES = ["video-boxes-random_ar", "video-gaussian-mlp_mixture", "image-boxes-mlp_mixture", "image-gaussian-random_ar"]  # fmt: skip
+CASES = [
+    "video-boxes-random_ar",
+    "video-gaussian-mlp_mixture",
+    "image-boxes-mlp_mixture",
+    "image-gaussian-random_ar",
+]
 HISTORY = 3  # less than the frames of a clip, so that the bound shows
 
 
@@ -65,7 +70,7 @@ def make_case(
     rng = np.random.default_rng(0)
 
     def fill(name, array):
-        """Values that differ from entry to entry, so that no symmetry of the initial values hides a fault."""
+        """Distinct values in every entry, so that symmetric initial values hide no fault."""
         scale = 0.3 if len(array.shape) < 2 else array.shape[-2] ** -0.5
         centre = 1.0 if name.endswith("scale") else 0.0
         return jnp.asarray(centre + scale * rng.standard_normal(array.shape), jnp.float32)
@@ -102,7 +107,7 @@ def video() -> Case:
 
 
 def pick(x, index):
-    """Slots `index` (B, k), of each sample its own, of an array (B, N, ...) or (B, T, N, ...) by its second axis."""
+    """Per-sample slots `index` (B, k) of an array (B, N, ...) or (B, T, N, ...), second axis."""
     return np.take_along_axis(np.asarray(x), index.reshape(*index.shape, *(1,) * (x.ndim - 2)), 1)
 
 
@@ -126,11 +131,11 @@ def assert_close(actual, expected, message=""):
     np.testing.assert_allclose(actual, expected, rtol=CLOSE, atol=CLOSE, err_msg=message)
 
 
-# ------------------------------------------------------------------------------------------------- slots as a set
+# ----------------------------------------------------------------------------------- slots as a set
 
 
 def test_slots_permute_with_the_queries(case):
-    """Cold-start noise, query noise and boxes in another order, of each sample its own: so are all slots."""
+    """Permuting cold-start noise, query noise and boxes, per sample, permutes all slots."""
     order = np.array([[2, 0, 3, 1], [1, 2, 3, 0], [0, 3, 2, 1]])
     plain = case.run(case.params, case.features, case.draws, case.boxes, case.slot_mask)
     draws, boxes = pick_inputs(case, order)
@@ -143,7 +148,7 @@ def test_slots_permute_with_the_queries(case):
 
 
 def test_masked_slots_are_as_if_absent(case):
-    """Sample 0 keeps all its slots; the others keep two, not the same ones: equal to the smaller batch in everything."""
+    """Sample 0 keeps all slots, the others keep two different ones: equals the smaller batch."""
     kept = np.array([[0, 1], [0, 3], [1, 2]])
     mask = np.ones_like(case.slot_mask)
     mask[1:] = False
@@ -171,7 +176,7 @@ WEIGHTS = {"reconstruction": 1.0, "distillation": 10.0, "slot_contrast": 0.5}
 
 
 def test_masked_slots_are_absent_from_losses_and_gradients():
-    """Three of four slots valid, in each sample others: losses and gradients of the batch of three slots."""
+    """Three of four slots valid, different ones per sample: equals the batch of three slots."""
     video = make_case("video-boxes-random_ar", first_iterations=1)  # quicker to compile
     kept = np.array([[0, 1, 2], [0, 2, 3], [1, 2, 3]])
     mask = np.zeros_like(video.slot_mask)
@@ -197,12 +202,12 @@ def test_masked_slots_are_absent_from_losses_and_gradients():
         assert error <= 1e-4 * max(np.abs(small_grads[name]).max(), 1e-2), name
 
 
-# --------------------------------------------------------------------------------------------- gradients that stop
+# ------------------------------------------------------------------------------ gradients that stop
 
 
 @pytest.fixture(scope="module")
 def gradients(video):
-    """Gradients of each loss term for the parameters, the backbone's arrays and the pixels, by `detach`."""
+    """Gradients of each loss term for parameters, backbone arrays and pixels, by `detach`."""
 
     def losses(params, frozen, pixels, detach):
         model = video.definition.merge(params, frozen)
@@ -264,7 +269,7 @@ def test_nothing_reaches_the_backbone_and_the_pixels(gradients):
 
 
 def test_the_warmer_gives_its_queries_without_gradient(video):
-    """Of slot attention's queries only the noise's scale takes gradient; the warm queries take all, but detached."""
+    """Only the noise's scale of the queries takes gradient; warm queries take all, but detached."""
 
     def results(params, encoded, query_noise, detach):
         initializer = video.definition.merge(params, video.frozen).initializer
@@ -291,7 +296,7 @@ def test_the_warmer_gives_its_queries_without_gradient(video):
 
 
 def test_bi_level_truncation():
-    """Gradients are those of the last iteration alone, from slots that are a constant plus the queries."""
+    """Gradients are those of the last iteration, from slots that are constant plus queries."""
     rng = np.random.default_rng(0)
     encoded, queries, weights = (
         rng.standard_normal(shape).astype("f") for shape in ((2, 5, 6), (2, 3, 4), (2, 3, 4))
@@ -346,7 +351,7 @@ def test_without_a_warmer_gradient_reaches_the_sampler():
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ time
+# --------------------------------------------------------------------------------------------- time
 
 
 def test_no_frame_looks_ahead(video):
@@ -392,7 +397,7 @@ def test_gradient_stays_within_its_frame(video):
 
 
 def test_scan_equals_a_loop_over_frames():
-    """With a history drawn at random and dropout, and numbers of iterations other than the usual."""
+    """With a random history and dropout, and unusual numbers of iterations."""
     case = make_case("video-boxes-random_ar", first_iterations=1, later_iterations=2)
     draws = case.draws.replace(dropout=jax.random.key(7))
 
@@ -423,11 +428,11 @@ def test_scan_equals_a_loop_over_frames():
     assert_close(without["slots"][:, 0], slots[:, 0])
 
 
-# ------------------------------------------------------------------------------------------------------ randomness
+# --------------------------------------------------------------------------------------- randomness
 
 
 def test_draws_that_are_off_equal_evaluation(video):
-    """No noise on the queries, all tokens visible, offsets 1 and 0, every slot valid: what None stands for."""
+    """No query noise, all tokens visible, offsets 1 and 0, every slot valid: None's meaning."""
     batch, frames, tokens = video.features.shape[:3]
     neutral = Draws(
         cold_noise=video.draws.cold_noise,
@@ -473,7 +478,7 @@ def test_distribution_of_training_draws():
 
 
 def test_distribution_of_visible_tokens():
-    """k is 24 of 256 in half of the cases, else uniform on 0 .. 254; which tokens these are is uniform."""
+    """k is 24 of 256 in half of the cases, else uniform on 0 .. 254; the tokens are uniform."""
     count, tokens = 10_000, 256
     visible = np.asarray(sample_visible(jax.random.key(3), (count,), tokens))
     k = visible.sum(axis=1)
@@ -496,7 +501,7 @@ def test_evaluation_draws_hold_the_cold_noise_alone():
     assert len(jax.tree.leaves(draws)) == 1  # all else is off
 
 
-# ----------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_clips_need_a_transition():

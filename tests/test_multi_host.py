@@ -1,4 +1,4 @@
-"""Several hosts as two real processes on one machine: one run, what it refuses, and what happens when a process dies."""
+"""Several hosts as two processes on one machine: one run, refusals, and the death of a process."""
 
 import os
 import re
@@ -98,7 +98,7 @@ def end_well(processes: list[subprocess.Popen]) -> None:
     assert ends[1][1] == "", "only the first process talks"
 
 
-# ----------------------------------------------------------------------------------------------------- its parts
+# ---------------------------------------------------------------------------------------- its parts
 
 
 class Numbers:
@@ -226,7 +226,7 @@ def test_differing_configs_are_refused_by_all_in_one_line(tmp_path, compilation_
     assert not workdir.exists()
 
 
-# ------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 SRUN = """#!/bin/bash
 # Starts the tasks as srun does, all on this machine.
@@ -241,7 +241,7 @@ exit $status
 def through_slurm(
     folder: Path, cache: str, before: str, *arguments: str
 ) -> subprocess.CompletedProcess:
-    """`bash docs/cluster/slurm.sh ...` with stand-ins for SLURM's two programs, and for `python main.py` with lines before."""
+    """Run `bash docs/cluster/slurm.sh ...` with stand-ins for SLURM's programs and `python main.py`."""
     folder.mkdir()
     programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho localhost; echo another\n"}
     program = shlex.join([sys.executable, *program_of(before)])
@@ -266,7 +266,7 @@ def through_slurm(
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, 2])
 def test_two_processes_make_the_run_of_one_with_two_devices(tmp_path, compilation_cache, fsdp):
-    """Video, boxes, dropout, random history, a best checkpoint by validation; scored again by two, and by one.
+    """Video, boxes, dropout, random history, a best checkpoint; scored again by two, and by one.
 
     With `fsdp` 2 each process keeps half of parameters, moments and frozen arrays.
     """
@@ -318,7 +318,7 @@ def rows_in(workdir: Path) -> int:
 
 
 def saving_since(workdir: Path, began: float) -> bool:
-    """Whether there is a folder of a save that is not complete, other than those that an earlier run left."""
+    """Whether a save left an incomplete folder, other than those that an earlier run left."""
     try:
         return any(p.stat().st_mtime > began for p in (workdir / FOLDER).glob("*tmp*"))
     except FileNotFoundError:  # it was just completed
@@ -336,7 +336,7 @@ def wait_for(condition, processes: list[subprocess.Popen], seconds: float = 300)
 def survivor_of(
     processes: list[subprocess.Popen], victim: int, number: int = signal.SIGKILL
 ) -> tuple[int, str]:
-    """Exit status of the other process after a signal to one, and its log without what it says beforehand; it has to end in time."""
+    """Signal one process; the other's exit status, and its log after start-up; ends in time."""
     processes[victim].send_signal(number)
     began = time.monotonic()
     try:
@@ -387,7 +387,8 @@ def test_stopped_and_killed_two_processes_end_with_the_same_bits(tmp_path, compi
     assert_same_run(workdir, whole, 60)
 
 
-# Process 1 gets a signal in its last step, when it has told the others for the last time that there was none.
+# Process 1 gets a signal in its last step, when it has told the others for the last time that there
+# was none.
 LATE = """
 import fake_training, os, pytest, signal
 def on_step(step):
@@ -408,7 +409,7 @@ def test_a_signal_in_the_last_step_stops_both(tmp_path, compilation_cache):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_not_heard_of_ends_the_other(tmp_path, compilation_cache, victim):
-    """As if its host had lost its power: nothing closes a connection, only the heartbeat is missing."""
+    """As after a power loss of its host: no connection is closed, only the heartbeat is missing."""
     command = [f"--config={IMAGE}", ALL_DEVICES, "--config.train.num_steps=100000"]
     processes = begin(*command, f"--workdir={tmp_path}", cache=compilation_cache, before=FAKE)
     wait_for(lambda: rows_in(tmp_path) >= 3, processes)
@@ -418,7 +419,7 @@ def test_a_process_that_is_not_heard_of_ends_the_other(tmp_path, compilation_cac
 
 @pytest.mark.slow
 def test_processes_that_do_not_see_the_same_are_refused(tmp_path, compilation_cache):
-    """Other folders under --workdir; a checkpoint that one of them cannot read, which stays where it is."""
+    """Other folders under --workdir; a checkpoint that one process cannot read, which stays."""
     command, cache = (
         [f"--config={IMAGE}", ALL_DEVICES, "--config.train.num_steps=20"],
         compilation_cache,

@@ -1,4 +1,4 @@
-"""Notebooks: each runs from top to bottom in a checkout of its own, and begins with the same installation."""
+"""Notebooks: each runs in its own checkout, and all begin with the same installation."""
 
 import importlib.metadata
 import importlib.util
@@ -45,7 +45,7 @@ def executed(name: str, checkout: Path) -> str:
     return done.stdout
 
 
-# ------------------------------------------------------------------------------------------------------ they run
+# ----------------------------------------------------------------------------------------- they run
 
 
 def test_own_video_runs(checkout):
@@ -75,7 +75,7 @@ def test_from_pytorch_runs(checkout):
     assert "arrays, the same bits" in text
 
 
-# ------------------------------------------------------------------------------------------------ how they begin
+# ----------------------------------------------------------------------------------- how they begin
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -90,7 +90,7 @@ class Killed(Exception):
 
 
 def run_install(monkeypatch, folder: Path, *, found: str = "", loaded: bool = False) -> list[list]:
-    """What the cell asks for on a machine without the package; `found` is the program or device that is there."""
+    """What the cell installs on a machine without the package; `found`: its program or device."""
     asked = []
 
     def fake_run(command, check):

@@ -1,6 +1,7 @@
-"""The PyTorch program that benchmarks/against_peer.py measures ours beside: is it the same program, and does the script measure?
+"""The PyTorch program that benchmarks/against_peer.py compares with: is it the same program?
 
-Recorded numbers (tests/golden/README.md) are what ours is held against too (test_golden.py), with the same bounds.
+Recorded numbers (tests/golden/README.md) are what ours is held against too (test_golden.py), with
+the same bounds.
 """
 
 import importlib
@@ -56,7 +57,7 @@ def close(key: str, actual, expected: np.ndarray, tolerance: float) -> None:
 
 
 def load(name: str):
-    """A golden file, and the peer with the weights of the authors' own file: every key is used, and none is missing."""
+    """A golden file, and the peer with the authors' weights: every key is used, none is missing."""
     file = Golden(f"model_{name}")
     case = Recorded(file)
     model = SmoothSA(case.config.to_dict(), case.image_size)
@@ -160,7 +161,7 @@ def test_half_precision(name, dtype):
 
 
 def test_a_stream_finds_what_the_clip_has():
-    """Frame after frame, each from the slots before, as `Segmenter.stream`; with the first frame's slots."""
+    """Frame by frame from previous slots, as `Segmenter.stream`; with the first frame's slots."""
     name = next(name for name in MODELS if Recorded(Golden(f"model_{name}")).is_video)
     _, _, model, (video, noise, boxes) = load(name)
     follow = inference(model.follow, "cpu")
@@ -239,7 +240,7 @@ def test_the_transition_in_training():
 
 
 def test_flop_are_those_of_the_matrix_products():
-    """Counted by hand for a ViT alone; the whole step counts the backward pass of what is trained, and no other."""
+    """Counted by hand for a ViT; the whole step counts the backward pass of trained parts only."""
     against_peer = load_script("against_peer")
     one_side = load_script("one_side")
     config = against_peer.make_config(against_peer.CASES["train_coco"], "float32", quick=True)

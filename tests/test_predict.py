@@ -26,7 +26,7 @@ from smoothsa_jax.models.parameters import split
 
 
 def saved(config: ConfigDict, folder: Path) -> Path:
-    """A model with random weights: to draw them is quicker than to compile the model's own initial values."""
+    """A model with random weights, which are faster to draw than the model's own initial values."""
     _, params, frozen = split(build_shapes(config.model, (config.data.image_size,) * 2))
     rng = np.random.default_rng(0)
     shapes = {name: array.shape for name, array in {**params, **frozen}.items()}
@@ -271,7 +271,7 @@ def test_a_cut_starts_anew_where_it_is_asked_for(models, tmp_path):
 
 
 def test_the_distance_has_no_unit():
-    """0 for the same frame, 1 for independent ones, whatever is added to all features or multiplies them."""
+    """0 for the same frame, 1 for independent ones; invariant to shift and scale of features."""
     one, two = np.random.default_rng(0).normal(size=(2, 4000, 8)).astype(np.float32)
     assert feature_distance(one, one) == 0
     assert float(feature_distance(one, two)) == pytest.approx(1, abs=0.05)
@@ -346,7 +346,7 @@ def test_a_stopped_run_leaves_only_what_is_finished(models, tmp_path, capsys, mo
     assert [p.name for p in output.iterdir()] == [".lock"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- videos
+# ------------------------------------------------------------------------------------------- videos
 
 
 def unreadable(path: Path, time_limit: float = 20.0) -> str:
@@ -363,12 +363,12 @@ def test_frames_are_those_that_were_written(tmp_path):
         assert video.fps == pytest.approx(10)
         np.testing.assert_array_equal(np.stack([*video]), frames // 64 * 64)
     assert video.missing == ""
-    with pytest.raises(videos.UserError, match="was read to its end already"):
+    with pytest.raises(videos.UserError, match="was already read to its end"):
         next(iter(video))
 
 
 def test_videos_of_telephones_are_turned_upright(tmp_path):
-    """A quarter turn, as the matrix in the header of the track says; the first frame's left edge is its top."""
+    """A quarter turn, from the matrix in the track's header; the left edge becomes the top."""
     frame = np.zeros((32, 64, 3), np.uint8)
     frame[:, :16] = 255
     write_video(tmp_path / "a.mp4", [frame] * 3)
@@ -396,13 +396,13 @@ def test_what_cannot_be_read_says_why(tmp_path):
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     assert "it holds no video" in unreadable(tmp_path / "sound.mp4")
-    assert "is not there" in unreadable(tmp_path / "nothing.mp4")
+    assert "does not exist" in unreadable(tmp_path / "nothing.mp4")
     assert "ffmpeg -i text.mp4 new.mp4" in unreadable(tmp_path / "text.mp4")
 
 
 def test_a_decoder_that_crashes_or_hangs_is_one_line(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.mp4")  # nobody writes to it
-    assert "gave nothing within 1 seconds" in unreadable(tmp_path / "pipe.mp4", 1.0)
+    assert "returned nothing within 1 seconds" in unreadable(tmp_path / "pipe.mp4", 1.0)
     write_video(tmp_path / "a.mp4", clip(2))
     crash = (videos.sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(videos, "DECODER", crash)

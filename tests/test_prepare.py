@@ -214,7 +214,7 @@ def test_a_web_address_is_answered_with_the_bucket(tmp_path):
 
 
 def test_a_source_that_is_not_there(tmp_path):
-    assert "is no folder" in refuses(tmp_path / "nowhere", tmp_path / "out")
+    assert "is not a folder" in refuses(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "dataset_info.json with movi_c-train.tfrecord" in refuses(
         tmp_path / "empty", tmp_path / "out"
@@ -265,7 +265,7 @@ def damaged_frame(source: Path) -> None:
 def test_a_damaged_frame_stops_or_is_left_out(source, tmp_path, capsys):
     damaged_frame(source)
     text = refuses(source, tmp_path / "out")
-    assert f"{TRAIN}, record 0, frame 3 is no readable picture" in text and "--skip-bad" in text
+    assert f"{TRAIN}, record 0, frame 3 is not a readable picture" in text and "--skip-bad" in text
     prepare.prepare("movi_c", str(source), tmp_path / "skipping", options=Options(skip_bad=True))
     assert "train: 1 samples" in (out := capsys.readouterr().out) and "record 0, frame 3" in out
     manifest = json.loads((tmp_path / "skipping" / "MANIFEST.json").read_text())
@@ -289,7 +289,7 @@ def test_a_record_that_is_not_as_movis_are_is_one_bad_sample(source, tmp_path):
     del example.features.feature["instances/category"]
     write_records(path, [example.SerializeToString(), second])
     text = refuses(source, tmp_path / "out")
-    assert f"{TRAIN}, record 0 is not as MOVi's records are" in text and "disk" not in text
+    assert f"{TRAIN}, record 0 does not match MOVi's format" in text and "disk" not in text
 
 
 def test_pictures_of_absurd_size_are_refused(tmp_path):
@@ -324,7 +324,7 @@ def test_other_samples_are_not_mixed_in(prepared, source, tmp_path):
 
 
 def test_the_output_may_not_lie_in_the_source(source):
-    assert "lies inside --source" in refuses(source, source / "out")
+    assert "is inside --source" in refuses(source, source / "out")
 
 
 def test_a_damaged_description_is_told(source, tmp_path):
@@ -368,7 +368,10 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path):
     [
         (["movi_x", "--source=a", "--out=b"], "did you mean 'movi_"),
         (["movi_c", "--source=a", "--out=b", "--limit=0"], "--limit is 0"),
-        (["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"], "--keep=dept is nothing"),
+        (
+            ["movi_c", f"--source={MOVI}", "--out=b", "--keep=dept"],
+            "--keep=dept is not an annotation",
+        ),
     ],
 )
 def test_a_bad_command_line_gets_one_line(arguments, expected, capsys):
@@ -392,7 +395,7 @@ def test_check_accepts_what_was_prepared(prepared, capsys):
 
 
 def rewritten(folder: Path, change) -> str:
-    """Writes the training shard again with changed records, and notes its new hash: only the contents are wrong."""
+    """Rewrite the training shard with changed records and its new hash: only contents are wrong."""
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     shard = manifest["splits"]["train"]["shards"][0]
     path = folder / shard["file"]

@@ -61,7 +61,7 @@ def refuses(name: str, source: Path, out: Path, splits=("train",), **options) ->
     return str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------------- YouTube-VIS
+# -------------------------------------------------------------------------------------- YouTube-VIS
 
 
 @pytest.mark.parametrize("layout", ["zip", "zip without its folder, json beside", "unpacked"])
@@ -263,9 +263,9 @@ def test_annotations_that_are_missing(tmp_path):
     (tmp_path / "empty").mkdir()
     text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
     assert "looked for train/instances.json, train/train.json, train.json" in text
-    assert "is no folder" in refuses("ytvis_2021", tmp_path / "nowhere", tmp_path / "out2")
+    assert "is not a folder" in refuses("ytvis_2021", tmp_path / "nowhere", tmp_path / "out2")
     write(tmp_path / "empty", {"train.json": b'{"videos": ['})
-    assert "is no json" in refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
+    assert "is not valid json" in refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
     write(tmp_path / "empty", {"train.json": Videos(1).json()})
     text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
     assert "looked for [.../]JPEGImages/0000f3a9c1/00000.jpg in" in text and "train.zip" in text
@@ -296,7 +296,7 @@ def test_natural_order():
     assert sorted(names, key=natural) == ["f1", "f1b", "f9", "f10", "g2"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- DAVIS
+# -------------------------------------------------------------------------------------------- DAVIS
 
 
 @pytest.mark.parametrize("layout", ["zip", "the zip itself", "unpacked", "the folder itself"])
@@ -365,12 +365,12 @@ def test_faults_of_davis(tmp_path):
     assert "has no frames of bear" in refused("no frames", frames)
     other = {labels[0]: palette_png(np.zeros((HEIGHT, WIDTH + 2), np.uint8))}
     assert "has 24x32 pixels (height x width), its labels 24x34" in refused("other size", other)
-    assert "is no readable picture" in refused("cut", {labels[0]: contents[labels[0]][:40]})
+    assert "is not a readable picture" in refused("cut", {labels[0]: contents[labels[0]][:40]})
     colours = {labels[0]: encoded(picture(0), "PNG")}
     assert "has mode RGB, expected a label map" in refused("colours", colours)
 
 
-# ----------------------------------------------------------------------------------------------------- one's own folder
+# --------------------------------------------------------------------------------- one's own folder
 
 
 def drawn_labels(t: int, count: int = 2) -> np.ndarray:
@@ -556,7 +556,7 @@ MADE_GIF = {"c.gif": gif([picture(0), picture(4)])}
             {"train/a.png": STILL["a.png"], "val/a.png": STILL["a.png"]},
             "has val/a.png beside the splits train",
         ),
-        ({**STILL, "b.png": STILL["a.png"][:300]}, "b.png is no readable picture"),
+        ({**STILL, "b.png": STILL["a.png"][:300]}, "b.png is not a readable picture"),
         (
             {**STILL, "b.png": STILL["a.png"], "labels/a.png": palette_png(drawn_labels(0))},
             "the labels have no labels/b.png for b.png",
@@ -587,8 +587,8 @@ MADE_GIF = {"c.gif": gif([picture(0), picture(4)])}
             {**MADE_GIF, "labels/d/0.png": palette_png(drawn_labels(0))},
             "the labels have no labels/c/*.png for c.gif",
         ),
-        ({"c.mp4": b"no video at all"}, "c.mp4 is no readable video"),
-        ({"c.gif": b"no video at all"}, "c.gif is no readable gif"),
+        ({"c.mp4": b"no video at all"}, "c.mp4 is not a readable video"),
+        ({"c.gif": b"no video at all"}, "c.gif is not a readable gif"),
     ],
 )
 def test_folders_that_are_refused(tmp_path, contents, expected):

@@ -1,4 +1,4 @@
-"""Preparing single images, from miniatures in the real layouts: archives with zips inside, and unpacked."""
+"""Preparing single images from miniatures in the real layouts: nested archives, and unpacked."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def refuses(name: str, source: Path, **options) -> str:
     return " ".join(str(error.value).split())
 
 
-# ---------------------------------------------------------------------------------------------------------------- COCO
+# --------------------------------------------------------------------------------------------- COCO
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_coco_damaged_json(tmp_path):
     inside = archives["panoptic_annotations_trainval2017.zip"]
     inside[PANOPTIC] = inside[PANOPTIC][:-30]
     text = refuses("coco", coco_source(tmp_path / "coco", archives))
-    assert "panoptic_train2017.json is no json as it was published" in text
+    assert "panoptic_train2017.json is not valid json" in text
 
 
 def test_coco_image_of_another_size(tmp_path):
@@ -239,7 +239,7 @@ def test_options_of_families_on_the_command_line(coco, clevrtex, tmp_path, capsy
     for name, source in (("coco", coco), ("clevrtex", clevrtex), ("voc", coco)):
         arguments = [name, f"--source={source}", f"--out={tmp_path / 'x'}", "--keep=depth"]
         assert prepare.main(arguments) == 2
-        assert f"--keep=depth is nothing that {name} has" in capsys.readouterr().err
+        assert f"--keep=depth is not an annotation of {name}" in capsys.readouterr().err
 
 
 def test_coco_missing_files(coco, tmp_path):
@@ -249,7 +249,7 @@ def test_coco_missing_files(coco, tmp_path):
     (tmp_path / "empty").mkdir()
     text = refuses("coco", tmp_path / "empty")
     assert "train2017.zip" in text and "val2017.zip" in text
-    assert "is no folder" in refuses("coco", tmp_path / "nowhere")
+    assert "is not a folder" in refuses("coco", tmp_path / "nowhere")
 
 
 def test_coco_missing_label_maps(coco):
@@ -270,7 +270,7 @@ def test_coco_a_damaged_zip_inside(tmp_path):
     assert "panoptic_train2017.zip is damaged" in text
 
 
-# ----------------------------------------------------------------------------------------------------------------- VOC
+# ---------------------------------------------------------------------------------------------- VOC
 
 
 @pytest.fixture
@@ -349,7 +349,11 @@ def test_voc_missing_files(voc, tmp_path):
     [
         ("JPEGImages/2008_000001.jpg", picture(1, size=(20, 30)), "has 20x30 pixels, its labels"),
         ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (3, 3))), "Class 3x3"),
-        ("SegmentationClass/2008_000001.png", encoded(Image.new("P", (32, 24))), "object 1 is of"),
+        (
+            "SegmentationClass/2008_000001.png",
+            encoded(Image.new("P", (32, 24))),
+            "object 1 has none of",
+        ),
         ("SegmentationObject/2008_000001.png", picture(0, "PNG"), "has mode RGB, expected a label"),
         ("ImageSets/Segmentation/trainval.txt", b"\n", "trainval.txt is empty: no annotations"),
     ],
@@ -363,7 +367,7 @@ def test_voc_faults(tmp_path, file, data, expected):
     ("data", "expected"),
     [
         (b"MATLAB", "2010_000011.mat has no GTinst"),
-        (inst(sbd_labels(), [3]), "has labels to 2"),
+        (inst(sbd_labels(), [3]), "has labels up to 2"),
         (inst(sbd_labels(), [3, 21]), r"has the classes [3, 21], expected 1 to 20"),
     ],
 )
@@ -373,7 +377,7 @@ def test_voc_faults_of_sbd(voc, data, expected):
     assert expected in refuses("voc_trainaug", voc)
 
 
-# ------------------------------------------------------------------------------------------------------------ ClevrTex
+# ----------------------------------------------------------------------------------------- ClevrTex
 
 
 @pytest.fixture

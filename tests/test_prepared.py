@@ -218,7 +218,7 @@ def test_lengths_are_known_from_the_manifest_alone(tmp_path, monkeypatch):
     manifest = json.loads((path / "MANIFEST.json").read_text())
     manifest["splits"]["train"]["shards"][0]["frames"].pop()
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="2 samples .* tells the length of 1; prepare"):
+    with pytest.raises(UserError, match="2 samples .* gives the length of 1; prepare"):
         _source(path, num_frames=3).epoch()
     (path / "MANIFEST.json").unlink()
     with pytest.raises(UserError, match="MANIFEST.json does not say how many frames"):
@@ -243,7 +243,7 @@ def test_training_draws_anew_every_epoch(folder):
 
 
 def test_categories_follow_their_objects(tmp_path):
-    """Whatever the window, the crop and the flip leave: an object is known by its colour, which tells its label."""
+    """An object is known by its color, which gives its label, after any window, crop and flip."""
     rng = np.random.default_rng(0)
     clips, categories = [], []
     for index in range(4):
@@ -389,7 +389,7 @@ def test_config_names_it(folder):
 
 
 def test_missing_folder_and_split_are_named(folder, tmp_path):
-    with pytest.raises(UserError, match="nowhere is no folder.*python -m data.prepare"):
+    with pytest.raises(UserError, match="nowhere is not a folder.*python -m data.prepare"):
         _source(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no dataset_info.json"):
         _source(tmp_path)

@@ -1,4 +1,4 @@
-"""Recognition: matching, scores, the head, and its training on frozen slots. The authors' numbers are in test_golden.py."""
+"""Recognition: matching, scores, the head, and training on frozen slots; see also test_golden."""
 
 import dataclasses
 import itertools
@@ -40,7 +40,7 @@ SLOTS, OBJECTS, CLASSES = 4, 3, 6
 
 
 def random_case(seed: int, frames: int = 3, batch: int = 2) -> dict[str, np.ndarray]:
-    """Attention and label maps that overlap by chance; some labels are 255, some objects absent from a frame."""
+    """Random overlapping attention and label maps, with labels 255 and absent objects."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice([0, 1, 2, 3, 255], (batch, frames, 4, 5), p=[0.2, 0.25, 0.25, 0.2, 0.1])
     labels = coarse.repeat(3, axis=2).repeat(3, axis=3).astype(np.uint8)
@@ -75,7 +75,7 @@ def best_by_trying(table: np.ndarray) -> dict[int, int]:
     return {n: k for n, k in enumerate(best) if wide[n, k] > recognition.MATCH_IOU}
 
 
-# ------------------------------------------------------------------------------------------------------- matching
+# ----------------------------------------------------------------------------------------- matching
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -147,7 +147,7 @@ def test_the_authors_filter_keeps_the_first_two_objects_that_a_sample_has():
     assert (paper.object != every.object).any()
 
 
-# --------------------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------------- scores
 
 
 def guesses(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +171,7 @@ def test_the_order_of_slots_changes_no_score(match_paper):
 
 
 def test_scores_of_known_guesses():
-    """Four matches, true category 0: ranks 1, 2, 3, 4. One box is right, one off, two are empty like the guess."""
+    """Four matches of category 0 with ranks 1 to 4; one box right, one off, two empty."""
     found = recognition.Targets(
         object=np.array([[[0, 1, 2, 3, -1]]]),
         category=np.zeros((1, 1, 5), int),
@@ -214,7 +214,7 @@ def test_both_protocols_are_counted_in_one_run():
     assert found.names == ["one", "two"]
 
 
-# -------------------------------------------------------------------------------------------------- head and losses
+# ---------------------------------------------------------------------------------- head and losses
 
 
 def test_head():
@@ -253,7 +253,7 @@ def test_losses_are_means_over_matches():
     assert value == 0 and (grad == 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def recognition_config(match_paper: bool = False, num_frames: int = 3) -> ConfigDict:
@@ -342,7 +342,7 @@ def test_the_frozen_model_is_in_training_mode_only_as_the_authors_have_it(case, 
 
 
 def test_synthetic_slots_are_told_apart():
-    """Slots that are noisy codes of a category, boxes that follow from them: top-1 rises to 1, boxes fall into place."""
+    """Slots are noisy codes of a category, boxes follow from them: top-1 rises to 1, boxes fit."""
     rng = np.random.default_rng(0)
     codes = rng.normal(size=(CLASSES, 16))
     category = rng.integers(0, CLASSES, (8, 2, SLOTS))
@@ -390,7 +390,7 @@ def test_bad_labels_are_told():
         check_labels({"segmentations": labels}, 6)
 
 
-# ------------------------------------------------------------------------------------------------------ whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 class WithCategories(Sprites):
@@ -402,7 +402,7 @@ class WithCategories(Sprites):
 
 @pytest.mark.slow  # the chains of test_recipes.py go the same way
 def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
-    """Train SmoothSA, train the head on its slots, stop half-way and go on: same weights; then evaluate again."""
+    """Train SmoothSA, then the head on its slots; stop half-way, resume: same weights; evaluate."""
     monkeypatch.setitem(build.DATASETS, "sprites", WithCategories)
     config = get_config("image")
     config.train.num_steps = 2

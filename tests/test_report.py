@@ -1,4 +1,4 @@
-"""`--mode=report`: the numbers behind the plots, the page, and what is told where something is missing."""
+"""`--mode=report`: the numbers behind the plots, the page, and errors for missing files."""
 
 import base64
 import io
@@ -97,7 +97,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-# ------------------------------------------------------------------------------------------------------- whole pages
+# -------------------------------------------------------------------------------------- whole pages
 
 
 @pytest.mark.parametrize("name", ["video", "image"])
@@ -114,7 +114,8 @@ def test_a_page_shows_everything_and_fetches_nothing(runs, name, capsys):
     files = {file.name: file.read_bytes() for file in path.parent.glob("*.png")}
     assert sorted(page.pictures) == sorted(files.values())
     singles = {"scores", "losses", "distances"}
-    # Five samples: four are shown with their masks, two closely, and none is among the best and the worst.
+    # Five samples: four are shown with their masks, two closely, and none is among the best and the
+    # worst.
     several = {f"masks_{i:03d}" for i in range(4)}
     several |= {f"{what}_{i:03d}" for what in ("attention", "trajectories") for i in range(2)}
     several |= {"best_1", "best_2", "best_3", "worst_1", "worst_2"}
@@ -170,7 +171,7 @@ def test_without_a_warmer_there_is_only_the_cold_way():
     assert {name: states.shape for name, (states, _) in found.items()} == {COLD: (2, 3, 4, 8)}
 
 
-# ----------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def test_distances_are_those_of_the_definition():
@@ -178,7 +179,8 @@ def test_distances_are_those_of_the_definition():
     assert relative_distance(slots, slots, mask) == 0
     assert relative_distance(0 * slots, slots, mask) == pytest.approx(1)
     queries = slots * np.array([3, 5, 9])[:, None]
-    # Twice a slot's length for three slots' first, four times for the second; masked ones do not count.
+    # Twice a slot's length for three slots' first, four times for the second; masked ones do not
+    # count.
     assert relative_distance(queries, slots, mask) == pytest.approx((2 + 4 + 2) / 3)
     states = {COLD: np.stack([queries, 9 * slots], 1), WARM: np.stack([2 * slots, slots], 1)}
     found = around_the_warmer(states, mask)
@@ -261,7 +263,7 @@ def test_a_model_without_warmer_or_motion_can_be_drawn():
     assert figures.losses({"loss": zero}, {}).startswith(b"\x89PNG")
 
 
-# ------------------------------------------------------------------------------------------------------------ faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize(

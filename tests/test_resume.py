@@ -193,7 +193,7 @@ def test_the_log_begins_with_what_was_done(tmp_path):
     assert path.read_text() == ""
 
 
-# -------------------------------------------------------------------------------- the real program, really killed
+# ------------------------------------------------------------------ the real program, really killed
 
 
 def rows_in(workdir: Path) -> int:
@@ -249,7 +249,8 @@ def test_killed_at_random_moments_a_video_run_ends_with_the_same_bits(tmp_path, 
     while True:
         process = start(*command, f"--workdir={workdir}", cache=compilation_cache)
         done = rows_in(workdir)
-        # Half of the kills while steps are done and saved, half wherever the start of the program is.
+        # Half of the kills while steps are done and saved, half wherever the start of the program
+        # is.
         if kills % 2 == 0:
             wait_for(lambda done=done: rows_in(workdir) >= done + 8, process)
             time.sleep(rng.uniform(0, 0.3))

@@ -56,7 +56,7 @@ def test_a_glob_names_nothing_twice(tmp_path):
 
 def test_numbered_pictures_beside_something_else_are_asked_about(tmp_path):
     made(tmp_path, "1.jpg", "2.jpg", "clip.mp4")
-    with pytest.raises(UserError, match="numbered pictures, .*and clip.mp4; say --folders=video"):
+    with pytest.raises(UserError, match="numbered pictures, .*and clip.mp4; use --folders=video"):
         find_sources(str(tmp_path))
     assert len(kinds(tmp_path, folders="pictures")) == 3
 
@@ -76,9 +76,9 @@ def test_the_outputs_are_not_inputs(tmp_path):
 def test_nothing_to_read_is_told(tmp_path):
     made(tmp_path, "notes.txt")
     for named, message in (
-        (tmp_path, "has nothing that can be read"),
-        (tmp_path / "notes.txt", "is none of what can be read"),
-        (tmp_path / "*.mp4", "has nothing that can be read"),
+        (tmp_path, "contains no readable input"),
+        (tmp_path / "notes.txt", "has an unknown format"),
+        (tmp_path / "*.mp4", "contains no readable input"),
         (tmp_path / "clip.mp4", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):

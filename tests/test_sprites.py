@@ -306,8 +306,8 @@ def test_colour_alone_does_not_solve_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_frames": 0}, "clips of 0 frames"),
-        ({"num_samples": 0}, "0 samples"),
+        ({"num_frames": 0}, "data.num_frames is 0"),
+        ({"num_samples": 0}, "data.num_samples is 0"),
         ({"image_size": 8}, "at least 16 pixels"),
         ({"split": "dev"}, "'dev' is unknown"),
         ({"seed": -1}, "seed"),

@@ -1,4 +1,4 @@
-"""The training step as `main.py` calls it: pure, compiled once, the same in parts; `test_mesh.py` has several devices."""
+"""The training step as `main.py` calls it: pure, compiled once, the same in parts."""
 
 import jax
 import jax.numpy as jnp
@@ -165,9 +165,10 @@ def test_the_state_is_given_away(setup, batch):
 
 
 def test_nothing_is_traced_twice(setup, batch):
-    """The first step's state is newly made, a later one's comes from the step before: one program for both.
+    """The first step's state is new, a later one's comes from a step: one program for both.
 
-    Of all tests of this module: none passes anything else than a newly made state or one from a step.
+    Of all tests of this module: none passes anything else than a newly made state or one from a
+    step.
     """
     state = fresh(setup)
     for step in range(3):
@@ -183,7 +184,7 @@ def test_losses_fall_on_one_batch(setup, batch):
 
 
 def test_pixels_and_normalised_floats_are_the_same(setup, batch):
-    """`predict` on uint8 frames and on the same frames normalised; and what it computes is the model itself."""
+    """`predict` on uint8 frames and on the same frames normalized agrees with the model itself."""
     frames = (np.asarray(batch["video"]) - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     key = jax.random.key(0)
     outputs = setup.predict(setup.state.params, setup.frozen, batch, key)
@@ -225,7 +226,7 @@ def test_images_in_parts_are_the_large_batch():
 
 
 def test_a_batch_in_parts_is_the_large_batch(setup, batch):
-    """Samples with different numbers of slots, slot contrast, dropout; same draws, same gradient, less memory."""
+    """Samples with different numbers of slots, dropout: same draws and gradient, less memory."""
     config = CONFIG.copy_and_resolve_references()
     config.train.accumulate = 4
     said: list[str] = []

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Imports every module, and notes what asked for PyTorch or TensorFlow: where neither is installed, nothing else shows.
+# Imports every module, and notes what asked for PyTorch or TensorFlow: where neither is installed,
+# nothing else shows.
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
 
@@ -117,12 +118,13 @@ def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
 
 @pytest.fixture(scope="module")
 def imported(wheel, tmp_path_factory) -> tuple[dict, Path]:
-    """What importing everything gives in an environment that has the wheel, beside other packages borrowed from here."""
+    """Import everything in an environment with the wheel, next to packages borrowed from here."""
     folder = tmp_path_factory.mktemp("environment")
     python = make_environment(folder / "venv")
     install(python, "--no-deps", "--no-index", wheel)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    # Added after the wheel's own folder, and .pth files in it, such as this checkout's, are not read.
+    # Added after the wheel's own folder, and .pth files in it, such as this checkout's, are not
+    # read.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()

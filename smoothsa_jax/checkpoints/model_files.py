@@ -1,4 +1,4 @@
-"""A model as three files: weights (safetensors), the whole config, and a few words about it."""
+"""A model as three files: weights (safetensors), the complete config, and a short description."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from smoothsa_jax.checkpoints import before
 from smoothsa_jax.config.values import from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
@@ -19,10 +20,10 @@ WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "model.safetensors", "config.json", "abo
 def save_model(
     folder: Path, config: ConfigDict, params: Mapping[str, np.ndarray], step: int, about: str = ""
 ) -> None:
-    """Writes the files; the weights come last, and with them the model is whole.
+    """Write the files; the weights come last, and mark the model complete.
 
     Raises:
-        UserError: the folder holds something already, or cannot be written.
+        UserError: the folder is not empty, or not writable.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; nothing was changed: give the name of a new folder")
@@ -33,24 +34,31 @@ def save_model(
             path.write_text(json.dumps({"about": about, "step": step}) + "\n")
         with atomic_file(folder / WEIGHTS_FILE) as path:
             save_file({name: np.ascontiguousarray(x) for name, x in params.items()}, path)
-    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+    except (OSError, SafetensorError) as error:  # SafetensorError if the disk is full
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder} cannot be written: {reason}; use another folder") from error
 
 
-def read_model(folder: Path) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
+def read_model(
+    folder: Path, allow_before: bool = False
+) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
     """Config, arrays and step of a folder that `save_model` wrote.
 
+    With `allow_before` the folder may have the layout of earlier versions.
+
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or has the layout of earlier versions.
     """
     try:
         arrays = load_file(folder / WEIGHTS_FILE)
         config = from_json((folder / CONFIG_FILE).read_text())
-        return config, arrays, json.loads((folder / ABOUT_FILE).read_text())["step"]
+        step = json.loads((folder / ABOUT_FILE).read_text())["step"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the model in {folder} is damaged ({reason}); expected whole files {WEIGHTS_FILE}, {CONFIG_FILE} and "
-            f"{ABOUT_FILE}: fetch or save it again"
+            f"the model in {folder} is damaged ({reason}); expected whole files {WEIGHTS_FILE}, "
+            f"{CONFIG_FILE} and {ABOUT_FILE}: download or save it again"
         ) from error
+    if not allow_before:
+        before.refuse(folder, config)
+    return config, arrays, step

@@ -1,33 +1,41 @@
-"""Arrays that may lie on the devices of several hosts, and what this host has of them."""
+"""Arrays that may be spread over the devices of several hosts, and this host's part of them."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.mesh import own_mesh, persistent_sharding
-from smoothsa_jax.training.state import copied
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """Copy all arrays, so that they stay when the originals are donated. One program copies all,
+    where each shape would have one of its own."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def copies(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """What stays when the arrays are donated: copies in this host's memory.
+    """Copy arrays, so that the copies survive the donation of the originals.
 
-    Where several hosts share them: on the devices, of which Orbax fetches them before a save returns. Only what it fetches
-    from a CPU may be the buffer itself, and is copied.
+    With one process, the copies are in host memory. With several, they stay on the devices, from
+    which Orbax fetches them before a save returns. On a CPU, Orbax may keep the buffer itself, so
+    there it is copied.
     """
     if hosts.is_multi_process():
         return copied(dict(arrays)) if jax.default_backend() == "cpu" else dict(arrays)
-    # On a CPU what is fetched may share memory with the buffer.
+    # On a CPU, a fetched array may share memory with the buffer.
     return {name: np.array(x) for name, x in jax.device_get(dict(arrays)).items()}
 
 
 def on_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Whole arrays in this host's memory, also of such as are spread over hosts; views where that is possible."""
+    """Fetch whole arrays to this host's memory, even if spread over hosts; as views if possible."""
     if not hosts.is_multi_process():
         return {name: np.asarray(x) for name, x in jax.device_get(dict(arrays)).items()}
     return {name: _whole(x) for name, x in arrays.items()}
@@ -42,9 +50,10 @@ def _whole(array: jax.Array) -> np.ndarray:
 
 
 def on_own_devices(training: Any, params: Any = None) -> tuple[Any, Any]:
-    """A `Training` and parameters on the devices of this process alone, where it scores its own samples.
+    """Move a `Training` and parameters to this process's devices, where it scores its own samples.
 
-    Cut over these as they were over all, as far as there are as many. With one process, what was given.
+    The arrays are sharded over these devices as far as they were over all. With one process, the
+    arguments are returned unchanged.
     """
     if not hosts.is_multi_process():
         return training, params

@@ -1,8 +1,9 @@
-"""Several processes that run together: how they start, what they agree on, how they leave.
+"""Several processes that run together: how they start, agree and exit.
 
-Every host runs the same command, one process a host (or one a device, as SLURM starts them). JAX's coordination service,
-in process 0, connects them and ends all when one dies. Process 0 alone writes logs and scores; all take part in
-checkpoints. With one process nobody is asked and nothing is moved.
+Every host runs the same command, with one process per host, or per device, as SLURM starts them.
+JAX's coordination service in process 0 connects them, and ends all if one dies. Only process 0
+writes logs and scores; all take part in checkpoints. With a single process, this module does no
+communication.
 """
 
 import contextlib
@@ -31,15 +32,15 @@ import smoothsa_jax
 from smoothsa_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-# Each host may have its own: where its data lie, and how it reads them.
+# Settings that may differ between hosts: where data are stored, and how they are read.
 OF_EACH_HOST = ("data.folder", "data.keep", "train.num_threads", "train.num_workers")
-LOST = 3  # exit status of a process that noticed itself that another one is gone
+LOST = 3  # exit status of a process that has lost another one
 LOST_LINE = "another process is gone"
 JAX_LINE = "Terminating process because the JAX distributed service detected fatal errors"
-SECONDS_FOR_OTHERS = 5.0  # that a process which leaves waits for them
+SECONDS_FOR_OTHERS = 5.0  # that an exiting process waits for the others
 
 
-# ------------------------------------------------------------------------------------------------- start and end
+# ------------------------------------------------------------------------------ start and end
 
 
 def connect(
@@ -49,20 +50,24 @@ def connect(
     *,
     heartbeat_timeout_seconds: int,
 ) -> None:
-    """Join the processes that run together; before anything else touches a device.
+    """Join the processes that run together; call this before anything else uses a device.
 
-    What is not given JAX finds out where SLURM, Open MPI, a TPU pod or Kubernetes started the process.
+    JAX detects missing arguments if SLURM, Open MPI, a TPU pod or Kubernetes started the process.
 
     Args:
-      coordinator: "host:port" of process 0, the port free there.
-      heartbeat_timeout_seconds: a process that was not heard of for so long is dead, and the others are ended.
+        coordinator: "host:port" of process 0; the port must be free there.
+        num_processes: number of processes.
+        process_id: index of this process.
+        heartbeat_timeout_seconds: a process without a heartbeat for this long counts as dead, and
+            the others are ended.
 
     Raises:
-      UserError: neither given nor found out, or the coordinator does not answer.
+        UserError: an argument is neither given nor detected, or the coordinator does not answer.
     """
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise UserError(
-            f"--coordinator is {coordinator!r}; expected the host of process 0 and a free port of it, such as node0:12345"
+            f"--coordinator is {coordinator!r}; expected the host of process 0 and a free port of "
+            "it, such as node0:12345"
         )
     told = None not in (coordinator, num_processes, process_id)
     try:
@@ -70,29 +75,33 @@ def connect(
             coordinator,
             num_processes,
             process_id,
-            # Otherwise a process under SLURM would see one of its node's devices only.
+            # Otherwise, a process under SLURM would use only one of its node's devices.
             cluster_detection_method="deactivate" if told else None,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         )
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(
-            f"the processes cannot be connected: {' '.join(str(error).split())[:200]}; give --coordinator=HOST:PORT, "
-            "--num_processes and --process_id, or start them with SLURM, Open MPI, or on a TPU pod"
+            f"the processes cannot be connected: {' '.join(str(error).split())[:200]}; give "
+            "--coordinator=HOST:PORT, --num_processes and --process_id, or start them with SLURM, "
+            "Open MPI, or on a TPU pod"
         ) from error
     refuse_uneven(Counter(device.process_index for device in jax.devices()))
 
 
 def refuse_uneven(devices: Mapping[int, int]) -> None:
-    """See that all processes have as many devices: process -> number.
+    """Check that all processes have the same number of devices.
+
+    Args:
+        devices: process index -> number of devices.
 
     Raises:
-      UserError: in every process, with the numbers.
+        UserError: the numbers differ; raised in every process, with the numbers.
     """
     if len(set(devices.values())) > 1:
         found = ", ".join(f"process {i} has {count}" for i, count in sorted(devices.items()))
         raise UserError(
-            f"the processes have different numbers of devices: {found}; expected the same on every host, look there for a "
-            "device that is missing, or leave some out with CUDA_VISIBLE_DEVICES"
+            f"the processes have different numbers of devices: {found}; expected the same on every "
+            "host: check for a missing device, or leave some out with CUDA_VISIBLE_DEVICES"
         )
 
 
@@ -102,25 +111,25 @@ def is_multi_process() -> bool:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes logs and scores."""
+    """Whether this process writes logs and scores."""
     return jax.process_index() == 0
 
 
 def what_a_death_looks_like(heartbeat_timeout_seconds: int, command: str) -> str:
-    """For the log, before there is anything to lose."""
+    """Explain in the log, in advance, what happens when a process dies."""
     return (
         f"{jax.process_count()} processes: when one dies, the others end by themselves within "
         f"{heartbeat_timeout_seconds + 30} s; their logs then say {LOST_LINE!r} or {JAX_LINE!r}\n"
-        "to go on from the newest checkpoint, start every process again with its own command; "
+        "to continue from the newest checkpoint, start every process again with its own command; "
         f"that of process {jax.process_index()}: {command}"
     )
 
 
 def to_the_end(work: Callable[[], int]) -> int:
-    """Do the work of a connected process, and leave so that no other one waits for this one for long.
+    """Do the work of a connected process, and exit without making others wait for long.
 
     Returns:
-      0. A process that has another exit status ends here.
+        0. A process with another exit status ends here.
     """
     try:
         status = work()
@@ -137,16 +146,17 @@ def to_the_end(work: Callable[[], int]) -> int:
         jax.distributed.shutdown()  # waits for the others
         return 0
     if status != LOST:
-        # Where all leave for the same reason they do so together: process 0 would take the others with it.
+        # If all fail for the same reason, exit together: an early exit of process 0 would kill the
+        # others.
         give_others_time(jax.distributed.shutdown)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not through the interpreter's end, where JAX would wait for the others.
+    # Skip the interpreter's normal exit, during which JAX would wait for the others.
     os._exit(status)
 
 
 def give_others_time(work: Callable[[], Any]) -> None:
-    """Do what waits for the other processes; where they do not come to it, or it fails, for some seconds only."""
+    """Run work that waits for the other processes, but give up after SECONDS_FOR_OTHERS."""
 
     def quietly() -> None:
         with contextlib.suppress(Exception):
@@ -158,11 +168,11 @@ def give_others_time(work: Callable[[], Any]) -> None:
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error is that of a connection to another process."""
+    """Whether an error is that of a lost connection to another process."""
     words = ("Gloo", "coordination service", "CoordinationService", "heartbeat")
     while error is not None:
         text = str(error)
-        # NCCL has other troubles too: its own memory, an interface that it does not find.
+        # NCCL also has unrelated errors, such as lack of memory or a missing interface.
         nccl = "NCCL" in text and any(word in text for word in ("remote process", "onnection"))
         if not isinstance(error, UserError) and (nccl or any(word in text for word in words)):
             return True
@@ -170,11 +180,11 @@ def is_loss(error: BaseException | None) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------------- agreeing
+# ----------------------------------------------------------------------------------- agreement
 
 
 def gather(value: Any) -> list[Any]:
-    """`value` of every process, in their order; all have to call it, and wait for each other."""
+    """Gather `value` from every process, in order; all processes must call this, and wait."""
     if not is_multi_process():
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -189,26 +199,30 @@ def gather(value: Any) -> list[Any]:
 
 
 def refuse_differences(mine: Mapping[str, Any]) -> None:
-    """Compare what should be the same in all processes.
+    """Check that values are the same in all processes.
+
+    Args:
+        mine: name -> value in this process.
 
     Raises:
-      UserError: in every process, with the first that differs.
+        UserError: a value differs; raised in every process, with the first difference.
     """
     of_first, *others = gather(dict(mine))
     for index, found in enumerate(others, start=1):
         for name in sorted(of_first.keys() | found.keys()):
             if of_first.get(name) != found.get(name):
                 raise UserError(
-                    f"process {index} has {name}={found.get(name)}, process 0 has {of_first.get(name)}; "
-                    "start all with the same command and packages, and one workdir that all hosts share"
+                    f"process {index} has {name}={found.get(name)}, process 0 has "
+                    f"{of_first.get(name)}; start all with the same command and packages, and one "
+                    "workdir that all hosts share"
                 )
 
 
 def refuse_other_folders(folder: Path) -> None:
-    """See that all processes have the same folder, which holds: the first leaves a file there, and the others look for it.
+    """Check that all processes share one folder: process 0 creates a file that the others look for.
 
     Raises:
-      UserError: in every process, with the first that does not find it.
+        UserError: a process does not find the file; raised in every process.
     """
     if not is_multi_process():
         return
@@ -222,41 +236,44 @@ def refuse_other_folders(folder: Path) -> None:
     for index, (there, own) in enumerate(found):
         if not there:
             raise UserError(
-                f"process {index} has the workdir {own}, which is not the folder {found[0][1]} of process 0; give all the same "
-                "one, in a place that all hosts share"
+                f"process {index} has the workdir {own}, which is not the folder {found[0][1]} of "
+                "process 0; give all the same one, in a place that all hosts share"
             )
 
 
 def refuse_misfit(config: ConfigDict, batches: Sequence[str]) -> None:
-    """Refuse what several processes cannot do.
+    """Refuse configs that several processes cannot run.
 
     Args:
-      batches: as of `validation.validate`.
+        config: the run's config.
+        batches: as for `config.schema.check`.
 
     Raises:
-      UserError: a mesh that leaves devices out, whose process would have nothing to do; a batch that does not fit.
+        UserError: the mesh leaves out devices, whose process would be idle, or a batch does not
+            fit.
     """
     if not is_multi_process():
         return
     sizes, devices, own = list(config.mesh.values()), len(jax.devices()), jax.local_device_count()
     if -1 not in sizes and math.prod(sizes) != devices:
         raise UserError(
-            f"the mesh of {math.prod(sizes)} devices leaves some of the {devices} devices of {jax.process_count()} processes "
-            "out; set --config.mesh.data=-1"
+            f"the mesh of {math.prod(sizes)} devices leaves some of the {devices} devices of "
+            f"{jax.process_count()} processes out; set --config.mesh.data=-1"
         )
     if config.eval.batch_size % own:
         raise UserError(
-            f"eval.batch_size is {config.eval.batch_size}, which the {own} devices of a process do not divide; choose a "
-            f"multiple of {own}"
+            f"eval.batch_size is {config.eval.batch_size}, which the {own} devices of a process do "
+            f"not divide; choose a multiple of {own}"
         )
     if "train.batch_size" in batches and config.train.match_paper:
         raise UserError(
-            "train.match_paper looks at whole batches, and each of several processes has a part: train in one process"
+            "train.match_paper needs whole batches, and each of several processes has only a "
+            "part: train in one process"
         )
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """The versions of everything that affects results."""
     return {
         "Python": platform.python_version(),
         "smoothsa_jax": smoothsa_jax.__version__,
@@ -265,7 +282,7 @@ def versions() -> dict[str, str]:
 
 
 def first_then_others(work: Callable[[], Any]) -> Any:
-    """What `work` returns, done by process 0 before the others do it: what moves files finds nothing to move there."""
+    """Run `work` in process 0 before the others, for work that moves files only once."""
     if is_primary():
         result = work()
     gather(None)
@@ -273,10 +290,10 @@ def first_then_others(work: Callable[[], Any]) -> Any:
 
 
 class StopTogether:
-    """A signal to any process, known to all at the same step.
+    """Shares a signal received by any process, so that all see it at the same step.
 
-    Each process sends its number of the signal beside the step's program. It is read a step later, when it is there: no
-    step waits for it.
+    Each process sends the number of its signal along with the step's program. The result is read
+    one step later, so that no step waits for it.
     """
 
     def __init__(self) -> None:
@@ -287,10 +304,10 @@ class StopTogether:
             self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def asked(self, received: int | None) -> int | None:
-        """The signal that any process had got at the last call; with one process the one it has now.
+        """The signal received by any process at the last call; with one process, the current one.
 
         Args:
-          received: number of the signal that this process has got.
+            received: the number of the signal that this process has received, if any.
         """
         if not is_multi_process():
             return received

@@ -1,4 +1,4 @@
-"""What surrounds a run: the compilation cache, what the machine is, signals, the lock of a workdir."""
+"""The environment of a run: the compilation cache, a description of the machine, library logs."""
 
 import hashlib
 import importlib.metadata
@@ -17,8 +17,8 @@ CACHE_VARIABLE = "SMOOTHSA_JAX_CACHE"
 
 
 def start(say: Callable[[str], None]) -> None:
-    """Set up the process: logs of libraries, the compilation cache; say what the machine is."""
-    # Orbax logs each file, and pages of traceback for what is told in a line here.
+    """Set up the process: library logs and compilation cache; then describe the machine."""
+    # Orbax logs every file, and long tracebacks for errors that are reported in one line here.
     absl.logging.set_verbosity(absl.logging.FATAL)
     keep_freed_memory()
     use_compilation_cache()
@@ -28,20 +28,21 @@ def start(say: Callable[[str], None]) -> None:
 
 
 def use_compilation_cache() -> Path | None:
-    """Keep compiled programs, so that a second start is quick.
+    """Cache compiled programs, so that later starts are faster.
 
-    In JAX's own `JAX_COMPILATION_CACHE_DIR` where that is set, else in `SMOOTHSA_JAX_CACHE`, else in
+    The folder is JAX's own `JAX_COMPILATION_CACHE_DIR` if set, else `SMOOTHSA_JAX_CACHE`, else
     `~/.cache/smoothsa_jax`.
 
     Returns:
-      the folder, or None where it cannot be written or the variable is empty: a run works without.
+        The folder, or None if it is not writable or the variable is empty; a run works without it.
     """
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
     root = os.environ.get(CACHE_VARIABLE, str(Path.home() / ".cache" / "smoothsa_jax"))
     if not root:
         return None
-    # Programs for a CPU serve that kind of CPU only, and a home folder may be shared by several kinds.
+    # Programs compiled for one kind of CPU run only there, and hosts of several kinds may share a
+    # home folder.
     folder = Path(root) / f"compiled_{_cpu_kind()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def use_compilation_cache() -> Path | None:
     if not os.access(folder, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs count: initial values are made by some forty of them, ten seconds together.
+    # Cache small programs too: about forty of them make the initial values, ten seconds in total.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
@@ -68,18 +69,21 @@ def _cpu_kind() -> str:
 
 
 def describe_machine() -> str:
-    """One line: devices and versions."""
+    """Describe devices and versions in one line."""
     devices = jax.devices()
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax")
     )
     kind, processes = devices[0].device_kind, jax.process_count()
     spread = f" of {processes} processes" if processes > 1 else ""
-    return f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{spread} ({kind}), {versions}, Python {platform.python_version()}"
+    return (
+        f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}{spread} ({kind}), "
+        f"{versions}, Python {platform.python_version()}"
+    )
 
 
 def idle_accelerator() -> str | None:
-    """A warning when a GPU or TPU is there but JAX computes on the CPU, else None."""
+    """A warning if a GPU or TPU is present but JAX computes on the CPU, else None."""
     if jax.default_backend() != "cpu":
         return None
     found = None

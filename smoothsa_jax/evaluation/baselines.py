@@ -1,6 +1,6 @@
-"""What a method has to beat: segmentations that need no learning of objects.
+"""Baselines for comparison: segmentations that need no learning of objects.
 
-Each function takes one clip and gives (T, H, W) uint8 segment numbers. All are deterministic.
+Each function takes one clip and returns (T, H, W) uint8 segment numbers. All are deterministic.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from smoothsa_jax.inputs import NO_SEGMENT
 
 
 def num_true_segments(segmentation: np.ndarray) -> int:
-    """Number of segments in a clip's labels (T, H, W), background included, 255 not; at least 1."""
+    """Count the segments in labels (T, H, W), with background but without 255; at least 1."""
     present = np.bincount(np.asarray(segmentation).ravel(), minlength=NO_SEGMENT + 1) > 0
     return max(int(present[:NO_SEGMENT].sum()), 1)
 
 
 def boxes_kept_still(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The first frame's boxes, filled, on every frame.
+    """Fill the first frame's boxes, and repeat them on every frame.
 
-    Segment 0 is what no box covers, segment n + 1 is box n. Where boxes overlap the smaller one is
-    on top. Objects that are absent from the first frame have none.
+    Segment 0 is the area outside all boxes; segment n + 1 is box n. Where boxes overlap, the
+    smaller one is on top. Objects that are absent from the first frame have no segment.
 
     Args:
         boxes: (T, N, 4) left, top, right, bottom pixel indices, both ends included, / width,
-            height; all -1 padding, all 0 absent.
+            height; all -1: padding, all 0: absent.
         size: (H, W) of the result.
+
+    Returns:
+        Segment numbers (T, H, W) uint8.
     """
     height, width = size
     first = np.asarray(boxes[0], np.float64)
@@ -48,21 +51,25 @@ def kmeans_on_features(
     size: tuple[int, int],
     seed: int = 0,
 ) -> np.ndarray:
-    """k-means over all tokens of the clip together, so that clusters go through time.
+    """Cluster the tokens of all frames together with k-means, so that clusters persist over time.
 
-    The features are clustered as they are (not normalised, without positions). The clusters become
-    pixels as attention does: one-hot, bilinear, argmax.
+    The features are clustered as they are: not normalized, without positions. Clusters become
+    pixels in the same way as attention: one-hot, bilinear, argmax.
 
     Args:
         features: (T, h, w, C).
         num_segments: number of clusters, `num_true_segments` of the clip's labels.
         size: (H, W) of the result.
+        seed: of the random starts.
+
+    Returns:
+        Segment numbers (T, H, W) uint8.
     """
     features = np.asarray(features, np.float32)
     num_frames, h, w, width = features.shape
     points = features.reshape(-1, width)
     labels = nearest(kmeans(points, num_segments, seed), points.T).reshape(num_frames, -1)
-    padded = -(-num_segments // 8) * 8  # few different shapes, so few compilations
+    padded = -(-num_segments // 8) * 8  # few distinct shapes need few compilations
     one_hot = labels[:, None, :] == np.arange(padded)[:, None]
     maps = one_hot.astype(np.float32).reshape(num_frames, padded, h, w)
     return np.asarray(segments_from_masks(maps, size))
@@ -71,13 +78,18 @@ def kmeans_on_features(
 def kmeans_on_rgb(
     video: np.ndarray, num_segments: int, seed: int = 0, num_fitted: int = 4096
 ) -> np.ndarray:
-    """k-means over the colours of all pixels of the clip together, without positions.
+    """Cluster the colors of all pixels of the clip together with k-means, without positions.
 
-    Fitted on `num_fitted` pixels drawn at random; then every pixel takes its nearest centre.
+    The clusters are fitted to `num_fitted` random pixels; then each pixel takes its nearest center.
 
     Args:
         video: (T, H, W, 3) uint8.
         num_segments: number of clusters, `num_true_segments` of the clip's labels.
+        seed: of the random starts and pixels.
+        num_fitted: number of pixels to fit.
+
+    Returns:
+        Segment numbers (T, H, W) uint8.
     """
     video = np.asarray(video)
     points = video.reshape(-1, 3).astype(np.float32) / 255
@@ -96,15 +108,22 @@ def kmeans(
     num_restarts: int = 4,
     num_iterations: int = 50,
 ) -> np.ndarray:
-    """Centres (num_clusters, C): Lloyd's algorithm from k-means++ starts, best of the restarts.
+    """Run Lloyd's algorithm from k-means++ starts, and return the best restart.
 
-    A cluster that loses all its points keeps its centre.
+    A cluster that loses all its points keeps its center.
 
     Args:
         points: (P, C) float.
+        num_clusters: number of clusters K.
+        seed: of the random starts.
+        num_restarts: number of starts.
+        num_iterations: maximum number of iterations per start.
+
+    Returns:
+        Centers (K, C).
 
     Raises:
-        UserError: no points, or fewer than one cluster asked for.
+        UserError: there are no points, or fewer than one cluster is requested.
     """
     if len(points) == 0 or num_clusters < 1:
         raise UserError(
@@ -131,9 +150,9 @@ def kmeans(
 
 
 def nearest(centres: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """Number of the nearest centre of each point: (K, C), (C, P) -> (P,) int."""
-    # |p - c|^2 without |p|^2, which is the same for all centres. einsum and not @: on matrices this
-    # thin the threads of a busy BLAS cost ten times the arithmetic; points along the last axis
+    """The index of the nearest center of each point: (K, C), (C, P) -> (P,) int."""
+    # |p - c|^2 without |p|^2, which is the same for all centers. einsum instead of @: for such thin
+    # matrices, the threads of a busy BLAS cost ten times the arithmetic. Points along the last axis
     # keep einsum's inner loop long.
     closeness = np.einsum("kc,cp->kp", centres, np.ascontiguousarray(across))
     return (closeness - 0.5 * (centres**2).sum(axis=1)[:, None]).argmax(axis=0)
@@ -145,7 +164,7 @@ def _plus_plus(points: np.ndarray, num_clusters: int, rng: np.random.Generator) 
     while len(centres) < num_clusters:
         distance = np.minimum(distance, ((points - centres[-1]) ** 2).sum(axis=1, dtype=np.float64))
         total = np.cumsum(distance)
-        # All points are centres already (fewer different points than clusters): repeat any.
+        # If all points are centers already (fewer distinct points than clusters), repeat any.
         drawn = np.searchsorted(total, rng.random() * total[-1]) if total[-1] > 0 else 0
         centres.append(points[min(int(drawn), len(points) - 1)])
     return np.stack(centres)

@@ -1,4 +1,7 @@
-"""Pixel counts of predicted against true segments, on the device: what leaves it is a small table, not a mask for every pixel."""
+"""Count pixels of predicted against true segments on the device.
+
+Only a small table is transferred to the host, instead of a mask for every pixel.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ from smoothsa_jax.models.backend import CPU, Backend, backend_of
 
 
 class CountedMasks(NamedTuple):
-    """Masks of a batch of clips, and how they lie on the labels.
+    """Masks of a batch of clips, and their pixel counts against the labels.
 
     Attributes:
-        segments: the slot that each pixel belongs to.
-        counts: pixels of a clip in slot n and true segment k; row N and column 255 stand for "in no segment".
+        segments: the slot of each pixel.
+        counts: pixels of a clip in slot n and true segment k. Row N and column 255 mean "in no
+            segment".
     """
 
     segments: UInt8[Array, "B T H W"]
@@ -35,22 +39,26 @@ def count_pixels(
     num_predicted: int,
     backend: Backend = CPU,
 ) -> Int32[Array, "... num_predicted+1 256"]:
-    """The table of `metrics.contingency` of each frame, with a row and a column for "in no segment".
+    """Count pixels as `metrics.contingency` does, with a row and a column for "in no segment".
 
-    Columns are always 256, so that labels of any number of segments need one compiled program. Made to be called
-    inside `jax.jit`; exact below 2**31 pixels.
+    The table always has 256 columns, so that one compiled program serves any number of segments.
+    The function is meant for use inside `jax.jit`. Counts are exact below 2**31 pixels.
 
     Args:
-        predicted: numbers in 0 .. num_predicted - 1; any other is "in no segment".
+        predicted: numbers in 0 .. num_predicted - 1; any other number means "in no segment".
         true: numbers in 0 .. 254, or 255 = in no segment.
-        num_predicted: static.
-        backend: static; what to compile for.
+        num_predicted: number of predicted segments; static.
+        backend: the backend to compile for; static.
+
+    Returns:
+        A table for each frame.
     """
     columns = NO_SEGMENT + 1
     rows = jnp.minimum(predicted.astype(jnp.int32), num_predicted)
     places = rows * columns + true.astype(jnp.int32)
     *lead, height, width = places.shape
-    # A table for each frame: one for a whole clip would have all its pixels wait for few numbers on a GPU.
+    # One table per frame: with one per clip, all pixels of a clip would contend for few addresses
+    # on a GPU.
     add = lambda at: jnp.zeros((num_predicted + 1) * columns, jnp.int32).at[at].add(1)  # noqa: E731
     tables = over_frames(add, places.reshape(-1, height * width), backend)
     return tables.reshape(*lead, num_predicted + 1, columns)
@@ -64,21 +72,23 @@ def counted_masks(
 ) -> CountedMasks:
     """Resize masks to the labels, and count pixels over whole clips.
 
-    One compiled program for all batches of one shape. Each sample stays on the device that has its masks.
+    All batches of one shape share one compiled program. Each sample stays on the device that holds
+    its masks.
 
     Args:
-        masks, slot_mask: as for `segments_from_masks`.
+        masks: as for `segments_from_masks`.
         labels: 0 background, 1.. objects, 255 in no segment.
-        num_frames: how many frames of each clip count; those after them only fill it up. None: all.
+        slot_mask: as for `segments_from_masks`.
+        num_frames: number of frames of each clip that count; the rest are padding. None: all count.
 
     Raises:
-        UserError: shapes do not fit together, or there are more slots than numbers for them.
+        UserError: shapes do not match, or there are more slots than segment numbers.
     """
     batch, length, num_slots = masks.shape[:3]
     if labels.shape[:2] != (batch, length):
         raise UserError(
-            f"labels of shape {labels.shape} do not fit masks of shape {masks.shape}: expected the same clips "
-            "and frames"
+            f"labels of shape {labels.shape} do not fit masks of shape {masks.shape}: expected the "
+            "same clips and frames"
         )
     if num_slots > NO_SEGMENT:
         raise UserError(

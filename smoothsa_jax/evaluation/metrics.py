@@ -1,8 +1,8 @@
-"""ARI, FG-ARI, mBO and mIoU of predicted against true segments (method sections 3 and 7).
+"""ARI, FG-ARI, mBO and mIoU of predicted against true segments.
 
-Everything follows from one table of counts per sample: how many pixels lie in predicted segment p
+All metrics follow from one table of counts per sample: the number of pixels in predicted segment p
 and true segment k. Counts and pair counts are exact integers. A sample is one image or one whole
-video (all T * H * W pixels together, the first frame included).
+video (all T * H * W pixels together, including the first frame).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ METRICS = ("ari", "fg_ari", "mbo", "miou")
 
 @dataclasses.dataclass(frozen=True)
 class Contingency:
-    """Pixel counts of a batch, int64, P predicted and K true segments.
+    """Pixel counts of a batch, int64, with P predicted and K true segments.
 
-    table (B, P, K): pixels in predicted segment p and true segment k.
-    predicted_area (B, P): pixels in p, those in no true segment included.
-    true_area (B, K): pixels in k, those in no predicted segment included.
+    Attributes:
+        table: (B, P, K) pixels in predicted segment p and true segment k.
+        predicted_area: (B, P) pixels in p, including those in no true segment.
+        true_area: (B, K) pixels in k, including those in no predicted segment.
     """
 
     table: np.ndarray
@@ -33,11 +34,11 @@ class Contingency:
 
     @property
     def valid(self) -> np.ndarray:
-        """(B,) bool: the sample has a pixel in a true segment. Others are left out of means."""
+        """(B,) bool: the sample has a pixel in a true segment. Means leave out other samples."""
         return self.true_area.any(axis=1)
 
     def without_column(self, column: int | Sequence[int] | np.ndarray) -> Contingency:
-        """The same counts with the pixels of one true segment moved to "in no segment".
+        """Move the pixels of one true segment to "in no segment".
 
         Args:
             column: the label to drop, one for all samples or (B,).
@@ -56,12 +57,13 @@ def contingency(
     num_predicted: int | None = None,
     num_true: int | None = None,
 ) -> Contingency:
-    """Counts from maps of segment numbers.
+    """Count pixels in maps of segment numbers.
 
     Args:
         predicted: (B, ...) integers in 0 .. num_predicted - 1, or 255 = in no segment.
         true: (B, ...), the same shape, integers in 0 .. num_true - 1, or 255.
-        num_predicted, num_true: numbers of segments, at most 255; default: 1 + the largest found.
+        num_predicted: number of predicted segments, at most 255; default: 1 + the largest found.
+        num_true: number of true segments, at most 255; default: 1 + the largest found.
 
     Raises:
         UserError: the shapes differ, or a segment number is out of range.
@@ -83,7 +85,7 @@ def contingency(
 
 
 def check_numbers(segments: np.ndarray, name: str) -> None:
-    """Refuse what are no segment numbers, 0..254 or 255 = in no segment."""
+    """Raise UserError unless the numbers are integers in 0..254, or 255 = in no segment."""
     if segments.dtype.kind not in "iub":
         raise UserError(f"{name} are {segments.dtype}, expected integer segment numbers")
     if segments.dtype == np.uint8 or not segments.size:
@@ -98,11 +100,12 @@ def check_numbers(segments: np.ndarray, name: str) -> None:
 def contingency_from_counts(
     counts: np.ndarray, num_predicted: int | None = None, num_true: int | None = None
 ) -> Contingency:
-    """From tables with a last row and a last column for "in no segment", as `counting.count_pixels` makes them.
+    """Make counts from tables of `counting.count_pixels`, which also count "in no segment".
 
     Args:
-        counts: (B, P + 1, 256) integers.
-        num_predicted, num_true: as for `contingency`.
+        counts: (B, P + 1, 256) integers; the last row and column are "in no segment".
+        num_predicted: as for `contingency`.
+        num_true: as for `contingency`.
 
     Raises:
         UserError: a segment number is out of range.
@@ -119,14 +122,14 @@ def contingency_from_counts(
 
 
 def contingency_from_one_hot(predicted: np.ndarray, true: np.ndarray) -> Contingency:
-    """Counts from one-hot rows; a row of zeros is a pixel in no segment.
+    """Count pixels in one-hot rows; a row of zeros is a pixel in no segment.
 
     Args:
         predicted: (B, pixels, P) bool or 0/1.
         true: (B, pixels, K) bool or 0/1.
 
     Raises:
-        UserError: batch or number of pixels differ.
+        UserError: the batch sizes or numbers of pixels differ.
     """
     predicted, true = np.asarray(predicted), np.asarray(true)
     if predicted.ndim != 3 or true.ndim != 3 or predicted.shape[:2] != true.shape[:2]:
@@ -144,27 +147,33 @@ def contingency_from_one_hot(predicted: np.ndarray, true: np.ndarray) -> Conting
 
 
 def ari(counts: Contingency, match_paper: bool = False) -> np.ndarray:
-    """Adjusted Rand index (B,) float64 over the pixels that have a true and a predicted segment.
+    """Adjusted Rand index (B,) float64 over the pixels with both a true and a predicted segment.
 
-    1 where its denominator is 0 (as for a sample without any pixel: see `Contingency.valid`).
+    The value is 1 where the denominator is 0, as for a sample without pixels (see
+    `Contingency.valid`).
 
-    Exact by default. `match_paper=True` repeats the authors' arithmetic: the product of the two
-    pair counts wraps at 64 bits, which makes the scores of large videos too high (method
-    section 3), and the steps after it are float32. Use it only to compare with published numbers.
+    The result is exact by default. `match_paper=True` repeats the authors' arithmetic: the product
+    of the two pair counts wraps at 64 bits, which makes the scores of large videos too high, and
+    later steps use float32. Use it only for comparison with published numbers.
     """
     return np.array([_ari_of_table(table, match_paper) for table in counts.table], np.float64)
 
 
 def mbo(counts: Contingency) -> np.ndarray:
-    """Mean best overlap (B,) float64: for each non-empty true segment the best IoU of any
-    predicted one, averaged. NaN for a sample with no true pixel."""
+    """Mean best overlap (B,) float64: each true segment's best IoU, averaged over non-empty ones.
+
+    NaN for a sample without true pixels.
+    """
     return _mean_over_true(iou(counts).max(axis=1, initial=0).sum(axis=1), counts)
 
 
 def miou(counts: Contingency) -> np.ndarray:
-    """Mean IoU (B,) float64 under the best one-to-one matching (Hungarian), over the non-empty
-    true segments; an unmatched one counts 0. NaN for a sample with no true pixel."""
-    # Not at the top: a sixth of the time that the program takes to import.
+    """Mean IoU (B,) float64 of the best one-to-one (Hungarian) matching of true segments.
+
+    The mean is over non-empty true segments; an unmatched one counts as 0. NaN for a sample without
+    true pixels.
+    """
+    # Imported here because it takes a sixth of the program's import time.
     from scipy.optimize import linear_sum_assignment
 
     scores = iou(counts)
@@ -173,7 +182,7 @@ def miou(counts: Contingency) -> np.ndarray:
 
 
 def iou(counts: Contingency) -> np.ndarray:
-    """Intersection over union (B, P, K) float64 of every pair; 0 where both are empty."""
+    """Intersection over union (B, P, K) float64 of every pair; 0 if both are empty."""
     union = counts.predicted_area[:, :, None] + counts.true_area[:, None, :] - counts.table
     return counts.table / np.maximum(union, 1)
 
@@ -185,27 +194,28 @@ def score_batch(
     match_paper: bool = False,
     background_column_always: bool = False,
 ) -> dict[str, np.ndarray]:
-    """All metrics of a batch of images or videos.
+    """Compute all metrics for a batch of images or videos.
 
-    FG-ARI leaves out the pixels of the background. By default that is label 0 and nothing else: a
-    sample whose crop left no background loses no segment. With `match_paper` the first label column
-    is left out: the authors renumber the segments that a sample has, so this is the smallest label
-    found in the sample, the background where there is any and otherwise the first object (method
-    section 7, trap 4). Where their label always has a background column, empty or not (COCO), set
-    `background_column_always`, and `match_paper` drops label 0 too.
+    FG-ARI leaves out background pixels. By default, the background is label 0 only: a sample whose
+    crop contains no background loses no segment. With `match_paper`, the first label column is left
+    out. The authors renumber the segments present in a sample, so this is the smallest label in the
+    sample: the background if there is any, otherwise the first object. If their labels always have
+    a background column, even an empty one (COCO), set `background_column_always`; then
+    `match_paper` also drops label 0.
 
     Args:
         predicted: (B, H, W) or (B, T, H, W) slot numbers.
         segmentations: the same shape, 0 background, 1.. objects, 255 in no segment.
-        match_paper: the authors' wrapping ARI and their choice of the column for FG-ARI.
-        background_column_always: see above; without effect unless `match_paper`.
+        match_paper: whether to use the authors' wrapping ARI and their choice of the column for
+            FG-ARI.
+        background_column_always: see above; no effect without `match_paper`.
 
     Returns:
-        name -> (B,) float64 for "ari", "fg_ari", "mbo", "miou". NaN = sample left out of the mean
-        of this metric, for want of true pixels (for "fg_ari" of foreground pixels).
+        name -> (B,) float64 for "ari", "fg_ari", "mbo", "miou". NaN: the sample is left out of this
+        metric's mean, because it has no true pixels (for "fg_ari", no foreground pixels).
 
     Raises:
-        UserError: shapes differ or a number is out of range.
+        UserError: shapes differ, or a number is out of range.
     """
     counts = contingency(predicted, segmentations)
     return score_counts(
@@ -216,7 +226,7 @@ def score_batch(
 def score_counts(
     counts: Contingency, *, match_paper: bool = False, background_column_always: bool = False
 ) -> dict[str, np.ndarray]:
-    """All metrics from counts; see `score_batch`."""
+    """Compute all metrics from counts; see `score_batch`."""
     if counts.true_area.shape[1] == 0:
         return {name: np.full(len(counts.table), np.nan) for name in METRICS}
     column = np.zeros(len(counts.table), np.int64)
@@ -232,7 +242,7 @@ def score_counts(
 
 
 def _ari_of_table(table: np.ndarray, match_paper: bool) -> float:
-    # Twice the usual numbers of pairs; below 2**63 for fewer than 3e9 pixels, so int64 holds them.
+    # Twice the usual numbers of pairs; they fit int64, being below 2**63 for fewer than 3e9 pixels.
     both = int((table * (table - 1)).sum())
     rows, columns = table.sum(axis=1), table.sum(axis=0)
     predicted = int((rows * (rows - 1)).sum())
@@ -241,15 +251,15 @@ def _ari_of_table(table: np.ndarray, match_paper: bool) -> float:
     pairs = max(pixels * (pixels - 1), 1)
     if match_paper:
         return _wrapped_ari(both, predicted, true, pairs)
-    # (both - product / pairs) / ((predicted + true) / 2 - product / pairs) with both sides times
-    # 2 * pairs: Python integers of any length, so the only rounding is that of the last division.
+    # (both - product / pairs) / ((predicted + true) / 2 - product / pairs), with numerator and
+    # denominator times 2 * pairs. Python integers are exact, so only the final division rounds.
     product = predicted * true
     denominator = (predicted + true) * pairs - 2 * product
     return 1.0 if denominator == 0 else 2 * (both * pairs - product) / denominator
 
 
 def _wrapped_ari(both: int, predicted: int, true: int, pairs: int) -> float:
-    # The authors' steps in their types: one int64 product that wraps, the rest float32.
+    # The authors' steps in their types: one wrapping int64 product, the rest in float32.
     product = (predicted * true + 2**63) % 2**64 - 2**63
     expected = np.float32(product) / np.float32(pairs)
     denominator = np.float32(predicted + true) / np.float32(2) - expected

@@ -1,4 +1,4 @@
-"""Masks over frames, as a PNG sheet and as a GIF."""
+"""Draw masks over frames, as a PNG sheet or a GIF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs import NO_SEGMENT
 
 BACKGROUND = (88, 92, 100)
-# Neighbours in the list differ in hue and in lightness.
+# Neighbors in the list differ in hue and lightness.
 OBJECTS = (
     (230, 60, 60), (60, 130, 235), (250, 200, 40), (60, 180, 90), (180, 80, 215), (250, 135, 40),
     (70, 205, 215), (240, 110, 180), (165, 205, 60), (120, 90, 220), (160, 95, 50), (0, 135, 130),
@@ -26,16 +26,16 @@ GAP, FPS = 4, 6
 
 
 def palette(num_colours: int) -> np.ndarray:
-    """(num_colours, 3) uint8: grey for the background (0), then distinct colours, in a circle."""
+    """Colors (num_colours, 3) uint8: gray for the background (0), then OBJECTS, cyclically."""
     colours = [BACKGROUND] + [OBJECTS[i % len(OBJECTS)] for i in range(num_colours - 1)]
     return np.array(colours[:num_colours], np.uint8).reshape(-1, 3)
 
 
 def match_colours(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Renumber predicted segments after the true ones that they fit best.
+    """Renumber predicted segments after the true segments that they match best.
 
-    One matching (Hungarian, on IoU) for the whole clip, so a slot keeps its colour through time. A
-    slot that no true segment is left for gets a number no true segment has, never the background's.
+    A single Hungarian matching on IoU covers the whole clip, so a slot keeps its color through
+    time. An unmatched slot gets a number that no true segment has, and never the background's.
 
     Args:
         predicted: (T, H, W) integers, 255 = in no segment.
@@ -48,7 +48,7 @@ def match_colours(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     scores = iou(counts)[0]
     num_predicted, num_true = scores.shape
     new = np.full(NO_SEGMENT + 1, NO_SEGMENT, np.uint8)
-    from scipy.optimize import linear_sum_assignment  # slow to import, see metrics.miou
+    from scipy.optimize import linear_sum_assignment  # slow to import; see metrics.miou
 
     rows, columns = linear_sum_assignment(scores, maximize=True)
     matched = {p: k for p, k in zip(rows, columns, strict=True) if scores[p, k] > 0}
@@ -56,7 +56,7 @@ def match_colours(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
         new[p] = k
     rest = [p for p in range(num_predicted) if p not in matched]
     free = range(max(num_true, 1), NO_SEGMENT)
-    # The largest first, so that what is seen most gets the colours that are least alike.
+    # Largest first, so that the most visible segments get the most distinct colors.
     rest.sort(key=lambda p: -counts.predicted_area[0, p])
     for p, number in zip(rest, free, strict=False):
         new[p] = number
@@ -66,16 +66,16 @@ def match_colours(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
 def overlay(
     video: np.ndarray, segments: np.ndarray, scale: int = 1, strength: float = 0.6
 ) -> np.ndarray:
-    """Segments as colours over frames, with thin borders.
+    """Draw segments as colors over frames, with thin borders.
 
-    The frame is shown in grey below, so that the colours mean segments only. Pixels in no segment
-    (255) stay as they are.
+    The frame is shown in gray, so that colors only mean segments. Pixels in no segment (255) keep
+    their colors.
 
     Args:
         video: (T, H, W, 3) uint8.
         segments: (T, H, W) integers; 0 is drawn as background.
-        scale: enlargement, each pixel becomes scale x scale; borders are one result pixel wide.
-        strength: 0 shows the frame only, 1 the colours only.
+        scale: integer enlargement factor; borders are one pixel wide in the result.
+        strength: 0 shows only the frame, 1 only the colors.
 
     Returns:
         (T, H * scale, W * scale, 3) uint8.
@@ -94,7 +94,7 @@ def overlay(
 
 
 def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
-    """(T, H, W, ...) -> (T, H * scale, W * scale, ...), nearest."""
+    """Enlarge (T, H, W, ...) to (T, H * scale, W * scale, ...), nearest."""
     return frames.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
@@ -108,19 +108,20 @@ def contact_sheet(
     tile: int = 128,
     numbers: Sequence[int] | None = None,
 ) -> None:
-    """Write a PNG with frames from left to right; rows: frames, true segments, predicted segments.
+    """Write a PNG with frames from left to right, and rows of frames, true and predicted segments.
 
     Args:
         video: (T, H, W, 3) uint8.
-        true: (T, H, W), 0 background, 255 in no segment; None: there are no labels, and no row of them.
+        true: (T, H, W), 0 background, 255 in no segment; None: no labels, and no row for them.
         predicted: (T, H, W) slot numbers, or name -> (T, H, W) for one row each.
-        path: the PNG; written whole or not at all.
-        max_frames: with more frames than that, evenly spaced ones (first and last included).
-        tile: frames smaller than this are enlarged by a whole factor, to about this width.
-        numbers: of the frames, where they are not 0, 1, ...
+        path: the PNG; written atomically.
+        max_frames: if there are more frames, this many evenly spaced ones are shown, including the
+            first and last.
+        tile: smaller frames are enlarged by an integer factor to about this width, in pixels.
+        numbers: the frames' numbers; default: 0, 1, ....
 
     Raises:
-        UserError: video and segments differ in T, H or W.
+        UserError: the video and segments differ in T, H or W.
     """
     rows = _rows(video, true, predicted)
     shown = _evenly(len(video), max_frames)
@@ -163,16 +164,18 @@ def animation(
     tile: int = 192,
     fps: float = FPS,
 ) -> None:
-    """Write a GIF that loops: frame, true segments and predicted segments side by side.
+    """Write a looping GIF: frame, true segments and predicted segments side by side.
 
     Args:
-        video, true, predicted: as for `contact_sheet`.
-        path: the GIF; written whole or not at all.
-        tile: frames smaller than this are enlarged by a whole factor, to about this width.
-        fps: frames a second (GIF counts in hundredths of a second).
+        video: as for `contact_sheet`.
+        true: as for `contact_sheet`.
+        predicted: as for `contact_sheet`.
+        path: the GIF; written atomically.
+        tile: smaller frames are enlarged by an integer factor to about this width, in pixels.
+        fps: frames per second (GIF stores hundredths of a second).
 
     Raises:
-        UserError: video and segments differ in T, H or W.
+        UserError: the video and segments differ in T, H or W.
     """
     rows = _rows(video, true, predicted)
     scale = enlarge_factor(video, tile)
@@ -192,7 +195,7 @@ def animation(
         for column, pictures in enumerate(tiles):
             frame.paste(Image.fromarray(pictures[t]), (column * (width + GAP), head))
         frames.append(frame)
-    # One palette for all frames: with one each, still regions flicker.
+    # One palette for all frames: with separate palettes, still regions flicker.
     stacked = Image.fromarray(np.concatenate([np.asarray(f) for f in frames[:: _step(frames)]]))
     colours = stacked.quantize(256, method=Image.Quantize.MEDIANCUT)
     frames = [f.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG) for f in frames]
@@ -219,7 +222,7 @@ def _rows(
                 "expected the same frames, height and width"
             )
     if true is None:
-        # Each slot has a colour of its own: none of them is known to be the background.
+        # Each slot has its own color, since none is known to be the background.
         return [("frame", None), *((name, np.asarray(p) + 1) for name, p in named.items())]
     matched = [(name, match_colours(np.asarray(p), true)) for name, p in named.items()]
     return [("frame", None), ("truth", true), *matched]

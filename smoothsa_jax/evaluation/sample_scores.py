@@ -1,4 +1,4 @@
-"""`scores.csv`: the score of every sample, beside the means of `scores.json`."""
+"""`scores.csv`: the scores of every sample, in addition to the means in `scores.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ["sample", "name", "method", "protocol", "seed"]  # and the metrics
 
 
 class Scored(NamedTuple):
-    """Scores of all samples of a split: of which method, by which protocol, with which evaluation seed."""
+    """The scores of all samples of a split, by method, protocol and evaluation seed."""
 
     method: str
     protocol: str
@@ -28,7 +28,7 @@ class Scored(NamedTuple):
 def scored_by_seeds(
     method: str, protocol: str, seeds: Sequence[int], per_sample: Mapping[str, np.ndarray]
 ) -> list[Scored]:
-    """One entry for each seed, from name -> (seeds, samples)."""
+    """Make one entry per seed from name -> (seeds, samples)."""
     return [
         Scored(method, protocol, seed, {name: x[i] for name, x in per_sample.items()})
         for i, seed in enumerate(seeds)
@@ -38,12 +38,14 @@ def scored_by_seeds(
 def write_sample_scores(
     path: str | os.PathLike, names: Sequence[str], scored: Iterable[Scored]
 ) -> None:
-    """Write one line for each sample of each entry; a score that is undefined is left empty.
+    """Write one line for each sample of each entry, atomically; undefined scores are empty.
 
-    Equal scores give equal bytes. The file appears whole or not at all.
+    Equal scores give identical bytes.
 
     Args:
-        names: of the samples, "" where there is none; their number in the split comes first in any case.
+        path: the file.
+        names: the samples' names, or "". Each line also has the sample's index in the split.
+        scored: the entries.
     """
     scored = list(scored)
     metrics = list(scored[0].per_sample)
@@ -57,10 +59,11 @@ def write_sample_scores(
 
 
 def read_sample_scores(path: str | os.PathLike) -> list[Scored]:
-    """The entries of such a file, in its order; a score that is undefined is NaN.
+    """Read the entries of such a file in order; undefined scores are NaN.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is no such file.
+        OSError: the file is unreadable.
+        ValueError: the file has another format.
     """
     with open(path, newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)

@@ -1,9 +1,10 @@
-"""The process that decodes a video: what crashes or hangs there ends that process only, see `videos.py`.
+"""The process that decodes a video, so that a crash ends only this process; see `videos.py`.
 
     python -m smoothsa_jax.inference.decoding PATH DESCRIPTOR
 
-It sends ("start", frames a second, number of frames or None), then ("frame", (H,W,3) uint8) for each, then
-("end", what could not be read); or ("error", why). One thing at a time waits in the pipe, so memory does not grow.
+It sends ("start", frames per second, number of frames or None), then ("frame", (H,W,3) uint8) for
+each frame, then ("end", a description of what could not be read or ""). On failure it sends
+("error", reason). The pipe holds one message at a time, so memory use does not grow.
 """
 
 import sys
@@ -13,12 +14,12 @@ from multiprocessing.connection import Connection
 import av
 import numpy as np
 
-MAX_PIXELS = 100_000_000  # of a frame
-DEFAULT_FPS = 25.0  # where the file does not say
+MAX_PIXELS = 100_000_000  # per frame
+DEFAULT_FPS = 25.0  # if the file does not give a rate
 
 
-class Unreadable(Exception):  # noqa: N818, told as a line
-    """Why a file cannot be used."""
+class Unreadable(Exception):  # noqa: N818, its message is part of an error line
+    """The reason why a file is unusable."""
 
 
 def main(path: str, descriptor: int) -> None:
@@ -26,11 +27,11 @@ def main(path: str, descriptor: int) -> None:
         try:
             for message in _messages(path):
                 out.send(message)
-        except BrokenPipeError:  # whoever asked has left
+        except BrokenPipeError:  # the reader has left
             pass
         except Unreadable as error:
             out.send(("error", str(error)))
-        # FFmpeg and its binding raise many kinds for damaged files, some of them of Python's own.
+        # FFmpeg and its binding raise many exceptions for damaged files, including built-in ones.
         except Exception as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             out.send(("error", " ".join(reason.split())))
@@ -63,14 +64,14 @@ def _messages(path: str) -> Iterator[tuple]:
 
 
 def _frames(container, stream, damaged: list[str]) -> Iterator[np.ndarray]:
-    """All frames that can be decoded, upright; notes why others cannot."""
+    """Yield all decodable frames upright, and note why others are not decodable."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets)
         except StopIteration:
             return
-        except av.FFmpegError as error:  # nothing behind this can be found
+        except av.FFmpegError as error:  # nothing after this can be found
             damaged.append(error.strerror)
             return
         try:
@@ -82,7 +83,7 @@ def _frames(container, stream, damaged: list[str]) -> Iterator[np.ndarray]:
             if frame.is_corrupt:
                 damaged.append("parts of frames are missing")
             pixels = frame.to_ndarray(format="rgb24")
-            # Telephones film sideways and note by how much.
+            # Phones record sideways and store the rotation.
             yield np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model found."""
+"""Draw a model's segmentations over pictures."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -19,16 +19,17 @@ def draw(
     found: Segmentation | Sequence[Segmentation],
     path: str | os.PathLike,
 ) -> None:
-    """Writes the slots as colours over the pictures they were found in.
+    """Draw the slots as colors over the pictures that were segmented.
 
     Args:
-        pictures: as they were given to `segment` or `stream`.
-        found: what that gave, or the list of what `stream` gave.
-        path: a `.png`, which shows up to eight frames side by side, or a `.gif`, which plays them; written whole or not at
-            all.
+        pictures: the pictures passed to `segment` or `stream`.
+        found: the result of `segment`, or a list of the results of `stream`.
+        path: a `.png`, which shows up to eight frames side by side, or a `.gif`, which plays them.
+            The file is written atomically.
 
     Raises:
-        UserError: another suffix, no result, or masks that do not fit the pictures.
+        UserError: the suffix is another one, there is no result, or the masks do not fit the
+            pictures.
     """
     if Path(path).suffix.lower() not in FORMATS:
         raise UserError(
@@ -38,8 +39,9 @@ def draw(
     shapes = sorted({result.masks.shape for result in results})
     if len(shapes) != 1:
         raise UserError(
-            f"what was found has masks of shapes {', '.join(map(str, shapes)) or 'none'}, expected one: draw one call of "
-            "`segment`, or the list of what `stream` gave"
+            f"the results have masks of shapes {', '.join(map(str, shapes)) or 'none'}, expected "
+            "one shape: draw the result of one call of `segment`, or the list of results of "
+            "`stream`"
         )
     masks = np.stack([result.masks for result in results])
     masks = masks.reshape(-1, *masks.shape[-2:])

@@ -1,4 +1,7 @@
-"""The boxes that a person gives for models that start from boxes: a JSON file, `{"cat.mp4": [[l, t, r, b], ...], ...}`."""
+"""Boxes given by the user, for models that start from boxes.
+
+The JSON file holds `{"cat.mp4": [[left, top, right, bottom], ...], ...}`.
+"""
 
 import json
 import math
@@ -10,14 +13,17 @@ Boxes = dict[str, list[list[float]]]
 
 
 def read_boxes(path: str | Path) -> Boxes:
-    """Name of an input -> left, top, right, bottom pixel of each object in its first frame, both ends included.
+    """Read the boxes of each input, by name.
+
+    A box is the left, top, right and bottom pixel of an object in the first frame, both ends
+    included.
 
     Raises:
-        UserError: no such file, or it holds something else.
+        UserError: the file does not exist, or holds something else.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    # Deep nesting is a RecursionError; bytes that are no text, and text that is no JSON, are ValueErrors.
+    # Deep nesting raises RecursionError; invalid text or JSON raises ValueError.
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
         raise UserError(f"--boxes={path} cannot be read as JSON: {reason}") from error
@@ -34,16 +40,16 @@ def read_boxes(path: str | Path) -> Boxes:
 
 
 def boxes_for(given: Boxes, names: list[str], path: str | Path) -> None:
-    """Sees that every input has boxes.
+    """Check that every input has boxes.
 
     Raises:
-        UserError: one has none.
+        UserError: an input has none.
     """
     for name in names:
         if name not in given:
             raise UserError(
-                f"--boxes={path} has no boxes for {name}, and the model starts its slots from boxes; add them"
-                f"{did_you_mean(name, given)}"
+                f"--boxes={path} has no boxes for {name}, and the model starts its slots from "
+                f"boxes; add them{did_you_mean(name, given)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Slots as colours over a video's frames, written as they come: MP4, or GIF where no encoder for MP4 is there."""
+"""Draw slots over a video frame by frame: as MP4, or as GIF without an MP4 encoder."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -11,28 +11,29 @@ from jaxtyping import Int, UInt8
 
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet, enlarge_factor, overlay
 
-ENCODER = "libx264"  # H.264 plays everywhere
+ENCODER = "libx264"  # H.264, supported everywhere
 OPTIONS = {"preset": "veryfast", "crf": "20"}
-TILE = 256  # pixels, the longer side of a frame in the sheet and in a GIF
+TILE = 256  # pixels of the longer side of a frame in the sheet and in a GIF
 
 
 class Overlay:
-    """`overlay.mp4` in a folder; a context manager, whole when left without an error.
+    """Writes `overlay.mp4` to a folder; a context manager, after which the file is complete.
 
     Args:
-        fps: frames a second.
+        folder: the folder of the file.
+        fps: frames per second.
     """
 
     def __init__(self, folder: Path, fps: float):
-        # Players count time in whole parts of a second; what is off is off by a thousandth.
+        # Limit the denominator, since players need a simple rate; the error is below 0.1 %.
         self._rate = Fraction(min(max(fps, 1.0), 240.0)).limit_denominator(1001)
-        options = {"movflags": "faststart"}  # plays while it is still being downloaded
+        options = {"movflags": "faststart"}  # playable during download
         self._container = av.open(str(folder / "overlay.mp4"), "w", options=options)
         self._stream = None
 
     def add(self, frame: UInt8[np.ndarray, "H W 3"], masks: Int[np.ndarray, "H W"]) -> None:
         pixels = drawn(frame, masks)
-        # Colours are stored for 2x2 pixels together; the last row and column are repeated where that does not fit.
+        # Colors are stored per 2x2 pixels; odd sizes repeat the last row or column.
         odd = [(0, side % 2) for side in pixels.shape[:2]]
         pixels = np.pad(pixels, (*odd, (0, 0)), mode="edge")
         if self._stream is None:
@@ -52,7 +53,7 @@ class Overlay:
 
 
 class Excerpt:
-    """At most twice `most` evenly spaced frames of a video of unknown length, small; and the last one."""
+    """At most 2 * `most` evenly spaced, downscaled frames of a video, and the last one."""
 
     def __init__(self, most: int = 32):
         self._most, self._step, self._count = most, 1, 0
@@ -76,7 +77,7 @@ class Excerpt:
         contact_sheet(video, None, {"slots": masks}, path, numbers=numbers)
 
     def write_gif(self, path: Path, fps: float) -> None:
-        """All frames that were kept, in the time of the whole video."""
+        """Write all kept frames, at the speed of the original video."""
         _, video, masks = self._stacked()
         animation(video, None, {"slots": masks}, path, fps=min(fps / self._step, 50.0))
 
@@ -93,7 +94,7 @@ def can_write_mp4() -> bool:
 def drawn(
     frame: UInt8[np.ndarray, "H W 3"], masks: Int[np.ndarray, "H W"]
 ) -> UInt8[np.ndarray, "sH sW 3"]:
-    """Slots over one frame, enlarged by a whole factor where it is very small."""
+    """Draw slots over one frame, enlarged by an integer factor if it is very small."""
     scale = enlarge_factor(frame[None], TILE)
-    # From 1 on: no slot is known to be the background.
+    # Numbers start at 1, because no slot is known to be the background.
     return overlay(frame[None], masks[None].astype(np.int64) + 1, scale)[0]

@@ -1,4 +1,4 @@
-"""The checkpoints that the authors have released: what they are called, where they are, and where they are looked for here."""
+"""The checkpoints released by the authors: their names, their web page, and their local paths."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from smoothsa_jax.errors import UserError
 
 PAGE = "github.com/Genera1Z/SmoothSA/releases/tag/archive-smoothsa"
-# Our recipe -> what the authors call theirs.
+# Our recipe -> the authors' name.
 NAMES = {
     "clevrtex": "smoothsa_r-clevrtex",
     "coco": "smoothsa_r-coco",
@@ -17,11 +17,11 @@ NAMES = {
     "ytvis": "smoothsav_r-ytvis",
     "ytvis_hq": "smoothsav_r-ytvis_hq",
 }
-PREFIX = "authors/"  # of the names that `load` takes
+PREFIX = "authors/"  # of the names passed to `load`
 
 
 def path_of(recipe: str) -> Path:
-    """Where a checkpoint has to lie: `SMOOTHSA_JAX_MODELS`, or a folder in the user's cache."""
+    """The path of a checkpoint, in `SMOOTHSA_JAX_MODELS` or a folder in the user's cache."""
     folder = os.environ.get("SMOOTHSA_JAX_MODELS") or Path.home() / ".cache/smoothsa_jax/models"
     return Path(folder) / f"{recipe}.pth"
 
@@ -30,12 +30,12 @@ def find(recipe: str) -> Path:
     """The file of a recipe's released checkpoint.
 
     Raises:
-        UserError: it is not there; says what to fetch and where to put it.
+        UserError: the file does not exist; the message says what to download, and to where.
     """
     path = path_of(recipe)
     if not path.is_file():
         raise UserError(
-            f"{PREFIX}{recipe} is not in {path.parent}: fetch a .pth of {NAMES[recipe]} from {PAGE} and put it there as "
-            f"{path.name} (SMOOTHSA_JAX_MODELS names another folder)"
+            f"{PREFIX}{recipe} is not in {path.parent}: download a .pth of {NAMES[recipe]} from "
+            f"{PAGE} and save it there as {path.name} (SMOOTHSA_JAX_MODELS names another folder)"
         )
     return path

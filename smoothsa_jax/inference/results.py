@@ -1,10 +1,12 @@
-"""What predicting writes for one input, frame by frame, in memory that does not grow with their number.
+"""Write the predictions for one input frame by frame, with constant memory.
 
-overlay.mp4 (or .gif; .png of a picture)   slots as colours over the frames
+overlay.mp4 (or .gif; .png of a picture)   slots as colors over the frames
 sheet.png                                  up to eight frames and their slots side by side
-labels/000000.png, ... (or labels.png)     which slot each pixel belongs to: the values, with a palette to look at them
-slots.npz                                  slots (T,N,D), slot_mask (T,N), cold (T,): see `segmentation.py`
-boxes.json                                 for each frame the box and number of pixels of each slot that has any
+labels/000000.png, ... (or labels.png)     each pixel's slot: the values, with a palette for viewing
+slots.npz                                  slots (T,N,D), slot_mask (T,N), cold (T,);
+                                           see `segmentation.py`
+boxes.json                                 for each frame and each slot with pixels, the slot's box
+                                           and number of pixels
 """
 
 import contextlib
@@ -22,14 +24,15 @@ from smoothsa_jax.evaluation.pictures import palette
 from smoothsa_jax.inference.overlays import Excerpt, Overlay, can_write_mp4, drawn
 from smoothsa_jax.inference.segmentation import Segmentation
 
-MAX_SLOTS = 254  # that a label map of 8 bit has room for
+MAX_SLOTS = 254  # the limit of an 8-bit label map
 
 
 class Results(contextlib.ExitStack):
-    """The files of one input, in an empty folder; a context manager, and they are whole when it is left without an error.
+    """The files of one input, in an empty folder; a context manager, after which they are complete.
 
     Args:
-        fps: frames a second; None: the input is one picture.
+        folder: an empty folder.
+        fps: frames per second; None: the input is one picture.
     """
 
     def __init__(self, folder: Path, fps: float | None):
@@ -53,7 +56,7 @@ class Results(contextlib.ExitStack):
         return self
 
     def add(self, frame: UInt8[np.ndarray, "H W 3"], found: Segmentation) -> None:
-        """Writes what was found in the next frame."""
+        """Write the results for the next frame."""
         number, masks = self.num_frames, found.masks
         labels = self._folder / ("labels.png" if self._fps is None else f"labels/{number:06d}.png")
         _write_labels(labels, masks)
@@ -76,7 +79,7 @@ class Results(contextlib.ExitStack):
             if kind is None:
                 self._finish()
         finally:
-            # Every file is closed, also where the disk is full.
+            # Close every file, even if the disk is full.
             leaves = super().__exit__(kind, error, trace)
         return leaves
 
@@ -91,9 +94,9 @@ class Results(contextlib.ExitStack):
 
 
 def boxes_of(masks: Int[np.ndarray, "H W"]) -> list[dict[str, Any]]:
-    """Slot, box and number of pixels of each slot that has any.
+    """The slot, box and number of pixels of each slot that has pixels.
 
-    Boxes are left, top, right, bottom pixel, both ends included: `segment` and `--boxes` take them as they are.
+    Boxes are left, top, right, bottom pixel, both ends included, as `segment` and `--boxes` expect.
     """
     found = []
     for slot in np.flatnonzero(np.bincount(masks.ravel())).tolist():
@@ -106,12 +109,12 @@ def boxes_of(masks: Int[np.ndarray, "H W"]) -> list[dict[str, Any]]:
 
 def _write_labels(path: Path, masks: Int[np.ndarray, "H W"]) -> None:
     picture = Image.fromarray(masks.astype(np.uint8), mode="L").convert("P")
-    picture.putpalette(palette(256 + 1)[1:].tobytes())  # the colours of the overlay
+    picture.putpalette(palette(256 + 1)[1:].tobytes())  # the colors of the overlay
     picture.save(path)
 
 
 class _GrowingArray:
-    """Arrays of one shape, one after another: in a file, until their number is known."""
+    """Collects arrays of one shape in a file until their number is known."""
 
     def __init__(self, path: Path):
         self._path = path

@@ -1,4 +1,4 @@
-"""What a model finds in pictures."""
+"""The result of applying a model to pictures."""
 
 import dataclasses
 
@@ -10,16 +10,19 @@ from smoothsa_jax.evaluation.upsampling import upsample
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """The objects in a picture, or in several: `*lead` is () for one, (B,), (T,) or (B, T) as they were handed in.
+    """The objects in one or more pictures.
+
+    `*lead` is () for one picture, or (B,), (T,) or (B, T), as in the input.
 
     Attributes:
-        slots: one vector for each slot.
-        masks: which slot each pixel belongs to, at the picture's own size (method section 3).
-        attention: of slot attention, which shares each token out among the slots, on the grid of the features.
-        decoder_attention: of the decoder; the masks are made of it.
-        reconstruction_error: mean square over the channels of what the decoder leaves of each token.
-        slot_mask: which slots took part.
-        cold: which frames were started from queries; the others from the slots of the frame before.
+        slots: one vector per slot.
+        masks: the slot of each pixel, at the picture's own size.
+        attention: the attention of slot attention, which distributes each token among the slots, on
+            the grid of the features.
+        decoder_attention: the attention of the decoder, from which the masks are computed.
+        reconstruction_error: the decoder's squared error for each token, averaged over channels.
+        slot_mask: the slots in use.
+        cold: the frames started from queries; other frames start from the previous frame's slots.
     """
 
     slots: Float[np.ndarray, "*lead N D"]
@@ -32,10 +35,10 @@ class Segmentation:
 
     @property
     def soft_masks(self) -> Float[np.ndarray, "*lead N H W"]:
-        """Each slot's share of each pixel: the decoder's attention at the picture's size. Made anew each time."""
+        """Each slot's share of each pixel: the decoder's attention, upsampled on every access."""
         return np.asarray(upsample(self.decoder_attention, self.masks.shape[-2:]))
 
     @property
     def state(self) -> dict[str, np.ndarray]:
-        """From which `stream` goes on with the next frame; plain arrays, for `np.savez`."""
+        """Plain arrays for `np.savez`, from which `stream` continues with the next frame."""
         return {"slots": self.slots, "slot_mask": self.slot_mask}

@@ -1,4 +1,4 @@
-"""What `--input` names: pictures, videos, and folders of numbered frames."""
+"""Find the inputs named by `--input`: pictures, videos, and folders of numbered frames."""
 
 import glob
 import os
@@ -11,7 +11,7 @@ from smoothsa_jax.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
-FOLDERS = ("auto", "video", "pictures")  # what a folder of pictures is taken for
+FOLDERS = ("auto", "video", "pictures")  # how to treat a folder of pictures
 EXPECTED = f"expected images ({', '.join(IMAGES)}), videos ({', '.join(VIDEOS)}) or folders of them"
 
 
@@ -19,9 +19,9 @@ class Source(NamedTuple):
     """One input.
 
     Attributes:
-        name: its path below what was named, with "/" between; no two inputs share one.
+        name: its path relative to `--input`, with "/" as separator; unique among inputs.
         kind: one picture, a video file, or a video as a folder of frames.
-        files: one, or the frames in order.
+        files: one file, or the frames in order.
     """
 
     name: str
@@ -30,23 +30,25 @@ class Source(NamedTuple):
 
 
 def find_sources(named: str, folders: str = "auto", without: Path | None = None) -> list[Source]:
-    """The inputs that a path, a glob or a folder names, in natural order.
+    """Find the inputs below a path, glob or folder, in natural order.
 
-    A folder is searched with all folders below it. Where its pictures are numbered evenly (`0001.jpg`, `0002.jpg`, ...;
-    `a_00.png`, `a_05.png`, ...) they are the frames of one video, and nothing below it is looked at; else each of them
-    is a picture of its own.
+    Folders are searched recursively. If a folder's pictures are numbered evenly (`0001.jpg`,
+    `0002.jpg`, ...; `a_00.png`, `a_05.png`, ...), they are the frames of one video, and its
+    subfolders are not searched. Otherwise, each picture is an input of its own.
 
     Args:
-        folders: "video" or "pictures": take the pictures of every folder so, however they are named.
-        without: a folder that is not searched, such as that of the outputs.
+        named: a path, a glob or a folder.
+        folders: "video" or "pictures" treat the pictures of every folder as such, whatever their
+            names.
+        without: a folder to skip, such as the output folder.
 
     Raises:
-        UserError: nothing of that name, or nothing that can be read in it.
+        UserError: the path does not exist, or contains no readable input.
     """
     path = Path(named)
     if path.is_file():
         if not named.lower().endswith(IMAGES + VIDEOS):
-            raise UserError(f"--input={named} is none of what can be read: {EXPECTED}")
+            raise UserError(f"--input={named} has an unknown format: {EXPECTED}")
         return [_of_file(path, path.name)]
     skipped = None if without is None else without.resolve()
     if path.is_dir():
@@ -58,12 +60,12 @@ def find_sources(named: str, folders: str = "auto", without: Path | None = None)
             f"--input={named} does not exist; {EXPECTED}, or a glob such as 'clips/*.mp4'"
         )
     if not found:
-        raise UserError(f"--input={named} has nothing that can be read; {EXPECTED}")
+        raise UserError(f"--input={named} contains no readable input; {EXPECTED}")
     return sorted(found, key=lambda source: natural(source.name))
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
-    """A key that sorts `frame_9` in front of `frame_10`."""
+    """A sort key that puts `frame_9` before `frame_10`."""
     return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
 
 
@@ -73,8 +75,8 @@ def _of_file(path: Path, name: str) -> Source:
 
 def _of_glob(pattern: str, folders: str, skipped: Path | None) -> Iterator[Source]:
     fixed = Path(*_before_the_first_wildcard(Path(pattern)))
-    searched: set[Path] = set()  # folders that were found, with all below them
-    # Folders come before what is in them.
+    searched: set[Path] = set()  # folders already searched recursively
+    # A folder sorts before its contents.
     for match in sorted(set(map(Path, glob.glob(pattern, recursive=True)))):
         place = match.resolve()
         around = {place, *place.parents}
@@ -105,8 +107,9 @@ def _of_folder(folder: Path, name: str, folders: str, skipped: Path | None) -> I
     others = [e.name for e in entries if e.is_dir() or e.name.lower().endswith(VIDEOS)]
     if folders == "auto" and as_video and others:
         raise UserError(
-            f"{folder} holds numbered pictures, which would be one video, and {min(others)}; say --folders=video for the "
-            "pictures alone, or --folders=pictures for everything, each picture by itself"
+            f"{folder} holds numbered pictures, which would be one video, and {min(others)}; use "
+            "--folders=video for the pictures alone, or --folders=pictures for everything, each "
+            "picture by itself"
         )
     if images and as_video:
         frames = tuple(folder / file for file in images)
@@ -116,14 +119,14 @@ def _of_folder(folder: Path, name: str, folders: str, skipped: Path | None) -> I
         if file.lower().endswith(IMAGES + VIDEOS):
             yield _of_file(folder / file, f"{name}/{file}".lstrip("/"))
     for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():  # a link may lead in a circle
+        if entry.is_dir() and not entry.is_symlink():  # links may form a cycle
             yield from _of_folder(
                 folder / entry.name, f"{name}/{entry.name}".lstrip("/"), folders, skipped
             )
 
 
 def _are_numbered_evenly(names: list[str]) -> bool:
-    """Whether they are a beginning that they share, then numbers with the same step between."""
+    """Whether the names are a common prefix followed by numbers with a constant step."""
     matches = [re.fullmatch(r"(.*?)(\d+)", Path(name).stem) for name in names]
     if len(names) < 2 or None in matches or len({m[1] for m in matches}) > 1:
         return False

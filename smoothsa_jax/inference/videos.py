@@ -1,4 +1,4 @@
-"""Frames of video files, read by a process of its own (`decoding.py`)."""
+"""Read the frames of video files in a separate process (`decoding.py`)."""
 
 import os
 import signal
@@ -20,39 +20,39 @@ ADVICE = "copy it again, or convert it, for example with: ffmpeg -i {name} new.m
 
 
 def read_video(path: str | os.PathLike, time_limit: float = TIME_LIMIT) -> "Video":
-    """The frames of a video or GIF, one after another: `for frame in read_video("clip.mp4"): ...`.
+    """Read the frames of a video or GIF in order: `for frame in read_video("clip.mp4"): ...`.
 
-    Another process decodes them as they are asked for, so memory does not grow with the video, and a file that makes the
-    decoder crash or hang ends in a `UserError`.
+    A separate process decodes frames on demand. Memory does not grow with the length of the video,
+    and a file that crashes or hangs the decoder raises `UserError`.
 
     Args:
-        path: of anything that FFmpeg reads; frames are turned upright, as a player shows them.
-        time_limit: seconds that opening the file, or a frame of it, may take.
+        path: a file in any format that FFmpeg reads. Frames are rotated upright, as in a player.
+        time_limit: maximum time in seconds for opening the file, and for each frame.
 
     Raises:
-        UserError: no such file, or nothing in it that can be read; while the frames are read too.
+        UserError: the file does not exist or is unreadable; also raised while reading frames.
     """
     return Video(Path(path), time_limit)
 
 
 class Video:
-    """An open video: a context manager, and an iterator that can be gone through once.
+    """An open video: a context manager, and an iterator for a single pass.
 
     Attributes:
-        fps: frames a second.
-        num_frames: as the file says, which may be wrong; None where it does not.
-        missing: after the last frame, what could not be read, or "".
+        fps: frames per second.
+        num_frames: the number stored in the file, which may be wrong; None if there is none.
+        missing: after the last frame, a description of what was unreadable, or "".
     """
 
     def __init__(self, path: Path, time_limit: float):
         self._path, self._time_limit = path, time_limit
         self.missing = ""
         if not path.exists():
-            raise UserError(f"{path} is not there; give the path of a video")
+            raise UserError(f"{path} does not exist; give the path of a video")
         if path.is_file() and not path.stat().st_size:
             raise self._error("the file is empty")
         receiver, sender = os.pipe()
-        # The package need not be installed for the child to find it.
+        # Lets the child import the package even if it is not installed.
         root = str(Path(smoothsa_jax.__file__).parent.parent)
         search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -92,16 +92,16 @@ class Video:
             self.close()
 
     def close(self) -> None:
-        """Ends the decoding."""
+        """Stop decoding."""
         self._frames.close()
         self._process.kill()
         self._process.wait()
 
     def _next(self) -> tuple:
         if self._frames.closed:
-            raise UserError(f"{self._path} was read to its end already; open it again")
+            raise UserError(f"{self._path} was already read to its end; open it again")
         if not self._frames.poll(self._time_limit):
-            raise self._error(f"the decoder gave nothing within {self._time_limit:g} seconds")
+            raise self._error(f"the decoder returned nothing within {self._time_limit:g} seconds")
         try:
             message = self._frames.recv()
         except EOFError:

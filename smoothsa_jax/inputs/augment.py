@@ -1,6 +1,6 @@
-"""Which part of a clip a model sees: a window in time, a crop, a flip (method section 6.1).
+"""Augmentation: a temporal window, a crop, a flip.
 
-Everything random is drawn from the generator that is passed, once for all frames of a clip.
+All randomness comes from the generator passed in, and is drawn once for all frames of a clip.
 """
 
 import math
@@ -13,14 +13,14 @@ from jaxtyping import Int, UInt8
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 
-AREA = (0.75, 1.0)  # of a random crop, in units of min(height, width)^2
+AREA = (0.75, 1.0)  # of a random crop, relative to min(height, width)^2
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width / height
 TRIES = 10
 FLIP_PROBABILITY = 0.5
 
 
 class View(NamedTuple):
-    """A rectangle of every frame in pixels, seen mirrored left to right or not."""
+    """A rectangle in pixels, the same in every frame, and whether it is mirrored left to right."""
 
     top: int
     left: int
@@ -33,10 +33,10 @@ class View(NamedTuple):
 
 
 def windows(length: int, num_frames: int) -> list[range]:
-    """Cuts a video of `length` frames into windows of `num_frames`, in order.
+    """Split a video of `length` frames into windows of `num_frames`, in order.
 
-    Where the length is no multiple, the last window is moved back to fit. A video no longer than a
-    window is one window, whole.
+    If the length is not a multiple, the last window is moved back to fit. A video that is no longer
+    than a window is one window.
     """
     if length <= num_frames:
         return [range(length)]
@@ -45,13 +45,13 @@ def windows(length: int, num_frames: int) -> list[range]:
 
 
 def draw_window(rng: np.random.Generator, length: int, num_frames: int) -> range:
-    """One of the `windows`, each as likely as the others."""
+    """Draw one of the `windows` uniformly."""
     choices = windows(length, num_frames)
     return choices[int(rng.integers(len(choices)))]
 
 
 def repeats(length: int, repeat_frames: int) -> int:
-    """How often a video counts in an epoch: floor(length / repeat_frames), and at least once."""
+    """How often a video counts per epoch: floor(length / repeat_frames), but at least once."""
     return max(1, length // repeat_frames)
 
 
@@ -59,12 +59,12 @@ def repeats(length: int, repeat_frames: int) -> int:
 
 
 def draw_view(rng: np.random.Generator, height: int, width: int) -> View:
-    """A random crop of frames (height, width), mirrored with probability 0.5.
+    """Draw a random crop of frames (height, width), mirrored with probability 0.5.
 
-    The area of the crop is uniform in AREA times min(height, width)^2, its aspect ratio log-uniform
-    in ASPECT, its place uniform. Sizes are drawn until one fits, TRIES times at most; then the
-    largest centred rectangle with an aspect ratio within ASPECT serves, as in torchvision's
-    RandomResizedCrop.
+    The crop's area is uniform in AREA times min(height, width)^2, its aspect ratio log-uniform in
+    ASPECT, and its position uniform. Sizes are drawn until one fits, at most TRIES times. Otherwise
+    the crop is the largest centered rectangle with an aspect ratio within ASPECT, as in
+    torchvision's RandomResizedCrop.
     """
     crop = _fallback(height, width)
     for _ in range(TRIES):
@@ -85,7 +85,7 @@ def _fallback(height: int, width: int) -> View:
 
 
 def centre_square(height: int, width: int) -> View:
-    """The largest square in the middle; half a pixel is rounded to the even one, as by torchvision."""
+    """The largest centered square; half pixels round to even, as in torchvision."""
     side = min(height, width)
     return View(round((height - side) / 2), round((width - side) / 2), side, side)
 
@@ -93,9 +93,9 @@ def centre_square(height: int, width: int) -> View:
 def view_pixels(
     frames: UInt8[np.ndarray, "T H W 3"], view: View, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T h w 3"]:
-    """What `view` shows of frames, resized to `size` (height, width): bilinear with antialias."""
+    """Crop frames to `view` and resize to `size` (height, width): bilinear with antialiasing."""
     pixels = resize_pixels(_cut(frames, view), size)
-    if view.flipped:  # all rows at once, by OpenCV: forty times as fast as a copy of [:, :, ::-1]
+    if view.flipped:  # flip all rows at once with OpenCV: 40 times as fast as copying [:, :, ::-1]
         rows = pixels.reshape(-1, *pixels.shape[2:])
         pixels = cv2.flip(rows, 1).reshape(pixels.shape)
     return pixels
@@ -104,7 +104,7 @@ def view_pixels(
 def view_labels(
     labels: UInt8[np.ndarray, "T H W"], view: View, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "T h w"]:
-    """What `view` shows of label maps, resized to `size` (height, width): nearest-exact."""
+    """Crop label maps to `view` and resize to `size` (height, width): nearest-exact."""
     seen = resize_labels(_cut(labels, view), size)
     return np.ascontiguousarray(seen[:, :, ::-1]) if view.flipped else seen
 
@@ -120,12 +120,12 @@ def _cut(pictures: np.ndarray, view: View) -> np.ndarray:
 def drop_absent(
     labels: UInt8[np.ndarray, "T H W"],
 ) -> tuple[UInt8[np.ndarray, "T H W"], Int[np.ndarray, " K"]]:
-    """Numbers the objects that some frame shows 1, 2, ... in the order of their labels.
+    """Renumber the objects visible in some frame as 1, 2, ..., in the order of their labels.
 
-    The background stays 0, NO_SEGMENT stays NO_SEGMENT.
+    The background stays 0, and NO_SEGMENT stays NO_SEGMENT.
 
     Returns:
-        the labels, and what those of the K objects that are seen were before.
+        The new labels, and the original labels of the K visible objects.
     """
     rows = labels.reshape(-1, labels.shape[-1])
     seen = cv2.calcHist([rows], [0], None, [256], [0, 256]).ravel() > 0

@@ -1,4 +1,4 @@
-"""Bounding boxes from label maps (method section 6.1)."""
+"""Bounding boxes from label maps."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from smoothsa_jax.errors import UserError
 def boxes_from_segmentation(
     segmentation: UInt8[np.ndarray, "T H W"], ids: Sequence[int] | np.ndarray
 ) -> Float[np.ndarray, "T K 4"]:
-    """Boxes of the segments `ids`: left, top, right, bottom pixel index, both ends included.
+    """Compute the boxes of the segments `ids`: left, top, right, bottom pixel index, inclusive.
 
     Left and right are divided by the width W, top and bottom by the height H. A segment that is
-    absent from a frame has box 0 there.
+    absent from a frame has an all-zero box there.
     """
     _, height, width = segmentation.shape
     columns, rows = _extent(segmentation, np.asarray(ids, dtype=np.intp))
@@ -28,8 +28,8 @@ def boxes_from_segmentation(
 def _extent(
     segmentation: UInt8[np.ndarray, "T H W"], ids: np.ndarray
 ) -> tuple[Bool[np.ndarray, "T K W"], Bool[np.ndarray, "T K H"]]:
-    """Which columns and which rows of each frame hold a pixel of each segment."""
-    # One bit a segment: eight of them need one pass over the labels, and a bitwise or finds them.
+    """Find the columns and rows of each frame that contain a pixel of each segment."""
+    # One bit per segment: a bitwise or finds eight segments in one pass over the labels.
     columns, rows = [], []
     for chunk in np.split(ids, range(8, len(ids), 8)):
         bits = (1 << np.arange(len(chunk))).astype(np.uint8)
@@ -53,10 +53,16 @@ def pad_boxes(
     *,
     whole_frame: Float[np.ndarray, " 4"] | None = None,
 ) -> Float[np.ndarray, "T N 4"]:
-    """Boxes for `num_slots` slots: the objects' boxes, then padding of -1.
+    """Pad boxes to `num_slots` slots: the objects' boxes, then -1.
 
-    `whole_frame`, if given, is the background's box and comes before the objects', in every frame.
-    `boxes` are of K objects, the background not among them. Raises UserError if they do not fit.
+    Args:
+        boxes: the boxes of K objects, without the background.
+        num_slots: the number of slots N.
+        whole_frame: the background's box, placed before the objects' in every frame; None: no
+            background box.
+
+    Raises:
+        UserError: the boxes do not fit.
     """
     num_frames, num_objects, _ = boxes.shape
     first = int(whole_frame is not None)
@@ -64,7 +70,7 @@ def pad_boxes(
         background = " and of the background" if first else ""
         raise UserError(
             f"a sample has boxes of {num_objects} objects{background}, but the model has "
-            f"{num_slots} slots; set model.slot_attention.num_slots to at least "
+            f"{num_slots} slots; set model.num_slots to at least "
             f"{num_objects + first}"
         )
     padded = np.full((num_frames, num_slots, 4), -1.0, dtype=np.float32)

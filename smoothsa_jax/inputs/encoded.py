@@ -1,4 +1,4 @@
-"""Clips as they lie in a record: encoded frames and label maps, decoded one by one when they are used."""
+"""Clips as stored in a record: encoded frames and label maps, decoded individually on use."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ from smoothsa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EncodedClip:
-    """A clip of T frames, none decoded; a still has T = 1.
+    """An encoded clip of T frames; a still has T = 1.
 
     Attributes:
-        name: which sample it is, for messages.
+        name: identifies the sample in error messages.
         frames: T encoded pictures, PNG or JPEG.
-        labels: T encoded label maps, PNG; None: the sample has none.
-        stored_name: what the data set calls the sample; "" if it has no names.
-        categories: of the objects with the labels 1, 2, ...: places among the names that the folder's
-            description lists; None: the data set has none.
+        labels: T encoded label maps, PNG; None: the sample has no labels.
+        stored_name: the data set's name for the sample; "" if the data set has no names.
+        categories: for the objects with labels 1, 2, ..., indices into the category names in the
+            folder's description; None: the data set has no categories.
     """
 
     name: str
@@ -36,19 +36,21 @@ class EncodedClip:
 
 
 def parse_clip(record: bytes, name: str) -> EncodedClip:
-    """The clip in a record, which is a serialised `tf.train.Example`.
+    """Parse a clip from a record, which is a serialized `tf.train.Example`.
 
-    Frames are its feature `video` (clips) or `image` (stills), labels `segmentations` or
-    `segmentation`, categories `categories`. The sample is named by `metadata/name`, else by `name`.
+    Frames are the feature `video` (clips) or `image` (stills), labels `segmentations` or
+    `segmentation`, categories `categories`. The sample's name is `metadata/name` if present, else
+    `name`.
 
     Raises:
-        UserError: not such a record, no frame, or not one label map for each frame.
+        UserError: the record is not such an example, has no frames, or does not have one label map
+            per frame.
     """
     try:
         features = tf_example_pb2.Example.FromString(record).features.feature
-    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+    except Exception as error:  # protobuf's DecodeError, whose module depends on the version
         raise UserError(
-            f"{name} is no tf.train.Example ({error}); prepare the folder again"
+            f"{name} is not a tf.train.Example ({error}); prepare the folder again"
         ) from error
     stored_name = b"".join(_values(features, "metadata/name")[:1]).decode(errors="replace")
     if stored_name:
@@ -74,12 +76,12 @@ def _values(features: Any, key: str) -> Sequence[bytes]:
 
 
 def decode_frames(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, "T H W 3"]:
-    """Frames `which` in RGB; no other frame is decoded.
+    """Decode the frames `which` to RGB, and no others.
 
     Raises:
-        UserError: a frame that cannot be decoded, or frames of different sizes.
+        UserError: a frame is not decodable, or the frames differ in size.
     """
-    # The stored orientation counts, as for labels, which carry no EXIF.
+    # Use the stored orientation for frames, because label maps carry no EXIF.
     mode = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     frames = []
     for t in which:
@@ -89,10 +91,10 @@ def decode_frames(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, 
 
 
 def decode_labels(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, "T H W"]:
-    """Label maps of frames `which`; no other one is decoded.
+    """Decode the label maps of the frames `which`, and no others.
 
     Raises:
-        UserError: a label map that cannot be decoded or is not of 8 bits and one channel.
+        UserError: a label map is not decodable, or does not have one channel of 8 bits.
     """
     labels = []
     for t in which:
@@ -108,7 +110,7 @@ def decode_labels(clip: EncodedClip, which: Iterable[int]) -> UInt8[np.ndarray, 
 
 
 def _decode(encoded: bytes, mode: int, what: str) -> np.ndarray:
-    # OpenCV raises on an empty buffer and gives None for what it cannot read.
+    # OpenCV raises on an empty buffer and returns None for data that it cannot decode.
     data = np.frombuffer(encoded, np.uint8)
     picture = cv2.imdecode(data, mode) if data.size else None
     if picture is None:

@@ -1,6 +1,6 @@
-"""Features that were stored once, in place of pixels: what `python -m data.cache_features` writes.
+"""Cached features in place of pixels, as written by `python -m data.store`.
 
-A record is one frame, so that a window of a clip reads its own frames and no others.
+A record holds one frame, so that a window of a clip reads only its own frames.
 """
 
 import json
@@ -17,33 +17,34 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
 
-STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not every program knows
+STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
 
 
 class FixedViewSource(Protocol):
-    """A source that can give a training sample without its pixels, as a fixed view of every frame shows it."""
+    """A source that can give a training sample without pixels, for a fixed view of every frame."""
 
     def __len__(self) -> int: ...
 
     def without_pixels(
         self, index: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], range]:
-        """The sample less "video", and which frames of the clip it holds."""
+        """The sample without "video", and the frames of the clip that it holds."""
         ...
 
 
 class CachedFeatures:
     """A source of training samples with "features" (T, M, C) bfloat16 in place of "video".
 
-    Windows of frames are drawn as without the cache; every frame is seen by the fixed view that was stored.
+    Windows of frames are drawn as without the cache. Every frame is seen in the fixed view that was
+    stored.
 
     Args:
-      source: of the same clips.
-      folder: what `python -m data.cache_features` wrote.
-      split: of both.
+        source: a source of the same clips.
+        folder: a folder written by `python -m data.store`.
+        split: the split of both.
 
     Raises:
-      UserError: the folder cannot be read, or has fewer clips.
+        UserError: the folder is unreadable, or has fewer clips than the source.
     """
 
     def __init__(self, source: FixedViewSource, folder: str | Path, split: str):
@@ -51,18 +52,20 @@ class CachedFeatures:
         folder = Path(folder).expanduser()
         if not (folder / MANIFEST).is_file():
             raise UserError(
-                f"data.features {folder} has no {MANIFEST}, expected a finished folder of features; make it with "
-                "python -m data.cache_features CONFIG, or leave data.features empty"
+                f"data.features {folder} has no {MANIFEST}, expected a finished folder of "
+                "features; make it with python -m data.store CONFIG, or leave "
+                "data.features empty"
             )
-        self._ends = np.cumsum(frame_counts(folder, split))  # refuses a damaged manifest
+        self._ends = np.cumsum(frame_counts(folder, split))  # raises on a damaged manifest
         self.made_of: dict[str, Any] = json.loads((folder / MANIFEST).read_text()).get(
             "made_of", {}
         )
         self._records = Records(folder, split)
         if len(self._ends) < len(source):
             raise UserError(
-                f"data.features {folder} holds {len(self._ends)} clips, training has {len(source)}: set "
-                f"data.num_samples={len(self._ends)}, or store the features of all with python -m data.cache_features"
+                f"data.features {folder} holds {len(self._ends)} clips, training has "
+                f"{len(source)}: set data.num_samples={len(self._ends)}, or store the features of "
+                "all with python -m data.store"
             )
 
     def __len__(self) -> int:
@@ -72,15 +75,15 @@ class CachedFeatures:
         return self.draw(index, np.random.default_rng(index))
 
     def epoch(self) -> Sequence[int]:
-        """As of the source."""
+        """The indices of one training epoch, as given by the source."""
         own = getattr(self._source, "epoch", None)
         return own() if own else np.arange(len(self))
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Sample `index`, its window of frames drawn from `rng`.
+        """Sample `index`, with a window of frames drawn from `rng`.
 
         Raises:
-          UserError: a record cannot be read.
+            UserError: a record is unreadable.
         """
         sample, which = self._source.without_pixels(index, rng)
         begin = self._ends[index - 1] if index else 0
@@ -92,7 +95,7 @@ class CachedFeatures:
         return self._records.folder
 
     def fingerprint(self) -> str | None:
-        """Tells apart the stored features, which follow from the clips."""
+        """A hash of the stored features; None: unknown."""
         return fingerprint(self._records.folder, self._split)
 
     def _frame(self, number: int) -> Shaped[np.ndarray, "M C"]:

@@ -1,6 +1,6 @@
-"""From a random-access source of samples to batches, with Grain's threads ahead of the device.
+"""Make batches from a random-access source of samples, prefetched by Grain's threads.
 
-Batches are dicts of NumPy arrays; placing them on devices happens elsewhere.
+Batches are dicts of NumPy arrays; other modules place them on devices.
 """
 
 import atexit
@@ -17,7 +17,7 @@ from smoothsa_jax.inputs import NO_SEGMENT
 
 
 class Source(Protocol):
-    """Anything with a length and samples by index, see smoothsa_jax.inputs."""
+    """Anything with a length and samples by index; see smoothsa_jax.inputs."""
 
     def __len__(self) -> int: ...
 
@@ -26,23 +26,23 @@ class Source(Protocol):
 
 @runtime_checkable
 class RandomSource(Source, Protocol):
-    """A source whose samples differ each time that training sees them: crops, windows, flips."""
+    """A source whose samples vary between epochs through random crops, windows and flips."""
 
     def epoch(self) -> Sequence[int]:
-        """The indices that one epoch of training goes through; an index may repeat, or be left out."""
+        """The indices of one training epoch; indices may repeat or be left out."""
         ...
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Sample `index`, all that is random of it drawn from `rng`."""
+        """Sample `index`, with all randomness drawn from `rng`."""
         ...
 
     def fingerprint(self) -> str | None:
-        """Differs where the samples do; None: not known."""
+        """A hash that differs if the samples differ; None: unknown."""
         ...
 
 
 class Batches(Protocol):
-    """Endless batches whose position can be saved, as JSON, and restored."""
+    """Endless batches whose position can be saved as JSON and restored."""
 
     def __iter__(self) -> "Batches": ...
 
@@ -56,7 +56,7 @@ class Batches(Protocol):
 
 
 class _WithValid:
-    """A source filled up to whole batches: the last sample again, marked as not valid."""
+    """Pads a source to whole batches by repeating the last sample, marked as not valid."""
 
     def __init__(self, source: Source, batch_size: int):
         self._source = source
@@ -72,7 +72,7 @@ class _WithValid:
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise UserError(f"a batch of {batch_size} samples was asked for; it needs at least 1")
+        raise UserError(f"the batch size is {batch_size}; it needs at least 1 sample")
 
 
 def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -81,15 +81,16 @@ def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     if len(lengths) > 1:
         raise UserError(
             f"a batch has clips of {', '.join(map(str, lengths))} frames, expected one length; set "
-            "data.num_frames (or eval.num_frames) to a length that all have; eval.num_frames=-1 scores whole clips"
+            "data.num_frames (or eval.num_frames) to a length that all have; eval.num_frames=-1 "
+            "scores whole clips"
         )
     return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def filled_length(num_frames: int) -> int:
-    """The number of frames that a clip is filled up to: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, ...
+    """The number of frames to which a clip is padded: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, ....
 
-    So clips of all lengths need few compiled programs, and none grows by more than half.
+    With few distinct lengths, few programs are compiled; no clip grows by more than half.
     """
     power = 1 << (num_frames - 1).bit_length()
     return power * 3 // 4 if power > 2 and num_frames <= power * 3 // 4 else power
@@ -99,7 +100,10 @@ PER_FRAME = ("video", "segmentations", "boxes")
 
 
 def _fill(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """A batch of clips of any lengths, with `num_frames` (B,) of each: later frames repeat its last one, in no segment."""
+    """Batch clips of any lengths by repeating last frames, labeled as in no segment.
+
+    `num_frames` (B,) holds the original lengths.
+    """
     lengths = [len(sample["video"]) for sample in samples]
     target = filled_length(max(lengths))
 
@@ -125,40 +129,44 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Endless batches in an order that depends on `seed` only, newly shuffled every epoch.
+    """Make endless batches, reshuffled every epoch, in an order that depends only on `seed`.
 
-    `iterator.get_state()` and `set_state()` save and restore the position: a restored iterator goes
-    on with the identical next batch, whatever the numbers of threads and workers. Epochs are
-    joined: a batch may hold the end of one and the start of the next, so a source may be smaller
-    than a batch.
+    `get_state()` and `set_state()` of the iterator save and restore its position. A restored
+    iterator continues with the identical next batch, whatever the numbers of threads and workers.
+    Epochs are joined: a batch may hold the end of one and the start of the next, so a source may be
+    smaller than a batch.
 
     Args:
-      source: its samples are shuffled; of a `RandomSource`, each is drawn anew every time, with a
-        generator that depends on `seed` and the place in the order only.
-      batch_size: samples of a batch of this process.
-      num_threads: threads that make batches ahead, in each worker if there are any.
-      prefetch: batches made ahead by them.
-      num_workers: worker processes that make the batches; 0: this process does. The source has to
-        be picklable, and the program's main file importable.
-      process_index, process_count: of this host among those that train together with the same
-        seed. Hosts share the samples out: the batches number i of all hosts, one after the other,
-        are what one host's batch number i of `process_count * batch_size` would be.
+        source: its samples are shuffled. A `RandomSource` draws each sample anew every time, with a
+            generator that depends only on `seed` and the position in the order.
+        batch_size: samples per batch of this process.
+        seed: of the order, and of a `RandomSource`'s draws.
+        num_threads: threads that prefetch batches, per worker if there are workers.
+        prefetch: number of batches to prefetch.
+        num_workers: worker processes that make the batches; 0: this process makes them. With
+            workers, the source must be picklable, and the program's main file importable.
+        process_index: index of this host among those that train together with the same seed.
+        process_count: number of hosts. They share the samples: concatenated, the hosts' batches
+            number i are batch number i of a single host with batch size `process_count *
+            batch_size`.
 
     Raises:
-      UserError: an empty source or batch, or a process that is not one of `process_count`.
+        UserError: the source or batch is empty, or `process_index` is out of range.
     """
     _check_batch_size(batch_size)
     if not 0 <= process_index < process_count:
         raise UserError(
-            f"process {process_index} of {process_count} was asked for; expected 0 to {process_count - 1}"
+            f"process {process_index} of {process_count} was requested; expected 0 to "
+            f"{process_count - 1}"
         )
     if len(source) < 1:
         raise UserError("the training split holds no sample; check the data folder and the split")
     dataset = _shuffled(source, seed)
-    # Nothing remains of what has no end; the length of batches of one sample would not fit an integer.
+    # drop_remainder affects nothing in an endless dataset; without it, the length of batches of one
+    # sample overflows.
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=_stack)
     options = _read_options(num_threads, prefetch)
-    # Shared out after shuffling and drawing: what is drawn does not depend on the number of hosts.
+    # Shard after shuffling and drawing, so that samples do not depend on the number of hosts.
     if process_count > 1:
         dataset = dataset[process_index::process_count]
     if num_workers > 0:
@@ -167,7 +175,7 @@ def training_batches(
 
 
 def _shuffled(source: Source, seed: int) -> grain.MapDataset:
-    """Samples without end, in random order, each of an epoch's once an epoch."""
+    """Shuffle a source endlessly; each index of an epoch comes once per epoch."""
     if isinstance(source, RandomSource):
         dataset = grain.MapDataset.source(source.epoch()).seed(seed).shuffle().repeat()
         return dataset.random_map(source.draw)
@@ -175,16 +183,16 @@ def _shuffled(source: Source, seed: int) -> grain.MapDataset:
 
 
 def _ignore_interrupts(index: int, count: int) -> None:
-    # Ctrl-C reaches the workers too; when to leave is for the run to decide, which ends them.
+    # Ctrl-C also reaches the workers; the run decides when to stop, and ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _WorkerBatches:
     """Batches made by worker processes, in the order of `dataset`.
 
-    The position is the number of batches given out, in the form of Grain's iterator without
-    workers: a run may be resumed with another number of them. (Grain's own state with workers holds
-    a part for each, and is only good for as many.)
+    The position is the number of batches returned, in the same form as that of Grain's iterator
+    without workers. A run can therefore resume with another number of workers; Grain's own state
+    has a part for each worker and only suits the same number.
     """
 
     def __init__(self, dataset: grain.MapDataset, options: grain.ReadOptions, num_workers: int):
@@ -203,12 +211,12 @@ class _WorkerBatches:
         return batch
 
     def _start(self) -> grain.DatasetIterator:
-        # Grain reads absl's flags to start workers; outside of absl's app.run nobody parsed them.
+        # Grain reads absl's flags to start workers; without absl's app.run they are not parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         batches = self._dataset[self._given :].to_iter_dataset(self._options)
         workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
-        # Left to the interpreter's end, they would complain of modules that are gone already.
+        # Closed only at interpreter exit, workers would report errors about unloaded modules.
         atexit.register(self.close)
         return iter(batches.mp_prefetch(workers, worker_init_fn=_ignore_interrupts))
 
@@ -220,7 +228,7 @@ class _WorkerBatches:
         self._given = state["next_index"]
 
     def close(self) -> None:
-        """Ends the workers; the next batch starts new ones."""
+        """Stop the workers; the next batch starts new ones."""
         if self._iterator is not None:
             atexit.unregister(self.close)
             self._iterator.close()
@@ -237,20 +245,25 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every sample once, in order. All batches have the size `batch_size`.
+    """Yield every sample once, in order, in batches of size `batch_size`.
 
-    Each carries `valid` (B,) bool; the last one is filled up with copies that have `valid` false, and
-    `batch_number`, its place in the split.
+    Each batch has `batch_number`, its position in the split, and `valid` (B,) bool. The last batch
+    is padded with copies for which `valid` is false.
 
     Args:
-      fill_lengths: clips may differ in length: those of a batch are filled up to one `filled_length`, and
-        `num_frames` (B,) says how many frames of each count. As no frame influences an earlier one, what a model
-        says of those does not change.
-      process_index, process_count: of this host among those that share a split out: it gets every `process_count`-th
-        batch. One for which there is none gets the last.
+        source: the samples.
+        batch_size: samples per batch.
+        fill_lengths: whether clips may differ in length. If so, the clips of a batch are padded to
+            one `filled_length`, and `num_frames` (B,) holds their lengths. No frame influences an
+            earlier one, so padding does not change the predictions of real frames.
+        num_threads: threads that prefetch batches.
+        prefetch: number of batches to prefetch.
+        process_index: index of this host among those that share the split.
+        process_count: number of hosts. Each gets every `process_count`-th batch; a host with no
+            batch left gets the last one.
 
     Raises:
-      UserError: clips of a batch that differ in length, unless `fill_lengths`.
+        UserError: the clips of a batch differ in length, unless `fill_lengths` is set.
     """
     _check_batch_size(batch_size)
     dataset = grain.MapDataset.source(_WithValid(source, batch_size))
@@ -264,5 +277,5 @@ def evaluation_batches(
 def _read_options(num_threads: int, prefetch: int) -> Any:
     return grain.ReadOptions(
         num_threads=num_threads,
-        prefetch_buffer_size=max(prefetch, num_threads),  # more threads than that would not run
+        prefetch_buffer_size=max(prefetch, num_threads),  # more threads would stay idle
     )

@@ -1,4 +1,4 @@
-"""What a prepared folder's MANIFEST.json says of a split, without reading a record."""
+"""Facts about a split from a prepared folder's MANIFEST.json, without reading records."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ MANIFEST = "MANIFEST.json"
 
 
 def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
-    """How many frames each sample has; a still has one.
+    """The number of frames of each sample; a still has one.
 
     Raises:
-        UserError: there is no manifest, or it does not say so.
+        UserError: there is no manifest, or it lacks the numbers of frames.
     """
     path = folder / MANIFEST
     try:
@@ -28,13 +28,13 @@ def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
         return np.array([count for shard in shards for count in shard["frames"]], np.int64)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} does not say how many frames the samples of split {split!r} have ({_reason(error)}); prepare the "
-            "folder again"
+            f"{path} does not say how many frames the samples of split {split!r} have "
+            f"({_reason(error)}); prepare the folder again"
         ) from error
 
 
 def fingerprint(folder: Path, split: str) -> str | None:
-    """Tells apart the bytes of splits, wherever the folder lies; None where no manifest lists their checksums."""
+    """A hash of a split's bytes, independent of the folder's path; None: no checksums."""
     try:
         shards = json.loads((folder / MANIFEST).read_text())["splits"][split]["shards"]
         return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Samples from a prepared folder: what `python -m data.prepare` writes."""
+"""Samples from a prepared folder, as written by `python -m data.prepare`."""
 
 from pathlib import Path
 
@@ -26,33 +26,33 @@ from smoothsa_jax.inputs.records import Records
 class PreparedFolder:
     """A random-access source of the clips of a prepared folder; a still is a clip of one frame.
 
-    Two ways to see a clip (method section 6.1). `source[index]` is the evaluation's: the largest
-    centre square, the whole video (or its first `num_frames` frames). `source.draw(index, rng)` is
-    the training's: a random window of `num_frames` frames, a random crop, a flip. Only frames that
-    are used are decoded. Objects that no frame of the result shows are dropped; boxes are computed
-    from the final labels.
+    A clip can be seen in two ways. `source[index]` is for evaluation: the largest centered square
+    of the whole video or of its first `num_frames` frames. `source.draw(index, rng)` is for
+    training: a random window of `num_frames` frames, a random crop, a flip. Only the frames used
+    are decoded. Objects not visible in any frame of the result are dropped; boxes are computed from
+    the final labels.
 
     Args:
-      folder: a prepared folder.
-      split: "train", "validation", "test" or another one that the folder has.
-      image_size: height and width of the result in pixels, one number or a pair.
-      num_frames: frames of a clip; None: the whole video, also in training. A shorter video is left
-        out of an epoch of training, where a batch needs clips of one length; else it is used whole.
-      max_objects: with `boxes` or `categories`, no clip may show more objects; default: as many as
-        slots are left.
-      num_slots: slots N that boxes are given for; default: enough for `max_objects`.
-      boxes: slots start from boxes, and those without one are masked; in a clip without an object one
-        slot starts from the whole frame. False for models that start from Gaussian queries: then every slot is
-        valid, and there may be more objects than slots.
-      categories: whether samples tell the categories of `max_objects` objects: places among the
-        names that the folder's description lists.
-      background_box: slot 0 starts from the whole frame, which stands for the background.
-      num_samples: use the first ones only; default: all of the split.
-      repeat_frames: in training a video of t frames counts floor(t / repeat_frames) times an epoch,
-        at least once (YouTube-VIS: 30). None: all count once.
+        folder: a prepared folder.
+        split: "train", "validation", "test" or another split of the folder.
+        image_size: height and width of the result in pixels, one number or a pair.
+        num_frames: frames per clip; None: the whole video, also in training. Training skips shorter
+            videos, because the clips of a batch need one length; evaluation uses them whole.
+        max_objects: with `boxes` or `categories`, the maximum number of visible objects per clip;
+            default: as many as there are slots for.
+        num_slots: number of slots N that boxes are given for; default: enough for `max_objects`.
+        boxes: whether slots start from boxes. Slots without a box are masked; in a clip without
+            objects, one slot starts from the whole frame. False for models that start from Gaussian
+            queries: then every slot is valid, and there may be more objects than slots.
+        background_box: whether slot 0 starts from the whole frame, to represent the background.
+        categories: whether samples have the categories of `max_objects` objects, as indices into
+            the category names in the folder's description.
+        num_samples: use only the first samples; default: the whole split.
+        repeat_frames: in training, a video of t frames counts floor(t / repeat_frames) times per
+            epoch, but at least once (YouTube-VIS: 30). None: every video counts once.
 
     Raises:
-      UserError: an option outside its range, or a folder that cannot be read.
+        UserError: an option is out of range, or the folder is unreadable.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class PreparedFolder:
         checks = [
             (
                 len(size) == 2 and min(size) >= 1,
-                f"data.image_size is {image_size}; expected a height and a width of at least 1 pixel",
+                f"data.image_size is {image_size}; expected a height and a width of at least 1 "
+                "pixel",
             ),
             (
                 num_slots is not None,
@@ -103,8 +104,8 @@ class PreparedFolder:
         if boxes and not 0 <= max_objects <= num_slots - first:
             raise UserError(
                 f"data.max_objects is {max_objects}, but {num_slots - first} of the model's "
-                f"{num_slots} slots can stand for objects; set model.slot_attention.num_slots to at "
-                f"least {max_objects + first}"
+                f"{num_slots} slots can represent objects; set model.num_slots to "
+                f"at least {max_objects + first}"
             )
         self.records = Records(folder, split)
         self._split = split
@@ -120,10 +121,11 @@ class PreparedFolder:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index` as the evaluation sees it, see smoothsa_jax.inputs for keys and shapes.
+        """Sample `index` for evaluation; see smoothsa_jax.inputs for keys and shapes.
 
         Raises:
-          UserError: a record or a frame cannot be read, or too many objects; names the sample.
+            UserError: a record or frame is unreadable, or there are too many objects. The message
+                names the sample.
         """
         clip = self._clip(index)
         which = range(len(clip) if self._num_frames is None else min(len(clip), self._num_frames))
@@ -134,10 +136,10 @@ class PreparedFolder:
         return {"video": pixels, **sample, "name": np.array(clip.stored_name)}
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Sample `index` as the training sees it; all that is random comes from `rng`.
+        """Sample `index` for training, with all randomness drawn from `rng`.
 
         Raises:
-          UserError: as for the evaluation.
+            UserError: as for evaluation.
         """
         clip = self._clip(index)
         which = self._window(clip, rng)
@@ -149,12 +151,12 @@ class PreparedFolder:
     def without_pixels(
         self, index: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], range]:
-        """Sample `index` less "video", as the largest centre square shows it, and which frames it holds: a window from `rng`.
+        """Sample `index` without "video", for the largest centered square, and its frames.
 
-        No frame is decoded.
+        The window of frames is drawn from `rng`. No frame is decoded.
 
         Raises:
-          UserError: as for the evaluation.
+            UserError: as for evaluation.
         """
         clip = self._clip(index)
         which = self._window(clip, rng)
@@ -167,12 +169,12 @@ class PreparedFolder:
         return draw_window(rng, len(clip), self._num_frames)
 
     def epoch(self) -> Int[np.ndarray, " E"]:
-        """The indices that an epoch of training goes through, in order; some repeat.
+        """The indices of one training epoch, in order; some repeat.
 
-        Videos shorter than `num_frames` are left out, as by the authors' reader of YouTube-VIS.
+        Videos shorter than `num_frames` are left out, as in the authors' YouTube-VIS reader.
 
         Raises:
-          UserError: all are shorter, or the manifest does not say how long they are.
+            UserError: all videos are shorter, or the manifest lacks their lengths.
         """
         indices = np.arange(len(self))
         num_frames = self._num_frames or 1
@@ -181,21 +183,22 @@ class PreparedFolder:
         lengths = frame_counts(self.records.folder, self._split)
         if len(lengths) != len(self.records):
             raise UserError(
-                f"{self.records.folder} has {len(self.records)} samples of split {self._split!r}, its manifest tells the "
-                f"length of {len(lengths)}; prepare the folder again"
+                f"{self.records.folder} has {len(self.records)} samples of split {self._split!r}, "
+                f"its manifest gives the length of {len(lengths)}; prepare the folder again"
             )
         lengths = lengths[: len(self)]
         counts = np.array([repeats(length, self._repeat_frames or length) for length in lengths])
         counts[lengths < num_frames] = 0
         if not counts.any():
             raise UserError(
-                f"no sample of split {self._split!r} in {self.records.folder} has the {num_frames} frames that were asked "
-                f"for, the longest has {lengths.max()}; lower data.num_frames"
+                f"no sample of split {self._split!r} in {self.records.folder} has the {num_frames} "
+                f"frames requested, the longest has {lengths.max()}; lower "
+                "data.num_frames"
             )
         return np.repeat(indices, counts)
 
     def fingerprint(self) -> str | None:
-        """Tells apart the bytes of splits, wherever the folder lies; None: not known."""
+        """A hash of the split's bytes, independent of the folder's path; None: unknown."""
         return fingerprint(self.records.folder, self._split)
 
     def _clip(self, index: int) -> EncodedClip:
@@ -207,14 +210,14 @@ class PreparedFolder:
     def _sample(
         self, clip: EncodedClip, which: range, labels: UInt8[np.ndarray, "T H W"], view: View
     ) -> dict[str, np.ndarray]:
-        """What a sample has beside its pixels."""
+        """Everything in a sample except its pixels."""
         labels, kept = drop_absent(view_labels(labels, view, self._size))
         num_objects = len(kept)
         if (self._boxes or self._categories) and num_objects > self._max_objects:
-            more = ", and model.slot_attention.num_slots with it" if self._boxes else ""
+            more = ", and model.num_slots with it" if self._boxes else ""
             raise UserError(
-                f"{clip.name} shows {num_objects} objects, data.max_objects is {self._max_objects}; "
-                f"raise it{more}"
+                f"{clip.name} shows {num_objects} objects, data.max_objects is "
+                f"{self._max_objects}; raise it{more}"
             )
         room = self._num_slots - int(self._whole_frame is not None)
         ids = np.arange(1, min(num_objects, room) + 1)
@@ -225,7 +228,7 @@ class PreparedFolder:
         if self._boxes:
             slot_mask = boxes[0, :, 0] >= 0
             if not slot_mask.any():
-                # No object in sight: a model needs a slot, so one starts from the whole frame.
+                # No visible object: a model needs a slot, so one starts from the whole frame.
                 boxes[:, 0], slot_mask[0] = whole_frame_box(*self._size), True
         sample = {
             "segmentations": labels,
@@ -239,7 +242,7 @@ class PreparedFolder:
     def _categories_of(
         self, clip: EncodedClip, kept: Int[np.ndarray, " k"]
     ) -> Int32[np.ndarray, " K"]:
-        """The categories of the objects that had the labels `kept`, then -1."""
+        """The categories of the objects with the original labels `kept`, padded with -1."""
         if clip.categories is None:
             raise UserError(
                 f"{clip.name} has no categories, and data.categories needs them; take a data set "
@@ -257,12 +260,12 @@ class PreparedFolder:
     def _labels(
         self, clip: EncodedClip, which: range, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "T H W"]:
-        """Label maps of the size of the frames, `size`; None: not known."""
+        """Label maps, which must have the frames' `size`; None: unknown size."""
         if clip.labels is None:
             if self._boxes:
                 raise UserError(
-                    f"{clip.name} has no labels, and data.boxes needs them; set data.boxes=False and "
-                    "an initializer that starts without boxes"
+                    f"{clip.name} has no labels, and data.boxes needs them; set data.boxes=False "
+                    "and an initializer that starts without boxes"
                 )
             return np.full((len(which), *(size or self._size)), NO_SEGMENT, dtype=np.uint8)
         labels = decode_labels(clip, which)

@@ -12,22 +12,22 @@ from array_record.python.array_record_module import ArrayRecordReader
 from smoothsa_jax.errors import UserError
 
 PREPARE = "python -m data.prepare NAME --source PATH --out"
-# Without it every single read would fetch the megabytes behind it as well.
+# Without this option, every read would also fetch the megabytes that follow.
 READER_OPTIONS = "readahead_buffer_size:0"
 
 
 class Records:
-    """The records of a split, by index over all of its shards, as bytes.
+    """The records of a split as bytes, by index over all of its shards.
 
-    Shards are opened when they are first read, once in each process: an instance may travel to
-    worker processes, which open their own. Reading from several threads is safe.
+    Each process opens a shard when it first reads it, so an instance can be sent to worker
+    processes, which open their own. Reading from several threads is safe.
 
     Args:
-        folder: a prepared folder, with dataset_info.json.
+        folder: a prepared folder with dataset_info.json.
         split: one of the splits listed there.
 
     Raises:
-        UserError: no such folder, no description in it, no such split, or a shard is missing.
+        UserError: the folder, its description, the split or a shard is missing.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -59,7 +59,7 @@ class Records:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files and locks belong to one process.
+        # Open files and locks cannot move between processes.
         return {key: self.__dict__[key] for key in ("folder", "_files", "_ends")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,8 +73,9 @@ class Records:
         """Record `index`.
 
         Raises:
-            IndexError: not in 0..len - 1.
-            UserError: the shard is shorter than described, or the record is damaged; names the file.
+            IndexError: the index is not in 0..len - 1.
+            UserError: the shard is shorter than described, or the record is damaged. The message
+                names the file.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
@@ -107,23 +108,24 @@ class Records:
                 f"{file} cannot be opened: {_one_line(error)}; prepare it again: "
                 f"{PREPARE} {self.folder}"
             ) from error
-        # A file that was cut off opens as one without records.
+        # A truncated file opens as one without records.
         if found != expected:
             raise UserError(
                 f"{file} holds {found} whole records, dataset_info.json says {expected}: it is "
-                f"truncated or of another preparation; delete it and prepare again: {PREPARE} {self.folder}"
+                f"truncated or from another preparation; delete it and prepare again: {PREPARE} "
+                f"{self.folder}"
             )
         return reader
 
 
 def _described(folder: Path) -> tuple[str, dict[str, list[int]]]:
-    """The data set's name, and for each split the number of records of every shard."""
+    """The data set's name, and for each split the number of records in every shard."""
     file = folder / "dataset_info.json"
     if not file.is_file():
-        what = "has no dataset_info.json" if folder.is_dir() else "is no folder"
+        what = "has no dataset_info.json" if folder.is_dir() else "is not a folder"
         raise UserError(
-            f"data.folder {folder} {what}; expected a prepared folder: make it with "
-            f"{PREPARE} {folder}, or mend data.folder"
+            f"data.folder {folder} {what}; expected a prepared folder: make it with {PREPARE} "
+            f"{folder}, or correct data.folder"
         )
     try:
         info = json.loads(file.read_text())

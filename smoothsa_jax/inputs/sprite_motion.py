@@ -1,7 +1,7 @@
-"""Paths of the sprites: where the centre is, how far it has turned and how large it is.
+"""Paths of the sprites: their centers, rotation angles and radii.
 
-Everything is a closed form of the frame number, so the first frames of a clip do not depend on its
-length.
+All are closed-form functions of the frame number, so the first frames of a clip do not depend on
+its length.
 """
 
 import math
@@ -11,13 +11,13 @@ import numpy as np
 
 
 class Motion(NamedTuple):
-    """Motion of `n` sprites; lengths in pixels, time in frames, angles in radians."""
+    """Motion of n sprites; lengths in pixels, times in frames, angles in radians."""
 
-    start: np.ndarray  # (n, 2) centre in frame 0, as x, y
+    start: np.ndarray  # (n, 2) center in frame 0, as x, y
     velocity: np.ndarray  # (n, 2)
-    sway: np.ndarray  # (n, 2) how far the centre swings about its straight path
+    sway: np.ndarray  # (n, 2) amplitude of the center's swing about its straight path
     sway_rate: np.ndarray  # (n,)
-    leaves: np.ndarray  # (n,) true: goes on beyond the frame; false: bounces at its border
+    leaves: np.ndarray  # (n,) true: leaves the frame; false: bounces at its border
     angle: np.ndarray  # (n,)
     spin: np.ndarray  # (n,)
     radius: np.ndarray  # (n,)
@@ -26,7 +26,7 @@ class Motion(NamedTuple):
 
 
 def bounce(position: np.ndarray, low: float, high: np.ndarray) -> np.ndarray:
-    """Fold positions on a line into [low, high], as a ball bounces between two walls."""
+    """Fold positions on a line into [low, high], like a ball bouncing between two walls."""
     width = high - low
     return high - np.abs(np.mod(position - low, 2 * width) - width)
 
@@ -34,7 +34,7 @@ def bounce(position: np.ndarray, low: float, high: np.ndarray) -> np.ndarray:
 def paths(
     motion: Motion, num_frames: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres (n, T, 2) as x, y, angles (n, T) and radii (n, T) in frames 0..num_frames - 1."""
+    """Centers (n, T, 2) as x, y, angles (n, T) and radii (n, T) in frames 0..num_frames - 1."""
     time = np.arange(num_frames)
     swing = np.sin(motion.sway_rate[:, None] * time)[..., None]
     centre = motion.start[:, None] + motion.velocity[:, None] * time[:, None]
@@ -49,8 +49,8 @@ def paths(
     return centre, angle, radius
 
 
-# Lowest and highest value of what is drawn uniformly, one row of numbers each. Lengths are pixels
-# of a frame of 64 and grow with the frame; directions and angles are full turns.
+# The ranges of uniformly drawn values, one row of numbers each. Lengths are in pixels of a frame of
+# 64 and scale with the frame; directions and angles are in full turns.
 RANGES = {
     "column": (0.2, 0.8),  # place inside the sprite's cell
     "row": (0.2, 0.8),
@@ -72,10 +72,9 @@ _WIDTH = np.array([[high - low] for low, high in RANGES.values()])
 
 
 def draw_motion(rng: np.random.Generator, count: int, height: int, width: int) -> Motion:
-    """Random motions of `count` sprites in a frame of `height` x `width` pixels.
+    """Draw random motions of `count` sprites in a frame of `height` x `width` pixels.
 
-    Every sprite starts in a cell of its own of a regular grid, so that none hides another from the
-    start.
+    Every sprite starts in its own cell of a regular grid, so that none hides another in frame 0.
     """
     drawn = dict(zip(RANGES, _LOW + _WIDTH * rng.random((len(RANGES), count)), strict=True))
     side = max(3, math.ceil(math.sqrt(count)))
@@ -98,6 +97,6 @@ def draw_motion(rng: np.random.Generator, count: int, height: int, width: int) -
 
 
 def _vectors(length: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Vectors (n, 2) of these lengths and directions."""
+    """Vectors (n, 2) with the given lengths and directions (in full turns)."""
     angle = 2 * np.pi * turns
     return np.stack([length * np.cos(angle), length * np.sin(angle)], axis=1)

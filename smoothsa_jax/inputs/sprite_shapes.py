@@ -1,9 +1,9 @@
 """Outlines of the sprites, as signed distances.
 
-Every function takes local coordinates `u`, `v` (float32 arrays of one shape, in units of the
-object's radius, origin at its centre) and returns the distance to the outline in the same units:
-negative inside, positive outside. Away from the outline the value only has to keep its sign.
-No shape reaches further than 1 from its centre.
+Every function takes local coordinates `u`, `v`: float32 arrays of one shape, in units of the
+object's radius, with the origin at its center. It returns the distance to the outline in the same
+units, negative inside and positive outside. Away from the outline, only the sign must be correct.
+No shape extends further than 1 from its center.
 """
 
 import math
@@ -34,8 +34,8 @@ _STAR_NORMALS = [(math.cos(k * 0.4 * math.pi), math.sin(k * 0.4 * math.pi)) for 
 
 
 def star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # A pentagram is where at least four of five half planes overlap: the second largest counts.
-    # A stout one, so its tips are blunt to stay within the radius.
+    # A point is in a pentagram if at least four of five half-planes contain it, so the second
+    # largest distance counts. The arms are wide; blunt tips keep them within the radius.
     largest = second = np.full_like(u, -np.inf)
     for x, y in _STAR_NORMALS:
         plane = x * u + y * v

@@ -1,8 +1,8 @@
-"""Two-colour textures, and the colours they are made of.
+"""Two-color textures and their colors.
 
-A texture says how much of its second colour a point shows. Its period is a few pixels, so every
-small patch shows both colours and an object is told from its neighbours by the pair, not by a
-colour: all objects of a clip and its background draw their pairs from one small palette.
+A texture gives the share of its second color at each point. Its period is a few pixels, so every
+small patch shows both colors. Objects differ in their pair of colors rather than in one color: all
+objects of a clip and its background draw their pairs from one small palette.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Far apart in RGB, so that any two make a strong contrast.
+# Far apart in RGB, so that any two contrast strongly.
 COLOURS = np.array(
     [
         [28, 28, 36],
@@ -44,7 +44,7 @@ def waves(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def blots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # Three waves whose directions and lengths do not fit together: irregular spots.
+    # Three waves with incommensurate directions and lengths make irregular spots.
     return np.sin(x) + np.sin(0.62 * y - 0.53 * x) + np.sin(0.9 * y + 0.31 * x)
 
 
@@ -61,17 +61,17 @@ SOFTNESS = 1.5
 def paint(
     kind: str, x: np.ndarray, y: np.ndarray, light: np.ndarray, colours: np.ndarray
 ) -> np.ndarray:
-    """Colours (3, ...) in 0..255 of the points with texture coordinates `x`, `y` (...).
+    """Paint the points with texture coordinates `x`, `y` (...): colors (3, ...) in 0..255.
 
-    Texture coordinates are radians: one period of the texture is 2 pi. `light` (...) in 0..1 is the
-    brightness. `colours` is (2, 3).
+    Texture coordinates are in radians; the period of a texture is 2 pi. `light` (...) in 0..1 is
+    the brightness. `colours` is (2, 3).
     """
     share = TEXTURES[kind](x, y)
     share *= SOFTNESS
     share += 0.5
     np.minimum(share, 1.0, out=share)  # two steps: np.clip is slow on small arrays
     np.maximum(share, 0.0, out=share)
-    # Channels come first: arithmetic along a last axis of three is slow in NumPy.
+    # Channels first, because NumPy is slow along a last axis of size three.
     low, high = colours
     painted = np.multiply.outer(high - low, share)
     painted += low.reshape(3, *[1] * share.ndim)
@@ -85,10 +85,10 @@ def _pairs(palette_size: int) -> np.ndarray:
 
 
 def draw_pairs(rng: np.random.Generator, palette_size: int, count: int) -> np.ndarray:
-    """Pairs of colours (count, 2, 3) out of one random palette.
+    """Draw pairs of colors (count, 2, 3) from one random palette.
 
-    The first pair, the background's, is no other's; the others repeat only where `palette_size`
-    colours have too few pairs.
+    The first pair is the background's and is unique. The other pairs repeat only if `palette_size`
+    colors have too few pairs.
     """
     palette = COLOURS[rng.permutation(len(COLOURS))[:palette_size]]
     pairs = _pairs(palette_size)

@@ -1,8 +1,8 @@
-"""Sprites: clips of textured shapes over a textured background, made on the fly.
+"""Sprites: clips of textured shapes over a textured background, generated on the fly.
 
-A clip depends on nothing but (seed, split, index) and the options. Shapes move, bounce or leave,
-swing, turn, change size and cover each other; the background drifts. Labels and boxes are exact.
-Colour alone does not tell the objects apart (see sprite_textures); nothing is downloaded.
+A clip depends only on (seed, split, index) and the options. Shapes move, bounce or leave, sway,
+rotate, change size and occlude each other; the background drifts. Labels and boxes are exact. Color
+alone does not separate the objects (see sprite_textures). Nothing is downloaded.
 """
 
 import math
@@ -16,11 +16,11 @@ from smoothsa_jax.inputs.sprite_motion import Motion, draw_motion, paths
 from smoothsa_jax.inputs.sprite_shapes import SHAPES
 from smoothsa_jax.inputs.sprite_textures import COLOURS, TEXTURES, draw_pairs, paint
 
-# Part of the seed of a clip, so that splits never share one.
+# Part of a clip's seed, so that no two splits share a clip.
 SPLITS = {"train": 1, "validation": 2, "test": 3}
 DEFAULT_NUM_SAMPLES = {"train": 1_000_000, "validation": 128, "test": 128}
 
-# The far side of an object, or of the background, is darker by up to this share.
+# The far side of an object or the background is darker by up to this fraction.
 SHADE = 0.1
 
 _SHAPE_NAMES = tuple(SHAPES)
@@ -28,16 +28,16 @@ _TEXTURE_NAMES = tuple(TEXTURES)
 
 
 class Scene(NamedTuple):
-    """All that is drawn at random of one clip; sprite i lies in front of sprite i - 1."""
+    """All random values of a clip; sprite i is in front of sprite i - 1."""
 
     motion: Motion  # of n sprites
     shapes: list[str]  # n
     textures: list[str]  # 1 + n, the background first
-    frequencies: np.ndarray  # (1 + n,) radians a pixel
+    frequencies: np.ndarray  # (1 + n,) radians per pixel
     phases: np.ndarray  # (1 + n, 2) radians
     colours: np.ndarray  # (1 + n, 2, 3)
     shade: np.ndarray  # (1 + n,) how much darker the far side is, 0..1
-    drift: np.ndarray  # (2,) of the background, pixels a frame
+    drift: np.ndarray  # (2,) of the background, pixels per frame
     tilt: float  # of the background's texture, radians
 
 
@@ -70,19 +70,19 @@ def draw_scene(
 def _turn(
     x: np.ndarray, y: np.ndarray, cos: np.ndarray, sin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in turned axes, (T, h, w) each, of the grid of columns x (T, w), rows y (T, h).
+    """Rotated coordinates, each (T, h, w), of the grid with columns x (T, w) and rows y (T, h).
 
-    `cos`, `sin` are (T, 1) and may carry a scale.
+    `cos` and `sin` are (T, 1) and may include a scale.
     """
     x, y, cos, sin = (array.astype(np.float32) for array in (x, y, cos, sin))
-    # A turned coordinate is a sum over x and y: one addition a pixel.
+    # A rotated coordinate is a sum of terms in x and y, so it needs one addition per pixel.
     along = (cos * x)[:, None, :] + (sin * y)[:, :, None]
     across = (cos * y)[:, :, None] - (sin * x)[:, None, :]
     return along, across
 
 
 def _background(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray:
-    """Colours (3, T * H * W)."""
+    """Paint the background: colors (3, T * H * W)."""
     shift = scene.drift * np.arange(num_frames)[:, None]
     x, y = np.arange(width) - shift[:, :1], np.arange(height) - shift[:, 1:]
     cos = np.full((num_frames, 1), scene.frequencies[0] * np.cos(scene.tilt))
@@ -96,7 +96,7 @@ def _background(scene: Scene, num_frames: int, height: int, width: int) -> np.nd
 
 
 def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Video (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 background, i + 1 sprite i."""
+    """Render video (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 background, i + 1 sprite i."""
     canvas = _background(scene, num_frames, height, width)
     labels = np.zeros(num_frames * height * width, dtype=np.uint8)
     centres, angles, radii = paths(scene.motion, num_frames, height, width)
@@ -105,7 +105,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
     radii = radii.astype(np.float32)
     frame_start = np.arange(num_frames) * (height * width)
     for i, shape in enumerate(scene.shapes):
-        # Work in a window around the sprite, equally large in every frame.
+        # Work in a window around the sprite, of the same size in every frame.
         reach = math.ceil(radii[i].max()) + 2
         window = np.arange(-reach, reach + 1)
         columns, rows = corners[i, :, :1] + window, corners[i, :, 1:] + window
@@ -121,7 +121,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
             covered
         )
         u, v = u.take(covered), v.take(covered)
-        # The texture is fixed to the sprite: it turns and grows with it.
+        # The texture is fixed to the sprite: it rotates and grows with it.
         grain = scene.frequencies[i + 1] * np.float32(scene.motion.radius[i])
         colours = paint(
             scene.textures[i + 1],
@@ -130,7 +130,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
             1 - scene.shade[i + 1] * (0.5 + 0.5 * u),
             scene.colours[i + 1],
         )
-        # A pixel at the outline mixes in proportion to how much of it is covered.
+        # Pixels at the outline are blended in proportion to their coverage.
         cover = np.minimum(0.5 - distance.take(covered), 1.0)
         under = canvas.take(pixels, axis=1)
         colours -= under
@@ -150,10 +150,12 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
 
 
 def number_by_appearance(labels: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Renumber labels 1.. in the order in which the objects are first seen; drop unseen ones.
+    """Renumber labels 1.. in the order in which the objects first appear, and drop unseen ones.
 
     The order does not depend on later frames, so a longer clip keeps the numbers of a shorter one.
-    Returns the labels and how many objects are seen at all.
+
+    Returns:
+        The labels, and the number of objects seen.
     """
     frames = len(labels)
     cells = labels.reshape(frames, -1) + np.arange(frames)[:, None] * (count + 1)
@@ -170,20 +172,22 @@ class Sprites:
     """A random-access source of sprite clips.
 
     Args:
-      image_size: height and width in pixels, one number or a pair.
-      num_frames: frames of a clip, T. A longer clip of the same index goes on from a shorter one.
-      num_slots: slots N that boxes are given for; default: enough for every clip.
-      min_objects, max_objects: bounds of the number of objects.
-      split: "train", "validation" or "test"; no two share a clip, whatever their seeds.
-      num_samples: length of the split. Clips cost nothing to keep, so "train" is long by default.
-      seed: of the clips. Keep it fixed over training seeds, so that the test clips stay the same.
-      boxes: false for models that start from Gaussian queries: then every slot is valid.
-      background_box: slot 0 starts from the whole frame, which stands for the background.
-      palette_size: colours of a clip; the fewer, the less colour tells.
-      keep: keeps every clip in memory once it is drawn, so that later epochs cost nothing.
+        image_size: height and width in pixels, one number or a pair.
+        num_frames: frames per clip, T. A longer clip of the same index continues a shorter one.
+        max_objects: maximum number of objects.
+        min_objects: minimum number of objects.
+        split: "train", "validation" or "test"; no two share a clip, whatever their seeds.
+        num_samples: length of the split. Clips need no storage, so "train" is long by default.
+        seed: seed of the clips. Keep it fixed over training seeds, so that the test clips stay the
+            same.
+        num_slots: number of slots N that boxes are given for; default: enough for every clip.
+        boxes: false for models that start from Gaussian queries: then every slot is valid.
+        background_box: whether slot 0 starts from the whole frame, to represent the background.
+        palette_size: colors per clip; with fewer colors, color is less informative.
+        keep: whether to keep every generated clip in memory, so that later epochs are free.
 
     Raises:
-      UserError: for an option outside its range.
+        UserError: an option is out of range.
     """
 
     def __init__(
@@ -203,7 +207,8 @@ class Sprites:
     ):
         if keep and num_samples is None:
             raise UserError(
-                "data.keep holds every clip in memory, and the split has no end; set data.num_samples"
+                "data.keep holds every clip in memory, and the split has no end; set "
+                "data.num_samples"
             )
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if num_samples is None:
@@ -223,11 +228,11 @@ class Sprites:
             ),
             (
                 num_frames >= 1,
-                f"clips of {num_frames} frames were asked for; set data.num_frames to at least 1",
+                f"data.num_frames is {num_frames}; set it to at least 1",
             ),
             (
                 num_samples >= 1,
-                f"a split of {num_samples} samples was asked for; it needs at least 1",
+                f"data.num_samples is {num_samples}; it needs at least 1",
             ),
             (0 <= seed < 2**32, f"data.seed is {seed}; choose one in 0..{2**32 - 1}"),
             (
@@ -242,7 +247,7 @@ class Sprites:
             (
                 num_slots >= needed,
                 f"clips have up to {needed} boxes, but the model has {num_slots} slots; set "
-                f"model.slot_attention.num_slots to at least {needed}",
+                f"model.num_slots to at least {needed}",
             ),
         ]
         for passes, message in checks:
@@ -274,7 +279,7 @@ class Sprites:
     def without_pixels(
         self, index: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], range]:
-        """Sample `index` less "video", and which frames it holds: all. A clip is the same each time: nothing is drawn."""
+        """Sample `index` without "video", and its frames: all, since nothing is drawn anew."""
         sample = self[index]
         del sample["video"]
         return sample, range(self.num_frames)

@@ -1,4 +1,4 @@
-"""What a `config.json` of Hugging Face says of a DINOv2 or DINOv3, against the ViT of a config."""
+"""Check a DINOv2 or DINOv3 `config.json` of Hugging Face against the ViT of a config."""
 
 import dataclasses
 import json
@@ -19,13 +19,13 @@ _SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """A backbone of ours.
+    """One of our encoders.
 
     Attributes:
-        name: in `model.encoder.name`.
-        settings: transformers' name -> ours, in `model.encoder`.
-        fixed: what ours has no setting for.
-        defaults: of ours.
+        name: its `model.encoder.name`.
+        settings: names in transformers -> our names in `model.encoder`.
+        fixed: values for which our encoder has no setting.
+        defaults: our defaults.
     """
 
     name: str
@@ -65,22 +65,22 @@ _KINDS = {"dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_vit": _DINOV3}
 
 
 def read_architecture(path: Path) -> dict[str, Any]:
-    """All of transformers' settings of a DINOv2 or DINOv3, those included that the file leaves at their default.
+    """Read all transformers settings of a DINOv2 or DINOv3, including those left at their default.
 
     Raises:
-        UserError: no such file, or it describes something else.
+        UserError: the file does not exist, or describes another model.
     """
     from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
 
     classes = (Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig)
     kinds = {kind.model_type: kind for kind in classes}
     if not path.is_file():
-        raise UserError(f"{path} is not there: download it beside the weights")
+        raise UserError(f"{path} does not exist: download it next to the weights")
     try:
         written = json.loads(path.read_text())
         found = written["model_type"]
         settings = kinds[found].from_dict(written).to_dict() if found in kinds else {}
-    except Exception as error:  # transformers checks what it reads, with errors of its own
+    except Exception as error:  # transformers validates what it reads, with its own errors
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UserError(f"{path} cannot be read as a model's config ({reason})") from error
     if not settings:
@@ -88,23 +88,24 @@ def read_architecture(path: Path) -> dict[str, Any]:
     return {"num_register_tokens": 0, **settings}
 
 
-def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], what: str) -> None:
-    """Refuse weights of another ViT than the config's.
+def check_architecture(found: Mapping[str, Any], encoder: Mapping[str, Any], what: str) -> None:
+    """Refuse weights of a ViT other than the config's.
 
     Args:
-        found: from `read_architecture`.
-        backbone: the config's `model.encoder`.
-        what: where the weights are from, for the message.
+        found: the result of `read_architecture`.
+        encoder: the config's `model.encoder`.
+        what: the origin of the weights, for error messages.
 
     Raises:
-        UserError: names all settings that differ.
+        UserError: settings differ; the message names all of them.
     """
     kind = _KINDS[found["model_type"]]
-    name = backbone.get("name", _VIT.name)
+    name = encoder.get("name", _VIT.name)
     if name != kind.name:
         raise UserError(
-            f"{what} describes a {found['model_type']!r}, which is no model.encoder.name={name!r}; "
-            f"set --config.model.encoder.name={kind.name}, or choose other weights"
+            f"{what} describes a {found['model_type']!r}, which does not match "
+            f"model.encoder.name={name!r}; set --config.model.encoder.name={kind.name}, or choose "
+            "other weights"
         )
     fixed = dict(kind.fixed)
     if kind is _DINOV3:
@@ -114,13 +115,14 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     if other:
         raise UserError(f"{what} has {_pairs(other)}; this ViT has {_pairs(fixed)}")
     theirs = {ours: found[key] for key, ours in kind.settings.items()}
-    wanted = {**kind.defaults, **backbone}
+    wanted = {**kind.defaults, **encoder}
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
         advice = " ".join(f"--config.model.encoder.{key}={value}" for key, value in differ.items())
         raise UserError(
-            f"{what} has {_pairs(differ)}; model.encoder has {_pairs({key: wanted.get(key) for key in differ})}; "
-            f"set {advice}, or choose other weights"
+            f"{what} has {_pairs(differ)}; model.encoder has "
+            f"{_pairs({key: wanted.get(key) for key in differ})}; set {advice}, or choose other "
+            "weights"
         )
 
 

@@ -1,7 +1,8 @@
-"""DINOv2's arrays, as Hugging Face and as timm name them, under the names of `models/backbones.py:ViT`.
+"""Map DINOv2's arrays from the names of Hugging Face and timm to those of our ViT.
 
-Hugging Face keeps query, key and value apart. Positions are one grid, square, of the size of the pre-training; that of the
-class token, where the file has one, stands in front of it and is added to the class token here.
+Hugging Face stores query, key and value separately. Positions form one square grid of the
+pre-training size. If the file has a position of the class token, it precedes the grid, and is added
+to the class token here.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ _HUGGING_FACE_ROWS: list[Row] = [
     ("encoder.layer.{}.layer_scale2.lambda1", "blocks.{}.scale_mlp", RAW),
 ]
 
-# One array of ours <- the arrays that files of Hugging Face's keep apart, side by side.
+# Our packed arrays <- the arrays that Hugging Face stores separately, concatenated.
 _PACKED = {".qkv.": (".query.", ".key.", ".value."), ".mlp.hidden.": (".mlp.gate.", ".mlp.value.")}
 
 
@@ -58,8 +59,9 @@ class Layout:
     """How a kind of file names a ViT's arrays.
 
     Attributes:
-        model: what such a file holds, for messages.
-        ignored: keys that a file may have and that features in front of the last LayerNorm do not need.
+        model: the model in such a file, for error messages.
+        table: the mapping of names.
+        ignored: keys that a file may have, but that features before the last LayerNorm do not need.
     """
 
     model: str
@@ -81,14 +83,16 @@ def vit_arrays(
     grid: tuple[int, int],
     antialias: bool,
 ) -> dict[str, np.ndarray]:
-    """A file's arrays by our names, in float32, for images of `grid` patches.
+    """Convert a file's arrays to our names, in float32, for images of `grid` patches.
 
     Args:
-        state_dict: emptied, so that a large model is in memory once.
-        antialias: of the resampling of positions; see `resample_positions`.
+        state_dict: the file's arrays; emptied, so that only one copy of a large model is in memory.
+        layout: the file's layout.
+        grid: (h, w) patches of an image.
+        antialias: whether to resample positions with antialiasing; see `resample_positions`.
 
     Raises:
-        UserError: a key that is not in the layout, or positions that are no square grid.
+        UserError: a key is not in the layout, or the positions are not a square grid.
     """
     unknown = [key for key in state_dict if layout.table.ours(key) is None]
     unknown = [key for key in unknown if key not in layout.ignored]
@@ -114,7 +118,7 @@ def vit_arrays(
 def _pack(arrays: dict[str, np.ndarray], packed: str, parts: tuple[str, ...]) -> None:
     for name in [name for name in arrays if parts[0] in name]:
         names = [name.replace(parts[0], part) for part in parts]
-        if all(part in arrays for part in names):  # otherwise they stay, and are told as left over
+        if all(part in arrays for part in names):  # else they stay, and are reported as left over
             array = np.concatenate([arrays.pop(part) for part in names], axis=-1)
             arrays[name.replace(parts[0], packed)] = array
 
@@ -129,13 +133,14 @@ def _split_position(arrays: dict[str, np.ndarray]) -> None:
 def resample_positions(
     position: Float[np.ndarray, "1 P C"], grid: tuple[int, int], antialias: bool
 ) -> Float[np.ndarray, "1 M C"]:
-    """A square grid of positions at another size, bicubic, as each program does it; unchanged at its own size.
+    """Resample a square grid of positions bicubically; positions of the right size are unchanged.
 
-    With antialias (timm, and DINOv2 with registers in transformers) the kernel's coefficient is -0.5; without (plain DINOv2 in
-    transformers) it is -0.75.
+    The kernel matches the program that wrote the file. With antialiasing (timm, and DINOv2 with
+    registers in transformers), its coefficient is -0.5; without (plain DINOv2 in transformers), it
+    is -0.75.
 
     Raises:
-        UserError: the positions are no square grid.
+        UserError: the positions are not a square grid.
     """
     if position.ndim != 3 or not _is_square(position.shape[1]):
         raise UserError(

@@ -1,4 +1,4 @@
-"""DINOv3's arrays, as Hugging Face names them, under the names of `models/dinov3.py:DINOv3`."""
+"""Map DINOv3's arrays from the names of Hugging Face to those of our DINOv3."""
 
 from smoothsa_jax.interop.dinov2 import Layout
 from smoothsa_jax.interop.table import CONVOLUTION, KERNEL, LINEAR, NORM, RAW, KeyTable, Row

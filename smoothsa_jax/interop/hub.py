@@ -1,4 +1,4 @@
-"""DINOv2's and DINOv3's files from the Hugging Face Hub, kept in its cache (`HF_HOME`), so that they are fetched once."""
+"""Download DINOv2 and DINOv3 files from the Hugging Face Hub, once, into its cache (`HF_HOME`)."""
 
 import errno
 from pathlib import Path
@@ -7,7 +7,7 @@ from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.interop.safetensors_files import INDEX, WHOLE, weight_files
 
 CONFIG = "config.json"
-# The commit of each, so that the same name means the same weights for good.
+# Commits are pinned, so that a name always means the same weights.
 REVISIONS = {
     "facebook/dinov2-with-registers-small": "0d9846e56b43a21fa46d7f3f5070f0506a5795a9",
     "facebook/dinov2-with-registers-base": "a1d738ccfa7ae170945f210395d99dde8adb1805",
@@ -17,7 +17,7 @@ REVISIONS = {
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
-    # Gated: their licence has to be accepted on their page first.
+    # Gated: accept their license on their page first.
     "facebook/dinov3-vits16-pretrain-lvd1689m": "114c1379950215c8b35dfcd4e90a5c251dde0d32",
     "facebook/dinov3-vits16plus-pretrain-lvd1689m": "c93d816fc9e567563bc068f01475bec89cc634a6",
     "facebook/dinov3-vitb16-pretrain-lvd1689m": "5931719e67bbdb9737e363e781fb0c67687896bc",
@@ -27,23 +27,26 @@ REVISIONS = {
 
 
 def fetch(name: str) -> Path:
-    """The folder, named after the commit, that holds config.json and the weights of a repository.
+    """Download a repository's config.json and weights; return their folder, named after the commit.
 
-    What the cache has is not asked for again; with `HF_HUB_OFFLINE=1` nothing is asked for.
+    Cached files are not requested again. With `HF_HUB_OFFLINE=1` nothing is requested.
 
     Args:
-        name: one of `REVISIONS`, and `@revision` behind it for another commit, branch or tag.
+        name: one of `REVISIONS`, optionally followed by `@revision` for another commit, branch or
+            tag.
 
     Raises:
-        UserError: an unknown repository or revision, a licence that is not accepted, or the Hub cannot be reached.
+        UserError: the repository or revision is unknown, its license has not been accepted, or the
+            Hub is unreachable.
     """
     from huggingface_hub import errors, hf_hub_download
 
     repository, _, revision = name.partition("@")
     if repository not in REVISIONS:
         raise UserError(
-            f"model.backbone.weights is {name!r}: expected 'random', a folder, a .safetensors or .pth file of timm's, "
-            f"or one of {', '.join(REVISIONS)}{did_you_mean(repository, REVISIONS)}"
+            f"weights.encoder.source is {name!r}: expected 'random', a folder, a .safetensors or "
+            ".pth file of timm's, or one of "
+            f"{', '.join(REVISIONS)}{did_you_mean(repository, REVISIONS)}"
         )
     revision = revision or REVISIONS[repository]
 
@@ -54,9 +57,8 @@ def fetch(name: str) -> Path:
         folder = get(CONFIG).parent
         try:
             get(WHOLE)
-        except (
-            errors.LocalEntryNotFoundError
-        ):  # a kind of the next: not there, as nothing could be asked
+        # A subclass of EntryNotFoundError: the file may exist, but the Hub could not be asked.
+        except errors.LocalEntryNotFoundError:
             raise
         except errors.EntryNotFoundError:
             get(INDEX)
@@ -66,25 +68,26 @@ def fetch(name: str) -> Path:
         raise
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, log in with "
-            "`hf auth login` on this machine, and start again"
+            f"{repository} is gated: accept its license at https://huggingface.co/{repository}, "
+            "log in with `hf auth login` on this machine, and start again"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
-            f"{repository} has no revision {revision!r}; leave @revision out for {REVISIONS[repository]}"
+            f"{repository} has no revision {revision!r}; leave @revision out for "
+            f"{REVISIONS[repository]}"
         ) from error
-    except Exception as error:  # each layer of the network has its own
+    except Exception as error:  # each network layer has its own errors
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise
         raise UserError(
-            f"{repository} cannot be fetched from the Hugging Face Hub ({_reason(error)}): where it can be reached, download "
-            f"{CONFIG} and {WHOLE} of revision {revision} into one folder, copy it here, and set "
-            "--config.model.backbone.weights to its path"
+            f"{repository} cannot be fetched from the Hugging Face Hub ({_reason(error)}): on a "
+            f"machine that can reach it, download {CONFIG} and {WHOLE} of revision {revision} into "
+            "one folder, copy it here, and set --config.weights.encoder.source to its path"
         ) from error
     return folder
 
 
 def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:  # the first says what happened
+    while error.__cause__ is not None:  # the root cause explains what happened
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]

@@ -1,4 +1,4 @@
-"""`.safetensors` files, whole or in shards, as NumPy arrays."""
+"""Read and write `.safetensors` files, whole or sharded, as NumPy arrays."""
 
 import json
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ import numpy as np
 
 from smoothsa_jax.errors import UserError
 
-WHOLE = "model.safetensors"  # as Hugging Face calls the files of a model
+WHOLE = "model.safetensors"  # Hugging Face's names for the files of a model
 INDEX = "model.safetensors.index.json"
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file. Floats of two bytes become float32.
+    """Read the arrays of a file. Two-byte floats become float32.
 
     Raises:
-        UserError: no such file, or it is cut short or none of safetensors.
+        UserError: the file does not exist, is truncated, or is not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -34,10 +34,10 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_model_folder(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a folder of Hugging Face's: one file, or the shards that its index names.
+    """Read the arrays of a Hugging Face folder: one file, or the shards named by its index.
 
     Raises:
-        UserError: neither is there, or a file is missing or damaged.
+        UserError: the folder has neither, or a file is missing or damaged.
     """
     arrays: dict[str, np.ndarray] = {}
     for name in weight_files(folder):
@@ -46,10 +46,10 @@ def read_model_folder(folder: Path) -> dict[str, np.ndarray]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a model's weights.
+    """List the names of the files with a model's weights.
 
     Raises:
-        UserError: there is neither a whole file nor an index, or the index cannot be read.
+        UserError: there is neither a whole file nor an index, or the index is unreadable.
     """
     if (folder / WHOLE).is_file():
         return [WHOLE]
@@ -58,20 +58,20 @@ def weight_files(folder: Path) -> list[str]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError("it names files outside of its folder")
+            raise ValueError("it names files outside its folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / INDEX} cannot be read ({error}); fetch it again") from error
     return names
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to a file of this path."""
+    """Write arrays to the file `path`."""
     from safetensors.numpy import save_file
 
     save_file(dict(arrays), path, metadata={"format": "pt"})
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
-    # bfloat16 is no floating type to NumPy.
+    # NumPy does not treat bfloat16 as a floating type.
     two_bytes = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
     return array.astype(np.float32) if two_bytes else array

@@ -1,7 +1,8 @@
-"""A table between two layouts of the same arrays, read in either direction.
+"""A two-way mapping between two layouts of the same arrays.
 
-A row is (their name, our name, leaves). `{}` in the names stands for a number, the same on both sides; `leaves` says how the
-arrays below that name are called on either side and how each is transformed.
+A row is (their name, our name, leaves). `{}` in a name stands for a number, which is the same on
+both sides. `leaves` gives the names of the arrays below that name on either side, and the transform
+of each.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """An array of theirs as ours, and back."""
+    """Converts an array from their layout to ours, and back."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -40,11 +41,11 @@ Row = tuple[str, str, Leaves]
 LINEAR: Leaves = {"weight": ("kernel", KERNEL), "bias": ("bias", SAME)}
 CONVOLUTION: Leaves = {"weight": ("kernel", PATCHES), "bias": ("bias", SAME)}
 NORM: Leaves = {"weight": ("scale", SAME), "bias": ("bias", SAME)}
-RAW: Leaves = {"": ("", SAME)}  # the name is the array's own
+RAW: Leaves = {"": ("", SAME)}  # the row's name is the array's name
 
 
 class KeyTable:
-    """Rows as above; where two rows fit, the first counts."""
+    """A mapping given by rows; the first matching row applies."""
 
     def __init__(self, rows: Iterable[Row]):
         self._to_ours, self._to_theirs = [], []
@@ -55,11 +56,11 @@ class KeyTable:
                 self._to_theirs.append((_pattern(name), key, transform))
 
     def ours(self, key: str) -> tuple[str, Transform] | None:
-        """Our name for a key of theirs; None where no row has it."""
+        """Our name for their key, and the transform; None if no row matches."""
         return _first(self._to_ours, key)
 
     def theirs(self, name: str) -> tuple[str, Transform] | None:
-        """Their key for a name of ours; None where no row has it."""
+        """Their key for our name, and the transform; None if no row matches."""
         return _first(self._to_theirs, name)
 
 
@@ -79,16 +80,20 @@ def _first(rows: list, text: str) -> tuple[str, Transform] | None:
 
 
 def describe(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Type and shape of each, such as "float32[384, 1536]"."""
+    """The type and shape of each array, such as "float32[384, 1536]"."""
     return {name: f"{np.dtype(x.dtype).name}{list(x.shape)}" for name, x in arrays.items()}
 
 
 def mismatches(found: Mapping[str, str], expected: Mapping[str, str], limit: int = 5) -> list[str]:
-    """What is missing, left over or of another shape, a text for each of the three; empty where all fits.
+    """Describe the arrays that are missing, left over or of the wrong shape, one text each.
 
     Args:
-        found, expected: as `describe` gives them.
-        limit: how many names each text lists before it only counts.
+        found: names and descriptions of the arrays found, from `describe`.
+        expected: names and descriptions of the arrays expected, from `describe`.
+        limit: the number of names that each text lists before it only counts them.
+
+    Returns:
+        At most three texts; none if all arrays fit.
     """
     both = found.keys() & expected.keys()
     kinds = {

@@ -1,4 +1,4 @@
-"""PyTorch's `.pth` files as NumPy arrays. PyTorch is needed for this and for nothing else."""
+"""Read and write PyTorch's `.pth` files as NumPy arrays; only this module needs PyTorch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from smoothsa_jax.errors import UserError
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The state dict in a `.pth` file, for example an authors' checkpoint (docs/reproduce.md).
+    """Read the state dict of a `.pth` file, for example a checkpoint of the authors.
 
-    Only tensors are read (`weights_only`), so a file from elsewhere cannot run code.
+    Only tensors are read (`weights_only`), so that an untrusted file cannot run code.
 
     Returns:
         key -> array, in the file's order. float16 and bfloat16 become float32.
 
     Raises:
-        UserError: PyTorch is missing, the file cannot be read, or it holds no state dict.
+        UserError: PyTorch is missing, the file is unreadable, or it holds no state dict.
     """
     torch = _torch(path)
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Curves over the steps of a training, from its log."""
+"""Curves over the steps of training, from its log."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,18 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-WINDOWS = 50  # a curve is smoothed over this part of its length
+WINDOWS = 50  # a curve is smoothed over 1 / WINDOWS of its length
 
 
 class Curve(NamedTuple):
-    """Values at some steps."""
+    """Values at certain steps."""
 
     steps: Float[np.ndarray, "rows"]
     values: Float[np.ndarray, "rows"]
 
 
 def curves(log: Sequence[dict[str, float]], prefix: str = "") -> dict[str, Curve]:
-    """Name, less the prefix -> the curve of every finite number of that name; `step` itself is none."""
+    """Map each name, without the prefix, to the curve of its finite values; `step` is left out."""
     names = sorted({name for row in log for name in row if name.startswith(prefix)} - {"step"})
     found = {}
     for name in names:
@@ -28,7 +28,7 @@ def curves(log: Sequence[dict[str, float]], prefix: str = "") -> dict[str, Curve
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Means over a window that ends at each step."""
+    """Average over a window that ends at each step."""
     width = max(1, len(curve.steps) // WINDOWS)
     sums = np.cumsum(np.concatenate([[0.0], curve.values]))
     end = np.arange(1, len(curve.steps) + 1)

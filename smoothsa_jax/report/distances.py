@@ -1,7 +1,7 @@
-"""How far queries are from slots: before and after the warmer, and after each iteration of slot attention.
+"""Distances between queries and slots: around the warmer, and after each slot attention iteration.
 
-The paper's argument for the warmer: warm queries start near the slots, so that the first frame needs no more iterations than a
-later one.
+They test the paper's motivation for the warmer: warm queries start near the slots, so the first
+frame needs no more iterations than a later one.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def relative_distance(
     slots: Float[np.ndarray, "B N D"],
     slot_mask: Bool[np.ndarray, "B N"],
 ) -> float:
-    """Mean of |query - slot| / |slot| over the valid slots; 0: the query is the slot, 1: as far as the slot is long."""
+    """The mean of |query - slot| / |slot| over the valid slots; 0: each query equals its slot."""
     lengths = np.linalg.norm(slots, axis=-1)
     away = np.linalg.norm(queries - slots, axis=-1)
     return float((away / np.maximum(lengths, 1e-12))[slot_mask].mean())
@@ -26,7 +26,7 @@ def relative_distance(
 def by_iteration(
     states: Float[np.ndarray, "B I+1 N D"], slot_mask: Bool[np.ndarray, "B N"]
 ) -> list[float]:
-    """Of the queries and of the slots after each iteration, to those after the last one."""
+    """The distances of the queries and of each iteration's slots from the final slots."""
     return [
         relative_distance(states[:, i], states[:, -1], slot_mask) for i in range(states.shape[1])
     ]
@@ -35,9 +35,10 @@ def by_iteration(
 def around_the_warmer(
     states: Mapping[str, Float[np.ndarray, "B I+1 N D"]], slot_mask: Bool[np.ndarray, "B N"]
 ) -> dict[str, float]:
-    """Of the samples ("before the warmer") and the warm queries ("after the warmer") from the model's slots.
+    """The distances of the samples and of the warm queries from the model's slots.
 
-    Without a warmer the samples are all the queries there are.
+    The keys are "before the warmer" for samples and, with a warmer, "after the warmer". Without a
+    warmer, the samples are the queries.
     """
     slots = states[WARM if WARM in states else COLD][:, -1]
     found = {"before the warmer": relative_distance(states[COLD][:, 0], slots, slot_mask)}

@@ -1,4 +1,4 @@
-"""Plots as PNG files in memory. Each function draws numbers that others made."""
+"""Plots as PNG files in memory. Each function only draws; other modules compute the numbers."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ from smoothsa_jax.report.stages import Stage
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
 
 DPI = 110
-TILE = 110  # pixels: smaller frames are enlarged to about this, larger ones reduced
+TILE = 110  # pixels; smaller frames are enlarged to about this size, larger ones reduced
 COLOUR = {COLD: "#3b7dd8", WARM: "#d8572a"}
 ROWS = {COLD: "without the warmer", WARM: "with the warmer"}
 
 
 def check_matplotlib() -> None:
-    """Raises UserError where matplotlib is missing; asked before anything is computed."""
+    """Raise UserError if matplotlib is missing; called before anything is computed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -34,8 +34,8 @@ def check_matplotlib() -> None:
 
 
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
-    """A figure, and its axes (rows, columns); width and height of each in inches."""
-    # Without pyplot: nothing global, no window, any number of figures.
+    """Make a figure and its axes (rows, columns); width and height of each are in inches."""
+    # Without pyplot, there is no global state, no window, and no limit to the number of figures.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=DPI)
@@ -44,7 +44,7 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 
 def _png(figure: Any) -> bytes:
     file = io.BytesIO()
-    # Without the version in the file, equal plots are equal bytes.
+    # Without the version in the file, equal plots are identical bytes.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 
@@ -62,11 +62,11 @@ def _slot_colour(slot: int) -> tuple[float, ...]:
     return tuple(part / 255 for part in OBJECTS[slot % len(OBJECTS)])
 
 
-# ----------------------------------------------------------------------------------------------------- the training
+# ------------------------------------------------------------------------------------- the training
 
 
 def losses(terms: Mapping[str, Curve], others: Mapping[str, Curve]) -> bytes:
-    """The loss and its terms as one panel, each of the other curves as one more."""
+    """Plot the loss and its terms in one panel, and each of the other curves in its own."""
     figure, axes = _panels(1, 1 + len(others), 4.6 if others else 8, 3.1)
     for name, curve in terms.items():
         label = name.removeprefix("loss/")
@@ -90,7 +90,7 @@ def scores(
     metric: str,
     title: str,
 ) -> bytes:
-    """Scores through the training, and of all samples from the best to the worst."""
+    """Plot the scores through training, and those of all samples from best to worst."""
     figure, axes = _panels(1, 3 if validation else 2, 4.6, 3.1)
     if validation:
         for name, curve in validation.items():
@@ -112,7 +112,7 @@ def scores(
     return _png(figure)
 
 
-# ------------------------------------------------------------------------------------------------------ the warmer
+# --------------------------------------------------------------------------------------- the warmer
 
 
 def distances(
@@ -121,10 +121,14 @@ def distances(
     stages: Sequence[Stage],
     distillation: Curve | None,
 ) -> bytes:
-    """How far queries are from slots: by iteration, by checkpoint, and in the distillation loss.
+    """Plot distances between queries and slots by iteration, by checkpoint, and from the log.
 
     Args:
-        distillation: its curve divided by its weight, which is the mean square of query less slot; None: not in the log.
+        states: queries and slots after each iteration, by start.
+        slot_mask: the valid slots (B, N).
+        stages: the checkpoints.
+        distillation: the curve of the distillation loss divided by its weight, which is the mean
+            square of query minus slot; None: not in the log.
     """
     figure, axes = _panels(1, 2 if distillation is None else 3, 4.6, 3.1)
     length = "distance / length of the slot"
@@ -132,7 +136,7 @@ def distances(
         values = by_iteration(of_start, slot_mask)
         axes[0, 0].plot(values, label=ROWS[name], color=COLOUR[name], marker="o")
     axes[0, 0].set_xticks(range(len(values)), ["queries", *map(str, range(1, len(values)))])
-    _plain(axes[0, 0], "to where the last iteration ends", "after iteration", length)
+    _plain(axes[0, 0], "to the slots after the last iteration", "after iteration", length)
     axes[0, 0].legend(fontsize=8)
     steps = [stage.step for stage in stages]
     for name, colour in zip(stages[0].distances, COLOUR.values(), strict=False):
@@ -147,12 +151,15 @@ def distances(
         axes[0, 2].plot(*distillation, color=line.get_color(), alpha=0.2, linewidth=0.8)
         if (distillation.values > 0).all():
             axes[0, 2].set_yscale("log")
-        _plain(axes[0, 2], "mean square of warm query less slot, in the log", "step")
+        _plain(axes[0, 2], "mean square of warm query minus slot", "step")
     return _png(figure)
 
 
 def attention(clip: Clip) -> bytes:
-    """The first frame's iterations as rows, with and without the warmer; the slots as columns, the frame lit by attention."""
+    """Show the attention of the first frame: iterations as rows, slots as columns.
+
+    Rows come with and without the warmer. The attention is the brightness of the frame.
+    """
     longest = max(clip.video.shape[1:3])
     step, scale = max(1, round(longest / TILE)), max(1, round(TILE / longest))
     frame = enlarge(clip.video[:1, ::step, ::step], scale)[0]
@@ -165,7 +172,7 @@ def attention(clip: Clip) -> bytes:
         maps = np.asarray(upsample(clip.attention[name][i][slots], frame.shape[:2]))
         segments = slots[maps.argmax(axis=0)] + 1
         tiles = [overlay(frame[None], segments[None])[0] / 255]
-        # Never quite dark, so that what is not attended to can be told.
+        # Never completely dark, so that unattended areas remain visible.
         tiles += [frame / 255 * (0.08 + 0.92 * lit[..., None]) for lit in maps]
         sheet.append(
             np.concatenate([_framed(*pair) for pair in zip(tiles, frames, strict=True)], axis=1)
@@ -183,7 +190,7 @@ def attention(clip: Clip) -> bytes:
 
 
 def _exactly(picture: np.ndarray, left: float, top: float) -> Any:
-    """The axes of a figure that shows a picture pixel by pixel, with room for labels: inches at its left and above it."""
+    """Make axes that show a picture pixel by pixel, with `left` and `top` inches for labels."""
     from matplotlib.figure import Figure
 
     height, width = (pixels / DPI for pixels in picture.shape[:2])
@@ -200,11 +207,14 @@ def _framed(tile: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
     return np.pad(edged, ((4, 4), (4, 4), (0, 0)), constant_values=1)
 
 
-# ------------------------------------------------------------------------------------------------------- the slots
+# ---------------------------------------------------------------------------------------- the slots
 
 
 def trajectories(clip: Clip) -> bytes:
-    """How slots come about in the first frame and, in a clip, where they go after it; colours are those of `attention`."""
+    """Plot how slots form in the first frame and, for clips, how they move on.
+
+    The colors are those of `attention`.
+    """
     slots = np.flatnonzero(clip.slot_mask)
     panels = [_from_samples]
     if WARM in clip.states:
@@ -218,7 +228,7 @@ def trajectories(clip: Clip) -> bytes:
 
 
 def _from_samples(panel: Any, clip: Clip, slots: np.ndarray) -> None:
-    """Both ways in one plane: dotted the one without the warmer, dashed the warmer's leap, solid what follows it."""
+    """Plot both paths in one plane: dotted without the warmer; dashed the warmer, then solid."""
     ways = [states[:, slots] for states in clip.states.values()]
     planes = np.split(principal_plane(np.concatenate(ways)), len(ways))
     for column, slot in enumerate(slots):
@@ -252,7 +262,7 @@ def _through_frames(panel: Any, clip: Clip, slots: np.ndarray) -> None:
     for column, slot in enumerate(slots):
         panel.plot(*plane[:, column].T, color=_slot_colour(slot), marker=".", linewidth=1.2)
         _end(panel, plane[0, column], _slot_colour(slot))
-    _plain(panel, "slots through the frames (● the first)", "first principal axis", "second")
+    _plain(panel, "slots over the frames (● first)", "first principal axis", "second")
 
 
 def _over_picture(panel: Any, clip: Clip, slots: np.ndarray) -> None:
@@ -264,7 +274,7 @@ def _over_picture(panel: Any, clip: Clip, slots: np.ndarray) -> None:
         panel.plot(*way.T, color=_slot_colour(slot), marker=".", linewidth=1.4)
         for point in way[~np.isnan(way[:, 0])][:1]:
             _end(panel, point, _slot_colour(slot))
-    _plain(panel, "middle of each mask, over the first frame")
+    _plain(panel, "center of each mask, over the first frame")
     panel.grid(False)
     panel.set_xticks([])
     panel.set_yticks([])

@@ -1,4 +1,4 @@
-"""One HTML file that needs no other: its style and its pictures are in it."""
+"""A self-contained HTML file with embedded style and pictures."""
 
 import base64
 import html
@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.2em; margin: 2em 0 .3em; border-bottom: 1px solid #ddd; }
-p { margin: .4em 0; max-width: 75em; } .small { color: #666; font-size: .9em; }
-figure { display: inline-block; vertical-align: top; margin: .6em 1.2em .6em 0; max-width: 100%; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9em; }
-table { border-collapse: collapse; margin: .6em 0; } td, th { padding: .2em .9em; text-align: right; border-bottom: 1px solid #eee; }
-td:first-child, th:first-child { text-align: left; } tr:nth-child(2) { font-weight: bold; }
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1180px;
+  margin: 2em auto; padding: 0 1em;
+}
+h1 { font-size: 1.6em; margin-bottom: 0; }
+h2 { font-size: 1.2em; margin: 2em 0 .3em; border-bottom: 1px solid #ddd; }
+p { margin: .4em 0; max-width: 75em; }
+.small { color: #666; font-size: .9em; }
+figure { display: inline-block; vertical-align: top; margin: .6em 1.2em .6em 0; max-width: 100%; }
+img { max-width: 100%; height: auto; }
+figcaption { color: #555; font-size: .9em; }
+table { border-collapse: collapse; margin: .6em 0; }
+td, th { padding: .2em .9em; text-align: right; border-bottom: 1px solid #eee; }
+td:first-child, th:first-child { text-align: left; }
+tr:nth-child(2) { font-weight: bold; }
 """
 
 
 class Picture(NamedTuple):
-    """A PNG; its name is that of its file, its caption is plain text."""
+    """A PNG with the name of its file and a plain-text caption."""
 
     name: str
     caption: str
@@ -24,7 +33,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page: plain text, a table (its first row the head), pictures."""
+    """A part of the page: plain text, a table (the first row is its head), pictures."""
 
     title: str
     text: str
@@ -33,7 +42,7 @@ class Section(NamedTuple):
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole page."""
+    """Make the whole page."""
     body = "\n".join(_section(section) for section in sections)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -9,11 +9,11 @@ from smoothsa_jax.evaluation.sample_scores import Scored
 
 
 class Ranking(NamedTuple):
-    """Numbers of samples and their scores.
+    """Indices of samples and their scores.
 
     Attributes:
-        best: from the best on.
-        worst: from the worst on; none that is among the best.
+        best: from the best down.
+        worst: from the worst up, without any of the best.
     """
 
     best: list[tuple[int, float]]
@@ -21,9 +21,9 @@ class Ranking(NamedTuple):
 
 
 def rank(scores: Float[np.ndarray, "samples"], count: int) -> Ranking:
-    """At most `count` of each kind; samples whose score is undefined (NaN) take no part."""
+    """Rank at most `count` samples of each kind; undefined scores (NaN) are left out."""
     defined = np.flatnonzero(~np.isnan(scores))
-    # Stable: among equals the first sample comes first.
+    # A stable sort: among equals, the first sample comes first.
     order = defined[np.argsort(-scores[defined], kind="stable")]
     rows = [(int(i), float(scores[i])) for i in order]
     worst = rows[::-1][: min(count, len(rows) // 2)]
@@ -31,7 +31,7 @@ def rank(scores: Float[np.ndarray, "samples"], count: int) -> Ranking:
 
 
 def descending(by_sample: list[Scored], metric: str) -> dict[str, np.ndarray]:
-    """Method -> its defined scores from the best to the worst, by the default protocol and the first seed."""
+    """Sort each method's defined scores, best first, for the default protocol and first seed."""
     found: dict[str, np.ndarray] = {}
     for entry in by_sample:
         if entry.protocol == "default" and entry.method not in found:

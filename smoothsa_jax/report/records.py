@@ -1,4 +1,4 @@
-"""What a run wrote down: its log and its scores."""
+"""Read the log and scores of a run."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from smoothsa_jax.training.logging import LOG_FILE, read_log
 
 
 class Records(NamedTuple):
-    """Of one workdir.
+    """The records of one workdir.
 
     Attributes:
-        log: its rows, in the order of the steps.
+        log: rows in step order.
         scores: the content of `scores.json`.
-        by_sample: that of `scores.csv`; the model comes first.
+        by_sample: the content of `scores.csv`; the model comes first.
     """
 
     log: list[dict[str, float]]
@@ -26,10 +26,10 @@ class Records(NamedTuple):
 
 
 def read_records(workdir: Path) -> Records:
-    """Reads all three files.
+    """Read all three files.
 
     Raises:
-        UserError: one is missing or damaged; names the command that makes it.
+        UserError: a file is missing or damaged; the message gives the command that makes it.
     """
     train = f"python main.py --workdir={workdir} (with the run's --config) trains"
     evaluate = f"python main.py --mode=evaluate --workdir={workdir} makes it"

@@ -1,11 +1,14 @@
-"""Where slots go: in the plane in which they differ most, and over the picture."""
+"""Paths of slots: in the plane of greatest variance, and over the picture."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
 def principal_plane(points: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "*lead 2"]:
-    """The points on their first two principal axes, their mean in the middle. An axis' sign is that of its largest part."""
+    """Project points on their first two principal axes, with mean zero.
+
+    The sign of an axis is that of its largest component.
+    """
     flat = points.reshape(-1, points.shape[-1]).astype(np.float64)
     flat = flat - flat.mean(axis=0)
     axes = np.linalg.svd(flat, full_matrices=False)[2][:2]
@@ -18,7 +21,7 @@ def principal_plane(points: Float[np.ndarray, "*lead D"]) -> Float[np.ndarray, "
 
 
 def centres_of_mass(masks: Int[np.ndarray, "T H W"], num_slots: int) -> Float[np.ndarray, "T N 2"]:
-    """x and y, in pixels, of the middle of each slot's mask; NaN where it has none."""
+    """The x and y of each mask's center of mass, in pixels; NaN for empty masks."""
     rows, columns = np.mgrid[: masks.shape[1], : masks.shape[2]]
     centres = np.full((len(masks), num_slots, 2), np.nan)
     for t, mask in enumerate(masks):

@@ -25,7 +25,7 @@ from smoothsa_jax.checkpoints.read import (
 from smoothsa_jax.checkpoints.workdir import refuse_other_config
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.compiling import telling_out_of_memory
-from smoothsa_jax.devices.host_arrays import on_own_devices
+from smoothsa_jax.devices.host_arrays import copied, on_own_devices
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet
@@ -44,7 +44,6 @@ from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.training import signals
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, say, warn
-from smoothsa_jax.training.state import copied
 from smoothsa_jax.training.step import Training, build_training
 
 SCORES_FILE = "scores.json"

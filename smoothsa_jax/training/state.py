@@ -1,9 +1,6 @@
 """What training changes: one value, made once, replaced by each step."""
 
-from typing import Any
-
 import flax.struct
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
@@ -38,10 +35,3 @@ def create_state(
     """
     averages = {f"{name}.{key}": jnp.copy(x) for name in averaged for key, x in params.items()}
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averages)
-
-
-@jax.jit
-def copied(tree: Any) -> Any:
-    """Copy all arrays, so that they stay when the originals are donated. One program copies all,
-    where each shape would have one of its own."""
-    return jax.tree.map(jnp.copy, tree)

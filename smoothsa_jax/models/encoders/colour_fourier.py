@@ -1,4 +1,4 @@
-"""Features that need no download: statistics of colour."""
+"""Features without pretrained weights: statistics of color."""
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,25 @@ from smoothsa_jax.models.layers.positions import position_waves
 
 
 class ColourFourier(nnx.Module):
-    """Random Fourier features of local colour statistics: no weights to download.
+    """Random Fourier features of local color statistics; there are no weights to download.
 
-    A token is the mean and the covariance of the colours in its window (9 numbers), lifted by cosines of random
-    frequencies and phases, and standardised over its width. It tells textures of different colours apart, whatever
-    their phase, and knows nothing of objects: a stand-in for a real backbone on synthetic textures only. As a ViT's
-    tokens do, these also tell where they are: the last channels are cosines of the position.
+    A token is the mean and covariance of the colors in its window (9 numbers), mapped by cosines of
+    random frequencies and phases, and standardized over its width. It distinguishes textures of
+    different colors, whatever their phase, but knows nothing of objects, so it can replace a real
+    encoder on synthetic textures only. Like a ViT's tokens, these also encode their position: the
+    last channels are cosines of the position.
 
     Args:
-        width: C, position channels included.
-        position_width: channels of position, half of them along either axis.
-        position_scale: their standard deviation; the colour channels' is 1.
-        patch: distance of neighbouring tokens in pixels.
-        window: pixels a token looks at, centred on its patch; at least `patch`.
-        bandwidth: standard deviation of the frequencies; colours lie in 0..1.
+        image_size: H, W of the input in pixels.
+        width: C, including position channels.
+        patch: distance between neighboring tokens in pixels.
+        window: size of a token's window in pixels, centered on its patch; at least `patch`.
+        bandwidth: standard deviation of the frequencies, for colors in 0..1.
+        position_width: number of position channels, half of them along either axis.
+        position_scale: standard deviation of the position channels; that of color channels is 1.
+
+    Raises:
+        UserError: the image does not divide into patches, or `position_width` is out of range.
     """
 
     COVARIANCE_SCALE = 4.0  # brings the covariance, at most 1/4, to the range of the mean
@@ -44,7 +49,8 @@ class ColourFourier(nnx.Module):
         self.grid = grid_of(image_size, patch, "data.image_size")
         if position_width % 2 or not 0 <= position_width < width:
             raise UserError(
-                f"model.backbone.position_width is {position_width}: expected an even number below the width {width}"
+                f"model.encoder.position_width is {position_width}: expected an even number below "
+                f"the width {width}"
             )
         self.position_width, self.position_scale = position_width, position_scale
         self.patch, self.window = patch, window
@@ -55,7 +61,10 @@ class ColourFourier(nnx.Module):
         self.phases = nnx.Variable(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
-        """`images` are ImageNet-normalised, as for every backbone. Float32 throughout: covariances are small differences."""
+        """Return `features`: tokens of ImageNet-normalized images.
+
+        All values are float32, because covariances are small differences.
+        """
         colours = (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) / 255.0
         red, green, blue = (colours[..., channel] for channel in range(3))
         products = jnp.stack(
@@ -77,7 +86,7 @@ class ColourFourier(nnx.Module):
         return {"features": tokens.reshape(tokens.shape[0], self.num_tokens, -1)}
 
     def _average(self, pixels: Float[Array, "B H W k"]) -> Float[Array, "B h w k"]:
-        """Means over the windows; at the border over the part inside the image."""
+        """Average over the windows; at the border, over the part inside the image."""
         margin = self.window - self.patch
         low = margin // 2
         window, stride = (1, self.window, self.window, 1), (1, self.patch, self.patch, 1)

@@ -1,4 +1,4 @@
-"""DINOv3's vision transformer: positions turn queries and keys (RoPE), so that it takes any grid as it is."""
+"""DINOv3's vision transformer. Positions rotate queries and keys (RoPE), so any grid fits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,21 +16,22 @@ Rotation = tuple[Float[np.ndarray, "S 1 D"], Float[np.ndarray, "S 1 D"]]
 
 
 def axial_rotation(grid: tuple[int, int], prefix: int, head_size: int) -> Rotation:
-    """Cosines and sines by which `rotate` turns the tokens of a grid, the `prefix` ones in front of it not at all.
+    """Cosines and sines with which `rotate` rotates the tokens of a grid.
 
-    The coordinates of patch centres run over [-1, 1] along either axis, whatever the grid. A quarter of a head's channels
-    turns with y at wavelengths from 1 towards `ROPE_THETA`, the next with x; the second half repeats both.
+    The `prefix` tokens in front of the grid are not rotated. The coordinates of patch centers span
+    [-1, 1] along either axis, whatever the grid. A quarter of a head's channels rotates with y, at
+    wavelengths from 1 towards `ROPE_THETA`, the next quarter with x; the second half repeats both.
     """
     y, x = np.meshgrid(*(2 * (np.arange(side) + 0.5) / side - 1 for side in grid), indexing="ij")
     frequencies = ROPE_THETA ** -(np.arange(head_size // 4) / (head_size // 4))
-    centres = np.stack([y.ravel(), x.ravel()], axis=-1)  # row by row, as patches are
+    centres = np.stack([y.ravel(), x.ravel()], axis=-1)  # row by row, like patches
     angles = (2 * np.pi * centres[:, :, None] * frequencies).reshape(len(centres), -1)
     angles = np.tile(np.pad(angles, ((prefix, 0), (0, 0))), 2)[:, None]
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def rotate(x: Float[Array, "B S C"], rotation: Rotation, num_heads: int) -> Float[Array, "B S C"]:
-    """Turns channel i of each head with channel i + D / 2."""
+    """Rotate channel i of each head with channel i + D / 2."""
     cosine, sine = (part.astype(x.dtype) for part in rotation)
     heads = x.reshape(*x.shape[:2], num_heads, -1)
     first, second = jnp.split(heads, 2, axis=-1)
@@ -39,7 +40,7 @@ def rotate(x: Float[Array, "B S C"], rotation: Rotation, num_heads: int) -> Floa
 
 
 class RotaryBlock(ViTBlock):
-    """A block whose queries and keys are turned by position; keys have no bias."""
+    """A block that rotates queries and keys by position; keys have no bias."""
 
     def __init__(self, width: int, num_heads: int, swiglu: int | None, *, rngs: nnx.Rngs):
         super().__init__(width, num_heads, swiglu, qkv_bias=False, epsilon=EPSILON, rngs=rngs)
@@ -55,16 +56,21 @@ class RotaryBlock(ViTBlock):
 
 
 class DINOv3(PatchTransformer):
-    """A vision transformer in DINOv3's manner, random until weights are loaded (interop/backbone_weights.py).
+    """A DINOv3 vision transformer, random until weights are loaded (interop/encoder_weights.py).
 
     Args:
-        image_size: H, W of the pixels that come in.
-        resize: factor applied to them first, as in `ViT`.
+        image_size: H, W of the input in pixels.
+        width: C.
+        depth: number of blocks.
+        num_heads: number of attention heads.
+        patch: size of a patch in pixels.
         registers: number of register tokens, after the class token.
-        swiglu: the gated MLP of ViT-S+ and ViT-H+.
+        swiglu: whether the MLP is gated, as in ViT-S+ and ViT-H+.
+        resize: factor by which the input is resized first, as in `ViT`.
 
     Raises:
-        UserError: where the resized image does not divide into patches, or a head's channels not by 4.
+        UserError: the resized image does not divide into patches, or the number of channels per
+            head is not a multiple of 4.
     """
 
     def __init__(
@@ -82,7 +88,8 @@ class DINOv3(PatchTransformer):
     ):
         if width % (4 * num_heads):
             raise UserError(
-                f"model.backbone.width is {width} with num_heads {num_heads}: DINOv3 needs a multiple of 4 channels a head"
+                f"model.encoder.width is {width} with num_heads {num_heads}: DINOv3 needs a "
+                "multiple of 4 channels per head"
             )
         super().__init__(
             image_size,

@@ -1,4 +1,4 @@
-"""What encoders do with pixels first."""
+"""The preparation of pixels that encoders share."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,7 +12,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
-    """uint8 pixels to ImageNet-normalised floats; floats are taken as normalised already."""
+    """Normalize uint8 pixels by ImageNet statistics; floats must be normalized already."""
     if not jnp.issubdtype(pixels.dtype, jnp.integer):
         return pixels
     mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
@@ -20,10 +20,10 @@ def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
 
 
 def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
-    """The feature grid (h, w) of an image, or a UserError where the patch does not fit."""
+    """The feature grid (h, w) of an image; raise UserError if it does not divide into patches."""
     if image_size[0] % patch or image_size[1] % patch:
         raise UserError(
-            f"{what} of {image_size[0]}x{image_size[1]} pixels does not divide into patches of {patch}: "
-            f"choose data.image_size so that it does"
+            f"{what} of {image_size[0]}x{image_size[1]} pixels does not divide into patches of "
+            f"{patch}: choose data.image_size so that it does"
         )
     return image_size[0] // patch, image_size[1] // patch

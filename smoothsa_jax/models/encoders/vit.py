@@ -1,4 +1,4 @@
-"""Frozen feature extractors: pixels -> tokens. None of them ever receives a gradient."""
+"""Vision transformers as frozen feature extractors: pixels -> tokens, never with a gradient."""
 
 import functools
 
@@ -26,7 +26,10 @@ VIT_EPSILON = 1e-6
 def resized(
     images: Float[Array, "B H W 3"], size: tuple[int, int], dtype: jnp.dtype
 ) -> Float[Array, "B h w 3"]:
-    """Bicubic resizing as PyTorch's: coefficient -0.75, no antialias. Exact products in float32; another dtype rounds to it."""
+    """Resize bicubically like PyTorch: coefficient -0.75, no antialiasing.
+
+    Products are exact in float32; another dtype rounds to it.
+    """
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     for axis, side in enumerate(size, start=1):
         weights = jnp.asarray(_cubic_weights(side, images.shape[axis]), dtype)
@@ -37,9 +40,9 @@ def resized(
 
 @functools.cache
 def _cubic_weights(num_out: int, num_in: int) -> Float[np.ndarray, "out in"]:
-    """What each new pixel takes of the old ones along one axis: four neighbours, those outside repeat the edge."""
+    """The weights of old pixels in new ones along one axis: four neighbors, with repeated edges."""
     a = -0.75
-    half = np.float32(0.5)  # in float32, as PyTorch does
+    half = np.float32(0.5)  # in float32, like PyTorch
     centre = (np.arange(num_out, dtype=np.float32) + half) * np.float32(num_in / num_out) - half
     first = np.floor(centre).astype(int)
     matrix = np.zeros((num_out, num_in))
@@ -56,9 +59,11 @@ class ViTBlock(nnx.Module):
     """Pre-norm attention and MLP (or SwiGLU), each with LayerScale.
 
     Args:
-        swiglu: hidden width of a SwiGLU; None: an MLP of 4 `width`.
+        width: C.
+        num_heads: number of attention heads.
+        swiglu: hidden width of a SwiGLU; None: an MLP of hidden width 4 * `width`.
         qkv_bias: whether query, key and value have biases.
-        epsilon: of the LayerNorms.
+        epsilon: epsilon of the LayerNorms.
     """
 
     backend = CPU
@@ -90,7 +95,7 @@ class ViTBlock(nnx.Module):
         return self.update(x, *self.project(x))
 
     def project(self, x: Float[Array, "B S C"]) -> list[Float[Array, "B S C"]]:
-        """Query, key and value."""
+        """Compute query, key and value."""
         qkv, normed = self.qkv, self.norm_attention(x)
         found = packed_products(normed, qkv.kernel[...], 3, self.backend)
         if qkv.bias is None:
@@ -104,7 +109,7 @@ class ViTBlock(nnx.Module):
         key: Float[Array, "B S C"],
         value: Float[Array, "B S C"],
     ) -> Float[Array, "B S C"]:
-        """The tokens after attention and MLP."""
+        """Apply attention and MLP to the tokens."""
         mixed = attend(
             query,
             key,
@@ -118,10 +123,15 @@ class ViTBlock(nnx.Module):
 
 
 class PatchTransformer(nnx.Module):
-    """What all vision transformers here have in common; a kind adds `blocks`.
+    """The common part of all vision transformers here; subclasses add `blocks`.
 
     Args:
-        positions: whether each patch has a learned position, added to its token.
+        image_size: H, W of the input in pixels.
+        width: C.
+        patch: size of a patch in pixels.
+        registers: number of register tokens, after the class token.
+        resize: factor by which the input is resized first.
+        positions: whether each patch has a learned position, which is added to its token.
     """
 
     backend = CPU
@@ -140,7 +150,7 @@ class PatchTransformer(nnx.Module):
     ):
         self.size = tuple(round(side * resize) for side in image_size)
         self.grid = grid_of(
-            self.size, patch, f"data.image_size times model.backbone.resize={resize}"
+            self.size, patch, f"data.image_size times model.encoder.resize={resize}"
         )
         self.patch = patch
         self.width = width
@@ -148,7 +158,7 @@ class PatchTransformer(nnx.Module):
         normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
         self.position = normal((1, self.num_tokens, width)) if positions else None
-        self.class_token = normal((1, 1, width))  # its position, if any, is folded in
+        self.class_token = normal((1, 1, width))  # includes its position, if any
         self.num_prefix = 1 + registers
         # An array without elements cannot be saved.
         self.registers = normal((1, registers, width)) if registers else None
@@ -175,9 +185,11 @@ class PatchTransformer(nnx.Module):
         return self.encode(x)[:, prefix.shape[1] :]
 
     def _embedded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
-        """A token of each patch."""
+        """Embed each patch as a token."""
         (h, w), p = self.grid, self.patch
-        if self.backend.is_tpu:  # three channels do not fill a tile, so that cutting out patches costs more than all else
+        # On a TPU, three channels do not fill a tile, so cutting out patches would dominate the
+        # cost.
+        if self.backend.is_tpu:
             kernel = self.embed.kernel[...].reshape(p, p, 3, -1)
             layout = ("NHWC", "HWIO", "NHWC")
             found = jax.lax.conv_general_dilated(
@@ -188,23 +200,28 @@ class PatchTransformer(nnx.Module):
         return self.embed(patches.reshape(-1, h * w, p * p * 3))
 
     def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        """All tokens, the class token and the registers first, through the blocks."""
+        """Run all tokens through the blocks; class token and registers come first."""
         for block in self.blocks:
             x = block(x)
         return x
 
 
 class ViT(PatchTransformer):
-    """A vision transformer in DINOv2's manner (method section 4), random until weights are loaded (interop/backbone_weights.py).
+    """A DINOv2 vision transformer, random until weights are loaded (interop/encoder_weights.py).
 
     Args:
-        image_size: H, W of the pixels that come in.
-        resize: factor applied to them first (bicubic, coefficient -0.75, no antialias); 0.875 in the paper.
+        image_size: H, W of the input in pixels.
+        width: C.
+        depth: number of blocks.
+        num_heads: number of attention heads.
+        patch: size of a patch in pixels.
         registers: number of register tokens, after the class token; plain DINOv2 has 0.
-        swiglu: the feed-forward of DINOv2's giant.
+        swiglu: whether the feed-forward is a SwiGLU, as in DINOv2 giant.
+        resize: factor by which the input is resized first (bicubic, coefficient -0.75, no
+            antialiasing); 0.875 in the paper.
 
     Raises:
-        UserError: where the resized image does not divide into patches.
+        UserError: the resized image does not divide into patches.
     """
 
     def __init__(

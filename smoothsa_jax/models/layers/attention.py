@@ -1,4 +1,4 @@
-"""Multi-head attention: fused where nobody asks for its weights, written out where somebody does."""
+"""Multi-head attention: fused if its weights are not needed, else written out."""
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,18 @@ from smoothsa_jax.models.layers.basic import dropout, linear, packed_products, p
 
 KeysValues = tuple[Float[Array, "... S E"], Float[Array, "... S E"]]
 
-LONG = 64  # queries from which cuDNN's attention pays
-ON_CHIP = 40_000_000  # bytes of 16-bit weights, tiles' padding not counted; v5e has 128 MB
+LONG = 64  # number of queries from which cuDNN's attention is faster
+ON_CHIP = 40_000_000  # bytes of 16-bit weights, without the tiles' padding; v5e has 128 MB
 # On a CPU:
-ONE_BY_ONE = 2**16  # logits of one sample from which samples are taken one by one
-WRITTEN_OUT = (
-    32  # samples at most that are written out, so that they run beside each other; more are a loop
-)
+ONE_BY_ONE = 2**16  # logits per sample from which samples are processed one by one
+WRITTEN_OUT = 32  # maximum number of samples to unroll, so that they run in parallel; more: a loop
 
 
 def samples_at_once(num_heads: int, queries: int, keys: int) -> int:
-    """Of how many samples the weights of attention stay in a TPU's vector memory; with more, time a sample grows by 40 to 70 %."""
+    """The number of samples whose attention weights fit a TPU's vector memory.
+
+    With more samples at once, time per sample grows by 40 to 70 %.
+    """
     return max(1, ON_CHIP // (2 * num_heads * queries * keys))
 
 
@@ -36,20 +37,30 @@ def attend(
     backend: Backend,
     differentiated: bool,
 ) -> Float[Array, "B Q E"]:
-    """Scaled dot-product attention, in the fastest form there is for this backend and these sizes.
+    """Scaled dot-product attention in the fastest form for this backend and these sizes.
 
     Args:
-        key_mask: true = valid; the others get a logit of minus infinity. At least one key of every
-            sample has to be valid.
-        dropout_rate: applied to the weights where `dropout_key` is given, which are then written out.
-        differentiated: whether a gradient may pass.
+        query: queries, with heads side by side.
+        key: keys, with heads side by side.
+        value: values, with heads side by side.
+        num_heads: number of heads.
+        key_mask: true = valid; other keys get a logit of minus infinity. Every sample needs at
+            least one valid key.
+        dropout_rate: rate of dropout on the weights; used only with `dropout_key`.
+        dropout_key: random key of dropout; None: no dropout. With a key, the weights are written
+            out.
+        backend: the backend to compile for.
+        differentiated: whether a gradient may pass through.
+
+    Returns:
+        The mixed values, with heads side by side.
     """
     head_size, lengths = query.shape[-1] // num_heads, (query.shape[1], key.shape[1])
     masked, dropped = key_mask is not None, dropout_key is not None
     cudnn = not dropped and takes_cudnn(
         backend, query.dtype, head_size, lengths, masked, differentiated
     )
-    # Of the plain form a GPU's compiler makes one kernel: scale, mask, softmax and cast.
+    # A GPU compiler makes one kernel of the plain form: scale, mask, softmax and cast.
     if dropped or (backend.is_gpu and not cudnn):
         return attend_with_weights(
             query, key, value, num_heads, key_mask, dropout_rate, dropout_key
@@ -74,7 +85,7 @@ def attend_with_weights(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, "B Q E"], Float[Array, "B Q S"]]:
-    """The same, written out.
+    """Scaled dot-product attention, written out; see `attend`.
 
     Returns:
         The mixed values, and the weights averaged over heads (before dropout), float32.
@@ -98,11 +109,16 @@ def takes_cudnn(
     masked: bool,
     differentiated: bool,
 ) -> bool:
-    """Whether cuDNN's flash attention takes these sizes, and is worth it.
+    """Whether cuDNN's flash attention supports these sizes and is faster.
 
     Args:
-        lengths: of queries and keys. Under a gradient cuDNN refuses odd ones.
-        masked: a mask would be written out at full size for cuDNN; here only few keys, slots, are ever masked.
+        backend: the backend to compile for.
+        dtype: of queries, keys and values.
+        head_size: channels per head.
+        lengths: numbers of queries and keys. Under a gradient, cuDNN rejects odd ones.
+        masked: whether there is a key mask. cuDNN would need it written out at full size; here,
+            only the few slots are ever masked as keys.
+        differentiated: whether a gradient may pass through.
     """
     is_there = backend.platform == "cuda" and backend.has_cudnn and backend.capability >= 8.0
     fits = dtype in (jnp.bfloat16, jnp.float16) and head_size % 8 == 0 and head_size <= 128
@@ -112,7 +128,7 @@ def takes_cudnn(
 
 def _attend_on_cpu(query, key, value, mask):
     num_heads, keys = query.shape[-2], key.shape[-3]
-    # Sample by sample the logits stay in the cache.
+    # Sample by sample, the logits stay in the cache.
     large = num_heads * query.shape[-3] * keys >= ONE_BY_ONE
     if not large or mask is not None:
         return _divided_last(query, key, value, mask)
@@ -127,7 +143,10 @@ def _divided_last(query, key, value, mask=None):
 
 @jax.custom_vjp
 def _with_few_residuals(query, key, value, mask):
-    """Sums in float32, and a gradient that keeps the weights in the dtype of the values, where JAX's own keeps float32."""
+    """Attention with sums in float32 and low-precision residuals.
+
+    Its gradient keeps the weights in the dtype of the values, whereas JAX's own keeps float32.
+    """
     return _mixed_and_weights(query, key, value, mask, jnp.float32)[0]
 
 
@@ -140,8 +159,8 @@ def _backward(residuals, cotangent):
     query, key, value, mixed, weights, total = residuals
     dtype, float32 = value.dtype, jnp.float32
     cotangent = cotangent.astype(float32) / total.swapaxes(-3, -2)
-    # By which all logits of a query fall, as the weights sum to one: the sum over each head's channels, as a matrix product,
-    # since a TPU would turn the array around for a sum.
+    # The decrease that all logits of a query share, because the weights sum to one: the sum over
+    # each head's channels. It is a matrix product, since a TPU would transpose the array for a sum.
     products = (cotangent * mixed.astype(float32)).reshape(*mixed.shape[:-2], -1)
     of_head = jnp.repeat(jnp.eye(mixed.shape[-2]), mixed.shape[-1], axis=0)
     shared = jnp.einsum("...qe,eh->...hq", products, of_head, precision="highest")[..., None]
@@ -161,13 +180,19 @@ _with_few_residuals.defvjp(_forward, _backward)
 
 
 def _mixed_and_weights(query, key, value, mask, dtype):
-    """Heads in front, and the softmax divided by its sum only after the values are mixed: fewer passes over the large array.
+    """Attend with heads in front; divide by the softmax's sum only after mixing the values.
+
+    This needs fewer passes over the large array.
 
     Args:
-        dtype: of what the two products give.
+        query: (B,Q,H,D), or without B.
+        key: (B,S,H,D), or without B.
+        value: (B,S,H,D), or without B.
+        mask: true = valid; None: all keys are valid.
+        dtype: of the results of both products.
 
     Returns:
-        The mixed values (B,Q,H,D), the weights (B,H,Q,S) before they are divided, and their sums.
+        The mixed values (B,Q,H,D), the weights (B,H,Q,S) before division, and their sums.
     """
     query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
     scaled = query * query.shape[-1] ** -0.5
@@ -188,9 +213,10 @@ def _heads(x: Float[Array, "B S E"], num_heads: int) -> Float[Array, "B S H D"]:
 
 
 class MultiHeadAttention(nnx.Module):
-    """Bias-free multi-head attention, with torch's initial values (method section 5).
+    """Bias-free multi-head attention with torch's initial values.
 
-    The three input projections are packed in one (E, 3 E) kernel, which starts Xavier-uniform as a whole.
+    The three input projections are packed in one (E, 3 E) kernel, which starts Xavier-uniform as a
+    whole.
     """
 
     backend = CPU
@@ -210,7 +236,7 @@ class MultiHeadAttention(nnx.Module):
         dropout_rate: float = 0.0,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B Q E"]:
-        """Attends from `x` to what `remember` made of a memory, or to `x` itself; see `attend` for the rest."""
+        """Attend from `x` to a memory prepared by `remember`, or to `x` itself; see `attend`."""
         mixed = attend(
             *self._project(x, memory),
             self.num_heads,
@@ -228,12 +254,15 @@ class MultiHeadAttention(nnx.Module):
         memory: KeysValues | None = None,
         key_mask: Bool[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B Q E"], Float[Array, "B Q S"]]:
-        """The same, and the weights; see `attend_with_weights`."""
+        """Attend as in `__call__`, and also return the weights; see `attend_with_weights`."""
         mixed, weights = attend_with_weights(*self._project(x, memory), self.num_heads, key_mask)
         return self.out(mixed), weights
 
     def remember(self, memory: Float[Array, "... S E"]) -> KeysValues:
-        """Keys and values of a memory, of any leading axes: of all frames at once, where it is looked at frame by frame."""
+        """Compute keys and values of a memory, with any leading axes.
+
+        With all frames at once, later frame-by-frame attention does not repeat this.
+        """
         width = memory.shape[-1]
         kernel = self.in_projection[...][:, width:]
         key, value = packed_products(memory, kernel, 2, self.backend)

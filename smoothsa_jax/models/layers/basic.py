@@ -1,4 +1,4 @@
-"""Small layers with the initial values and numerics of the authors' program (method section 5)."""
+"""Small layers with the initial values and numerics of the authors' program."""
 
 import functools
 from collections.abc import Callable
@@ -12,20 +12,21 @@ from jaxtyping import Array, Float
 from smoothsa_jax.models.backend import CPU, Backend
 
 FEW_ROWS = 64
-MERGED_ON_A_GPU = 2**24  # elements; XLA's limit is 32 MB a product
-EPSILON = 1e-5  # of every LayerNorm that is trained here; the ViT has 1e-6
+MERGED_ON_A_GPU = 2**24  # elements; XLA's limit is 32 MB per product
+EPSILON = 1e-5  # of every LayerNorm trained here; the ViT uses 1e-6
 
 
 def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
     """The exact (erf) GELU, computed in float32; `nnx.gelu` is the tanh approximation by default.
 
-    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long. A TPU has an instruction for tanh and none for erf:
-    there erf(x / sqrt 2) = tanh(x p(x^2)) in 16 bits, with a polynomial p that was fitted until the GELU was within one
-    rounding to bfloat16 (`tests/test_backend.py`).
+    `jax.nn.gelu(approximate=False)` uses erfc, which takes twice as long. A TPU has an instruction
+    for tanh but not for erf. For 16-bit inputs on a TPU, erf(x / sqrt 2) = tanh(x p(x^2)) with a
+    polynomial p, fitted until the GELU was within one rounding to bfloat16
+    (`tests/test_backend.py`).
     """
     wide = x.astype(jnp.float32)
     if backend.is_tpu and x.dtype != jnp.float32:
-        square = jnp.minimum(jnp.square(wide), 40.0)  # beyond, tanh is one and p would turn down
+        square = jnp.minimum(jnp.square(wide), 40.0)  # beyond, tanh is 1, and p would decrease
         p = 0.7970838304 + square * (0.037321364 - square * 0.0003931366005)
         erf = jnp.tanh(wide * p)
     else:
@@ -34,7 +35,7 @@ def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
 
 
 def uniform(bound: float) -> nnx.Initializer:
-    """An initialiser uniform on [-bound, bound)."""
+    """An initializer that is uniform on [-bound, bound)."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
@@ -46,10 +47,11 @@ def uniform(bound: float) -> nnx.Initializer:
 def packed_products(
     x: Float[Array, "... in"], kernel: Float[Array, "in n*out"], num: int, backend: Backend
 ) -> list[Float[Array, "... out"]]:
-    """The `num` products with the equal parts that a kernel packs side by side.
+    """Compute the `num` products with the equal parts that a kernel packs side by side.
 
-    One product that is cut, or one each: cutting is a copy on a GPU or TPU, but one kernel does for few rows, and a GPU's
-    compiler merges small products of one input again.
+    This is either one product that is split, or separate products. Splitting is a copy on a GPU or
+    TPU, but for few rows a single kernel suffices, and a GPU compiler merges small products of one
+    input again.
     """
     many = {"tpu": x.shape[-2] >= FEW_ROWS, "cuda": x.size >= MERGED_ON_A_GPU}
     if many.get(backend.platform, False):
@@ -59,7 +61,7 @@ def packed_products(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _products_apart(x, kernel, num):
-    """One product each; their gradient is that of one product, which is cheaper."""
+    """Compute separate products; their gradient is that of one product, which is cheaper."""
     return tuple(x @ part for part in jnp.split(kernel, num, axis=-1))
 
 
@@ -77,7 +79,10 @@ _products_apart.defvjp(_products_forward, _products_backward)
 
 
 def in_turns(function: Callable, inputs: Any, most: int) -> Any:
-    """`function(*inputs)` of (B, ...) inputs, at most `most` samples at once, in equal parts; where there are none, of all."""
+    """Compute `function(*inputs)` on (B, ...) inputs, at most `most` samples at a time.
+
+    The samples are split into equal parts; if that is impossible, all run at once.
+    """
     batch = jax.tree.leaves(inputs)[0].shape[0]
     least = -(-batch // most)
     turns = next((n for n in range(least, 2 * least + 1) if batch % n == 0), 1)
@@ -92,10 +97,10 @@ def in_turns(function: Callable, inputs: Any, most: int) -> Any:
 def product(
     x: Float[Array, "... in"], kernel: Float[Array, "in out"], backend: Backend
 ) -> Float[Array, "... out"]:
-    """`x @ kernel`, over rows, with all leading axes as one; on a TPU over all axes.
+    """Compute `x @ kernel` over rows, with all leading axes merged; on a TPU over all axes.
 
-    With more axes XLA's compilers for CPU and GPU transpose arrays for the gradient of the kernel. On a TPU 261 rows do not
-    fill tiles, so that folding 8 x 261 is a copy (docs/measurements.md).
+    With more axes, XLA's compilers for CPU and GPU transpose arrays for the gradient of the kernel.
+    On a TPU, 261 rows do not fill tiles, so merging 8 x 261 is a copy (docs/measurements.md).
     """
     if backend.is_tpu:
         return x @ kernel
@@ -103,7 +108,7 @@ def product(
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` with the product that suits the backend (see `product`)."""
+    """`nnx.Linear` with the fastest product for the backend (see `product`)."""
 
     backend = CPU
 
@@ -120,7 +125,7 @@ def linear(
     zero_bias: bool = False,
     rngs: nnx.Rngs,
 ) -> Linear:
-    """A Linear layer that starts uniform in +-1/sqrt(fan_in), as torch's does; bias likewise or 0."""
+    """A Linear layer, initially uniform in +-1/sqrt(fan_in), like torch's; bias likewise or 0."""
     bound = in_features**-0.5
     return Linear(
         in_features,
@@ -133,11 +138,11 @@ def linear(
 
 
 class LayerNorm(nnx.LayerNorm):
-    """`nnx.LayerNorm` in fewer passes over its input; statistics in float32.
+    """`nnx.LayerNorm` in fewer passes over its input, with statistics in float32.
 
-    The variance is the mean square around the mean: the difference of two means loses digits on features of large mean. What
-    a bfloat16 input has of digits it keeps, so a TPU takes both means in one pass there. A GPU's compiler has the other form
-    in one kernel.
+    The variance is the mean square about the mean, because the difference of two means loses digits
+    on features of large mean. That difference keeps all digits of a bfloat16 input, so a TPU
+    computes both means in one pass there. A GPU compiler makes one kernel of the other form.
     """
 
     backend = CPU
@@ -160,14 +165,15 @@ class LayerNorm(nnx.LayerNorm):
 def layer_norm(
     features: int, *, bias: bool = True, epsilon: float = EPSILON, rngs: nnx.Rngs
 ) -> LayerNorm:
-    """A LayerNorm that starts as the identity on standardised input."""
+    """A LayerNorm that is initially the identity on standardized input."""
     return LayerNorm(features, epsilon=epsilon, use_bias=bias, rngs=rngs)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
-    """Drops entries with probability `rate` and rescales the rest; nothing where `key` is None.
+    """Drop entries with probability `rate` and rescale the rest; no dropout if `key` is None.
 
-    `key` is one for all of `x`, or keys (B,), one for each of its samples: a sample's draw is then the same in any batch.
+    `key` is one key for all of `x`, or keys (B,), one per sample. With the latter, a sample's draw
+    is the same in any batch.
     """
     if key is None or rate == 0.0:
         return x
@@ -177,7 +183,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
 
 
 def split_key(key: Array, num: int) -> Array:
-    """`num` keys of a key, or (num, B) of keys (B,)."""
+    """Split a key into `num` keys, or keys (B,) into (num, B)."""
     split = lambda key: jax.random.split(key, num)  # noqa: E731
     return jax.vmap(split, out_axes=1)(key) if key.ndim else split(key)
 
@@ -187,7 +193,8 @@ class MLP(nnx.Module):
 
     Args:
         sizes: input, hidden and output width.
-        bias: whether the two Linear layers have biases; `zero_bias` starts them at 0.
+        bias: whether the two Linear layers have biases.
+        zero_bias: whether the biases start at 0.
     """
 
     def __init__(
@@ -209,7 +216,7 @@ class MLP(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """Linear to two halves of `hidden_size` each, silu(one) * other, Linear: a gated MLP."""
+    """Linear to two halves of `hidden_size`, silu(one) * other, Linear: a gated MLP."""
 
     def __init__(self, width: int, hidden_size: int, *, rngs: nnx.Rngs):
         self.hidden = linear(width, 2 * hidden_size, rngs=rngs)
@@ -221,9 +228,9 @@ class SwiGLU(nnx.Module):
 
 
 class GRUCell(nnx.Module):
-    """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, the hidden bias included.
+    """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, including the hidden bias.
 
-    (`nnx.GRUCell` has no bias on the hidden side.) Gates are packed in the order reset, update, new.
+    (`nnx.GRUCell` has no hidden bias.) Gates are packed in the order reset, update, new.
     """
 
     def __init__(self, size: int, *, rngs: nnx.Rngs):

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 def position_waves(grid: tuple[int, int], width: int) -> Float[Array, "h w P"]:
     """Smooth functions of the position: cosines of 1, 2, ... half periods along y, then along x.
 
-    `width` of them, half along either axis, each of mean 0 and variance 1 over the grid.
+    There are `width` functions, half of them along either axis, each of mean 0 and variance 1 over
+    the grid.
     """
     waves = jnp.pi * jnp.arange(1, width // 2 + 1)
     rows, columns = ((jnp.arange(side) + 0.5) / side for side in grid)

@@ -1,6 +1,6 @@
-"""The two transformer decoder layers: post-norm (transition) and pre-norm (random AR decoder).
+"""The transformer decoder layers: post-norm (transition) and pre-norm (random AR decoder).
 
-The warmer's layer, which differs from both, stands in `initializers.py`.
+The warmer's layer differs from both, and is in `initializers.py`.
 """
 
 from flax import nnx
@@ -11,10 +11,10 @@ from smoothsa_jax.models.layers.basic import MLP, dropout, layer_norm, split_key
 
 
 class PostNormLayer(nnx.Module):
-    """Self-attention, cross-attention, feed-forward; each normalised after its residual.
+    """Self-attention, cross-attention, feed-forward; each normalized after its residual.
 
-    Bias-free, feed-forward 4 E, GELU. With a dropout key, dropout acts on the attention weights, inside the
-    feed-forward and on each residual branch (method section 2.1).
+    The layer is bias-free, with a GELU feed-forward of width 4 E. With a dropout key, dropout acts
+    on the attention weights, inside the feed-forward and on each residual branch.
     """
 
     def __init__(self, width: int, num_heads: int, dropout_rate: float = 0.0, *, rngs: nnx.Rngs):
@@ -34,7 +34,17 @@ class PostNormLayer(nnx.Module):
         mask: Bool[Array, "B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B N E"]:
-        """`memory` is what `cross_attention.remember` gives; `mask` marks the valid entries of `x`, which alone are attended to."""
+        """Update the valid entries of `x`.
+
+        Args:
+            x: the tokens.
+            memory: the result of `cross_attention.remember`.
+            mask: the valid entries of `x`; only these are attended to.
+            dropout_key: random key of dropout; None: no dropout.
+
+        Returns:
+            The updated tokens.
+        """
         rate = self.dropout_rate
         keys = [None] * 6 if dropout_key is None else list(split_key(dropout_key, 6))
         update = self.self_attention(x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0])
@@ -46,11 +56,13 @@ class PostNormLayer(nnx.Module):
 
 
 class PreNormLayer(nnx.Module):
-    """Self-attention, cross-attention, feed-forward; each with a LayerNorm in front. Bias-free, no dropout.
+    """Self-attention, cross-attention, feed-forward; each after a LayerNorm. No biases or dropout.
 
     Args:
-        norm_self: whether self-attention has its LayerNorm. The first layer of the random AR decoder has
-            none: its input is normalised as a whole, residual branch included (method section 1.3).
+        width: E.
+        num_heads: number of attention heads.
+        norm_self: whether self-attention has its own LayerNorm. The first layer of the random AR
+            decoder does not: its input is normalized as a whole, including the residual branch.
     """
 
     def __init__(self, width: int, num_heads: int, norm_self: bool = True, *, rngs: nnx.Rngs):
@@ -79,7 +91,7 @@ class PreNormLayer(nnx.Module):
         *,
         memory_mask: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[Array, "B M E"], Float[Array, "B M N"]]:
-        """The new tokens, and the weights of the cross-attention."""
+        """The new tokens, and the weights of cross-attention."""
         x, memory = self._look_around(x), self.cross_attention.remember(memory)
         update, weights = self.cross_attention.with_weights(
             self.norm_cross(x), memory, key_mask=memory_mask

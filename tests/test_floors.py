@@ -1,0 +1,107 @@
+"""The floors of the import graph: a module imports from its own floor and from those below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "smoothsa_jax"
+# Bottom up. The longest name that fits a module counts.
+FLOORS = (
+    ("errors", "files", "parts"),
+    ("models.interfaces", "models.layers", "models.backend", "inputs", "losses"),
+    (
+        "models.encoders",
+        "models.initializers",
+        "models.aggregators",
+        "models.transitions",
+        "models.decoders",
+        "models.targets",
+        "interop",
+        "devices",
+    ),
+    ("models", "config"),
+    ("checkpoints", "evaluation"),
+    ("tasks",),
+    ("training",),
+    ("inference", "report", "convert"),
+)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+
+
+def floor_of(module: str) -> int:
+    found = [
+        (len(name), floor)
+        for floor, names in enumerate(FLOORS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    assert found, f"{module} has no floor: add it to FLOORS"
+    return max(found)[1]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if _is_module(name) else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    own = {name for name in found if name.split(".")[0] == PACKAGE}
+    return {name.removeprefix(PACKAGE).removeprefix(".") for name in own} - {""}
+
+
+def _is_module(name: str) -> bool:
+    return name.removeprefix(f"{PACKAGE}.") in MODULES
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_a_module_imports_nothing_from_a_floor_above(module):
+    above = {x for x in imports_of(MODULES[module]) if floor_of(x) > floor_of(module)}
+    assert not above, f"{module} is below {', '.join(sorted(above))}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: imports_of(path) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module in done:
+            return
+        for other in sorted(graph.get(module, ())):
+            visit(other, (*way, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_package_imports_neither_its_scripts_nor_its_configs():
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            roots = {name.split(".")[0] for name in names}
+            assert not roots & {"data", "configs", "benchmarks", "main", "tests"}, module
+
+
+@pytest.mark.parametrize("module", ["torch", "tensorflow"])
+def test_pytorch_and_tensorflow_are_imported_inside_functions_alone(module):
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                assert module not in {alias.name.split(".")[0] for alias in node.names}, name
