@@ -87,3 +87,9 @@ def run_task(
     constants = task.constants(models, batch, draws, match_paper)
     constants = {**constants, **task.targets(models, batch, constants)}
     return {**constants, **task.forward(models, batch, constants, draws, {})}
+
+
+def sizes_of(batch: Mapping[str, Array]) -> Sizes:
+    """Return how many samples, frames and slots a batch has."""
+    frames = batch["video"] if "video" in batch else batch["features"]
+    return Sizes(len(frames), frames.shape[1], batch["slot_mask"].shape[1])
