@@ -198,7 +198,8 @@ def build_training(
         of_batch = functools.partial(constants_of, match_paper=config.train.match_paper)
         constants = over_samples(of_batch, mesh, parts, (state.params, still), (batch, draws))
         constants = constants | task.targets(skeletons, batch, constants)
-        seen = {name: batch[name] for name in task.forward_inputs if name in batch}
+        names = task.forward_inputs(constants)
+        seen = {name: batch[name] for name in names if name in batch}
 
         def loss_function(params: Parameters) -> tuple[Array, dict[str, Array]]:
             arrays, inputs = (params, still, scheduled[MODEL]), (seen, constants, draws)
