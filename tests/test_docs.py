@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_floors import FLOORS
 
 from configs import base, coco, movi_c, sprites
 from smoothsa_jax.config.load import load_config
@@ -18,7 +19,6 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.build import PARTS, build_slot_model, slot_model_shapes
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import build_training
-from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
