@@ -15,11 +15,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE, read_model
+from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
+from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, recipes
 from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import canonical, differences, image_size_of
 from smoothsa_jax.devices import hosts
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.interop import state_dicts
+from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
@@ -47,29 +51,57 @@ class Trained(NamedTuple):
 
 
 def is_trained(source: str) -> bool:
-    """Tell whether a source is a folder of ours: a workdir, or a saved model."""
+    """Tell whether a source is a workdir or a saved model of ours."""
     folder = Path(source).expanduser()
-    saved = (folder / WEIGHTS_FILE).is_file() and (folder / "about.json").is_file()
+    saved = (folder / WEIGHTS_FILE).is_file() and (folder / ABOUT_FILE).is_file()
     return bool(source) and (saved or (folder / FOLDER).is_dir())
 
 
-def open_trained(source: str, warn: Warn) -> Trained | None:
-    """Read a workdir (its newest sound checkpoint) or a folder of a saved model.
+def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained | None:
+    """Read a workdir (its newest sound checkpoint), a folder of a saved model, or a state dict of
+    the authors' program.
+
+    Args:
+        warn: called with a line for each checkpoint that is skipped.
+        recipe: of a state dict, where several recipes have the same model: the name of one.
 
     Returns:
         None where a workdir has no usable checkpoint.
 
     Raises:
-        UserError: a saved model is damaged.
+        UserError: a saved model is damaged, or a state dict fits no recipe or several.
     """
-    folder = Path(source).expanduser()
-    if (folder / WEIGHTS_FILE).is_file():
-        config, arrays, step = read_model(folder)
-        return Trained(config, arrays, step, str(folder))
-    checkpoint = restore_latest(folder, warn=warn)
+    path = Path(source).expanduser()
+    if state_dicts.is_state_dict(path) and not path.is_dir():
+        return _of_state_dict(path, recipe)
+    if (path / WEIGHTS_FILE).is_file():
+        config, arrays, step = read_model(path)
+        return Trained(config, arrays, step, str(path))
+    checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
     return Trained(checkpoint.config, checkpoint.weights, checkpoint.step, str(checkpoint.path))
+
+
+def _of_state_dict(path: Path, recipe: str | None) -> Trained:
+    state_dict, configs = state_dicts.read(path), recipes()
+    if recipe is not None and recipe not in configs:
+        raise UserError(
+            f"config={recipe!r} is no recipe; choose one of {', '.join(configs)}"
+            f"{did_you_mean(recipe, configs)}"
+        )
+    try:
+        names = configs_of(state_dict, configs if recipe is None else {recipe: configs[recipe]})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if len(names) > 1:
+        raise UserError(
+            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the "
+            "one it was trained with: load(..., config=NAME), or python -m smoothsa_jax.convert IN "
+            "OUT --config=NAME"
+        )
+    found = configs[names[0]]
+    return Trained(found, from_authors(state_dict), found.train.num_steps, str(path))
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:
@@ -104,12 +136,31 @@ def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -
 def _opened(name: str, source: str, warn: Warn) -> Trained:
     trained = open_trained(source, warn) if source else None
     if trained is None:
+        command = command_for(Path(source).name)
+        first = f"; train it first: {command}" if command else "; train one"
         raise UserError(
             f"companions.{name}.source: no usable checkpoint found in {Path(source) / FOLDER}, "
-            f"expected the workdir of a trained model; train one, or give its folder with "
+            f"expected the workdir of a trained model{first}, or give its folder with "
             f"--config.companions.{name}.source"
         )
     return trained
+
+
+def command_for(name: str) -> str | None:
+    """Return the command that trains the run of a name, where that is a config of the gallery:
+    the data set, then its words."""
+    for path in sorted(CONFIGS.glob("*.py"), key=lambda path: -len(path.stem)):
+        if name != path.stem and not name.startswith(f"{path.stem}_"):
+            continue
+        words = name.removeprefix(path.stem).strip("_").replace("_", ",")
+        spec = f"configs/{path.name}{':' * bool(words)}{words}"
+        try:
+            found = load_config(f"{path}{':' * bool(words)}{words}").name
+        except UserError:
+            continue
+        if found == name:
+            return f"python main.py --config={spec}"
+    return None
 
 
 def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Parameters, str]:

@@ -143,12 +143,15 @@ def is_schedule(value: Any) -> bool:
 
 
 def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
-    """A number, or a schedule with sound settings."""
+    """A number, or a schedule with sound settings; those of a schedule from elsewhere
+    ("package.module:function") are checked where it is made."""
     constant = number(least, above)
 
     def check(key: str, value: Any) -> None:
         if not isinstance(value, ConfigDict | Mapping):
             constant(key, value)
+            return
+        if ":" in str(value.get("schedule")):
             return
         _check_keys_of_schedule(key, value)
         for name, check_setting in SCHEDULES[value["schedule"]].items():

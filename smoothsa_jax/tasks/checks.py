@@ -10,7 +10,7 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.inputs.build import DATASETS
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import slot_model_shapes
-from smoothsa_jax.tasks.build import TASKS, build_task
+from smoothsa_jax.tasks.build import build_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
 
@@ -29,11 +29,9 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     task = build_task(config)
     losses = build_losses(config.losses)
     trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
-    names = {
-        "task": TASKS,
-        "data.name": DATASETS,
-        "checkpoint.best_metric": (*task.evaluator.metrics, *trained),
-    }
+    names = {"checkpoint.best_metric": (*task.evaluator.metrics, *trained)}
+    if ":" not in config.data.name:  # a class from elsewhere
+        names["data.name"] = DATASETS
     # Of several processes each scores whole batches, on its own devices.
     multi = hosts.is_multi_process()
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
