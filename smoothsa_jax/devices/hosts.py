@@ -246,7 +246,7 @@ def refuse_misfit(config: ConfigDict, batches: Sequence[str]) -> None:
 
     Args:
         config: the run's config.
-        batches: as for `validation.validate`.
+        batches: as for `config.schema.check`.
 
     Raises:
         UserError: the mesh leaves out devices, whose process would be idle, or a batch does not

@@ -1,7 +1,7 @@
 """How arrays lie on the devices (docs/scaling.md).
 
 One mesh, two axes. Samples are spread over both. What lasts from step to step (parameters, the optimiser's state, the frozen
-backbone) is cut over `fsdp` and repeated over `data`, and gathered for the time of a step.
+encoder) is cut over `fsdp` and repeated over `data`, and gathered for the time of a step.
 """
 
 import math

@@ -20,7 +20,7 @@ def feature_distance(
     """The distance of a frame's features from the previous frame's, token by token.
 
     This is the mean square difference between tokens in the same place, divided by the sum of both
-    frames' variances over tokens. It is therefore unitless, whatever the backbone: 0 for identical
+    frames' variances over tokens. It is therefore unitless, whatever the encoder: 0 for identical
     frames, and about 1 for frames as unrelated as two random places.
     """
     before, after = before.astype(jnp.float32), after.astype(jnp.float32)

@@ -70,7 +70,7 @@ def pad_boxes(
         background = " and of the background" if first else ""
         raise UserError(
             f"a sample has boxes of {num_objects} objects{background}, but the model has "
-            f"{num_slots} slots; set model.slot_attention.num_slots to at least "
+            f"{num_slots} slots; set model.num_slots to at least "
             f"{num_objects + first}"
         )
     padded = np.full((num_frames, num_slots, 4), -1.0, dtype=np.float32)

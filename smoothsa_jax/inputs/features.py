@@ -1,4 +1,4 @@
-"""Cached features in place of pixels, as written by `python -m data.cache_features`.
+"""Cached features in place of pixels, as written by `python -m data.store`.
 
 A record holds one frame, so that a window of a clip reads only its own frames.
 """
@@ -40,7 +40,7 @@ class CachedFeatures:
 
     Args:
         source: a source of the same clips.
-        folder: a folder written by `python -m data.cache_features`.
+        folder: a folder written by `python -m data.store`.
         split: the split of both.
 
     Raises:
@@ -53,7 +53,7 @@ class CachedFeatures:
         if not (folder / MANIFEST).is_file():
             raise UserError(
                 f"data.features {folder} has no {MANIFEST}, expected a finished folder of "
-                "features; make it with python -m data.cache_features CONFIG, or leave "
+                "features; make it with python -m data.store CONFIG, or leave "
                 "data.features empty"
             )
         self._ends = np.cumsum(frame_counts(folder, split))  # raises on a damaged manifest
@@ -65,7 +65,7 @@ class CachedFeatures:
             raise UserError(
                 f"data.features {folder} holds {len(self._ends)} clips, training has "
                 f"{len(source)}: set data.num_samples={len(self._ends)}, or store the features of "
-                "all with python -m data.cache_features"
+                "all with python -m data.store"
             )
 
     def __len__(self) -> int:

@@ -104,7 +104,7 @@ class PreparedFolder:
         if boxes and not 0 <= max_objects <= num_slots - first:
             raise UserError(
                 f"data.max_objects is {max_objects}, but {num_slots - first} of the model's "
-                f"{num_slots} slots can represent objects; set model.slot_attention.num_slots to "
+                f"{num_slots} slots can represent objects; set model.num_slots to "
                 f"at least {max_objects + first}"
             )
         self.records = Records(folder, split)
@@ -214,7 +214,7 @@ class PreparedFolder:
         labels, kept = drop_absent(view_labels(labels, view, self._size))
         num_objects = len(kept)
         if (self._boxes or self._categories) and num_objects > self._max_objects:
-            more = ", and model.slot_attention.num_slots with it" if self._boxes else ""
+            more = ", and model.num_slots with it" if self._boxes else ""
             raise UserError(
                 f"{clip.name} shows {num_objects} objects, data.max_objects is "
                 f"{self._max_objects}; raise it{more}"

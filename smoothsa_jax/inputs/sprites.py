@@ -247,7 +247,7 @@ class Sprites:
             (
                 num_slots >= needed,
                 f"clips have up to {needed} boxes, but the model has {num_slots} slots; set "
-                f"model.slot_attention.num_slots to at least {needed}",
+                f"model.num_slots to at least {needed}",
             ),
         ]
         for passes, message in checks:

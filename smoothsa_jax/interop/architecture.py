@@ -88,19 +88,19 @@ def read_architecture(path: Path) -> dict[str, Any]:
     return {"num_register_tokens": 0, **settings}
 
 
-def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], what: str) -> None:
+def check_architecture(found: Mapping[str, Any], encoder: Mapping[str, Any], what: str) -> None:
     """Refuse weights of a ViT other than the config's.
 
     Args:
         found: the result of `read_architecture`.
-        backbone: the config's `model.encoder`.
+        encoder: the config's `model.encoder`.
         what: the origin of the weights, for error messages.
 
     Raises:
         UserError: settings differ; the message names all of them.
     """
     kind = _KINDS[found["model_type"]]
-    name = backbone.get("name", _VIT.name)
+    name = encoder.get("name", _VIT.name)
     if name != kind.name:
         raise UserError(
             f"{what} describes a {found['model_type']!r}, which does not match "
@@ -115,7 +115,7 @@ def check_architecture(found: Mapping[str, Any], backbone: Mapping[str, Any], wh
     if other:
         raise UserError(f"{what} has {_pairs(other)}; this ViT has {_pairs(fixed)}")
     theirs = {ours: found[key] for key, ours in kind.settings.items()}
-    wanted = {**kind.defaults, **backbone}
+    wanted = {**kind.defaults, **encoder}
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
         advice = " ".join(f"--config.model.encoder.{key}={value}" for key, value in differ.items())

@@ -117,7 +117,7 @@ def from_authors(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_authors(arrays: Mapping[str, np.ndarray], detach: bool) -> dict[str, np.ndarray]:
-    """Flat parameters of ours, the backbone's included, as their state dict.
+    """Flat parameters of ours, the encoder's included, as their state dict.
 
     Args:
         arrays: by our names, the head's with `recognition.` in front.
@@ -134,7 +134,7 @@ def to_authors(arrays: Mapping[str, np.ndarray], detach: bool) -> dict[str, np.n
         if found is None:
             raise UserError(
                 f"{name} has no place in the authors' program: only models of its parts can be exported "
-                "(a vit backbone, gaussian or boxes, slot_attention, randsfq, random_ar)"
+                "(a vit encoder, gaussian or boxes, slot_attention, randsfq, random_ar)"
             )
         key, transform = found
         prefix = "m." if name.startswith(HEAD) else smoothsa

@@ -44,7 +44,7 @@ def fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
     if repository not in REVISIONS:
         raise UserError(
-            f"model.backbone.weights is {name!r}: expected 'random', a folder, a .safetensors or "
+            f"weights.encoder.source is {name!r}: expected 'random', a folder, a .safetensors or "
             ".pth file of timm's, or one of "
             f"{', '.join(REVISIONS)}{did_you_mean(repository, REVISIONS)}"
         )
@@ -82,7 +82,7 @@ def fetch(name: str) -> Path:
         raise UserError(
             f"{repository} cannot be fetched from the Hugging Face Hub ({_reason(error)}): on a "
             f"machine that can reach it, download {CONFIG} and {WHOLE} of revision {revision} into "
-            "one folder, copy it here, and set --config.model.backbone.weights to its path"
+            "one folder, copy it here, and set --config.weights.encoder.source to its path"
         ) from error
     return folder
 

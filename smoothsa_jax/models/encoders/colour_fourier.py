@@ -16,7 +16,7 @@ class ColourFourier(nnx.Module):
     A token is the mean and covariance of the colors in its window (9 numbers), mapped by cosines of
     random frequencies and phases, and standardized over its width. It distinguishes textures of
     different colors, whatever their phase, but knows nothing of objects, so it can replace a real
-    backbone on synthetic textures only. Like a ViT's tokens, these also encode their position: the
+    encoder on synthetic textures only. Like a ViT's tokens, these also encode their position: the
     last channels are cosines of the position.
 
     Args:
@@ -49,7 +49,7 @@ class ColourFourier(nnx.Module):
         self.grid = grid_of(image_size, patch, "data.image_size")
         if position_width % 2 or not 0 <= position_width < width:
             raise UserError(
-                f"model.backbone.position_width is {position_width}: expected an even number below "
+                f"model.encoder.position_width is {position_width}: expected an even number below "
                 f"the width {width}"
             )
         self.position_width, self.position_scale = position_width, position_scale

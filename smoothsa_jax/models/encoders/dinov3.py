@@ -56,7 +56,7 @@ class RotaryBlock(ViTBlock):
 
 
 class DINOv3(PatchTransformer):
-    """A DINOv3 vision transformer, random until weights are loaded (interop/backbone_weights.py).
+    """A DINOv3 vision transformer, random until weights are loaded (interop/encoder_weights.py).
 
     Args:
         image_size: H, W of the input in pixels.
@@ -88,7 +88,7 @@ class DINOv3(PatchTransformer):
     ):
         if width % (4 * num_heads):
             raise UserError(
-                f"model.backbone.width is {width} with num_heads {num_heads}: DINOv3 needs a "
+                f"model.encoder.width is {width} with num_heads {num_heads}: DINOv3 needs a "
                 "multiple of 4 channels per head"
             )
         super().__init__(

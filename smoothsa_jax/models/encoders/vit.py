@@ -150,7 +150,7 @@ class PatchTransformer(nnx.Module):
     ):
         self.size = tuple(round(side * resize) for side in image_size)
         self.grid = grid_of(
-            self.size, patch, f"data.image_size times model.backbone.resize={resize}"
+            self.size, patch, f"data.image_size times model.encoder.resize={resize}"
         )
         self.patch = patch
         self.width = width
@@ -207,7 +207,7 @@ class PatchTransformer(nnx.Module):
 
 
 class ViT(PatchTransformer):
-    """A DINOv2 vision transformer, random until weights are loaded (interop/backbone_weights.py).
+    """A DINOv2 vision transformer, random until weights are loaded (interop/encoder_weights.py).
 
     Args:
         image_size: H, W of the input in pixels.
