@@ -18,12 +18,12 @@ from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.checkpoints.read import FOLDER, restore_latest, steps_found
 from smoothsa_jax.config.load import config_from_command_line
-from smoothsa_jax.config.schema import validate
+from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import differences
 from smoothsa_jax.devices import compiling, runtime
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU, Backend
-from smoothsa_jax.training import evaluating, logging, scoring
+from smoothsa_jax.training import evaluating, logging, loop
 
 GPU = Backend("cuda", 9.0, has_cudnn=True)
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
@@ -47,10 +47,10 @@ def one_line(capfd) -> str:
         (["--config.train.num_steps=few"], "expected int"),
         (["--config.train.num_steps=0"], "train.num_steps is 0"),
         (["--config.train.batch_size=-1"], "train.batch_size is -1"),
-        (["--config.model.slot_attention.num_slots=0"], "num_slots is 0"),
+        (["--config.model.num_slots=0"], "num_slots is 0"),
         (["--config.data.image_size=63"], "which patches of"),
         (["--config.mesh.data=64"], "mesh.data asks for 64 devices, 1 found"),
-        (["--config.model.backbone.name=vitt"], "did you mean 'vit'?"),
+        (["--config.model.encoder.name=vitt"], "did you mean 'vit'?"),
         (["--config.data.name=sprite"], "did you mean 'sprites'?"),
         (["--config.checkpoint.best_metric=fgari"], "did you mean 'fg_ari'?"),
         (["--mode=evaluation"], "value should be one of <train|evaluate|"),
@@ -103,9 +103,9 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, m
     assert train_fake(tmp_path) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
     capfd.readouterr()
-    assert train_fake(tmp_path, "--config.seed=3", "--config.loss.distillation=0.5") == 2
+    assert train_fake(tmp_path, "--config.seed=3", "--config.losses.distillation.weight=0.5") == 2
     text = one_line(capfd)
-    assert "loss.distillation (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
+    assert "losses.distillation.weight (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
     # So it is before the first checkpoint, and when none is left that can be used.
@@ -114,7 +114,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, m
     assert "seed (found 0, asked 3)" in one_line(capfd)
     (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
     # How often it saves, logs and what it measures may change.
-    free = ["--config.checkpoint.every=5", "--config.train.log_every=4", "--config.eval.seeds=(3,)"]
+    free = ["--config.checkpoint.every=5", "--config.log.every=4", "--config.eval.seeds=(3,)"]
     assert train_fake(tmp_path, *free) == 0
 
 
@@ -133,9 +133,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path, capfd, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
     fake_training.use(monkeypatch)
-    from smoothsa_jax.training import task
-
-    build = task.build_training
+    build = loop.build_training
 
     def poisoned(config):
         import dataclasses
@@ -152,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
 
         return dataclasses.replace(training, train_step=train_step)
 
-    monkeypatch.setattr(task, "build_training", poisoned)
+    monkeypatch.setattr(loop, "build_training", poisoned)
     assert train_fake(tmp_path) == 2
     text = one_line(capfd)
     assert "step 8 is not finite: " in text
@@ -197,7 +195,7 @@ def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatc
             jax.block_until_ready(jnp.zeros(1 << 45))
         return {"mbo": 0.5, "ari": 0.5, "fg_ari": 0.5, "miou": 0.5}
 
-    monkeypatch.setattr(scoring, "validation_scores", validation_scores)
+    monkeypatch.setattr(loop, "validation_scores", validation_scores)
     assert train_fake(tmp_path, *best) == 2
     text = one_line(capfd)
     assert "run the same command with --config.eval.batch_size=1, or more devices" in text
@@ -231,7 +229,7 @@ def test_what_is_said_to_do_without_memory_can_be_done(monkeypatch, settings, op
             [(f"config.{name}", value) for name, value in (x.split("=") for x in changes)], config
         )
         assert not differences(config, changed)
-        validate(changed, 8, batches=("train.batch_size",))
+        schema.check(changed, 8, batches=("train.batch_size",))
     assert ("bfloat16" in others) == (config.dtype == "float32")
     assert ("a smaller train.batch_size" in others) == (config.train.batch_size > 8)
 

@@ -144,7 +144,7 @@ def test_the_installed_wheel_segments_a_picture(imported):
 
 def test_the_installed_wheel_has_the_recipes(imported):
     _, environment = imported
-    program = "from smoothsa_jax.training.conversion import recipes; print(*recipes())"
+    program = "from smoothsa_jax.checkpoints.published import recipes; print(*recipes())"
     printed = check_call(environment / "bin" / "python", "-c", program, cwd=environment.parent)
     assert {"coco", "movi_c", "recognition_ytvis"} <= set(printed.split())
 
