@@ -17,8 +17,8 @@ import run_config
 from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.checkpoints.read import FOLDER, restore_latest, steps_found
-from smoothsa_jax.config.load import config_from_command_line
 from smoothsa_jax.config import schema
+from smoothsa_jax.config.load import config_from_command_line
 from smoothsa_jax.config.values import differences
 from smoothsa_jax.devices import compiling, runtime
 from smoothsa_jax.errors import UserError
@@ -174,7 +174,8 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
     text = one_line(capfd)
     assert "a training step of train.batch_size=4 does not fit into the memory of a device" in text
     assert "Out of memory allocating 140737488355328 bytes" in text
-    assert "use --config.train.accumulate=2 (the same training, in parts), or with" in text
+    assert "use --config.train.accumulate=2 (the same training, in parts), " in text
+    assert "--config.train.remat=all (slower, the same training), or with another" in text
     assert text.rstrip().endswith("--config.dtype=bfloat16 or a smaller train.batch_size")
     assert restore_latest(tmp_path, warn=pytest.fail).step == 3
     # What it says to do, as a command: only how the batch is computed differs.

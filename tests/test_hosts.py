@@ -22,8 +22,8 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.sprites import Sprites
-from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.training import evaluating, loop
 
 HOST = """
 import json, sys

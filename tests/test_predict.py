@@ -27,7 +27,8 @@ from smoothsa_jax.models.parameters import split
 
 def saved(config: ConfigDict, folder: Path) -> Path:
     """A model with random weights, which are faster to draw than the model's own initial values."""
-    _, params, frozen = split(slot_model_shapes(config.model, (config.data.image_size,) * 2))
+    model = slot_model_shapes(config.model, (config.data.image_size,) * 2)
+    _, params, frozen = split(model, frozen=("encoder.*",))
     rng = np.random.default_rng(0)
     shapes = {name: array.shape for name, array in {**params, **frozen}.items()}
     arrays = {name: 0.5 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}

@@ -18,8 +18,8 @@ from data.check import check
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
-from smoothsa_jax.training import loop
 from smoothsa_jax.tasks.stored import refuse_other_features
+from smoothsa_jax.training import loop
 from smoothsa_jax.training.evaluating import source_of_split
 from smoothsa_jax.training.step import build_training
 

@@ -146,7 +146,7 @@ def test_the_installed_wheel_has_the_recipes(imported):
     _, environment = imported
     program = "from smoothsa_jax.checkpoints.published import recipes; print(*recipes())"
     printed = check_call(environment / "bin" / "python", "-c", program, cwd=environment.parent)
-    assert {"coco", "movi_c", "recognition_ytvis"} <= set(printed.split())
+    assert {"coco", "movi_c", "ytvis:recognition"} <= set(printed.split())
 
 
 def test_importing_everything_needs_neither_pytorch_nor_tensorflow(imported):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config.values import flatten
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.parts import check_whole
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
 MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
@@ -32,11 +33,7 @@ def whole(least: int) -> Check:
     """A whole number of at least `least`."""
 
     def check(key: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(
-                f"{key} is {value!r}; expected a whole number of at least {least}; "
-                f"set --config.{key}={max(least, 1)} or more"
-            )
+        check_whole(key, value, least)
 
     return check
 
