@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command import here
 from ml_collections import ConfigDict
-from test_recognition import WithCategories
+from tiny import WithCategories
 
 import smoothsa_jax as ssa
 from smoothsa_jax import convert

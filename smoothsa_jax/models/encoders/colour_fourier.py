@@ -43,8 +43,8 @@ class ColourFourier(nnx.Module):
         patch: int,
         window: int,
         bandwidth: float,
-        position_width: int = 8,
-        position_scale: float = 0.3,
+        position_width: int,
+        position_scale: float,
         rngs: nnx.Rngs,
     ):
         check_whole("model.encoder.window", window)

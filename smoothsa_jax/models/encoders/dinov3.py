@@ -81,10 +81,10 @@ class DINOv3(PatchTransformer):
         width: int,
         depth: int,
         num_heads: int,
-        patch: int = 16,
-        registers: int = 4,
+        patch: int,
+        registers: int,
         swiglu: bool = False,
-        resize: float = 1.0,
+        resize: float,
         rngs: nnx.Rngs,
     ):
         check_whole("model.encoder.depth", depth)
