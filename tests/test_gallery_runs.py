@@ -16,10 +16,10 @@ from raw_stills import clevrtex_source, coco_source, voc_source
 from data import prepare
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import to_json
+from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training import evaluating, loop
-from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.training.step import build_training
 
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]

@@ -107,7 +107,8 @@ def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
     folder = ROOT / "smoothsa_jax"
     source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
     source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
-    configs = {f"smoothsa_jax/recipes/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    of_configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in (".py", ".md")]
+    configs = {f"smoothsa_jax/recipes/{p.relative_to(ROOT)}" for p in of_configs}
     assert found == source | configs
     core = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
     assert any(need.startswith("jax") for need in core)
