@@ -39,6 +39,19 @@ class Losses:
         """The outputs that the terms need."""
         return frozenset(name for term in self.terms.values() for name in term.reads)
 
+    def check_frames(self, num_frames: int) -> None:
+        """Refuse clips that are too short for a term.
+
+        Raises:
+            UserError: a term compares more frames than clips have.
+        """
+        for name, term in self.terms.items():
+            if (needed := getattr(term, "num_frames", 1)) > num_frames:
+                raise UserError(
+                    f"losses.{name} compares {needed} frames, but clips have {num_frames}: set "
+                    f"data.num_frames to at least {needed}, or --config.losses.{name}.weight=0"
+                )
+
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> dict[str, Float[Array, ""]]:

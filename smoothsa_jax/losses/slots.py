@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Scheduled
 from smoothsa_jax.parts import check_above_zero
 
@@ -34,6 +33,7 @@ class SlotContrast:
     """
 
     reads = ("slots", "slot_mask")
+    num_frames = 2  # that it compares
 
     def __init__(self, *, temperature: float):
         check_above_zero("losses.slot_contrast.temperature", temperature)
@@ -43,11 +43,6 @@ class SlotContrast:
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> Float[Array, ""]:
         del batch, scheduled
-        if outputs["slots"].shape[1] < 2:
-            raise UserError(
-                "losses.slot_contrast compares two frames, but clips have 1: set data.num_frames "
-                "to at least 2, or --config.losses.slot_contrast.weight=0"
-            )
         return slot_contrast_loss(outputs["slots"], outputs.get("slot_mask"), self.temperature)
 
 

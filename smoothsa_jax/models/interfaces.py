@@ -192,6 +192,7 @@ class Loss(Protocol):
 
     Attributes:
         reads: names of the outputs that it needs.
+        num_frames: how many frames of a clip it compares; may be absent: 1.
     """
 
     reads: tuple[str, ...]

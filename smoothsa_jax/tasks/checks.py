@@ -39,6 +39,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
     schema.check(config, len(jax.devices()), names, divided)
     hosts.refuse_misfit(config, batches)
+    losses.check_frames(config.data.get("num_frames") or 1)
     task.build(shapes_only=True)
     for companion in config.companions.values():
         if "model" in companion:

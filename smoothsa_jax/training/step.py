@@ -156,6 +156,7 @@ def build_training(
         else:
             frozen |= arrays
     losses = build_losses(config.losses)
+    losses.check_frames(config.data.get("num_frames") or 1)
     num_steps, parts = config.train.num_steps, config.train.accumulate
     schedules = Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
     optimizer = build_optimizer(config.optimizer, num_steps)
