@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
 from smoothsa_jax.evaluation.metrics import (
     METRICS,
     ari,
@@ -22,7 +23,6 @@ from smoothsa_jax.evaluation.metrics import (
     miou,
     score_batch,
 )
-from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import (
     build_scores,
