@@ -35,4 +35,4 @@ def test_the_snippets_on_inference_run():
     assert share(slots + step, features) > share(slots, features)
     assert names["gradient"].keys() == names["trained"].keys()
     moved = {name for name, x in names["gradient"].items() if np.abs(x).max() > 0}
-    assert {"aggregator.value.kernel", "aggregator.gru.input.kernel"} & moved, moved
+    assert {"slot_attention.value.kernel", "slot_attention.gru.input.kernel"} & moved, moved

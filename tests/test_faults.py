@@ -26,6 +26,8 @@ from smoothsa_jax.models.backend import CPU, Backend
 from smoothsa_jax.training import evaluating, logging, loop
 
 GPU = Backend("cuda", 9.0, has_cudnn=True)
+COCO = f"--config={ROOT / 'configs' / 'coco.py'}:smoke"
+HEAD = f"{COCO},recognition"
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
 
 
@@ -53,6 +55,33 @@ def one_line(capfd) -> str:
         (["--config.model.encoder.name=vitt"], "did you mean 'vit'?"),
         (["--config.data.name=sprite"], "did you mean 'sprites'?"),
         (["--config.checkpoint.best_metric=fgari"], "did you mean 'fg_ari'?"),
+        (["--config.model.aggregator.first=0"], "model.aggregator.first is 0; expected a whole"),
+        (["--config.model.aggregator.later=-1"], "model.aggregator.later is -1; expected a whole"),
+        (["--config.model.transition.history=1"], "history is 1; expected a whole number of at le"),
+        (["--config.model.transition.dropout_rate=1"], "dropout_rate is 1.0; expected a number of"),
+        (["--config.model.transition.num_heads=0"], "transition.num_heads is 0; expected a whole"),
+        (["--config.model.transition.num_heads=5"], "does not divide model.slot_size 48"),
+        (
+            ["--config.model.initializer.num_heads=0"],
+            "initializer.num_heads is 0; expected a whole",
+        ),
+        (["--config.model.initializer.num_heads=5"], "does not divide model.slot_size 48"),
+        (["--config.model.initializer.detach.at=-1"], "model.initializer.detach.at is -1.0"),
+        (["--config.model.decoder.num_layers=0"], "model.decoder.num_layers is 0: expected at le"),
+        (["--config.model.decoder.hidden_size=0"], "model.decoder.hidden_size is 0; expected a wh"),
+        ([COCO, "--config.model.decoder.num_layers=0"], "model.decoder.num_layers is 0; expected"),
+        ([COCO, "--config.model.decoder.num_heads=0"], "model.decoder.num_heads is 0; expected a"),
+        ([COCO, "--config.model.encoder.num_heads=5"], "does not divide model.encoder.width 32"),
+        ([HEAD, "--config.model.num_classes=0"], "model.num_classes is 0; expected a whole number"),
+        ([HEAD, "--config.model.dropout_rate=1"], "model.dropout_rate is 1.0; expected a number"),
+        (
+            ["--config.losses.slot_contrast.temperature=0"],
+            "temperature is 0.0; expected a number ab",
+        ),
+        (
+            ["--config.data.num_frames=1", "--config.eval.num_frames=1"],
+            "data.num_frames to at least 2, or --config.losses.slot_contrast.weight=0",
+        ),
         (["--mode=evaluation"], "value should be one of <train|evaluate|"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["train"], "found the argument 'train', expected flags only"),
@@ -65,6 +94,37 @@ def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, argumen
     assert here(*arguments, f"--workdir={workdir}") == 2
     assert expected in one_line(capfd)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "config.model.initializer = config.model.initializer.cold",
+            "losses.distillation needs warm_queries, which this model does not give; remove "
+            "losses.distillation, or set --config.losses.distillation.weight=0",
+        ),
+        (
+            "config.losses.category = {'weight': 1.0}",
+            "losses.category needs logits, which this model does not give",
+        ),
+        (
+            "config.weights.encoder.frozen = ()",
+            "model.target.name is 'features', but the encoder is trained",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_one_line(tmp_path, capfd, change, expected):
+    config = tmp_path / "own.py"
+    config.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import run_config\n"
+        "def get_config(words=''):\n"
+        f"    config = run_config.get_config(words)\n    {change}\n    return config\n"
+    )
+    assert here(f"--config={config}:image", f"--workdir={tmp_path / 'run'}") == 2
+    assert expected in one_line(capfd)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_process_says_it_the_same_way(tmp_path):

@@ -412,7 +412,9 @@ def test_frames_that_fill_up_a_clip_do_not_count():
             more = {k: np.concatenate([batch[k], batch[k]], 1) for k in ("video", "segmentations")}
             yield {**batch, **more, "num_frames": np.array([3, 3])}
 
-    def first_frames(batch, key, match_paper=False):  # the random part of `perfect` depends on the shape
+    def first_frames(
+        batch, key, match_paper=False
+    ):  # the random part of `perfect` depends on the shape
         return perfect({"segmentations": batch["segmentations"][:, :3]}, key)
 
     def with_more_frames(batch, key, match_paper):

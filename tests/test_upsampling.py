@@ -37,9 +37,7 @@ def test_masked_slot_gets_no_pixel_and_changes_no_other():
     slot_mask = jnp.array([[True] * 5, [True, True, False, True, False]])
     segments = np.asarray(segments_from_masks(masks, (12, 12), slot_mask))
     assert set(np.unique(segments[1])) <= {0, 1, 3}
-    np.testing.assert_array_equal(
-        segments[0], np.asarray(segments_from_masks(masks[0], (12, 12)))
-    )
+    np.testing.assert_array_equal(segments[0], np.asarray(segments_from_masks(masks[0], (12, 12))))
     smaller = np.asarray(segments_from_masks(masks[1][:, [0, 1, 3]], (12, 12)))
     np.testing.assert_array_equal(segments[1], np.array([0, 1, 3])[smaller])
 
@@ -55,5 +53,7 @@ def test_jit_gives_the_same_and_labels_are_small_integers():
 def test_shapes_that_do_not_fit_are_refused():
     masks = random_masks(2, 3, 5, 4, 4)
     for shape in ((2, 4), (3, 5), (2, 2, 5)):
-        with pytest.raises(UserError, match=r"slot_mask of shape .*masks of shape \(2, 3, 5, 4, 4\)"):
+        with pytest.raises(
+            UserError, match=r"slot_mask of shape .*masks of shape \(2, 3, 5, 4, 4\)"
+        ):
             segments_from_masks(masks, (20, 20), jnp.ones(shape, bool))

@@ -147,12 +147,16 @@ def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
         if not isinstance(value, ConfigDict | Mapping):
             constant(key, value)
             return
-        _check_keys_of_schedule(key, value)
-        for name, check_setting in SCHEDULES[value["schedule"]].items():
-            check_setting(f"{key}.{name}", value[name])
+        _check_schedule(key, value)
 
     check.may_be_schedule = True
     return check
+
+
+def _check_schedule(key: str, value: Mapping[str, Any]) -> None:
+    _check_keys_of_schedule(key, value)
+    for name, check_setting in SCHEDULES[value["schedule"]].items():
+        check_setting(f"{key}.{name}", value[name])
 
 
 def _check_keys_of_schedule(key: str, value: Mapping[str, Any]) -> None:
@@ -370,6 +374,7 @@ def check(
     _check_companions(config)
     _check_best(flat)
     slot_models = list(_slot_models(config))
+    _check_part_schedules("model", config.model)
     for prefix, model in slot_models:
         whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
         whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
@@ -380,6 +385,14 @@ def check(
     if config.task == "recognition":
         _check_recognition(config)
     _check_devices(flat, num_devices, batches)
+
+
+def _check_part_schedules(prefix: str, part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        if is_schedule(value):
+            _check_schedule(f"{prefix}.{key}", value)
+        elif isinstance(value, _GROUP):
+            _check_part_schedules(f"{prefix}.{key}", value)
 
 
 def _slot_models(config: ConfigDict) -> Iterable[tuple[str, Mapping[str, Any]]]:

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Encoder
 
 
@@ -20,4 +21,9 @@ class Features(nnx.Module):
         self, batch: Mapping[str, Array], constants: Mapping[str, Array]
     ) -> Float[Array, "B T M C"]:
         del batch
+        if "features" not in constants:
+            raise UserError(
+                "model.target.name is 'features', but the encoder is trained, so that its features "
+                'are no constants; set weights.encoder.frozen to ("*",), or choose another target'
+            )
         return jax.lax.stop_gradient(constants["features"])
