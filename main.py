@@ -45,7 +45,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config.load import Overrides, config_from_command_line, split_command_line
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, exit_status
 
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
 PREDICT_FLAGS = "input output boxes num_slots seed shot_cuts overwrite folders".split()
@@ -61,18 +61,11 @@ def main(arguments: list[str]) -> int:
 
 
 def status_of(work: Callable[[], int]) -> int:
-    """The exit status of some work; what a person can mend is told in a line."""
+    """Return the exit status of some work, also where Ctrl-C stops it."""
     try:
-        return work()
-    except UserError as error:
-        return leave(f"error: {error}", 2)
+        return exit_status(work)
     except KeyboardInterrupt:
         return leave("stopped by Ctrl-C", 130)
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        return leave(f"error: {where}{error.strerror}; mend that, then run the same command", 2)
 
 
 def run(arguments: list[str]) -> int:

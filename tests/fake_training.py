@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from run_config import get_config
 
 from smoothsa_jax.devices.mesh import make_mesh, replicated
-from smoothsa_jax.tasks.discovery import Discovery
+from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.training.state import TrainState, create_state
 from smoothsa_jax.training.step import Training
 
@@ -63,9 +64,8 @@ def fake_training(
         return compute(state, batch, key)
 
     params = {"w": jnp.linspace(0.0, 1.0, width) + config.seed}
-    whole = "model" in config  # some tests need no more than a seed
     return Training(
-        task=Discovery(config) if whole else Discovery.__new__(Discovery),
+        task=build_task(config if "task" in config else get_config("image")),
         definitions={"model": types.SimpleNamespace(dtype="float32")},
         state=jax.device_put(create_state(params, optimizer), replicated(mesh)),
         frozen=jax.device_put({"encoder.f": jnp.ones(2)}, replicated(mesh)),
@@ -77,16 +77,19 @@ def fake_training(
 
 def use(monkeypatch, **options) -> None:
     """Let `main.py` train the fake instead of a model, and report fixed scores."""
-    from smoothsa_jax.evaluation.scores import write_scores
+    from smoothsa_jax.checkpoints import sources
     from smoothsa_jax.training import evaluating, loop
 
     def report(config, training, params, step, workdir):
         scores = {**SCORES, "step": step}
-        write_scores(workdir / "scores.json", scores)
+        evaluating.write_scores(workdir / "scores.json", scores)
         return scores
 
+    def begin(config, training, warn):
+        return training.state.params, training.frozen, ""
+
+    monkeypatch.setattr(sources, "begin", begin)
     for module in (loop, evaluating):
-        monkeypatch.setattr(
-            module, "build_training", lambda config: fake_training(config, **options)
-        )
+        build = lambda config: fake_training(config, **options)  # noqa: E731
+        monkeypatch.setattr(module, "build_training", build)
         monkeypatch.setattr(module, "report", report)

@@ -19,9 +19,7 @@ from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, los
 
 from smoothsa_jax.checkpoints.read import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
 from smoothsa_jax.devices import hosts
-from smoothsa_jax.evaluation.predictions import predictions, scored
-from smoothsa_jax.evaluation.protocol import Evaluation
-from smoothsa_jax.evaluation.whole_split import whole_split
+from smoothsa_jax.evaluation.split import Evaluation, predictions, scored, whole_split
 from smoothsa_jax.inputs.loader import evaluation_batches
 from smoothsa_jax.training.logging import read_log
 
@@ -48,13 +46,13 @@ fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=lambda step: time
 CUT = "from smoothsa_jax.devices import mesh; mesh.SMALL = 64\n"
 # Process 1 cannot read a checkpoint, once; its disk is well again afterwards.
 UNREADABLE = """
-from smoothsa_jax.training import checkpoints
-read = checkpoints.read_checkpoint
+from smoothsa_jax.checkpoints import read as reading
+read = reading.read_checkpoint
 def fail_once(workdir, step):
-    checkpoints.read_checkpoint = read
-    raise checkpoints.BrokenCheckpoint("Input/output error")
+    reading.read_checkpoint = read
+    raise reading.BrokenCheckpoint("Input/output error")
 if "--process_id=1" in sys.argv:
-    checkpoints.read_checkpoint = fail_once
+    reading.read_checkpoint = fail_once
 """
 
 

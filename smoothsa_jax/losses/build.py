@@ -1,7 +1,7 @@
 """The loss terms that a config chooses, and their weighted sum."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Array, Float
@@ -52,6 +52,15 @@ class Losses:
                     f"data.num_frames to at least {needed}, or --config.losses.{name}.weight=0"
                 )
 
+    def check_reads(self, outputs: Iterable[str] | None) -> None:
+        """Refuse terms that need what is not among the outputs; None: they are not known.
+
+        Raises:
+            UserError: names the term and what it needs.
+        """
+        for name, term in self.terms.items() if outputs is not None else ():
+            _refuse_missing(name, term, outputs)
+
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> dict[str, Float[Array, ""]]:
@@ -67,15 +76,19 @@ class Losses:
         """
         found = {}
         for name, term in self.terms.items():
-            missing = [key for key in term.reads if key not in outputs and key != "slot_mask"]
-            if missing:
-                raise UserError(
-                    f"losses.{name} needs {missing[0]}, which this model does not give; remove "
-                    f"losses.{name}, or set --config.losses.{name}.weight=0"
-                )
+            _refuse_missing(name, term, outputs)
             values = scheduled[name]
             found[name] = values["weight"] * term(outputs, batch, values)
         return found
+
+
+def _refuse_missing(name: str, term: Loss, outputs: Iterable[str]) -> None:
+    missing = [key for key in term.reads if key not in outputs and key != "slot_mask"]
+    if missing:
+        raise UserError(
+            f"losses.{name} needs {missing[0]}, which this model does not give; remove "
+            f"losses.{name}, or set --config.losses.{name}.weight=0"
+        )
 
 
 def build_losses(config: Mapping[str, Any]) -> Losses:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.interfaces import Scheduled
+from smoothsa_jax.parts import check_above_zero
 
 
 class Distillation:
@@ -35,6 +36,7 @@ class SlotContrast:
     num_frames = 2  # that it compares
 
     def __init__(self, *, temperature: float):
+        check_above_zero("losses.slot_contrast.temperature", temperature)
         self.temperature = temperature
 
     def __call__(

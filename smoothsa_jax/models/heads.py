@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.basic import MLP, gelu
+from smoothsa_jax.parts import check_dropout, check_whole
 
 
 class RecognitionHead(nnx.Module):
@@ -23,16 +23,8 @@ class RecognitionHead(nnx.Module):
     """
 
     def __init__(self, slot_size: int, *, num_classes: int, dropout_rate: float, rngs: nnx.Rngs):
-        if num_classes < 1:
-            raise UserError(
-                f"model.num_classes is {num_classes}; expected a whole number of at least 1; "
-                "set --config.model.num_classes=1 or more"
-            )
-        if not 0.0 <= dropout_rate < 1.0:
-            raise UserError(
-                f"model.dropout_rate is {dropout_rate}; expected a number of at least 0 and below "
-                "1; mend --config.model.dropout_rate"
-            )
+        check_whole("model.num_classes", num_classes)
+        check_dropout("model.dropout_rate", dropout_rate)
         self.slot_size = slot_size
         self.mlp = MLP((slot_size, 2 * slot_size, num_classes + 4), rngs=rngs)
         self.num_classes = num_classes

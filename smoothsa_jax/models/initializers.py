@@ -11,6 +11,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Initializer, Scheduled, Sizes
 from smoothsa_jax.models.layers.attention import MultiHeadAttention
 from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear
+from smoothsa_jax.parts import check_heads
 
 Queries = tuple[Float[Array, "B N D"], dict[str, Array]]
 
@@ -167,11 +168,8 @@ class Warmed(nnx.Module):
         rngs: nnx.Rngs,
     ):
         del num_slots
-        if slot_size % num_heads:
-            raise UserError(
-                f"model.initializer.num_heads is {num_heads}, which does not divide "
-                f"model.slot_size {slot_size}; choose a divisor"
-            )
+        size = f"model.slot_size {slot_size}"
+        check_heads("model.initializer.num_heads", num_heads, slot_size, size)
         self.slot_size = slot_size
         self.cold = cold
         self.warmer = Warmer(width, slot_size, num_heads, rngs=rngs)

@@ -23,7 +23,7 @@ class Features(nnx.Module):
         del batch
         if "features" not in constants:
             raise UserError(
-                "model.target.name='features' needs a frozen encoder, and this one is trained: "
-                'freeze it with weights.encoder.frozen=("*",), or choose another target'
+                "model.target.name is 'features', but the encoder is trained, so that its features "
+                'are no constants; set weights.encoder.frozen to ("*",), or choose another target'
             )
         return jax.lax.stop_gradient(constants["features"])

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import KeysValues
 from smoothsa_jax.models.layers.basic import linear, split_key
 from smoothsa_jax.models.layers.transformer import PostNormLayer
+from smoothsa_jax.parts import check_dropout, check_heads, check_whole
 
 
 class RandSFQ(nnx.Module):
@@ -40,21 +40,10 @@ class RandSFQ(nnx.Module):
         dropout_rate: float,
         rngs: nnx.Rngs,
     ):
-        if history < 2:
-            raise UserError(
-                f"model.transition.history is {history}; expected a whole number of at least 2; "
-                "set --config.model.transition.history=2 or more"
-            )
-        if not 0.0 <= dropout_rate < 1.0:
-            raise UserError(
-                f"model.transition.dropout_rate is {dropout_rate}; expected a number of at least 0 "
-                "and below 1; mend --config.model.transition.dropout_rate"
-            )
-        if slot_size % num_heads:
-            raise UserError(
-                f"model.transition.num_heads is {num_heads}, which does not divide model.slot_size "
-                f"{slot_size}; choose a divisor"
-            )
+        check_whole("model.transition.history", history, least=2)
+        check_dropout("model.transition.dropout_rate", dropout_rate)
+        size = f"model.slot_size {slot_size}"
+        check_heads("model.transition.num_heads", num_heads, slot_size, size)
         self.history = history
         self.offset_embedding = nnx.Param(jax.random.normal(rngs.params(), (history, slot_size)))
         self.memory = linear(width, slot_size, zero_bias=True, rngs=rngs)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 from smoothsa_jax.models.interfaces import Aggregated
 from smoothsa_jax.models.layers.attention import KeysValues
 from smoothsa_jax.models.layers.basic import MLP, GRUCell, layer_norm, linear
+from smoothsa_jax.parts import check_whole
 
 
 class SlotAttention(nnx.Module):
@@ -32,6 +33,8 @@ class SlotAttention(nnx.Module):
         truncate: bool = False,
         rngs: nnx.Rngs,
     ):
+        check_whole("model.aggregator.first", first)
+        check_whole("model.aggregator.later", later)
         self.first, self.later = first, later
         self.truncate = truncate
         self.norm_features = layer_norm(width, rngs=rngs)

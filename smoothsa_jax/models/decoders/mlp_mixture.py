@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.layers.basic import MLP, linear
 from smoothsa_jax.models.layers.positions import position_waves
+from smoothsa_jax.parts import check_whole
 
 
 class MLPMixtureDecoder(nnx.Module):
@@ -36,6 +37,7 @@ class MLPMixtureDecoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.grid = grid
+        check_whole("model.decoder.hidden_size", hidden_size)
         if num_layers < 2:
             raise UserError(
                 f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last Linear included"

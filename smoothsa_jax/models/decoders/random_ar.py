@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import samples_at_once
 from smoothsa_jax.models.layers.basic import in_turns, layer_norm, linear
 from smoothsa_jax.models.layers.transformer import PreNormLayer
+from smoothsa_jax.parts import check_heads, check_whole
 
 
 class RandomARDecoder(nnx.Module):
@@ -36,16 +36,9 @@ class RandomARDecoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.grid, num_tokens = grid, grid[0] * grid[1]
-        if num_layers < 1:
-            raise UserError(
-                f"model.decoder.num_layers is {num_layers}; expected a whole number of at least 1; "
-                "set --config.model.decoder.num_layers=1 or more"
-            )
-        if width % num_heads:
-            raise UserError(
-                f"model.decoder.num_heads is {num_heads}, which does not divide the {width} channels of the features; "
-                "choose a divisor"
-            )
+        check_whole("model.decoder.num_layers", num_layers)
+        channels = f"the {width} channels of the features"
+        check_heads("model.decoder.num_heads", num_heads, width, channels)
         self.project_features = linear(width, width, bias=False, rngs=rngs)
         self.norm_features = layer_norm(width, rngs=rngs)
         self.project_slots = linear(slot_size, width, bias=False, rngs=rngs)
