@@ -1,9 +1,9 @@
-"""The one door for what was trained elsewhere: a run, a saved model, the Hub, a state dict.
+"""Open trained models and weights: runs, saved models, repositories of the Hub, state dicts.
 
 A config names sources in two places. `weights.NAME = {"into": ..., "source": ...}` fills arrays of
-the trained model when a run begins. `companions.NAME = {"source": ...}` adds a frozen model: its
-architecture is copied into the run's config and its arrays into the run's checkpoints, so that a
-workdir stands alone.
+the trained model when a run begins. `companions.NAME = {"source": ...}` adds a frozen model. Its
+architecture is copied into the run's config and its arrays into the run's checkpoints, so the
+workdir is self-contained.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
 
-RANDOM = "random"  # a source: the untrained values of a seed
-UNTRAINED = ""  # a companion's source: to try a config out
+RANDOM = "random"  # a source: untrained values from a seed
+UNTRAINED = ""  # a companion's source: untrained, for trying out a config
 
 Warn = Callable[[str], None]
 
@@ -38,9 +38,9 @@ class Trained(NamedTuple):
 
     Attributes:
         config: the whole config that it was trained with.
-        arrays: all of them, by their names in the model.
-        step: the training steps behind them.
-        what: where they are from, in words.
+        arrays: all arrays, by their names in the model.
+        step: number of training steps done.
+        what: where the arrays come from, in words.
     """
 
     config: ConfigDict
@@ -50,23 +50,23 @@ class Trained(NamedTuple):
 
 
 def is_trained(source: str) -> bool:
-    """Tell whether a source is a whole trained model: a workdir, a saved model, or a published
-    state dict."""
+    """Tell whether a source is the folder of a whole trained model: a workdir or a saved model."""
     folder = Path(source).expanduser()
     saved = (folder / WEIGHTS_FILE).is_file() and (folder / ABOUT_FILE).is_file()
     return bool(source) and (saved or (folder / FOLDER).is_dir())
 
 
 def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained | None:
-    """Read a workdir (its newest sound checkpoint), a folder of a saved model, or a state dict of
-    the authors' program.
+    """Read a trained model.
 
     Args:
-        warn: called with a line for each checkpoint that is skipped.
-        recipe: of a state dict, where several recipes have the same model: the name of one.
+        source: a workdir, of which the newest intact checkpoint is read; the folder of a saved
+            model; or a state dict of the authors' program.
+        warn: called with one line for each skipped checkpoint.
+        recipe: the recipe of a state dict, needed if several recipes have the same model.
 
     Returns:
-        None where a workdir has no usable checkpoint.
+        None if a workdir has no usable checkpoint.
 
     Raises:
         UserError: a saved model is damaged, or a state dict fits no recipe or several.
@@ -105,11 +105,12 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:
-    """Return the config with the architecture of every companion in it.
+    """Add the architecture of every companion to the config.
 
     Args:
-        stored: the config of the run in the workdir, if there is one: its companions stay.
-        warn: called with a line for each checkpoint that is skipped.
+        config: the config of the run.
+        stored: the config of the run already in the workdir, if any; its companions are kept.
+        warn: called with one line for each skipped checkpoint.
 
     Raises:
         UserError: a companion's source holds no trained model.
@@ -145,14 +146,18 @@ def _opened(name: str, source: str, warn: Warn) -> Trained:
 
 
 def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Parameters, str]:
-    """Return what a run without a checkpoint starts from: parameters, frozen arrays, and where they
-    are from in words.
+    """Return the arrays that a run without a checkpoint starts from.
 
     Args:
+        config: the config of the run, with the architecture of its companions.
         training: a `training.step.Training` of the config.
+        warn: called with one line for each skipped checkpoint.
+
+    Returns:
+        The trained parameters, the frozen arrays, and where they come from in words.
 
     Raises:
-        UserError: a source cannot be had, or does not fit.
+        UserError: a source is not available or does not fit the model.
     """
     params, frozen, words = dict(training.state.params), dict(training.frozen), []
     for name, entry in sorted(config.weights.items()):
@@ -198,7 +203,7 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
 def _arrays_of(
     path: str, entry: Mapping[str, Any], config: ConfigDict, training: Any, warn: Warn
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Return an entry's arrays by their names in the trained model, and where they are from."""
+    """Return an entry's arrays by their names in the trained model, and where they come from."""
     into, source = entry.get("into", ""), entry["source"]
     if is_trained(source):
         trained = open_trained(source, warn)
@@ -219,7 +224,7 @@ def _arrays_of(
     }
     grid = training.definitions["model"].skeleton().encoder.grid
     arrays, what = load_encoder(source, config.model.encoder, expected, grid)
-    if hosts.is_multi_process():  # each has its own files
+    if hosts.is_multi_process():  # each process reads its own files
         hosts.refuse_differences({f"what {path}.source={source} holds": digest(arrays)})
     return {below(ENCODER, name): x for name, x in arrays.items()}, what
 
@@ -235,7 +240,7 @@ def _placed(path: str, name: str, array: np.ndarray, like: Any) -> jax.Array:
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a text that tells arrays apart by names, types, shapes and values."""
+    """Return a SHA-256 digest of arrays: their names, dtypes, shapes and values."""
     found = hashlib.sha256()
     for name, value in sorted(arrays.items()):
         found.update(f"{name} {value.dtype} {value.shape}\n".encode())
