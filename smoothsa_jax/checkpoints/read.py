@@ -121,7 +121,8 @@ def restore_state(template: Any, checkpoint: Checkpoint, only: str | tuple[str, 
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
             f"checkpoint {checkpoint.path} holds another architecture: "
-            f"{', '.join(problems[:3])}{more}; use the config it was trained with, or another workdir"
+            f"{', '.join(problems[:3])}{more}; use the config it was trained with, or another "
+            "workdir"
         )
     leaves, structure = jax.tree_util.tree_flatten(template)
     placed = [_place(found[name], like) for name, like in zip(wanted, leaves, strict=True)]
@@ -276,7 +277,7 @@ def _read_raw(item: Path) -> None:
 
 
 def _read_json_text(item: Path) -> str:
-    # Orbax's JsonSave writes one file of this name. Reading it directly preserves numbers and order.
+    # Orbax's JsonSave writes one file of this name. Reading it directly keeps numbers and order.
     return (item / "metadata").read_text()
 
 

@@ -35,6 +35,16 @@ def config_of(workdir: Path) -> ConfigDict | None:
 
 
 def refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: Path) -> None:
+    """Refuse to continue a run with another config.
+
+    Args:
+        found: the config of the run in the workdir; None: there is none.
+        config: the new config.
+        workdir: the run's folder.
+
+    Raises:
+        UserError: the configs differ where they may not; the message lists the keys.
+    """
     if found is not None and (different := differences(found, config)):
         raise UserError(
             f"workdir {workdir} holds a run of another config, which differs in "
@@ -43,6 +53,7 @@ def refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: P
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Write `config.json`, completely or not at all."""
     with atomic_file(workdir / CONFIG_FILE) as temporary:
         temporary.write_text(to_json(config))
 

@@ -18,15 +18,23 @@ GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device, as the compiler plans them; what runs beside the program is not in it."""
+    """The compiler's estimate of a program's memory on each device, in bytes.
+
+    Attributes:
+        arguments: size of all arguments.
+        outputs: size of all outputs.
+        temporary: size of intermediate values.
+        in_place: size of outputs that reuse the memory of arguments.
+    """
 
     arguments: int
     outputs: int
     temporary: int
-    in_place: int  # outputs that take the place of arguments
+    in_place: int
 
     @property
     def peak(self) -> int:
+        """Estimated peak use, in bytes."""
         return self.arguments + self.outputs + self.temporary - self.in_place
 
     def __str__(self) -> str:
@@ -50,7 +58,7 @@ def memory_of(compiled: Any) -> Memory | None:
 
 
 def compiler_options(config: ConfigDict, backend: Backend) -> dict[str, str | bool] | None:
-    """Return `train.xla_flags` as compiler options of the training step; they apply to GPUs only."""
+    """Return `train.xla_flags` as options of the compiler; None on other devices than GPUs."""
     if not backend.is_gpu:
         return None
     pairs = (flag.lstrip("-").partition("=") for flag in config.train.xla_flags.split())
@@ -89,7 +97,6 @@ class CompiledOnce:
     """
 
     def __init__(self, step: Callable, say: Callable[[str], None], has_flags: bool = False):
-        """`has_flags`: whether `train.xla_flags` are among the step's compiler options."""
         self.memory: Memory | None = None
         self._has_flags = has_flags
         self._step, self._say = step, say

@@ -17,8 +17,8 @@ from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.models.backend import Backend, backend_of
 
 AXES = ("data", "fsdp")
-# In elements. A smaller array (a bias, a LayerNorm) is replicated: gathering it would cost a message
-# for a few kB.
+# In elements. A smaller array (a bias, a LayerNorm) is replicated: gathering it would cost a
+# message for a few kB.
 SMALL = 4096
 
 
