@@ -44,8 +44,8 @@ def recipes() -> dict[str, ConfigDict]:
             found[f"{path.stem}:{RECOGNITION}"] = head
     if not found:
         raise UserError(
-            f"no configs found in {CONFIGS}; run from a checkout of the project, or give the config "
-            "file with --config"
+            f"no configs found in {CONFIGS}; run from a checkout of the project, or give the "
+            "config file with --config"
         )
     return found
 

@@ -96,9 +96,9 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
         raise UserError(f"{path}: {error}") from error
     if len(names) > 1:
         raise UserError(
-            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the "
-            "one it was trained with: load(..., config=NAME), or python -m smoothsa_jax.convert IN "
-            "OUT --config=NAME"
+            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; "
+            "choose the one it was trained with: load(..., config=NAME), or python -m "
+            "smoothsa_jax.convert IN OUT --config=NAME"
         )
     found = configs[names[0]]
     return Trained(found, from_authors(state_dict), found.train.num_steps, str(path))
@@ -190,8 +190,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         trained = _opened(name, companion.source, warn)
         if different := differences(trained.config.model, companion.model):
             raise UserError(
-                f"companions.{name}.source {companion.source} holds another model, which differs in "
-                f"{', '.join(different)}; use another --workdir"
+                f"companions.{name}.source {companion.source} holds another model, which differs "
+                f"in {', '.join(different)}; use another --workdir"
             )
         for key, array in trained.arrays.items():
             whole = f"{name}.{key}"

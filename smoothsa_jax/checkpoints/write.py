@@ -96,13 +96,14 @@ class CheckpointWriter:
                     async_options=ocp.options.AsyncOptions(
                         post_finalization_callback=self._list_files
                     ),
-                    cleanup_tmp_directories=True,  # what a killed save left; it never was a checkpoint
+                    cleanup_tmp_directories=True,  # leftovers of killed saves, never checkpoints
                     **options,
                 ),
             )
         except OSError as error:
             raise UserError(
-                f"checkpoints cannot be written to {self.folder}: {error.strerror}; mend its permissions or use another --workdir"
+                f"checkpoints cannot be written to {self.folder}: {error.strerror}; mend its "
+                "permissions or use another --workdir"
             ) from error
         steps = self._manager.all_steps()
         self.last_good = max(steps) if steps else None
@@ -173,8 +174,8 @@ class CheckpointWriter:
         for name, array in arrays.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 raise UserError(
-                    f"state of step {step} is not saved: {name} is not finite; {self._last_good_text()}; "
-                    "lower optimizer.learning_rate or look at the data"
+                    f"state of step {step} is not saved: {name} is not finite; "
+                    f"{self._last_good_text()}; lower optimizer.learning_rate or look at the data"
                 )
         return {name: fingerprint(array) for name, array in arrays.items()}
 

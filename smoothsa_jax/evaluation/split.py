@@ -86,7 +86,7 @@ def evaluate(
 ) -> Evaluation:
     """Predict a whole split once for every seed, and score each sample.
 
-    Only scores are kept, so memory does not depend on the size of the videos.
+    Only scores are kept, so memory does not grow with the split.
 
     Args:
         predict: (batch, key, match_paper) -> the outputs that the evaluator reads.
