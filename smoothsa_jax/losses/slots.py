@@ -11,7 +11,7 @@ from smoothsa_jax.models.interfaces import Scheduled
 
 
 class Distillation:
-    """Pull the warm queries toward the first frame's slots.
+    """Distance of the warm queries from the first frame's slots.
 
     From SmoothSA (docs/design.md, section 1.4).
     """
@@ -28,7 +28,7 @@ class Distillation:
 
 
 class SlotContrast:
-    """Make each slot resemble itself one frame earlier more than any other slot of the batch.
+    """A contrast that makes each slot resemble itself one frame earlier, unlike all other slots.
 
     From RandSF.Q and SlotContrast (docs/design.md, section 2.2).
 
@@ -68,11 +68,11 @@ def slot_contrast_loss(
     slot_mask: Bool[Array, "B N"] | None = None,
     temperature: float = 0.1,
 ) -> Float[Array, ""]:
-    """Return the contrast of slots between consecutive frames.
+    """Return the contrastive loss of slots in consecutive frames.
 
-    For each pair of frames: cosine similarities of all B N slots, over the temperature;
-    cross-entropy towards the identity with the softmax over the earlier frame's slots. Mean over
-    pairs and later slots. Gradient flows through both frames.
+    For each pair of frames, the logits are the cosine similarities of all B * N slots divided by
+    the temperature. The loss is the cross-entropy to the identity with a softmax over the earlier
+    frame's slots, averaged over pairs and later slots. Gradient flows through both frames.
     """
     batch, num_frames, num_slots, _ = slots.shape
     # The norm is at least 1e-12. The bound is inside the root, whose gradient at 0 is infinite.

@@ -21,7 +21,7 @@ def scaled(noise: Float[Array, "B N D"], log_std: nnx.Param) -> Float[Array, "B 
 
 
 class Gaussian(nnx.Module):
-    """Draw every query from one learned Gaussian, at evaluation too.
+    """An initializer that draws every query from one learned Gaussian, at evaluation too.
 
     Args:
         width: C of the tokens; unused.
@@ -57,10 +57,11 @@ class Gaussian(nnx.Module):
 
 
 class Boxes(nnx.Module):
-    """Embed each object's box in the first frame and add noise of learned scale.
+    """An initializer that embeds each object's box in the first frame and adds scaled noise.
 
-    The noise is added at evaluation too. Boxes are left, top, right, bottom, divided by width and
-    height. A box of -1 is padding; a box of 0 is an object that is absent from the frame.
+    The noise has a learned scale and is added at evaluation too. Boxes are left, top, right,
+    bottom, divided by width and height. A box of -1 is padding; a box of 0 is an object that is
+    absent from the frame.
 
     Args:
         width: C of the tokens; unused.
@@ -103,11 +104,11 @@ class Boxes(nnx.Module):
 
 
 class Warmer(nnx.Module):
-    """Refine cold-start samples into warm queries, by looking at the tokens.
+    """A transformer layer that refines cold-start samples into warm queries.
 
-    A transformer decoder layer in the order cross-attention (no LayerNorm in front),
-    self-attention and feed-forward (LayerNorm in front). Only the projection of the tokens has
-    biases. From SmoothSA (docs/design.md, section 1.2).
+    The order is cross-attention to the tokens (no LayerNorm in front), self-attention and
+    feed-forward (LayerNorm in front). Only the projection of the tokens has biases. From SmoothSA
+    (docs/design.md, section 1.2).
 
     Args:
         width: C of the tokens.
@@ -137,7 +138,7 @@ class Warmer(nnx.Module):
 
 
 class Warmed(nnx.Module):
-    """Add a warmer to any other initializer.
+    """An initializer that adds a warmer to any other initializer.
 
     The aggregator gets the warm queries behind a stop-gradient, so the warmer learns from the
     distillation loss alone. In training, noise of a learned scale is added to the queries.

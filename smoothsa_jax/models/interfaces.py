@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Turn frames into features, each frame on its own.
+    """A part that turns frames into features, each frame on its own.
 
     `weights` in the config determines whether it is frozen or trained.
 
@@ -71,7 +71,7 @@ class Encoder(Protocol):
 
 
 class Initializer(Protocol):
-    """Make the first frame's queries.
+    """A part that makes the first frame's queries.
 
     Attributes:
         starts_from_boxes: whether it needs a box for each slot.
@@ -117,7 +117,7 @@ class Aggregated(NamedTuple):
 
 
 class Aggregator(Protocol):
-    """Turn queries into slots, by looking at a frame's tokens."""
+    """A part that turns queries into slots, by looking at a frame's tokens."""
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
         """Compute what depends on the tokens alone, for all frames of a clip at once."""
@@ -144,7 +144,7 @@ class Aggregator(Protocol):
 
 
 class Transition(Protocol):
-    """Turn slots of past frames into queries of the next one, inside a scan over frames."""
+    """A part that turns slots of past frames into queries of the next, in a scan over frames."""
 
     def prepare(self, tokens: Float[Array, "B T M C"], draws: Draws) -> Any:
         """Compute what depends on tokens and draws alone.
@@ -181,7 +181,7 @@ class Transition(Protocol):
 
 
 class Decoder(Protocol):
-    """Predict a target from slots, each frame on its own.
+    """A part that predicts a target from slots, each frame on its own.
 
     Attributes:
         remat: whether the backward pass recomputes layers.

@@ -138,7 +138,7 @@ def split(
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
-    """Return the names that match a pattern: `*` any characters, `[0-7]` one of these characters."""
+    """Return the names that match a pattern: `*` is any text, `[0-7]` one of these characters."""
     patterns = tuple(patterns)
     return frozenset(n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns))
 

@@ -15,7 +15,7 @@ from smoothsa_jax.models.layers.transformer import PostNormLayer
 
 
 class RandSFQ(nnx.Module):
-    """Make queries by letting slots of a past frame attend to tokens of a past or current frame.
+    """A transition in which slots of a past frame attend to tokens of a past or current frame.
 
     At evaluation, these are the previous and the current frame. In training, the pair is drawn for
     every sample and frame. No gradient flows into slots and tokens. From RandSF.Q (arXiv

@@ -11,7 +11,7 @@ from smoothsa_jax.models.layers.basic import MLP, GRUCell, layer_norm, linear
 
 
 class SlotAttention(nnx.Module):
-    """Let slots compete for the tokens: a softmax over slots, an average over tokens, a GRU.
+    """Competition of slots for tokens: a softmax over slots, an average over tokens, a GRU.
 
     Args:
         width: C of the tokens.
@@ -65,7 +65,7 @@ class SlotAttention(nnx.Module):
         slots, states, attentions = queries, [], []
         for iteration in range(num_iterations):
             if self.truncate and iteration == num_iterations - 1:
-                # Same values as the slots; the gradient with respect to the queries is the identity.
+                # Same values; the gradient with respect to the queries is the identity.
                 slots = jax.lax.stop_gradient(slots) + (queries - jax.lax.stop_gradient(queries))
             slots, attention = self._iterate(slots, *prepared, slot_mask)
             states.append(slots)

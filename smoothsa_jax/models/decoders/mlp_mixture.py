@@ -13,7 +13,7 @@ from smoothsa_jax.models.layers.positions import position_waves
 
 
 class MLPMixtureDecoder(nnx.Module):
-    """Decode every slot at every position with an MLP, and mix the results by alpha.
+    """A decoder that applies an MLP to every slot at every position and mixes the results.
 
     Slots are broadcast to all positions and pass through an MLP with ReLU. Alpha, a softmax over
     slots, weights their sum and serves as masks. This is the MLP decoder of DINOSAUR (Seitzer et
@@ -70,7 +70,7 @@ class MLPMixtureDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
         """Return the prediction and alpha."""
         del given, draws
-        # The first layer is linear in slot + position, so it is applied to slots before broadcasting.
+        # The first layer is linear in slot + position, so it is applied before broadcasting.
         x = jax.nn.relu(self.project_slots(slots)[:, :, None, :] + self.position[...])
         again = jax.checkpoint if self.remat else lambda function: function
         for layer in self.layers:

@@ -16,7 +16,7 @@ from smoothsa_jax.models.layers.transformer import PreNormLayer
 
 
 class RandomARDecoder(nnx.Module):
-    """Reconstruct features from slots and from some of the features themselves.
+    """A decoder that predicts features from slots and from some of the features themselves.
 
     In training, some tokens are visible and a learned mask token replaces the rest; at evaluation,
     all are visible. The masks are the last layer's cross-attention, a softmax over slots, averaged
