@@ -1,4 +1,4 @@
-"""Find trained models: in a workdir, a saved folder, the package, or a checkpoint of the authors."""
+"""Find trained models: in a workdir, a saved folder, the package, or an authors' checkpoint."""
 
 import json
 import os

@@ -275,7 +275,7 @@ class SlotModel(nnx.Module):
             slots: slots of the previous frame.
             tokens: tokens of this frame.
             slot_mask: true = valid.
-            memory: memory of the transition from the previous frame; None: this is the second frame.
+            memory: the transition's memory from the previous frame; None: this is the second frame.
 
         Returns:
             The slots, their attention and the new memory.

@@ -1,5 +1,4 @@
-"""What is checked before anything is built: a config against this machine and the other
-processes."""
+"""Check a config against this machine and the other processes, before anything is built."""
 
 import jax
 from ml_collections import ConfigDict
@@ -16,15 +15,16 @@ BATCHES = ("train.batch_size", "eval.batch_size")
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
-    """Refuse a config that cannot run on this machine: its keys and ranges, and whether all parts
-    can be made.
+    """Refuse a config that cannot run on this machine.
+
+    This checks keys and ranges, and that all parts can be made.
 
     Args:
-        config: with the architecture of its companions in it.
-        batches: the batch sizes that will be used, and have to divide over the devices.
+        config: a whole config, including the architecture of its companions.
+        batches: the batch sizes that will be used; each must be divisible by the number of devices.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: names the first problem.
     """
     task = build_task(config)
     losses = build_losses(config.losses)
@@ -34,7 +34,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
         "data.name": DATASETS,
         "checkpoint.best_metric": (*task.evaluator.metrics, *trained),
     }
-    # Of several processes each scores whole batches, on its own devices.
+    # With several processes, each scores whole batches on its own devices.
     multi = hosts.is_multi_process()
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
     schema.check(config, len(jax.devices()), names, divided)
@@ -46,10 +46,13 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
 
 
 def agree(config: ConfigDict) -> None:
-    """Compare, before anything is done, what all processes have to have in common.
+    """Check that all processes have the same config and versions.
 
-    Not the workdir: a host that looks for a folder before process 0 makes it may, over NFS, go on
-    seeing none.
+    The workdir is not compared: over NFS, a host that looks for a folder before process 0 creates
+    it may not see it later.
+
+    Raises:
+        UserError: the processes differ.
     """
     if not hosts.is_multi_process():
         return
