@@ -261,8 +261,8 @@ def _trajectories(shown: list[Clip]) -> Section:
     )
     if len(shown[0].states) > 1:
         text += (
-            " Dashed: what the warmer does. Solid: iterations from warm queries. Dotted: iterations "
-            "without the warmer."
+            " Dashed: what the warmer does. Solid: iterations from warm queries. Dotted: "
+            "iterations without the warmer."
         )
     pictures = [
         Picture(f"trajectories_{c.number:03d}", f"Sample {c.number}.", figures.trajectories(c))

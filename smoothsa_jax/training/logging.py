@@ -273,6 +273,7 @@ class SilentLog:
         self.waits = DataWaits()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report the waits if the first process writes a row for this step."""
         if has_row(step, metrics, self.log_every, self.num_steps):
             _longest(self.waits.take())
 
