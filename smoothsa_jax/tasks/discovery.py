@@ -1,4 +1,4 @@
-"""Discovery: a slot model learns to explain what its decoder predicts, and its masks are scored."""
+"""Discovery: train a slot model to predict a target from its slots, and score its masks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -43,7 +43,7 @@ class Discovery:
         return build_slot_model(config.model, size, config.seed, random, elsewhere)
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Nothing to refuse: a source checks its samples."""
+        """Accept any batch: the source checks its samples."""
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
         return models[MODEL].draw(key, sizes, training)
