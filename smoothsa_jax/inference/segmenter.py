@@ -48,9 +48,13 @@ class Segmenter:
 
     Attributes:
         config: the whole config that it was trained with.
-        params: all its arrays, the frozen encoder's among them.
-        definition: the model without them; `definition.merge(params, {})` inside `jax.jit` is the model (docs/use.md).
-        step: the training steps behind them.
+        params: all its arrays, including the frozen encoder's.
+        definition: the model without its arrays; `definition.merge(params, {})` inside `jax.jit`
+            is the model (docs/use.md).
+        step: number of training steps done.
+
+    Raises:
+        UserError: the config is not one of a slot model, or the arrays do not fit it.
     """
 
     def __init__(

@@ -20,8 +20,10 @@ BATCHES = ("train.batch_size", "eval.batch_size")
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
-    """Refuse a config that cannot run on this machine: its keys and ranges, whether all parts can
-    be made, and whether the models give what the losses need.
+    """Refuse a config that cannot run on this machine.
+
+    This checks keys and ranges, that all parts can be made, and that the models return what the
+    losses need.
 
     Args:
         config: a whole config, including the architecture of its companions.
@@ -36,7 +38,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     names = {"checkpoint.best_metric": (*task.evaluator.metrics, *trained)}
     if ":" not in config.data.name:  # a class from elsewhere
         names["data.name"] = DATASETS
-    # Of several processes each scores whole batches, on its own devices.
+    # With several processes, each scores whole batches on its own devices.
     multi = hosts.is_multi_process()
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
     schema.check(config, len(jax.devices()), names, divided)
@@ -50,10 +52,10 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
 
 
 def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] | None:
-    """Return the names of what a task's models give, without computing anything.
+    """Find the names of a task's outputs, without computing anything.
 
     Returns:
-        None where the models read more of a batch than every data set has.
+        The names; None if the models read arrays that not every data set has.
     """
     (height, width), slots = image_size_of(config), task.slot_model.num_slots
     frames = min(config.data.get("num_frames") or 1, 2)  # the others are like the second

@@ -250,6 +250,7 @@ class RunLog:
         )
 
     def close(self) -> None:
+        """Close the progress bar and the files."""
         if self._bar is not None:
             self._bar.close()
         for file in (self._rows, self._events):
