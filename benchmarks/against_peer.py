@@ -81,7 +81,7 @@ def make_config(case: Case, dtype: str, quick: bool) -> dict[str, Any]:
     config = load_config(f"{ROOT}/configs/{case.recipe}.py{':smoke' if quick else ''}")
     with config.unlocked():
         config.dtype = dtype
-        config.model.backbone.weights = "random"  # the time does not depend on them
+        config.model.encoder.weights = "random"  # the time does not depend on them
         config.mesh.data = 1
     return config.to_dict()
 

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batches", type=cases.numbers, default=[1, 8], help="such as 1,8")
     parser.add_argument("--frames", type=int, default=100, help="of the stream")
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = ["--config.model.backbone.weights=random", *arguments]
+    arguments = ["--config.weights.encoder.source=random", *arguments]
     images, options = cases.arguments_of(parser, arguments, "coco")
     video = config_from_command_line(split_command_line(arguments)[0], VIDEO)
     print(cases.machine())

@@ -1,6 +1,6 @@
 """The training step with and without each of some options, in turns in one process: rematerialisation, accumulation, unrolling, flags of XLA.
 
-    python benchmarks/options.py --config=configs/movi_c.py --config.model.backbone.weights=random --config.train.batch_size=2
+    python benchmarks/options.py --config=configs/movi_c.py --config.weights.encoder.source=random --config.train.batch_size=2
     python benchmarks/options.py --options train.accumulate=4 "train.xla_flags=xla_gpu_enable_triton_gemm=false" --rounds=5
 
 Any `--config.key=value` works as for main.py. All are compiled side by side, which is why the time to compile is not told; then they

@@ -1,7 +1,7 @@
 """What a run costs before and beside its steps: importing, the first step with a cold and a warm cache, a save.
 
     python benchmarks/startup.py                           # sprites
-    python benchmarks/startup.py --config=configs/movi_c.py --config.model.backbone.weights=random --config.train.batch_size=1
+    python benchmarks/startup.py --config=configs/movi_c.py --config.weights.encoder.source=random --config.train.batch_size=1
 
 Any `--config.key=value` works as for main.py; the time to the first step is measured on sprites only, whose data need no
 folder. Each start is a process of its own; cold and warm take turns, each cold one with an empty cache. A save holds up

@@ -317,9 +317,9 @@ def test_a_row_names_what_its_config_changes():
     config = load_config("configs/movi_c.py")
     assert name(config) == "movi_c"
     with config.unlocked():
-        config.dtype, config.model.backbone.weights = "bfloat16", "random"
-        config.train.scan_unroll, config.model.backbone.depth = 5, 1
-    assert name(config) == "movi_c model.backbone.depth=1 train.scan_unroll=5"
+        config.dtype, config.model.encoder.weights = "bfloat16", "random"
+        config.train.scan_unroll, config.model.encoder.depth = 5, 1
+    assert name(config) == "movi_c model.encoder.depth=1 train.scan_unroll=5"
 
 
 def test_rows_are_recorded_in_place_of_the_same(tmp_path):
@@ -390,7 +390,7 @@ for name in sys.argv[1:]:
     config = load_config(f"configs/{name}.py")
     with config.unlocked():
         config.dtype = "bfloat16"
-        config.model.backbone.update(weights="random", depth=1)
+        config.model.encoder.update(weights="random", depth=1)
     for call in calls(config, mesh, 2, ("train", "predict")):
         text = call.function.lower(*call.arguments).as_text()
         print(name, call.name, text.count("__cudnn$fmhaSoftmax"))
@@ -415,7 +415,7 @@ def test_every_recipe_lowers_for_an_h100_with_cudnn():
 @pytest.mark.skipif(not has("v5e"), reason="needs libtpu: pip install '.[tpu]'")
 def test_movi_c_compiles_for_a_v5e(tmp_path):
     file = tmp_path / "rows.json"
-    small = ("--config.model.backbone.depth=1", "--batch=2", "--programs=train", f"--json={file}")
+    small = ("--config.model.encoder.depth=1", "--batch=2", "--programs=train", f"--json={file}")
     found = command("--target=v5e", "--config=configs/movi_c.py", "--config.dtype=bfloat16", *small)
     assert found.returncode == 0, found.stderr[-2000:]
     (plan,) = json.loads(file.read_text())["rows"]

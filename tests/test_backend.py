@@ -35,7 +35,7 @@ def recipe(name: str, dtype: str = "bfloat16"):
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     with config.unlocked():
         config.dtype, config.train.batch_size = dtype, 2
-        config.model.backbone.update(weights="random", depth=1)
+        config.model.encoder.update(weights="random", depth=1)
     return config
 
 
@@ -46,7 +46,7 @@ def programs(config, backend: Backend):
     build = build_recognition if recognizes else build_training
     training = build(config, mesh, backend, shapes_only=True)
     slots, frames, size = (
-        config.model.slot_attention.num_slots,
+        config.model.num_slots,
         config.data.num_frames,
         image_size_of(config),
     )
@@ -113,7 +113,7 @@ def with_vit(num_frames: int, dtype: str = "float32"):
     config = tiny_config(num_frames=num_frames)
     config.dtype = dtype
     vit = {"name": "vit", "weights": "random", "seed": 0, "width": 12, "depth": 2, "num_heads": 2}
-    config.model.backbone = {**vit, "patch": 4, "registers": 1, "swiglu": False, "resize": 0.5}
+    config.model.encoder = {**vit, "patch": 4, "registers": 1, "swiglu": False, "resize": 0.5}
     config.data.image_size = 32
     return config
 
