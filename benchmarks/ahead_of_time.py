@@ -150,7 +150,9 @@ def name_of(config: ConfigDict, spec: str) -> str:
     """Return the config's name and every setting that differs from its file."""
     base = flatten(load_config(spec))
     changed = {key: value for key, value in flatten(config).items() if base.get(key) != value}
-    settings = [f"{key}={changed[key]}" for key in sorted(changed) if not key.startswith(TOLD_ELSEWHERE)]
+    settings = [
+        f"{key}={changed[key]}" for key in sorted(changed) if not key.startswith(TOLD_ELSEWHERE)
+    ]
     return " ".join([config.name, *settings])
 
 

@@ -68,7 +68,7 @@ case $mode in
         step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
         ;;
     measure)
-        script 80 inference --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
+        script 80 predict --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
         script 60 cached_features "${recipe[@]}" # compiles MOVi-C's step, which the next one finds
         if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
             script 200 against_peer --device=gpu --json="$folder/against_peer.json" --rounds=3 --seconds=140 --patience=100 \
@@ -86,7 +86,7 @@ case $mode in
     rehearse)
         recipe[0]=--config=configs/movi_c.py:smoke
         small=(--config.model.encoder.width=48 --config.model.encoder.depth=1 --config.model.encoder.num_heads=2 --config.data.image_size=64)
-        script 300 inference --config.dtype=bfloat16 --batches=2 --frames=5 "${small[@]}"
+        script 300 predict --config.dtype=bfloat16 --batches=2 --frames=5 "${small[@]}"
         if "$PYTHON" -c 'import torch' 2>/dev/null; then
             script 300 against_peer --quick --rounds=1 --cases images stream --sides ours eager --json="$folder/against_peer.json"
         else
