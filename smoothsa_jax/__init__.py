@@ -11,7 +11,7 @@ Dimension letters, the same in every docstring of this package:
 "Method section n" refers to the summary of the paper (arXiv 2508.05417) in docs/design.md.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {"load": "load", "list_models": "load", "draw": "draw", "read_video": "videos"}
 

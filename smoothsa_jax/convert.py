@@ -1,7 +1,8 @@
-"""The authors' PyTorch checkpoints to workdirs of this program, and back.
+"""Converts the authors' PyTorch checkpoints to workdirs and back, and folders of earlier versions.
 
     python -m smoothsa_jax.convert IN.pth runs/coco --config=coco    a state dict -> a workdir for main.py
     python -m smoothsa_jax.convert runs/coco OUT.pth                 the newest checkpoint of a workdir -> a state dict
+    python -m smoothsa_jax.convert OLD NEW    a run or a saved model from before version 0.2 -> a new folder
 
 A state dict is a .pth file (needs PyTorch) or a .safetensors file. Which config one belongs to is found out from its keys and shapes;
 where several fit, choose with --config: a name in configs/, or a config file with any --config.key=value.
@@ -9,6 +10,7 @@ where several fit, choose with --config: a name in configs/, or a config file wi
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,10 +49,13 @@ def main(arguments: Sequence[str]) -> int:
             to_file(given.source, given.target, given.overwrite)
         elif not given.source.is_dir() and not state_dicts.is_state_dict(given.target):
             to_workdir(given.source, given.target, for_config)
+        elif given.source.is_dir() and _is_ours(given.source):
+            to_new_layout(given.source, given.target)
         else:
             raise UserError(
                 f"from {given.source} to {given.target}: expected a state dict ({', '.join(state_dicts.SUFFIXES)}) and a new "
-                "folder, or a workdir and the name of a state dict"
+                "folder, a workdir and the name of a state dict, or the folder of a run or saved "
+                "model of an earlier version and a new folder"
             )
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -101,6 +106,73 @@ def to_file(source: Path, target: Path, overwrite: bool) -> None:
     with atomic_file(target) as temporary:
         state_dicts.write(temporary, state_dict)
     print(f"{source}: {len(state_dict)} keys, now in {target}")
+
+
+def to_new_layout(source: Path, target: Path) -> None:
+    """A run or saved model from before version 0.2 -> a new folder, whole or not at all."""
+    old, new = source.resolve(), target.resolve()
+    if new == old or old in new.parents or new in old.parents:
+        raise UserError(
+            f"{target} is {source}, or one lies in the other; give the name of a new folder "
+            "beside it"
+        )
+    if target.is_symlink() or (
+        target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    ):
+        raise UserError(f"{target} exists and is no empty folder; give the name of a new one")
+
+    from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE
+    from smoothsa_jax.checkpoints.upgrade import convert_run
+    from smoothsa_jax.devices import runtime
+    from smoothsa_jax.training.logging import say, warn
+
+    runtime.start(say)
+    try:
+        if (source / WEIGHTS_FILE).is_file():
+            with whole_folder(target) as folder:
+                _convert_saved_model(source, folder)
+            what = "the saved model"
+            command = (
+                f"python main.py --mode=predict --workdir={target} --input=FILES --output=FOLDER"
+            )
+        else:
+            with whole_folder(target) as folder:
+                steps, config = convert_run(source, folder, warn)
+            what = f"checkpoints {', '.join(map(str, steps))}"
+            command = f"python main.py --mode=evaluate --workdir={target}"
+            if steps[-1] < config.train.num_steps:
+                command = f"python main.py --config=THE_SAME_AS_BEFORE --workdir={target}"
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if str(source) in text else f"{source}: {text}") from error
+    print(f"{source}: {what} converted, now in {target}; to go on: {command}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder looks like a workdir or a saved model, of any version."""
+    return any((folder / name).exists() for name in ("config.json", "checkpoints"))
+
+
+def _convert_saved_model(source: Path, folder: Path) -> None:
+    from smoothsa_jax.checkpoints import model_files
+    from smoothsa_jax.checkpoints.before import convert_config, convert_names, is_before
+    from smoothsa_jax.checkpoints.read import fingerprint
+    from smoothsa_jax.checkpoints.upgrade import already_converted, copy_other_files
+
+    old, old_arrays, step = model_files.read_model(source, allow_before=True)
+    if not is_before(old):
+        raise already_converted(source)
+    config, arrays = convert_config(old), convert_names(old_arrays, old)
+    about = json.loads((source / model_files.ABOUT_FILE).read_text()).get("about", "")
+    model_files.save_model(folder, config, arrays, step, about)
+    names = (model_files.WEIGHTS_FILE, model_files.CONFIG_FILE, model_files.ABOUT_FILE)
+    copy_other_files(source, folder, names)
+    found = model_files.read_model(folder)
+    digests = [{name: fingerprint(x) for name, x in some.items()} for some in (found[1], arrays)]
+    if digests[0] != digests[1] or found[0] != config or found[2] != step:
+        raise UserError(
+            f"the converted {source} differs when read back; check the disk and convert again"
+        )
 
 
 def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:

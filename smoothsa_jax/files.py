@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """`with whole_folder(path) as folder:` write to `folder`, beside `path`; it gets that name at
-    the end, or is removed if the body fails."""
+    """Yield a folder beside `path`; it gets that name at the end, or is removed if the body fails.
+
+    `path` may be an empty folder. Missing folders above it are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:

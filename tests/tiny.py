@@ -3,6 +3,8 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.inputs.sprites import Sprites
+
 
 def tiny_config(
     num_frames: int = 3, initializer: str = "boxes", decoder: str = "random_ar", seed: int = 0
@@ -124,3 +126,10 @@ def tiny_batch(
         "boxes": corners.reshape(*corners.shape[:3], 4).astype(np.float32),
         "slot_mask": np.ones(corners.shape[:1] + corners.shape[2:3], bool),
     }
+
+
+class WithCategories(Sprites):
+    """Sprites whose object k has category k."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "categories": np.arange(3, dtype=np.int32)}

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from smoothsa_jax.checkpoints import before
 from smoothsa_jax.config.values import from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
@@ -38,19 +39,26 @@ def save_model(
         raise UserError(f"{folder} cannot be written: {reason}; use another folder") from error
 
 
-def read_model(folder: Path) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
-    """Read the config, arrays and step from a folder written by `save_model`.
+def read_model(
+    folder: Path, allow_before: bool = False
+) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
+    """Config, arrays and step of a folder that `save_model` wrote.
+
+    With `allow_before` the folder may have the layout of earlier versions.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or has the layout of earlier versions.
     """
     try:
         arrays = load_file(folder / WEIGHTS_FILE)
         config = from_json((folder / CONFIG_FILE).read_text())
-        return config, arrays, json.loads((folder / ABOUT_FILE).read_text())["step"]
+        step = json.loads((folder / ABOUT_FILE).read_text())["step"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"the model in {folder} is damaged ({reason}); expected whole files {WEIGHTS_FILE}, "
             f"{CONFIG_FILE} and {ABOUT_FILE}: download or save it again"
         ) from error
+    if not allow_before:
+        before.refuse(folder, config)
+    return config, arrays, step

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkpoints import before
 from smoothsa_jax.config.values import from_json
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
@@ -144,17 +145,19 @@ def steps_found(workdir: str | Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def read_checkpoint(workdir: str | Path, step: int) -> Checkpoint:
-    """Read and verify one step.
+def read_checkpoint(workdir: str | Path, step: int, allow_before: bool = False) -> Checkpoint:
+    """Read and verify one step; with `allow_before` also one in the layout of earlier versions.
 
     Raises:
       BrokenCheckpoint: it is empty, half copied, cut short or altered.
-      UserError: it may not be read.
+      UserError: it may not be read, or has the layout of earlier versions.
     """
     path = Path(workdir) / FOLDER / str(step)
     _look_at(path)
     try:
         config = from_json(_read_json_text(path / "config"))
+        if not allow_before:
+            before.refuse(workdir, config)
         listed = json.loads(_read_json_text(path / "arrays"))
         progress = json.loads(_read_json_text(path / "progress"))
         _read_raw(path / "state")
@@ -164,6 +167,8 @@ def read_checkpoint(workdir: str | Path, step: int) -> Checkpoint:
             name: ocp.RestoreArgs(restore_type=np.ndarray) for name in reader.metadata(state).tree
         }
         arrays = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=whole))
+    except UserError:
+        raise
     except Exception as error:
         # JSON, Orbax and TensorStore each have their own errors for a damaged file.
         raise BrokenCheckpoint(_why_broken(path, error)) from error

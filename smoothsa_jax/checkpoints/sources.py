@@ -15,11 +15,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE, read_model
+from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
+from smoothsa_jax.checkpoints.published import configs_of, recipes
 from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
 from smoothsa_jax.config.values import canonical, differences, image_size_of
 from smoothsa_jax.devices import hosts
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.interop import state_dicts
+from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
@@ -47,29 +50,58 @@ class Trained(NamedTuple):
 
 
 def is_trained(source: str) -> bool:
-    """Tell whether a source is a folder of ours: a workdir, or a saved model."""
+    """Tell whether a source is a whole trained model: a workdir, a saved model, or a published
+    state dict."""
     folder = Path(source).expanduser()
-    saved = (folder / WEIGHTS_FILE).is_file() and (folder / "about.json").is_file()
+    saved = (folder / WEIGHTS_FILE).is_file() and (folder / ABOUT_FILE).is_file()
     return bool(source) and (saved or (folder / FOLDER).is_dir())
 
 
-def open_trained(source: str, warn: Warn) -> Trained | None:
-    """Read a workdir (its newest sound checkpoint) or a folder of a saved model.
+def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained | None:
+    """Read a workdir (its newest sound checkpoint), a folder of a saved model, or a state dict of
+    the authors' program.
+
+    Args:
+        warn: called with a line for each checkpoint that is skipped.
+        recipe: of a state dict, where several recipes have the same model: the name of one.
 
     Returns:
         None where a workdir has no usable checkpoint.
 
     Raises:
-        UserError: a saved model is damaged.
+        UserError: a saved model is damaged, or a state dict fits no recipe or several.
     """
-    folder = Path(source).expanduser()
-    if (folder / WEIGHTS_FILE).is_file():
-        config, arrays, step = read_model(folder)
-        return Trained(config, arrays, step, str(folder))
-    checkpoint = restore_latest(folder, warn=warn)
+    path = Path(source).expanduser()
+    if state_dicts.is_state_dict(path) and not path.is_dir():
+        return _of_state_dict(path, recipe)
+    if (path / WEIGHTS_FILE).is_file():
+        config, arrays, step = read_model(path)
+        return Trained(config, arrays, step, str(path))
+    checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
     return Trained(checkpoint.config, checkpoint.weights, checkpoint.step, str(checkpoint.path))
+
+
+def _of_state_dict(path: Path, recipe: str | None) -> Trained:
+    state_dict, configs = state_dicts.read(path), recipes()
+    if recipe is not None and recipe not in configs:
+        raise UserError(
+            f"config={recipe!r} is no recipe; choose one of {', '.join(configs)}"
+            f"{did_you_mean(recipe, configs)}"
+        )
+    try:
+        names = configs_of(state_dict, configs if recipe is None else {recipe: configs[recipe]})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if len(names) > 1:
+        raise UserError(
+            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the "
+            "one it was trained with: load(..., config=NAME), or python -m smoothsa_jax.convert IN "
+            "OUT --config=NAME"
+        )
+    found = configs[names[0]]
+    return Trained(found, from_authors(state_dict), found.train.num_steps, str(path))
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:

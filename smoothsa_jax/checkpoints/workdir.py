@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkpoints import before
 from smoothsa_jax.config.values import differences, from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
@@ -17,11 +18,17 @@ CONFIG_FILE = "config.json"
 
 
 def config_of(workdir: Path) -> ConfigDict | None:
-    """What a run in this workdir was started with, also where it has no checkpoint yet."""
+    """What a run in this workdir was started with, also where it has no checkpoint yet.
+
+    Raises:
+      UserError: it has the layout of earlier versions.
+    """
     try:
-        return from_json((workdir / CONFIG_FILE).read_text())
+        config = from_json((workdir / CONFIG_FILE).read_text())
     except (OSError, ValueError):
         return None
+    before.refuse(workdir, config)
+    return config
 
 
 def refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: Path) -> None:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
-from smoothsa_jax.checkpoints.published import configs_of, recipes
 from smoothsa_jax.checkpoints.read import FOLDER
-from smoothsa_jax.checkpoints.sources import open_trained
+from smoothsa_jax.checkpoints.sources import Trained, open_trained
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inference import released
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
-from smoothsa_jax.interop.authors import from_authors
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 
@@ -53,7 +51,7 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     """
     source = os.fspath(source)
     if state_dicts.is_state_dict(source) and not Path(source).is_dir():
-        return _of_authors(Path(source), config)
+        return _segmenter(open_trained(source, _warn, config))
     if config is not None:
         raise UserError(
             f"config={config!r} was given with {source}, which has its own; leave it out"
@@ -65,7 +63,7 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
         )
     if source in names and source.startswith(released.PREFIX):
         recipe = source.removeprefix(released.PREFIX)
-        return _of_authors(released.find(recipe), recipe)
+        return _segmenter(open_trained(str(released.find(recipe)), _warn, recipe))
     folder = SHIPPED / source if source in names else Path(source)
     if not folder.exists():
         raise UserError(
@@ -76,18 +74,22 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
 
 
 def _of_folder(folder: Path) -> Segmenter:
-    trained = open_trained(str(folder), lambda text: warnings.warn(text, stacklevel=5))
+    trained = open_trained(str(folder), _warn)
     if trained is None:
         raise UserError(
             f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no "
             f"{WEIGHTS_FILE}; give the workdir of a trained run"
         )
+    return _segmenter(trained)
+
+
+def _segmenter(trained: Trained) -> Segmenter:
     config = trained.config
     sources = [x.source for x in config.companions.values() if "source" in x]
     if config.task != "discovery" and sources:
         raise UserError(
-            f"{folder} holds a model of the task {config.task!r}, which finds no segments; load the "
-            f"slot model that it was trained on: {sources[0]}"
+            f"{trained.what} holds a model of the task {config.task!r}, which finds no segments; "
+            f"load the slot model that it was trained on: {sources[0]}"
         )
     try:
         return Segmenter(config, trained.arrays, trained.step)
@@ -95,25 +97,10 @@ def _of_folder(folder: Path) -> Segmenter:
         raise
     except Exception as error:  # of many kinds, where a key of the config is not what it was
         raise UserError(
-            f"the model in {folder} is damaged (its config describes no model: "
+            f"the model in {trained.what} is damaged (its config describes no model: "
             f"{type(error).__name__}: {' '.join(str(error).split())}); fetch or save it again"
         ) from error
 
 
-def _of_authors(path: Path, recipe: str | None) -> Segmenter:
-    state_dict, configs = state_dicts.read(path), recipes()
-    if recipe is not None and recipe not in configs:
-        raise UserError(
-            f"config={recipe!r} is no recipe; choose one of {', '.join(configs)}{did_you_mean(recipe, configs)}"
-        )
-    try:
-        names = configs_of(state_dict, configs if recipe is None else {recipe: configs[recipe]})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if len(names) > 1:
-        raise UserError(
-            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the one it was trained with: "
-            "load(..., config=NAME), or python -m smoothsa_jax.convert IN OUT --config=NAME"
-        )
-    found = configs[names[0]]
-    return Segmenter(found, from_authors(state_dict), found.train.num_steps)
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=6)

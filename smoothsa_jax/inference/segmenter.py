@@ -18,6 +18,7 @@ from smoothsa_jax.config.schema import DTYPES
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import SOURCES
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
 from smoothsa_jax.inference.segmentation import Segmentation
@@ -30,9 +31,7 @@ from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.task import MODEL, run_task
-
-PER_FRAME = ("slots", "attention", "masks", "reconstruction_error")
+from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
 
 class Segmenter:
@@ -81,38 +80,41 @@ class Segmenter:
                     "together"
                 )
         self.params: Parameters = {name: jnp.asarray(params[name]) for name in expected}
-        skeleton = definition.skeleton()
+
+        self._masks = SOURCES[config.eval.masks]
 
         def whole(params: Parameters, video: Array, boxes: Any, slot_mask: Array, key: Array):
             models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"video": video, "boxes": boxes, "slot_mask": slot_mask}
-            draws = task.draw(models, key, Sizes(*video.shape[:2], slot_mask.shape[1]), False)
-            outputs = run_task(task, models, batch, draws)
-            return _found(outputs, outputs["prediction"], outputs["target"])
+            draws = task.draw(models, key, sizes_of(batch), False)
+            return self._found(run_task(task, models, batch, draws))
 
-        def extract(params: Parameters, frame: Array):
-            model = definition.merge(params, differentiated=False)
-            return model.encode(frame[None, None])["features"][:, 0]
+        def constants(params: Parameters, frame: Array):
+            models = {MODEL: definition.merge(params, differentiated=False)}
+            batch = {"video": frame[None, None]}
+            found = task.constants(models, batch, None, False)
+            if "features" not in found:  # the encoder is trained
+                found = models[MODEL].encode(batch["video"])
+            return {**found, **task.targets(models, batch, found)}
 
-        def first(params: Parameters, features: Array, boxes: Any, slot_mask: Array, key: Array):
-            model = definition.merge(params, differentiated=False)
-            batch, num_slots = slot_mask.shape
-            draws = skeleton.draw(key, Sizes(batch, 1, num_slots), False)
-            boxes = None if boxes is None else boxes[:, 0]
-            tokens = model.projection(features)
-            found, _ = model.first_frame(tokens, draws, boxes, slot_mask)
-            return _of_frame(model, features, found.slots, found.attention[-1], slot_mask)
+        def first(params: Parameters, constants: Any, boxes: Any, slot_mask: Array, key: Array):
+            models = {MODEL: definition.merge(params, differentiated=False)}
+            batch = {"boxes": boxes, "slot_mask": slot_mask}
+            draws = task.draw(models, key, Sizes(1, 1, slot_mask.shape[1]), False)
+            outputs = task.forward(models, batch, constants, draws, {})
+            return self._found({**constants, **outputs})
 
         def following(
-            params: Parameters, features: Array, slots: Array, slot_mask: Array, memory: Any
+            params: Parameters, constants: Any, slots: Array, slot_mask: Array, memory: Any
         ):
             model = definition.merge(params, differentiated=False)
-            tokens = model.projection(features)
-            slots, attention, memory = model.next_frame(slots, tokens, slot_mask, memory)
-            return _of_frame(model, features, slots, attention, slot_mask), memory
+            given = {"target": constants["target"]}
+            features = constants["features"]
+            outputs, memory = model.follow(features, given, slots, slot_mask, memory)
+            return self._found({**constants, **outputs}), memory
 
         jitted = lambda function: jax.jit(at_precision(function, config))  # noqa: E731
-        self._whole, self._extract = jitted(whole), jitted(extract)
+        self._whole, self._constants = jitted(whole), jitted(constants)
         self._first, self._following = jitted(first), jitted(following)
 
     @functools.cached_property
@@ -241,16 +243,17 @@ class Segmenter:
             num_slots = num_slots or slot_mask.shape[1]  # behind a cut as many
         before = memory = None
         for frame in checked_frames(frames):
-            features = self._extract(self._cast, self._resized(frame))
+            constants = self._constants(self._cast, self._resized(frame))
+            features = constants["features"][:, 0]
             cold = slots is None
             if shot_cuts is not None and before is not None:
                 cold |= float(feature_distance(before, features)[0]) > shot_cuts
             if cold:
                 padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
                 key = jax.random.key(seed)
-                outputs, memory = self._first(self._cast, features, padded, slot_mask, key), None
+                outputs, memory = self._first(self._cast, constants, padded, slot_mask, key), None
             else:
-                outputs, memory = self._following(self._cast, features, slots, slot_mask, memory)
+                outputs, memory = self._following(self._cast, constants, slots, slot_mask, memory)
             slots, before = outputs["slots"][:, 0], features
             yield self._segmentation(
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()
@@ -314,6 +317,16 @@ class Segmenter:
         padded = pad_boxes(boxes, room, whole_frame=whole)
         return padded[:, None], padded[..., 0] >= 0
 
+    def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what a segmentation shows, (B,T,...), float32."""
+        target = outputs["target"].astype(jnp.float32)
+        error = jnp.square(outputs["prediction"] - target).mean(-1)
+        found = {name: outputs[name] for name in ("slots", "attention")}
+        # A decoder without masks leaves those of the aggregator.
+        found["masks"] = outputs.get("masks", outputs["attention"])
+        found["reconstruction_error"] = error.reshape(*error.shape[:2], *self.grid)
+        return found
+
     def _segmentation(
         self,
         outputs: Mapping[str, Array],
@@ -323,32 +336,13 @@ class Segmenter:
         lead: tuple[int, ...],
     ) -> Segmentation:
         masks = segments_from_masks(
-            outputs["masks"], tuple(map(int, size)), slot_mask, backend=self._backend
+            outputs[self._masks], tuple(map(int, size)), slot_mask, backend=self._backend
         )
         # Together, so that an accelerator sends all of them before the first is waited for.
-        found = jax.device_get({name: outputs[name] for name in PER_FRAME})
+        found = jax.device_get(dict(outputs))
         found["decoder_attention"] = found.pop("masks")
         found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
         return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})
-
-
-def _of_frame(
-    model: SlotModel, features: Array, slots: Array, attention: Array, slot_mask: Array
-) -> dict[str, Array]:
-    target = model.target({}, {"features": features[:, None]})
-    given = {"target": target[:, 0].astype(model.dtype)}
-    prediction, masks = model.decoder(slots, slot_mask, given, None)
-    attention = attention.reshape(*attention.shape[:2], *model.encoder.grid)
-    outputs = {"slots": slots, "attention": attention, "masks": masks}
-    found = _found(outputs, prediction, target[:, 0])
-    return {name: x[:, None] for name, x in found.items()}
-
-
-def _found(outputs: Mapping[str, Array], prediction: Array, target: Array) -> dict[str, Array]:
-    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
-    found = {name: outputs[name].astype(jnp.float32) for name in PER_FRAME[:3]}
-    h, w = found["attention"].shape[-2:]
-    return {**found, "reconstruction_error": error.reshape(*error.shape[:-1], h, w)}
 
 
 def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.ndarray, "B k 4"]:

@@ -25,13 +25,11 @@ class _Kind:
         name: its `model.encoder.name`.
         settings: names in transformers -> our names in `model.encoder`.
         fixed: values for which our encoder has no setting.
-        defaults: our defaults.
     """
 
     name: str
     settings: Mapping[str, str]
     fixed: Mapping[str, Any]
-    defaults: Mapping[str, Any]
 
 
 _VIT = _Kind(
@@ -44,7 +42,6 @@ _VIT = _Kind(
         "qkv_bias": True,
         "num_channels": 3,
     },
-    {"registers": 4, "patch": 14, "swiglu": False},
 )
 _DINOV3 = _Kind(
     "dinov3",
@@ -59,7 +56,6 @@ _DINOV3 = _Kind(
         "mlp_bias": True,
         "num_channels": 3,
     },
-    {"registers": 4, "patch": 16, "swiglu": False},
 )
 _KINDS = {"dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_vit": _DINOV3}
 
@@ -115,7 +111,7 @@ def check_architecture(found: Mapping[str, Any], encoder: Mapping[str, Any], wha
     if other:
         raise UserError(f"{what} has {_pairs(other)}; this ViT has {_pairs(fixed)}")
     theirs = {ours: found[key] for key, ours in kind.settings.items()}
-    wanted = {**kind.defaults, **encoder}
+    wanted = {"swiglu": False, **encoder}
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
         advice = " ".join(f"--config.model.encoder.{key}={value}" for key, value in differ.items())

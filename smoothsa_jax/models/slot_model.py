@@ -154,7 +154,7 @@ class SlotModel(nnx.Module):
             UserError: more than one frame and no transition, or no boxes where slots start from
                 them.
         """
-        batch, num_frames = features.shape[:2]
+        num_frames = features.shape[1]
         tokens = self.projection(features.astype(self.dtype))
         first, extras = self.first_frame(
             tokens[:, 0], draws, None if boxes is None else boxes[:, 0], slot_mask, scheduled
@@ -168,12 +168,6 @@ class SlotModel(nnx.Module):
                 for pair in zip((slots, attention), later, strict=True)
             )
 
-        fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-        unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
-        given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
-        folded_mask = None if slot_mask is None else jnp.repeat(slot_mask, num_frames, axis=0)
-        drawn = jax.tree.map(fold, draws["decoder"])
-        prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn)
         on_grid = lambda x: x.reshape(*x.shape[:-1], *self.encoder.grid)  # noqa: E731
         outputs = {
             "slots": slots,
@@ -181,14 +175,61 @@ class SlotModel(nnx.Module):
             "first_attention": on_grid(first.attention.swapaxes(0, 1)),
             "first_states": first.states.swapaxes(0, 1),
             "first_tokens": tokens[:, 0],
-            "prediction": unfold(prediction),
+            **self._decoded(slots, given, draws["decoder"], slot_mask),
             **extras,
         }
-        if masks is not None:
-            outputs["masks"] = unfold(masks)
         # Losses and metrics are float32.
         outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
         return outputs if slot_mask is None else {**outputs, "slot_mask": slot_mask}
+
+    def follow(
+        self,
+        features: Float[Array, "B 1 M C"],
+        given: Mapping[str, Array],
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        memory: Any = None,
+    ) -> tuple[dict[str, Array], Any]:
+        """Go on with one more frame at evaluation, frame by frame.
+
+        Args:
+            features, given, slot_mask: as for a call, of this frame.
+            slots: of the frame before.
+            memory: what the call for that frame returned; None after a first frame.
+
+        Returns:
+            slots, attention, prediction and masks, as a call on the frame returns them, and the
+            memory for the next frame.
+
+        Raises:
+            UserError: the model has no transition.
+        """
+        tokens = self.projection(features[:, 0].astype(self.dtype))
+        slots, attention, memory = self.next_frame(slots, tokens, slot_mask, memory)
+        slots, attention = slots[:, None], attention[:, None]
+        outputs = {
+            "slots": slots,
+            "attention": attention.reshape(*attention.shape[:-1], *self.encoder.grid),
+            **self._decoded(slots, given, None, slot_mask),
+        }
+        return {name: x.astype(jnp.float32) for name, x in outputs.items()}, memory
+
+    def _decoded(
+        self,
+        slots: Float[Array, "B T N D"],
+        given: Mapping[str, Array],
+        draws: Draws,
+        slot_mask: Bool[Array, "B N"] | None,
+    ) -> dict[str, Array]:
+        """Return the decoder's prediction and masks, all frames in one batch."""
+        batch, num_frames = slots.shape[:2]
+        fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
+        given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
+        folded_mask = None if slot_mask is None else jnp.repeat(slot_mask, num_frames, axis=0)
+        prediction, masks = self.decoder(fold(slots), folded_mask, given, jax.tree.map(fold, draws))
+        found = {"prediction": unfold(prediction)}
+        return found if masks is None else {**found, "masks": unfold(masks)}
 
     def first_frame(
         self,

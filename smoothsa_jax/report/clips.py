@@ -17,8 +17,7 @@ from smoothsa_jax.models.backend import backend_of
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.task import MODEL, run_task
-from smoothsa_jax.training.step import sizes_of
+from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
 # What the first frame starts from: the queries that the model runs with, or, where it has a warmer,
 # the samples themselves.

@@ -23,15 +23,12 @@ class Discovery:
 
     untrained = "untrained model"
     inputs = ("video", "features", "boxes", "slot_mask")  # pixels or stored features
-    forward_inputs = ("boxes", "slot_mask")
 
     def __init__(self, config: ConfigDict):
         self._config = config
         self.slot_model = config.model
         self.schedules = part_schedules(config.model)
         self.evaluator = MaskEvaluator(config.eval.masks, config.eval.background_column_always)
-        if not self._encoder_is_frozen():
-            self.forward_inputs = (*self.forward_inputs, "video")
 
     def build(self, shapes_only: bool) -> nnx.Module:
         config = self._config
@@ -62,6 +59,10 @@ class Discovery:
     def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
         return {"target": models[MODEL].target(batch, constants)}
 
+    def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
+        pixels = () if "features" in constants else ("video", "cameras")
+        return ("boxes", "slot_mask", *pixels)
+
     def forward(
         self,
         models: Models,
@@ -87,7 +88,3 @@ class Discovery:
     ) -> dict[str, dict[str, np.ndarray]]:
         boxes = bool(self._config.data.get("boxes", False))
         return evaluate_baselines(batches(), features, with_boxes=boxes)
-
-    def _encoder_is_frozen(self) -> bool:
-        entries = [e for e in self._config.weights.values() if e.get("into") == ENCODER]
-        return any("*" in tuple(entry.get("frozen", ())) for entry in entries)

@@ -31,7 +31,6 @@ class Recognition:
 
     untrained = "untrained head"
     inputs = ("video", "boxes", "slot_mask", "segmentations", "categories")
-    forward_inputs = ()
 
     def __init__(self, config: ConfigDict):
         self._config = config
@@ -83,6 +82,10 @@ class Recognition:
     def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
         del models, batch, constants
         return {}
+
+    def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
+        del constants
+        return ()
 
     def forward(
         self,

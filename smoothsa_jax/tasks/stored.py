@@ -11,7 +11,7 @@ from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.manifest import fingerprint
-from smoothsa_jax.models.parameters import ENCODER, Parameters
+from smoothsa_jax.models.parameters import ENCODER, Parameters, frozen_patterns
 
 
 def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
@@ -37,10 +37,18 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
 
     Args:
         source: an `inputs.features.CachedFeatures`.
+        config: of the run.
+        frozen: arrays of the run.
 
     Raises:
-        UserError: names what differs.
+        UserError: the encoder is trained, or names what differs.
     """
+    patterns = frozen_patterns(config.weights)
+    if not any(pattern in ("*", f"{ENCODER}.*") for pattern in patterns):
+        raise UserError(
+            "data.features is set, but the encoder is trained, which changes its features; freeze "
+            "it with --config.weights.encoder.frozen='(\"*\",)', or set --config.data.features="
+        )
     for key, mine in features_made_of(config, frozen).items():
         if (found := source.made_of.get(key)) != mine:
             raise UserError(

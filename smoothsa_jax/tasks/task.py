@@ -25,7 +25,6 @@ class Task(Protocol):
     Attributes:
         evaluator: how a split is scored.
         inputs: what is placed on the devices of a batch.
-        forward_inputs: what `forward` reads of it.
         slot_model: the `model` part of the config of the slot model that sees the data: the trained
             one, or a companion's.
         schedules: settings of the model that change with the step, by part.
@@ -34,7 +33,6 @@ class Task(Protocol):
 
     evaluator: Evaluator
     inputs: tuple[str, ...]
-    forward_inputs: tuple[str, ...]
     slot_model: ConfigDict
     schedules: dict[str, dict[str, Any]]
     untrained: str
@@ -56,6 +54,9 @@ class Task(Protocol):
 
     def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
         """Return what is predicted, from samples and constants, without parameters."""
+
+    def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
+        """Return the names of what `forward` reads of a batch beside these constants."""
 
     def forward(
         self,
@@ -87,3 +88,9 @@ def run_task(
     constants = task.constants(models, batch, draws, match_paper)
     constants = {**constants, **task.targets(models, batch, constants)}
     return {**constants, **task.forward(models, batch, constants, draws, {})}
+
+
+def sizes_of(batch: Mapping[str, Array]) -> Sizes:
+    """Return how many samples, frames and slots a batch has."""
+    frames = batch["video"] if "video" in batch else batch["features"]
+    return Sizes(len(frames), frames.shape[1], batch["slot_mask"].shape[1])

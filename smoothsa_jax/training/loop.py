@@ -34,7 +34,6 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.split import paper_slot_mask
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
-from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training.evaluating import (
@@ -149,12 +148,66 @@ def _train_steps(
     guard: SignalGuard,
 ) -> TrainState:
     """Do the steps that are missing; return the state after the last one."""
-    num_steps, done, means = config.train.num_steps, 0, _Means()
-    task = training.task
-    num_slots, metrics_of_task = task.slot_model.num_slots, task.evaluator.metrics
-    validates = config.checkpoint.best_metric in metrics_of_task
-    # Asked for now: a split that is missing should not be told after hours of training.
-    for split in {config.eval.split, *(("validation",) if validates else ())}:
+    batches, fingerprint = _open_data(config, training, checkpoint)
+    done, num_steps = 0 if checkpoint is None else checkpoint.step, config.train.num_steps
+    if checkpoint is not None:
+        say(f"going on from step {done} of {num_steps}")
+    if hosts.is_primary():
+        write_config(config, workdir)
+    books = _Books(config, workdir, training, fingerprint, checkpoint)
+
+    say("compiling the training step, once; later starts find it on the disk")
+    train_step = CompiledOnce(training.train_step, say, bool(config.train.xla_flags))
+    in_memory = telling_out_of_memory(
+        f"a training step of train.batch_size={config.train.batch_size}",
+        advice_for_training(config),
+        train_step,
+    )
+    root, stop_together = jax.random.key(config.seed), hosts.StopTogether()
+    placed = _placed_ahead(batches, training, books.log.waits, config.train.match_paper)
+    with books, contextlib.closing(batches), guard.finishing_steps(), in_memory:
+        for batch, position in placed:
+            key = jax.random.fold_in(root, done)
+            state, metrics = train_step(state, training.cast_frozen, batch, key)
+            done += 1
+            books.take_in(done, metrics)
+            received = stop_together.asked(guard.received)  # once: a signal may come at any time
+            regular = done % config.checkpoint.every == 0 or done == num_steps
+            if regular or received is not None:
+                books.save(state, position, regular)
+            else:
+                books.writer.poll()
+            if received is not None or done == num_steps:
+                break
+        books.writer.wait()
+        # Since the last step asked, one may have come, and to one process alone.
+        received = received or max(hosts.gather(guard.received or 0)) or None
+    if received is not None:
+        raise Stopped(
+            received,
+            f"stopped by {signal.Signals(received).name} after step {done} of {num_steps}, saved in "
+            f"{books.writer.folder / str(done)}; the same command goes on from there",
+        )
+    return state
+
+
+# ------------------------------------------------------------------------------------ the data
+
+
+def _open_data(
+    config: ConfigDict, training: Training, checkpoint: Checkpoint | None
+) -> tuple[Batches, str | None]:
+    """Open the training split, at the checkpoint's position in it.
+
+    Returns:
+        The batches, and a text that tells the training samples apart.
+
+    Raises:
+        UserError: a split is missing, or the samples are not those of the checkpoint.
+    """
+    num_slots = training.task.slot_model.num_slots
+    # Looked for now, and not after hours of training: a split that is missing.
+    for split in {config.eval.split, *(("validation",) if _validates(config, training) else ())}:
         source_of_split(config, num_slots, split, None)
     source = build_dataset(config.data, "train", num_slots=num_slots)
     if config.data.get("features"):
@@ -170,100 +223,161 @@ def _train_steps(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    _tell_left_out(source, config)
+    _say_left_out(source, config)
     if checkpoint is not None:
-        done = checkpoint.step
         _refuse_other_data(checkpoint, fingerprint, config)
         batches.set_state(checkpoint.progress["data"])
-        means = _Means(**checkpoint.progress["means"])
-        say(f"going on from step {done} of {num_steps}")
-    if hosts.is_primary():
-        write_config(config, workdir)
-    writer = CheckpointWriter(
-        workdir,
-        config,
-        max_to_keep=config.checkpoint.max_to_keep,
-        best_metric=config.checkpoint.best_metric,
-        best_mode=config.checkpoint.best_mode,
-    )
-    times = {"num_steps": num_steps, "log_every": config.log.every}
-    log = RunLog(workdir, first_step=done, **times) if hosts.is_primary() else SilentLog(**times)
-    stop_together = hosts.StopTogether()
-    root = jax.random.key(config.seed)
-    # Of the step before, still on the device: read while the device works on the next one.
-    waiting: tuple[int, dict[str, jax.Array]] | None = None
+    return batches, fingerprint
 
-    def read(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+
+def _validates(config: ConfigDict, training: Training) -> bool:
+    """Tell whether checkpoints are chosen by scores of the validation split."""
+    return config.checkpoint.best_metric in training.task.evaluator.metrics
+
+
+def _say_left_out(source: Source, config: ConfigDict) -> None:
+    if not isinstance(source, RandomSource):
+        return
+    if left_out := len(source) - len(set(map(int, source.epoch()))):
+        say(
+            f"{left_out} of {len(source)} training samples are left out: they have fewer than "
+            f"data.num_frames={config.data.num_frames} frames"
+        )
+
+
+def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: ConfigDict) -> None:
+    """Refuse other samples: the folder may have moved since the checkpoint was saved, but what it
+    holds may not have changed."""
+    before = checkpoint.progress.get("source")
+    if before is not None and found != before:
+        raise UserError(
+            f"data.folder {config.data.get('folder')} holds other training samples than the run of "
+            f"{checkpoint.path} was trained on; give the same ones to go on, or another --workdir"
+        )
+
+
+def _placed_ahead(
+    batches: Batches,
+    training: Training,
+    waits: DataWaits,
+    match_paper: bool = False,
+    ahead: int = 2,
+) -> Iterator[tuple[dict[str, jax.Array], Any]]:
+    """Yield batches on the device, put there while the steps before them run, each with the
+    position after it.
+
+    With `match_paper` all samples of a batch have as many slots as the one with the most boxes.
+    """
+    queue: deque[tuple[dict[str, jax.Array], Any]] = deque()
+    while True:
+        while len(queue) < ahead:
+            batch = waits.next_of(batches)
+            if match_paper:
+                batch = {**batch, "slot_mask": paper_slot_mask(batch)}
+            queue.append((training.place(batch), copy.deepcopy(batches.get_state())))
+        yield queue.popleft()
+
+
+# ------------------------------------------------------------------------------- what is kept
+
+
+class _Books:
+    """What a run keeps of its steps: the log, means of the metrics, checkpoints."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        training: Training,
+        fingerprint: str | None,
+        checkpoint: Checkpoint | None,
+    ):
+        self._config, self._training, self._fingerprint = config, training, fingerprint
+        self._means = _Means(**({} if checkpoint is None else checkpoint.progress["means"]))
+        # The last step and its metrics, still on the device: read while the device works on the
+        # next step.
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self.writer = CheckpointWriter(
+            workdir,
+            config,
+            max_to_keep=config.checkpoint.max_to_keep,
+            best_metric=config.checkpoint.best_metric,
+            best_mode=config.checkpoint.best_mode,
+        )
+        times = {"num_steps": config.train.num_steps, "log_every": config.log.every}
+        first = 0 if checkpoint is None else checkpoint.step
+        self.log = (
+            RunLog(workdir, first_step=first, **times) if hosts.is_primary() else SilentLog(**times)
+        )
+
+    def __enter__(self) -> "_Books":
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self.writer.close()
+        self.log.close()
+
+    def take_in(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take in the metrics of the step just begun, and log those of the one before."""
+        self.log.waits.runs(metrics)
+        if self._waiting is not None:
+            self.log.record(self._waiting[0], self._read())
+        self._waiting = (step, metrics)
+
+    def save(self, state: TrainState, position: Any, regular: bool) -> None:
+        """Log the last step and save the state after it.
+
+        Args:
+            position: in the data, after the step.
+            regular: whether the checkpoint's turn has come; otherwise the run leaves.
+
+        Raises:
+            UserError: the state cannot be scored on the validation split.
+        """
+        step, row, scores = self._waiting[0], self._read(), {}
+        if regular:
+            scores = self._means.take()
+            # Also when leaving: a resumed run has to choose the same best step.
+            if _validates(self._config, self._training):
+                found = self._validation(step, state, position, scores)
+                scores |= found
+                names = self._training.task.evaluator.metrics
+                row |= {f"validation/{name}": found[name] for name in names}
+        self.log.record(step, row)
+        self._write(step, state, position, scores)
+
+    def _read(self) -> dict[str, float]:
+        """Wait for the last step's metrics, and count them."""
+        (step, metrics), self._waiting = self._waiting, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        check_finite(step, values, writer.describe_last_good)
-        means.add(values)
+        check_finite(step, values, self.writer.describe_last_good)
+        self._means.add(values)
         return values
 
-    def save(step: int, state: TrainState, position: Any, scores: dict[str, float]) -> None:
-        progress = {"data": position, "means": means.state(), "source": fingerprint}
-        progress["frozen_from"] = training.frozen_from
-        writer.save(step, {"state": state}, progress, scores, {"frozen": training.frozen})
+    def _validation(
+        self, step: int, state: TrainState, position: Any, scores: dict[str, float]
+    ) -> dict[str, float]:
+        without_untrained = dataclasses.replace(self._training, state=None)
+        try:
+            with evaluating(self._config, GO_ON):
+                own, params = on_own_devices(without_untrained, state.params)
+                return validation_scores(self._config, own, params)
+        except UserError as error:
+            # Of several processes this one may be alone with its trouble, and all have to come to
+            # a save.
+            if not hosts.is_multi_process():
+                self._write(step, state, position, scores)
+            raise UserError(f"{error}; {self.writer.describe_last_good()}") from error
 
-    def validation(params: Parameters) -> dict[str, float]:
-        without_untrained = dataclasses.replace(training, state=None)
-        with evaluating(config, GO_ON):
-            own, params = on_own_devices(without_untrained, params)
-            return validation_scores(config, own, params)
-
-    say("compiling the training step, once; later starts find it on the disk")
-    has_flags = bool(config.train.xla_flags)
-    train_step = CompiledOnce(training.train_step, say, has_flags)
-    in_memory = telling_out_of_memory(
-        f"a training step of train.batch_size={config.train.batch_size}",
-        advice_for_training(config),
-        train_step,
-    )
-    closing = contextlib.closing
-    with closing(log), closing(writer), closing(batches), guard.finishing_steps(), in_memory:
-        for batch, position in _placed_ahead(
-            batches, training, log.waits, config.train.match_paper
-        ):
-            key = jax.random.fold_in(root, done)
-            state, metrics = train_step(state, training.cast_frozen, batch, key)
-            log.waits.runs(metrics)
-            done += 1
-            if waiting is not None:
-                log.record(waiting[0], read(*waiting))
-            waiting = (done, metrics)
-            received = stop_together.asked(guard.received)  # once: a signal may come at any time
-            leaving = received is not None
-            regular = done % config.checkpoint.every == 0 or done == num_steps
-            if regular or leaving:
-                row, scores, waiting = read(*waiting), {}, None
-                if regular:
-                    scores = means.take()
-                    # Also when leaving: a resumed run has to choose the same best step.
-                    if validates:
-                        try:
-                            scores |= validation(state.params)
-                        except UserError as error:
-                            # Of several processes this one may be alone with its trouble, and all have to come to a save.
-                            if not hosts.is_multi_process():
-                                save(done, state, position, scores)
-                            raise UserError(f"{error}; {writer.describe_last_good()}") from error
-                        row |= {f"validation/{name}": scores[name] for name in metrics_of_task}
-                log.record(done, row)
-                save(done, state, position, scores)
-            else:
-                writer.poll()
-            if leaving or done == num_steps:
-                break
-        writer.wait()
-        # Since the last step asked, one may have come, and to one process alone.
-        received = received or max(hosts.gather(guard.received or 0)) or None
-    if received is not None:
-        name = signal.Signals(received).name
-        where = writer.folder / str(done)
-        raise Stopped(
-            received,
-            f"stopped by {name} after step {done} of {num_steps}, saved in {where}; the same command goes on from there",
-        )
-    return state
+    def _write(self, step: int, state: TrainState, position: Any, scores: dict[str, float]) -> None:
+        progress = {
+            "data": position,
+            "means": self._means.state(),
+            "source": self._fingerprint,
+            "frozen_from": self._training.frozen_from,
+        }
+        frozen = {"frozen": self._training.frozen}
+        self.writer.save(step, {"state": state}, progress, scores, frozen)
 
 
 class _Means:
@@ -278,51 +392,10 @@ class _Means:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
-        """The means; counting starts anew."""
+        """Return the means; counting starts anew."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.count, self.sums = 0, {}
         return means
 
     def state(self) -> dict[str, Any]:
         return {"count": self.count, "sums": dict(self.sums)}
-
-
-def _tell_left_out(source: Source, config: ConfigDict) -> None:
-    if isinstance(source, RandomSource) and (
-        left_out := len(source) - len(set(map(int, source.epoch())))
-    ):
-        say(
-            f"{left_out} of {len(source)} training samples are left out: they have fewer than data.num_frames="
-            f"{config.data.num_frames} frames"
-        )
-
-
-def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: ConfigDict) -> None:
-    """The folder may have moved since the checkpoint was saved; what it holds may not have changed."""
-    before = checkpoint.progress.get("source")
-    if before is not None and found != before:
-        raise UserError(
-            f"data.folder {config.data.get('folder')} holds other training samples than the run of {checkpoint.path} was "
-            "trained on; give the same ones to go on, or another --workdir"
-        )
-
-
-def _placed_ahead(
-    batches: Batches,
-    training: Training,
-    waits: DataWaits,
-    match_paper: bool = False,
-    ahead: int = 2,
-) -> Iterator[tuple[dict[str, jax.Array], Any]]:
-    """Batches on the device, put there while the steps before them run, each with the position after it.
-
-    With `match_paper` all samples of a batch have as many slots as the one with the most boxes.
-    """
-    queue: deque[tuple[dict[str, jax.Array], Any]] = deque()
-    while True:
-        while len(queue) < ahead:
-            batch = waits.next_of(batches)
-            if match_paper:
-                batch = {**batch, "slot_mask": paper_slot_mask(batch)}
-            queue.append((training.place(batch), copy.deepcopy(batches.get_state())))
-        yield queue.popleft()

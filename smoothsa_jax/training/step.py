@@ -30,7 +30,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import slot_model_shapes
-from smoothsa_jax.models.interfaces import Draws, Sizes
+from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.parameters import (
     ModelDefinition,
     Parameters,
@@ -40,7 +40,7 @@ from smoothsa_jax.models.parameters import (
     split,
 )
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.task import MODEL, Task, run_task
+from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
 from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from smoothsa_jax.training.schedules import Schedules
 from smoothsa_jax.training.state import TrainState, create_state
@@ -198,7 +198,8 @@ def build_training(
         of_batch = functools.partial(constants_of, match_paper=config.train.match_paper)
         constants = over_samples(of_batch, mesh, parts, (state.params, still), (batch, draws))
         constants = constants | task.targets(skeletons, batch, constants)
-        seen = {name: batch[name] for name in task.forward_inputs if name in batch}
+        names = task.forward_inputs(constants)
+        seen = {name: batch[name] for name in names if name in batch}
 
         def loss_function(params: Parameters) -> tuple[Array, dict[str, Array]]:
             arrays, inputs = (params, still, scheduled[MODEL]), (seen, constants, draws)
@@ -263,12 +264,6 @@ def apply_gradients(
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state, state.averages), metrics
-
-
-def sizes_of(batch: Mapping[str, Array]) -> Sizes:
-    """Return how many samples, frames and slots a batch has."""
-    frames = batch["video"] if "video" in batch else batch["features"]
-    return Sizes(len(frames), frames.shape[1], batch["slot_mask"].shape[1])
 
 
 def set_memory_options(model: nnx.Module, config: ConfigDict) -> None:

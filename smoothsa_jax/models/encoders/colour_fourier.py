@@ -42,8 +42,8 @@ class ColourFourier(nnx.Module):
         patch: int,
         window: int,
         bandwidth: float,
-        position_width: int = 8,
-        position_scale: float = 0.3,
+        position_width: int,
+        position_scale: float,
         rngs: nnx.Rngs,
     ):
         self.grid = grid_of(image_size, patch, "data.image_size")

@@ -80,10 +80,10 @@ class DINOv3(PatchTransformer):
         width: int,
         depth: int,
         num_heads: int,
-        patch: int = 16,
-        registers: int = 4,
+        patch: int,
+        registers: int,
         swiglu: bool = False,
-        resize: float = 1.0,
+        resize: float,
         rngs: nnx.Rngs,
     ):
         if width % (4 * num_heads):

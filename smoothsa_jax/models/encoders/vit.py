@@ -231,10 +231,10 @@ class ViT(PatchTransformer):
         width: int,
         depth: int,
         num_heads: int,
-        patch: int = 14,
-        registers: int = 4,
+        patch: int,
+        registers: int,
         swiglu: bool = False,
-        resize: float = 0.875,
+        resize: float,
         rngs: nnx.Rngs,
     ):
         super().__init__(
