@@ -76,11 +76,16 @@ def get_config():
 # ------------------------------------------------------------------------------------- ablations
 
 
+def drop(terms: ConfigDict, name: str) -> None:
+    if name in terms:
+        del terms[name]
+
+
 def without_warmer(config: ConfigDict) -> None:
     """Start from the cold queries."""
     if "cold" in config.model.initializer:
         config.model.initializer = config.model.initializer.cold
-        config.losses.pop("distillation", None)
+        drop(config.losses, "distillation")
 
 
 def iterations(first: int, later: int) -> Callable[[ConfigDict], None]:
@@ -93,7 +98,7 @@ def iterations(first: int, later: int) -> Callable[[ConfigDict], None]:
 
 
 def without_slot_contrast(config: ConfigDict) -> None:
-    config.losses.pop("slot_contrast", None)
+    drop(config.losses, "slot_contrast")
 
 
 # name -> changes a config in place

@@ -289,7 +289,7 @@ def test_a_config_has_the_programs_that_it_uses():
     images = load_config("configs/sprites.py:image")
     names = [call.name for call in programs.calls(images, on_a_cpu(), 2, ["stream"])]
     assert names == ["stream: features", "stream: first frame"]
-    recognition = load_config("configs/recognition_coco.py")
+    recognition = cases.without_weights(load_config("configs/coco.py:recognition"))
     assert programs.names_for(recognition) == ("train", "predict")
     with pytest.raises(UserError, match="has no program 'stream'; it has train, predict"):
         next(programs.calls(recognition, on_a_cpu(), 2, ["train", "stream"]))
@@ -317,7 +317,7 @@ def test_a_row_names_what_its_config_changes():
     config = load_config("configs/movi_c.py")
     assert name(config) == "movi_c"
     with config.unlocked():
-        config.dtype, config.model.encoder.weights = "bfloat16", "random"
+        config.dtype, config.weights.encoder.source = "bfloat16", "random"
         config.train.scan_unroll, config.model.encoder.depth = 5, 1
     assert name(config) == "movi_c model.encoder.depth=1 train.scan_unroll=5"
 
@@ -384,13 +384,15 @@ from benchmarks import absent_devices
 absent_devices.prepare("h100")
 import jax
 from benchmarks.programs import calls
-from smoothsa_jax.config import load_config
+from benchmarks.cases import without_weights
+from smoothsa_jax.config.load import load_config
 mesh = absent_devices.mesh_of("h100", (1, 1))
 for name in sys.argv[1:]:
-    config = load_config(f"configs/{name}.py")
-    with config.unlocked():
-        config.dtype = "bfloat16"
-        config.model.encoder.update(weights="random", depth=1)
+    config = without_weights(load_config(f"configs/{name}")).unlock()
+    config.dtype = "bfloat16"
+    companions = [x.model for x in config.companions.values()]
+    for model in (*companions, *(() if companions else (config.model,))):
+        model.encoder.depth = 1
     for call in calls(config, mesh, 2, ("train", "predict")):
         text = call.function.lower(*call.arguments).as_text()
         print(name, call.name, text.count("__cudnn$fmhaSoftmax"))
@@ -400,8 +402,7 @@ for name in sys.argv[1:]:
 @pytest.mark.slow
 @pytest.mark.skipif(not has("h100"), reason="needs the CUDA plugin: pip install '.[cuda13]'")
 def test_every_recipe_lowers_for_an_h100_with_cudnn():
-    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    names = [name for name in names if name not in ("recipes", "sprites")]
+    names = recipes()
     found = subprocess.run(
         [sys.executable, "-c", LOWER, *names], cwd=ROOT, capture_output=True, text=True
     )
