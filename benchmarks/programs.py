@@ -142,7 +142,7 @@ def _predict(config: ConfigDict, training: Training, batch: int, backend: Backen
     mesh = training.mesh
     inputs = batch_shapes(config, mesh, batch, _frames_of_evaluation(config))
     params = training.cast(training.state.params)
-    return training.predict_on, (mesh, params, training.cast_frozen, inputs, _key(mesh))
+    return training.predict_on, (mesh, params, training.cast_frozen, inputs, _key(mesh), False)
 
 
 def _count(config: ConfigDict, training: Training, batch: int, backend: Backend) -> tuple:
