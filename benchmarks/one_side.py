@@ -141,7 +141,6 @@ def following_masks(training: Any) -> Callable:
         each pixel (B,1,H,W).
     """
     import jax
-    import jax.numpy as jnp
 
     from smoothsa_jax.evaluation.upsampling import segments_from_masks
     from smoothsa_jax.tasks.task import MODEL
@@ -150,13 +149,12 @@ def following_masks(training: Any) -> Callable:
 
     def masks(slots, arrays, batch):
         model = definition.merge(*arrays, differentiated=False)
-        mask = batch["slot_mask"]
-        features = model.encode(batch["video"])["features"][:, 0]
-        slots, *_ = model.next_frame(slots, model.projection(features), mask)
-        _, soft = model.decoder(slots, mask, {"target": features}, None)
-        size = batch["video"].shape[2:4]
-        found = segments_from_masks(soft[:, None], size, mask, backend=definition.backend)
-        return slots.astype(jnp.float32), found
+        mask, size = batch["slot_mask"], batch["video"].shape[2:4]
+        constants = model.encode(batch["video"])
+        given = {"target": model.target(batch, constants)}
+        outputs, _ = model.follow(constants["features"], given, slots, mask)
+        found = segments_from_masks(outputs["masks"], size, mask, backend=definition.backend)
+        return outputs["slots"][:, 0], found
 
     return jax.jit(masks, out_shardings=training.batch_sharding)
 

@@ -26,7 +26,7 @@ from smoothsa_jax.evaluation import counting
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_slot_model
-from smoothsa_jax.models.parameters import frozen_patterns, shapes_in_place, split
+from smoothsa_jax.models.parameters import frozen_patterns, split
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.step import Training, build_training
@@ -172,20 +172,22 @@ def _stream(config: ConfigDict, mesh: Mesh, backend: Backend) -> dict[str, tuple
     def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
 
-    arrays = jax.eval_shape(segmenter.definition.cast, segmenter.params)
-    arrays = shapes_in_place(arrays, {name: whole for name in arrays})
-    slots, (rows, columns) = segmenter.num_slots, segmenter.grid
-    features = shape(config.dtype, 1, rows * columns, model.encoder.width)
+    def in_place(tree: Any) -> Any:
+        return jax.tree.map(lambda x: shape(x.dtype, *x.shape), tree)
+
+    arrays = in_place(jax.eval_shape(segmenter.definition.cast, segmenter.params))
+    slots = segmenter.num_slots
     boxes = shape(jnp.float32, 1, 1, slots, 4) if segmenter.starts_from_boxes else None
     mask, frame = shape(jnp.bool_, 1, slots), shape(jnp.uint8, *image_size_of(config), 3)
+    constants = in_place(jax.eval_shape(segmenter._constants, arrays, frame))
     found = {
-        "features": (segmenter._extract, (arrays, frame)),
-        "first frame": (segmenter._first, (arrays, features, boxes, mask, _key(mesh))),
+        "features": (segmenter._constants, (arrays, frame)),
+        "first frame": (segmenter._first, (arrays, constants, boxes, mask, _key(mesh))),
     }
     if segmenter.follows:
         before = shape(jnp.float32, 1, slots, segmenter.slot_size)
         # Of the frame before; the second frame has none yet.
-        memory = jax.eval_shape(segmenter._following, arrays, features, before, mask, None)[1]
-        memory = jax.tree.map(lambda x: shape(x.dtype, *x.shape), memory)
-        found["later frame"] = (segmenter._following, (arrays, features, before, mask, memory))
+        memory = jax.eval_shape(segmenter._following, arrays, constants, before, mask, None)[1]
+        memory = in_place(memory)
+        found["later frame"] = (segmenter._following, (arrays, constants, before, mask, memory))
     return found
