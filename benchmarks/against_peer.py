@@ -5,9 +5,9 @@
     python benchmarks/against_peer.py --cases train_movi_c@64          another batch
 
 Each side runs in its own process; they take turns, and one is measured while the others wait. Needs
-PyTorch. On a GPU ours computes in bfloat16, PyTorch in float16 (the authors' way) and in bfloat16 by
-autocast; on a CPU all compute in float32. Figures are printed after each case. A side that fails is
-reported, the others go on, and the exit status is 1.
+PyTorch. On a GPU ours computes in bfloat16, PyTorch in float16 (the authors' way) and in bfloat16
+by autocast; on a CPU all compute in float32. Figures are printed after each case. A side that fails
+is reported, the others go on, and the exit status is 1.
 """
 
 import argparse

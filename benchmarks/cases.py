@@ -1,4 +1,4 @@
-"""What the scripts share: their arguments, random batches, the clock, and the printing of a figure."""
+"""What the scripts share: arguments, random batches, the clock, and the printing of a figure."""
 
 import argparse
 import contextlib
@@ -76,7 +76,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.exit(2)
 
 
-# ---------------------------------------------------------------------------------- what is timed
+# ------------------------------------------------------------------------------------ what is timed
 
 
 def training_of(config: ConfigDict) -> Training:
@@ -145,7 +145,7 @@ def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> 
 
 
 def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
-    """Return one program: (params, frozen, placed batch, key) -> the slot of each pixel (B,T,H,W)."""
+    """Return a program: (params, frozen, placed batch, key) -> each pixel's slot (B,T,H,W)."""
     (output,) = training.task.evaluator.outputs
 
     @jax.jit
@@ -236,7 +236,7 @@ def in_turn(
     return times
 
 
-# ------------------------------------------------------------------------------------- printing
+# ----------------------------------------------------------------------------------------- printing
 
 
 def tell(what: str, value: str, remark: str = "") -> None:

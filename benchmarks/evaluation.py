@@ -4,9 +4,9 @@
     python benchmarks/evaluation.py --config=configs/movi_c.py \\
         --config.weights.encoder.source=random --clips=2
 
-Any `--config.key=value` works as for main.py. Random clips are in memory; two ways take turns, and a
-figure is the best round. `device` is `evaluation.split.evaluate` itself; `numpy` copies every mask
-to the host and counts pixels there.
+Any `--config.key=value` works as for main.py. Random clips are in memory; two ways take turns, and
+a figure is the best round. `device` is `evaluation.split.evaluate` itself; `numpy` copies every
+mask to the host and counts pixels there.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def random_batches(config: ConfigDict, num_clips: int) -> list[dict[str, np.ndar
     frames = config.eval.get("num_frames") or config.data.num_frames
     if frames < 1:
         raise UserError(
-            f"eval.num_frames is {frames}, which means whole clips; give a number of frames, such as "
-            "--config.eval.num_frames=24"
+            f"eval.num_frames is {frames}, which means whole clips; give a number of frames, such "
+            "as --config.eval.num_frames=24"
         )
     batch, other.data.num_frames = config.eval.batch_size, frames
     seen = cases.random_batch(other, batch)

@@ -2,9 +2,9 @@
 
     python benchmarks/one_side.py SPEC      SPEC: JSON of `against_peer.make_spec`
 
-Builds the case, runs it twice and prints a line of JSON. Then answers each line of input, which says
-how many calls to make and whether to wait for each, with the seconds of a call. Ends when its input
-ends. What libraries print goes to standard error.
+Builds the case, runs it twice and prints a line of JSON. Then answers each line of input, which
+says how many calls to make and whether to wait for each, with the seconds of a call. Ends when its
+input ends. What libraries print goes to standard error.
 """
 
 import collections
@@ -67,15 +67,15 @@ def make_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def make_slots(spec: dict[str, Any]) -> np.ndarray:
-    """Return random slots (B,N,D) of a stream's previous frame; the time does not depend on them."""
+    """Return random slots (B,N,D) of a previous frame; the time does not depend on them."""
     sizes = spec["config"]["model"]
     shape = spec["batch"], sizes["num_slots"], sizes["slot_size"]
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
 def ours(spec: dict[str, Any]) -> Side:
-    """Return ours: the training step of `main.py`, or pixels to masks as one program, of whole clips
-    or of one further frame of streams."""
+    """Return ours: the training step of `main.py`, or pixels to masks as one program, of whole
+    clips or of one further frame of streams."""
     import jax
     from ml_collections import ConfigDict
 
@@ -248,7 +248,7 @@ def count_flop(config: dict, video: tuple[int, ...], noise: tuple[int, ...], kin
 
 
 def forget_peak() -> None:
-    """Reset the process's peak memory, without what building the case left; Linux with glibc only."""
+    """Reset the process's peak memory to what it needs now; Linux with glibc only."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

@@ -11,8 +11,8 @@ waited for. The figure is the best round.
 the host's memory to masks, slots and attention. First frames do not count: they take more
 iterations.
 `memory`, only where asked for: the memory of `main.py --mode=predict` over a video of drifting
-sprites, read from /proc five times a second (Linux), without pages that belong to files. What counts
-is how much it grows between a quarter of the frames and the end.
+sprites, read from /proc five times a second (Linux), without pages that belong to files. What
+counts is how much it grows between a quarter of the frames and the end.
 
 Any `--config.key=value` changes both models.
 """
@@ -46,7 +46,7 @@ MEASUREMENTS = ("batches", "stream", "memory")
 WARM_UP = 10  # frames of a stream before any counts
 
 
-# ----------------------------------------------------------------------------------------- speed
+# -------------------------------------------------------------------------------------------- speed
 
 
 def frames_per_second(training: Training, config: ConfigDict, size: int, rounds: int) -> float:
@@ -101,7 +101,7 @@ def tell_stream(config: ConfigDict, frames: int) -> None:
     cases.tell(f"{what}, 99th percentile", f"{1e3 * np.percentile(seconds, 99):.2f} ms")
 
 
-# ---------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def write_video(path: Path, num_frames: int, scale: int = 4) -> None:

@@ -3,10 +3,9 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --config=configs/sprites.py:smoke --steps=50 --json
 
-Any `--config.key=value` works as for main.py. Times are medians of single calls on one batch that is
-on the device already. FLOP are XLA's count for one device; the peak is a large matrix product of the
-same type, measured here. Parts are timed for a slot model with a frozen encoder; for other configs
-the whole step alone.
+Any `--config.key=value` works as for main.py. Times are medians of single calls on one batch that
+is on the device already. FLOP are XLA's count for one device; the peak is a large matrix product of
+the same type, measured here. Parts are timed only for a slot model with a frozen encoder.
 """
 
 import argparse

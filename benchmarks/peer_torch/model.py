@@ -134,7 +134,7 @@ class SmoothSA(nn.Module):
         return self._segments(attention, video)
 
     def follow(self, video: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slots of one further frame (B,1,H,W,3) and the slot of each pixel (B,1,H,W)."""
+        """Return the slots and the segments (B,1,H,W) of one further frame (B,1,H,W,3)."""
         features = self.extract(video)
         encoded = self.encode_project(features)
         queries = self.transit(*self.transit.choose([slots], encoded))

@@ -89,7 +89,7 @@ def inference(
     dtype: torch.dtype = torch.float32,
     compiled: Mapping[str, Any] | None = None,
 ) -> Callable:
-    """Return a function such as `SmoothSA.masks` without gradients; arguments as for `TrainStep`."""
+    """Return a function such as `SmoothSA.masks` without gradients; see `TrainStep`."""
     if compiled is not None:
         function = torch.compile(function, fullgraph=True, dynamic=False, **compiled)
     autocast = dtype != torch.float32
