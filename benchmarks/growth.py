@@ -5,9 +5,9 @@
         --config.weights.encoder.source=random    # a GPU
 
 Any `--config.key=value` works as for main.py. The sizes of an axis are compiled in parallel and
-then take turns; a figure is the best round. A size that fails is reported, and the exit status is 1. For
-frames, slots and batch the script fits a straight line a + b * size and prints the largest relative
-deviation: where it is small, time is linear.
+then take turns; a figure is the best round. A size that fails is reported, and the exit status is
+1. For frames, slots and batch the script fits a straight line a + b * size and prints the largest
+relative deviation: where it is small, time is linear.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python benchmarks/input_pipeline.py --frames=jpeg --json
 
 Clips of MOVi's size (24 frames of 256x256, 6 used) are drawn procedurally, written as frames and
-label maps, and prepared by `data.prepare`; nothing is downloaded. Times are the processor's own (all
-threads of this process), so other work on the machine matters little: 1 / time is what one core
-delivers. All data are in the page cache.
+label maps, and prepared by `data.prepare`; nothing is downloaded. Times are the processor's own
+(all threads of this process), so other work on the machine matters little: 1 / time is what one
+core delivers. All data are in the page cache.
 
 The authors' way is rewritten after their public readers (see data/authors_lmdb.py): an LMDB record
 is the pickled dict of a whole clip. `2025`: AVI, and all 24 frames are decoded before 6 are cut out

@@ -6,9 +6,9 @@
         --options train.accumulate=4 "train.xla_flags=xla_gpu_enable_triton_gemm=false"
 
 The options are rematerialization, accumulation, unrolling and XLA's flags. Any `--config.key=value`
-works as for main.py. All are compiled in parallel, so compile times are not reported; then they take
-turns. An option that fails is reported, and the exit status is 1. A figure is the best round; the
-ratio is above 1 where the option makes the step faster. Memory is what the compiler plans besides
+works as for main.py. All are compiled in parallel, so compile times are not reported; then they
+take turns. An option that fails is reported, and the exit status is 1. A figure is the best round;
+the ratio is above 1 where the option makes the step faster. Memory is what the compiler plans besides
 state and batch.
 """
 
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         options = [*OPTIONS, *(f"train.xla_flags={flag}" for flag in flags)]
     elif jax.default_backend() != "gpu" and any("xla_flags" in x for x in options):
         raise UserError(
-            f"JAX runs on {jax.default_backend()}, and train.xla_flags are for a GPU; run this on a "
-            "GPU"
+            f"JAX runs on {jax.default_backend()}, and train.xla_flags are for a GPU; run this on "
+            "a GPU"
         )
     found = measure(config, options, given.rounds)
     print(f"{cases.machine()}\n{cases.of_config(config)}")

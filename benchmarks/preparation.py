@@ -6,8 +6,8 @@
 Prints samples, frames and MB of the download a second. The miniatures are made here, in the layout
 of the downloads, with pictures of about the real size in pixels and bytes; docs/datasets.md derives
 from their counts how long the real sets take. A run begins with no process and ends with the
-finished folder, so it includes the start of the workers. CPU seconds, of all processes together, say
-more than wall time where other work runs beside.
+finished folder, so it includes the start of the workers. CPU seconds, of all processes together,
+say more than wall time where other work runs beside.
 """
 
 import argparse
