@@ -8,8 +8,8 @@
 The options are rematerialization, accumulation, unrolling and XLA's flags. Any `--config.key=value`
 works as for main.py. All are compiled in parallel, so compile times are not reported; then they
 take turns. An option that fails is reported, and the exit status is 1. A figure is the best round;
-the ratio is above 1 where the option makes the step faster. Memory is what the compiler plans besides
-state and batch.
+the ratio is above 1 where the option makes the step faster. Memory is what the compiler plans
+besides state and batch.
 """
 
 import argparse
