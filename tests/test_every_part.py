@@ -377,7 +377,7 @@ def test_samples_do_not_meet(row):
             assert_close(found, expected[b : b + 1])
 
 
-# -------------------------------------------------------------------------------- gradients that stop
+# ------------------------------------------------------------------------------ gradients that stop
 
 
 def gradients(row: Row, names: tuple[str, ...]) -> tuple[dict, dict]:
@@ -451,7 +451,7 @@ def test_no_gradient_reaches_a_frozen_encoder(row):
     assert all(np.any(gradient) for gradient in results[False].values())
 
 
-# ------------------------------------------------------------------------------------- the contracts
+# ------------------------------------------------------------------------------------ the contracts
 
 
 @of_rows("encoder")

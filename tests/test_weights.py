@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused(other, tmp_path):
         begun({"encoder": ENCODER, "x": {"into": "decoder", "source": str(tmp_path / "nothing")}})
 
 
-# ------------------------------------------------------------------------------------------ averages
+# ----------------------------------------------------------------------------------------- averages
 
 
 def test_an_average_follows_the_parameters():

@@ -49,8 +49,8 @@ class Segmenter:
     Attributes:
         config: the whole config that it was trained with.
         params: all its arrays, including the frozen encoder's.
-        definition: the model without its arrays; `definition.merge(params, {})` inside `jax.jit`
-            is the model (docs/use.md).
+        definition: the model without its arrays; `definition.merge(params)` inside `jax.jit` is
+            the model (docs/use.md).
         step: number of training steps done.
 
     Raises:
