@@ -1,28 +1,39 @@
-"""Train and evaluate SmoothSA, and find the objects in pictures and videos with it.
+"""Train and evaluate slot models, and segment pictures and videos with them.
 
-    python main.py                                      train on sprites, evaluate, write runs/sprites
-    python main.py --config=configs/coco.py:smoke       another config, with words (configs/README.md)
-    python main.py --config.train.num_steps=500         another value of any key of the config
-    python main.py --workdir=runs/mine                  another folder; default runs/<name of the config>
-    python main.py --mode=evaluate --workdir=runs/mine  score a trained run; needs no --config
+    python main.py                                   train on sprites, evaluate, write runs/sprites
+    python main.py --config=configs/coco.py:smoke    another config, with words (configs/README.md)
+    python main.py --config.train.num_steps=500      another value of any key of the config
+    python main.py --workdir=runs/mine               another folder; default runs/<config.name>
+    python main.py --mode=evaluate --workdir=runs/mine    score a trained run; needs no --config
     python main.py --mode=predict --workdir=runs/mine --input=clip.mp4 --output=found
-    python main.py --mode=report --workdir=runs/mine    a page with curves, masks, attention, slots of a scored run
+    python main.py --mode=report --workdir=runs/mine      an HTML page about a scored run
 
---workdir of --mode=predict: a trained run, a folder of a saved model, or the name of a model that comes with the package.
+Options of --mode=predict (docs/use.md). Its --workdir is a trained run, the folder of a saved
+model, or the name of a bundled model.
+
     --input=PATH|GLOB|FOLDER    pictures, videos (mp4, webm, gif, ...), folders of frames
-    --output=DIR                a folder of results for each input; finished ones are skipped, with --overwrite made anew
-    --folders=video|pictures    what folders of pictures are; default: videos where they are numbered evenly
-    --boxes=FILE.json           for models that start from boxes: {"clip.mp4": [[left, top, right, bottom], ...], ...}
-    --num_slots=N --seed=N      slots and random queries of models with Gaussian queries
-    --shot-cuts[=THRESHOLD]     starts slots anew where a video cuts to another scene
+    --output=DIR                gets a folder of results for each input; finished ones are skipped
+    --overwrite                 replaces finished results
+    --folders=video|pictures    what folders of pictures are; default: evenly numbered ones are
+                                videos
+    --boxes=FILE.json           for models that start from boxes:
+                                {"clip.mp4": [[left, top, right, bottom], ...], ...}
+    --num_slots=N --seed=N      for models with Gaussian queries
+    --shot-cuts[=THRESHOLD]     starts new slots where a video cuts to another scene
 
-Several hosts (--mode=train and evaluate): the same command on each of them, the workdir in a folder that all share.
-    --distributed               SLURM, Open MPI, a TPU pod or Kubernetes says who they are
-    --coordinator=HOST:PORT --num_processes=N --process_id=I    or this does; a free port of process 0's host
-    --heartbeat_timeout_seconds=100    a process not heard of for so long is dead, and the others end
+Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
+host, with a workdir that all of them share.
 
-The same command goes on where a stopped or killed run was. Exit status: 0 done; 2 something to mend, told in one line;
-130 stopped by Ctrl-C and 143 by SIGTERM, after saving; 3 or 134 another process died.
+    --distributed               finds the other processes under SLURM, Open MPI, Kubernetes or on a
+                                TPU pod
+    --coordinator=HOST:PORT --num_processes=N --process_id=I
+                                names them instead; a free port on the host of process 0
+    --heartbeat_timeout_seconds=100
+                                after so long a silent process counts as dead, and the others end
+
+The same command resumes a run that was stopped or killed. Exit status: 0 done; 2 an error that you
+can fix, described in one line; 130 stopped by Ctrl-C and 143 by SIGTERM, after saving; 3 or 134
+another process died.
 """
 
 import shlex
@@ -34,7 +45,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config.load import Overrides, config_from_command_line, split_command_line
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, exit_status
 
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
 PREDICT_FLAGS = "input output boxes num_slots seed shot_cuts overwrite folders".split()
@@ -50,18 +61,11 @@ def main(arguments: list[str]) -> int:
 
 
 def status_of(work: Callable[[], int]) -> int:
-    """The exit status of some work; what a person can mend is told in a line."""
+    """Return the exit status of some work, also where Ctrl-C stops it."""
     try:
-        return work()
-    except UserError as error:
-        return leave(f"error: {error}", 2)
+        return exit_status(work)
     except KeyboardInterrupt:
         return leave("stopped by Ctrl-C", 130)
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        return leave(f"error: {where}{error.strerror}; mend that, then run the same command", 2)
 
 
 def run(arguments: list[str]) -> int:
@@ -134,7 +138,8 @@ def run_training(
 def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
     if for_config:
         raise UserError(
-            f"--{for_config[0][0]} was given; --mode=predict takes a model as it was trained: leave it out"
+            f"--{for_config[0][0]} was given; --mode=predict takes a model as it was trained: "
+            "leave it out"
         )
     for name in ("workdir", "input", "output"):
         if not given[name].value:
@@ -165,7 +170,8 @@ def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
     for name in CONNECT_FLAGS:
         if given[name].present and not connected:
             raise UserError(
-                f"--{name} belongs to several processes; add --coordinator=HOST:PORT or --distributed"
+                f"--{name} belongs to several processes; add --coordinator=HOST:PORT or "
+                "--distributed"
             )
 
 

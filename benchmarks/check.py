@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, exit_status
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
 
@@ -176,7 +176,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tolerance", type=float, help="default: 0.1, of compiled programs 0.03")
     parser.add_argument("--partial", action="store_true", help="cases may be missing")
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         new = read(given.new)
         planned = is_planned(new)
         kind = "ahead_of_time" if planned else new["device"]
@@ -187,25 +188,24 @@ def main(arguments: Sequence[str]) -> int:
                 "same one"
             )
         rows, missing = (compare_planned if planned else compare)(new, recorded)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    tolerance = given.tolerance or (0.03 if planned else 0.1)
-    limit = 1 / (1 + tolerance) if planned else 1 - tolerance
-    if planned:
-        for text in other_conditions(new, recorded):
-            print(f"compiled differently, {text}")
-    print("recorded    new  change")
-    for name, before, after, change in rows:
-        worse = "worse" if planned else "slower"
-        slower = f"  {worse}" if change < limit else ""
-        change = after / max(before, 1e-9) if planned and before != after else change
-        print(f"{before:8.2f} {after:6.2f} {change - 1:+7.0%}  {name}{slower}")
-    for name in missing:
-        print(f"not measured anew: {name}")
-    if any(change < limit for *_, change in rows):
-        return 1
-    return 2 if missing and not given.partial else 0
+        tolerance = given.tolerance or (0.03 if planned else 0.1)
+        limit = 1 / (1 + tolerance) if planned else 1 - tolerance
+        if planned:
+            for text in other_conditions(new, recorded):
+                print(f"compiled differently, {text}")
+        print("recorded    new  change")
+        for name, before, after, change in rows:
+            worse = "worse" if planned else "slower"
+            slower = f"  {worse}" if change < limit else ""
+            change = after / max(before, 1e-9) if planned and before != after else change
+            print(f"{before:8.2f} {after:6.2f} {change - 1:+7.0%}  {name}{slower}")
+        for name in missing:
+            print(f"not measured anew: {name}")
+        if any(change < limit for *_, change in rows):
+            return 1
+        return 2 if missing and not given.partial else 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

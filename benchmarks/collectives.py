@@ -71,7 +71,7 @@ def _is_a_later_piece(program: Program, step: Step) -> bool:
 
 
 def _result(x: Instruction) -> str:
-    """Return the shape of the result: of an asynchronous start, the second of its pair."""
+    """Return the result's shape; of an asynchronous start, the second of (operands, results)."""
     is_pair = x.opcode.endswith("-start") and x.opcode != "all-reduce-start"
     parts = _parts(x.shape) if is_pair else []
     return parts[1] if len(parts) > 1 else x.shape

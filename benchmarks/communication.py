@@ -6,7 +6,7 @@
 
 Compiles the step for virtual CPU devices, once for each mesh (data x fsdp), and reads the
 collectives in its HLO; those in a loop count as often as the loop runs. Runs nothing and loads no
-weights. docs/scaling.md explains the figures.
+weights. docs/measurements.md explains the figures.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from smoothsa_jax.training.step import build_training
 
 
 class Machine(NamedTuple):
-    """Peak rates of one device, from its data sheet; docs/scaling.md names the sources."""
+    """Peak rates of one device, from its data sheet; docs/measurements.md names the sources."""
 
     name: str
     flop_per_second: float  # dense bfloat16

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data.features import NO_SEGMENT
 from data.finished import FORMAT
 from data.shards import read_json, sha256_of
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, exit_status
 from smoothsa_jax.inputs.manifest import MANIFEST
 
 PICTURES = {"image": "segmentation", "video": "segmentations"}
@@ -35,16 +35,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, help="a prepared folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         wrong = check(given.folder, max(1, given.workers))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for line in wrong:
-        print(f"wrong: {line}", file=sys.stderr)
-    if wrong:
-        print(f"error: {given.folder} is damaged; remove it and prepare it again", file=sys.stderr)
-    return 2 if wrong else 0
+        for line in wrong:
+            print(f"wrong: {line}", file=sys.stderr)
+        if wrong:
+            raise UserError(f"{given.folder} is damaged; remove it and prepare it again")
+        return 0
+
+    return exit_status(work)
 
 
 def check(folder: Path, workers: int = 1) -> list[str]:

@@ -35,34 +35,26 @@ from data.finished import (
 from data.manifest import plan_splits, say_end, write_manifest
 from data.shards import PARTIAL, shard_name
 from data.workers import make_shards
-from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.errors import UserError, did_you_mean, exit_status
 
 
 def main(arguments: Sequence[str]) -> int:
-    try:
+    def work() -> int:
         name, source, out, splits, workers, options = read_command_line(arguments)
-        prepare(name, source, out, splits, options, workers)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenProcessPool:
-        print(
-            "error: a worker process was killed, perhaps for lack of memory; run the same "
-            "command with fewer --workers: finished shards are kept",
-            file=sys.stderr,
-        )
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; fix this, then run the same command",
-            file=sys.stderr,
-        )
-        return 2
+        try:
+            prepare(name, source, out, splits, options, workers)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, perhaps for lack of memory; run the same command "
+                "with fewer --workers: finished shards are kept"
+            ) from error
+        return 0
+
+    try:
+        return exit_status(work)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; the same command resumes with the next shard", file=sys.stderr)
         return 130
-    return 0
 
 
 def read_command_line(

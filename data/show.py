@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, exit_status
 from smoothsa_jax.evaluation.pictures import overlay
 from smoothsa_jax.inputs.augment import drop_absent
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="for window, crop and flip")
     given = parser.parse_args(arguments)
     out = given.out or Path(f"sample_{given.split}_{given.index}.png")
-    try:
+
+    def work() -> int:
         if given.num_frames < 1 or given.image_size < 1:
             raise UserError(
                 f"--num_frames is {given.num_frames}, --image_size {given.image_size}; expected at "
@@ -62,11 +63,10 @@ def main(arguments: Sequence[str]) -> int:
             sheet(rows, given.num_frames).save(out)
         except (OSError, ValueError) as error:
             raise UserError(f"--out={out} cannot be written: {error}; name another .png") from error
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"{name}: {out}")
-    return 0
+        print(f"{name}: {out}")
+        return 0
+
+    return exit_status(work)
 
 
 def look(

@@ -1,12 +1,15 @@
-"""Store the backbone's features of all training clips, so that training runs no backbone.
+"""Store the encoder's features of all training clips, so that training runs no encoder.
 
-    python -m data.cache_features configs/movi_c.py --config.data.folder=prepared/movi_c
-    python main.py --config=configs/movi_c.py --config.data.folder=prepared/movi_c --config.data.features=prepared/movi_c_features
+    python -m data.store configs/movi_c.py --config.data.folder=prepared/movi_c
+    python main.py --config=configs/movi_c.py --config.data.folder=prepared/movi_c \\
+        --config.data.features=prepared/movi_c_features
 
-The same command goes on where an interrupted one was. Features are bfloat16, of all frames of each clip, seen by a fixed view.
+The same command resumes an interrupted one. Features are bfloat16, of all frames of each clip, seen
+in a fixed view.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import shutil
@@ -35,29 +38,30 @@ from data.finished import (
 )
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, serializer, shard_name, write_shard
+from smoothsa_jax.checkpoints.sources import begin
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.devices import runtime
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, exit_status
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.features import STORED
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
-from smoothsa_jax.training.backbone import features_made_of, with_backbone
-from smoothsa_jax.training.checks import check
-from smoothsa_jax.training.logging import say
+from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.tasks.stored import features_made_of
+from smoothsa_jax.training.logging import say, warn
 from smoothsa_jax.training.step import Training, build_training
 
 SPLIT = "train"  # the only one that training sees
 SHARD_BYTES = 1 << 28  # of features at most, and at least one clip
-FRAMES_AT_ONCE = 16  # through the backbone, on each device
+FRAMES_AT_ONCE = 16  # through the encoder, on each device
 
 
 def main(arguments: Sequence[str]) -> int:
-    try:
+    def work() -> int:
         for_config, others = split_command_line(arguments)
         parser = argparse.ArgumentParser(
-            prog="python -m data.cache_features",
+            prog="python -m data.store",
             description=__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -71,55 +75,59 @@ def main(arguments: Sequence[str]) -> int:
         config = config_from_command_line(for_config, given.config)
         out = given.out or Path(f"{config.data.get('folder', f'prepared/{config.name}')}_features")
         runtime.start(say)
-        cache_features(config, out)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; mend that, then run the same command",
-            file=sys.stderr,
-        )
-        return 2
+        store(config, out)
+        return 0
+
+    try:
+        return exit_status(work)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command goes on with the next shard", file=sys.stderr)
+        print("stopped by Ctrl-C; the same command resumes with the next shard", file=sys.stderr)
         return 130
-    return 0
 
 
-def cache_features(config: ConfigDict, out: Path) -> None:
-    """Writes the folder `out`; see the module.
+def store(config: ConfigDict, out: Path) -> None:
+    """Write the folder `out`; see the module.
 
     Raises:
-        UserError: a config that cannot run, a folder of other features, too little room. What is finished stays.
+        UserError: a config that cannot run, a folder of other features, too little room. Finished
+            shards are kept.
     """
+    if config.task != "discovery":
+        raise UserError(
+            f"the task {config.task!r} is trained on pixels; give the config of the slot model "
+            "that it is trained on"
+        )
     check(config)
-    if "recognition" in config:
-        raise UserError("recognition is trained on pixels; give the config of its SmoothSA")
     data = {key: value for key, value in config.data.items() if key != "features"}
     prepared = data["name"] == "prepared"
     if prepared:  # whole videos, whatever they show
         data |= {"num_frames": None, "boxes": False, "categories": False}
-    source = build_dataset(data, SPLIT, num_slots=config.model.slot_attention.num_slots)
+    source = build_dataset(data, SPLIT, num_slots=config.model.num_slots)
     lengths = _lengths(config, len(source))
     # Right for runs of either dtype: rounded once, when they are stored.
     exact = config.copy_and_resolve_references()
     exact.dtype = "float32"
-    training = with_backbone(exact, build_training(exact), say)
+    training = build_training(exact)
+    params, frozen, words = begin(exact, training, warn)
+    training = dataclasses.replace(
+        training, state=training.state.replace(params=params), frozen=frozen
+    )
+    if words:
+        say(f"frozen weights: {words}")
     shape = _shape_of(training, source)
     num_bytes = int(lengths.sum()) * math.prod(shape) * STORED.itemsize
     print(
-        f"features of {len(source)} clips, {lengths.sum()} frames of {shape[0]}x{shape[1]} in bfloat16: "
-        f"{num_bytes / 1e9:.3g} GB in {out}"
+        f"features of {len(source)} clips, {lengths.sum()} frames of {shape[0]}x{shape[1]} in "
+        f"bfloat16: {num_bytes / 1e9:.3g} GB in {out}"
     )
     if prepared:
         print(
-            f"{config.name} trains on random crops and flips; stored features are those of the largest centre square, not "
-            "flipped, and --config.data.features fixes training to it (windows of frames stay random)"
+            f"{config.name} trains on random crops and flips; stored features are those of the "
+            "largest center square, not flipped, and --config.data.features fixes training to it "
+            "(windows of frames stay random)"
         )
     name = f"{config.name}_features"
-    made_of = {**features_made_of(config, training), "shape": list(shape)}
+    made_of = {**features_made_of(config, frozen), "shape": list(shape)}
     settings = {"format": FORMAT, "dataset": name, "made_of": made_of}
     settings["num_clips"] = len(source)
     plan = _plan(name, lengths, math.prod(shape) * STORED.itemsize, shape)
@@ -136,12 +144,12 @@ def cache_features(config: ConfigDict, out: Path) -> None:
             print(f"{out} is finished already; train with --config.data.features={out}")
             return
         if known:
-            print(f"{len(files) - len(missing)} of {len(files)} shards are finished; going on")
+            print(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
         needed = num_bytes * sum(len(j.payload) for j in missing.values()) // len(source)
         if (free := shutil.disk_usage(out).free) < needed:
             raise UserError(
-                f"features need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; give another --out, or fewer clips "
-                "with --config.data.num_samples"
+                f"features need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; give "
+                "another --out, or fewer clips with --config.data.num_samples"
             )
         _make_shards(out, training, source, missing, plan)
         known |= in_notes(out, settings)
@@ -152,17 +160,18 @@ def cache_features(config: ConfigDict, out: Path) -> None:
 
 
 def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
-    """Frames of each clip."""
+    """Return the number of frames of each clip."""
     if config.data.name == "prepared":
         return frame_counts(Path(config.data.folder).expanduser(), SPLIT)[:num_clips]
     return np.full(num_clips, config.data.num_frames)
 
 
 def _shape_of(training: Training, source: Source) -> tuple[int, int]:
-    """Tokens and width of a frame's features."""
+    """Return the number of tokens and the width of a frame's features."""
     size = source[0]["video"].shape[1:]
     video = jax.ShapeDtypeStruct((training.mesh.size, 1, *size), np.uint8)
-    return tuple(jax.eval_shape(training.features, *_arrays(training), video).shape[2:])
+    *_, rows, columns, width = jax.eval_shape(training.features, *_arrays(training), video).shape
+    return rows * columns, width
 
 
 def _arrays(training: Training) -> tuple[Any, Any]:
@@ -208,13 +217,14 @@ def _make_shards(
     compute = jax.jit(lambda *inputs: training.features(*inputs).astype(jax.numpy.bfloat16))
 
     def features_of(video: np.ndarray) -> Iterator[np.ndarray]:
-        """Of each frame; always as many frames at once, so that one program does for all clips."""
-        for begin in range(0, len(video), together):
-            frames = video[begin : begin + together]
+        """Yield those of each frame; always as many frames at once, so that one program serves
+        all clips."""
+        for first in range(0, len(video), together):
+            frames = video[first : first + together]
             filled = np.resize(frames, (together, *frames.shape[1:]))[:, None]
             placed = training.place({"video": filled})["video"]
-            tokens = np.asarray(compute(*_arrays(training), placed))[: len(frames), 0]
-            yield from tokens.view(STORED)
+            found = np.asarray(compute(*_arrays(training), placed))[: len(frames), 0]
+            yield from found.reshape(len(frames), -1, found.shape[-1]).view(STORED)
 
     total = sum(job.num_items for job in missing.values())
     with tqdm(total=total, unit=" frames", desc="features") as bar:

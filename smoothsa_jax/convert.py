@@ -1,11 +1,15 @@
 """Converts the authors' PyTorch checkpoints to workdirs and back, and folders of earlier versions.
 
-    python -m smoothsa_jax.convert IN.pth runs/coco --config=coco    a state dict -> a workdir for main.py
-    python -m smoothsa_jax.convert runs/coco OUT.pth                 the newest checkpoint of a workdir -> a state dict
-    python -m smoothsa_jax.convert OLD NEW    a run or a saved model from before version 0.2 -> a new folder
+    python -m smoothsa_jax.convert IN.pth runs/coco --config=coco
+        a state dict -> a workdir for main.py
+    python -m smoothsa_jax.convert runs/coco OUT.pth
+        the newest checkpoint of a workdir -> a state dict
+    python -m smoothsa_jax.convert OLD NEW
+        a run or a saved model from before version 0.2 -> a new folder
 
-A state dict is a .pth file (needs PyTorch) or a .safetensors file. Which config one belongs to is found out from its keys and shapes;
-where several fit, choose with --config: a name in configs/, or a config file with any --config.key=value.
+A state dict is a .pth file (needs PyTorch) or a .safetensors file. Its keys and shapes say which
+config it belongs to. Where several fit, choose with --config: a name in configs/, or a config file
+with any --config.key=value.
 """
 
 import argparse
@@ -24,7 +28,7 @@ from smoothsa_jax.config.load import (
     load_config,
     split_command_line,
 )
-from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.errors import UserError, did_you_mean, exit_status
 from smoothsa_jax.files import whole_folder
 from smoothsa_jax.interop import state_dicts
 
@@ -42,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("source", metavar="IN", type=Path)
     parser.add_argument("target", metavar="OUT", type=Path)
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    try:
+
+    def work() -> int:
         for_config, others = split_command_line(arguments)
         given = parser.parse_args(others)
         if given.source.is_dir() and state_dicts.is_state_dict(given.target):
@@ -53,19 +58,14 @@ def main(arguments: Sequence[str]) -> int:
             to_new_layout(given.source, given.target)
         else:
             raise UserError(
-                f"from {given.source} to {given.target}: expected a state dict ({', '.join(state_dicts.SUFFIXES)}) and a new "
-                "folder, a workdir and the name of a state dict, or the folder of a run or saved "
-                "model of an earlier version and a new folder"
+                f"from {given.source} to {given.target}: expected a state dict "
+                f"({', '.join(state_dicts.SUFFIXES)}) and a new folder, a workdir and the name of "
+                "a state dict, or the folder of a run or saved model of an earlier version and a new "
+                "folder"
             )
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(work)
 
 
 def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
@@ -82,8 +82,8 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
         names = published.configs_of(state_dict, configs)
         if len(names) > 1:
             raise UserError(
-                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose the "
-                f"one it was trained with, such as --config={names[0]}"
+                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose "
+                f"the one it was trained with, such as --config={names[0]}"
             )
         write_workdir(state_dict, configs[names[0]], target)
     except UserError as error:

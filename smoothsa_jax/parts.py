@@ -119,3 +119,41 @@ def _refuse_settings(path: str, config: Mapping[str, Any]) -> None:
                 f"{path}.{key} is no setting of {path}.name={config['name']!r}, which has none; "
                 "remove it"
             )
+
+
+# ------------------------------------------------------------------------- ranges of settings
+
+
+def check_whole(key: str, value: Any, least: int = 1) -> None:
+    """Refuse a setting that is not a whole number of at least `least`.
+
+    Raises:
+        UserError: names the key of the config, such as "model.aggregator.first".
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(
+            f"{key} is {value!r}; expected a whole number of at least {least}; "
+            f"set --config.{key}={max(least, 1)} or more"
+        )
+
+
+def check_heads(key: str, value: Any, size: int, what: str) -> None:
+    """Refuse a number of heads that does not cut `what`, a width of `size`, into equal parts."""
+    check_whole(key, value)
+    if size % value:
+        raise UserError(f"{key} is {value}, which does not divide {what}; choose a divisor")
+
+
+def check_dropout(key: str, value: Any) -> None:
+    """Refuse a rate of dropout that is not a number of at least 0 and below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise UserError(
+            f"{key} is {value!r}; expected a number of at least 0 and below 1; change "
+            f"--config.{key}"
+        )
+
+
+def check_above_zero(key: str, value: Any) -> None:
+    """Refuse a setting that is not a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{key} is {value!r}; expected a number above 0; change --config.{key}")

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from run_config import get_config
 
 from smoothsa_jax.devices.mesh import make_mesh, replicated
+from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.training.state import TrainState, create_state
 from smoothsa_jax.training.step import Training
 
@@ -63,24 +65,31 @@ def fake_training(
 
     params = {"w": jnp.linspace(0.0, 1.0, width) + config.seed}
     return Training(
-        definition=types.SimpleNamespace(dtype="float32"),
+        task=build_task(config if "task" in config else get_config("image")),
+        definitions={"model": types.SimpleNamespace(dtype="float32")},
         state=jax.device_put(create_state(params, optimizer), replicated(mesh)),
-        frozen=jax.device_put({"backbone.f": jnp.ones(2)}, replicated(mesh)),
+        frozen=jax.device_put({"encoder.f": jnp.ones(2)}, replicated(mesh)),
         train_step=train_step,
         predict_on=None,
-        grid=(4, 4),
         mesh=mesh,
     )
 
 
 def use(monkeypatch, **options) -> None:
     """Let `main.py` train the fake instead of a model, and report fixed scores."""
-    from smoothsa_jax.training import scoring, task
+    from smoothsa_jax.checkpoints import sources
+    from smoothsa_jax.training import evaluating, loop
 
-    def report(config, training, params, step, workdir, say):
+    def report(config, training, params, step, workdir):
         scores = {**SCORES, "step": step}
-        scoring.write_scores(workdir / "scores.json", scores)
+        evaluating.write_scores(workdir / "scores.json", scores)
         return scores
 
-    monkeypatch.setattr(task, "build_training", lambda config: fake_training(config, **options))
-    monkeypatch.setattr(scoring, "report", report)
+    def begin(config, training, warn):
+        return training.state.params, training.frozen, ""
+
+    monkeypatch.setattr(sources, "begin", begin)
+    for module in (loop, evaluating):
+        build = lambda config: fake_training(config, **options)  # noqa: E731
+        monkeypatch.setattr(module, "build_training", build)
+        monkeypatch.setattr(module, "report", report)

@@ -11,22 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import tiny_batch, tiny_config
+from tiny import as_recognition, tiny_batch, tiny_config
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.segmenter import Segmenter
-from smoothsa_jax.training.recognition import build_recognition
 from smoothsa_jax.training.step import build_training
 
-VIT = {"name": "vit", "weights": "random", "seed": 0, "resize": 0.5, "registers": 1}
+VIT = {"name": "vit", "resize": 0.5, "registers": 1}
 VIT |= {"width": 12, "depth": 1, "num_heads": 2, "patch": 4}
 
 
-def config_of(dtype: str = "bfloat16", backbone: dict | None = None, **choices: str) -> ConfigDict:
+def config_of(dtype: str = "bfloat16", encoder: dict | None = None, **choices: str) -> ConfigDict:
     config = tiny_config(num_frames=2, **choices)
     config.dtype = dtype
-    if backbone is not None:
-        config.model.backbone = ConfigDict(backbone)
+    if encoder is not None:
+        config.model.encoder = ConfigDict(encoder)
     return config
 
 
@@ -70,11 +69,9 @@ def test_what_a_training_step_computes_in(dtype, decoder):
 
 
 def test_recognition_computes_in_it():
-    config = config_of(backbone=VIT)
-    config.recognition = ConfigDict({"workdir": "", "num_classes": 3})
-    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
-    training = build_recognition(config)
-    batch = tiny_batch(config) | {"categories": np.zeros((2, 3), np.int32)}
+    discovery = config_of(encoder=VIT)
+    training = build_training(as_recognition(discovery, num_classes=3))
+    batch = tiny_batch(discovery) | {"categories": np.zeros((2, 3), np.int32)}
     inputs = (training.state, training.frozen, batch, jax.random.key(0))
     traced = training.train_step.trace(*inputs)
     assert dtypes(traced.jaxpr.jaxpr, "dot_general").count("bfloat16") > 20
@@ -87,8 +84,9 @@ def test_colour_features_are_those_of_float32():
     features = {}
     for dtype in ("float32", "bfloat16"):
         training = build_training(config_of(dtype))
-        model = training.definition.merge(training.state.params, training.frozen)
-        features[dtype] = model.extract(tiny_batch(config_of())["video"])
+        definition = training.definitions["model"]
+        model = definition.merge(training.state.params, training.frozen)
+        features[dtype] = model.encode(tiny_batch(config_of())["video"])["features"]
     assert features["bfloat16"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(features["bfloat16"], features["float32"].astype(jnp.bfloat16))
 
@@ -120,7 +118,7 @@ def test_a_stream_is_the_whole_video_and_numpy_gets_float32():
     frames = tiny_batch(config)["video"][0]
     whole, parts = model.segment(frames, video=True), list(model.stream(frames))
     assert {str(x.dtype) for x in model.params.values()} == {"float32"}
-    for name in ("slots", "attention", "decoder_attention"):
+    for name in ("slots", "attention", "masks"):
         value = getattr(whole, name)
         assert value.dtype == np.float32
         stacked = np.concatenate(

@@ -43,7 +43,7 @@ def make_state(step: int, seed: int = 0) -> dict:
     }
     state = create_state(params, optax.adam(1e-3))
     state = state.replace(step=jnp.int32(step))
-    return {"state": state, "frozen": {"backbone.embed": jax.random.normal(key, (4,))}}
+    return {"state": state, "frozen": {"encoder.embed": jax.random.normal(key, (4,))}}
 
 
 def write(workdir: Path, losses: dict[int, float], **options) -> None:
@@ -85,7 +85,7 @@ def test_all_of_a_state_comes_back_bit_for_bit(three_steps):
         np.testing.assert_array_equal(found, array, err_msg=name)
     some = restore_state({"frozen": expected["frozen"]}, checkpoint, only="frozen/")
     np.testing.assert_array_equal(
-        some["frozen"]["backbone.embed"], expected["frozen"]["backbone.embed"]
+        some["frozen"]["encoder.embed"], expected["frozen"]["encoder.embed"]
     )
 
 
@@ -255,9 +255,9 @@ def test_a_changed_value_is_noticed_although_every_file_can_be_read(copy):
 
     file = copy / FOLDER / "6" / "arrays" / "metadata"
     listed = json.loads(file.read_text())
-    listed["frozen/backbone.embed"][2] += 1
+    listed["frozen/encoder.embed"][2] += 1
     file.write_text(json.dumps(listed))
-    with pytest.raises(BrokenCheckpoint, match="frozen/backbone.embed is damaged"):
+    with pytest.raises(BrokenCheckpoint, match="frozen/encoder.embed is damaged"):
         read_checkpoint(copy, 6)
 
 

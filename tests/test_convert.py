@@ -18,6 +18,8 @@ from test_recognition import WithCategories
 
 import smoothsa_jax as ssa
 from smoothsa_jax import convert
+from smoothsa_jax.checkpoints import sources
+from smoothsa_jax.checkpoints.published import CONFIGS, with_slot_model
 from smoothsa_jax.checkpoints.read import read_checkpoint, restore_latest
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import canonical
@@ -25,11 +27,9 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import build
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors, to_authors
-from smoothsa_jax.models.build import build_shapes
+from smoothsa_jax.models.build import slot_model_shapes, starts_from_boxes
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.training import conversion
-from smoothsa_jax.training.recognition import build_recognition, with_pretrained
-from smoothsa_jax.training.task import task_of
+from smoothsa_jax.training.step import build_training
 
 OFFICIAL = json.loads((FOLDER / "official_state_dicts.json").read_text())
 
@@ -38,9 +38,8 @@ def config_of(case: Recorded, image: bool) -> ConfigDict:
     """A whole config around the model of a golden file, on sprites."""
     config = get_config("image" if image else "")
     config.data.image_size = case.image_size[0]
-    config.data.boxes = case.config.initializer.name == "boxes"
+    config.data.boxes = starts_from_boxes(case.config)
     config.model = case.config
-    config.model.initializer.detach_until = 0.1
     return canonical(config)
 
 
@@ -81,7 +80,7 @@ def test_a_converted_checkpoint_gives_the_recorded_numbers(name, ending, tmp_pat
             source = tmp_path / f"model_{name}.safetensors"
             save_file(case.recorded, source)
         config = config_of(case, image=not case.is_video)
-        conversion.write_workdir(state_dicts.read(source), config, tmp_path / "run")
+        convert.write_workdir(state_dicts.read(source), config, tmp_path / "run")
         checkpoint = restore_latest(tmp_path / "run", warn=pytest.fail)
         assert checkpoint.config == config and checkpoint.step == config.train.num_steps
         definition, params, frozen = case.build(case.recorded)
@@ -102,31 +101,34 @@ def test_a_converted_folder_is_a_workdir(tmp_path, monkeypatch, capsys):
         recorded = {k.removeprefix("param/"): x for k, x in file.items() if "param/" in k}
     with golden("model_image", parts=()) as file:
         config = config_of(Recorded(file), image=True)
-    conversion.write_workdir(recorded, config, tmp_path / "smoothsa")
+    convert.write_workdir(recorded, config, tmp_path / "smoothsa")
     assert here("--mode=evaluate", f"--workdir={tmp_path / 'smoothsa'}") == 0
     assert "FG-ARI" in capsys.readouterr().out
 
     head = config.copy_and_resolve_references().unlock()
-    head.loss = ConfigDict({"category": 1.0, "box": 1.0})
-    head.recognition = ConfigDict({"workdir": str(tmp_path / "smoothsa"), "num_classes": 3})
+    head.task = "recognition"
+    head.model = ConfigDict({"name": "recognition_head", "num_classes": 3, "dropout_rate": 0.1})
+    head.losses = ConfigDict({"category": {"weight": 1.0}, "box": {"weight": 1.0}})
+    head.companions = ConfigDict({"slot_model": {"source": str(tmp_path / "smoothsa")}})
+    head.weights = ConfigDict()
     head.checkpoint.update(best_metric="top1", best_mode="max")
-    head = canonical(head)
-    width = config.model.slot_attention.slot_size
+    head = sources.with_companions(canonical(head), None, warn=pytest.fail)
+    width = config.model.slot_size
     rng = np.random.default_rng(0)
     shapes = {"0.weight": (2 * width, width), "0.bias": (2 * width,)}
     shapes |= {"3.weight": (7, 2 * width), "3.bias": (7,)}
     theirs = {key.replace("m.", "m.discov."): array for key, array in recorded.items()}
     for key, shape in shapes.items():
         theirs[f"m.recogn.{key}"] = rng.standard_normal(shape, np.float32)
-    conversion.write_workdir(theirs, head, tmp_path / "head")
-    assert_same(conversion.read_workdir(tmp_path / "head", warn=pytest.fail), theirs)
+    convert.write_workdir(theirs, head, tmp_path / "head")
+    assert_same(convert.read_workdir(tmp_path / "head", warn=pytest.fail), theirs)
     assert here("--mode=evaluate", f"--workdir={tmp_path / 'head'}") == 0
     assert "top-1" in capsys.readouterr().out
 
-    training = with_pretrained(head, build_recognition(head), warn=pytest.fail)
+    _, frozen, _ = sources.begin(head, build_training(head), warn=pytest.fail)
     stored = read_checkpoint(tmp_path / "head", head.train.num_steps).arrays
     assert_same(
-        jax.device_get(training.frozen),
+        jax.device_get(frozen),
         {k.removeprefix("frozen/"): x for k, x in stored.items() if k.startswith("frozen/")},
     )
 
@@ -144,6 +146,12 @@ def random_state_dict(keys: dict[str, list[int]], seed: int = 0) -> dict[str, np
     }
 
 
+def recipe_of(name: str) -> str:
+    """The config and words of one of the official names, such as "recognition coco"."""
+    kind, _, data = name.rpartition(" ")
+    return f"{data}:{kind}" if kind else name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_every_official_config(name, tmp_path, capsys):
@@ -151,8 +159,8 @@ def test_every_official_config(name, tmp_path, capsys):
     state_dict = random_state_dict(OFFICIAL[name])
     source, workdir = tmp_path / "official.safetensors", tmp_path / "run"
     save_file(state_dict, source)
-    recipe = name.replace(" ", "_")
-    if recipe == "recognition_coco":  # alone in its kind: it is found
+    recipe = recipe_of(name)
+    if recipe == "coco:recognition":  # alone in its kind: it is found
         assert run(source, workdir) == 0
     else:
         line = told(capsys, source, workdir)
@@ -160,7 +168,11 @@ def test_every_official_config(name, tmp_path, capsys):
         assert run(source, workdir, f"--config={recipe}") == 0
     checkpoint = restore_latest(workdir, warn=pytest.fail)
     config = checkpoint.config
-    assert config == load_config(str(conversion.CONFIGS / f"{recipe}.py"))
+    file, colon, words = recipe.partition(":")
+    expected = load_config(f"{CONFIGS / file}.py{colon}{words}")
+    if words:
+        expected = with_slot_model(expected, load_config(f"{CONFIGS / file}.py"))
+    assert config == expected
 
     look_at_a_frame(config, checkpoint.arrays)
     target = tmp_path / "back.safetensors"
@@ -169,11 +181,11 @@ def test_every_official_config(name, tmp_path, capsys):
 
 
 def look_at_a_frame(config: ConfigDict, arrays: dict[str, np.ndarray]) -> None:
-    training = task_of(config).build(config)
+    training = build_training(config)
     frozen = {name: arrays[f"frozen/{name}"] for name in training.frozen}
     params = {name: arrays[f"state/params/{name}"] for name in training.state.params}
     training = dataclasses.replace(training, frozen=frozen)
-    slots, size = config.model.slot_attention.num_slots, config.data.image_size
+    slots, size = training.task.slot_model.num_slots, config.data.image_size
     rng = np.random.default_rng(0)
     box = np.array([0.1, 0.2, 0.5, 0.6], np.float32)
     batch = {
@@ -184,8 +196,7 @@ def look_at_a_frame(config: ConfigDict, arrays: dict[str, np.ndarray]) -> None:
         "categories": np.zeros((1, 4), np.int32),
     }
     batch["segmentations"][..., :100, :100] = 1
-    paper = (False,) if "recognition" in config else ()
-    found = training.predict(params, frozen, training.place(batch), jax.random.key(0), *paper)
+    found = training.predict(params, frozen, training.place(batch), jax.random.key(0))
     for name, array in found.items():
         assert np.isfinite(array).all(), name
 
@@ -272,7 +283,7 @@ def test_a_file_is_replaced_only_when_asked(tmp_path, capsys):
     with golden("model_image", parts=()) as file:
         case = Recorded(file)
     workdir, target = tmp_path / "run", tmp_path / "file.safetensors"
-    conversion.write_workdir(case.recorded, config_of(case, image=True), workdir)
+    convert.write_workdir(case.recorded, config_of(case, image=True), workdir)
     target.write_text("mine")
     assert "--overwrite" in told(capsys, workdir, target) and target.read_text() == "mine"
     assert run(workdir, target, "--overwrite") == 0
@@ -280,7 +291,7 @@ def test_a_file_is_replaced_only_when_asked(tmp_path, capsys):
 
 
 def test_a_model_that_is_not_theirs():
-    _, params, frozen = split(build_shapes(get_config("image").model, (16, 16)))
+    _, params, frozen = split(slot_model_shapes(get_config("image").model, (16, 16)))
     with pytest.raises(UserError, match="has no place in the authors' program"):
         to_authors({name: np.zeros(x.shape) for name, x in {**params, **frozen}.items()}, False)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation import masks as masks_module
+from smoothsa_jax.evaluation import upsampling
 from smoothsa_jax.evaluation.counting import _counted, count_pixels, counted_masks
-from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.masks import MaskEvaluator
 from smoothsa_jax.evaluation.metrics import (
     METRICS,
     contingency,
@@ -16,7 +16,8 @@ from smoothsa_jax.evaluation.metrics import (
     score_batch,
     score_counts,
 )
-from smoothsa_jax.evaluation.protocol import evaluate
+from smoothsa_jax.evaluation.split import evaluate
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import Backend
 
 
@@ -45,19 +46,18 @@ def test_counts_equal_numpys_at_24x256x256():
 @pytest.mark.parametrize("size, largest", [((12, 12), 3), ((20, 9), 254)])
 def test_scores_equal_numpys_to_the_last_bit(size, largest):
     rng = np.random.default_rng(largest)
-    attention = jax.nn.softmax(2 * rng.normal(size=(3, 4, 5, 36)).astype(np.float32), axis=2)
+    logits = 2 * rng.normal(size=(3, 4, 5, 36)).astype(np.float32)
+    masks = jax.nn.softmax(logits, axis=2).reshape(3, 4, 5, 6, 6)
     labels = rng.integers(0, largest + 1, (3, 4, *size)).astype(np.uint8)
     labels[0][labels[0] == 0] = 1  # a crop without background
     labels[1, :, :3] = 255  # pixels in no segment
     labels[2] = 255  # a clip without any
     slot_mask = np.array([[True] * 5, [True] * 2 + [False] * 3, [True] * 5])
     num_frames = np.array([4, 3, 4], np.int32)
-    found = counted_masks(attention, (6, 6), labels, slot_mask, num_frames)
-    np.testing.assert_array_equal(
-        found.masks, masks_from_attention(attention, (6, 6), size, slot_mask)
-    )
+    found = counted_masks(masks, labels, slot_mask, num_frames)
+    np.testing.assert_array_equal(found.segments, segments_from_masks(masks, size, slot_mask))
     for b, length in enumerate(num_frames):
-        one = np.asarray(found.masks)[b : b + 1, :length], labels[b : b + 1, :length]
+        one = np.asarray(found.segments)[b : b + 1, :length], labels[b : b + 1, :length]
         counts = contingency_from_counts(found.counts[b : b + 1])
         assert_same_counts(counts, contingency(*one))
         for column_always in (False, True):
@@ -70,10 +70,10 @@ def test_scores_equal_numpys_to_the_last_bit(size, largest):
 
 
 def test_frames_together_give_the_same_as_one_by_one(monkeypatch):
-    attention = jax.random.uniform(jax.random.key(0), (5, 3, 16))
-    alone = masks_from_attention(attention, (4, 4), (8, 8))
-    monkeypatch.setattr(masks_module, "FRAMES_AT_ONCE", 2)
-    together = masks_from_attention(attention, (4, 4), (8, 8), backend=Backend("tpu"))
+    masks = jax.random.uniform(jax.random.key(0), (5, 3, 4, 4))
+    alone = segments_from_masks(masks, (8, 8))
+    monkeypatch.setattr(upsampling, "FRAMES_AT_ONCE", 2)
+    together = segments_from_masks(masks, (8, 8), backend=Backend("tpu"))
     np.testing.assert_array_equal(alone, together)
 
 
@@ -87,17 +87,17 @@ def test_one_program_whatever_the_labels_hold():
             valid = np.array([True, largest < 254])
             yield {"segmentations": labels, "video": labels[..., None], "valid": valid}
 
-    attention = jax.random.uniform(jax.random.key(0), (2, 1, 3, 25))
+    masks = jax.random.uniform(jax.random.key(0), (2, 1, 3, 5, 5))
     before = _counted._cache_size()
-    found = evaluate(lambda batch, key: {"decoder_attention": attention}, batches(), (5, 5))
+    found = evaluate(lambda batch, key, paper: {"masks": masks}, batches(), MaskEvaluator())
     assert found.scores["ari"].shape == (1, 7)
     assert _counted._cache_size() == before + 1
 
 
 def test_what_cannot_be_counted_is_refused():
-    attention = jnp.zeros((1, 2, 256, 4))
+    masks = jnp.zeros((1, 2, 256, 2, 2))
     with pytest.raises(UserError, match="256 slots"):
-        counted_masks(attention, (2, 2), np.zeros((1, 2, 4, 4), np.uint8))
+        counted_masks(masks, np.zeros((1, 2, 4, 4), np.uint8))
     batch = {"segmentations": np.full((1, 2, 4, 4), 300), "video": np.zeros((1, 2, 4, 4, 3))}
     with pytest.raises(UserError, match="labels hold numbers from 300"):
-        evaluate(lambda b, k: {"decoder_attention": attention[:, :, :3]}, [batch], (2, 2))
+        evaluate(lambda b, k, p: {"masks": masks[:, :, :3]}, [batch], MaskEvaluator())

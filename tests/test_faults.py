@@ -17,15 +17,17 @@ import run_config
 from command import CONFIG, IMAGE, ROOT, here
 
 from smoothsa_jax.checkpoints.read import FOLDER, restore_latest, steps_found
+from smoothsa_jax.config import schema
 from smoothsa_jax.config.load import config_from_command_line
-from smoothsa_jax.config.schema import validate
 from smoothsa_jax.config.values import differences
 from smoothsa_jax.devices import compiling, runtime
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU, Backend
-from smoothsa_jax.training import evaluating, logging, scoring
+from smoothsa_jax.training import evaluating, logging, loop
 
 GPU = Backend("cuda", 9.0, has_cudnn=True)
+COCO = f"--config={ROOT / 'configs' / 'coco.py'}:smoke"
+HEAD = f"{COCO},recognition"
 SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
 
 
@@ -47,12 +49,39 @@ def one_line(capfd) -> str:
         (["--config.train.num_steps=few"], "expected int"),
         (["--config.train.num_steps=0"], "train.num_steps is 0"),
         (["--config.train.batch_size=-1"], "train.batch_size is -1"),
-        (["--config.model.slot_attention.num_slots=0"], "num_slots is 0"),
+        (["--config.model.num_slots=0"], "num_slots is 0"),
         (["--config.data.image_size=63"], "which patches of"),
         (["--config.mesh.data=64"], "mesh.data asks for 64 devices, 1 found"),
-        (["--config.model.backbone.name=vitt"], "did you mean 'vit'?"),
+        (["--config.model.encoder.name=vitt"], "did you mean 'vit'?"),
         (["--config.data.name=sprite"], "did you mean 'sprites'?"),
         (["--config.checkpoint.best_metric=fgari"], "did you mean 'fg_ari'?"),
+        (["--config.model.aggregator.first=0"], "model.aggregator.first is 0; expected a whole"),
+        (["--config.model.aggregator.later=-1"], "model.aggregator.later is -1; expected a whole"),
+        (["--config.model.transition.history=1"], "history is 1; expected a whole number of at le"),
+        (["--config.model.transition.dropout_rate=1"], "dropout_rate is 1.0; expected a number of"),
+        (["--config.model.transition.num_heads=0"], "transition.num_heads is 0; expected a whole"),
+        (["--config.model.transition.num_heads=5"], "does not divide model.slot_size 48"),
+        (
+            ["--config.model.initializer.num_heads=0"],
+            "initializer.num_heads is 0; expected a whole",
+        ),
+        (["--config.model.initializer.num_heads=5"], "does not divide model.slot_size 48"),
+        (["--config.model.initializer.detach.at=-1"], "model.initializer.detach.at is -1.0"),
+        (["--config.model.decoder.num_layers=0"], "model.decoder.num_layers is 0: expected at le"),
+        (["--config.model.decoder.hidden_size=0"], "model.decoder.hidden_size is 0; expected a wh"),
+        ([COCO, "--config.model.decoder.num_layers=0"], "model.decoder.num_layers is 0; expected"),
+        ([COCO, "--config.model.decoder.num_heads=0"], "model.decoder.num_heads is 0; expected a"),
+        ([COCO, "--config.model.encoder.num_heads=5"], "does not divide model.encoder.width 32"),
+        ([HEAD, "--config.model.num_classes=0"], "model.num_classes is 0; expected a whole number"),
+        ([HEAD, "--config.model.dropout_rate=1"], "model.dropout_rate is 1.0; expected a number"),
+        (
+            ["--config.losses.slot_contrast.temperature=0"],
+            "temperature is 0.0; expected a number ab",
+        ),
+        (
+            ["--config.data.num_frames=1", "--config.eval.num_frames=1"],
+            "data.num_frames to at least 2, or --config.losses.slot_contrast.weight=0",
+        ),
         (["--mode=evaluation"], "value should be one of <train|evaluate|"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["train"], "found the argument 'train', expected flags only"),
@@ -65,6 +94,37 @@ def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, argumen
     assert here(*arguments, f"--workdir={workdir}") == 2
     assert expected in one_line(capfd)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "config.model.initializer = config.model.initializer.cold",
+            "losses.distillation needs warm_queries, which this model does not give; remove "
+            "losses.distillation, or set --config.losses.distillation.weight=0",
+        ),
+        (
+            "config.losses.category = {'weight': 1.0}",
+            "losses.category needs logits, which this model does not give",
+        ),
+        (
+            "config.weights.encoder.frozen = ()",
+            "model.target.name is 'features', but the encoder is trained",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_one_line(tmp_path, capfd, change, expected):
+    config = tmp_path / "own.py"
+    config.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import run_config\n"
+        "def get_config(words=''):\n"
+        f"    config = run_config.get_config(words)\n    {change}\n    return config\n"
+    )
+    assert here(f"--config={config}:image", f"--workdir={tmp_path / 'run'}") == 2
+    assert expected in one_line(capfd)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_process_says_it_the_same_way(tmp_path):
@@ -103,9 +163,9 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, m
     assert train_fake(tmp_path) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
     capfd.readouterr()
-    assert train_fake(tmp_path, "--config.seed=3", "--config.loss.distillation=0.5") == 2
+    assert train_fake(tmp_path, "--config.seed=3", "--config.losses.distillation.weight=0.5") == 2
     text = one_line(capfd)
-    assert "loss.distillation (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
+    assert "losses.distillation.weight (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
     # So it is before the first checkpoint, and when none is left that can be used.
@@ -114,7 +174,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, m
     assert "seed (found 0, asked 3)" in one_line(capfd)
     (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
     # How often it saves, logs and what it measures may change.
-    free = ["--config.checkpoint.every=5", "--config.train.log_every=4", "--config.eval.seeds=(3,)"]
+    free = ["--config.checkpoint.every=5", "--config.log.every=4", "--config.eval.seeds=(3,)"]
     assert train_fake(tmp_path, *free) == 0
 
 
@@ -133,9 +193,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path, capfd, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
     fake_training.use(monkeypatch)
-    from smoothsa_jax.training import task
-
-    build = task.build_training
+    build = loop.build_training
 
     def poisoned(config):
         import dataclasses
@@ -152,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capfd, monkeypatch):
 
         return dataclasses.replace(training, train_step=train_step)
 
-    monkeypatch.setattr(task, "build_training", poisoned)
+    monkeypatch.setattr(loop, "build_training", poisoned)
     assert train_fake(tmp_path) == 2
     text = one_line(capfd)
     assert "step 8 is not finite: " in text
@@ -176,7 +234,8 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
     text = one_line(capfd)
     assert "a training step of train.batch_size=4 does not fit into the memory of a device" in text
     assert "Out of memory allocating 140737488355328 bytes" in text
-    assert "use --config.train.accumulate=2 (the same training, in parts), or with" in text
+    assert "use --config.train.accumulate=2 (the same training, in parts), " in text
+    assert "--config.train.remat=all (slower, the same training), or with another" in text
     assert text.rstrip().endswith("--config.dtype=bfloat16 or a smaller train.batch_size")
     assert restore_latest(tmp_path, warn=pytest.fail).step == 3
     # What it says to do, as a command: only how the batch is computed differs.
@@ -197,7 +256,7 @@ def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatc
             jax.block_until_ready(jnp.zeros(1 << 45))
         return {"mbo": 0.5, "ari": 0.5, "fg_ari": 0.5, "miou": 0.5}
 
-    monkeypatch.setattr(scoring, "validation_scores", validation_scores)
+    monkeypatch.setattr(loop, "validation_scores", validation_scores)
     assert train_fake(tmp_path, *best) == 2
     text = one_line(capfd)
     assert "run the same command with --config.eval.batch_size=1, or more devices" in text
@@ -231,7 +290,7 @@ def test_what_is_said_to_do_without_memory_can_be_done(monkeypatch, settings, op
             [(f"config.{name}", value) for name, value in (x.split("=") for x in changes)], config
         )
         assert not differences(config, changed)
-        validate(changed, 8, batches=("train.batch_size",))
+        schema.check(changed, 8, batches=("train.batch_size",))
     assert ("bfloat16" in others) == (config.dtype == "float32")
     assert ("a smaller train.batch_size" in others) == (config.train.batch_size > 8)
 

@@ -16,11 +16,10 @@ from raw_stills import clevrtex_source, coco_source, voc_source
 from data import prepare
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import to_json
+from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
-from smoothsa_jax.training import task
-from smoothsa_jax.training.checks import check
-from smoothsa_jax.training.recognition import build_recognition
-from smoothsa_jax.training.state import copied
+from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.step import build_training
 
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
@@ -62,7 +61,7 @@ def test_full_sizes_fit_together(name):
 
     def step(inputs):
         training = build_training(config)
-        assert training.grid == (16, 16)
+        assert training.definitions["model"].skeleton().encoder.grid == (16, 16)
         new, metrics = training.train_step(
             training.state, training.frozen, inputs, jax.random.key(0)
         )
@@ -77,11 +76,11 @@ def test_full_sizes_fit_together(name):
 @pytest.mark.parametrize("name", quick(list(CLASSES), "ytvis"))
 def test_full_sizes_of_recognition_fit_together(name):
     config = load_config(f"configs/{name}.py:recognition")
-    check(config)
     slot_model = load_config(f"configs/{name}.py").model
     with config.unlocked():  # as the program does when a run begins
         config.companions.slot_model.update(title="SmoothSA", model=slot_model)
-    training = build_recognition(config)  # SmoothSA's arrays are shapes there
+    check(config)
+    training = build_training(config)  # SmoothSA's arrays are shapes there
     batch = shapes_of_a_batch(config, slot_model.num_slots)
     labels = batch["video"].shape[:-1]
     objects = (config.train.batch_size, config.data.max_objects)
@@ -148,8 +147,9 @@ def traced_once():
         return built
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("build_training", "build_recognition"):
-            patch.setattr(task, name, once(getattr(task, name)))
+        build = once(build_training)
+        for module in (loop, evaluating):
+            patch.setattr(module, "build_training", build)
         yield
 
 

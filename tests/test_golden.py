@@ -9,6 +9,7 @@ A `Golden` file is read in a `with` block; it fails if an array of results was n
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -26,13 +27,12 @@ from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.evaluation import metrics, recognition
-from smoothsa_jax.evaluation.masks import masks_from_attention
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 from smoothsa_jax.interop.authors import from_authors, name_of
 from smoothsa_jax.interop.torch_files import read_state_dict
 from smoothsa_jax.losses.slots import slot_contrast_loss
-from smoothsa_jax.models.build import build_model
-from smoothsa_jax.models.draws import Draws
+from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.parameters import split
@@ -48,6 +48,7 @@ VIT_HEADS = int(os.environ.get("GOLDEN_VIT_HEADS", 3))
 RESIZE = 0.875  # of the image in front of the ViT
 FIRST_ITERATIONS, LATER_ITERATIONS = 3, 1
 WEIGHTS = {"reconstruction": 1.0, "distillation": 100.0, "slot_contrast": 0.5}
+TEMPERATURE = 0.1  # of the contrast
 LOSSES = {"recon": "reconstruction", "preheat": "distillation", "ssc": "slot_contrast"}
 CLIP = {"image": 1.0, "video": 0.05}
 DETACHED_STEPS = 3  # of a trajectory
@@ -165,13 +166,20 @@ def golden(
     file.finish(parts)
 
 
-def loaded(make, recorded: Mapping[str, np.ndarray], theirs: str, ours: str):
+def loaded(
+    make,
+    recorded: Mapping[str, np.ndarray],
+    theirs: str,
+    ours: str,
+    patterns: tuple[str, ...] = (),
+):
     """A module's definition, and the recorded parameters under its names, in full.
 
     Args:
         make: makes the module; it is only traced, as its own initial values are not wanted.
+        patterns: of the names that are frozen.
     """
-    definition, params, frozen = split(nnx.eval_shape(make))
+    definition, params, frozen = split(nnx.eval_shape(make), frozen=patterns)
     expected = {name: array.shape for name, array in {**params, **frozen}.items()}
     arrays = from_authors({theirs + key: array for key, array in recorded.items()})
     arrays = {name.removeprefix(ours): jnp.asarray(array) for name, array in arrays.items()}
@@ -192,22 +200,31 @@ def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: d
     """Make a part of a model from a config, for features (B, tokens, C) and slots (B, N, D)."""
     vit = {"width": feature_size, "depth": 0, "num_heads": 1, "patch": 1, "resize": 1.0}
     config = {
-        "backbone": {"name": "vit", "weights": "random", "seed": 0, **vit},
-        "initializer": {"name": "gaussian", "warmer": True, "num_heads": HEADS},
+        "num_slots": 1,
+        "slot_size": slot_size,
+        "encoder": {"name": "vit", **vit},
         "projection": {"name": "mlp"},
-        "slot_attention": {
-            "name": "slot_attention",
-            "slot_size": slot_size,
-            "truncate": True,
-            "first_iterations": 1,
-            "later_iterations": 1,
-        },
+        "initializer": warmed("gaussian"),
+        "aggregator": {"name": "slot_attention", "truncate": True, "first": 1, "later": 1},
         "transition": {"name": "none"},
         "decoder": {"name": "random_ar", "num_layers": 1, "num_heads": HEADS},
+        "target": {"name": "features"},
     }
     for key, value in choices.items():
         config[key] |= value
-    return lambda: getattr(build_model(ConfigDict(config), (1, tokens), seed=0), name)
+    return lambda: getattr(build_slot_model(ConfigDict(config), (1, tokens), seed=0), name)
+
+
+def warmed(cold: str, detach: object = 0.0) -> dict:
+    """The settings of SmoothSA's initializer."""
+    settings = {"num_heads": HEADS, "log_std": 0.0, "straight_through": False, "detach": detach}
+    return {"name": "warmed", "cold": {"name": cold, "log_std": 0.0}, **settings}
+
+
+def noise_alone(noise: np.ndarray) -> dict:
+    """The draws of a model in which nothing else is random: cold-start noise."""
+    initializer = {"cold": noise, "noise": None}
+    return {"initializer": initializer, "decoder": None, "transition": None, "aggregator": None}
 
 
 def num_layers(keys, pattern: str) -> int:
@@ -253,22 +270,30 @@ def test_a_result_left_out_is_an_error():
 def test_slot_attention(truncation):
     with golden(f"slot_attention_{truncation}") as file:
         features, queries = file["inp/features"], file["inp/queries"]
-        truncate = {"truncate": truncation == "bilevel"}
         sizes = *features.shape[1:], queries.shape[-1]
-        make = part("slot_attention", *sizes, slot_attention=truncate)
-        definition, params = loaded(make, file.group("param/"), "aggregat.", "slot_attention.")
+        recorded = file.group("param/")
 
-        def apply(params, features, queries, iterations, mask=None):
-            return definition.merge(params, {})(features, queries, iterations, mask)
+        def load(count):
+            settings = {"truncate": truncation == "bilevel", "first": count}
+            make = part("aggregator", *sizes, aggregator=settings)
+            return loaded(make, recorded, "aggregat.", "aggregator.")
 
-        run = jax.jit(apply, static_argnums=3)
+        def apply(definition, params, features, queries, mask=None):
+            module = definition.merge(params, {})
+            found = module(module.prepare(features), queries, mask)
+            return found.slots, found.attention[-1]
+
+        def run(definition, *inputs):
+            return jax.jit(functools.partial(apply, definition))(*inputs)
+
         counts = [int(m[1]) for key in file.arrays if (m := re.fullmatch(r"out/slots_(\d+)", key))]
         assert counts and (FOLDER != OWN_FOLDER or sorted(counts) == [1, 3])
         for count in counts:
-            slots, attention = run(params, features, queries, count)
+            slots, attention = run(*load(count), features, queries)
             file.compare(f"out/slots_{count}", slots, FORWARD)
             file.compare(f"out/attention_{count}", attention, FORWARD)
-        slots, attention = run(params, features, queries, max(counts), file["inp/slot_mask"])
+        definition, params = load(max(counts))
+        slots, attention = run(definition, params, features, queries, file["inp/slot_mask"])
         file.compare("out/slots_masked", slots, FORWARD)
         file.compare("out/attention_masked", attention, FORWARD)
 
@@ -276,11 +301,11 @@ def test_slot_attention(truncation):
 
         @jax.jit
         def scalar(params, features, queries):
-            outputs = apply(params, features, queries, max(counts))
+            outputs = apply(definition, params, features, queries)
             return inner(list(zip(outputs, cotangents, strict=True)))
 
         grads = jax.grad(scalar, argnums=(0, 1, 2))(params, features, queries)
-        file.compare_gradients("grad/param.", with_prefix(grads[0], "slot_attention."), "aggregat.")
+        file.compare_gradients("grad/param.", with_prefix(grads[0], "aggregator."), "aggregat.")
         file.compare("grad/features", grads[1], GRADIENT)
         file.compare("grad/queries", grads[2], GRADIENT)
 
@@ -292,8 +317,8 @@ def test_warmer(name):
             file[f"inp/{k}"] for k in ("features", "noise", "query_noise")
         )
         boxes = file["inp/bbox"] if "inp/bbox" in file else None
-        sampler = {"name": "gaussian" if boxes is None else "boxes"}
-        make = part("initializer", *features.shape[1:], noise.shape[-1], initializer=sampler)
+        settings = warmed("gaussian" if boxes is None else "boxes")
+        make = part("initializer", *features.shape[1:], noise.shape[-1], initializer=settings)
         recorded = file.group("param/")
         detach = bool(recorded["detach_flag"])
         assert detach == name.endswith("detached")
@@ -302,7 +327,9 @@ def test_warmer(name):
 
         def scalar(params, features, query_noise):
             module = definition.merge(params, {})
-            outputs = module(features, noise, query_noise, boxes, None, detach)
+            draws, scheduled = {"cold": noise, "noise": query_noise}, {"detach": float(detach)}
+            queries, extras = module(features, boxes, None, draws, scheduled)
+            outputs = extras["warm_queries"], queries
             return inner(list(zip(outputs, cotangents, strict=True))), outputs
 
         run = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))
@@ -322,7 +349,13 @@ def load_transition(file: Golden):
     settings = {"name": "randsfq", "num_heads": HEADS, "history": history, "dropout_rate": 0.5}
     make = part("transition", *features.shape[2:], slots.shape[-1], transition=settings)
     definition, params = loaded(make, recorded, "transit.", "transition.")
-    return features, slots, history, jax.jit(lambda *args: definition.merge(params, {})(*args))
+
+    @jax.jit
+    def run(slots, features, slot_offset, feature_offset):
+        module = definition.merge(params, {})
+        return module.look(slots, module.remember(features, feature_offset), slot_offset)
+
+    return features, slots, history, run
 
 
 def test_transition_at_evaluation():
@@ -358,12 +391,19 @@ def load_decoder(file: Golden):
     return features, slots, *loaded(make, recorded, "decode.", "decoder.")
 
 
+def decode(definition, params, features, slots, visible, mask=None):
+    """The decoder's prediction (B,M,C) and its masks as attention (B,N,M)."""
+    given = {"target": features}
+    prediction, masks = definition.merge(params, {})(slots, mask, given, visible)
+    return prediction, masks.reshape(*masks.shape[:2], -1)
+
+
 def test_decoder_at_evaluation():
     with golden("decoder_random_ar_eval") as file:
         features, slots, definition, params = load_decoder(file)
-        run = jax.jit(lambda *args: definition.merge(params, {})(*args))
+        run = jax.jit(functools.partial(decode, definition))
         for ending, mask in (("", None), ("_masked", file["inp/slot_mask"])):
-            reconstruction, attention = run(features, slots, None, mask)
+            reconstruction, attention = run(params, features, slots, None, mask)
             file.compare(f"out/recon{ending}", reconstruction, FORWARD)
             file.compare(f"out/attention{ending}", attention, FORWARD)
 
@@ -382,7 +422,7 @@ def test_decoder_in_training():
         cotangents = [file[name] for name in names] if given else [0.0, 0.0]
 
         def scalar(params, features, slots):
-            outputs = definition.merge(params, {})(features, slots, visible)
+            outputs = decode(definition, params, features, slots, visible)
             return inner(list(zip(outputs, cotangents, strict=True))), outputs
 
         run = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))
@@ -417,7 +457,7 @@ def channels_last(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, -3, -1)
 
 
-def test_backbone():
+def test_encoder():
     with golden("backbone_timm") as file:
         images = channels_last(file["inp/image"])
         recorded = file.group("param/")
@@ -445,8 +485,8 @@ def test_backbone():
 
 def load_vit(images: np.ndarray, settings: dict, recorded: Mapping[str, np.ndarray]):
     make = lambda: ViT(images.shape[1:3], **settings, rngs=nnx.Rngs(0))  # noqa: E731
-    definition, params = loaded(make, recorded, "encode_backbone.", "backbone.")
-    return jax.jit(lambda x: definition.merge(params, {})(x)), nnx.eval_shape(make)
+    definition, params = loaded(make, recorded, "encode_backbone.", "encoder.")
+    return jax.jit(lambda x: definition.merge(params, {})(x)["features"]), nnx.eval_shape(make)
 
 
 # ------------------------------------------------------------------------------------------- models
@@ -467,29 +507,20 @@ def model_config(keys: Mapping[str, tuple[int, ...]], num_slots: int) -> ConfigD
     layers = num_layers(sizes, r"decode\.backbone\.layers\.(\d+)\.")
     return ConfigDict(
         {
-            "backbone": {
-                "name": "vit",
-                "weights": "random",
-                "seed": 0,
-                **vit_settings(sizes, "encode_backbone.1."),
-            },
-            "initializer": {
-                "name": "gaussian" if "initializ.mean" in sizes else "boxes",
-                "warmer": True,
-                "num_heads": HEADS,
-                "detach_until": 0.0,
-            },
+            "num_slots": num_slots,
+            "slot_size": sizes["aggregat.proj_q.weight"][0],
+            "encoder": {"name": "vit", **vit_settings(sizes, "encode_backbone.1.")},
+            "initializer": warmed("gaussian" if "initializ.mean" in sizes else "boxes"),
             "projection": {"name": "mlp"},
-            "slot_attention": {
+            "aggregator": {
                 "name": "slot_attention",
-                "num_slots": num_slots,
-                "slot_size": sizes["aggregat.proj_q.weight"][0],
                 "truncate": True,
-                "first_iterations": FIRST_ITERATIONS,
-                "later_iterations": LATER_ITERATIONS,
+                "first": FIRST_ITERATIONS,
+                "later": LATER_ITERATIONS,
             },
             "transition": transition,
             "decoder": {"name": "random_ar", "num_layers": layers, "num_heads": HEADS},
+            "target": {"name": "features"},
         }
     )
 
@@ -508,14 +539,14 @@ class Recorded:
         self.config = model_config(shapes(self.recorded), self.noise.shape[1])
         self.loss = {LOSSES[k]: WEIGHTS[LOSSES[k]] for k in LOSSES if f"loss/{k}" in file}
 
-        patch = self.config.backbone.patch
+        patch = self.config.encoder.patch
         self.grid = tuple(round(side * RESIZE) // patch for side in self.image_size)
 
     def build(self, recorded: Mapping[str, np.ndarray]):
         """The model with these arrays: definition, params, frozen."""
-        make = lambda: build_model(self.config, self.image_size, seed=0)  # noqa: E731
-        definition, arrays = loaded(make, recorded, "", "")
-        frozen = {name: x for name, x in arrays.items() if name.startswith("backbone.")}
+        make = lambda: build_slot_model(self.config, self.image_size, seed=0)  # noqa: E731
+        definition, arrays = loaded(make, recorded, "", "", ("encoder.*",))
+        frozen = {name: x for name, x in arrays.items() if name in definition.frozen}
         params = {name: x for name, x in arrays.items() if name not in frozen}
         return definition, params, frozen
 
@@ -534,26 +565,29 @@ def compare_outputs(
     @jax.jit
     def run(params, frozen):
         model = definition.merge(params, frozen)
-        return model(model.extract(case.video), Draws(cold_noise=case.noise), case.boxes)
+        features = model.encode(case.video)["features"]
+        given = {"target": features}
+        outputs = model(features, given, noise_alone(case.noise), case.boxes)
+        return {**outputs, "features": features}
 
-    outputs, grid = run(params, frozen), case.grid
-    frames = (lambda x: x) if case.is_video else (lambda x: x[:, 0])
+    outputs = run(params, frozen)
+    frames = (lambda x: np.asarray(x)) if case.is_video else (lambda x: np.asarray(x)[:, 0])
 
     def tokens(x):  # (..., M) -> (..., h, w)
-        return frames(np.asarray(x)).reshape(*frames(x).shape[:-1], *grid)
+        return frames(x).reshape(*frames(x).shape[:-1], *case.grid)
 
     def compare(key, actual):
         file.compare(f"out/{key}", actual, tolerance)
 
     compare("feature", tokens(outputs["features"].swapaxes(-1, -2)))
-    compare("recon", tokens(outputs["reconstruction"].swapaxes(-1, -2)))
+    compare("recon", tokens(outputs["prediction"].swapaxes(-1, -2)))
     compare("qinit", outputs["warm_queries"])
     compare("slotz", frames(outputs["slots"]))
-    compare("attenta", tokens(outputs["attention"]))
-    compare("attentd", tokens(outputs["decoder_attention"]))
+    compare("attenta", frames(outputs["attention"]))
+    compare("attentd", frames(outputs["masks"]))
     segments = file["out/segment"]
-    masks = masks_from_attention(outputs["decoder_attention"], grid, segments.shape[-2:])
-    same_but_for_ties(frames(masks), segments, tokens(outputs["decoder_attention"]), ties)
+    found = segments_from_masks(outputs["masks"], segments.shape[-2:])
+    same_but_for_ties(frames(found), segments, frames(outputs["masks"]), ties)
 
 
 def same_but_for_ties(masks, recorded, attention, tolerance: float) -> None:
@@ -608,12 +642,18 @@ def trajectory_config(name: str, case: Recorded, rates: np.ndarray) -> ConfigDic
     config = tiny_config().to_dict()
     config["data"]["image_size"] = case.image_size
     config["model"] = case.config.to_dict()
-    config["model"]["initializer"]["detach_until"] = DETACHED_STEPS / num_steps
-    config["loss"] = {key: case.loss.get(key, 0.0) for key in WEIGHTS}
+    detached = {"begin": 1.0, "end": 0.0, "at": DETACHED_STEPS / num_steps}
+    config["model"]["initializer"]["detach"] = {"schedule": "step", **detached}
+    config["losses"] = {key: {"weight": weight} for key, weight in case.loss.items()}
+    if "slot_contrast" in case.loss:
+        config["losses"]["slot_contrast"]["temperature"] = TEMPERATURE
     config["optimizer"] = {
-        "learning_rate": float(rates[peak]),
-        "warmup_fraction": peak / num_steps,
-        "final_ratio": float(rates[-1] / rates[peak]),
+        "learning_rate": {
+            "schedule": "warmup_cosine",
+            "peak": float(rates[peak]),
+            "warmup": peak / num_steps,
+            "end_ratio": float(rates[-1] / rates[peak]),
+        },
         "clip_norm": CLIP[name.split("_")[0]],
     }
     config["train"] |= {"num_steps": num_steps, "batch_size": len(case.video)}
@@ -647,7 +687,7 @@ def test_training(name):
             boxes = np.full((batch_size, num_frames, num_slots, 4), -1, np.float32)
         mask = np.ones((batch_size, num_slots), bool)
         batch = setup.place({"video": case.video, "boxes": boxes, "slot_mask": mask})
-        draws = Draws(cold_noise=case.noise)
+        draws = noise_alone(case.noise)
         found = []
         for step in range(len(rates)):
             key = jax.random.key(step)  # of no effect, as the draws are given
@@ -685,7 +725,8 @@ def without_head(keys: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """The SmoothSA's keys of a recognition checkpoint, as if alone; checks the head's keys."""
     head = {key: np.broadcast_to(np.int8(0), x) for key, x in keys.items() if "m.recogn." in key}
     hidden, outputs = keys["m.recogn.0.weight"], keys["m.recogn.3.weight"][0]
-    make = lambda: RecognitionHead(hidden[1], outputs - 4, rngs=nnx.Rngs(0))  # noqa: E731
+    settings = {"num_classes": outputs - 4, "dropout_rate": 0.1}
+    make = lambda: RecognitionHead(hidden[1], **settings, rngs=nnx.Rngs(0))  # noqa: E731
     loaded(make, head, "", "recognition.")
     return {key.replace("m.discov.", "m."): x for key, x in keys.items() if key not in head}
 
@@ -700,11 +741,11 @@ def test_keys_of_the_official_checkpoints():
     kinds = {json.dumps(keys): keys for keys in listed.values()}  # several data sets share one
     for keys in kinds.values():
         config = model_config(keys, num_slots=7)
-        config.backbone.num_heads = 1  # of no influence on shapes
+        config.encoder.num_heads = 1  # of no influence on shapes
         tokens = keys["m.encode_backbone.1.pos_embed"][1]
-        side = round(config.backbone.patch * tokens**0.5 / RESIZE)
+        side = round(config.encoder.patch * tokens**0.5 / RESIZE)
         arrays = {key: np.broadcast_to(np.int8(0), shape) for key, shape in keys.items()}
-        loaded(lambda c=config, s=side: build_model(c, (s, s), 0), arrays, "", "")
+        loaded(lambda c=config, s=side: build_slot_model(c, (s, s), 0), arrays, "", "")
 
 
 # ---------------------------------------------------------------- losses, schedules, masks, metrics
@@ -722,12 +763,9 @@ def test_learning_rate():
     with golden("schedules", unused=unused) as file:
         steps, rates = file["out/step"], file["out/lr"]
         num_steps = int(steps.max())
-        settings = {
-            "learning_rate": float(rates.max()),
-            "warmup_fraction": 0.05,
-            "final_ratio": 1e-3,
-        }
-        schedule = learning_rate_schedule(ConfigDict(settings), num_steps)
+        rate = {"schedule": "warmup_cosine", "peak": float(rates.max())}
+        rate |= {"warmup": 0.05, "end_ratio": 1e-3}
+        schedule = learning_rate_schedule(ConfigDict({"learning_rate": rate}), num_steps)
         actual = np.array([schedule(jnp.asarray(step)) for step in steps])
         file.compare("out/lr", actual, METRIC)
         np.testing.assert_allclose(actual, rates, rtol=1e-4)  # also where it is small
@@ -739,8 +777,9 @@ def test_steps_in_which_the_warmer_sees_detached_features():
         steps, flags = file["out/step"], file["out/detach_flag"]
         config = tiny_config(num_frames=1)
         config.train.num_steps = int(steps.max())
-        config.model.initializer.detach_until = 0.1
-        config.loss = {"reconstruction": 0.0, "distillation": 1.0, "slot_contrast": 0.0}
+        detached = {"begin": 1.0, "end": 0.0, "at": 0.1}
+        config.model.initializer.detach = ConfigDict({"schedule": "step", **detached})
+        config.losses = ConfigDict({"distillation": {"weight": 1.0}})
         setup = build_training(config)
         batch = setup.place(tiny_batch(config))
         for step, flag in zip(steps, flags, strict=True):
@@ -757,13 +796,11 @@ def test_steps_in_which_the_warmer_sees_detached_features():
 def test_attention_to_segment():
     with golden("attention_to_segment") as file:
         attention = file["inp/attention"]
-        *lead, num_slots, h, w = attention.shape
-        tokens = attention.reshape(*lead, num_slots, h * w)
         for key, recorded in file.group("out/").items():
             size = recorded.shape[-2:]
             named = re.search(r"_(\d+)x(\d+)$", key)
             assert named is None or size == (int(named[1]), int(named[2]))
-            masks = masks_from_attention(tokens, (h, w), size)
+            masks = segments_from_masks(attention, size)
             same_but_for_ties(masks, recorded, attention, 1e-6)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import run_config
 from command import ROOT
+from fake_training import fake_training
 
 from smoothsa_jax.checkpoints.read import FOLDER, Checkpoint, refuse_different, steps_found
 from smoothsa_jax.checkpoints.write import CheckpointWriter
@@ -21,8 +22,8 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.sprites import Sprites
+from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training import evaluating, loop
-from smoothsa_jax.training.checks import check
 
 HOST = """
 import json, sys
@@ -100,7 +101,7 @@ def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeyp
     second_of_two(monkeypatch, lambda value: {name: "step 6 (...)"} if name in value else value)
     (tmp_path / FOLDER / "6" / "arrays" / "metadata").unlink()
     with pytest.raises(UserError, match=rf"process 1 has {name}=step 3 \(.*process 0 has step 6"):
-        evaluating.evaluate(tmp_path)
+        evaluating.evaluate_run(tmp_path)
     assert steps_found(tmp_path) == [6, 3]
 
 
@@ -184,6 +185,6 @@ def test_the_loop_asks_for_its_own_part(tmp_path, monkeypatch):
     second_of_two(monkeypatch)
     config = run_config.get_config("image")
     with pytest.raises(_Asked):
-        loop._train_steps(config, tmp_path, None, None, None, None)
+        loop._train_steps(config, tmp_path, fake_training(config), None, None, None)
     assert asked["batch_size"] == config.train.batch_size // 2
     assert (asked["process_index"], asked["process_count"]) == (1, 2)

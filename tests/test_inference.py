@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from tiny import tiny_config
 
 import smoothsa_jax as ssa
+from smoothsa_jax.checkpoints import model_files
+from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.metrics import score_batch
-from smoothsa_jax.inference import model_files
 from smoothsa_jax.inference.load import SHIPPED
-from smoothsa_jax.inference.model_files import WEIGHTS_FILE
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
 from smoothsa_jax.inputs.sprites import Sprites
-from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import split
 
 BOXES = [[1, 2, 9, 12], [10, 4, 25, 18]]  # in pictures of 30x20
@@ -31,7 +31,7 @@ BOXES = [[1, 2, 9, 12], [10, 4, 25, 18]]  # in pictures of 30x20
 
 def model_of(config: ConfigDict) -> Segmenter:
     size = (config.data.image_size,) * 2
-    _, params, frozen = split(build_model(config.model, size, config.seed))
+    _, params, frozen = split(build_slot_model(config.model, size, config.seed))
     return Segmenter(config, {**params, **frozen})
 
 
@@ -324,7 +324,7 @@ def test_bad_slots_are_told(gaussian, video):
 
 def test_weights_of_another_model_are_refused(gaussian):
     other = tiny_config(initializer="gaussian", decoder="mlp_mixture")
-    other.model.slot_attention.slot_size = 16
+    other.model.slot_size = 16
     with pytest.raises(UserError, match="weights and config do not belong together"):
         Segmenter(other, gaussian.params)
 

@@ -12,8 +12,8 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import build
 from smoothsa_jax.inputs.loader import evaluation_batches, filled_length, training_batches
 from smoothsa_jax.inputs.sprites import Sprites
+from smoothsa_jax.training.logging import DataWaits
 from smoothsa_jax.training.loop import _placed_ahead
-from smoothsa_jax.training.waits import DataWaits
 
 
 class Numbers:

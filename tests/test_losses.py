@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoothsa_jax.losses.build import TERMS, weighted_losses
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.losses.reconstruction import reconstruction_loss
 from smoothsa_jax.losses.slots import distillation_loss, slot_contrast_loss
 
@@ -81,17 +82,29 @@ def test_reconstruction_is_its_definition_and_has_a_constant_target():
     assert not np.any(grads[1])
 
 
+def weighted(outputs, mask, config):
+    """The terms of a config, each times its weight."""
+    losses = build_losses(config)
+    outputs = outputs if mask is None else {**outputs, "slot_mask": mask}
+    return losses(outputs, {}, losses.schedules)
+
+
+def with_weights(**weights):
+    settings = {"slot_contrast": {"temperature": 0.1}}
+    return {name: {"weight": x, **settings.get(name, {})} for name, x in weights.items()}
+
+
 def test_weighted_sum():
     outputs = {
         "slots": jnp.asarray(SLOTS),
         "warm_queries": jnp.asarray(WARM),
-        "features": jnp.ones((3, 4, 2, 2)),
-        "reconstruction": jnp.zeros((3, 4, 2, 2)),
+        "target": jnp.ones((3, 4, 2, 2)),
+        "prediction": jnp.zeros((3, 4, 2, 2)),
     }
-    once = weighted_losses(outputs, MASK, {name: 1.0 for name in TERMS})
-    assert set(once) == {"reconstruction", "distillation", "slot_contrast"}
     weights = {"reconstruction": 3.0, "distillation": 100.0, "slot_contrast": 0.5}
-    for name, loss in weighted_losses(outputs, MASK, weights).items():
+    once = weighted(outputs, MASK, with_weights(**dict.fromkeys(weights, 1.0)))
+    assert set(once) == {"reconstruction", "distillation", "slot_contrast"}
+    for name, loss in weighted(outputs, MASK, with_weights(**weights)).items():
         np.testing.assert_allclose(loss, weights[name] * once[name], rtol=1e-6)
     # The distillation's target is the first frame's slots alone.
     np.testing.assert_allclose(
@@ -99,6 +112,38 @@ def test_weighted_sum():
     )
     # A term that is off is not computed: what it needs may be missing.
     del outputs["warm_queries"]
-    del weights["distillation"]
-    left = weighted_losses(outputs, MASK, weights)
-    assert set(left) == {"reconstruction", "slot_contrast"}
+    with pytest.raises(UserError, match="losses.distillation needs warm_queries, which this model"):
+        weighted(outputs, MASK, with_weights(**weights))
+    for off in ({**weights, "distillation": 0.0}, {k: weights[k] for k in weights if k[0] != "d"}):
+        left = weighted(outputs, MASK, with_weights(**off))
+        assert set(left) == {"reconstruction", "slot_contrast"}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"reconstruction": {"weight": 0.0}}, "all loss weights are 0"),
+        ({"reconstruction": {}}, "losses.reconstruction has no weight"),
+        ({"reconstruction": {"weight": -1.0}}, "losses.reconstruction.weight is -1.0; expected"),
+        ({"reconstructoin": {"weight": 1.0}}, "did you mean 'reconstruction'"),
+        ({"slot_contrast": {"weight": 1.0}}, "needs losses.slot_contrast.temperature"),
+        (
+            {"slot_contrast": {"weight": 1.0, "temperature": 0.1, "temprature": 1.0}},
+            "losses.slot_contrast.temprature is no setting of .*did you mean 'temperature'",
+        ),
+    ],
+)
+def test_what_is_no_loss_is_refused(config, words):
+    with pytest.raises(UserError, match=words):
+        build_losses(config)
+
+
+def test_the_temperature_is_that_of_the_config():
+    for temperature in (0.1, 0.5):
+        config = {"slot_contrast": {"weight": 1.0, "temperature": temperature}}
+        found = weighted({"slots": jnp.asarray(SLOTS)}, MASK, config)["slot_contrast"]
+        np.testing.assert_allclose(found, contrast(SLOTS, MASK, temperature), rtol=1e-5)
+    losses = build_losses(config)
+    losses.check_frames(2)
+    with pytest.raises(UserError, match="slot_contrast compares 2 frames, but clips have 1"):
+        losses.check_frames(1)

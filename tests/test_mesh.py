@@ -16,23 +16,23 @@ from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.checkpoints.read import read_checkpoint, restore_state
 from smoothsa_jax.checkpoints.write import CheckpointWriter
-from smoothsa_jax.config.schema import mesh_shape
 from smoothsa_jax.devices import mesh as mesh_file
+from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.devices.mesh import make_mesh, own_mesh, persistent_sharding, replicated, spread
+from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.training import step as step_file
-from smoothsa_jax.training.state import copied
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from communication import collectives  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from benchmarks.collectives import collectives  # noqa: E402
 
 STEPS = 6
 # Shifts the logits of all slots alike, which the softmax over slots takes out again: its gradient
 # is rounding alone.
-WITHOUT_EFFECT = "slot_attention.norm_slots.bias"
+WITHOUT_EFFECT = "aggregator.norm_slots.bias"
 
 EIGHT_DEVICES = """
 import json, sys
@@ -66,8 +66,8 @@ def config_for(data: int, fsdp: int, frames: int, accumulate: int = 1) -> Config
     config = tiny_config(
         num_frames=frames, decoder="random_ar" if frames > 2 else "mlp_mixture", seed=1
     )
-    config.model.backbone.width = config.model.slot_attention.slot_size = 32
-    config.optimizer.learning_rate = 2e-4
+    config.model.encoder.width = config.model.slot_size = 32
+    config.optimizer.learning_rate.peak = 2e-4
     config.train.update(batch_size=16, accumulate=accumulate)
     config.mesh = ConfigDict({"data": data, "fsdp": fsdp})
     return config
@@ -121,7 +121,7 @@ def off(found, expected) -> float:
 
 
 def predicted(training, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Slots and attentions of an evaluation, with parameters that lie as between steps."""
+    """What an evaluation reads, with parameters that lie as between steps."""
     batch = training.place(batch_of(config, 0))
     outputs = training.predict(training.state.params, training.frozen, batch, jax.random.key(1))
     assert all(x.sharding.is_equivalent_to(spread(training.mesh), x.ndim) for x in outputs.values())

@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
 from smoothsa_jax.evaluation.metrics import (
     METRICS,
     ari,
@@ -22,9 +23,15 @@ from smoothsa_jax.evaluation.metrics import (
     miou,
     score_batch,
 )
-from smoothsa_jax.evaluation.protocol import evaluate, evaluate_baselines
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
-from smoothsa_jax.evaluation.scores import build_scores, scores_table, summarise, write_scores
+from smoothsa_jax.evaluation.scores import (
+    build_scores,
+    mean_over_samples,
+    scores_table,
+    summarise_seeds,
+    write_scores,
+)
+from smoothsa_jax.evaluation.split import evaluate
 from smoothsa_jax.inputs.loader import evaluation_batches
 
 
@@ -223,6 +230,7 @@ def some_scores():
     return build_scores(
         per_sample,
         baselines,
+        mean_over_samples,
         split="test",
         protocol={"seeds": (0, 1), "match_paper": False},
         step=7,
@@ -230,10 +238,11 @@ def some_scores():
 
 
 def test_summary_is_a_mean_of_per_seed_means():
-    summary = summarise({"ari": np.array([[0.5, np.nan, 0.7], [0.1, 0.2, 0.3]])})["ari"]
+    per_sample = {"ari": np.array([[0.5, np.nan, 0.7], [0.1, 0.2, 0.3]])}
+    summary = summarise_seeds(mean_over_samples(per_sample))["ari"]
     assert summary == {"mean": 0.4, "std": 0.2, "seeds": [0.6, 0.2]}
     with pytest.raises(UserError, match="found 0"):
-        summarise({"ari": np.zeros((2, 0))})
+        mean_over_samples({"ari": np.zeros((2, 0))})
 
 
 def test_scores_file_is_byte_identical_and_replaced_whole(tmp_path):
@@ -256,7 +265,7 @@ def test_scores_file_is_byte_identical_and_replaced_whole(tmp_path):
 
 
 def test_table_holds_model_and_baselines():
-    lines = scores_table(some_scores()).splitlines()
+    lines = scores_table("SmoothSA", some_scores()).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["SmoothSA", "a", "b"]
     assert "± " in lines[2] and lines[3].split()[1:] == ["50.0"] * 4
 
@@ -266,13 +275,14 @@ def test_the_papers_protocol_is_a_row_of_its_own():
     scores = build_scores(
         {name: np.array([[0.5, 0.5]]) for name in METRICS},
         {},
+        mean_over_samples,
         split="test",
         protocol={},
         step=0,
         paper_per_sample=paper,
     )
     assert scores["match_paper"]["metrics"]["ari"]["mean"] == 0.9
-    assert [line.split("  ")[0] for line in scores_table(scores).splitlines()[2:]] == [
+    assert [line.split("  ")[0] for line in scores_table("SmoothSA", scores).splitlines()[2:]] == [
         "SmoothSA",
         "SmoothSA, match_paper",
     ]
@@ -298,10 +308,11 @@ def test_every_sample_has_a_line(tmp_path):
 
 def test_undefined_score_is_null_and_a_dash(tmp_path):
     empty = {name: np.full((1, 2), np.nan) for name in METRICS}
-    scores = build_scores(empty, {"b": empty}, split="test", protocol={}, step=0)
+    options = {"split": "test", "protocol": {}, "step": 0}
+    scores = build_scores(empty, {"b": empty}, mean_over_samples, **options)
     write_scores(tmp_path / "scores.json", scores)
     assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["ari"]["mean"] is None
-    assert scores_table(scores).splitlines()[2].split()[1:] == ["-"] * 4
+    assert scores_table("SmoothSA", scores).splitlines()[2].split()[1:] == ["-"] * 4
 
 
 # --- protocol -------------------------------------------------------------------------------------
@@ -328,21 +339,25 @@ def clips(num, num_slots=4, size=16):
         }
 
 
-def perfect(batch, key):
-    """Attention that is the labels at every second pixel, slots shuffled by the key."""
+def perfect(batch, key, match_paper=False):
+    """Masks that are the labels at every second pixel, slots shuffled by the key."""
     small = jnp.asarray(batch["segmentations"])[:, :, ::2, ::2]
-    attention = jax.nn.one_hot(small.reshape(*small.shape[:2], -1), 4, axis=2)
-    return {"decoder_attention": attention + 0.6 * jax.random.uniform(key, attention.shape)}
+    flat = jax.nn.one_hot(small.reshape(*small.shape[:2], -1), 4, axis=2)
+    flat = flat + 0.6 * jax.random.uniform(key, flat.shape)
+    return {"masks": flat.reshape(*flat.shape[:3], *small.shape[2:])}
+
+
+EVALUATOR = MaskEvaluator()
 
 
 def test_protocol_scores_each_seed_on_each_valid_sample():
-    found = evaluate(perfect, clips(5), (8, 8), seeds=(3, 4), keep_samples=3)
+    found = evaluate(perfect, clips(5), EVALUATOR, seeds=(3, 4), keep_samples=3)
     assert {name: value.shape for name, value in found.scores.items()} == dict.fromkeys(
         METRICS, (2, 5)
     )
     assert found.scores["fg_ari"].mean() > 0.5
     assert not np.array_equal(found.scores["ari"][0], found.scores["ari"][1])
-    single = evaluate(perfect, clips(5), (8, 8), seeds=(4,))
+    single = evaluate(perfect, clips(5), EVALUATOR, seeds=(4,))
     for name in METRICS:  # a seed's scores do not depend on the other seeds
         np.testing.assert_array_equal(single.scores[name][0], found.scores[name][1])
     assert [s["masks"].shape for s in found.samples] == [(3, 16, 16)] * 3
@@ -352,17 +367,16 @@ def test_protocol_scores_each_seed_on_each_valid_sample():
 
 
 def test_protocol_honours_the_slot_mask():
-    def fourth_slot_everywhere(batch, key):
-        attention = perfect(batch, key)["decoder_attention"]
-        return {"decoder_attention": attention.at[:, :, 3].add(5)}
+    def fourth_slot_everywhere(batch, key, match_paper):
+        return {"masks": perfect(batch, key)["masks"].at[:, :, 3].add(5)}
 
     def without_fourth(batches):
         for batch in batches:
             batch["slot_mask"][:, 3] = False
             yield batch
 
-    open_ = evaluate(fourth_slot_everywhere, clips(2), (8, 8))
-    masked = evaluate(fourth_slot_everywhere, without_fourth(clips(2)), (8, 8))
+    open_ = evaluate(fourth_slot_everywhere, clips(2), EVALUATOR)
+    masked = evaluate(fourth_slot_everywhere, without_fourth(clips(2)), EVALUATOR)
     assert (open_.scores["ari"] == 0).all()
     assert masked.scores["ari"].mean() > 0.5
 
@@ -376,9 +390,9 @@ def test_both_protocols_are_scored_in_one_run():
 
     own = [[[True] * 2 + [False] * 2, [True] * 3 + [False]], [[True] * 4, [True] + [False] * 3]]
     padded = [[[True] * 3 + [False]] * 2, [[True] * 4] * 2]
-    found = evaluate(perfect, masked(clips(3), own), (8, 8), (0, 1), match_paper=True)
-    alone = evaluate(perfect, masked(clips(3), own), (8, 8), (0, 1))
-    paper = evaluate(perfect, masked(clips(3), padded), (8, 8), (0, 1))
+    found = evaluate(perfect, masked(clips(3), own), EVALUATOR, (0, 1), match_paper=True)
+    alone = evaluate(perfect, masked(clips(3), own), EVALUATOR, (0, 1))
+    paper = evaluate(perfect, masked(clips(3), padded), EVALUATOR, (0, 1))
     assert alone.paper_scores is None
     for name in METRICS:
         np.testing.assert_array_equal(found.scores[name], alone.scores[name])
@@ -387,8 +401,8 @@ def test_both_protocols_are_scored_in_one_run():
     assert (found.scores["ari"][:, 0] != found.paper_scores["ari"][:, 0]).all()
     # The last clip of the split only fills up its batch: its boxes ask for no slots.
     last = [[[True] * 3 + [False], [True] * 4]] * 2
-    short = evaluate(perfect, masked(clips(3), last), (8, 8), match_paper=True)
-    same = evaluate(perfect, masked(clips(3), [last[0], [last[0][0]] * 2]), (8, 8))
+    short = evaluate(perfect, masked(clips(3), last), EVALUATOR, match_paper=True)
+    same = evaluate(perfect, masked(clips(3), [last[0], [last[0][0]] * 2]), EVALUATOR)
     np.testing.assert_allclose(short.paper_scores["ari"][0, 2], same.scores["ari"][0, 2], atol=1e-6)
 
 
@@ -398,19 +412,21 @@ def test_frames_that_fill_up_a_clip_do_not_count():
             more = {k: np.concatenate([batch[k], batch[k]], 1) for k in ("video", "segmentations")}
             yield {**batch, **more, "num_frames": np.array([3, 3])}
 
-    def first_frames(batch, key):  # the random part of `perfect` depends on the shape
+    def first_frames(
+        batch, key, match_paper=False
+    ):  # the random part of `perfect` depends on the shape
         return perfect({"segmentations": batch["segmentations"][:, :3]}, key)
 
-    def with_more_frames(batch, key):
-        attention = first_frames(batch, key)["decoder_attention"]
-        return {"decoder_attention": jnp.concatenate([attention, attention[:, :, ::-1]], 1)}
+    def with_more_frames(batch, key, match_paper):
+        masks = first_frames(batch, key)["masks"]
+        return {"masks": jnp.concatenate([masks, masks[:, :, ::-1]], 1)}
 
-    short = evaluate(first_frames, clips(3), (8, 8), keep_samples=1)
-    filled = evaluate(with_more_frames, longer(clips(3)), (8, 8), keep_samples=1)
+    short = evaluate(first_frames, clips(3), EVALUATOR, keep_samples=1)
+    filled = evaluate(with_more_frames, longer(clips(3)), EVALUATOR, keep_samples=1)
     for name in METRICS:
         np.testing.assert_array_equal(short.scores[name], filled.scores[name])
     assert filled.samples[0]["video"].shape[0] == filled.samples[0]["masks"].shape[0] == 3
-    by_colour = [evaluate_baselines(x, (8, 8)) for x in (clips(2), longer(clips(2)))]
+    by_colour = [evaluate_baselines(x) for x in (clips(2), longer(clips(2)))]
     for scores in zip(*(x["k-means on RGB"].values() for x in by_colour), strict=True):
         np.testing.assert_array_equal(*scores)
 
@@ -418,7 +434,7 @@ def test_frames_that_fill_up_a_clip_do_not_count():
 def test_memory_does_not_grow_with_the_split():
     num, shape = 2000, (8, 64, 64)
     clip = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
-    attention = jnp.zeros((2, 8, 4, 64))  # 32 KiB each; a clip is 160 KiB
+    masks = jnp.zeros((2, 8, 4, 8, 8))  # 32 KiB each; a clip is 160 KiB
     resident = []
 
     class Clips:
@@ -435,9 +451,9 @@ def test_memory_does_not_grow_with_the_split():
             }
 
     found = evaluate(
-        lambda batch, key: {"decoder_attention": attention + 0},
+        lambda batch, key, paper: {"masks": masks + 0},
         evaluation_batches(Clips(), 2),
-        (8, 8),
+        EVALUATOR,
     )
     assert len(found.names) == num
     assert resident[1] - resident[0] < 32 << 20  # kept, clips would take 250 MiB, masks 60
@@ -445,27 +461,26 @@ def test_memory_does_not_grow_with_the_split():
 
 def test_protocol_refuses_nothing_to_do():
     with pytest.raises(UserError, match="no batch"):
-        evaluate(perfect, [], (8, 8))
+        evaluate(perfect, [], EVALUATOR)
     with pytest.raises(UserError, match="seeds"):
-        evaluate(perfect, clips(2), (8, 8), seeds=())
-    with pytest.raises(UserError, match=r"\(2, 3, 16, 16\).*\(2, 2, 4, 64\)"):
+        evaluate(perfect, clips(2), EVALUATOR, seeds=())
+    with pytest.raises(UserError, match=r"\(2, 3, 16, 16\).*\(2, 2, 4, 8, 8\)"):
         evaluate(
-            lambda b, k: {"decoder_attention": perfect(b, k)["decoder_attention"][:, :2]},
+            lambda b, k, p: {"masks": perfect(b, k)["masks"][:, :2]},
             clips(2),
-            (8, 8),
+            EVALUATOR,
         )
 
 
 def test_baselines_are_scored_on_the_valid_samples():
     def colours(batch):  # the mean of each cell of 2x2 pixels
-        cells = batch["video"].reshape(2, 3, 24, 2, 24, 2, 3).mean(axis=(3, 5))
-        return cells.reshape(2, 3, 24 * 24, 3)
+        return batch["video"].reshape(2, 3, 24, 2, 24, 2, 3).mean(axis=(3, 5))
 
-    found = evaluate_baselines(clips(5, size=48), (24, 24), colours)
+    found = evaluate_baselines(clips(5, size=48), colours)
     assert set(found) == {"first boxes kept still", "k-means on features", "k-means on RGB"}
     for scores in found.values():
         assert {name: value.shape for name, value in scores.items()} == dict.fromkeys(METRICS, (5,))
     # The clips' colours tell the segments apart, so colour must solve them.
     assert found["k-means on RGB"]["fg_ari"].mean() > 0.9
     assert found["k-means on features"]["fg_ari"].mean() > 0.7
-    assert set(evaluate_baselines(clips(2), (8, 8), with_boxes=False)) == {"k-means on RGB"}
+    assert set(evaluate_baselines(clips(2), with_boxes=False)) == {"k-means on RGB"}

@@ -19,15 +19,13 @@ from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, los
 
 from smoothsa_jax.checkpoints.read import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
 from smoothsa_jax.devices import hosts
-from smoothsa_jax.evaluation.predictions import predictions, scored
-from smoothsa_jax.evaluation.protocol import Evaluation
-from smoothsa_jax.evaluation.whole_split import whole_split
+from smoothsa_jax.evaluation.split import Evaluation, predictions, scored, whole_split
 from smoothsa_jax.inputs.loader import evaluation_batches
 from smoothsa_jax.training.logging import read_log
 
 HEARTBEAT = 10  # seconds
 ALL_DEVICES = "--config.mesh.data=-1"
-SLURM, JOBSET = ROOT / "cluster" / "slurm.sh", ROOT / "cluster" / "jobset.yaml"
+SLURM, JOBSET = ROOT / "docs" / "cluster" / "slurm.sh", ROOT / "docs" / "cluster" / "jobset.yaml"
 
 
 def free_port() -> int:
@@ -48,13 +46,13 @@ fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=lambda step: time
 CUT = "from smoothsa_jax.devices import mesh; mesh.SMALL = 64\n"
 # Process 1 cannot read a checkpoint, once; its disk is well again afterwards.
 UNREADABLE = """
-from smoothsa_jax.training import checkpoints
-read = checkpoints.read_checkpoint
+from smoothsa_jax.checkpoints import read as reading
+read = reading.read_checkpoint
 def fail_once(workdir, step):
-    checkpoints.read_checkpoint = read
-    raise checkpoints.BrokenCheckpoint("Input/output error")
+    reading.read_checkpoint = read
+    raise reading.BrokenCheckpoint("Input/output error")
 if "--process_id=1" in sys.argv:
-    checkpoints.read_checkpoint = fail_once
+    reading.read_checkpoint = fail_once
 """
 
 
@@ -241,7 +239,7 @@ exit $status
 def through_slurm(
     folder: Path, cache: str, before: str, *arguments: str
 ) -> subprocess.CompletedProcess:
-    """Run `bash cluster/slurm.sh ...` with stand-ins for SLURM's programs and `python main.py`."""
+    """Run `bash docs/cluster/slurm.sh ...` with stand-ins for SLURM and `python main.py`."""
     folder.mkdir()
     programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho localhost; echo another\n"}
     program = shlex.join([sys.executable, *program_of(before)])

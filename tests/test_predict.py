@@ -21,13 +21,14 @@ from smoothsa_jax.inference.overlays import Excerpt
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inference.videos import read_video
-from smoothsa_jax.models.build import build_shapes
+from smoothsa_jax.models.build import slot_model_shapes
 from smoothsa_jax.models.parameters import split
 
 
 def saved(config: ConfigDict, folder: Path) -> Path:
     """A model with random weights, which are faster to draw than the model's own initial values."""
-    _, params, frozen = split(build_shapes(config.model, (config.data.image_size,) * 2))
+    model = slot_model_shapes(config.model, (config.data.image_size,) * 2)
+    _, params, frozen = split(model, frozen=("encoder.*",))
     rng = np.random.default_rng(0)
     shapes = {name: array.shape for name, array in {**params, **frozen}.items()}
     arrays = {name: 0.5 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}

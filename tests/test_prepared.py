@@ -519,7 +519,7 @@ def test_a_run_goes_on_where_its_data_moved_to_and_not_with_others(
     assert "going on from step 2 of 4" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # the chains of test_recipes.py go the same way
+@pytest.mark.slow  # the chains of test_gallery_runs.py go the same way
 def test_a_run_trains_and_scores_on_prepared_folders(tmp_path, clips):
     config = _run_config(write_folder(tmp_path / "set", clips))
     scores = train(config, tmp_path / "run")

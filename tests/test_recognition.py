@@ -13,27 +13,28 @@ from flax import nnx
 from ml_collections import ConfigDict
 from run_config import get_config
 from scipy.optimize import linear_sum_assignment
-from tiny import tiny_batch, tiny_config
+from tiny import WithCategories, as_recognition, tiny_batch, tiny_config
 
 from smoothsa_jax.checkpoints.read import FOLDER, read_checkpoint
-from smoothsa_jax.config.schema import validate
 from smoothsa_jax.config.values import canonical
 from smoothsa_jax.devices.compiling import advice_for_training
 from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation import recognition
-from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.metrics import contingency, iou
+from smoothsa_jax.evaluation.split import evaluate
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inputs import build
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
-from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.losses.recognition import box_loss, category_loss
-from smoothsa_jax.models.build import build_model
-from smoothsa_jax.models.draws import sample_evaluation_draws, sample_training_draws
+from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.heads import RecognitionHead
+from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import split
+from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.tasks.recognition import check_labels
 from smoothsa_jax.training import evaluating, loop
-from smoothsa_jax.training.recognition import build_recognition, check_labels
+from smoothsa_jax.training.step import build_training
 
 GRID, SIZE = (4, 5), (12, 15)
 SLOTS, OBJECTS, CLASSES = 4, 3, 6
@@ -46,17 +47,16 @@ def random_case(seed: int, frames: int = 3, batch: int = 2) -> dict[str, np.ndar
     labels = coarse.repeat(3, axis=2).repeat(3, axis=3).astype(np.uint8)
     labels[:, -1][labels[:, -1] == 2] = 0
     return {
-        "attention": rng.random((batch, frames, SLOTS, GRID[0] * GRID[1]), dtype=np.float32),
+        "attention": rng.random((batch, frames, SLOTS, *GRID), dtype=np.float32),
         "segmentations": labels,
         "categories": rng.integers(0, CLASSES, (batch, OBJECTS)).astype(np.int32),
     }
 
 
 def targets(case: dict, slot_mask=None, match_paper: bool = False) -> recognition.Targets:
-    run = jax.jit(recognition.targets_of_slots, static_argnums=(1, 5))
+    run = jax.jit(recognition.targets_of_slots, static_argnums=4)
     found = run(
         case["attention"],
-        GRID,
         case["segmentations"],
         case["categories"],
         slot_mask,
@@ -82,7 +82,7 @@ def best_by_trying(table: np.ndarray) -> dict[int, int]:
 def test_matching_equals_trying_everything(seed):
     case = random_case(seed)
     found = targets(case)
-    masks = np.asarray(masks_from_attention(case["attention"], GRID, SIZE))
+    masks = np.asarray(segments_from_masks(case["attention"], SIZE))
     boxes = np.stack([boxes_from_segmentation(x, (1, 2, 3)) for x in case["segmentations"]])
     for b, t in np.ndindex(masks.shape[:2]):
         counts = contingency(masks[b, t][None], case["segmentations"][b, t][None], SLOTS, 4)
@@ -191,14 +191,30 @@ def test_scores_of_known_guesses():
     assert np.isnan(empty["top1"]) and np.isnan(empty["box_iou"]) and empty["num_matches"] == 0
 
 
+def outputs_of(matched: np.ndarray) -> dict[str, jax.Array]:
+    """What the evaluator reads, for slots (B,T,N) of which these match an object."""
+    return {
+        "logits": jnp.zeros((*matched.shape, CLASSES)),
+        "predicted_box": jnp.zeros((*matched.shape, 4)),
+        "object": jnp.where(matched, 0, -1),
+        "category": jnp.zeros(matched.shape, int),
+        "box": jnp.zeros((*matched.shape, 4)),
+        "iou": matched.astype(jnp.float32),
+    }
+
+
+EVALUATOR = recognition.RecognitionEvaluator()
+COUNTS = {"num_matches", "top1", "top3", "num_boxes", "box_iou"}
+
+
 def test_copies_that_fill_the_last_batch_are_not_counted():
-    names = ("num_matches", "top1", "top3", "num_boxes", "box_iou")
     batches = [{"valid": np.array([True, i == 0])} for i in range(2)]
-    predict = lambda batch, key, paper: {name: jnp.ones(2) for name in names}  # noqa: E731
-    found = recognition.evaluate_recognition(predict, batches, (0, 1))
-    assert all(x.shape == (2, 3) for x in found.counts.values()) and found.paper_counts is None
+    predict = lambda batch, key, paper: outputs_of(np.ones((2, 1, 1), bool))  # noqa: E731
+    found = evaluate(predict, batches, EVALUATOR, (0, 1))
+    assert {name: x.shape for name, x in found.scores.items()} == dict.fromkeys(COUNTS, (2, 3))
+    assert (found.scores["num_matches"] == 1).all() and found.paper_scores is None
     with pytest.raises(UserError, match="found 0 samples"):
-        recognition.evaluate_recognition(predict, [], (0,))
+        evaluate(predict, [], EVALUATOR, (0,))
 
 
 def test_both_protocols_are_counted_in_one_run():
@@ -206,20 +222,33 @@ def test_both_protocols_are_counted_in_one_run():
     batch |= {"valid": np.array([True, True]), "name": np.array(["one", "two"])}
 
     def predict(batch, key, paper):
-        return {"num_matches": batch["slot_mask"].sum(1) + 10 * paper}
+        return outputs_of(batch["slot_mask"][:, None].repeat(6 if paper else 1, axis=1))
 
-    found = recognition.evaluate_recognition(predict, [batch], (0,), match_paper=True)
-    np.testing.assert_array_equal(found.counts["num_matches"], [[1, 2]])
-    np.testing.assert_array_equal(found.paper_counts["num_matches"], [[12, 12]])
+    found = evaluate(predict, [batch], EVALUATOR, (0,), match_paper=True)
+    np.testing.assert_array_equal(found.scores["num_matches"], [[1, 2]])
+    np.testing.assert_array_equal(found.paper_scores["num_matches"], [[12, 12]])
     assert found.names == ["one", "two"]
+
+
+def test_the_authors_filter_is_scored_although_slots_are_the_same():
+    """With every slot valid the paper's slot mask is the own one; its matching differs."""
+    batch = {"slot_mask": np.ones((2, 3), bool), "valid": np.array([True, True])}
+    asked = []
+
+    def predict(batch, key, paper):
+        asked.append(paper)
+        return outputs_of(np.ones((2, 1, 3), bool))
+
+    evaluate(predict, [batch], EVALUATOR, (0,), match_paper=True)
+    assert asked == [False, True]
 
 
 # ---------------------------------------------------------------------------------- head and losses
 
 
 def test_head():
-    """D -> 2D -> classes + 4, torch's initial values; dropout with a key only."""
-    head = RecognitionHead(16, CLASSES, rngs=nnx.Rngs(0))
+    """D -> 2D -> classes + 4, torch's initial values; dropout with draws only."""
+    head = RecognitionHead(16, num_classes=CLASSES, dropout_rate=0.1, rngs=nnx.Rngs(0))
     _, params, frozen = split(head)
     assert {name: x.shape for name, x in params.items()} == {
         "mlp.hidden.kernel": (16, 32),
@@ -236,7 +265,15 @@ def test_head():
     logits, boxes = head(slots)
     assert logits.shape == (2, 3, CLASSES) and boxes.shape == (2, 3, 4)
     assert (head(slots)[0] == logits).all()
-    assert (head(slots, jax.random.key(1))[0] != logits).any()
+    sizes = Sizes(1, 2, 3)
+    draws = head.draw([jax.random.key(1)], sizes, True)
+    assert head.draw([jax.random.key(1)], sizes, False) is None
+    assert (head(slots[None], draws)[0] != logits[None]).any()
+    # What is kept is scaled up, so that means stay.
+    many = head.draw([jax.random.key(2)], Sizes(50, 10, 10), True)
+    assert many.shape == (50, 10, 10, 32) and abs(many.mean() - 0.9) < 0.01
+    dropped = head(jnp.broadcast_to(slots[0, 0], (50, 10, 10, 16)), many)[0].mean((0, 1, 2))
+    np.testing.assert_allclose(dropped, logits[0, 0], atol=0.01)
 
 
 def test_losses_are_means_over_matches():
@@ -256,29 +293,33 @@ def test_losses_are_means_over_matches():
 # ----------------------------------------------------------------------------------------- training
 
 
-def recognition_config(match_paper: bool = False, num_frames: int = 3) -> ConfigDict:
-    config = tiny_config(num_frames=num_frames, decoder="mlp_mixture")
-    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
-    config.optimizer.update(learning_rate=1e-2, clip_norm=0.0)
-    config.recognition = ConfigDict(
-        {"workdir": "none", "num_classes": CLASSES, "match_paper": match_paper}
-    )
+def discovery_config(num_frames: int = 3) -> ConfigDict:
+    """Of the slot model."""
+    return tiny_config(num_frames=num_frames, decoder="mlp_mixture")
+
+
+def recognition_config(match_paper: bool = False) -> ConfigDict:
+    config = as_recognition(discovery_config(), CLASSES)
+    config.optimizer.learning_rate.peak = 1e-2
+    config.optimizer.clip_norm = 0.0
+    config.train.match_paper = match_paper
     return config
 
 
 def with_random_slots(config: ConfigDict):
     """A `Training` whose frozen model is an untrained one."""
-    training = build_recognition(config)
+    training = build_training(config)
     size = (config.data.image_size,) * 2
-    _, params, backbone = split(build_model(config.model, size, 0))
-    frozen = jax.device_put({**params, **backbone}, replicated(training.mesh))
+    companion = config.companions.slot_model.model
+    _, params, rest = split(build_slot_model(companion, size, 0), prefix="slot_model.")
+    frozen = jax.device_put({**params, **rest}, replicated(training.mesh))
     assert frozen.keys() == training.frozen.keys()
     return dataclasses.replace(training, frozen=frozen)
 
 
-def recognition_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+def recognition_batch() -> dict[str, np.ndarray]:
     """Quarters of the frame are objects: some slot overlaps one of them."""
-    batch = tiny_batch(config)
+    batch = tiny_batch(discovery_config())
     labels = np.array([[0, 1], [2, 3]], np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     batch["segmentations"] = np.broadcast_to(labels, batch["video"].shape[:4]).copy()
     categories = np.random.default_rng(0).integers(0, CLASSES, (len(batch["video"]), OBJECTS))
@@ -289,7 +330,7 @@ def recognition_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 def case():
     config = recognition_config()
     training = with_random_slots(config)
-    return config, training, training.place(recognition_batch(config))
+    return config, training, training.place(recognition_batch())
 
 
 def fresh(training):
@@ -324,13 +365,19 @@ def is_adam(x) -> bool:
 def test_the_frozen_model_is_in_training_mode_only_as_the_authors_have_it(case, match_paper):
     config, training, batch = case
     if match_paper:
-        paper = build_recognition(recognition_config(match_paper=True))
+        paper = build_training(recognition_config(match_paper=True))
         training = dataclasses.replace(paper, frozen=training.frozen)
     key = jax.random.key(5)
-    sizes = (*batch["slot_mask"].shape, config.model.slot_attention.slot_size)
+    sizes = Sizes(config.train.batch_size, 3, config.companions.slot_model.model.num_slots)
+    models = {name: x.skeleton() for name, x in training.definitions.items()}
+    slots_key, dropout_key = jax.random.split(key)
+    dropout = models["model"].draw([dropout_key], sizes, True)
     draws = {
-        False: sample_evaluation_draws(jax.random.split(key)[0], *sizes),
-        True: sample_training_draws(jax.random.split(key)[0], *sizes, 3, 16, 4),
+        as_paper: {
+            "slot_model": models["slot_model"].draw(slots_key, sizes, as_paper),
+            "model": dropout,
+        }
+        for as_paper in (False, True)
     }
 
     def loss(draws=None):
@@ -352,11 +399,13 @@ def test_synthetic_slots_are_told_apart():
     matched = rng.random((8, 2, SLOTS)) < 0.7
     category[~matched], box[~matched] = 0, 0.0
     found = recognition.Targets(np.where(matched, 0, -1), category, box, matched.astype(float))
-    definition, params, _ = split(RecognitionHead(16, CLASSES, rngs=nnx.Rngs(0)))
+    head = RecognitionHead(16, num_classes=CLASSES, dropout_rate=0.1, rngs=nnx.Rngs(0))
+    definition, params, _ = split(head)
     optimizer = optax.adam(3e-3)
 
     def loss_function(params, key):
-        logits, boxes = definition.merge(params, {})(slots, key)
+        draws = head.draw([key], Sizes(*slots.shape[:3]), True)
+        logits, boxes = definition.merge(params, {})(slots, draws)
         return category_loss(logits, category, matched) + box_loss(boxes, box, matched)
 
     @jax.jit
@@ -380,7 +429,7 @@ def test_bad_labels_are_told():
     good = {"segmentations": labels, "categories": np.array([[5, -1]])}
     check_labels(good, 6)
     for change, match in (
-        ({"categories": np.array([[6, 0]])}, "0 to 6, expected .* set recognition.num_classes"),
+        ({"categories": np.array([[6, 0]])}, "0 to 6, expected .* set model.num_classes"),
         ({"categories": np.array([[-2, 0]])}, "from -2 to 0"),
         ({"categories": np.array([[1]])}, "object 2, but there are categories for 1"),
     ):
@@ -393,13 +442,6 @@ def test_bad_labels_are_told():
 # --------------------------------------------------------------------------------------- whole runs
 
 
-class WithCategories(Sprites):
-    """Sprites whose object k has category k."""
-
-    def __getitem__(self, index):
-        return {**super().__getitem__(index), "categories": np.arange(3, dtype=np.int32)}
-
-
 @pytest.mark.slow  # the chains of test_recipes.py go the same way
 def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
     """Train SmoothSA, then the head on its slots; stop half-way, resume: same weights; evaluate."""
@@ -407,11 +449,10 @@ def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
     config = get_config("image")
     config.train.num_steps = 2
     smoothsa = canonical(config)
+    config = as_recognition(config, 3, str(tmp_path / "smoothsa"))
     config.train.num_steps = 6
     config.checkpoint.update(every=3, best_metric="top1", best_mode="max")
-    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
     config.optimizer.clip_norm = 0.0
-    config.recognition = ConfigDict({"workdir": str(tmp_path / "smoothsa"), "num_classes": 3})
     config = canonical(config)
 
     with pytest.raises(UserError, match="no usable checkpoint found in .*smoothsa"):
@@ -430,27 +471,25 @@ def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
     for name, array in frozen.items():
         if name.startswith(("state/params/", "frozen/")):
             stem = name.removeprefix("state/params/").removeprefix("frozen/")
-            np.testing.assert_array_equal(trained[f"frozen/{stem}"], array)
+            np.testing.assert_array_equal(trained[f"frozen/slot_model.{stem}"], array)
 
     shutil.rmtree(tmp_path / "head" / FOLDER / "6")
     shutil.rmtree(tmp_path / "smoothsa")  # a run that has begun needs it no more
     assert loop.train(config, tmp_path / "head") == scores
     for name, array in read_checkpoint(tmp_path / "head", 6).arrays.items():
         np.testing.assert_array_equal(array, trained[name], err_msg=name)
-    assert evaluating.evaluate(tmp_path / "head") == scores
+    assert evaluating.evaluate_run(tmp_path / "head") == scores
 
 
 def test_no_gradient_of_the_frozen_model_is_computed_again():
-    config = get_config("image")
-    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
+    config = as_recognition(get_config("image"), 3)
     config.checkpoint.best_metric = None
-    config.recognition = ConfigDict({"workdir": "smoothsa", "num_classes": 3})
     config.train.remat = "none"
-    validate(config)
+    check(config)
     assert "remat" not in advice_for_training(config)
     config.train.remat = "all"
     with pytest.raises(UserError, match="train.remat is 'all', .* set --config.train.remat=none"):
-        validate(config)
+        check(config)
 
 
 def test_another_model_is_refused(tmp_path, monkeypatch):
@@ -458,9 +497,10 @@ def test_another_model_is_refused(tmp_path, monkeypatch):
     config = get_config("image")
     config.train.num_steps = 1
     loop.train(canonical(config), tmp_path / "smoothsa")
-    config.model.slot_attention.first_iterations = 1
-    config.loss = ConfigDict({"category": 1.0, "box": 1.0})
-    config.checkpoint.best_metric = None
-    config.recognition = ConfigDict({"workdir": str(tmp_path / "smoothsa"), "num_classes": 3})
-    with pytest.raises(UserError, match="slot_attention.first_iterations .found 2, asked 1"):
-        loop.train(canonical(config), tmp_path / "head")
+    other = config.copy_and_resolve_references().unlock()
+    other.model.aggregator.first = 1
+    head = as_recognition(other, 3)
+    head.companions.slot_model.source = str(tmp_path / "smoothsa")  # beside the other model
+    head.checkpoint.best_metric = None
+    with pytest.raises(UserError, match="aggregator.first .found 2, asked 1"):
+        loop.train(canonical(head), tmp_path / "head")

@@ -21,8 +21,8 @@ from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.metrics import score_batch
 from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores, write_sample_scores
-from smoothsa_jax.models.build import build_model
-from smoothsa_jax.models.draws import sample_evaluation_draws
+from smoothsa_jax.models.build import build_slot_model
+from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.report import figures
 from smoothsa_jax.report.build import report
 from smoothsa_jax.report.clips import COLD, WARM, Clip, Observer, clips, iterations_of_first_frame
@@ -30,9 +30,9 @@ from smoothsa_jax.report.curves import Curve, curves, smoothed
 from smoothsa_jax.report.distances import around_the_warmer, by_iteration, relative_distance
 from smoothsa_jax.report.ranking import descending, rank
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
+from smoothsa_jax.training.evaluating import batches_of, source_of_split
+from smoothsa_jax.training.evaluating import report as score
 from smoothsa_jax.training.logging import RunLog
-from smoothsa_jax.training.scoring import batches_of_split
-from smoothsa_jax.training.scoring import report as score
 from smoothsa_jax.training.step import build_training
 
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ SAMPLES = 5  # more than a batch of 2, and not a whole number of them
 def scored_run(workdir: Path, variant: str, initializer: str) -> ConfigDict:
     """A workdir as a run leaves it, of a model that was not trained."""
     config = get_config(variant)
-    config.model.initializer.name = initializer
+    config.model.initializer.cold.name = initializer
     config.data.boxes = initializer == "boxes"
     config.eval.update(num_samples=SAMPLES, num_frames=1 if variant == "image" else 3)
     config.eval.update(num_pictures=0, baselines=variant == "image")
@@ -63,7 +63,7 @@ def scored_run(workdir: Path, variant: str, initializer: str) -> ConfigDict:
         writer.save(step, {"state": state, "frozen": training.frozen}, progress, {"loss": 1.0})
     writer.wait()
     writer.close()
-    score(config, training, params, 4, workdir, lambda text: None)
+    score(config, training, params, 4, workdir)
     return config
 
 
@@ -74,6 +74,10 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, ConfigDict]]:
         name: (folder / name, scored_run(folder / name, variant, initializer))
         for name, variant, initializer in (("video", "", "gaussian"), ("image", "image", "boxes"))
     }
+
+
+def samples_of(config: ConfigDict):
+    return batches_of(config, source_of_split(config, 4, "test", SAMPLES))
 
 
 class Page(HTMLParser):
@@ -133,7 +137,7 @@ def test_what_is_shown_is_what_was_scored(runs):
     observer, params = Observer(config), read_checkpoint(workdir, 4).weights
     found = clips(
         lambda batch, key: observer(params, batch, key),
-        batches_of_split(config, "test", SAMPLES),
+        samples_of(config),
         0,
         {1, 4},
     )
@@ -146,7 +150,7 @@ def test_what_is_shown_is_what_was_scored(runs):
 
 def test_iterations_one_by_one_end_where_the_model_ends(runs):
     workdir, config = runs["video"]
-    batch = next(batches_of_split(config, "test", SAMPLES))
+    batch = next(samples_of(config))
     batch["slot_mask"][0, -1] = False
     observer = Observer(config)
     found = observer(read_checkpoint(workdir, 4).weights, batch, jax.random.key(1))
@@ -160,12 +164,14 @@ def test_iterations_one_by_one_end_where_the_model_ends(runs):
 
 def test_without_a_warmer_there_is_only_the_cold_way():
     config = tiny_config(num_frames=1, initializer="gaussian", decoder="mlp_mixture")
-    config.model.initializer.warmer = False
+    config.model.initializer = config.model.initializer.cold
 
     def way(key):
-        model = build_model(config.model, (16, 16), 0)
-        draws = sample_evaluation_draws(key, 2, 4, 8)
-        return iterations_of_first_frame(model, jax.numpy.ones((2, 16, 12)), draws, None, None)
+        model = build_slot_model(config.model, (16, 16), 0)
+        draws = model.draw(key, Sizes(2, 1, 4), training=False)
+        features = jax.numpy.ones((2, 1, 16, 12))
+        outputs = model(features, {"target": features}, draws)
+        return iterations_of_first_frame(model, outputs, None)
 
     found = jax.eval_shape(way, jax.random.key(0))
     assert {name: states.shape for name, (states, _) in found.items()} == {COLD: (2, 3, 4, 8)}

@@ -22,7 +22,7 @@ from smoothsa_jax.checkpoints.read import (
     restore_latest,
     steps_found,
 )
-from smoothsa_jax.training import logging, loop, scoring
+from smoothsa_jax.training import logging, loop
 
 SHORT = (f"--config={IMAGE}", "--config.train.num_steps=12", "--config.checkpoint.every=4")
 
@@ -81,7 +81,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 def test_a_signal_while_evaluating_leaves_at_once(tmp_path, monkeypatch, capfd):
     fake_training.use(monkeypatch)
-    monkeypatch.setattr(scoring, "report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(loop, "report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert here(*SHORT, f"--workdir={tmp_path}") == 143
     err = capfd.readouterr().err
     assert err.strip().splitlines()[-1] == "stopped by SIGTERM; the same command goes on"

@@ -8,8 +8,9 @@ import pytest
 from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.devices.compiling import CompiledOnce
-from smoothsa_jax.models.draws import sample_training_draws
 from smoothsa_jax.models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD
+from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.tasks.discovery import Discovery
 from smoothsa_jax.training.optimizer import learning_rate_schedule
 from smoothsa_jax.training.step import build_training
 
@@ -29,12 +30,15 @@ traces = []  # one entry each time the training step is traced (without draws of
 
 @pytest.fixture(scope="module")
 def setup():
-    def counted(*args, **settings):
-        traces.append("a trace")
-        return sample_training_draws(*args, **settings)
+    draw = Discovery.draw
+
+    def counted(self, models, key, sizes, training):
+        if training:
+            traces.append("a trace")
+        return draw(self, models, key, sizes, training)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smoothsa_jax.training.step.sample_training_draws", counted)
+        patch.setattr(Discovery, "draw", counted)
         yield build_training(CONFIG)
 
 
@@ -88,23 +92,15 @@ def test_another_seed_is_another_model_on_the_same_features(setup):
     config.seed = 1
     other = build_training(config)
     assert_identical(other.frozen, setup.frozen)
-    kernel = "slot_attention.key.kernel"
+    kernel = "aggregator.key.kernel"
     assert np.any(other.state.params[kernel] != setup.state.params[kernel])
 
 
 def test_all_randomness_comes_from_the_key_unless_it_is_given(setup, batch):
     """The sampled draws, passed by hand, give the same step, and then the key has no effect."""
     key = jax.random.key(11)
-    attention = CONFIG.model.slot_attention
-    draws = sample_training_draws(
-        key,
-        CONFIG.train.batch_size,
-        attention.num_slots,
-        attention.slot_size,
-        CONFIG.data.num_frames,
-        setup.grid[0] * setup.grid[1],
-        CONFIG.model.transition.history,
-    )
+    sizes = Sizes(CONFIG.train.batch_size, CONFIG.data.num_frames, CONFIG.model.num_slots)
+    draws = setup.definitions["model"].skeleton().draw(key, sizes, True)
     sampled, _ = setup.train_step(fresh(setup), setup.frozen, batch, key)
     for other in (key, jax.random.key(12)):
         given, _ = setup.train_step(fresh(setup), setup.frozen, batch, other, draws)
@@ -117,7 +113,7 @@ def test_metrics_of_a_step(setup, batch):
     schedule = learning_rate_schedule(CONFIG.optimizer, CONFIG.train.num_steps)
     for step, found in enumerate(metrics):
         terms = {name: x for name, x in found.items() if name.startswith("loss/")}
-        assert set(terms) == {f"loss/{name}" for name in CONFIG.loss}
+        assert set(terms) == {f"loss/{name}" for name in CONFIG.losses}
         np.testing.assert_allclose(found["loss"], sum(terms.values()), rtol=1e-6)
         np.testing.assert_allclose(found["learning_rate"], schedule(step))
         assert found["grad_norm"] > 0
@@ -134,13 +130,13 @@ def test_clipping_keeps_direction_and_bounds_the_norm(setup, batch):
 
 def test_only_the_trained_parameters_change(setup, batch):
     frozen = jax.device_get(setup.frozen)
-    assert frozen and all(name.startswith("backbone.") for name in frozen)
+    assert frozen and all(name.startswith("encoder.") for name in frozen)
     state, _ = run(setup, batch, range(3))
     assert_identical(setup.frozen, frozen)
-    assert not any(name.startswith("backbone.") for name in state.params)
+    assert not any(name.startswith("encoder.") for name in state.params)
     assert set(first_moment(state)) == set(
         state.params
-    )  # the optimiser holds nothing of the backbone
+    )  # the optimiser holds nothing of the encoder
     before = jax.device_get(setup.state.params)
     for name, array in jax.device_get(state.params).items():
         assert np.any(array != before[name]), f"{name} does not learn"
@@ -195,21 +191,21 @@ def test_pixels_and_normalised_floats_are_the_same(setup, batch):
     again = setup.predict(setup.state.params, setup.frozen, batch, key)
     assert_identical(outputs, again)
     moved = setup.predict(setup.state.params, setup.frozen, batch, jax.random.key(1))
-    assert np.any(outputs["slots"] != moved["slots"])  # the cold-start noise stays on
+    assert np.any(outputs["masks"] != moved["masks"])  # the cold-start noise stays on
 
 
 def test_frames_need_not_be_square():
     config = tiny_config(num_frames=1, initializer="gaussian", decoder="mlp_mixture").to_dict()
     config["data"]["image_size"] = (16, 24)
     built = build_training(type(CONFIG)(config))
-    assert built.grid == (4, 6)
+    assert built.definitions["model"].skeleton().encoder.grid == (4, 6)
 
 
 def assert_same_gradient(found, expected):
     moment = first_moment(found)
     for name, value in first_moment(expected).items():
         # This one shifts the logits of all slots alike: its gradient is rounding alone.
-        if name != "slot_attention.norm_slots.bias":
+        if name != "aggregator.norm_slots.bias":
             assert np.abs(moment[name] - value).max() <= 1e-5 * np.abs(value).max(), name
 
 

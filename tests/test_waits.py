@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from smoothsa_jax.devices import hosts
-from smoothsa_jax.training.logging import LOG_FILE, RunLog, SilentLog, read_log
-from smoothsa_jax.training.waits import DataWaits
+from smoothsa_jax.training.logging import LOG_FILE, DataWaits, RunLog, SilentLog, read_log
 
 
 class StepOutput:

@@ -107,7 +107,8 @@ def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
     folder = ROOT / "smoothsa_jax"
     source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
     source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
-    configs = {f"smoothsa_jax/recipes/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    of_configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in (".py", ".md")]
+    configs = {f"smoothsa_jax/recipes/{p.relative_to(ROOT)}" for p in of_configs}
     assert found == source | configs
     core = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
     assert any(need.startswith("jax") for need in core)
@@ -144,9 +145,9 @@ def test_the_installed_wheel_segments_a_picture(imported):
 
 def test_the_installed_wheel_has_the_recipes(imported):
     _, environment = imported
-    program = "from smoothsa_jax.training.conversion import recipes; print(*recipes())"
+    program = "from smoothsa_jax.checkpoints.published import recipes; print(*recipes())"
     printed = check_call(environment / "bin" / "python", "-c", program, cwd=environment.parent)
-    assert {"coco", "movi_c", "recognition_ytvis"} <= set(printed.split())
+    assert {"coco", "movi_c", "ytvis:recognition"} <= set(printed.split())
 
 
 def test_importing_everything_needs_neither_pytorch_nor_tensorflow(imported):

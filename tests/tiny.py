@@ -111,6 +111,23 @@ def tiny_config(
     )
 
 
+def as_recognition(config: ConfigDict, num_classes: int, source: str = "") -> ConfigDict:
+    """A config of recognition on the slot model of another config; without a source, an untrained
+    one."""
+    config = config.copy_and_resolve_references().unlock()
+    companion = {"source": source}
+    if not source:
+        companion |= {"title": config.title, "model": config.model}
+    config.task = "recognition"
+    config.model = ConfigDict(
+        {"name": "recognition_head", "num_classes": num_classes, "dropout_rate": 0.1}
+    )
+    config.losses = ConfigDict({"category": {"weight": 1.0}, "box": {"weight": 1.0}})
+    config.companions = ConfigDict({"slot_model": companion})
+    config.weights = ConfigDict()
+    return config
+
+
 def tiny_batch(
     config: ConfigDict, batch_size: int | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:

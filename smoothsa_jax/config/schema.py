@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config.values import flatten
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.parts import check_whole
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
 MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
@@ -32,11 +33,7 @@ def whole(least: int) -> Check:
     """A whole number of at least `least`."""
 
     def check(key: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(
-                f"{key} is {value!r}; expected a whole number of at least {least}; "
-                f"set --config.{key}={max(least, 1)} or more"
-            )
+        check_whole(key, value, least)
 
     return check
 
@@ -143,19 +140,26 @@ def is_schedule(value: Any) -> bool:
 
 
 def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
-    """A number, or a schedule with sound settings."""
+    """A number, or a schedule with sound settings; those of a schedule from elsewhere
+    ("package.module:function") are checked where it is made."""
     constant = number(least, above)
 
     def check(key: str, value: Any) -> None:
         if not isinstance(value, ConfigDict | Mapping):
             constant(key, value)
             return
-        _check_keys_of_schedule(key, value)
-        for name, check_setting in SCHEDULES[value["schedule"]].items():
-            check_setting(f"{key}.{name}", value[name])
+        _check_schedule(key, value)
 
     check.may_be_schedule = True
     return check
+
+
+def _check_schedule(key: str, value: Mapping[str, Any]) -> None:
+    if ":" in str(value.get("schedule")):  # from elsewhere: checked where it is made
+        return
+    _check_keys_of_schedule(key, value)
+    for name, check_setting in SCHEDULES[value["schedule"]].items():
+        check_setting(f"{key}.{name}", value[name])
 
 
 def _check_keys_of_schedule(key: str, value: Mapping[str, Any]) -> None:
@@ -373,6 +377,7 @@ def check(
     _check_companions(config)
     _check_best(flat)
     slot_models = list(_slot_models(config))
+    _check_part_schedules("model", config.model)
     for prefix, model in slot_models:
         whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
         whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
@@ -383,6 +388,14 @@ def check(
     if config.task == "recognition":
         _check_recognition(config)
     _check_devices(flat, num_devices, batches)
+
+
+def _check_part_schedules(prefix: str, part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        if is_schedule(value):
+            _check_schedule(f"{prefix}.{key}", value)
+        elif isinstance(value, _GROUP):
+            _check_part_schedules(f"{prefix}.{key}", value)
 
 
 def _slot_models(config: ConfigDict) -> Iterable[tuple[str, Mapping[str, Any]]]:

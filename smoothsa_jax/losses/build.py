@@ -1,7 +1,7 @@
-"""The loss terms that a config chooses, and their weighted sum."""
+"""Make the loss terms that a config chooses, and weight them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Array, Float
@@ -36,8 +36,30 @@ class Losses:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The outputs that the terms need."""
+        """Names of the outputs that the terms need."""
         return frozenset(name for term in self.terms.values() for name in term.reads)
+
+    def check_frames(self, num_frames: int) -> None:
+        """Refuse clips that are too short for a term.
+
+        Raises:
+            UserError: a term compares more frames than clips have.
+        """
+        for name, term in self.terms.items():
+            if (needed := getattr(term, "num_frames", 1)) > num_frames:
+                raise UserError(
+                    f"losses.{name} compares {needed} frames, but clips have {num_frames}: set "
+                    f"data.num_frames to at least {needed}, or --config.losses.{name}.weight=0"
+                )
+
+    def check_reads(self, outputs: Iterable[str] | None) -> None:
+        """Refuse terms that need what is not among the outputs; None: they are not known.
+
+        Raises:
+            UserError: names the term and what it needs.
+        """
+        for name, term in self.terms.items() if outputs is not None else ():
+            _refuse_missing(name, term, outputs)
 
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
@@ -45,34 +67,41 @@ class Losses:
         """Return each term times its weight.
 
         Args:
-            outputs: of the model and of the frozen models, by name.
+            outputs: outputs of the model and of the frozen models, by name.
             batch: the samples.
-            scheduled: the step's values of `schedules`.
+            scheduled: the values of `schedules` at this step.
 
         Raises:
-            UserError: an output is missing that a term needs.
+            UserError: an output that a term needs is missing.
         """
         found = {}
         for name, term in self.terms.items():
-            missing = [key for key in term.reads if key not in outputs and key != "slot_mask"]
-            if missing:
-                raise UserError(
-                    f"losses.{name} needs {missing[0]}, which this model does not give; remove "
-                    f"losses.{name}, or set --config.losses.{name}.weight=0"
-                )
+            _refuse_missing(name, term, outputs)
             values = scheduled[name]
             found[name] = values["weight"] * term(outputs, batch, values)
         return found
 
 
-def build_losses(config: Mapping[str, Any]) -> Losses:
-    """Make the terms of a config's `losses`; one of weight 0 is not computed.
+def _refuse_missing(name: str, term: Loss, outputs: Iterable[str]) -> None:
+    missing = [key for key in term.reads if key not in outputs and key != "slot_mask"]
+    if missing:
+        raise UserError(
+            f"losses.{name} needs {missing[0]}, which this model does not give; remove "
+            f"losses.{name}, or set --config.losses.{name}.weight=0"
+        )
 
-    Each entry has a `weight`, the term's settings, and a `name` where it differs from the entry's,
+
+def build_losses(config: Mapping[str, Any]) -> Losses:
+    """Make the terms of a config's `losses`; terms of weight 0 are not computed.
+
+    Each entry has a `weight`, the term's settings, and a `name` if it differs from the entry's key,
     such as the name of a class of your own.
 
+    Args:
+        config: the `losses` part of a config.
+
     Raises:
-        UserError: an unknown term, a setting that it does not take, or no term at all.
+        UserError: a term or setting is unknown, a weight is missing or negative, or all are 0.
     """
     terms, schedules = {}, {}
     for name in sorted(config):
@@ -83,7 +112,7 @@ def build_losses(config: Mapping[str, Any]) -> Losses:
         path = f"losses.{name}"
         if isinstance(weight, int | float) and weight < 0:
             raise UserError(
-                f"{path}.weight is {weight!r}; expected a number of at least 0; mend "
+                f"{path}.weight is {weight!r}; expected a number of at least 0; correct "
                 f"--config.{path}.weight"
             )
         term = make(path, settings, LOSSES)

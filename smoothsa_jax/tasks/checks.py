@@ -1,7 +1,8 @@
-"""What is checked before anything is built: a config against this machine and the other
-processes."""
+"""Check a config against this machine and the other processes, before anything is built."""
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config import schema
@@ -10,46 +11,93 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.inputs.build import DATASETS
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import slot_model_shapes
-from smoothsa_jax.tasks.build import TASKS, build_task
+from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
-    """Refuse a config that cannot run on this machine: its keys and ranges, and whether all parts
-    can be made.
+    """Refuse a config that cannot run on this machine: its keys and ranges, whether all parts can
+    be made, and whether the models give what the losses need.
 
     Args:
-        config: with the architecture of its companions in it.
-        batches: the batch sizes that will be used, and have to divide over the devices.
+        config: a whole config, including the architecture of its companions.
+        batches: the batch sizes that will be used; each must be divisible by the number of devices.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: names the first problem.
     """
     task = build_task(config)
     losses = build_losses(config.losses)
     trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
-    names = {
-        "task": TASKS,
-        "data.name": DATASETS,
-        "checkpoint.best_metric": (*task.evaluator.metrics, *trained),
-    }
+    names = {"checkpoint.best_metric": (*task.evaluator.metrics, *trained)}
+    if ":" not in config.data.name:  # a class from elsewhere
+        names["data.name"] = DATASETS
     # Of several processes each scores whole batches, on its own devices.
     multi = hosts.is_multi_process()
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
     schema.check(config, len(jax.devices()), names, divided)
     hosts.refuse_misfit(config, batches)
-    task.build(shapes_only=True)
-    for companion in config.companions.values():
+    losses.check_frames(config.data.get("num_frames") or 1)
+    models = {MODEL: task.build(shapes_only=True)}
+    for name, companion in config.companions.items():
         if "model" in companion:
-            slot_model_shapes(companion.model, image_size_of(config))
+            models[name] = slot_model_shapes(companion.model, image_size_of(config))
+    losses.check_reads(_outputs(config, task, models))
+
+
+def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] | None:
+    """Return the names of what a task's models give, without computing anything.
+
+    Returns:
+        None where the models read more of a batch than every data set has.
+    """
+    (height, width), slots = image_size_of(config), task.slot_model.num_slots
+    frames = min(config.data.get("num_frames") or 1, 2)  # the others are like the second
+    objects = config.data.get("max_objects") or slots
+    shape = jax.ShapeDtypeStruct
+    batch = {
+        "video": shape((1, frames, height, width, 3), jnp.uint8),
+        "boxes": shape((1, frames, slots, 4), jnp.float32),
+        "slot_mask": shape((1, slots), bool),
+        "segmentations": shape((1, frames, height, width), jnp.uint8),
+        "categories": shape((1, objects), jnp.int32),
+    }
+    patterns = frozen_patterns(config.weights)
+    apart = {name: split(x, frozen=patterns if name == MODEL else ()) for name, x in models.items()}
+
+    def run(arrays: dict[str, Parameters], batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        whole = {name: apart[name][0].merge(arrays[name]) for name in arrays}
+        draws = task.draw(whole, key, Sizes(1, frames, slots), False)
+        return run_task(task, whole, _Batch(batch), draws)
+
+    arrays = {name: {**trained, **frozen} for name, (_, trained, frozen) in apart.items()}
+    try:
+        return frozenset(jax.eval_shape(run, arrays, batch, jax.random.key(0)))
+    except _OfADataSet:
+        return None
+
+
+class _OfADataSet(Exception):  # noqa: N818, it is no error
+    """A model reads what only some data sets have."""
+
+
+class _Batch(dict):
+    def __missing__(self, name: str) -> Array:
+        raise _OfADataSet(name)
 
 
 def agree(config: ConfigDict) -> None:
-    """Compare, before anything is done, what all processes have to have in common.
+    """Check that all processes have the same config and versions.
 
-    Not the workdir: a host that looks for a folder before process 0 makes it may, over NFS, go on
-    seeing none.
+    The workdir is not compared: over NFS, a host that looks for a folder before process 0 creates
+    it may not see it later.
+
+    Raises:
+        UserError: the processes differ.
     """
     if not hosts.is_multi_process():
         return

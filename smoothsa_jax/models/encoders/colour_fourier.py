@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from smoothsa_jax.models.layers.positions import position_waves
+from smoothsa_jax.parts import check_whole
 
 
 class ColourFourier(nnx.Module):
@@ -46,6 +47,7 @@ class ColourFourier(nnx.Module):
         position_scale: float,
         rngs: nnx.Rngs,
     ):
+        check_whole("model.encoder.window", window)
         self.grid = grid_of(image_size, patch, "data.image_size")
         if position_width % 2 or not 0 <= position_width < width:
             raise UserError(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.encoders.vit import PatchTransformer, ViTBlock
 from smoothsa_jax.models.layers.basic import uniform
+from smoothsa_jax.parts import check_whole
 
 EPSILON = 1e-5
 ROPE_THETA = 100.0
@@ -86,6 +87,8 @@ class DINOv3(PatchTransformer):
         resize: float,
         rngs: nnx.Rngs,
     ):
+        check_whole("model.encoder.depth", depth)
+        check_whole("model.encoder.num_heads", num_heads)
         if width % (4 * num_heads):
             raise UserError(
                 f"model.encoder.width is {width} with num_heads {num_heads}: DINOv3 needs a "

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.parts import check_whole
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
 
@@ -21,6 +22,7 @@ def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
 
 def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
     """The feature grid (h, w) of an image; raise UserError if it does not divide into patches."""
+    check_whole("model.encoder.patch", patch)
     if image_size[0] % patch or image_size[1] % patch:
         raise UserError(
             f"{what} of {image_size[0]}x{image_size[1]} pixels does not divide into patches of "

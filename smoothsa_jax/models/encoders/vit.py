@@ -19,6 +19,7 @@ from smoothsa_jax.models.layers.basic import (
     linear,
     packed_products,
 )
+from smoothsa_jax.parts import check_heads, check_whole
 
 VIT_EPSILON = 1e-6
 
@@ -148,6 +149,8 @@ class PatchTransformer(nnx.Module):
         positions: bool,
         rngs: nnx.Rngs,
     ):
+        check_whole("model.encoder.width", width)
+        check_whole("model.encoder.registers", registers, least=0)
         self.size = tuple(round(side * resize) for side in image_size)
         self.grid = grid_of(
             self.size, patch, f"data.image_size times model.encoder.resize={resize}"
@@ -237,6 +240,8 @@ class ViT(PatchTransformer):
         resize: float,
         rngs: nnx.Rngs,
     ):
+        check_whole("model.encoder.depth", depth)
+        check_heads("model.encoder.num_heads", num_heads, width, f"model.encoder.width {width}")
         super().__init__(
             image_size,
             width=width,

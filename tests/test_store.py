@@ -1,4 +1,4 @@
-"""Cached features: equal to the backbone's, in windows, resumed, and refused where they differ."""
+"""Stored features: equal to the encoder's, in windows, resumed, and refused where they differ."""
 
 import itertools
 import json
@@ -13,14 +13,14 @@ import pytest
 import run_config
 from prepared_folders import blobs, write_folder
 
-from data import cache_features as command
+from data import store as command
 from data.check import check
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
+from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training import loop
-from smoothsa_jax.training.backbone import refuse_other_features
-from smoothsa_jax.training.scoring import source_of_split
+from smoothsa_jax.training.evaluating import source_of_split
 from smoothsa_jax.training.step import build_training
 
 SLOTS = {"num_slots": 4}
@@ -54,8 +54,19 @@ def stored(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("stored") / "features"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "SHARD_BYTES", 2 * 7 * 16 * 12 * 2)  # two clips
-        command.cache_features(config, out)
+        command.store(config, out)
     return out
+
+
+def extractor(training):
+    """Pixels (B,T,H,W,3) -> the encoder's features (B,T,M,C)."""
+    arrays = training.state.params, training.frozen
+
+    @jax.jit
+    def extract(video):
+        return training.definitions["model"].merge(*arrays).encode(video)["features"]
+
+    return extract
 
 
 def using(config, folder):
@@ -68,7 +79,7 @@ def test_windows_of_clips_have_the_features_of_their_frames(config, stored):
     whole = build_dataset({**config.data, "num_frames": None}, "train", **SLOTS)
     cached = build_dataset(using(config, stored).data, "train", **SLOTS)
     training = build_training(config)
-    extract = jax.jit(training.definition.merge(training.state.params, training.frozen).extract)
+    extract = extractor(training)
     seen = set()
     for index, seed in itertools.product(range(5), range(4)):
         sample = cached.draw(index, np.random.default_rng([index, seed]))
@@ -88,12 +99,12 @@ def test_windows_of_clips_have_the_features_of_their_frames(config, stored):
     assert check(stored) == []
 
 
-def test_a_step_on_stored_features_runs_no_backbone():
+def test_a_step_on_stored_features_runs_no_encoder():
     config = run_config.get_config("image")
     training = build_training(config)
     source = build_dataset(config.data, "train", **SLOTS)
     pixels = training.place(next(training_batches(source, 2, seed=0)))
-    extract = jax.jit(training.definition.merge(training.state.params, training.frozen).extract)
+    extract = extractor(training)
     stored = {name: x for name, x in pixels.items() if name != "video"}
     stored["features"] = extract(pixels["video"]).astype(jnp.bfloat16)
     nothing = jax.tree.map(lambda x: x * jnp.nan, training.frozen)
@@ -120,18 +131,18 @@ def test_an_interrupted_command_goes_on_and_a_finished_one_does_nothing(
     out = tmp_path / "features"
     monkeypatch.setattr(command, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        command.cache_features(config, out)
+        command.store(config, out)
     assert not (out / "MANIFEST.json").exists()
     monkeypatch.setattr(command, "write_shard", write)
     capsys.readouterr()
-    command.cache_features(config, out)
+    command.store(config, out)
     text = capsys.readouterr().out
     assert "1 of 3 shards are finished" in text
     assert "features of 5 clips, 35 frames of 16x12 in bfloat16: 1.34e-05 GB" in text
     assert "random crops and flips" in text and "--config.data.features" in text
     assert files_of(out) == files_of(stored)
     monkeypatch.setattr(command, "write_shard", None)
-    command.cache_features(config, out)
+    command.store(config, out)
     assert "finished already" in capsys.readouterr().out
     assert files_of(out) == files_of(stored)
 
@@ -143,10 +154,10 @@ def test_features_of_anything_else_are_refused(config, stored, tmp_path, monkeyp
         training = build_training(other)
         with pytest.raises(UserError, match=match):
             source = build_dataset(other.data, "train", **SLOTS)
-            refuse_other_features(source, other, training)
+            refuse_other_features(source, other, training.frozen)
 
-    refused(lambda c: c.model.backbone.update(seed=1), "other weights")
-    refused(lambda c: c.model.backbone.update(bandwidth=1.0), "other backbone")
+    refused(lambda c: c.weights.encoder.update(seed=1), "other weights")
+    refused(lambda c: c.model.encoder.update(bandwidth=1.0), "other encoder")
     refused(lambda c: c.data.update(image_size=32), "other image_size")
     more = write_folder(tmp_path / "more", [blobs(np.random.default_rng(1), 7, 20, 30, 2)] * 6)
     refused(lambda c: c.data.update(folder=str(more)), "holds 5 clips, training has 6")
@@ -154,12 +165,12 @@ def test_features_of_anything_else_are_refused(config, stored, tmp_path, monkeyp
     refused(lambda c: c.data.update(folder=str(other)), "other clips")
     refused(lambda c: c.data.update(features=str(tmp_path)), "no MANIFEST.json")
     changed = using(config, "")
-    changed.model.backbone.seed = 1
+    changed.weights.encoder.seed = 1
     with pytest.raises(UserError, match="nothing was changed"):
-        command.cache_features(changed, stored)
+        command.store(changed, stored)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     with pytest.raises(UserError, match="features need .* GB free"):
-        command.cache_features(config, tmp_path / "full")
+        command.store(config, tmp_path / "full")
 
 
 def test_sprites_come_in_the_same_order_with_their_features(tmp_path, monkeypatch):
@@ -169,7 +180,7 @@ def test_sprites_come_in_the_same_order_with_their_features(tmp_path, monkeypatc
     config.train.update(num_steps=4)
     config.eval.baselines = False
     out = tmp_path / "features"
-    command.cache_features(config, out)
+    command.store(config, out)
     assert json.loads((out / "MANIFEST.json").read_text())["splits"]["train"]["num_examples"] == 6
     cached = using(config, out)
     one, two = (
@@ -178,6 +189,6 @@ def test_sprites_come_in_the_same_order_with_their_features(tmp_path, monkeypatc
     )
     for _ in range(5):
         np.testing.assert_array_equal(next(one)["boxes"], next(two)["boxes"])
-    assert "video" in source_of_split(cached, "test", 1)[0]  # evaluation sees pixels
+    assert "video" in source_of_split(cached, 4, "test", 1)[0]  # evaluation sees pixels
     scores = loop.train(cached, tmp_path / "run")
     assert scores["step"] == 4
