@@ -1,28 +1,39 @@
-"""Train and evaluate SmoothSA, and find the objects in pictures and videos with it.
+"""Train and evaluate slot models, and segment pictures and videos with them.
 
-    python main.py                                      train on sprites, evaluate, write runs/sprites
-    python main.py --config=configs/coco.py:smoke       another config, with words (configs/README.md)
-    python main.py --config.train.num_steps=500         another value of any key of the config
-    python main.py --workdir=runs/mine                  another folder; default runs/<name of the config>
-    python main.py --mode=evaluate --workdir=runs/mine  score a trained run; needs no --config
+    python main.py                                   train on sprites, evaluate, write runs/sprites
+    python main.py --config=configs/coco.py:smoke    another config, with words (configs/README.md)
+    python main.py --config.train.num_steps=500      another value of any key of the config
+    python main.py --workdir=runs/mine               another folder; default runs/<config.name>
+    python main.py --mode=evaluate --workdir=runs/mine    score a trained run; needs no --config
     python main.py --mode=predict --workdir=runs/mine --input=clip.mp4 --output=found
-    python main.py --mode=report --workdir=runs/mine    a page with curves, masks, attention, slots of a scored run
+    python main.py --mode=report --workdir=runs/mine      an HTML page about a scored run
 
---workdir of --mode=predict: a trained run, a folder of a saved model, or the name of a model that comes with the package.
+Options of --mode=predict (docs/use.md). Its --workdir is a trained run, the folder of a saved
+model, or the name of a bundled model.
+
     --input=PATH|GLOB|FOLDER    pictures, videos (mp4, webm, gif, ...), folders of frames
-    --output=DIR                a folder of results for each input; finished ones are skipped, with --overwrite made anew
-    --folders=video|pictures    what folders of pictures are; default: videos where they are numbered evenly
-    --boxes=FILE.json           for models that start from boxes: {"clip.mp4": [[left, top, right, bottom], ...], ...}
-    --num_slots=N --seed=N      slots and random queries of models with Gaussian queries
-    --shot-cuts[=THRESHOLD]     starts slots anew where a video cuts to another scene
+    --output=DIR                gets a folder of results for each input; finished ones are skipped
+    --overwrite                 replaces finished results
+    --folders=video|pictures    what folders of pictures are; default: evenly numbered ones are
+                                videos
+    --boxes=FILE.json           for models that start from boxes:
+                                {"clip.mp4": [[left, top, right, bottom], ...], ...}
+    --num_slots=N --seed=N      for models with Gaussian queries
+    --shot-cuts[=THRESHOLD]     starts new slots where a video cuts to another scene
 
-Several hosts (--mode=train and evaluate): the same command on each of them, the workdir in a folder that all share.
-    --distributed               SLURM, Open MPI, a TPU pod or Kubernetes says who they are
-    --coordinator=HOST:PORT --num_processes=N --process_id=I    or this does; a free port of process 0's host
-    --heartbeat_timeout_seconds=100    a process not heard of for so long is dead, and the others end
+Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
+host, with a workdir that all of them share.
 
-The same command goes on where a stopped or killed run was. Exit status: 0 done; 2 something to mend, told in one line;
-130 stopped by Ctrl-C and 143 by SIGTERM, after saving; 3 or 134 another process died.
+    --distributed               finds the other processes under SLURM, Open MPI, Kubernetes or on a
+                                TPU pod
+    --coordinator=HOST:PORT --num_processes=N --process_id=I
+                                names them instead; a free port on the host of process 0
+    --heartbeat_timeout_seconds=100
+                                after so long a silent process counts as dead, and the others end
+
+The same command resumes a run that was stopped or killed. Exit status: 0 done; 2 an error that you
+can fix, described in one line; 130 stopped by Ctrl-C and 143 by SIGTERM, after saving; 3 or 134
+another process died.
 """
 
 import shlex

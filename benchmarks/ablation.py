@@ -331,7 +331,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def document(rows: Sequence[Row]) -> str:
-    """docs/ablation.md, from the rows alone."""
+    """The page of the table, from the rows alone."""
     groups = {
         variant: sorted((r for r in rows if r["variant"] == variant), key=lambda row: row["seed"])
         for variant in VARIANTS
@@ -482,7 +482,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="comma between")
     parser.add_argument("--num_steps", type=int, help="as --config.train.num_steps")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"))
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation/table.md"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument(
         "--table", action="store_true", help="write --out from the rows, train nothing"

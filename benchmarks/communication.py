@@ -4,7 +4,7 @@
     python benchmarks/communication.py --config=configs/movi_c.py --meshes=8x1,1x8,2x4 --per_device=8 --json
 
 Compiles the step for virtual CPU devices, once for each mesh (data x fsdp), and reads the collectives in its HLO; those in a loop
-count as often as it turns. Nothing is run, no weights are loaded. docs/scaling.md says what the figures mean.
+count as often as it turns. Nothing is run, no weights are loaded. docs/measurements.md says what the figures mean.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from smoothsa_jax.training.step import build_training
 
 
 class Machine(NamedTuple):
-    """Peak rates of one device, from the maker's data sheet; docs/scaling.md names the sources."""
+    """Peak rates of one device, from the maker's data sheet; docs/measurements.md names the sources."""
 
     name: str
     flop_per_second: float  # dense bfloat16

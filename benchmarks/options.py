@@ -29,7 +29,7 @@ OPTIONS = (
     "train.accumulate=2",
     "train.scan_unroll=5",
 )
-# What is not the default of jaxlib 0.7 to 0.10 and may help; docs/scaling.md says what each does.
+# What is not the default of jaxlib 0.7 to 0.10 and may help; docs/devices.md says what each does.
 GPU_FLAGS = (
     "xla_gpu_enable_latency_hiding_scheduler=true",
     "xla_gpu_enable_triton_gemm=false",

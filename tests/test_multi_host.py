@@ -25,7 +25,7 @@ from smoothsa_jax.training.logging import read_log
 
 HEARTBEAT = 10  # seconds
 ALL_DEVICES = "--config.mesh.data=-1"
-SLURM, JOBSET = ROOT / "cluster" / "slurm.sh", ROOT / "cluster" / "jobset.yaml"
+SLURM, JOBSET = ROOT / "docs" / "cluster" / "slurm.sh", ROOT / "docs" / "cluster" / "jobset.yaml"
 
 
 def free_port() -> int:
@@ -239,7 +239,7 @@ exit $status
 def through_slurm(
     folder: Path, cache: str, before: str, *arguments: str
 ) -> subprocess.CompletedProcess:
-    """Run `bash cluster/slurm.sh ...` with stand-ins for SLURM's programs and `python main.py`."""
+    """Run `bash docs/cluster/slurm.sh ...` with stand-ins for SLURM's programs and `python main.py`."""
     folder.mkdir()
     programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho localhost; echo another\n"}
     program = shlex.join([sys.executable, *program_of(before)])

@@ -16,8 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
-from smoothsa_jax.checkpoints.published import configs_of, recipes
+from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, recipes
 from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import canonical, differences, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
@@ -50,8 +51,7 @@ class Trained(NamedTuple):
 
 
 def is_trained(source: str) -> bool:
-    """Tell whether a source is a whole trained model: a workdir, a saved model, or a published
-    state dict."""
+    """Tell whether a source is a workdir or a saved model of ours."""
     folder = Path(source).expanduser()
     saved = (folder / WEIGHTS_FILE).is_file() and (folder / ABOUT_FILE).is_file()
     return bool(source) and (saved or (folder / FOLDER).is_dir())
@@ -136,12 +136,31 @@ def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -
 def _opened(name: str, source: str, warn: Warn) -> Trained:
     trained = open_trained(source, warn) if source else None
     if trained is None:
+        command = command_for(Path(source).name)
+        first = f"; train it first: {command}" if command else "; train one"
         raise UserError(
             f"companions.{name}.source: no usable checkpoint found in {Path(source) / FOLDER}, "
-            f"expected the workdir of a trained model; train one, or give its folder with "
+            f"expected the workdir of a trained model{first}, or give its folder with "
             f"--config.companions.{name}.source"
         )
     return trained
+
+
+def command_for(name: str) -> str | None:
+    """Return the command that trains the run of a name, where that is a config of the gallery:
+    the data set, then its words."""
+    for path in sorted(CONFIGS.glob("*.py"), key=lambda path: -len(path.stem)):
+        if name != path.stem and not name.startswith(f"{path.stem}_"):
+            continue
+        words = name.removeprefix(path.stem).strip("_").replace("_", ",")
+        spec = f"configs/{path.name}{':' * bool(words)}{words}"
+        try:
+            found = load_config(f"{path}{':' * bool(words)}{words}").name
+        except UserError:
+            continue
+        if found == name:
+            return f"python main.py --config={spec}"
+    return None
 
 
 def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Parameters, str]:

@@ -140,7 +140,8 @@ def is_schedule(value: Any) -> bool:
 
 
 def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
-    """A number, or a schedule with sound settings."""
+    """A number, or a schedule with sound settings; those of a schedule from elsewhere
+    ("package.module:function") are checked where it is made."""
     constant = number(least, above)
 
     def check(key: str, value: Any) -> None:
@@ -155,7 +156,7 @@ def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
 
 def _check_schedule(key: str, value: Mapping[str, Any]) -> None:
     _check_keys_of_schedule(key, value)
-    for name, check_setting in SCHEDULES[value["schedule"]].items():
+    for name, check_setting in SCHEDULES.get(value["schedule"], {}).items():
         check_setting(f"{key}.{name}", value[name])
 
 
@@ -165,6 +166,8 @@ def _check_keys_of_schedule(key: str, value: Mapping[str, Any]) -> None:
             f"{key} has no key 'schedule'; expected a number, or a schedule such as "
             '{"schedule": "cosine", "begin": 0.0, "end": 1.0}'
         )
+    if ":" in str(value["schedule"]):  # a function from elsewhere
+        return
     one_of(*SCHEDULES)(f"{key}.schedule", value["schedule"])
     expected = ("schedule", *SCHEDULES[value["schedule"]])
     for name in value:

@@ -1,4 +1,4 @@
-"""How arrays lie on the devices (docs/scaling.md).
+"""How arrays lie on the devices (docs/devices.md).
 
 One mesh, two axes. Samples are spread over both. What lasts from step to step (parameters, the optimiser's state, the frozen
 encoder) is cut over `fsdp` and repeated over `data`, and gathered for the time of a step.

@@ -42,7 +42,7 @@ class Segmenter:
     Attributes:
         config: the whole config that it was trained with.
         params: all its arrays, the frozen encoder's among them.
-        definition: the model without them; `definition.merge(params, {})` inside `jax.jit` is the model (docs/inference.md).
+        definition: the model without them; `definition.merge(params, {})` inside `jax.jit` is the model (docs/use.md).
         step: the training steps behind them.
     """
 

@@ -26,7 +26,7 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     """
     arguments = {**config, **options, "split": split}
     name, features = arguments.pop("name", None), arguments.pop("features", "")
-    if name not in DATASETS:
+    if name not in DATASETS and ":" not in str(name):
         raise UserError(
             f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
             f"{did_you_mean(name, DATASETS)}"
@@ -53,16 +53,25 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
 
 
 def _class_of(name: str) -> Callable[..., Source]:
-    entry = DATASETS[name]
+    entry = DATASETS.get(name, name)
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
+        if name not in DATASETS:
+            raise UserError(
+                f"data.name is {name!r}, which cannot be imported ({error}); expected "
+                '"package.module:Class" of a module on the Python path'
+            ) from error
         raise UserError(
             f"data set {name!r} needs the module {error.name!r}, which is not installed; run "
             "pip install array_record opencv-python-headless tensorflow-datasets"
+        ) from error
+    except AttributeError as error:
+        raise UserError(
+            f"data.name is {name!r}, but {module} has no {attribute}; name a class of that module"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The authors' PyTorch state dicts as our flat parameters, and back (method section 9).
+"""The authors' PyTorch state dicts as our flat parameters, and back (docs/reproduce.md).
 
 One table of (their name, our name, transform); a key that it does not know is an error: nothing is loaded in part.
 """

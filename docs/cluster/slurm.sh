@@ -2,7 +2,7 @@
 # Train on two nodes under SLURM, one process a node with all of its GPUs.
 # Validated, not run on a cluster: tests/test_multi_host.py runs it on one machine, with a stand-in for srun.
 #
-#   sbatch cluster/slurm.sh --config=configs/movi_c.py --workdir=/shared/runs/movi_c
+#   sbatch docs/cluster/slurm.sh --config=configs/movi_c.py --workdir=/shared/runs/movi_c
 #
 # From the repository's root, with its environment active; the workdir lies where all nodes see it. A run that was
 # requeued, or submitted again, goes on from its newest checkpoint.
