@@ -138,7 +138,8 @@ def run_training(
 def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
     if for_config:
         raise UserError(
-            f"--{for_config[0][0]} was given; --mode=predict takes a model as it was trained: leave it out"
+            f"--{for_config[0][0]} was given; --mode=predict takes a model as it was trained: "
+            "leave it out"
         )
     for name in ("workdir", "input", "output"):
         if not given[name].value:
@@ -169,7 +170,8 @@ def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
     for name in CONNECT_FLAGS:
         if given[name].present and not connected:
             raise UserError(
-                f"--{name} belongs to several processes; add --coordinator=HOST:PORT or --distributed"
+                f"--{name} belongs to several processes; add --coordinator=HOST:PORT or "
+                "--distributed"
             )
 
 

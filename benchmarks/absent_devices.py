@@ -1,4 +1,4 @@
-"""Devices that are not there, for which programs can be compiled: data sheets, meshes."""
+"""Devices that are not there, to compile programs for: data sheets and meshes."""
 
 import argparse
 import importlib.util
@@ -22,7 +22,7 @@ GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 
 class Chip(NamedTuple):
-    """Figures of one device, from its maker's data sheet.
+    """Figures of one device, from its data sheet.
 
     Attributes:
         platform: "tpu" or "cuda".
@@ -30,7 +30,7 @@ class Chip(NamedTuple):
         float32_flops: of float32 products, by `config.matmul_precision`.
         memory: bytes.
         bandwidth: of its memory, bytes/s.
-        link: what it can send to its neighbours, bytes/s.
+        link: what it can send to its neighbors, bytes/s.
         clock: of `estimated_cycles`, 1/s; 0 where the compiler gives none.
     """
 
@@ -43,7 +43,7 @@ class Chip(NamedTuple):
     clock: float
 
     def flops_of(self, dtype: str, precision: str) -> float:
-        """The rate of a config's matrix products."""
+        """Return the FLOP/s of a config's matrix products."""
         return self.flops if dtype == "bfloat16" else self.float32_flops[precision]
 
 
@@ -69,7 +69,7 @@ H100 = Chip(
 
 
 class Target(NamedTuple):
-    """What can be compiled for.
+    """A target of the compiler.
 
     Attributes:
         topology: as XLA names it. A GPU's is made as large as the mesh.
@@ -111,7 +111,7 @@ runtime_version { major: 13 minor: 0 patch: 0 }
 
 
 def target_of(arguments: Sequence[str]) -> str | None:
-    """The value of `--target` on a command line; None where it is none of `TARGETS`."""
+    """Return the value of `--target` on a command line, or None if it is not in `TARGETS`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--target", nargs="?")
     target = parser.parse_known_args(arguments)[0].target
@@ -119,7 +119,7 @@ def target_of(arguments: Sequence[str]) -> str | None:
 
 
 def prepare(target: str | None) -> None:
-    """Sets what has to be set before JAX starts."""
+    """Set what has to be set before JAX starts."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if target and TARGETS[target].chip.platform == "cuda":
@@ -127,7 +127,7 @@ def prepare(target: str | None) -> None:
 
 
 def missing_plugin(target: str) -> str | None:
-    """What to install for a target, in words; None where it is installed."""
+    """Return in words what to install for a target, or None if it is installed."""
     platform = TARGETS[target].chip.platform
     if any(importlib.util.find_spec(name) is not None for name in PLUGINS[platform]):
         return None
@@ -138,7 +138,7 @@ def missing_plugin(target: str) -> str | None:
 
 
 def check_mesh(target: str, shape: tuple[int, int]) -> None:
-    """Refuses a mesh that no program can be compiled for.
+    """Refuse a mesh that no program can be compiled for.
 
     Raises:
         UserError: more devices than there are; or some of a TPU's, on which its compiler ends the
@@ -156,7 +156,7 @@ def check_mesh(target: str, shape: tuple[int, int]) -> None:
 
 
 def mesh_of(target: str, shape: tuple[int, int]) -> Any:
-    """A mesh (data, fsdp) of devices that are not there.
+    """Return a mesh (data, fsdp) of devices that are not there.
 
     Raises:
         UserError: as `check_mesh`.
@@ -181,7 +181,7 @@ def mesh_of(target: str, shape: tuple[int, int]) -> Any:
 
 
 def _let_gpu_mean_cuda() -> None:
-    """Without a device JAX does not know which "gpu" is meant (jax issue 23971)."""
+    """Tell JAX which "gpu" is meant, which it does not know without a device (jax issue 23971)."""
     from jax._src import xla_bridge
 
     known = xla_bridge.canonicalize_platform

@@ -1,12 +1,13 @@
-"""Measures ours beside the same program in PyTorch (peer_torch/), eager and compiled, in one run.
+"""Measure ours beside the same program in PyTorch (peer_torch/), eager and compiled, in one run.
 
     python benchmarks/against_peer.py --json=found.json
     python benchmarks/against_peer.py --cases train_coco image --rounds=9
     python benchmarks/against_peer.py --cases train_movi_c@64          another batch
 
-Each side is a process of its own; they take turns, one measured while the others wait. Needs PyTorch. On a GPU ours computes in
-bfloat16, PyTorch in float16 (the authors' way) and in bfloat16 by autocast; on a CPU all in float32. Figures are printed after
-each case; a side that fails is told, with status 1 in the end, and the others go on.
+Each side runs in its own process; they take turns, and one is measured while the others wait. Needs
+PyTorch. On a GPU ours computes in bfloat16, PyTorch in float16 (the authors' way) and in bfloat16
+by autocast; on a CPU all compute in float32. Figures are printed after each case. A side that fails
+is reported, the others go on, and the exit status is 1.
 """
 
 import argparse
@@ -36,10 +37,16 @@ from smoothsa_jax.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured. Batches: of the recipe where an accelerator trains, smaller on a CPU, where a step takes seconds."""
+    """What is measured.
+
+    Attributes:
+        kind: train, infer, or stream: one further frame, after the slots of the one before.
+        batch: the recipe's.
+        cpu_batch: on a CPU, where a step takes seconds.
+    """
 
     recipe: str
-    kind: str  # train, infer, or stream: one further frame behind the slots of the one before
+    kind: str
     batch: int
     cpu_batch: int
     frames: int
@@ -56,7 +63,7 @@ CASES = {
     "clip": Case("movi_c", "infer", 1, 1, 24, "one clip to masks"),
     "stream": Case("movi_c", "stream", 1, 1, 1, "a frame of a stream to masks"),
 }
-# By name: which program, and in which dtype it computes.
+# name -> program and the dtype it computes in
 CPU_SIDES = {name: (name, "float32") for name in ("ours", "eager", "compiled")}
 GPU_SIDES = {
     "ours": ("ours", "bfloat16"),
@@ -64,7 +71,7 @@ GPU_SIDES = {
     "eager bfloat16": ("eager", "bfloat16"),
     "compiled bfloat16": ("compiled", "bfloat16"),
 }
-# Dense FLOP a second in bfloat16, from the makers' data sheets.
+# Dense FLOP/s in bfloat16, from the data sheets.
 PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -81,15 +88,14 @@ def make_config(case: Case, dtype: str, quick: bool) -> dict[str, Any]:
     config = load_config(f"{ROOT}/configs/{case.recipe}.py{':smoke' if quick else ''}")
     with config.unlocked():
         config.dtype = dtype
-        config.model.backbone.weights = "random"  # the time does not depend on them
         config.mesh.data = 1
-    return config.to_dict()
+    return cases.without_weights(config).to_dict()  # the time does not depend on them
 
 
 def make_spec(
     name: str, case: Case, batch: int, device: str, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """What the process of one side gets (one_side.py)."""
+    """Return what one side's process is told (one_side.py)."""
     side, dtype = (GPU_SIDES if device == "gpu" else CPU_SIDES)[name]
     return {
         "side": side,
@@ -110,11 +116,11 @@ class Worker:
     """One side of a case, in its own process (one_side.py).
 
     Raises:
-        UserError: by all methods but `close`: the process has ended, or was not ready in time.
+        UserError: from every method but `close`: the process ended, or was not ready in time.
     """
 
     def __init__(self, spec: dict[str, Any]):
-        # All sides are there at once: none reserves what it does not use.
+        # All sides run at once: none reserves memory that it does not use.
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if spec["device"] == "cpu":
             environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -129,7 +135,7 @@ class Worker:
         )
         self.times: list[list[float]] = []
         self.peak_bytes = 0
-        # One picture or clip after another: the time until its masks are there.
+        # One picture or clip after another: the time until its masks are ready.
         self.each = spec["kind"] != "train" and spec["batch"] == 1
 
     def wait_until_ready(self, patience: float) -> None:
@@ -137,7 +143,7 @@ class Worker:
         self.calls = max(1, min(100, round(ROUND_SECONDS / self.ready["seconds"])))
 
     def take_turn(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended: told below
+        with contextlib.suppress(BrokenPipeError):  # it has ended: reported below
             self.process.stdin.write(json.dumps({"calls": self.calls, "each": self.each}) + "\n")
             self.process.stdin.flush()
         found = self._read()
@@ -153,7 +159,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise UserError(
-                f"its process ended with status {self.process.wait()}; what it says stands above"
+                f"its process ended with status {self.process.wait()}; its messages are above"
             )
         return json.loads(line)
 
@@ -183,7 +189,7 @@ class Worker:
 
 
 def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """All sides of a case, in turns; `failed` says why a side is missing."""
+    """Measure all sides of a case in turns; `failed` says why a side is missing."""
     base, _, batch = name.partition("@")
     case = CASES[base]
     size = int(batch) if batch else case.cpu_batch if device == "cpu" else case.batch
@@ -239,7 +245,7 @@ def sides_of(device: str, options: argparse.Namespace) -> list[str]:
 
 
 def ratios(sides: dict[str, Any]) -> dict[str, float]:
-    """How many times as long as ours each other side takes: the median over turns that lie beside each other."""
+    """Return each side's time by ours, the median over neighboring turns."""
     if "ours" not in sides:
         return {}
     mine = sides["ours"]["turns"]
@@ -251,7 +257,7 @@ def ratios(sides: dict[str, Any]) -> dict[str, float]:
 
 
 def peak_of(device_name: str) -> float | None:
-    """FLOP a second of an accelerator, None where it is not in the table."""
+    """Return an accelerator's FLOP/s, or None if it is not in the table."""
     return next((peak for name, peak in PEAKS.items() if name in device_name), None)
 
 
@@ -274,10 +280,10 @@ def header(device: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def tell(row: dict[str, Any], peak: float | None) -> None:
-    """Prints what was found of a case, a line for each side.
+    """Print the figures of a case, a line for each side.
 
     Args:
-        peak: FLOP a second of the accelerator, where known.
+        peak: FLOP/s of the accelerator, if known.
     """
     for name, side in row["sides"].items():
         remarks = [f"{megabytes(side)} MB"]
@@ -294,12 +300,12 @@ def tell(row: dict[str, Any], peak: float | None) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """All cases, as Markdown."""
+    """Return all cases as a Markdown table."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     measured = "" if found["device"] == "gpu" else " Not measured on a GPU."
     lines = [
-        f"{found['machine']}; {versions}; {found['date']}; {found['rounds']} turns each, {found['clock']} time; "
-        f"load {found['load_before']:.1f} before.{measured}",
+        f"{found['machine']}; {versions}; {found['date']}; {found['rounds']} turns each, "
+        f"{found['clock']} time; load {found['load_before']:.1f} before.{measured}",
         "",
     ]
     others = list(dict.fromkeys(x for row in found["rows"] for x in row["sides"] if x != "ours"))
@@ -327,7 +333,7 @@ def milliseconds(side: dict[str, Any]) -> str:
 
 
 def megabytes(side: dict[str, Any]) -> str:
-    """The peak; in brackets what ours is planned to take in one call."""
+    """Return the peak, and in brackets what the compiler plans for one call of ours."""
     planned = f" ({side['program_bytes'] / 1e6:.0f})" if "program_bytes" in side else ""
     return f"{side['peak_bytes'] / 1e6:.0f}{planned}"
 
@@ -338,13 +344,16 @@ TORCH_DEVICE = "import torch; print('gpu' if torch.cuda.is_available() else 'cpu
 
 
 def run_python(code: str) -> str:
-    """What it prints, in a process of its own: this one takes no memory of a GPU. Why it fails is seen above."""
+    """Return what code prints in a process of its own, so that this one takes no GPU memory.
+
+    What it writes to standard error is shown above.
+    """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     return "no device" if done.returncode else done.stdout.strip()
 
 
 def find_device(asked: str, sides: Sequence[str]) -> str:
-    """The kind of device that all sides compute on.
+    """Return the kind of device that all sides compute on.
 
     Raises:
         UserError: PyTorch or JAX sees no GPU where one is used.
@@ -356,8 +365,8 @@ def find_device(asked: str, sides: Sequence[str]) -> str:
         raise UserError("--device=gpu: PyTorch sees no GPU; install its build for one, or use cpu")
     if device == "gpu" and "ours" in sides and (found := run_python(JAX_DEVICE)) != "gpu":
         raise UserError(
-            f"PyTorch computes on a GPU and JAX on {found}; install smoothsa_jax[cuda13] and unset JAX_PLATFORMS, or use "
-            "--device=cpu"
+            f"PyTorch computes on a GPU and JAX on {found}; install smoothsa_jax[cuda13] and unset "
+            "JAX_PLATFORMS, or use --device=cpu"
         )
     return device
 
@@ -378,15 +387,15 @@ def main(arguments: Sequence[str]) -> int:
         "--clock",
         choices=("wall", "processor"),
         default="wall",
-        help="processor, with --threads=1: what the CPU spends, also where other work runs beside",
+        help="processor, with --threads=1: what the CPU spends, even beside other work",
     )
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after them")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no case after that time")
     parser.add_argument(
-        "--patience", type=float, default=900, help="seconds until a side has to be ready"
+        "--patience", type=float, default=900, help="seconds within which a side has to be ready"
     )
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument(
-        "--compile_whole", action="store_true", help="clips as one program, not in parts"
+        "--compile_whole", action="store_true", help="compile clips as one program, not in parts"
     )
     parser.add_argument("--quick", action="store_true", help="tiny models: does the script run?")
     parser.add_argument("--json", type=Path, help="file for all figures")
@@ -401,7 +410,8 @@ def main(arguments: Sequence[str]) -> int:
         base, _, batch = name.partition("@")
         if base not in CASES or (batch and not batch.isdigit()):
             raise UserError(
-                f"--cases {name} is unknown: expected {', '.join(CASES)}, with @BATCH for another batch{did_you_mean(base, CASES)}"
+                f"--cases {name} is unknown: expected {', '.join(CASES)}, with @BATCH for another "
+                f"batch{did_you_mean(base, CASES)}"
             )
     device = find_device(options.device, options.sides)
     if options.clock == "processor" and (device != "cpu" or options.threads != 1):
@@ -418,7 +428,7 @@ def main(arguments: Sequence[str]) -> int:
         found["rows"].append(row)
         tell(row, peak)
         print(f"{row['case']}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        if options.json:  # as far as it went
+        if options.json:  # what there is so far
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\n{table(found)}")
     return int(any(row["failed"] for row in found["rows"]))

@@ -1,24 +1,24 @@
-"""Compiles the program's real functions for a TPU or GPU that is not there. Runs nothing.
+"""Compile the program's real functions for a TPU or GPU that is not there. Runs nothing.
 
     python benchmarks/ahead_of_time.py --target=v5e --config=configs/movi_c.py
     python benchmarks/ahead_of_time.py --target=h100 --config=configs/coco.py --programs=train
     python benchmarks/ahead_of_time.py --target=v5e-16 --config=configs/movi_c.py --record --top=10
 
-Needs the compiler of the target: `pip install '.[tpu]'` or `'.[cuda13]'`. It prints what that plans
-for each program. Every figure is compiled, not run.
+Needs the target's compiler: `pip install '.[tpu]'` or `'.[cuda13]'`. Prints what the compiler plans
+for each program. Every figure is compiled, not run. Weights are random: no plan depends on them.
 
-    programs   train, predict, count (what turns attention into counted masks), and of
-               `Segmenter.stream` three: a frame's features, a first frame, a later frame
+    programs   train, predict, count (from soft masks to counted segments), and three of
+               `Segmenter.stream`: a frame's features, a first frame, a later frame
     moved      what all operations read and write, on-chip memory included, as compiled_text.py
-               counts; a TPU's compiler has a count of its own, with the body of a loop once
-    FLOP       of one device: those of the same program before it is compiled, loops written out
-    limits     by FLOP, by the memory's bandwidth and by what a device can send, each alone, at the
+               counts; a TPU's compiler has its own count, with the body of a loop once
+    FLOP       of one device, counted before compilation, with loops unrolled
+    limits     by FLOP, by memory bandwidth and by the links between devices, each alone, at the
                data sheet's rates
-    estimate   of a TPU's compiler: the sum of its cycles, a loop as often as it turns; and with the
-               body of a loop once, as the text has them
+    estimate   a TPU compiler's sum of cycles, each loop as often as it runs; and with the body of a
+               loop once, as in the program's text
 
-`--record` keeps the rows in benchmarks/recorded/ahead_of_time.json; `check.py` names what is worse
-there by more than 3 %.
+`--record` stores the rows in benchmarks/recorded/ahead_of_time.json; `check.py` compares new rows
+with these and reports what got worse by more than 3 %.
 """
 
 import argparse
@@ -55,8 +55,8 @@ RECORDED = Path(__file__).resolve().parent / "recorded" / "ahead_of_time.json"
 KIND = "ahead_of_time"
 # What makes a row; the rest of it are figures.
 KEY = ("program", "config", "dtype", "target", "mesh", "batch")
-# Settings with a place of their own in a row, or without effect on a program.
-TOLD_ELSEWHERE = ("dtype", "model.backbone.weights")
+# Settings with a column of their own in a row, or without effect on a program.
+TOLD_ELSEWHERE = ("dtype", "weights.", "companions.")
 
 
 # -------------------------------------------------------------------------------------- the figures
@@ -65,7 +65,7 @@ TOLD_ELSEWHERE = ("dtype", "model.backbone.weights")
 def figures(
     call: programs.Call, chip: absent_devices.Chip, rate: float, flop: float
 ) -> tuple[dict[str, Any], Program]:
-    """What the compiler plans for one call, and the program's text.
+    """Return what the compiler plans for one call, and the program's text.
 
     Args:
         rate: FLOP/s of matrix products.
@@ -105,7 +105,7 @@ def figures(
 
 
 def told(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """Return a row as text."""
     chip = TARGETS[row["target"]].chip
     name = f"{row['program']}, {row['config']}, {row['dtype']}, {row['batch']} samples"
     estimate, counted = "", "kernels"
@@ -130,7 +130,7 @@ def told(row: dict[str, Any]) -> str:
 
 
 def largest(program: Program, count: int, clock: float) -> list[str]:
-    """The groups of operations of one kind from one line that cost most: by cycles or by bytes."""
+    """Return the costliest groups of operations of one kind and line, by cycles or by bytes."""
     groups = collections.defaultdict(lambda: [0, 0, 0])
     for x in program.operations():
         for at, value in enumerate((x.cycles if clock else x.moved, x.times, x.moved)):
@@ -147,15 +147,17 @@ def largest(program: Program, count: int, clock: float) -> list[str]:
 
 
 def name_of(config: ConfigDict, spec: str) -> str:
-    """The config's name with all settings in which it differs from its file."""
+    """Return the config's name and every setting that differs from its file."""
     base = flatten(load_config(spec))
     changed = {key: value for key, value in flatten(config).items() if base.get(key) != value}
-    settings = [f"{key}={changed[key]}" for key in sorted(changed) if key not in TOLD_ELSEWHERE]
+    settings = [
+        f"{key}={changed[key]}" for key in sorted(changed) if not key.startswith(TOLD_ELSEWHERE)
+    ]
     return " ".join([config.name, *settings])
 
 
 def versions(platform: str) -> dict[str, str]:
-    """Of what compiles for a platform."""
+    """Return the versions of what compiles for a platform."""
     plugins = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-plugin", "jax-cuda12-plugin")}
     found = {}
     for name in ("jax", "jaxlib", *plugins[platform]):
@@ -165,13 +167,13 @@ def versions(platform: str) -> dict[str, str]:
 
 
 def written(rows: Sequence[dict[str, Any]]) -> str:
-    """The text of a file of rows."""
+    """Return the text of a file of rows."""
     found = {"kind": KIND, "figures": "compiled, not run", "rows": rows}
     return json.dumps(found, indent=1) + "\n"
 
 
 def record(rows: Sequence[dict[str, Any]], path: Path = RECORDED) -> None:
-    """Puts rows in the place of those with the same key."""
+    """Store rows; each replaces a row with the same key."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     key = lambda row: tuple(row[name] for name in KEY)  # noqa: E731
     merged = {key(row): row for row in (*old, *rows)}
@@ -182,7 +184,7 @@ def record(rows: Sequence[dict[str, Any]], path: Path = RECORDED) -> None:
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
-    """Of a flag such as 1x16; argparse tells one that is not so."""
+    """Parse the value of a flag such as 1x16."""
     data, fsdp = (int(x) for x in text.split("x"))
     return data, fsdp
 
@@ -195,7 +197,7 @@ def names_of_programs(text: str) -> list[str]:
 
 
 def arguments_of(arguments: Sequence[str]) -> tuple[ConfigDict, argparse.Namespace]:
-    """The config and the options. A backbone that takes weights has random ones.
+    """Return the config, with random weights, and the options.
 
     Raises:
         UserError: a config or an option that does not fit, or no compiler for the target.
@@ -214,7 +216,7 @@ def arguments_of(arguments: Sequence[str]) -> tuple[ConfigDict, argparse.Namespa
         raise UserError(missing)
     options.mesh = options.mesh or TARGETS[options.target].mesh
     absent_devices.check_mesh(options.target, options.mesh)
-    devices, parts = options.mesh[0] * options.mesh[1], config.train.get("accumulate", 1)
+    devices, parts = options.mesh[0] * options.mesh[1], config.train.accumulate
     options.batch = config.train.batch_size * devices if options.batch is None else options.batch
     if options.batch < 1 or options.batch % (devices * parts):
         raise UserError(
@@ -222,10 +224,7 @@ def arguments_of(arguments: Sequence[str]) -> tuple[ConfigDict, argparse.Namespa
             f"train.accumulate={parts}; give a multiple of {devices * parts}"
         )
     options.programs = options.programs or programs.names_for(config)
-    if "weights" in config.model.backbone:
-        with config.unlocked():
-            config.model.backbone.weights = "random"
-    return config, options
+    return cases.without_weights(config), options
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -234,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
     chip = TARGETS[options.target].chip
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = absent_devices.mesh_of(options.target, options.mesh)
-    rate = chip.flops_of(config.dtype, config.get("matmul_precision", "default"))
+    rate = chip.flops_of(config.dtype, config.matmul_precision)
     flop = programs.counted_flop(config, options.batch, options.programs)
     rows = []
     for call in programs.calls(config, mesh, options.batch, options.programs):

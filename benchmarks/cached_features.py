@@ -1,9 +1,10 @@
-"""The training step on stored features beside the one on pixels, in turn in one process.
+"""Time the training step on stored features beside the one on pixels, in turns in one process.
 
-    python benchmarks/cached_features.py --config=configs/movi_c.py --config.model.backbone.weights=random --config.train.batch_size=1
+    python benchmarks/cached_features.py --config=configs/movi_c.py \\
+        --config.weights.encoder.source=random --config.train.batch_size=1
 
-Any `--config.key=value` works as for main.py. Batches are on the device already; a figure is the best of the rounds, the ratio
-that of the two.
+Any `--config.key=value` works as for main.py. Batches are on the device already; a figure is the
+best round.
 """
 
 import argparse
@@ -18,14 +19,16 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
+from smoothsa_jax.tasks.task import MODEL
 
 
 def measure(config: ConfigDict, rounds: int) -> dict[str, float]:
-    """Seconds of a step on pixels and on features."""
+    """Return the seconds of a step on pixels and of one on features."""
     training, batch = cases.training_of(config), cases.random_batch(config)
     beside = {name: x for name, x in batch.items() if name != "video"}
-    tokens, width = training.grid[0] * training.grid[1], config.model.backbone.width
-    shape = (*batch["video"].shape[:2], tokens, width)
+    encoder = training.definitions[MODEL].skeleton().encoder
+    tokens = encoder.grid[0] * encoder.grid[1]
+    shape = (*batch["video"].shape[:2], tokens, encoder.width)
     features = np.random.default_rng(0).standard_normal(shape, np.float32).astype(jnp.bfloat16)
     ways = {"pixels": batch, "features": {**beside, "features": features}}
     steps = [cases.stepper(training, given, training.train_step) for given in ways.values()]

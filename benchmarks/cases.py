@@ -1,4 +1,4 @@
-"""What the scripts that time the model have in common: their arguments, random batches, the clock, and how a figure is told."""
+"""What the scripts share: arguments, random batches, the clock, and the printing of a figure."""
 
 import argparse
 import contextlib
@@ -18,52 +18,57 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.load import config_from_command_line, split_command_line
-from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.checkpoints.sources import RANDOM
+from smoothsa_jax.config.load import (
+    config_from_command_line,
+    load_config,
+    split_command_line,
+)
+from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.devices.compiling import memory_of
+from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 from smoothsa_jax.devices.mesh import backend_of_mesh
 from smoothsa_jax.devices.runtime import describe_machine
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import masks_from_attention
-from smoothsa_jax.models.build import takes_weights
-from smoothsa_jax.training.checks import check
-from smoothsa_jax.training.state import copied
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import Training, build_training
 
-# An option that does not fit, a flag that is refused, memory that is full.
+# An option that does not fit, a flag that is refused, a device out of memory.
 TROUBLE = (UserError, jax.errors.JaxRuntimeError)
-TABLE = "BENCHMARK_TABLE"  # a file to which every figure is added as a row (gpu.sh)
+TABLE = "BENCHMARK_TABLE"  # names a file; every figure is appended to it as a row (gpu.sh)
 
 
 def arguments_of(
     parser: argparse.ArgumentParser, arguments: Sequence[str], default: str = "sprites"
 ) -> tuple[ConfigDict, argparse.Namespace]:
-    """The config that `--config...` asks for, as for main.py, and the script's own options.
+    """Return the config that `--config...` asks for, as main.py reads it, and the script's options.
 
     Raises:
-        UserError: the config is unknown, or does not hold together.
+        UserError: the config is unknown or inconsistent.
     """
     for_config, others = split_command_line(arguments)
     parser.formatter_class, parser.allow_abbrev = argparse.RawDescriptionHelpFormatter, False
-    parser.add_argument("--config", help=f"config file, with :variant; default {default}")
+    parser.add_argument("--config", help=f"config file, with :words; default {default}")
     options = parser.parse_args(others)
     keep_freed_memory()  # as main.py does
     return config_from_command_line(for_config, config_file(default)), options
 
 
 def config_file(name: str) -> str:
-    """The path of a config of the repository."""
+    """Return the path of one of the repository's configs."""
     return str(Path(__file__).resolve().parent.parent / "configs" / f"{name}.py")
 
 
 def numbers(text: str) -> list[int]:
-    """Of a flag, such as 8,32; argparse tells one that is not so."""
+    """Parse the value of a flag, such as 8,32."""
     return [int(number) for number in text.split(",")]
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs a script: status 2 and one line where it was asked for something that cannot be."""
+    """Run a script and exit; a `UserError` is one line and status 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
@@ -71,26 +76,44 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.exit(2)
 
 
-# --------------------------------------------------------------------------------------------------- what is timed
+# ------------------------------------------------------------------------------------ what is timed
 
 
 def training_of(config: ConfigDict) -> Training:
-    """The compiled functions of a config, on this machine.
+    """Return the compiled functions of a config, on this machine.
 
     Raises:
-        UserError: the config cannot run on this machine, or wants trained weights, on which no time depends.
+        UserError: the config cannot run on this machine, or loads trained weights, on which the
+            time does not depend.
     """
     check(config)
-    if takes_weights(config.model.backbone):
-        raise UserError(
-            "the time does not depend on the values of the backbone; set --config.model.backbone.weights=random"
-        )
+    for name, entry in config.weights.items():
+        if entry.source != RANDOM:
+            raise UserError(
+                "the time does not depend on the values of the weights; set "
+                f"--config.weights.{name}.source={RANDOM}"
+            )
     return build_training(config)
 
 
+def without_weights(config: ConfigDict) -> ConfigDict:
+    """Return the config with random values in place of all weights that it would load.
+
+    A companion gets the architecture that the earlier run of the same data set would have.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    for entry in config.weights.values():
+        entry.update(source=RANDOM, seed=0)
+    for companion in config.companions.values():
+        if "source" in companion and "model" not in companion:
+            earlier = without_weights(load_config(config_file(Path(companion.source).name)))
+            companion.update(source="", title=earlier.title, model=earlier.model)
+    return canonical(config)
+
+
 def batch_shapes(config: ConfigDict, batch: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of what the model sees of a training batch."""
-    size, slots = image_size_of(config), config.model.slot_attention.num_slots
+    """Return shape and dtype of each array that the model reads of a training batch."""
+    size, slots = image_size_of(config), build_task(config).slot_model.num_slots
     return {
         "video": ((batch, config.data.num_frames, *size, 3), jnp.uint8),
         "boxes": ((batch, config.data.num_frames, slots, 4), jnp.float32),
@@ -99,7 +122,7 @@ def batch_shapes(config: ConfigDict, batch: int) -> dict[str, tuple[tuple[int, .
 
 
 def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.ndarray]:
-    """Random pixels and boxes, every slot valid; of `train.batch_size` samples unless told otherwise."""
+    """Return random pixels and boxes, every slot valid; by default `train.batch_size` samples."""
     rng = np.random.default_rng(0)
     shapes = batch_shapes(config, batch or config.train.batch_size)
     corners = np.sort(rng.random((*shapes["boxes"][0][:-1], 2, 2), np.float32), axis=-2)
@@ -111,7 +134,7 @@ def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.n
 
 
 def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> Callable[[], None]:
-    """A function that does one training step with a compiled program and waits for it."""
+    """Return a function that runs one training step of a compiled program and waits for it."""
     placed, key = training.place(batch), jax.random.key(0)
     state = [copied(training.state)]
 
@@ -122,25 +145,26 @@ def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> 
 
 
 def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
-    """(params, frozen, placed batch, key) -> the slot of each pixel (B,T,H,W), one program."""
+    """Return a program: (params, frozen, placed batch, key) -> each pixel's slot (B,T,H,W)."""
+    (output,) = training.task.evaluator.outputs
 
     @jax.jit
     def masks(params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         size, slot_mask = batch["video"].shape[2:4], batch["slot_mask"]
-        attention = training.predict(params, frozen, batch, key)["decoder_attention"]
+        soft = training.predict(params, frozen, batch, key)[output]
         backend = backend_of_mesh(training.mesh)
-        return masks_from_attention(attention, training.grid, size, slot_mask, backend=backend)
+        return segments_from_masks(soft, size, slot_mask, backend=backend)
 
     return masks
 
 
 class Timed:
-    """The training step of a config on a random batch, made ready stage by stage.
+    """The training step of a config on a random batch, prepared stage by stage.
 
     Attributes:
-        seconds: the best of the rounds.
-        temporary_gb: what its compiler plans besides state and batch; None where it does not tell.
-        failed: why it could not be timed, else "". No stage runs after one that failed.
+        seconds: the best round.
+        temporary_gb: the memory that the compiler plans besides state and batch; None if unknown.
+        failed: why it could not be timed, or "". No stage runs after one that failed.
     """
 
     def __init__(self, config: ConfigDict):
@@ -168,13 +192,16 @@ class Timed:
 
 
 def time_steps(configs: Sequence[ConfigDict], rounds: int) -> list[Timed]:
-    """The training step of each config: compiled side by side, then in turns. One that fails is left out."""
+    """Time the training step of each config: compile all in parallel, then take turns.
+
+    A step that fails is marked so and takes no turn.
+    """
     found = list(map(Timed, configs))
     for timed in found:
         timed.attempt(timed.lower)
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda timed: timed.attempt(timed.compile), found))
-    # All states are there before the first step is done: memory that suffices for each once does so in all rounds.
+    # All states exist before the first step: if they fit once, they fit in every round.
     for timed in found:
         timed.attempt(timed.place)
     for timed in found:
@@ -186,19 +213,20 @@ def time_steps(configs: Sequence[ConfigDict], rounds: int) -> list[Timed]:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line."""
+    """Return the error as one line."""
     return " ".join(str(error).split())[:200]
 
 
 def clock() -> float:
-    """Seconds: on a CPU of the process's own time, all cores together, which other programs disturb less; else of the clock."""
+    """Return seconds: on a CPU the process's own time on all cores, which other programs disturb
+    less; elsewhere the time of day."""
     return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
 
 
 def in_turn(
     calls: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float] = clock
 ) -> list[list[float]]:
-    """Seconds of every call in each of the rounds, one after the other within a round; each has run before."""
+    """Return the seconds of every call in each round; within a round the calls take turns."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, found in zip(calls, times, strict=True):
@@ -208,11 +236,11 @@ def in_turn(
     return times
 
 
-# ------------------------------------------------------------------------------------------------ how it is told
+# ----------------------------------------------------------------------------------------- printing
 
 
 def tell(what: str, value: str, remark: str = "") -> None:
-    """Prints a figure, and adds it to the table that is being made, where one is."""
+    """Print a figure, and append it to the table that `BENCHMARK_TABLE` names, if any."""
     print(f"{what:<54}{value:>20}  {remark}".rstrip(), flush=True)
     if table := os.environ.get(TABLE):
         with Path(table).open("a") as file:
@@ -220,13 +248,14 @@ def tell(what: str, value: str, remark: str = "") -> None:
 
 
 def machine() -> str:
-    """Devices, versions, processor and date."""
+    """Return devices, versions, processor and date in one line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{describe_machine()}, {cores} CPU cores, {processor()}, {datetime.date.today().isoformat()}"
+    today = datetime.date.today().isoformat()
+    return f"{describe_machine()}, {cores} CPU cores, {processor()}, {today}"
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -235,8 +264,8 @@ def processor() -> str:
 
 
 def of_config(config: ConfigDict) -> str:
-    """What was timed, in words."""
+    """Return in words what was timed."""
     return (
-        f"{config.name}, {config.dtype}, {config.train.batch_size} x {config.data.num_frames} frames of "
-        f"{config.data.image_size}, {config.model.slot_attention.num_slots} slots"
+        f"{config.name}, {config.dtype}, {config.train.batch_size} x {config.data.num_frames} "
+        f"frames of {config.data.image_size}, {build_task(config).slot_model.num_slots} slots"
     )

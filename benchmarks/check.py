@@ -1,18 +1,19 @@
-"""Compares a new run of against_peer.py or ahead_of_time.py with the recorded one, and names what got worse.
+"""Compare a new run of against_peer.py or ahead_of_time.py with the recorded one.
 
     python benchmarks/against_peer.py --json=new.json
     python benchmarks/check.py new.json
-    python benchmarks/ahead_of_time.py --target=h100 --config=configs/movi_c.py --config.dtype=bfloat16 --json=new.json
-    python benchmarks/check.py new.json --partial
+    python benchmarks/ahead_of_time.py --target=h100 --config=configs/movi_c.py \\
+        --config.dtype=bfloat16 --json=new.json
+    python benchmarks/check.py new.json --partial      only some of the cases were measured anew
     python benchmarks/check.py new.json --recorded=other.json --tolerance=0.05
-    python benchmarks/check.py new.json --partial      where only some of the cases were measured anew
 
-Of against_peer.py ratios to the peer are compared, measured in one run each, so that a slower or busier
-machine counts for little; worse is slower by more than 10 %. The recorded run of a kind of device is
-benchmarks/recorded/KIND.json. Of ahead_of_time.py what the compiler plans is compared; worse is more by
-over 3 %. Programs of the same name are compared whatever compiled them; other versions and flags are told.
-Status 0: nothing got worse; 1: something did; 2: they cannot be compared, or the new run lacks what was
-recorded.
+Of against_peer.py it compares ratios to the peer: each is measured within one run, so a slower or
+busier machine matters little. Slower by more than 10 % is worse. The recorded run of a kind of
+device is benchmarks/recorded/KIND.json. Of ahead_of_time.py it compares what the compiler plans;
+more by over 3 % is worse. Programs of the same name are compared whatever compiled them; other
+versions and flags are reported.
+Status 0: nothing got worse; 1: something did; 2: the runs cannot be compared, or the new run lacks
+what was recorded.
 """
 
 import argparse
@@ -42,7 +43,7 @@ PLANNED_KEY = ("program", "config", "dtype", "target", "mesh", "batch")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What against_peer.py or ahead_of_time.py wrote.
+    """Read what against_peer.py or ahead_of_time.py wrote.
 
     Raises:
         UserError: there is no such file, or it is something else.
@@ -55,22 +56,24 @@ def read(path: Path) -> dict[str, Any]:
             ratios_of(found), found["device"]
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); python benchmarks/against_peer.py --json=FILE makes such files"
+            f"{path} cannot be read ({error.strerror}); python benchmarks/against_peer.py "
+            "--json=FILE makes such files"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} holds no run of benchmarks/against_peer.py or ahead_of_time.py; make one with --json=FILE"
+            f"{path} holds no run of benchmarks/against_peer.py or ahead_of_time.py; make one with "
+            "--json=FILE"
         ) from error
     return found
 
 
 def is_planned(found: dict[str, Any]) -> bool:
-    """Whether ahead_of_time.py wrote it."""
+    """Tell whether ahead_of_time.py wrote it."""
     return found.get("kind") == "ahead_of_time"
 
 
 def planned_of(found: dict[str, Any]) -> dict[str, float]:
-    """Program and figure -> what the compiler plans."""
+    """Return what the compiler plans, by program and figure."""
     planned = {}
     for row in found["rows"]:
         name = ", ".join(str(row[key]) for key in PLANNED_KEY)
@@ -83,7 +86,7 @@ def planned_of(found: dict[str, Any]) -> dict[str, float]:
 
 
 def conditions_of(found: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Program -> what it was compiled with: versions, and flags where they are known."""
+    """Return what each program was compiled with: versions, and flags if known."""
     conditions = {}
     for row in found["rows"]:
         name = ", ".join(str(row[key]) for key in PLANNED_KEY)
@@ -94,7 +97,7 @@ def conditions_of(found: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def other_conditions(new: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """In which ways programs of both were compiled differently: a change may be the compiler's."""
+    """Return how programs of both were compiled differently: a change may be the compiler's."""
     before, found = conditions_of(recorded), collections.Counter()
     for name, after in conditions_of(new).items():
         old = before.get(name, {})
@@ -106,7 +109,7 @@ def other_conditions(new: dict[str, Any], recorded: dict[str, Any]) -> list[str]
 def compare_planned(
     new: dict[str, Any], recorded: dict[str, Any]
 ) -> tuple[list[tuple[str, float, float, float]], list[str]]:
-    """As `compare`; the last figure is recorded by new, so that below one is worse there too.
+    """Compare as `compare` does; the last figure is recorded by new, so below one is worse.
 
     Raises:
         UserError: no program in common.
@@ -115,19 +118,20 @@ def compare_planned(
     names = [name for name in after if name in before]
     if not names:
         raise UserError(
-            f"no program in common: found {', '.join(after) or 'none'}, expected some of {', '.join(before) or 'none'}"
+            f"no program in common: found {', '.join(after) or 'none'}, expected some of "
+            f"{', '.join(before) or 'none'}"
         )
     by = lambda name: 1.0 if before[name] == after[name] else before[name] / max(after[name], 1e-9)  # noqa: E731
     rows = [(name, before[name], after[name], by(name)) for name in names]
     there = {name.rsplit(": ", 1)[0] for name in after}
     missing = [name for name in before if name not in after]
-    # Of a program that was not compiled anew its name alone.
+    # For a program that was not compiled anew, its name alone.
     whole = lambda name: name if name.rsplit(": ", 1)[0] in there else name.rsplit(": ", 1)[0]  # noqa: E731
     return sorted(rows, key=lambda row: row[-1]), list(dict.fromkeys(map(whole, missing)))
 
 
 def ratios_of(found: dict[str, Any]) -> dict[str, float]:
-    """Case and side -> the peer's time by ours."""
+    """Return the peer's time by ours, by case and side."""
     return {
         f"{row['case']} beside {side}": float(ratio)
         for row in found["rows"]
@@ -138,20 +142,26 @@ def ratios_of(found: dict[str, Any]) -> dict[str, float]:
 def compare(
     new: dict[str, Any], recorded: dict[str, Any]
 ) -> tuple[list[tuple[str, float, float, float]], list[str]]:
-    """(name, recorded ratio, new ratio, new by recorded) of all that both have, the largest loss first; what the new run lacks.
+    """Compare ratios.
+
+    Returns:
+        (name, recorded ratio, new ratio, new by recorded) of what both have, the largest loss
+        first; and the names that the new run lacks.
 
     Raises:
         UserError: runs on different kinds of devices, or without a case in common.
     """
     if new["device"] != recorded["device"]:
         raise UserError(
-            f"the new run is of {new['device']}, the recorded one of {recorded['device']}: compare runs of the same kind of device"
+            f"the new run is of {new['device']}, the recorded one of {recorded['device']}: compare "
+            "runs of the same kind of device"
         )
     before, after = ratios_of(recorded), ratios_of(new)
     names = [name for name in after if name in before]
     if not names:
         raise UserError(
-            f"no case in common: found {', '.join(after) or 'none'}, expected some of {', '.join(before) or 'none'}"
+            f"no case in common: found {', '.join(after) or 'none'}, expected some of "
+            f"{', '.join(before) or 'none'}"
         )
     rows = [(name, before[name], after[name], after[name] / before[name]) for name in names]
     return sorted(rows, key=lambda row: row[-1]), [name for name in before if name not in after]

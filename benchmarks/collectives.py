@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other, read from its text."""
+"""Read from a compiled program's text what its devices send each other."""
 
 import math
 import re
@@ -25,7 +25,7 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends, where the devices of a group pass on parts in a ring."""
+        """Bytes that a device sends, if the devices of a group pass on parts in a ring."""
         others = self.group - 1
         share = {
             "all-reduce": 2 * others / self.group,
@@ -38,7 +38,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of an HLO module, with the loops around them.
+    """Return all collectives of an HLO module, with the loops around them.
 
     Raises:
         ValueError: one is in a loop of which nobody knows how often it turns, or is written in an
@@ -60,7 +60,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _is_a_later_piece(program: Program, step: Step) -> bool:
-    """Whether an earlier instruction stands for the same collective.
+    """Tell whether an earlier instruction stands for the same collective.
 
     The TPU's compiler writes one that runs beside other work into several fusions: one that starts
     it, those that it runs beside, one that ends it. All have its `chain_id`; the first counts.
@@ -71,14 +71,14 @@ def _is_a_later_piece(program: Program, step: Step) -> bool:
 
 
 def _result(x: Instruction) -> str:
-    """The shape of what it gives; beside other work, the second part of (operands, results)."""
+    """Return the result's shape; of an asynchronous start, the second of (operands, results)."""
     is_pair = x.opcode.endswith("-start") and x.opcode != "all-reduce-start"
     parts = _parts(x.shape) if is_pair else []
     return parts[1] if len(parts) > 1 else x.shape
 
 
 def _parts(shape: str) -> list[str]:
-    """Of a shape in brackets, `(f32[2,3]{1,0}, (pred[]))`, its parts; of another none."""
+    """Return the parts of a shape such as `(f32[2,3]{1,0}, (pred[]))`; none of an array's."""
     if not shape.startswith("("):
         return []
     parts, depth = [""], 0
@@ -92,7 +92,7 @@ def _parts(shape: str) -> list[str]:
 
 
 def _group_size(x: Instruction, text: str) -> int:
-    """Of the ways in which XLA writes groups."""
+    """Return the size of a collective's groups, in any of the ways in which XLA writes them."""
     line = x.rest
     if match := re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))

@@ -1,10 +1,12 @@
-"""Bytes that devices send each other in a training step, counted in the compiled program, and what follows for real machines.
+"""Count the bytes that devices send each other in a training step, from the compiled program.
 
     python benchmarks/communication.py --config=configs/movi_c.py
-    python benchmarks/communication.py --config=configs/movi_c.py --meshes=8x1,1x8,2x4 --per_device=8 --json
+    python benchmarks/communication.py --config=configs/movi_c.py \\
+        --meshes=8x1,1x8,2x4 --per_device=8 --json
 
-Compiles the step for virtual CPU devices, once for each mesh (data x fsdp), and reads the collectives in its HLO; those in a loop
-count as often as it turns. Nothing is run, no weights are loaded. docs/measurements.md says what the figures mean.
+Compiles the step for virtual CPU devices, once for each mesh (data x fsdp), and reads the
+collectives in its HLO; those in a loop count as often as the loop runs. Runs nothing and loads no
+weights. docs/measurements.md explains the figures.
 """
 
 import argparse
@@ -31,11 +33,11 @@ from smoothsa_jax.training.step import build_training
 
 
 class Machine(NamedTuple):
-    """Peak rates of one device, from the maker's data sheet; docs/measurements.md names the sources."""
+    """Peak rates of one device, from its data sheet; docs/measurements.md names the sources."""
 
     name: str
     flop_per_second: float  # dense bfloat16
-    link_bytes_per_second: float  # what a device can send to its neighbours
+    link_bytes_per_second: float  # what a device can send to its neighbors
 
 
 MACHINES = (
@@ -44,11 +46,12 @@ MACHINES = (
 )
 
 
-# ------------------------------------------------------------------------------------------------------ measuring
+# ---------------------------------------------------------------------------------------- measuring
 
 
 def flop_of(config: ConfigDict, per_device: int) -> float:
-    """FLOP of one device and step: the same step for one device, its scans unrolled, as XLA counts it before optimising."""
+    """Return the FLOP of a device and step: XLA's count for one device before it optimizes, with
+    scans unrolled."""
     config = on_mesh(config, (1, 1), per_device)
     training = build_training(config)
     return count_flop(training.train_step, *step_arguments(training, config, per_device))
@@ -63,7 +66,7 @@ def on_mesh(config: ConfigDict, mesh: tuple[int, int], per_device: int) -> Confi
 
 
 def measure(config: ConfigDict, mesh: tuple[int, int], per_device: int) -> dict[str, Any]:
-    """What one mesh sends: bytes of a device and a step, by kind and by size of the group."""
+    """Return what a device sends in a step on a mesh, by kind and by size of the group."""
     config = on_mesh(config, mesh, per_device)
     training = build_training(config)
     compiled = lowered_step(training, config, config.train.batch_size).compile()
@@ -96,8 +99,8 @@ def report(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         kinds = ", ".join(f"{name} {value / 1e6:.2f}" for name, value in row["by_kind"].items())
         lines.append(
-            f"{row['mesh']:<8}{row['sent'] / 1e6:>10.2f}{row['messages']:>10}{row['state'] / 1e9:>10.3f}"
-            f"{row['memory'] / 1e9:>10.2f}   {kinds}"
+            f"{row['mesh']:<8}{row['sent'] / 1e6:>10.2f}{row['messages']:>10}"
+            f"{row['state'] / 1e9:>10.3f}{row['memory'] / 1e9:>10.2f}   {kinds}"
         )
     each = rows[0]["per_device"]
     lines += ["", f"{flop / 1e12:.3f} TFLOP of a device and step ({each} samples)"]
@@ -106,14 +109,14 @@ def report(rows: list[dict[str, Any]]) -> str:
         for row in rows:
             sending = row["sent"] / machine.link_bytes_per_second
             lines.append(
-                f"{machine.name}, {row['mesh']}: computing {1e3 * computing:.2f} ms, sending {1e3 * sending:.3f} ms "
-                f"({sending / computing:.1%}) at the peaks"
+                f"{machine.name}, {row['mesh']}: computing {1e3 * computing:.2f} ms, "
+                f"sending {1e3 * sending:.3f} ms ({sending / computing:.1%}) at the peaks"
             )
     return "\n".join(lines)
 
 
 def mesh_sizes(text: str) -> list[tuple[int, int]]:
-    """Of a flag, such as 8x1,2x4; argparse tells one that is not so."""
+    """Parse the value of a flag such as 8x1,2x4."""
     return [(int(data), int(fsdp)) for data, fsdp in (x.split("x") for x in text.split(","))]
 
 

@@ -1,12 +1,10 @@
-"""What a compiled program of XLA spends, read from its text: operations, bytes, estimates, by line.
+"""Read from a compiled program's text what it costs: operations, bytes and estimates, by line.
 
-A loop counts as often as it turns. The compilers for CPUs and GPUs write down how often that is;
-the TPU's does not, and there it is the bound of the loop's condition: JAX's scans count up to it
-from 0.
-Bytes are those of an operation's results and operands, on-chip memory included; where an operand is
-much larger than the result, as of a slice, it counts at most ten times the result.
-`estimated_cycles` are written by the TPU's compiler; it has none for transfers that run beside
-other work.
+A loop counts as often as it runs. The compilers for CPUs and GPUs state how often that is; the
+TPU's does not, and the bound of the loop's condition is used: JAX's scans count up to it from 0.
+Bytes are those of an operation's results and operands, on-chip memory included; an operand much
+larger than the result, as of a slice, counts at most ten times the result.
+The TPU's compiler writes `estimated_cycles`, but none for transfers that run beside other work.
 """
 
 import collections
@@ -77,7 +75,7 @@ class Operation(NamedTuple):
 
 
 def size_of(shape: str) -> int:
-    """Bytes of all arrays in a shape such as `(f32[2,3]{1,0}, pred[])`."""
+    """Return the bytes of all arrays in a shape such as `(f32[2,3]{1,0}, pred[])`."""
     count = lambda dims: math.prod(int(x) for x in dims.split(",") if x)  # noqa: E731
     return sum(SIZES[kind] * count(dims) for kind, dims in SHAPE.findall(shape))
 
@@ -114,7 +112,7 @@ class Program:
                 self._frames[table][int(found[1])] = found[2]
 
     def operations(self) -> Iterator[Operation]:
-        """All that runs and is not free, with its turns; a loop of an unknown number has one."""
+        """Return all that runs and is not free; an unknown number of turns counts as one."""
         for x, times, body, _ in self.steps():
             if x.opcode not in FREE and not x.opcode.endswith(("-done", "-update")):
                 times = times or 1
@@ -126,7 +124,7 @@ class Program:
                 yield Operation(self._kind(x), self._line(x), times, moved, times * x.cycles)
 
     def steps(self, fused: bool = False) -> Iterator[Step]:
-        """All instructions that run, those of loops and branches among them.
+        """Return all instructions that run, those of loops and branches among them.
 
         Args:
             fused: also the parts of fusions, which run as one.
@@ -134,7 +132,7 @@ class Program:
         yield from self._walk(self._entry, 1, fused, False)
 
     def body(self, name: str) -> list[Instruction]:
-        """The instructions of a computation."""
+        """Return the instructions of a computation."""
         return self._bodies[name]
 
     def _walk(self, name: str, times: int | None, fused: bool, inside: bool) -> Iterator[Step]:
@@ -163,7 +161,7 @@ class Program:
         return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", x.rest)
 
     def _turns(self, loop: Instruction) -> int | None:
-        """As the compiler says, or else the constant below which the loop's counter has to be."""
+        """Return a loop's turns: as the compiler states, or else the bound of its counter."""
         if said := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
             return int(said)
         condition = self._bodies.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
@@ -205,7 +203,7 @@ class Program:
         return found
 
     def _line(self, x: Instruction) -> str:
-        """Of the operation, or else the line that most of what is fused in it comes from."""
+        """Return the line of an operation, or the one most of its fused parts come from."""
         found = collections.Counter()
         for y in [x, *self._bodies.get(x.attribute(CALLS), [])]:
             number = y.attribute(r"stack_frame_id=(\d+)")
@@ -216,7 +214,7 @@ class Program:
         return found.most_common(1)[0][0] if found else "elsewhere"
 
     def _innermost(self, number: int) -> str:
-        """The innermost line of the package among the callers of a stack frame."""
+        """Return the innermost line of the package among the callers of a stack frame."""
         seen = set()
         while number in self._frames["StackFrames"] and number not in seen:
             seen.add(number)

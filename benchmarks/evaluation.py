@@ -1,10 +1,12 @@
-"""What evaluating adds to the forward passes: masks, counts and scores, with tables made on the device and by NumPy.
+"""Time what evaluation adds to the forward passes: masks, counts and scores.
 
     python benchmarks/evaluation.py                                # sprites, as main.py scores them
-    python benchmarks/evaluation.py --config=configs/movi_c.py --config.model.backbone.weights=random --clips=2
+    python benchmarks/evaluation.py --config=configs/movi_c.py \\
+        --config.weights.encoder.source=random --clips=2
 
-Any `--config.key=value` works as for main.py. Random clips lie in memory; the ways take turns, and the figures are the best
-of the rounds. `device` is `evaluation.protocol.evaluate` itself, `numpy` brings every mask to the host and counts there.
+Any `--config.key=value` works as for main.py. Random clips are in memory; two ways take turns, and
+a figure is the best round. `device` is `evaluation.split.evaluate` itself; `numpy` copies every
+mask to the host and counts pixels there.
 """
 
 import argparse
@@ -22,24 +24,25 @@ from benchmarks import cases  # noqa: E402
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.counting import counted_masks
-from smoothsa_jax.evaluation.masks import masks_from_attention
 from smoothsa_jax.evaluation.metrics import contingency, contingency_from_counts, score_counts
-from smoothsa_jax.evaluation.predictions import predictions
-from smoothsa_jax.evaluation.protocol import evaluate
+from smoothsa_jax.evaluation.split import evaluate, predictions
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.tasks.task import MODEL
 
 
 def random_batches(config: ConfigDict, num_clips: int) -> list[dict[str, np.ndarray]]:
-    """Batches in memory, of the shapes that `config.eval` asks for; labels are smooth blobs, as real ones are."""
+    """Return batches of the shapes that `config.eval` asks for; labels are smooth blobs."""
     other = config.copy_and_resolve_references()
     frames = config.eval.get("num_frames") or config.data.num_frames
     if frames < 1:
         raise UserError(
-            f"eval.num_frames is {frames}, which means whole clips; give how many, as --config.eval.num_frames=24"
+            f"eval.num_frames is {frames}, which means whole clips; give a number of frames, such "
+            "as --config.eval.num_frames=24"
         )
     batch, other.data.num_frames = config.eval.batch_size, frames
     seen = cases.random_batch(other, batch)
     frames, side = seen["video"].shape[1:3]
-    coarse, slots = max(side // 16, 1), config.model.slot_attention.num_slots
+    coarse, slots = max(side // 16, 1), config.model.num_slots
     nearest = np.arange(side) * coarse // side
     rng, batches = np.random.default_rng(0), []
     for _ in range(-(-num_clips // batch)):
@@ -49,12 +52,14 @@ def random_batches(config: ConfigDict, num_clips: int) -> list[dict[str, np.ndar
 
 
 def measure(config: ConfigDict, num_clips: int, rounds: int) -> dict[str, float]:
-    """Seconds of each way over the clips, the best round's."""
+    """Return the seconds of each way over all clips, in its best round."""
     training, batches = cases.training_of(config), random_batches(config, num_clips)
-    grid = training.grid
+    evaluator = training.task.evaluator
+    (output,) = evaluator.outputs
 
-    def predict(batch: dict, key: jax.Array) -> dict[str, jax.Array]:
-        return training.predict(training.state.params, training.frozen, training.place(batch), key)
+    def predict(batch: dict, key: jax.Array, match_paper: bool = False) -> dict[str, jax.Array]:
+        arrays = training.state.params, training.frozen
+        return training.predict(*arrays, training.place(batch), key, match_paper)
 
     def forward() -> None:
         for _, _, outputs in predictions(predict, batches, (0,)):
@@ -62,9 +67,9 @@ def measure(config: ConfigDict, num_clips: int, rounds: int) -> dict[str, float]
 
     def with_numpy() -> list[float]:
         def masks_of(batch: dict, key: jax.Array) -> jax.Array:
-            attention = predict(batch, key)["decoder_attention"]
-            size, backend = image_size_of(config), training.definition.backend
-            return masks_from_attention(attention, grid, size, batch["slot_mask"], backend=backend)
+            soft = predict(batch, key)[output]
+            size, backend = image_size_of(config), training.definitions[MODEL].backend
+            return segments_from_masks(soft, size, batch["slot_mask"], backend=backend)
 
         return [
             score_counts(contingency(masks[b][None], batch["segmentations"][b][None]))["ari"][0]
@@ -74,16 +79,16 @@ def measure(config: ConfigDict, num_clips: int, rounds: int) -> dict[str, float]
         ]
 
     def on_device() -> list[float]:
-        return list(evaluate(predict, batches, grid).scores["ari"][0])
+        return list(evaluate(predict, batches, evaluator).scores["ari"][0])
 
     forward()  # compiles
     with_numpy(), on_device()
-    # Of the same masks: another program may give a pixel between nearly equal slots to the other one.
+    # The same masks for both: another program may break a tie between two slots differently.
     for batch, _, outputs in predictions(predict, batches, (0,)):
-        labels, attention = batch["segmentations"], outputs["decoder_attention"]
-        counted = counted_masks(attention, grid, labels, batch["slot_mask"])
+        labels = batch["segmentations"]
+        counted = counted_masks(outputs[output], labels, batch["slot_mask"])
         tables = contingency_from_counts(np.asarray(counted.counts))
-        expected = contingency(np.asarray(counted.masks), labels)
+        expected = contingency(np.asarray(counted.segments), labels)
         if not np.array_equal(tables.table, expected.table):
             raise AssertionError("the two ways differ in their counts")
     ways: dict[str, Callable] = {"forward": forward, "numpy": with_numpy, "device": on_device}

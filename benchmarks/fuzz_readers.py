@@ -1,7 +1,7 @@
-"""Gives damaged files to the readers: each has to end in a result or in a line for a person, never in another error.
+"""Give damaged files to the readers: each has to end in a result or in a one-line error.
 
-    python benchmarks/fuzz_readers.py                       1,000 seeded mutations of valid files for each reader
-    python benchmarks/fuzz_readers.py --count=50 mp4 model  some of it
+    python benchmarks/fuzz_readers.py                       1,000 seeded mutations for each reader
+    python benchmarks/fuzz_readers.py --count=50 mp4 model  a part of it
 
 Each video is decoded by a process of its own, so a thousand of them take many minutes.
 """
@@ -30,7 +30,7 @@ from smoothsa_jax.inference.videos import read_video
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.architecture import read_architecture
 
-# ----------------------------------------------------------------------------------------------------------- valid files
+# -------------------------------------------------------------------------------------- valid files
 
 
 def clip(num_frames: int = 8, height: int = 24, width: int = 32) -> np.ndarray:
@@ -90,7 +90,7 @@ def architecture() -> dict[str, bytes]:
     return {"config.json": json.dumps(settings).encode()}
 
 
-# --------------------------------------------------------------------------------------------------------------- readers
+# ------------------------------------------------------------------------------------------ readers
 
 
 def all_frames(path: Path) -> None:
@@ -112,7 +112,8 @@ READERS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], object
 
 
 def mutated(whole: bytes, seed: int) -> bytes:
-    """The file with bytes changed, cut out, cut off, doubled or inserted; most of it near the start, where headers are."""
+    """Return the file with bytes changed, removed, truncated, doubled or inserted, mostly near the
+    start, where headers are."""
     rng = np.random.default_rng(seed)
     data = bytearray(whole)
     for _ in range(rng.integers(1, 4)):

@@ -61,14 +61,14 @@ script() { # seconds allowed, script, arguments ...
     step "$limit" "$name" "$PYTHON" "benchmarks/$name.py" "$@"
 }
 
-recipe=(--config=configs/movi_c.py --config.model.backbone.weights=random --config.dtype=bfloat16)
+recipe=(--config=configs/movi_c.py --config.weights.encoder.source=random --config.dtype=bfloat16)
 case $mode in
     checks) # The tests choose the CPU unless told otherwise, and compile in a way meant for it.
         step 900 "golden tests" env JAX_PLATFORMS=cuda,cpu XLA_FLAGS= "$PYTHON" -m pytest -m "" tests/test_golden.py tests/test_attention.py tests/test_bfloat16.py
         step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
         ;;
     measure)
-        script 80 inference --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
+        script 80 predict --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
         script 60 cached_features "${recipe[@]}" # compiles MOVi-C's step, which the next one finds
         if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
             script 200 against_peer --device=gpu --json="$folder/against_peer.json" --rounds=3 --seconds=140 --patience=100 \
@@ -85,8 +85,8 @@ case $mode in
         ;;
     rehearse)
         recipe[0]=--config=configs/movi_c.py:smoke
-        small=(--config.model.backbone.width=48 --config.model.backbone.depth=1 --config.model.backbone.num_heads=2 --config.data.image_size=64)
-        script 300 inference --config.dtype=bfloat16 --batches=2 --frames=5 "${small[@]}"
+        small=(--config.model.encoder.width=48 --config.model.encoder.depth=1 --config.model.encoder.num_heads=2 --config.data.image_size=64)
+        script 300 predict --config.dtype=bfloat16 --batches=2 --frames=5 "${small[@]}"
         if "$PYTHON" -c 'import torch' 2>/dev/null; then
             script 300 against_peer --quick --rounds=1 --cases images stream --sides ours eager --json="$folder/against_peer.json"
         else

@@ -1,11 +1,13 @@
-"""How the training step's time grows: over frames, slots, image size and batch, one at a time.
+"""Measure how the training step's time grows with frames, slots, image size and batch.
 
-    python benchmarks/growth.py                                    # a small ViT and short ranges, for a CPU
-    python benchmarks/growth.py --full --config=configs/movi_c.py --config.model.backbone.weights=random   # a GPU
+    python benchmarks/growth.py                   # a small ViT and short ranges, for a CPU
+    python benchmarks/growth.py --full --config=configs/movi_c.py \\
+        --config.weights.encoder.source=random    # a GPU
 
-Any `--config.key=value` works as for main.py. All sizes of an axis are compiled side by side and then take turns, several rounds; a
-figure is the best round's; a size that fails is told, with status 1 in the end. For frames, slots and batch the straight line a + b * size that fits best is told: time is
-linear where the largest deviation from it is small.
+Any `--config.key=value` works as for main.py. The sizes of an axis are compiled in parallel and
+then take turns; a figure is the best round. A size that fails is reported, and the exit status is
+1. For frames, slots and batch the script fits a straight line a + b * size and prints the largest
+relative deviation: where it is small, time is linear.
 """
 
 import argparse
@@ -23,12 +25,11 @@ from smoothsa_jax.errors import UserError
 
 AXES = {  # name: key, sizes of the small model, sizes with --full
     "frames": ("data.num_frames", (6, 12, 24, 48), (6, 12, 24, 48)),
-    "slots": ("model.slot_attention.num_slots", (5, 10, 20, 40), (5, 10, 20, 40)),
+    "slots": ("model.num_slots", (5, 10, 20, 40), (5, 10, 20, 40)),
     "image": ("data.image_size", (224, 320, 416, 512), (224, 322, 420, 518)),
     "batch": ("train.batch_size", (1, 2, 4, 8), (1, 2, 4, 8, 16, 32)),
 }
-SMALL = {  # a ViT that a CPU takes quickly; patches of 16, without a resize
-    "weights": "random",
+SMALL = {  # a ViT that is quick on a CPU; patches of 16, without a resize
     "width": 96,
     "depth": 2,
     "num_heads": 4,
@@ -38,35 +39,36 @@ SMALL = {  # a ViT that a CPU takes quickly; patches of 16, without a resize
 
 
 def small(config: ConfigDict) -> ConfigDict:
-    """The config with a small backbone and frames, the other parts at their full size."""
-    config = config.copy_and_resolve_references().unlock()
-    config.model.backbone.update(SMALL)
+    """Return the config with a small encoder and small frames, the other parts at full size."""
+    config = cases.without_weights(config).unlock()
+    config.model.encoder.update(SMALL)
     config.data.image_size, config.data.num_frames, config.train.batch_size = 96, 6, 1
     return config
 
 
 def with_size(config: ConfigDict, key: str, size: int) -> ConfigDict:
-    """The config with another size of one axis, and with what hangs together with it."""
+    """Return the config with another size along one axis, and whatever depends on it."""
     other = config.copy_and_resolve_references().unlock()
     with other.ignore_type():
         other.update_from_flattened_dict({key: size})
-    if key == "model.slot_attention.num_slots" and "max_objects" in other.data:
+    if key == "model.num_slots" and "max_objects" in other.data:
         other.data.max_objects = size - int(other.data.get("background_box", False))
     if key == "data.image_size":
-        other.model.backbone.resize = 1.0  # the ViT sees what is told
+        other.model.encoder.resize = 1.0  # the ViT sees that size
     return other
 
 
 def measure(
     config: ConfigDict, key: str, sizes: Sequence[int], rounds: int
 ) -> dict[int, cases.Timed]:
-    """The step at each size of one axis."""
+    """Time the step at each size along one axis."""
     configs = [with_size(config, key, size) for size in sizes]
     return dict(zip(sizes, cases.time_steps(configs, rounds), strict=True))
 
 
 def deviation(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """The largest relative deviation from the straight line that fits best, each point weighing by its relative error."""
+    """Return the largest relative deviation from the best straight line; the fit minimizes relative
+    errors."""
     design = np.stack([np.ones(len(sizes)), np.array(sizes, float)], axis=1)
     found = np.array(seconds)
     line = np.linalg.lstsq(design / found[:, None], np.ones(len(found)), rcond=None)[0]
@@ -75,7 +77,7 @@ def deviation(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the config's own backbone and sizes")
+    parser.add_argument("--full", action="store_true", help="the config's own encoder and sizes")
     parser.add_argument("--axes", default=",".join(AXES))
     parser.add_argument("--rounds", type=int, default=5)
     config, options = cases.arguments_of(parser, arguments, "movi_c")

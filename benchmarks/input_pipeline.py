@@ -1,17 +1,19 @@
-"""Times the input pipeline on one core, stage by stage, beside the authors' way on the same frames.
+"""Time the input pipeline on one core, stage by stage, beside the authors' way on the same frames.
 
     python benchmarks/input_pipeline.py
     python benchmarks/input_pipeline.py --frames=jpeg --json
 
-Clips of MOVi's size (24 frames of 256x256, 6 used) are drawn procedurally, written as frames and label maps, and prepared by
-`data.prepare`; nothing is downloaded. Times are the processor's own (all threads of this process), so that other work on the
-machine counts little: 1 / time is what one core gives. All data lie in the page cache.
+Clips of MOVi's size (24 frames of 256x256, 6 used) are drawn procedurally, written as frames and
+label maps, and prepared by `data.prepare`; nothing is downloaded. Times are the processor's own
+(all threads of this process), so other work on the machine matters little: 1 / time is what one
+core delivers. All data are in the page cache.
 
-The authors' way is written anew after their public readers (see data/authors_lmdb.py): an LMDB record is the pickled dict of
-a whole clip. `2025`: AVI, all 24 frames decoded before 6 are cut out (MOVi of their version 3, which the published scores
-belong to). `2026`: PNG, the 6 frames are cut out before they are decoded. Then crop, resize, flip, normalise to float32, labels as
-one-hot masks, boxes from these. They resize with PyTorch: without it here, their resize is left out. Left out too are flow
-and depth, which lie in each of their MOVi records and are read with it.
+The authors' way is rewritten after their public readers (see data/authors_lmdb.py): an LMDB record
+is the pickled dict of a whole clip. `2025`: AVI, and all 24 frames are decoded before 6 are cut out
+(MOVi of their version 3, to which the published scores belong). `2026`: PNG, and the 6 frames are
+cut out before they are decoded. Then crop, resize, flip, normalize to float32, labels as one-hot
+masks, and boxes from these. They resize with PyTorch; without it their resize is left out. So are
+flow and depth, which are in each of their MOVi records and are read with it.
 """
 
 import argparse
@@ -140,7 +142,7 @@ class Clock:
         return {stage: seconds / count for stage, seconds in self.seconds.items()}
 
 
-# ----------------------------------------------------------------------------------------------------------------- ours
+# --------------------------------------------------------------------------------------------- ours
 
 
 class Ours:
@@ -186,7 +188,7 @@ class Ours:
 
 
 class Long:
-    """As many clips as MOVi-C has, by repetition: Grain shuffles a handful at more cost than thousands."""
+    """As many clips as MOVi-C has, by repetition: Grain shuffles few clips at a higher cost."""
 
     def __init__(self, source: PreparedFolder):
         self._source = source
@@ -226,7 +228,7 @@ def write_prepared(folder: Path, clips: list[tuple[np.ndarray, np.ndarray]], kin
     return folder / "prepared"
 
 
-# ---------------------------------------------------------------------------------------------------------- the authors
+# -------------------------------------------------------------------------------------- the authors
 
 
 class Authors:
@@ -309,7 +311,7 @@ class Authors:
 
 
 def _boxes(masks: np.ndarray) -> np.ndarray:
-    """(T,S,4) from masks (T,H,W,S): the outermost pixels, looked for over all pixels of each mask."""
+    """Return boxes (T,S,4) of masks (T,H,W,S), found by a search over all pixels of each mask."""
     frames, height, width, count = masks.shape
     flat = masks.transpose(1, 2, 0, 3).reshape(height, width, frames * count)
     y, x = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
@@ -368,15 +370,15 @@ def _frames_of(buffer: io.BytesIO) -> np.ndarray:
         return np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def report(found: dict[str, Any]) -> str:
     """The figures as lines for people."""
     lines = [
         f"{found['cores']} CPU cores, {found['processor']}, {found['date']}",
-        f"clips of {found['length']} frames of {found['size']}x{found['size']}, {found['used']} used; {found['frames']}, "
-        f"{found['kilobytes_per_frame']:.0f} kB a frame with its labels",
+        f"clips of {found['length']} frames of {found['size']}x{found['size']}, {found['used']} "
+        f"used; {found['frames']}, {found['kilobytes_per_frame']:.0f} kB a frame with its labels",
         "",
         f"{'ms of a core for a clip':<25}" + "".join(f"{stage:>9}" for stage in (*STAGES, "all")),
     ]
@@ -394,7 +396,8 @@ def report(found: dict[str, Any]) -> str:
     cores = WANTED * totals["ours"] / 1e3
     lines += [
         f"the authors' resize: {resize}; their flow and depth are left out",
-        f"{WANTED} clips/s take {cores:.1f} such cores (train.num_workers={int(np.ceil(cores))}), extrapolated from one",
+        f"{WANTED} clips/s take {cores:.1f} such cores "
+        f"(train.num_workers={int(np.ceil(cores))}), extrapolated from one",
     ]
     return "\n".join(lines)
 

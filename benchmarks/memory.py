@@ -1,12 +1,14 @@
-"""The batch that fits into 16, 24 and 80 GB, from the memory that the compiler plans for a training step.
+"""Find the batch that fits into 16, 24 and 80 GB, from the memory that the compiler plans.
 
     python benchmarks/memory.py --config=configs/movi_c.py
-    python benchmarks/memory.py --config=configs/movi_c.py --config.train.accumulate=4 --batches=16,64,256
+    python benchmarks/memory.py --config=configs/movi_c.py --config.train.accumulate=4 \\
+        --batches=16,64,256
 
-Compiles the step for three batches, puts a parabola through them (slot contrast compares all slots of a batch with each other), and
-solves it for each memory less 10 %, which is left to the libraries and to fragments. Nothing is run and no weights are loaded.
-What a CPU's compiler plans is an estimate for a GPU: that one fuses other operations and needs workspace for its libraries.
-On a GPU the same command tells what its own compiler plans.
+Compiles the training step for three batches, puts a parabola through them (slot contrast compares
+all slots of a batch with each other), and solves it for each memory size less 10 %, a reserve for
+libraries and fragmentation. Runs nothing and loads no weights. What a CPU's compiler plans is an
+estimate for a GPU, whose compiler fuses other operations and whose libraries need workspace. On a
+GPU the command prints what the GPU's own compiler plans.
 """
 
 import argparse
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-# For the CPU: machine code that nobody runs need not be good, and a schedule that spares memory, as those of GPU and TPU.
+# For the CPU: no optimization of code that never runs, and a schedule that saves memory, as on GPU
+# and TPU.
 PLAN_ONLY = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -38,7 +41,7 @@ USABLE = 0.9
 
 
 def step_arguments(training: Training, config: ConfigDict, batch: int) -> tuple[Any, ...]:
-    """What the training step takes, with a batch of shapes only."""
+    """Return the arguments of the training step, with a batch of shapes only."""
     inputs = {
         name: jax.ShapeDtypeStruct(*x, sharding=training.batch_sharding)
         for name, x in cases.batch_shapes(config, batch).items()
@@ -47,18 +50,18 @@ def step_arguments(training: Training, config: ConfigDict, batch: int) -> tuple[
 
 
 def lowered_step(training: Training, config: ConfigDict, batch: int) -> Any:
-    """The training step lowered for the shapes of a batch."""
+    """Return the training step lowered for the shapes of a batch."""
     return training.train_step.lower(*step_arguments(training, config, batch))
 
 
 def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
-    """Planned bytes for each of three batches, and the batch for each of `SIZES`."""
+    """Return the planned GB of each of three batches, and the batch for each of `SIZES`."""
     training = build_training(config)
     peaks = [memory_of(lowered_step(training, config, batch).compile()).peak for batch in batches]
     curve = np.polynomial.Polynomial.fit(batches, np.array(peaks) / 1e9, 2)
-    step = max(1, config.train.get("accumulate", 1))
+    step = max(1, config.train.accumulate)
     tried = np.arange(step, 1 << 15, step)
-    # Up to the first that does not fit: the parabola may bend down far beyond the batches it was made of.
+    # Up to the first that does not fit: far beyond the three batches the parabola may bend down.
     fits = {
         size: int(tried[np.cumprod(curve(tried) <= USABLE * size, dtype=bool)].max(initial=0))
         for size in SIZES

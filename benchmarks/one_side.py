@@ -1,9 +1,10 @@
-"""One side of `against_peer.py` in a process of its own: two runtimes in one process would fight for its threads.
+"""Run one side of `against_peer.py` in a process of its own, as two runtimes would share threads.
 
     python benchmarks/one_side.py SPEC      SPEC: JSON of `against_peer.make_spec`
 
-Builds the case and runs it twice, says so in a line of JSON, then answers each line that it reads, a number of calls and whether to
-wait for each, with the seconds of a call. Ends with its input. What libraries print goes to standard error.
+Builds the case, runs it twice and prints a line of JSON. Then answers each line of input, which
+says how many calls to make and whether to wait for each, with the seconds of a call. Ends when its
+input ends. What libraries print goes to standard error.
 """
 
 import collections
@@ -26,7 +27,8 @@ import numpy as np  # noqa: E402
 from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 
 WARM_UP = 2  # calls before any is timed
-IN_FLIGHT = 4  # calls of ours at once: each holds its own input on the device, where PyTorch uses one buffer again
+# Calls of ours at once: each holds its own input on the device, where PyTorch reuses one buffer.
+IN_FLIGHT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Side:
     """A case, ready to run.
 
     Attributes:
-        call: starts one training step, or one inference; the device may still be working when it returns.
-        wait: until the device has done all that was started, and the last result is on the host; gives that.
-        peak_bytes: the most memory so far: of the accelerator, or None.
-        forget_peak: lets the peak start again from what is needed now.
-        about: versions, and what else is known of the program.
+        call: starts one training step, or one inference; the device may still be working when it
+            returns.
+        wait: waits until the device has done all that was started, and returns the last result,
+            copied to the host.
+        peak_bytes: the peak memory of the accelerator so far, or None.
+        forget_peak: resets the peak to what is allocated now.
+        about: versions and other facts about the program.
     """
 
     call: Callable[[], None]
@@ -49,10 +53,10 @@ class Side:
 
 
 def make_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Random pixels and boxes; every slot is valid."""
+    """Return random pixels and boxes; every slot is valid."""
     rng = np.random.default_rng(0)
     size = spec["config"]["data"]["image_size"]
-    slots = spec["config"]["model"]["slot_attention"]["num_slots"]
+    slots = spec["config"]["model"]["num_slots"]
     lead = spec["batch"], spec["frames"]
     corners = np.sort(rng.random((*lead, slots, 2, 2), np.float32), axis=-2)
     return {
@@ -63,14 +67,15 @@ def make_batch(spec: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def make_slots(spec: dict[str, Any]) -> np.ndarray:
-    """Of the frame before that of a stream (B,N,D); random, as the time does not depend on them."""
-    sizes = spec["config"]["model"]["slot_attention"]
+    """Return random slots (B,N,D) of a previous frame; the time does not depend on them."""
+    sizes = spec["config"]["model"]
     shape = spec["batch"], sizes["num_slots"], sizes["slot_size"]
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
 def ours(spec: dict[str, Any]) -> Side:
-    """The training step of `main.py`; or pixels to masks as one program, of whole clips or of one further frame of streams."""
+    """Return ours: the training step of `main.py`, or pixels to masks as one program, of whole
+    clips or of one further frame of streams."""
     import jax
     from ml_collections import ConfigDict
 
@@ -83,12 +88,12 @@ def ours(spec: dict[str, Any]) -> Side:
         raise RuntimeError(f"JAX computes on {jax.default_backend()}, expected {spec['device']}")
     training = build_training(canonical(ConfigDict(spec["config"])))
     batch, key, kind = make_batch(spec), jax.random.key(0), spec["kind"]
-    # A program takes what the call before it left, arrays, and what comes from the host.
+    # A program takes what the previous call left, arrays, and what comes from the host.
     if kind == "train":
         program, left, arrays = training.train_step, training.state, training.frozen
     else:
         arrays = training.state.params, training.frozen
-        # The peer has no optimiser here either.
+        # The peer has no optimizer here either.
         training = dataclasses.replace(training, state=None)
         masks = cases.pixels_to_masks(training)
         program, left = jax.jit(lambda left, arrays, *inputs: (left, masks(*arrays, *inputs))), None
@@ -100,9 +105,8 @@ def ours(spec: dict[str, Any]) -> Side:
 
     def from_host():
         if kind == "stream":
-            return (
-                batch,
-            )  # as `Segmenter.stream` gives it; nothing is random behind the first frame
+            # As `Segmenter.stream` gives it; nothing is random after the first frame.
+            return (batch,)
         return training.place(batch), jax.random.fold_in(key, kept["count"])
 
     begin = time.perf_counter()
@@ -124,35 +128,39 @@ def ours(spec: dict[str, Any]) -> Side:
         statistics = jax.devices()[0].memory_stats() or {}
         return statistics.get("peak_bytes_in_use")
 
-    # JAX cannot forget an accelerator's peak, which choosing kernels may have set: `program_bytes` is what a call is planned to take.
+    # JAX cannot reset an accelerator's peak, which the choice of kernels may have set;
+    # `program_bytes` is what the compiler plans for a call.
     return Side(call, lambda: jax.device_get(found[-1]), peak_bytes, forget_peak, about)
 
 
 def following_masks(training: Any) -> Callable:
-    """(slots (B,N,D) of the frame before, arrays, batch of one frame) -> its slots, the slot of each pixel (B,1,H,W).
+    """Return what `Segmenter.stream` computes of a later frame, as one program.
 
-    What `Segmenter.stream` computes of a frame that is not the first, as one program and without its other outputs.
+    Returns:
+        (slots (B,N,D) of the previous frame, arrays, batch of one frame) -> its slots, the slot of
+        each pixel (B,1,H,W).
     """
     import jax
-    import jax.numpy as jnp
 
-    from smoothsa_jax.evaluation.masks import masks_from_attention
+    from smoothsa_jax.evaluation.upsampling import segments_from_masks
+    from smoothsa_jax.tasks.task import MODEL
+
+    definition = training.definitions[MODEL]
 
     def masks(slots, arrays, batch):
-        model = training.definition.merge(*arrays, differentiated=False)
-        mask, backend = batch["slot_mask"], training.definition.backend
-        features = model.extract(batch["video"])[:, 0]
-        slots, _ = model.next_frame(slots, model.projection(features), mask)
-        _, attention = model.decoder(features, slots, None, mask)
-        size = batch["video"].shape[2:4]
-        found = masks_from_attention(attention[:, None], training.grid, size, mask, backend=backend)
-        return slots.astype(jnp.float32), found
+        model = definition.merge(*arrays, differentiated=False)
+        mask, size = batch["slot_mask"], batch["video"].shape[2:4]
+        constants = model.encode(batch["video"])
+        given = {"target": model.target(batch, constants)}
+        outputs, _ = model.follow(constants["features"], given, slots, mask)
+        found = segments_from_masks(outputs["masks"], size, mask, backend=definition.backend)
+        return outputs["slots"][:, 0], found
 
     return jax.jit(masks, out_shardings=training.batch_sharding)
 
 
 def peer(spec: dict[str, Any]) -> Side:
-    """The same in PyTorch, in the authors' manner; made no slower than it can be (benchmarks/README.md)."""
+    """Return the same in PyTorch, in the authors' manner, as fast as it gets (see README.md)."""
     import torch
     from peer_torch.model import SmoothSA
     from peer_torch.step import TrainStep, inference
@@ -169,8 +177,8 @@ def peer(spec: dict[str, Any]) -> Side:
     if device.type == "cuda":
         batch = {name: x.pin_memory() for name, x in batch.items()}
     size = arrays["video"].shape[2:4]
-    noise_shape = (*arrays["slot_mask"].shape, config["model"]["slot_attention"]["slot_size"])
-    boxes_used = config["model"]["initializer"]["name"] == "boxes"
+    noise_shape = (*arrays["slot_mask"].shape, config["model"]["slot_size"])
+    boxes_used = config["model"]["initializer"]["cold"]["name"] == "boxes"
     compiled = spec["side"] == "compiled"
     # Whole, a clip's program repeats its parts for every frame and takes minutes to compile.
     whole = {"mode": spec["mode"]} if compiled and spec["whole"] else None
@@ -217,7 +225,10 @@ def peer(spec: dict[str, Any]) -> Side:
 
 
 def count_flop(config: dict, video: tuple[int, ...], noise: tuple[int, ...], kind: str) -> int:
-    """FLOP of the matrix products and convolutions of one call, backward included; nothing is computed."""
+    """Return the FLOP of one call's matrix products and convolutions, backward included.
+
+    Computes nothing.
+    """
     import torch
     from peer_torch.model import SmoothSA, losses
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -232,12 +243,12 @@ def count_flop(config: dict, video: tuple[int, ...], noise: tuple[int, ...], kin
             else:
                 outputs = model(torch.empty(video), torch.empty(noise), torch.empty(*noise[:2], 4))
         if train:
-            sum(losses(outputs, config["loss"]).values()).backward()
+            sum(losses(outputs, config["losses"]).values()).backward()
     return flop.get_total_flops()
 
 
 def forget_peak() -> None:
-    """The process's peak starts again from what it needs now, without what building the case has left; Linux with glibc only."""
+    """Reset the process's peak memory to what it needs now; Linux with glibc only."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -254,7 +265,7 @@ def peak_resident_bytes() -> int:
 def time_calls(
     side: Side, calls: int, each: bool, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Seconds of a call: of each, waiting for it, or the mean of all."""
+    """Return the seconds of each call, waiting for it, or their mean without waiting."""
     if each:
         times = []
         for _ in range(calls):

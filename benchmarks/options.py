@@ -1,11 +1,15 @@
-"""The training step with and without each of some options, in turns in one process: rematerialisation, accumulation, unrolling, flags of XLA.
+"""Time the training step with and without each of some options, in turns in one process.
 
-    python benchmarks/options.py --config=configs/movi_c.py --config.model.backbone.weights=random --config.train.batch_size=2
-    python benchmarks/options.py --options train.accumulate=4 "train.xla_flags=xla_gpu_enable_triton_gemm=false" --rounds=5
+    python benchmarks/options.py --config=configs/movi_c.py \\
+        --config.weights.encoder.source=random --config.train.batch_size=2
+    python benchmarks/options.py --rounds=5 \\
+        --options train.accumulate=4 "train.xla_flags=xla_gpu_enable_triton_gemm=false"
 
-Any `--config.key=value` works as for main.py. All are compiled side by side, which is why the time to compile is not told; then they
-take turns. One that fails is told, with status 1 in the end. A figure is the best round's, the ratio that of the two: above 1 the step is faster with the option.
-Memory is what the compiler plans besides state and batch.
+The options are rematerialization, accumulation, unrolling and XLA's flags. Any `--config.key=value`
+works as for main.py. All are compiled in parallel, so compile times are not reported; then they
+take turns. An option that fails is reported, and the exit status is 1. A figure is the best round;
+the ratio is above 1 where the option makes the step faster. Memory is what the compiler plans
+besides state and batch.
 """
 
 import argparse
@@ -39,7 +43,7 @@ GPU_FLAGS = (
 
 
 def measure(config: ConfigDict, options: Sequence[str], rounds: int) -> dict[str, cases.Timed]:
-    """The step with no option ("") and with each of `options`.
+    """Time the step with no option ("") and with each of `options`.
 
     Raises:
         UserError: an option that the config does not have.
@@ -63,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         options = [*OPTIONS, *(f"train.xla_flags={flag}" for flag in flags)]
     elif jax.default_backend() != "gpu" and any("xla_flags" in x for x in options):
         raise UserError(
-            f"JAX runs on {jax.default_backend()}, and train.xla_flags are for a GPU; run this on one"
+            f"JAX runs on {jax.default_backend()}, and train.xla_flags are for a GPU; run this on "
+            "a GPU"
         )
     found = measure(config, options, given.rounds)
     print(f"{cases.machine()}\n{cases.of_config(config)}")

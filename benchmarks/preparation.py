@@ -1,12 +1,13 @@
-"""Times `python -m data.prepare` on miniatures: samples, frames and MB of the download a second, for each family.
+"""Time `python -m data.prepare` on miniatures of each family of downloads.
 
     python benchmarks/preparation.py
     python benchmarks/preparation.py coco ytvis_2021 --scale=4 --workers 1 2 8 --json
 
-The miniatures are made here in the layout of the downloads, of pictures whose size in pixels and in bytes is near the real ones;
-what an hour prepares of the real sets follows from their counts (docs/datasets.md). A run begins with no process and ends with the
-finished folder, so the start of the workers is in it. CPU seconds, of all processes together, tell more than the clock where other
-work runs beside.
+Prints samples, frames and MB of the download a second. The miniatures are made here, in the layout
+of the downloads, with pictures of about the real size in pixels and bytes; docs/datasets.md derives
+from their counts how long the real sets take. A run begins with no process and ends with the
+finished folder, so it includes the start of the workers. CPU seconds, of all processes together,
+say more than wall time where other work runs beside.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from data.prepare import prepare  # noqa: E402
 NUM_PICTURES = 16  # different ones; files repeat them
 
 
-# ------------------------------------------------------------------------------------------------------------ miniatures
+# --------------------------------------------------------------------------------------- miniatures
 
 
 @functools.cache
@@ -114,7 +115,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def movi_c(folder: Path, count: int) -> int:
-    """Records as large as the real ones, about 27 MB: flow and depth are read past, as they are there."""
+    """Write records of the real size, about 27 MB, with flow and depth, which are skipped."""
     frames, size, per_file = 24, 256, 10
 
     def record(index: int) -> bytes:
@@ -310,7 +311,7 @@ def davis(folder: Path, count: int) -> int:
     return count * frames
 
 
-# Name of the data set -> how its miniature is made (returns its number of frames), and of how many samples.
+# data set -> function that makes its miniature and returns the number of frames; its samples
 KINDS: dict[str, tuple[Callable[[Path, int], int], int]] = {
     "movi_c": (movi_c, 40),
     "coco": (coco, 2000),
@@ -321,7 +322,7 @@ KINDS: dict[str, tuple[Callable[[Path, int], int], int]] = {
     "davis_2017": (davis, 64),
 }
 
-# --------------------------------------------------------------------------------------------------------------- timing
+# ------------------------------------------------------------------------------------------- timing
 
 
 def measure(name: str, samples: int, workers: Sequence[int]) -> dict[str, Any]:
@@ -360,7 +361,8 @@ def used_cpu() -> float:
 def line(name: str, found: dict[str, Any]) -> str:
     rates = "; ".join(
         f"{count} worker{'s' * (count > 1)}: {found['samples'] / seconds:.1f} samples/s, "
-        f"{found['frames'] / seconds:.0f} frames/s, {found['source_bytes'] / seconds / 1e6:.0f} MB/s ({seconds:.1f} s); "
+        f"{found['frames'] / seconds:.0f} frames/s, "
+        f"{found['source_bytes'] / seconds / 1e6:.0f} MB/s ({seconds:.1f} s); "
         f"CPU {found['cpu_seconds'][count] / found['frames'] * 1e3:.1f} ms a frame"
         for count, seconds in found["seconds"].items()
     )

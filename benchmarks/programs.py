@@ -1,10 +1,10 @@
-"""The program's real functions with the shapes that they are called with, to lower for any mesh.
+"""The program's real functions, with the shapes of their arguments, to lower for any mesh.
 
 Nothing is put on a device.
 
 train     the training step
-predict   the model's slots and masks of a batch at evaluation
-count     what turns attention into counted masks, for the scores
+predict   the evaluator's inputs from a batch, at evaluation
+count     from soft masks to counted segments, for the scores
 stream    the programs of `Segmenter.stream`: a frame's features, a first frame, a later frame
 """
 
@@ -25,9 +25,10 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation import counting
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.models.backend import Backend
-from smoothsa_jax.models.build import build_model
-from smoothsa_jax.models.parameters import shapes_in_place, split
-from smoothsa_jax.training.recognition import build_recognition
+from smoothsa_jax.models.build import build_slot_model
+from smoothsa_jax.models.parameters import frozen_patterns, split
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.step import Training, build_training
 
 NAMES = ("train", "predict", "count", "stream")
@@ -35,7 +36,7 @@ WHOLE_VIDEO = 24  # frames, where a config evaluates whole videos
 
 
 class Call(NamedTuple):
-    """A jitted function, and the arguments that it is lowered for: shapes, and what is static.
+    """A jitted function and the arguments to lower it for: shapes, and static values.
 
     Attributes:
         mesh: its devices.
@@ -50,8 +51,11 @@ class Call(NamedTuple):
 
 
 def names_for(config: ConfigDict) -> tuple[str, ...]:
-    """The programs that a config has; recognition counts in its prediction, and has no stream."""
-    return NAMES[:2] if "recognition" in config else NAMES
+    """Return the programs that a config has.
+
+    Recognition counts within its prediction, and has no stream.
+    """
+    return NAMES if config.task == "discovery" else NAMES[:2]
 
 
 def calls(
@@ -61,10 +65,11 @@ def calls(
     wanted: Sequence[str],
     backend: Backend | None = None,
 ) -> Iterator[Call]:
-    """The wanted programs, in the order of `NAMES`.
+    """Yield the wanted programs, in the order of `NAMES`.
 
     Args:
-        batch: samples, which are spread over the mesh; a stream has one on one device.
+        config: with the architecture of its companions in it.
+        batch: number of samples, spread over the mesh; a stream has one, on one device.
         backend: what to compile for; default: the mesh's devices.
 
     Raises:
@@ -76,8 +81,7 @@ def calls(
         )
     backend = backend or backend_of_mesh(mesh)
     if {"train", "predict", "count"} & set(wanted):
-        build = build_recognition if "recognition" in config else build_training
-        training = build(config, mesh, backend, shapes_only=True)
+        training = build_training(config, mesh, backend, shapes_only=True)
     makers = {"train": _train, "predict": _predict, "count": _count}
     for name, make in makers.items():
         if name in wanted:
@@ -89,9 +93,10 @@ def calls(
 
 
 def counted_flop(config: ConfigDict, batch: int, wanted: Sequence[str]) -> dict[str, float]:
-    """FLOP of one call of each program, on all devices together, as XLA counts before it compiles.
+    """Return the FLOP of one call of each program, on all devices together.
 
-    Loops are written out, and attention is no library's: of neither it knows what runs.
+    XLA counts before it compiles. It cannot see into loops and library calls, so loops are unrolled
+    and attention uses no library.
     """
     mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), AXES)
     found = {}
@@ -102,12 +107,12 @@ def counted_flop(config: ConfigDict, batch: int, wanted: Sequence[str]) -> dict[
 
 
 def batch_shapes(config: ConfigDict, mesh: Mesh, batch: int, frames: int) -> dict[str, Any]:
-    """What a program sees of a batch, spread over the mesh."""
+    """Return the shapes that a program reads of a batch, spread over the mesh."""
     shapes = dict(cases.batch_shapes(config, batch))
     for name in ("video", "boxes"):
         (_, _, *rest), dtype = shapes[name]
         shapes[name] = ((batch, frames, *rest), dtype)
-    if "recognition" in config:
+    if "categories" in build_task(config).inputs:
         shapes["segmentations"] = ((batch, frames, *image_size_of(config)), jnp.uint8)
         shapes["categories"] = ((batch, config.data.max_objects), jnp.int32)
     place = spread(mesh)
@@ -137,48 +142,52 @@ def _predict(config: ConfigDict, training: Training, batch: int, backend: Backen
     mesh = training.mesh
     inputs = batch_shapes(config, mesh, batch, _frames_of_evaluation(config))
     params = training.cast(training.state.params)
-    return training.predict_on, (mesh, params, training.cast_frozen, inputs, _key(mesh))
+    return training.predict_on, (mesh, params, training.cast_frozen, inputs, _key(mesh), False)
 
 
 def _count(config: ConfigDict, training: Training, batch: int, backend: Backend) -> tuple:
-    frames, slots = _frames_of_evaluation(config), config.model.slot_attention.num_slots
-    place, (rows, columns) = spread(training.mesh), training.grid
+    frames, slots = _frames_of_evaluation(config), config.model.num_slots
+    place, grid = spread(training.mesh), training.definitions[MODEL].skeleton().encoder.grid
 
     def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=place)
 
     return counting._counted, (
-        shape(jnp.float32, frames, slots, rows * columns),
+        shape(jnp.float32, frames, slots, *grid),
         shape(jnp.uint8, frames, *image_size_of(config)),
         shape(jnp.bool_, slots),
         shape(jnp.int32),
-        training.grid,
         place,
         backend,
     )
 
 
 def _stream(config: ConfigDict, mesh: Mesh, backend: Backend) -> dict[str, tuple]:
-    """Of one frame, on one device."""
-    model = build_model(config.model, image_size_of(config), 0)
-    _, trained, frozen = split(model, config.dtype)
+    """Return the programs of one frame, on one device."""
+    model = build_slot_model(config.model, image_size_of(config), 0)
+    _, trained, frozen = split(model, config.dtype, frozen=frozen_patterns(config.weights))
     segmenter = Segmenter(config, {**trained, **frozen}, backend=backend)
     whole = replicated(mesh)
 
     def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
 
-    arrays = jax.eval_shape(segmenter.definition.cast, segmenter.params)
-    arrays = shapes_in_place(arrays, {name: whole for name in arrays})
-    slots, (rows, columns) = segmenter.num_slots, segmenter.grid
-    features = shape(config.dtype, 1, rows * columns, model.backbone.feature_size)
+    def in_place(tree: Any) -> Any:
+        return jax.tree.map(lambda x: shape(x.dtype, *x.shape), tree)
+
+    arrays = in_place(jax.eval_shape(segmenter.definition.cast, segmenter.params))
+    slots = segmenter.num_slots
     boxes = shape(jnp.float32, 1, 1, slots, 4) if segmenter.starts_from_boxes else None
     mask, frame = shape(jnp.bool_, 1, slots), shape(jnp.uint8, *image_size_of(config), 3)
+    constants = in_place(jax.eval_shape(segmenter._constants, arrays, frame))
     found = {
-        "features": (segmenter._extract, (arrays, frame)),
-        "first frame": (segmenter._first, (arrays, features, boxes, mask, _key(mesh))),
+        "features": (segmenter._constants, (arrays, frame)),
+        "first frame": (segmenter._first, (arrays, constants, boxes, mask, _key(mesh))),
     }
     if segmenter.follows:
         before = shape(jnp.float32, 1, slots, segmenter.slot_size)
-        found["later frame"] = (segmenter._following, (arrays, features, before, mask))
+        # Of the frame before; the second frame has none yet.
+        memory = jax.eval_shape(segmenter._following, arrays, constants, before, mask, None)[1]
+        memory = in_place(memory)
+        found["later frame"] = (segmenter._following, (arrays, constants, before, mask, memory))
     return found

@@ -1,10 +1,11 @@
-"""Shot cuts: how well the distance of features finds them, and what starting anew is worth. Prints Markdown.
+"""Measure how well distances of features find shot cuts, and what a restart at a cut is worth.
 
     python benchmarks/shot_cuts.py --workdir=runs/gaussian
 
-Two test clips of sprites behind each other make a video with one cut in its middle. The first table says how far frames
-are from those before them, within clips and at cuts of the validation split, by three distances; from it the default threshold was
-chosen. The second scores the frames behind the cut on the test split: FG-ARI of the second clip alone.
+Prints Markdown. Two clips of sprites in a row make a video with one cut in its middle. The first
+table gives three distances between neighboring frames of the validation split, within clips and at
+cuts; the default threshold was chosen from it. The second table scores the frames after the cut on
+the test split: FG-ARI of the second clip alone.
 """
 
 import argparse
@@ -27,7 +28,7 @@ Pair = tuple[np.ndarray, np.ndarray]  # video of two clips; labels of the second
 
 
 def cosine_distance(before: jnp.ndarray, after: jnp.ndarray) -> jnp.ndarray:
-    """One minus the cosine of tokens in the same place, mean over them."""
+    """Return one minus the cosine of tokens in the same place, averaged."""
     product = (before * after).sum(-1)
     return 1 - (product / jnp.linalg.norm(before, axis=-1) / jnp.linalg.norm(after, axis=-1)).mean(
         -1
@@ -35,7 +36,7 @@ def cosine_distance(before: jnp.ndarray, after: jnp.ndarray) -> jnp.ndarray:
 
 
 def distance_of_means(before: jnp.ndarray, after: jnp.ndarray) -> jnp.ndarray:
-    """As `feature_distance`, between the mean tokens of the frames: motion counts for nothing."""
+    """Return `feature_distance` of the frames' mean tokens, which ignores motion."""
     spread = sum(x.var(axis=-2).sum(-1) for x in (before, after))
     return jnp.square(after.mean(-2) - before.mean(-2)).sum(-1) / spread
 
@@ -48,7 +49,7 @@ DISTANCES: dict[str, Callable] = {
 
 
 def pairs(model: Segmenter, split: str, count: int, frames: int) -> list[Pair]:
-    """Clips 0 and 1, 2 and 3, ... behind each other."""
+    """Join clips 0 and 1, 2 and 3, and so on."""
     data = model.config.data
     clips = Sprites(
         image_size=data.image_size,
@@ -69,11 +70,11 @@ def pairs(model: Segmenter, split: str, count: int, frames: int) -> list[Pair]:
 
 
 def distances(model: Segmenter, videos: Sequence[np.ndarray]) -> dict[str, tuple]:
-    """Name of a distance -> those within clips, and those at cuts."""
+    """Return, by the name of a distance, those within clips and those at cuts."""
     rows: dict[str, list] = {name: [] for name in DISTANCES}
     for video in videos:
-        frames = [model._extract(model.params, frame)[0] for frame in video]
-        features = jnp.stack(frames)
+        found = [model._constants(model.params, frame)["features"][0, 0] for frame in video]
+        features = jnp.stack(found)
         for name, distance in DISTANCES.items():
             rows[name].append(np.asarray(distance(features[:-1], features[1:])))
     found = {}
@@ -87,7 +88,7 @@ def distances(model: Segmenter, videos: Sequence[np.ndarray]) -> dict[str, tuple
 def fg_ari_behind_the_cut(
     model: Segmenter, tests: Sequence[Pair], shot_cuts: float | None, whole: bool = True
 ) -> np.ndarray:
-    """FG-ARI of each second clip; `whole=False`: shown alone, as if the cut were known."""
+    """Return FG-ARI of each second clip; with `whole=False` of the clip shown alone."""
     scores = []
     for video, labels in tests:
         frames = video if whole else video[-len(labels) :]
@@ -112,16 +113,17 @@ def main(arguments: Sequence[str]) -> int:
         inner = np.quantile(within, [0.5, 0.99, 1])
         outer = np.quantile(cuts, [0, 0.01, 0.5])
         print(
-            f"| {name} | {', '.join(f'{x:.3f}' for x in inner)} | {', '.join(f'{x:.3f}' for x in outer)} |"
+            f"| {name} | {', '.join(f'{x:.3f}' for x in inner)} "
+            f"| {', '.join(f'{x:.3f}' for x in outer)} |"
         )
 
     tests = pairs(models[0], "test", given.videos, given.frames)
     found = distances(models[0], [video for video, _ in tests])["feature_distance (used)"]
     print(
-        f"\nTest split, threshold {given.threshold:g}: {(found[1] > given.threshold).sum()} of {len(found[1])} cuts found, ",
-        end="",
+        f"\nTest split, threshold {given.threshold:g}: {(found[1] > given.threshold).sum()} of "
+        f"{len(found[1])} cuts found, {(found[0] > given.threshold).sum()} of {len(found[0])} "
+        "other frames taken for one.\n"
     )
-    print(f"{(found[0] > given.threshold).sum()} of {len(found[0])} other frames taken for one.\n")
     print("| model | without | with --shot-cuts | second clip alone |")
     print("|---|---|---|---|")
     for workdir, model in zip(given.workdir, models, strict=True):

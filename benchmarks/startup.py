@@ -1,12 +1,13 @@
-"""What a run costs before and beside its steps: importing, the first step with a cold and a warm cache, a save.
+"""Measure what a run costs before and beside its steps: imports, the first step, and a save.
 
     python benchmarks/startup.py                           # sprites
-    python benchmarks/startup.py --config=configs/movi_c.py --config.model.backbone.weights=random --config.train.batch_size=1
+    python benchmarks/startup.py --config=configs/movi_c.py \\
+        --config.weights.encoder.source=random --config.train.batch_size=1
 
-Any `--config.key=value` works as for main.py; the time to the first step is measured on sprites only, whose data need no
-folder. Each start is a process of its own; cold and warm take turns, each cold one with an empty cache. A save holds up
-the loop from the call until it returns; its checking and writing go on beside the next steps, which they slow where
-they share cores with them.
+Any `--config.key=value` works as for main.py; the time to the first step is measured on sprites
+only, which need no folder of data. Each start is a process of its own; cold and warm caches take
+turns, each cold one with an empty cache. A save holds up the loop from the call until it returns;
+its checking and writing go on beside the next steps, which they slow down where they share cores.
 """
 
 import argparse
@@ -47,7 +48,7 @@ sys.exit(main.main({arguments!r}))
 
 
 def seconds_to_import(module: str, rounds: int) -> float:
-    """Median over processes of processor time, which other programs do not disturb; the interpreter's own start not counted."""
+    """Return the median processor time of several processes, without the interpreter's start."""
     code = f"import time; b = time.process_time(); import {module}; print(time.process_time() - b)"
     found = [
         float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, **_text()).stdout)
@@ -57,7 +58,7 @@ def seconds_to_import(module: str, rounds: int) -> float:
 
 
 def seconds_to_first_step(arguments: Sequence[str], cache: Path, workdir: Path) -> float:
-    """From the start of a process until the metrics of its first step are on the host."""
+    """Return the seconds from a process's start until its first step's metrics are on the host."""
     arguments = [*arguments, f"--workdir={workdir}"]
     code = FIRST_STEP.format(root=str(ROOT), arguments=arguments)
     environment = {**os.environ, "SMOOTHSA_JAX_CACHE": str(cache)}
@@ -72,7 +73,8 @@ def _text() -> dict:
 
 
 def save_beside_steps(config: ConfigDict, rounds: int) -> dict[str, float]:
-    """Seconds of a step, of the call that saves, and by how much it lengthens `STEPS` steps; the state's bytes."""
+    """Return the seconds of a step, of the call that saves, and by how much a save lengthens
+    `STEPS` steps; and the bytes of the state."""
     training = cases.training_of(config)
     placed = training.place(cases.random_batch(config))
     key, state = jax.random.key(0), copied(training.state)

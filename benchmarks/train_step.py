@@ -1,10 +1,11 @@
-"""Times the training step of a config: compiling, the first call, the steady state, and its parts.
+"""Time the training step of a config: compilation, first call, steady state, and its parts.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --config=configs/sprites.py:smoke --steps=50 --json
 
-Any `--config.key=value` works as for main.py. Times are medians of single calls on one batch that is on the device
-already; FLOP are XLA's count for one device, the peak is a large matrix product of the same type, measured here.
+Any `--config.key=value` works as for main.py. Times are medians of single calls on one batch that
+is on the device already. FLOP are XLA's count for one device; the peak is a large matrix product of
+the same type, measured here. Parts are timed only for a slot model with a frozen encoder.
 """
 
 import argparse
@@ -30,23 +31,26 @@ from benchmarks import cases  # noqa: E402
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
-from smoothsa_jax.losses.build import active_terms, weighted_losses
-from smoothsa_jax.models.draws import sample_training_draws
+from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.layers import attention
+from smoothsa_jax.models.parameters import ENCODER
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import MODEL, sizes_of
 from smoothsa_jax.training.optimizer import build_optimizer
+from smoothsa_jax.training.schedules import Schedules
 from smoothsa_jax.training.step import Training, build_training
 
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192
 
 
 def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
-    """All figures: seconds, FLOP of one call, FLOP a second.
+    """Return all figures: seconds, FLOP of one call, FLOP a second.
 
     Raises:
         UserError: a config that cannot run on this machine.
     """
     training = cases.training_of(config)
-    slots = config.model.slot_attention.num_slots
+    slots = build_task(config).slot_model.num_slots
     source = build_dataset(config.data, "train", num_slots=slots)
     batch = training.place(next(training_batches(source, config.train.batch_size, config.seed)))
     key = jax.random.key(config.seed)
@@ -57,7 +61,7 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
     compile_seconds = time.perf_counter() - begin
     whole = config.copy_and_resolve_references()
     with whole.unlocked():
-        whole.train.accumulate = 1  # its parts are a loop
+        whole.train.accumulate = 1  # the parts of a batch are a loop
     flop = count_flop(build_training(whole).train_step, *arguments)
     begin = time.perf_counter()
     state, _ = jax.block_until_ready(compiled(*arguments))  # gives its state away
@@ -68,8 +72,10 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
         holder[0], metrics = compiled(holder[0], frozen, batch, key)
         return holder[0], metrics
 
-    parts = {}
-    for name, (function, inputs) in parts_of(training, config, params, batch, key).items():
+    parts, made = {}, {}
+    if ENCODER in training.definitions[MODEL].frozen_parts:
+        made = parts_of(training, config, params, batch, key)
+    for name, (function, inputs) in made.items():
         program = jax.jit(function)
         ready = program.lower(*inputs).compile()
         parts[name] = {
@@ -89,44 +95,50 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
 def parts_of(
     training: Training, config: ConfigDict, params: Any, batch: dict, key: jax.Array
 ) -> dict[str, tuple[Callable, tuple]]:
-    """The parts of a step as functions with their inputs. They overlap: the gradient contains both forward parts."""
-    frozen, merge = training.frozen, training.definition.merge
-    batch_size, num_frames = batch["video"].shape[:2]
-    draws = sample_training_draws(
-        key,
-        *batch["slot_mask"].shape,
-        config.model.slot_attention.slot_size,
-        num_frames=num_frames,
-        num_tokens=training.grid[0] * training.grid[1],
-        history=config.model.transition.get("history", 2),
-    )
-    per_sample = {name: value for name, value in vars(draws).items() if name != "dropout"}
-    draws = draws.replace(**jax.device_put(per_sample, training.batch_sharding))
-    weights = active_terms(config.loss, config.model.initializer.warmer, num_frames)
-    detach = config.model.initializer.detach_until > 0  # as in the first step
-    mask = batch["slot_mask"]
+    """Return the parts of a step as functions with their inputs.
+
+    They overlap: the gradient contains both forward parts.
+    """
+    task, frozen, definition = training.task, training.frozen, training.definitions[MODEL]
+    skeletons = {MODEL: definition.skeleton()}
+    draws = task.draw(skeletons, key, sizes_of(batch), True)
+    losses = build_losses(config.losses)
+    settings = {"losses": losses.schedules, MODEL: task.schedules}
+    # As in the first step.
+    scheduled = Schedules(settings, config.train.num_steps).at(jnp.zeros((), jnp.int32))
     optimizer = build_optimizer(config.optimizer, config.train.num_steps)
 
-    def backbone(params, frozen, video):
-        return merge(params, frozen).extract(video)
+    def models(params, frozen):
+        return {MODEL: definition.merge(params, frozen)}
 
-    def forward(params, frozen, features, draws, batch):
-        return merge(params, frozen)(features, draws, batch["boxes"], batch["slot_mask"], detach)
+    def encoder(params, frozen, batch):
+        merged = models(params, frozen)
+        constants = task.constants(merged, batch, draws, False)
+        return {**constants, **task.targets(skeletons, batch, constants)}
 
-    def slot_attention(*inputs):
+    def forward(params, frozen, constants, draws, batch):
+        merged = models(params, frozen)
+        return task.forward(merged, batch, constants, draws, scheduled[MODEL])
+
+    def aggregator(*inputs):
         outputs = forward(*inputs)
         # XLA drops the decoder, on which these do not depend.
         return {name: outputs[name] for name in ("slots", "warm_queries") if name in outputs}
 
-    def decoder(params, frozen, features, slots, visible, mask):
+    def decoder(params, frozen, constants, slots, draws, mask):
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-        frames = jnp.repeat(mask, num_frames, axis=0)
-        return merge(params, frozen).decoder(fold(features), fold(slots), fold(visible), frames)
+        frames = jnp.repeat(mask, slots.shape[1], axis=0)
+        model = models(params, frozen)[MODEL]
+        given = {"target": fold(constants["target"]).astype(model.dtype)}
+        return model.decoder(
+            fold(slots).astype(model.dtype), frames, given, jax.tree.map(fold, draws)
+        )
 
-    def gradient(params, frozen, features, draws, batch):
+    def gradient(params, frozen, constants, draws, batch):
         def loss(params):
-            outputs = forward(params, frozen, features, draws, batch)
-            return sum(weighted_losses(outputs, batch["slot_mask"], weights).values())
+            outputs = forward(params, frozen, constants, draws, batch)
+            terms = losses({**constants, **outputs}, batch, scheduled["losses"])
+            return sum(terms.values())
 
         return jax.value_and_grad(loss)(params)
 
@@ -134,31 +146,32 @@ def parts_of(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    features = jax.jit(backbone)(params, frozen, batch["video"])
-    inputs = (params, frozen, features, draws, batch)
-    slots = jax.jit(slot_attention)(*inputs)["slots"]
+    constants = jax.jit(encoder)(params, frozen, batch)
+    inputs = (params, frozen, constants, draws, batch)
+    slots = jax.jit(aggregator)(*inputs)["slots"]
+    of_decoder = (params, frozen, constants, slots, draws["decoder"], batch["slot_mask"])
     grads = jax.tree.map(jnp.ones_like, params)
     return {
-        "backbone": (backbone, (params, frozen, batch["video"])),
-        "slot attention, forward": (slot_attention, inputs),
-        "decoder, forward": (decoder, (params, frozen, features, slots, draws.visible, mask)),
+        "encoder": (encoder, (params, frozen, batch)),
+        "aggregator, forward": (aggregator, inputs),
+        "decoder, forward": (decoder, of_decoder),
         "loss and gradient": (gradient, inputs),
         "update": (update, (params, grads, optimizer.init(params))),
     }
 
 
 def median_of(call: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of a call, after one that is not timed."""
+    """Return the median seconds of a call, after one that is not timed."""
     jax.block_until_ready(call())
     waited = lambda: jax.block_until_ready(call())  # noqa: E731
     return statistics.median(cases.in_turn([waited], repeats, time.perf_counter)[0])
 
 
 def count_flop(program: Callable, *inputs: Any) -> float:
-    """FLOP of one call on one device, as XLA counts them before it compiles.
+    """Return the FLOP of one call on one device, as XLA counts them before it compiles.
 
-    XLA counts the body of a loop once and knows nothing of what a library's call does, so what is counted is the same program with
-    the scan over frames unrolled and attention written out.
+    XLA counts the body of a loop once and cannot see into library calls, so it counts the same
+    program with the scan over frames unrolled and attention written out.
     """
     plain = inspect.unwrap(program)
     with unrolled_scans():
@@ -168,7 +181,7 @@ def count_flop(program: Callable, *inputs: Any) -> float:
 
 @contextlib.contextmanager
 def unrolled_scans() -> Iterator[None]:
-    """Programs traced inside have no loop over frames or samples, and no library's attention."""
+    """Trace programs without loops over frames or samples, and without a library's attention."""
     scan, one_by_one, form = jax.lax.scan, attention.ONE_BY_ONE, attention.takes_cudnn
     jax.lax.scan = lambda *given, **options: scan(*given, **{**options, "unroll": True})
     attention.ONE_BY_ONE, attention.takes_cudnn = math.inf, lambda *ignored: False
@@ -179,7 +192,7 @@ def unrolled_scans() -> Iterator[None]:
 
 
 def matmul_peak(dtype: str) -> dict[str, Any]:
-    """FLOP a second of one large square matrix product on one device: the best of five."""
+    """Return the FLOP/s of a large square matrix product on one device, the best of five."""
     size = PEAK_SIZE.get(jax.default_backend(), 8192)
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
@@ -193,7 +206,7 @@ def matmul_peak(dtype: str) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The figures as lines for people."""
+    """Return the figures as text."""
     steady, peak = found["steady_seconds"], found["peak_flop_per_second"]
     lines = [
         found["machine"],
@@ -214,8 +227,9 @@ def report(found: dict[str, Any]) -> str:
     size = found["peak_size"]
     lines += [
         "",
-        f"peak: {peak / 1e12:.3f} TFLOP/s, measured with {size} x {size} matrices of {found['dtype']}",
-        "The parts are compiled and timed one by one; loss and gradient contain both forward parts.",
+        f"peak: {peak / 1e12:.3f} TFLOP/s, measured with {size} x {size} matrices of "
+        f"{found['dtype']}",
+        "Parts are compiled and timed one by one; loss and gradient contain both forward parts.",
     ]
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ BADGE = (
     "(https://colab.research.google.com/github/{path}/blob/main/notebooks/{name})"
 )
 INSTALL = """\
-# Runs in a checkout of the project, or makes one; installs it where that was not done, with the JAX for this machine.
+# Runs in a checkout of the project or makes one, and installs it with this machine's JAX.
 import glob
 import importlib.metadata
 import importlib.util

@@ -1,11 +1,15 @@
 """Converts the authors' PyTorch checkpoints to workdirs and back, and folders of earlier versions.
 
-    python -m smoothsa_jax.convert IN.pth runs/coco --config=coco    a state dict -> a workdir for main.py
-    python -m smoothsa_jax.convert runs/coco OUT.pth                 the newest checkpoint of a workdir -> a state dict
-    python -m smoothsa_jax.convert OLD NEW    a run or a saved model from before version 0.2 -> a new folder
+    python -m smoothsa_jax.convert IN.pth runs/coco --config=coco
+        a state dict -> a workdir for main.py
+    python -m smoothsa_jax.convert runs/coco OUT.pth
+        the newest checkpoint of a workdir -> a state dict
+    python -m smoothsa_jax.convert OLD NEW
+        a run or a saved model from before version 0.2 -> a new folder
 
-A state dict is a .pth file (needs PyTorch) or a .safetensors file. Which config one belongs to is found out from its keys and shapes;
-where several fit, choose with --config: a name in configs/, or a config file with any --config.key=value.
+A state dict is a .pth file (needs PyTorch) or a .safetensors file. Its keys and shapes say which
+config it belongs to. Where several fit, choose with --config: a name in configs/, or a config file
+with any --config.key=value.
 """
 
 import argparse
@@ -55,8 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         else:
             raise UserError(
                 f"from {given.source} to {given.target}: expected a state dict "
-                f"({', '.join(state_dicts.SUFFIXES)}) and a new folder, a workdir and the name of a "
-                "state dict, or the folder of a run or saved model of an earlier version and a new "
+                f"({', '.join(state_dicts.SUFFIXES)}) and a new folder, a workdir and the name of "
+                "a state dict, or the folder of a run or saved model of an earlier version and a new "
                 "folder"
             )
         return 0
@@ -78,8 +82,8 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
         names = published.configs_of(state_dict, configs)
         if len(names) > 1:
             raise UserError(
-                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose the "
-                f"one it was trained with, such as --config={names[0]}"
+                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose "
+                f"the one it was trained with, such as --config={names[0]}"
             )
         write_workdir(state_dict, configs[names[0]], target)
     except UserError as error:

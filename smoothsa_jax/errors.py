@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that says what was found, what was expected and what to do.
+    """A mistake that the user can fix: one line with what was found, what was expected and what
+    to do.
 
     `main.py` prints the line without a traceback and exits with status 2.
     """

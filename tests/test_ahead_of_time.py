@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from command import ROOT
 from jax.sharding import Mesh
+from recipes import recipes
 from test_benchmarks import load
 
 from smoothsa_jax.config.load import load_config
@@ -289,7 +290,7 @@ def test_a_config_has_the_programs_that_it_uses():
     images = load_config("configs/sprites.py:image")
     names = [call.name for call in programs.calls(images, on_a_cpu(), 2, ["stream"])]
     assert names == ["stream: features", "stream: first frame"]
-    recognition = load_config("configs/recognition_coco.py")
+    recognition = cases.without_weights(load_config("configs/coco.py:recognition"))
     assert programs.names_for(recognition) == ("train", "predict")
     with pytest.raises(UserError, match="has no program 'stream'; it has train, predict"):
         next(programs.calls(recognition, on_a_cpu(), 2, ["train", "stream"]))
@@ -317,9 +318,9 @@ def test_a_row_names_what_its_config_changes():
     config = load_config("configs/movi_c.py")
     assert name(config) == "movi_c"
     with config.unlocked():
-        config.dtype, config.model.backbone.weights = "bfloat16", "random"
-        config.train.scan_unroll, config.model.backbone.depth = 5, 1
-    assert name(config) == "movi_c model.backbone.depth=1 train.scan_unroll=5"
+        config.dtype, config.weights.encoder.source = "bfloat16", "random"
+        config.train.scan_unroll, config.model.encoder.depth = 5, 1
+    assert name(config) == "movi_c model.encoder.depth=1 train.scan_unroll=5"
 
 
 def test_rows_are_recorded_in_place_of_the_same(tmp_path):
@@ -380,18 +381,15 @@ def test_the_target_is_read_before_jax_starts():
 
 LOWER = """
 import sys
+sys.path[:0] = ["tests", "."]
 from benchmarks import absent_devices
 absent_devices.prepare("h100")
 import jax
+from recipes import recipe
 from benchmarks.programs import calls
-from smoothsa_jax.config import load_config
 mesh = absent_devices.mesh_of("h100", (1, 1))
 for name in sys.argv[1:]:
-    config = load_config(f"configs/{name}.py")
-    with config.unlocked():
-        config.dtype = "bfloat16"
-        config.model.backbone.update(weights="random", depth=1)
-    for call in calls(config, mesh, 2, ("train", "predict")):
+    for call in calls(recipe(name), mesh, 2, ("train", "predict")):
         text = call.function.lower(*call.arguments).as_text()
         print(name, call.name, text.count("__cudnn$fmhaSoftmax"))
 """
@@ -400,22 +398,21 @@ for name in sys.argv[1:]:
 @pytest.mark.slow
 @pytest.mark.skipif(not has("h100"), reason="needs the CUDA plugin: pip install '.[cuda13]'")
 def test_every_recipe_lowers_for_an_h100_with_cudnn():
-    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    names = [name for name in names if name not in ("recipes", "sprites")]
+    names = recipes()
     found = subprocess.run(
         [sys.executable, "-c", LOWER, *names], cwd=ROOT, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr[-2000:]
     counts = dict(line.rsplit(maxsplit=1) for line in found.stdout.splitlines())
     assert len(counts) == 2 * len(names)
-    assert all(int(count) >= 1 for count in counts.values())  # the backbone at least
+    assert all(int(count) >= 1 for count in counts.values())  # the encoder at least
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has("v5e"), reason="needs libtpu: pip install '.[tpu]'")
 def test_movi_c_compiles_for_a_v5e(tmp_path):
     file = tmp_path / "rows.json"
-    small = ("--config.model.backbone.depth=1", "--batch=2", "--programs=train", f"--json={file}")
+    small = ("--config.model.encoder.depth=1", "--batch=2", "--programs=train", f"--json={file}")
     found = command("--target=v5e", "--config=configs/movi_c.py", "--config.dtype=bfloat16", *small)
     assert found.returncode == 0, found.stderr[-2000:]
     (plan,) = json.loads(file.read_text())["rows"]

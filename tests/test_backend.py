@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import ROOT
 from flax import nnx
 from jax.sharding import Mesh
+from recipes import recipe, recipes
 from tiny import tiny_batch, tiny_config
 
-from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.mesh import AXES
 from smoothsa_jax.models.backend import CPU, Backend, backend_of
@@ -19,55 +18,39 @@ from smoothsa_jax.models.encoders.vit import resized
 from smoothsa_jax.models.layers import attention
 from smoothsa_jax.models.layers import basic as layers
 from smoothsa_jax.models.layers.basic import LayerNorm, gelu
-from smoothsa_jax.training.recognition import build_recognition
+from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 from smoothsa_jax.training.step import build_training
 
 H100 = Backend("cuda", 9.0, has_cudnn=True)
 TPU = Backend("tpu")
 OTHERS = {"tpu": TPU, "cuda": Backend("cuda", 9.0, has_cudnn=False), "rocm": Backend("rocm")}
-RECIPES = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("recipes", "sprites")
-)
-
-
-def recipe(name: str, dtype: str = "bfloat16"):
-    """The full size with only one block of the backbone: choices do not depend on the depth."""
-    config = load_config(str(ROOT / "configs" / f"{name}.py"))
-    with config.unlocked():
-        config.dtype, config.train.batch_size = dtype, 2
-        config.model.backbone.update(weights="random", depth=1)
-    return config
 
 
 def programs(config, backend: Backend):
     """The traced training step and prediction of a config, on shapes."""
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), AXES)
-    recognizes = "recognition" in config
-    build = build_recognition if recognizes else build_training
-    training = build(config, mesh, backend, shapes_only=True)
-    slots, frames, size = (
-        config.model.slot_attention.num_slots,
-        config.data.num_frames,
-        image_size_of(config),
-    )
+    training = build_training(config, mesh, backend, shapes_only=True)
+    slots = training.task.slot_model.num_slots
+    frames, size = config.data.num_frames, image_size_of(config)
     shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((2, *sizes), dtype)  # noqa: E731
     batch = {
         "video": shape(jnp.uint8, frames, *size, 3),
         "boxes": shape(jnp.float32, frames, slots, 4),
         "slot_mask": shape(jnp.bool_, slots),
     }
-    if recognizes:
+    if config.task == "recognition":
         batch["segmentations"] = shape(jnp.uint8, frames, *size)
         batch["categories"] = shape(jnp.int32, config.data.max_objects)
     key = jax.random.key(0)
     yield training.train_step.trace(training.state, training.cast_frozen, batch, key)
     params = training.cast(training.state.params)
-    yield training.predict_on.trace(training.mesh, params, training.cast_frozen, batch, key)
+    inputs = params, training.cast_frozen, batch, key, False
+    yield training.predict_on.trace(training.mesh, *inputs)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes())
 def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
-    """On a GPU, cuDNN refuses these while tracing: 7 slots, 23, 11, and 261 backbone tokens."""
+    """On a GPU, cuDNN refuses these while tracing: 7 slots, 23, 11, and 261 encoder tokens."""
     original, calls = attention.takes_cudnn, []
 
     def spy(backend, dtype, head_size, lengths, masked, differentiated):
@@ -78,7 +61,7 @@ def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
     monkeypatch.setattr(attention, "takes_cudnn", spy)
     step, prediction = programs(recipe(name), H100)
     assert step and prediction
-    assert ((261, 261), False, True) in calls  # the frozen backbone
+    assert ((261, 261), False, True) in calls  # the frozen encoder
     if "recognition" not in name:
         assert ((256, 256), True, True) in calls  # the decoder's self-attention, trained
     for (queries, keys), differentiated, taken in calls:
@@ -102,7 +85,7 @@ def test_no_device_is_asked_for_while_tracing(backend, monkeypatch):
     assert len(list(traced)) == 2
 
 
-@pytest.mark.parametrize("name", ["coco", "movi_c", "recognition_coco"])
+@pytest.mark.parametrize("name", ["coco", "movi_c", "coco:recognition"])
 def test_programs_lower_for_a_tpu_that_is_not_there(name):
     for traced in programs(recipe(name), TPU):
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
@@ -112,10 +95,23 @@ def test_programs_lower_for_a_tpu_that_is_not_there(name):
 def with_vit(num_frames: int, dtype: str = "float32"):
     config = tiny_config(num_frames=num_frames)
     config.dtype = dtype
-    vit = {"name": "vit", "weights": "random", "seed": 0, "width": 12, "depth": 2, "num_heads": 2}
-    config.model.backbone = {**vit, "patch": 4, "registers": 1, "swiglu": False, "resize": 0.5}
+    vit = {"name": "vit", "width": 12, "depth": 2, "num_heads": 2}
+    config.model.encoder = {**vit, "patch": 4, "registers": 1, "swiglu": False, "resize": 0.5}
     config.data.image_size = 32
     return config
+
+
+def outputs_of(training, params, frozen, batch):
+    """All outputs of an evaluation forward, not only those that are scored."""
+
+    @jax.jit
+    def forward(params, frozen, batch, key):
+        models = {MODEL: training.definitions[MODEL].merge(params, frozen, differentiated=False)}
+        draws = training.task.draw(models, key, sizes_of(batch), False)
+        outputs = run_task(training.task, models, batch, draws)
+        return {name: x.astype(jnp.float32) for name, x in outputs.items()}
+
+    return forward(params, frozen, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize("kind", [*OTHERS, "tpu, in turns"])
@@ -126,15 +122,14 @@ def test_all_backends_compute_the_same(kind, num_frames, monkeypatch):
     if "in turns" in kind:  # each frame on its own, where attention's weights are large
         monkeypatch.setattr(attention, "ON_CHIP", 1)
         monkeypatch.setattr(layers, "FEW_ROWS", 1)  # and products apart
-    if num_frames == 1:
-        config.model.transition = {"name": "none"}
-        config.loss.slot_contrast = 0.0
 
     def run(backend):
         training = build_training(config, backend=backend)
         batch = training.place(tiny_batch(config))
         key = jax.random.key(0)
-        outputs = training.predict(training.state.params, training.frozen, batch, key)
+        arrays = training.state.params, training.frozen
+        outputs = outputs_of(training, *arrays, batch)
+        outputs["scored"] = training.predict(*arrays, batch, key)["masks"]
         state, metrics = training.train_step(training.state, training.frozen, batch, key)
         return jax.device_get((outputs, metrics, state.opt_state))
 
@@ -152,8 +147,7 @@ def test_sixteen_bits_of_all_backends_are_those_of_float32_rounded(kind):
         training = build_training(config, backend=backend)
         batch = training.place(tiny_batch(config))
         params = training.cast(training.state.params)
-        found = training.predict(params, training.cast_frozen, batch, jax.random.key(0))
-        return jax.device_get(found)
+        return jax.device_get(outputs_of(training, params, training.cast_frozen, batch))
 
     expected, found = run("float32", CPU), run("bfloat16", OTHERS[kind])
     for name, array in expected.items():

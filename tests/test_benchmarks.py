@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/: the table of the ablation, its going on, and the timing of a step."""
+"""The scripts in benchmarks/: the rows and the table of the arena, and the timing of a step."""
 
 import importlib.util
 import json
@@ -23,132 +23,193 @@ def load(name: str):
     return module
 
 
-ablation, against_peer, check = load("ablation"), load("against_peer"), load("check")
-ARGUMENTS = [f"--config={CONFIG}", "--config.train.num_steps=7"]
+arena, against_peer, check = load("arena"), load("against_peer"), load("check")
+TINY = [str(CONFIG)]
+STEPS = [("config.train.num_steps", "7")]
 
 
-def row(variant: str, seed: int, fg_ari: float | None, **other) -> dict:
+def row(ablation: str, seed: int, fg_ari: float | None, **other) -> dict:
     return {
-        "variant": variant,
+        "system": "smoothsa",
+        "data": "sprites",
+        "words": "",
+        "ablation": ablation,
+        "overrides": {},
         "seed": seed,
         "steps": 1500,
-        "fg_ari": fg_ari,
-        "ari": 0.5,
-        "mbo": 0.25,
-        "miou": 0.125,
         "seconds": 100.0,
-        "changes": [f"{key}={value}" for key, value in ablation.VARIANTS[variant].items()],
-        "config": ["--config=configs/sprites.py"],
-        "fingerprint": "abc",
-        "batch_size": 16,
-        "num_frames": 4,
-        "split": "test",
-        "eval_samples": 64,
-        "eval_frames": 12,
-        "cores": 2,
-        "machine": "1 cpu device (cpu), jax 1.2.3",
+        "scores": {"fg_ari": fg_ari, "ari": 0.5, "mbo": 0.25, "miou": 0.125},
+        "parameters": {"trained": 3, "frozen": 2},
+        "memory": 10,
+        "device": "cpu",
+        "revision": "abc",
         "date": "2030-01-01",
+        "title": "SmoothSA",
         **other,
     }
 
 
-def cells(page: str, variant: str) -> list[str]:
-    line = next(line for line in page.splitlines() if line.startswith(f"| {variant} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def cells(page: str, ablation: str) -> list[str]:
+    rows = (line.strip("|").split("|") for line in page.splitlines() if line.startswith("| "))
+    return next([cell.strip() for cell in row] for row in rows if row[2].strip() == ablation)
 
 
-def test_the_page_gives_mean_spread_and_each_seed():
+def test_the_table_gives_mean_spread_and_each_seed():
     rows = [
         row("full", s, v, seconds=t) for s, v, t in ((2, 0.8, 90), (0, 0.6, 110), (1, 0.7, 130))
     ]
-    rows += [row("1/1", s, v) for s, v in ((0, 0.65), (1, 0.5), (2, 0.5))]
-    page = ablation.document(rows)
-    full, changed = cells(page, "full"), cells(page, "1/1")
-    assert full == [
-        *("full", "none", "3", "70.0 ± 10.0", "50.0 ± 0.0", "25.0 ± 0.0", "12.5 ± 0.0"),
+    rows += [row("1/1", s, v) for s, v in ((0, 0.65), (1, 0.5), (2, 0.1))]
+    rows.append(row("1/1", 2, 0.5))  # trained again: the newest counts
+    page = arena.table(rows)
+    assert cells(page, "full") == [
+        *("SmoothSA", "sprites", "full", "none", "1500", "3"),
+        *("70.0 ± 10.0", "50.0 ± 0.0", "25.0 ± 0.0", "12.5 ± 0.0"),
         *("0: 60.0, 1: 70.0, 2: 80.0", "110"),
     ]
-    assert "`model.slot_attention.first_iterations=1`" in changed[1]
-    assert changed[3] == "55.0 ± 8.7"  # of 65, 50, 50: square root of 225 / 3
-    assert "Highest mean FG-ARI: full, 70.0." in page
-    assert "Lowest mean FG-ARI: 1/1, 55.0." in page
+    assert cells(page, "1/1")[6] == "55.0 ± 8.7"  # of 65, 50, 50: square root of 225 / 3
     assert (
-        "1/1: mean FG-ARI 15.0 points below full over the 3 seeds that both have; below full with "
-        "2 of 3." in page
+        "1/1: mean FG-ARI 15.0 points below full over the 3 seeds that both have; "
+        "below full with 2 of 3." in page
     )
-    assert "Each run: 1500 steps of 16 clips of 4 frames." in page
-    assert "Scored on 64 clips of 12 frames of the test split." in page
-    assert "On 2 CPU cores a run: 1 cpu device (cpu), jax 1.2.3; 2030-01-01." in page
-    assert "    python benchmarks/ablation.py --config=configs/sprites.py\n" in page
     assert "Not complete" not in page
 
 
-def test_a_partial_page_says_what_is_missing():
+def test_the_table_keeps_apart_what_differs():
+    rows = [
+        row("full", 0, 0.5),
+        row("full", 0, 0.6, words="gaussian"),
+        row("full", 0, 0.7, steps=3000),
+        row("full", 0, 0.8, overrides={"model.encoder.patch": 5}),
+        row("full", 0, 0.9, system="spot", title="SPOT"),
+        row("full", 0, None, data="coco", scores={"top1": 0.25}),
+    ]
+    page = arena.table(rows)
+    lines = [line for line in page.splitlines() if line.startswith(("| SmoothSA", "| SPOT"))]
+    assert len(lines) == 6
+    assert "| sprites:gaussian |" in lines[1] and "| `model.encoder.patch=5` |" in lines[3]
+    assert "| top1 |" in page.splitlines()[0] and "| 25.0 |" in lines[5]
+
+
+def test_a_partial_table_says_what_is_missing():
     rows = [row("full", 0, 0.5), row("full", 1, 0.7), row("3/3", 1, 0.9), row("no warmer", 0, None)]
-    page = ablation.document(rows)
-    assert cells(page, "3/3")[2:4] == ["1", "90.0"]  # one seed has no spread
-    assert cells(page, "no warmer")[3] == "-"
+    page = arena.table(rows)
+    assert cells(page, "3/3")[5:7] == ["1", "90.0"]  # one seed has no spread
+    assert cells(page, "no warmer")[6] == "-"
     # Compared with the same seed of `full`, not with its mean.
     assert "3/3: mean FG-ARI 20.0 points above full over the 1 seed that both have" in page
-    assert "Not complete: 3/3 has 1 of 2 seeds." in page
-    assert "No run has finished of: 1/1, no slot contrast." in page
-    assert "No run has finished yet" in ablation.document([])
+    assert "Not complete: smoothsa on sprites, 3/3, has 1 of 2 seeds." in page
+    assert "No run has finished yet" in arena.table([])
 
 
-def test_every_variant_trains_what_its_name_says(tmp_path):
-    runs = ablation.plan(ARGUMENTS, ablation.VARIANTS, [0, 1], tmp_path)
+def test_every_ablation_trains_what_its_name_says(tmp_path):
+    runs = arena.plan(["smoothsa"], TINY, list(arena.ABLATIONS), [0, 1], STEPS, tmp_path)
     assert len(runs) == 10 and len({run.folder for run in runs}) == 10
-    assert [run.seed for run in runs] == [0] * 5 + [1] * 5
-    configs = {}
-    for run in runs[:5]:
-        pairs = ablation.split_command_line(run.arguments)[0]
-        configs[run.variant] = ablation.config_from_command_line(pairs, "")
-    model = {variant: config.model for variant, config in configs.items()}
+    assert [run.key["seed"] for run in runs] == [0] * 5 + [1] * 5
+    assert [run.config.seed for run in runs] == [0] * 5 + [1] * 5
+    configs = {run.key["ablation"]: run.config for run in runs[:5]}
+    model = {ablation: config.model for ablation, config in configs.items()}
     assert all(config.train.num_steps == 7 for config in configs.values())
-    assert not model["no warmer"].initializer.warmer and configs["no warmer"].loss.distillation == 0
-    assert model["3/3"].slot_attention.first_iterations == 3
-    assert model["3/3"].slot_attention.later_iterations == 3
-    assert model["1/1"].slot_attention.first_iterations == 1
-    assert configs["no slot contrast"].loss.slot_contrast == 0
-    for variant in ("full", "3/3", "1/1"):
-        assert model[variant].initializer.warmer and configs[variant].loss.slot_contrast > 0
+    assert all(run.key["steps"] == 7 and run.key["overrides"] == {} for run in runs)
+    assert model["no warmer"].initializer.name == "boxes"
+    assert "distillation" not in configs["no warmer"].losses
+    assert (model["3/3"].aggregator.first, model["3/3"].aggregator.later) == (3, 3)
+    assert (model["1/1"].aggregator.first, model["1/1"].aggregator.later) == (1, 1)
+    assert "slot_contrast" not in configs["no slot contrast"].losses
+    for ablation in ("full", "3/3", "1/1"):
+        assert model[ablation].initializer.name == "warmed"
+        assert configs[ablation].losses.slot_contrast.weight > 0
 
 
-def test_a_variant_that_changes_nothing_is_refused(tmp_path):
+def test_every_ablation_of_the_default_config_can_run(tmp_path):
+    """What an ablation makes is a config that passes every check."""
+    from smoothsa_jax.tasks.checks import check as check_config
+
+    for run in arena.plan(
+        ["smoothsa"], ["sprites"], list(arena.ABLATIONS), [0], [("config.mesh.data", "1")], tmp_path
+    ):
+        check_config(run.config)
+
+
+def test_an_ablation_that_changes_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="'no slot contrast' changes nothing"):
-        same = [*ARGUMENTS, "--config.loss.slot_contrast=0"]
-        ablation.plan(same, ["full", "no slot contrast"], [0], tmp_path)
+        ablations = ["full", "no slot contrast"]
+        arena.plan(["smoothsa"], [str(IMAGE)], ablations, [0], STEPS, tmp_path)
+
+
+def test_words_and_settings_make_a_run(tmp_path):
+    overrides = [*STEPS, ("config.model.encoder.patch", "5")]
+    data = ["sprites:gaussian", "sprites"]
+    gaussian, boxes = arena.plan(["smoothsa"], data, ["full"], [3], overrides, tmp_path)
+    assert gaussian.key == {
+        "system": "smoothsa",
+        "data": "sprites",
+        "words": "gaussian",
+        "ablation": "full",
+        "overrides": {"model.encoder.patch": 5},
+        "seed": 3,
+        "steps": 7,
+    }
+    assert not gaussian.config.data.boxes and boxes.config.data.boxes
+    assert arena.key_of(boxes.key) != arena.key_of(gaussian.key)
+    with pytest.raises(UserError, match="no word 'nosystem' fits here"):
+        arena.plan(["nosystem"], data, ["full"], [0], STEPS, tmp_path)
+    for wrong in ("--config=configs/sprites.py", "--config.seed=1", "--jobs=0"):
+        with pytest.raises(UserError, match=wrong.split("=")[0]):
+            arena.main([wrong])
 
 
 def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
-    rows_file, asked, broken = tmp_path / "rows.jsonl", [], {"full, seed 1"}
+    rows_file, asked, broken = tmp_path / "rows.jsonl", [], {"smoothsa on run_config, seed 1"}
 
     def train(run):
         asked.append(run.name)
         if run.name in broken:
-            raise ablation.RunFailed("no luck")
-        return row(run.variant, run.seed, 0.5, fingerprint=run.fingerprint)
+            raise arena.RunFailed("no luck")
+        return {**row("full", 0, 0.5), **run.key}
 
-    runs = ablation.plan(ARGUMENTS, ["full", "3/3"], [0, 1], tmp_path)
-    failures = ablation.run_missing(runs, rows_file, train, say=lambda text: None)
-    assert failures == ["full, seed 1: no luck"]
-    assert asked == ["full, seed 0", "3/3, seed 0", "full, seed 1", "3/3, seed 1"]
+    def planned(overrides):
+        return arena.plan(["smoothsa"], TINY, ["full", "3/3"], [0, 1], overrides, tmp_path)
+
+    runs, quiet = planned(STEPS), {"say": lambda text: None}
+    failures = arena.run_missing(runs, rows_file, train, **quiet)
+    assert failures == ["smoothsa on run_config, seed 1: no luck"]
+    names = [
+        f"smoothsa {ablation}on run_config, seed {seed}"
+        for seed in (0, 1)
+        for ablation in ("", "(3/3) ")
+    ]
+    assert asked == names
 
     # As after a kill while the last row was written.
     lines = rows_file.read_text().splitlines(keepends=True)
     rows_file.write_text("".join(lines[:-1]) + lines[-1][:20])
     asked.clear(), broken.clear()
-    assert ablation.run_missing(runs, rows_file, train, jobs=2, say=lambda text: None) == []
-    assert sorted(asked) == ["3/3, seed 1", "full, seed 1"]
-    assert len(ablation.read_rows(rows_file)) == 4
+    assert arena.run_missing(runs, rows_file, train, jobs=2, **quiet) == []
+    assert sorted(asked) == sorted(names[2:])
+    assert len(arena.read_rows(rows_file)) == 4
 
     asked.clear()
-    ablation.run_missing(runs, rows_file, train, say=lambda text: None)
+    arena.run_missing(runs, rows_file, train, **quiet)
     assert asked == []
 
-    other = ablation.plan([*ARGUMENTS, "--config.train.batch_size=4"], ["full"], [0], tmp_path)
-    with pytest.raises(UserError, match="rows of another config"):
-        ablation.run_missing(other, rows_file, train)
+    # Another setting is another run; rows of both stand in one file.
+    arena.run_missing(
+        planned([*STEPS, ("config.train.batch_size", "4")]), rows_file, train, **quiet
+    )
+    assert len(asked) == 4 and len(arena.read_rows(rows_file)) == 8
+
+
+def test_again_trains_in_another_folder(tmp_path):
+    rows_file, folders = tmp_path / "rows.jsonl", []
+
+    def train(run):
+        folders.append(run.folder)
+        return {**row("full", 0, 0.5), **run.key}
+
+    runs = arena.plan(["smoothsa"], TINY, ["full"], [0], STEPS, tmp_path)
+    for _ in range(3):
+        arena.run_missing(runs, rows_file, train, again=True, say=lambda text: None)
+    assert len(set(folders)) == len(arena.read_rows(rows_file)) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
@@ -164,10 +225,10 @@ def test_parallel_runs_have_their_own_cores(tmp_path):
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         seen[run.name] = set(json.loads(out.stdout))
-        return row(run.variant, run.seed, 0.5, fingerprint=run.fingerprint)
+        return {**row("full", 0, 0.5), **run.key}
 
-    runs = ablation.plan(ARGUMENTS, ["full"], [0, 1], tmp_path)
-    ablation.run_missing(runs, tmp_path / "rows.jsonl", train, jobs=2, say=lambda text: None)
+    runs = arena.plan(["smoothsa"], TINY, ["full"], [0, 1], STEPS, tmp_path)
+    arena.run_missing(runs, tmp_path / "rows.jsonl", train, jobs=2, say=lambda text: None)
     first, second = seen.values()
     assert first and second and not first & second and first | second == mine
     assert os.sched_getaffinity(0) == mine
@@ -180,43 +241,58 @@ def test_the_time_of_training_leaves_out_pauses():
         {"step": 12, "validation/ari": 0.1},
         {"step": 22, "steps_per_second": 1.0},  # 10 steps in 10 s
     ]
-    assert ablation.training_seconds(log) == pytest.approx(15 * 22 / 20)
-    assert ablation.training_seconds([{"step": 1}]) is None
+    assert arena.training_seconds(log) == pytest.approx(15 * 22 / 20)
+    assert arena.training_seconds([{"step": 1}]) is None
 
 
-def test_the_ablation_trains_with_main_and_makes_its_page(tmp_path, compilation_cache, capsys):
+def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cache, capsys):
+    rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs"
     arguments = [
-        *(f"--config={IMAGE}", "--config.train.log_every=1", "--variants=full", "--seeds=3"),
-        *("--num_steps=4", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'page.md'}"),
+        *("--data", IMAGE, "--seeds=3", f"--rows={rows_file}", f"--workdir={folder}"),
+        *("--config.train.num_steps=4", "--config.log.every=1", "--config.eval.match_paper=True"),
     ]
-    assert ablation.main(arguments) == 0
-    scores = json.loads((tmp_path / "runs/full_seed3/scores.json").read_text())
-    (found,) = ablation.read_rows(tmp_path / "runs/rows.jsonl")
-    assert found["fg_ari"] == scores["metrics"]["fg_ari"]["mean"]
-    assert (found["seed"], found["steps"], found["num_frames"]) == (3, 4, 1)
-    assert found["seconds"] > 0 and "jax" in found["machine"]
-    stored = json.loads((tmp_path / "runs/full_seed3/config.json").read_text())
+    assert arena.main([*arguments, "--time-limit=0"]) == 0
+    assert "not begun within the time limit" in capsys.readouterr().out and not rows_file.exists()
+    assert arena.main(arguments) == 0
+    (run,) = folder.iterdir()
+    scores = json.loads((run / "scores.json").read_text())
+    (found,) = arena.read_rows(rows_file)
+    assert found["scores"].keys() == {"ari", "fg_ari", "mbo", "miou", "match_paper"}
+    assert found["scores"]["fg_ari"] == scores["metrics"]["fg_ari"]["mean"]
+    paper = scores["match_paper"]["metrics"]["fg_ari"]["mean"]
+    assert found["scores"]["match_paper"]["fg_ari"] == paper
+    assert found["baselines"] == scores["baselines"]
+    key = (found["system"], found["data"], found["words"], found["seed"], found["steps"])
+    assert key == ("smoothsa", "run_config", "image", 3, 4)
+    assert found["overrides"] == {"eval.match_paper": True}  # every step is logged already
+    assert found["seconds"] > 0 and found["title"] == "SmoothSA" and found["device"] == "cpu"
+    assert found["parameters"]["trained"] > found["parameters"]["frozen"] > 0
+    assert found["memory"] > 4 * 4 * found["parameters"]["trained"]  # state, moments, gradients
+    stored = json.loads((run / "config.json").read_text())
     assert stored["seed"] == 3 and stored["train"]["num_steps"] == 4
-    page = (tmp_path / "page.md").read_text()
-    assert "Each run: 4 steps of 2 clips of 1 frames." in page
 
-    (tmp_path / "page.md").unlink()
-    assert ablation.main([*arguments, "--table"]) == 0
-    assert (tmp_path / "page.md").read_text() == page
+    capsys.readouterr()
+    assert arena.main([*arguments, "--list"]) == 0
+    assert capsys.readouterr().out == arena.table([found])
+    assert arena.main(arguments) == 0
+    assert "1 of 1 runs have a row" in capsys.readouterr().out
 
 
 def test_a_failed_run_tells_why(tmp_path):
-    runs = ablation.plan([f"--config={IMAGE}"], ["full"], [0], tmp_path)
-    (tmp_path / "full_seed0").mkdir()
-    (tmp_path / "full_seed0" / "checkpoints").write_text("a file where a folder should be")
-    failures = ablation.run_missing(
-        runs,
-        tmp_path / "rows.jsonl",
-        ablation.MainProgram(lambda text: None),
-        say=lambda text: None,
-    )
+    (run,) = arena.plan(["smoothsa"], [str(IMAGE)], ["full"], [0], [], tmp_path)
+    run.folder.mkdir()
+    (run.folder / "checkpoints").write_text("a file where a folder should be")
+    quiet = {"say": lambda text: None}
+    program = arena.MainProgram(**quiet)
+    failures = arena.run_missing([run], tmp_path / "rows.jsonl", program, **quiet)
     assert len(failures) == 1 and "status 2: error: " in failures[0]
-    assert ablation.read_rows(tmp_path / "rows.jsonl") == []
+    assert arena.read_rows(tmp_path / "rows.jsonl") == []
+
+
+def test_recorded_rows_are_whole():
+    for found in arena.read_rows(arena.ROWS_FILE):
+        assert {*arena.KEY, "seconds", "scores", "parameters", "memory", "revision"} <= found.keys()
+        assert {"device", "title"} <= found.keys()
 
 
 def test_the_training_step_is_timed(capsys):
@@ -227,7 +303,7 @@ def test_the_training_step_is_timed(capsys):
     parts = found["parts"]
     assert len(parts) == 5 and all(part["seconds"] > 0 for part in parts.values())
     # A gradient costs more than the forward parts it contains; a step more than its gradient.
-    forward = parts["slot attention, forward"]["flop"] + parts["decoder, forward"]["flop"]
+    forward = parts["aggregator, forward"]["flop"] + parts["decoder, forward"]["flop"]
     assert 0 < forward < parts["loss and gradient"]["flop"] < found["flop"]
     assert found["compile_seconds"] > 0 and found["peak_flop_per_second"] > 1e8
     text = train_step.report(found)
@@ -246,7 +322,7 @@ def test_an_option_that_fails_is_told_and_the_others_are_timed(capsys):
     )
     assert right.startswith("train.accumulate=2") and "x as fast" in right
     with pytest.raises(SystemExit, match="2"):
-        load("inference").main(["--batches=many"])
+        load("predict").main(["--batches=many"])
     with pytest.raises(UserError, match="expected some of frames,slots,image,batch"):
         load("growth").main(["--axes=depth"])
 

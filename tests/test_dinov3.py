@@ -14,14 +14,13 @@ from run_config import get_config
 from safetensors.numpy import load_file, save_file
 from vit_files import apply, make_vit, random_arrays
 
+from smoothsa_jax.checkpoints import sources
 from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
-from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.interop.dinov3 import DINOV3, DINOV3_GATED
+from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.encoders.dinov3 import DINOv3, axial_rotation, rotate
-from smoothsa_jax.models.parameters import FROZEN
-from smoothsa_jax.training.backbone import with_backbone
 from smoothsa_jax.training.step import build_training
 
 FULL = {"width": 384, "depth": 12, "num_heads": 6, "patch": 16, "registers": 4, "swiglu": False}
@@ -30,8 +29,7 @@ GATED = {**SMALL, "swiglu": True}
 
 
 def load(weights, settings: dict, shapes: dict, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    config = {"name": "dinov3", **settings, "weights": str(weights)}
-    return load_backbone(config, shapes, grid)[0]
+    return load_encoder(str(weights), {"name": "dinov3", **settings}, shapes, grid)[0]
 
 
 def case(settings: dict, size: tuple[int, int] = (48, 80)):
@@ -190,17 +188,20 @@ def test_a_folder_comes_back(settings, tmp_path):
 def test_a_run_takes_it(tmp_path):
     config = get_config("image")
     config.data.image_size = 48
-    backbone = {"name": "dinov3", "weights": str(tmp_path), "seed": 0, **GATED}
-    config.model.backbone = ConfigDict(backbone)
+    config.model.encoder = ConfigDict({"name": "dinov3", "resize": 1.0, **GATED})
+    source = {"into": "encoder", "source": str(tmp_path), "frozen": ("*",)}
+    config.weights.encoder = ConfigDict(source)
     config.model.decoder = ConfigDict({"name": "random_ar", "num_layers": 1, "num_heads": 2})
     config = canonical(config)
     arrays = case(GATED, (48, 48))[2]
     folder_of(tmp_path, arrays, GATED)
-    training = with_backbone(config, build_training(config), warn=pytest.fail)
-    assert training.frozen_from == str(tmp_path) and training.grid == (3, 3)
-    assert training.frozen.keys() == {f"{FROZEN}{name}" for name in arrays}
+    training = build_training(config)
+    _, frozen, words = sources.begin(config, training, warn=pytest.fail)
+    assert words == str(tmp_path)
+    assert training.definitions["model"].skeleton().encoder.grid == (3, 3)
+    assert frozen.keys() == {f"encoder.{name}" for name in arrays}
     for name, array in arrays.items():
-        np.testing.assert_array_equal(training.frozen[f"{FROZEN}{name}"], array, err_msg=name)
+        np.testing.assert_array_equal(frozen[f"encoder.{name}"], array, err_msg=name)
 
 
 # ------------------------------------------------------------------------------------------- faults
@@ -218,20 +219,20 @@ def refusal(weights, settings: dict = SMALL) -> str:
 def test_another_architecture(tmp_path):
     arrays = case(SMALL)[2]
     for changes, expected in (
-        ({"hidden_size": 48, "intermediate_size": 192}, "set --config.model.backbone.width=48"),
+        ({"hidden_size": 48, "intermediate_size": 192}, "set --config.model.encoder.width=48"),
         ({"key_bias": True}, "has key_bias True; this ViT has"),
         ({"rope_theta": 10.0}, "has rope_theta 10.0; this ViT has"),
         ({"intermediate_size": 64}, "has intermediate_size 64; this ViT has"),
         ({"hidden_act": "silu"}, "has hidden_act 'silu'; this ViT has"),
-        ({"model_type": "dinov2"}, "set --config.model.backbone.name=vit"),
-        ({"patch_size": [16, 8]}, "has patch [16, 8]; model.backbone has patch 16"),
+        ({"model_type": "dinov2"}, "set --config.model.encoder.name=vit"),
+        ({"patch_size": [16, 8]}, "has patch [16, 8]; model.encoder has patch 16"),
         ({"hidden_size": "many"}, "config.json cannot be read"),
     ):
         assert expected in refusal(folder_of(tmp_path, arrays, SMALL, **changes))
     folder_of(tmp_path, arrays, SMALL)
     shapes, grid, _ = case(SMALL)
-    with pytest.raises(UserError, match=r"set --config\.model\.backbone\.name=dinov3"):
-        load_backbone({"name": "vit", **SMALL, "weights": str(tmp_path)}, shapes, grid)
+    with pytest.raises(UserError, match=r"set --config\.model\.encoder\.name=dinov3"):
+        load_encoder(str(tmp_path), {"name": "vit", **SMALL}, shapes, grid)
     with pytest.raises(UserError, match="a multiple of 4 channels per head"):
         case({**SMALL, "num_heads": 4})
     with pytest.raises(UserError, match="does not divide into patches of 16"):

@@ -25,21 +25,22 @@ from vit_files import (
     timm_state_dict,
 )
 
+from smoothsa_jax.checkpoints import sources
 from smoothsa_jax.checkpoints.read import FOLDER, read_checkpoint, steps_found
 from smoothsa_jax.config.values import canonical
+from smoothsa_jax.convert import read_workdir, write_workdir
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
-from smoothsa_jax.interop.backbone_weights import load_backbone
 from smoothsa_jax.interop.dinov2 import resample_positions
-from smoothsa_jax.training import conversion, evaluating, loop
-from smoothsa_jax.training.backbone import with_backbone
+from smoothsa_jax.interop.encoder_weights import load_encoder
+from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.step import build_training
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 
 
 def load(weights, settings: dict, shapes: dict, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    arrays, _ = load_backbone({**settings, "weights": str(weights)}, shapes, grid)
+    arrays, _ = load_encoder(str(weights), {"name": "vit", **settings}, shapes, grid)
     return arrays
 
 
@@ -207,14 +208,18 @@ def run_with(weights) -> ConfigDict:
     """Two steps of an image model over a small ViT."""
     config = get_config("image")
     config.data.image_size = 42
-    vit = {"name": "vit", "weights": str(weights), "seed": 0, "resize": 1.0}
-    config.model.backbone = ConfigDict({**vit, **VARIANTS["registers"]})
+    vit = {"name": "vit", "resize": 1.0}
+    config.model.encoder = ConfigDict({**vit, **VARIANTS["registers"]})
+    config.weights.encoder.source = str(weights)
+    if weights != "random":
+        with config.unlocked():
+            del config.weights.encoder.seed
     config.model.decoder = ConfigDict({"name": "random_ar", "num_layers": 1, "num_heads": 2})
     config.train.num_steps, config.checkpoint.every = 2, 1
     return canonical(config)
 
 
-def test_a_run_takes_its_backbone_along(tmp_path, capsys):
+def test_a_run_takes_its_encoder_along(tmp_path, capsys):
     """Loaded once; then its checkpoints have it: resuming and evaluating need no file."""
     settings, _, _, arrays = case()
     folder, workdir = tmp_path / "model", tmp_path / "run"
@@ -228,7 +233,7 @@ def test_a_run_takes_its_backbone_along(tmp_path, capsys):
     checkpoint = read_checkpoint(workdir, 2)
     assert checkpoint.progress["frozen_from"] == str(folder)
     names = {name for name in checkpoint.arrays if name.startswith("frozen/")}
-    stored = {name.removeprefix("frozen/backbone."): checkpoint.arrays[name] for name in names}
+    stored = {name.removeprefix("frozen/encoder."): checkpoint.arrays[name] for name in names}
     assert_loaded(stored, arrays)
 
     shutil.rmtree(folder)
@@ -238,22 +243,24 @@ def test_a_run_takes_its_backbone_along(tmp_path, capsys):
     assert again.progress["frozen_from"] == str(folder)
     for name, array in again.arrays.items():
         np.testing.assert_array_equal(array, checkpoint.arrays[name], err_msg=name)
-    assert evaluating.evaluate(workdir) == scores
+    assert evaluating.evaluate_run(workdir) == scores
 
     # A run of ours goes to the authors' program and comes back.
-    state_dict = conversion.read_workdir(workdir, warn=pytest.fail)
+    state_dict = read_workdir(workdir, warn=pytest.fail)
     assert not state_dict["m.initializ.detach_flag"]
-    conversion.write_workdir(state_dict, config, tmp_path / "back")
+    write_workdir(state_dict, config, tmp_path / "back")
     back = read_checkpoint(tmp_path / "back", 2).arrays
     for name, array in checkpoint.arrays.items():
         if name.startswith(("state/params/", "frozen/")):
             np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
-def test_an_untrained_backbone_is_said():
-    training = with_backbone(config := run_with("random"), build_training(config), warn=print)
-    assert all(isinstance(x, jax.Array) for x in training.frozen.values())
-    assert training.frozen_from.startswith("random values")  # a run says it, and keeps it as above
+def test_an_untrained_encoder_is_said():
+    training = build_training(config := run_with("random"))
+    params, frozen, words = sources.begin(config, training, warn=print)
+    assert frozen.keys() == training.frozen.keys() and params.keys() == training.state.params.keys()
+    assert all(isinstance(x, jax.Array) for x in frozen.values())
+    assert words.startswith("random values")  # a run says it, and keeps it as above
 
 
 def test_nothing_runs_before_the_weights_are_there():
@@ -312,9 +319,9 @@ def test_another_architecture(tmp_path):
     settings, _, _, arrays = case()
     folder = hugging_face_folder(tmp_path / "model", arrays, settings)
     message = refusal(folder, {**settings, "width": 48, "num_heads": 4})
-    assert "has width 24, num_heads 3; model.backbone has width 48, num_heads 4" in message
-    assert "--config.model.backbone.width=24 --config.model.backbone.num_heads=3" in message
-    assert "swiglu False; model.backbone has swiglu True" in refusal(
+    assert "has width 24, num_heads 3; model.encoder has width 48, num_heads 4" in message
+    assert "--config.model.encoder.width=24 --config.model.encoder.num_heads=3" in message
+    assert "swiglu False; model.encoder has swiglu True" in refusal(
         folder, {**settings, "swiglu": True}
     )
     config = json.loads((folder / "config.json").read_text())
@@ -349,7 +356,7 @@ def test_keys_that_do_not_fit(tmp_path):
     grid = told({"pos_embed": np.ones((1, 7, 24), np.float32)})
     assert "positions of shape [1, 7, 24], expected those of a square grid" in grid
     folder = hugging_face_folder(tmp_path / "model", arrays, settings)
-    assert "set --config.model.backbone.weights to the folder" in refusal(
+    assert "set --config.weights.encoder.source to the folder" in refusal(
         folder / "model.safetensors"
     )
     state_dict = load_file(folder / "model.safetensors")
@@ -389,7 +396,7 @@ except UserError as error:
     told = fetch()
     assert told.startswith("facebook/dinov2-small cannot be fetched from the Hugging Face Hub")
     assert f"download config.json and model.safetensors of revision {revision}" in told
-    assert told.endswith("set --config.model.backbone.weights to its path") and "\n" not in told
+    assert told.endswith("set --config.weights.encoder.source to its path") and "\n" not in told
 
     cached = tmp_path / "hub" / "models--facebook--dinov2-small" / "snapshots" / revision
     settings, _, _, arrays = case("plain")
@@ -421,7 +428,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
         ("facebook/dinov2-small@main", "main"),
     ):
         asked.clear()
-        found, what = load_backbone({**settings, "weights": name}, shapes, grid)
+        found, what = load_encoder(name, {"name": "vit", **settings}, shapes, grid)
         assert_loaded(found, arrays)
         assert what == f"facebook/dinov2-small@commit_of_{revision}"
         assert {(x, y) for x, _, y in asked} == {("facebook/dinov2-small", revision)}

@@ -26,8 +26,8 @@ from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.training import step as step_file
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from communication import collectives  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from benchmarks.collectives import collectives  # noqa: E402
 
 STEPS = 6
 # Shifts the logits of all slots alike, which the softmax over slots takes out again: its gradient

@@ -239,7 +239,7 @@ exit $status
 def through_slurm(
     folder: Path, cache: str, before: str, *arguments: str
 ) -> subprocess.CompletedProcess:
-    """Run `bash docs/cluster/slurm.sh ...` with stand-ins for SLURM's programs and `python main.py`."""
+    """Run `bash docs/cluster/slurm.sh ...` with stand-ins for SLURM and `python main.py`."""
     folder.mkdir()
     programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho localhost; echo another\n"}
     program = shlex.join([sys.executable, *program_of(before)])

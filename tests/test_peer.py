@@ -85,7 +85,7 @@ def test_outputs_losses_and_gradients(name):
 
     fused = model(*inputs, weights=False)  # as in training
     assert "decoder_attention" not in fused
-    terms = losses(fused, {term: case.loss.get(term, 0.0) for term in WEIGHTS})
+    terms = losses(fused, losses_of(case))
     for key, recorded in file.group("loss/").items():
         close(key, terms[LOSSES[key]], recorded, LOSS)
     sum(terms.values()).backward()
@@ -96,17 +96,24 @@ def test_outputs_losses_and_gradients(name):
     assert gradients.keys() == file.group("grad/").keys()
 
 
+def losses_of(case: Recorded) -> dict:
+    """The `losses` of a config: a term that a model does not have is absent."""
+    return {term: {"weight": case.loss[term]} for term in WEIGHTS if case.loss.get(term)}
+
+
 def training_config(name: str, case: Recorded, file: Golden) -> dict:
     """Of the recorded training steps."""
     rates = file["out/learning_rates"]
     num_steps, peak = len(rates) - 1, int(rates.argmax())
     return {
-        "model": {"initializer": {"detach_until": DETACHED_STEPS / num_steps}},
-        "loss": {term: case.loss.get(term, 0.0) for term in WEIGHTS},
+        "model": {"initializer": {"detach": {"at": DETACHED_STEPS / num_steps}}},
+        "losses": losses_of(case),
         "optimizer": {
-            "learning_rate": float(rates[peak]),
-            "warmup_fraction": peak / num_steps,
-            "final_ratio": float(rates[-1] / rates[peak]),
+            "learning_rate": {
+                "peak": float(rates[peak]),
+                "warmup": peak / num_steps,
+                "end_ratio": float(rates[-1] / rates[peak]),
+            },
             "clip_norm": CLIP[name.split("_")[0]],
         },
         "train": {"num_steps": num_steps},
@@ -187,16 +194,17 @@ def test_ours_follows_as_its_model_does(compilation_cache):
     from ml_collections import ConfigDict
 
     from smoothsa_jax.config.values import canonical
-    from smoothsa_jax.evaluation.masks import masks_from_attention
+    from smoothsa_jax.evaluation.upsampling import segments_from_masks
+    from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
     from smoothsa_jax.training.step import build_training
 
     training = build_training(canonical(ConfigDict(spec["config"])))
     batch = one_side.make_batch({**spec, "frames": 2})
     arrays = training.state.params, training.frozen
-    clip = jax.device_get(training.predict(*arrays, batch, jax.random.key(0)))
-    expected = masks_from_attention(
-        clip["decoder_attention"], training.grid, batch["video"].shape[2:4]
-    )
+    models = {MODEL: training.definitions[MODEL].merge(*arrays, differentiated=False)}
+    draws = training.task.draw(models, jax.random.key(0), sizes_of(batch), False)
+    clip = jax.device_get(run_task(training.task, models, batch, draws))
+    expected = segments_from_masks(clip["masks"], batch["video"].shape[2:4])
     second = {"video": batch["video"][:, 1:], "slot_mask": batch["slot_mask"]}
     follow = one_side.following_masks(training)
     slots, masks = follow(clip["slots"][:, 0], arrays, second)
@@ -247,12 +255,12 @@ def test_flop_are_those_of_the_matrix_products():
     model, video = config["model"], (2, 1, 64, 64, 3)
     forward = one_side.count_flop(config, video, (2, 7, 32), "infer")
     step = one_side.count_flop(config, video, (2, 7, 32), "train")
-    vit = model["backbone"]
+    vit = model["encoder"]
     tokens, prefix, width = 16, 1 + vit["registers"], vit["width"]
     patches = 2 * tokens * 3 * vit["patch"] ** 2 * width
     block = 2 * (tokens + prefix) * width * 12 * width + 4 * (tokens + prefix) ** 2 * width
-    backbone = 2 * (patches + vit["depth"] * block)  # two images
-    assert 2 < (step - backbone) / (forward - backbone) < 3
+    encoder = 2 * (patches + vit["depth"] * block)  # two images
+    assert 2 < (step - encoder) / (forward - encoder) < 3
 
 
 def test_the_script_measures_both_sides(tmp_path, compilation_cache, monkeypatch, capsys):

@@ -37,7 +37,7 @@ def random_arrays(shapes: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def apply(definition, arrays: dict, images: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.jit(lambda a, x: definition.merge(a, {})(x))(arrays, images))
+    return np.asarray(jax.jit(lambda a, x: definition.merge(a, {})(x)["features"])(arrays, images))
 
 
 def timm_state_dict(arrays: dict[str, np.ndarray], registers: int) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from peer_torch.vit import Resize, ViT, normalize
 
 
 class Sequence(nn.Sequential):
-    """One module after another; `torch.compile` leaves torch's own class alone when it stands on top."""
+    """Modules in sequence; `torch.compile` ignores torch's own class at the top level."""
 
     def forward(self, x: Tensor) -> Tensor:
         for module in self:
@@ -31,20 +31,22 @@ class SmoothSA(nn.Module):
     """Clips (B,T,H,W,3), an image being a clip of one frame.
 
     Args:
-        config: the `model` part of one of our configs, of the recipes' kind.
+        config: the `model` part of one of our configs, with a ViT and a warmer.
         image_size: H, W of the frames.
     """
 
     def __init__(self, config: Mapping[str, Any], image_size: tuple[int, int]):
         super().__init__()
-        vit, slot_attention = config["backbone"], config["slot_attention"]
+        vit, aggregator, initializer = (
+            config[name] for name in ("encoder", "aggregator", "initializer")
+        )
         decoder, transition = config["decoder"], config["transition"]
         size = tuple(round(side * vit["resize"]) for side in image_size)
         self.grid = tuple(side // vit["patch"] for side in size)
         num_tokens = self.grid[0] * self.grid[1]
-        width, slot_size = vit["width"], slot_attention["slot_size"]
+        width, slot_size = vit["width"], config["slot_size"]
         self.slot_size = slot_size
-        self.iterations = slot_attention["first_iterations"], slot_attention["later_iterations"]
+        self.iterations = aggregator["first"], aggregator["later"]
         names = ("width", "depth", "num_heads", "patch", "registers")
         backbone = ViT(*(vit[name] for name in names), num_tokens)
         self.encode_backbone = Sequence(Resize(size), backbone).requires_grad_(False)
@@ -54,8 +56,8 @@ class SmoothSA(nn.Module):
         self.initializ = Initializer(
             width,
             slot_size,
-            config["initializer"]["num_heads"],
-            config["initializer"]["name"] == "boxes",
+            initializer["num_heads"],
+            initializer["cold"]["name"] == "boxes",
         )
         self.aggregat = SlotAttention(width, slot_size)
         if transition["name"] != "none":
@@ -71,20 +73,20 @@ class SmoothSA(nn.Module):
         )
 
     def compile_parts(self, **options: Any) -> None:
-        """Compiles each part, one program for all frames; the loop over frames stays Python's."""
+        """Compile each part, one program for all frames; the loop over frames stays Python's."""
         for part in self.children():
             part.compile(fullgraph=True, dynamic=False, **options)
 
     @torch.no_grad()
     def extract(self, video: Tensor) -> Tensor:
-        """(B,T,H,W,3), uint8 or normalised floats -> features (B,T,M,C), all frames in one batch."""
+        """Return features (B,T,M,C) of (B,T,H,W,3), uint8 or normalized floats, in one batch."""
         images = normalize(video.flatten(0, 1)).permute(0, 3, 1, 2)
         return self.encode_backbone(images).unflatten(0, video.shape[:2])
 
     def find_slots(
         self, features: Tensor, noise: Tensor, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Warm queries (B,N,D), slots (B,T,N,D), attention (B,T,N,M)."""
+        """Return warm queries (B,N,D), slots (B,T,N,D) and attention (B,T,N,M)."""
         encoded = self.encode_project(features)
         warm, queries = self.initializ(encoded[:, 0], noise, boxes)
         first, later = self.iterations
@@ -100,7 +102,13 @@ class SmoothSA(nn.Module):
     def forward(
         self, video: Tensor, noise: Tensor, boxes: Tensor | None = None, weights: bool = True
     ) -> dict[str, Tensor]:
-        """In training mode everything random is drawn; `noise` (B,N,D) are the cold samples', boxes (B,N,4) the first frame's."""
+        """Return named outputs. In training mode everything random is drawn.
+
+        Args:
+            noise: (B,N,D) of the cold queries.
+            boxes: (B,N,4) of the first frame.
+            weights: whether to return the decoder's attention.
+        """
         features = self.extract(video)
         warm, slots, attention = self.find_slots(features, noise, boxes)
         flat, drawn = features.flatten(0, 1), (None, None)
@@ -121,12 +129,12 @@ class SmoothSA(nn.Module):
         return outputs
 
     def masks(self, video: Tensor, noise: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """The slot of each pixel (B,T,H,W), at the size of the frames."""
+        """Return the slot of each pixel (B,T,H,W), at the size of the frames."""
         attention = self(video, noise, boxes)["decoder_attention"]
         return self._segments(attention, video)
 
     def follow(self, video: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """One further frame (B,1,H,W,3) and the slots (B,N,D) of the frame before -> its slots, the slot of each pixel (B,1,H,W)."""
+        """Return the slots and the segments (B,1,H,W) of one further frame (B,1,H,W,3)."""
         features = self.extract(video)
         encoded = self.encode_project(features)
         queries = self.transit(*self.transit.choose([slots], encoded))
@@ -140,13 +148,15 @@ class SmoothSA(nn.Module):
         return large.argmax(1).to(torch.uint8).unflatten(0, video.shape[:2])
 
 
-def losses(outputs: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The terms of method sections 1.4 and 2.2, each times its weight."""
+def losses(
+    outputs: Mapping[str, Tensor], terms: Mapping[str, Mapping[str, float]]
+) -> dict[str, Tensor]:
+    """Return the terms of a config's `losses`, each times its weight."""
     target, slots = outputs["features"].detach(), outputs["slots"]
     found = {
         "reconstruction": functional.mse_loss(outputs["reconstruction"], target),
         "distillation": functional.mse_loss(outputs["warm"], slots[:, 0].detach()),
     }
-    if weights["slot_contrast"]:
+    if "slot_contrast" in terms:
         found["slot_contrast"] = slot_contrast(slots)
-    return {name: weights[name] * loss for name, loss in found.items()}
+    return {name: terms[name]["weight"] * loss for name, loss in found.items()}

@@ -1,4 +1,4 @@
-"""The trained parts: initialiser, slot attention, transition, random autoregressive decoder (method sections 1 and 2)."""
+"""The trained parts: initializer, slot attention, transition, random autoregressive decoder."""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def decoder_layer(
 
 
 class WarmerLayer(nn.TransformerDecoderLayer):
-    """Cross-attention without a LayerNorm in front, then self-attention and feed-forward with one."""
+    """Cross-attention without a LayerNorm before it, then self-attention and MLP with one."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__(
@@ -37,7 +37,7 @@ class WarmerLayer(nn.TransformerDecoderLayer):
 
 
 class Initializer(nn.Module):
-    """Cold samples from one Gaussian or from boxes, and the warmer on top of them (method section 1.2)."""
+    """Cold samples from one Gaussian or from boxes, and the warmer on top of them."""
 
     def __init__(self, feature_size: int, slot_size: int, num_heads: int, boxes: bool):
         super().__init__()
@@ -61,7 +61,8 @@ class Initializer(nn.Module):
     def forward(
         self, encoded: Tensor, noise: Tensor, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Encoded features (B,M,C), cold noise (B,N,D), boxes (B,N,4) -> warm queries and queries, both (B,N,D)."""
+        """Return warm queries and queries, both (B,N,D), from encoded features (B,M,C), cold noise
+        (B,N,D) and boxes (B,N,4)."""
         mean = self.mlp(boxes) if self.from_boxes else self.mean
         cold = mean + self.logstd.exp() * noise
         memory = self.qproj_kv(encoded.detach() if self.detach else encoded)
@@ -117,7 +118,8 @@ class Transition(nn.Module):
         self.transit = decoder_layer(slot_size, num_heads, norm_first=False, dropout=dropout)
 
     def choose(self, slots: list[Tensor], encoded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `forward` takes, of the slots of all past frames and the encoded features (B,i+1,M,C) up to the current one."""
+        """Return the inputs of `forward`, from the slots of all past frames and the encoded
+        features (B,i+1,M,C) up to the current frame."""
         batch, past = len(encoded), min(len(slots), self.te.num_embeddings - 1)
         if self.training and past > 1:
             slot_time = torch.randint(past, (batch,), device=encoded.device)
@@ -171,8 +173,10 @@ class RandomARDecoder(nn.Module):
         """(B,M,C), (B,N,D) -> reconstruction (B,M,C), attention (B,N,M).
 
         Args:
-            order: permutations (B,M) of the tokens, of which the first `num_visible` (B,) are seen. None: all, in grid order.
-            weights: whether to return the attention, which keeps the last cross-attention from being fused.
+            order: permutations (B,M) of the tokens, of which the first `num_visible` (B,) are
+                seen. None: all, in grid order.
+            weights: whether to return the attention; then the last cross-attention is not
+                fused.
         """
         x, position = self.project1(features), self.posit_embed._pe.expand_as(features)
         if order is not None:

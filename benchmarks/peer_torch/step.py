@@ -1,4 +1,5 @@
-"""The training step in the authors' manner: autocast, scaled loss, clipping, Adam, schedule (method section 6); and inference."""
+"""The training step in the authors' manner (autocast, scaled loss, clipping, Adam, schedule), and
+inference."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from peer_torch.model import SmoothSA, losses
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup: int, final_ratio: float) -> float:
-    """Linear from 0, then a cosine down to `final_ratio`."""
+    """Rise linearly from 0, then fall as a cosine to `final_ratio`."""
     if step < warmup:
         return step / warmup
     progress = min((step - warmup) / (num_steps - warmup), 1.0)
@@ -19,14 +20,14 @@ def learning_rate_factor(step: int, num_steps: int, warmup: int, final_ratio: fl
 
 
 class TrainStep:
-    """video, noise, boxes -> the weighted losses; changes the model.
+    """Train the model: video, noise, boxes -> the weighted losses.
 
-    Adam is torch's fused one: faster than the default that the authors have, and the same numbers.
+    Adam is torch's fused one: faster than the authors' default, with the same numbers.
 
     Args:
         config: one of our configs.
         dtype: of autocast; float32 turns it off. float16 scales the loss.
-        compiled: what `torch.compile` is called with; None: eager.
+        compiled: arguments of `torch.compile`; None: eager.
     """
 
     def __init__(
@@ -36,17 +37,17 @@ class TrainStep:
         dtype: torch.dtype = torch.float32,
         compiled: Mapping[str, Any] | None = None,
     ):
-        settings, num_steps = config["optimizer"], config["train"]["num_steps"]
+        rate, num_steps = config["optimizer"]["learning_rate"], config["train"]["num_steps"]
         self.model, self.config, self.step = model, config, 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device.type
-        self.optimizer = torch.optim.Adam(self.parameters, settings["learning_rate"], fused=True)
-        warmup = round(settings["warmup_fraction"] * num_steps)
+        self.optimizer = torch.optim.Adam(self.parameters, rate["peak"], fused=True)
+        warmup = round(rate["warmup"] * num_steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda step: learning_rate_factor(step, num_steps, warmup, settings["final_ratio"]),
+            lambda step: learning_rate_factor(step, num_steps, warmup, rate["end_ratio"]),
         )
-        self.detach_until = config["model"]["initializer"]["detach_until"] * num_steps
+        self.detach_until = config["model"]["initializer"]["detach"]["at"] * num_steps
         self.dtype = dtype
         self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
         self.losses: Callable = self._losses
@@ -58,7 +59,7 @@ class TrainStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         # Training needs no masks, so that every attention can be fused.
         outputs = self.model(video, noise, boxes, weights=False)
-        terms = losses(outputs, self.config["loss"])
+        terms = losses(outputs, self.config["losses"])
         return sum(terms.values()), terms
 
     def __call__(
@@ -88,7 +89,7 @@ def inference(
     dtype: torch.dtype = torch.float32,
     compiled: Mapping[str, Any] | None = None,
 ) -> Callable:
-    """`SmoothSA.masks` or `follow` without gradients; `dtype` and `compiled` as for `TrainStep`."""
+    """Return a function such as `SmoothSA.masks` without gradients; see `TrainStep`."""
     if compiled is not None:
         function = torch.compile(function, fullgraph=True, dynamic=False, **compiled)
     autocast = dtype != torch.float32

@@ -61,7 +61,8 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images (B,3,S,S) whose sides are multiples of the patch -> patch tokens (B,M,C) before the last LayerNorm."""
+    """Images (B,3,S,S), with sides that patches divide -> patch tokens (B,M,C) before the last
+    LayerNorm."""
 
     def __init__(
         self, width: int, depth: int, num_heads: int, patch: int, registers: int, num_tokens: int
@@ -95,7 +96,7 @@ class Resize(nn.Module):
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """uint8 pixels (...,3) to ImageNet-normalised floats; floats are taken as normalised already."""
+    """Return uint8 pixels (...,3) as ImageNet-normalized floats; floats are normalized already."""
     if pixels.is_floating_point():
         return pixels
     mean, std = pixels.new_tensor((MEAN, STD), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A model as three files: weights (safetensors), the complete config, and a short description."""
+"""Read and write a model as three files: weights (safetensors), config, and a description."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,17 @@ WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "model.safetensors", "config.json", "abo
 def save_model(
     folder: Path, config: ConfigDict, params: Mapping[str, np.ndarray], step: int, about: str = ""
 ) -> None:
-    """Write the files; the weights come last, and mark the model complete.
+    """Write the files of a model. The weights come last and mark the model as complete.
+
+    Args:
+        folder: a new or empty folder.
+        config: the whole config.
+        params: all arrays, by their names in the model.
+        step: number of training steps done.
+        about: a short description.
 
     Raises:
-        UserError: the folder is not empty, or not writable.
+        UserError: the folder is not empty or not writable.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists; nothing was changed: give the name of a new folder")
@@ -42,9 +49,11 @@ def save_model(
 def read_model(
     folder: Path, allow_before: bool = False
 ) -> tuple[ConfigDict, dict[str, np.ndarray], int]:
-    """Config, arrays and step of a folder that `save_model` wrote.
+    """Read config, arrays and step from a folder that `save_model` wrote.
 
-    With `allow_before` the folder may have the layout of earlier versions.
+    Args:
+        folder: the folder of the model.
+        allow_before: whether to accept the layout of earlier versions.
 
     Raises:
         UserError: a file is missing or damaged, or has the layout of earlier versions.

@@ -1,7 +1,7 @@
-"""Which config a state dict of the authors' program belongs to.
+"""Find the config that a state dict of the authors' program belongs to.
 
-A state dict says which model it is by its keys and shapes, but not which data set it was trained
-on: where several recipes share a model, one has to be chosen by name.
+The keys and shapes of a state dict identify its model, but not the data set that it was trained on.
+If several recipes share a model, one has to be chosen by name.
 """
 
 import functools
@@ -23,14 +23,14 @@ from smoothsa_jax.models.parameters import split
 
 StateDict = Mapping[str, np.ndarray]
 CONFIGS = CONFIGS_PARENT / "configs"
-RECOGNITION = "recognition"  # the word of a config file
+RECOGNITION = "recognition"  # a variant of a config file, after the colon
 
 
 def recipes() -> dict[str, ConfigDict]:
-    """Return every config in configs/ whose model the authors' program has, by its name there.
+    """Return every config in configs/ whose model the authors' program has, by name.
 
     Raises:
-        UserError: there is no such folder, as where the package was copied without it.
+        UserError: there are no configs, for example in a copy of the package alone.
     """
     found = {}
     for path in sorted(CONFIGS.glob("*.py")):
@@ -44,8 +44,8 @@ def recipes() -> dict[str, ConfigDict]:
             found[f"{path.stem}:{RECOGNITION}"] = head
     if not found:
         raise UserError(
-            f"no configs found in {CONFIGS}; run from a checkout of the project, or give the config "
-            "file with --config"
+            f"no configs found in {CONFIGS}; run from a checkout of the project, or give the "
+            "config file with --config"
         )
     return found
 
@@ -59,44 +59,49 @@ def _recognition_of(path: Path, slots: ConfigDict) -> ConfigDict | None:
 
 
 def with_slot_model(config: ConfigDict, slots: ConfigDict) -> ConfigDict:
-    """Return a config of recognition with the slot model of another config in it."""
+    """Return a recognition config that contains the slot model of another config."""
     config = config.copy_and_resolve_references().unlock()
     config.companions.slot_model.update(title=slots.title, model=slots.model)
     return canonical(config)
 
 
 def expected_keys(config: ConfigDict) -> dict[str, str]:
-    """Return key -> type and shape of the authors' state dict of a config's model.
+    """Describe the authors' state dict of a config's model.
+
+    Returns:
+        key -> dtype and shape.
 
     Raises:
-        UserError: a model that their program does not have.
+        UserError: their program does not have this model.
     """
     companion = config.companions.get("slot_model")
     model = (config.model if companion is None else companion.model).to_dict()
-    model["num_slots"] = 1  # of no influence on arrays
+    model["num_slots"] = 1  # does not affect the arrays
     head = None if companion is None else json.dumps(config.model.to_dict())
     return dict(_expected_keys(json.dumps(model), image_size_of(config), head))
 
 
-@functools.cache  # most recipes share theirs, and each takes a second
+@functools.cache  # most recipes share a model, and each model takes a second
 def _expected_keys(model: str, image_size: tuple[int, int], head: str | None) -> dict[str, str]:
-    """Return the same of a slot model, and of a head on it, given as JSON."""
+    """Do the same for a slot model and an optional head on it, given as JSON."""
     config = ConfigDict(json.loads(model))
     shapes = split(slot_model_shapes(config, image_size))[1]
     if head is not None:
         settings = ConfigDict(json.loads(head))
         of_head = nnx.eval_shape(lambda: build_head(settings, config.slot_size, 0))
         shapes |= {f"{HEAD}{name}": x for name, x in split(of_head)[1].items()}
-    # The transforms of the table apply to arrays.
+    # The table transforms arrays, not shapes.
     arrays = {name: np.broadcast_to(x.dtype.type(0), x.shape) for name, x in shapes.items()}
     return describe(to_authors(arrays, detach=False))
 
 
 def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list[str]:
-    """Return the names of the configs whose models have exactly the keys, types and shapes of a state dict.
+    """Return the names of the configs whose models match a state dict exactly.
+
+    Keys, dtypes and shapes all have to match.
 
     Raises:
-        UserError: none has; lists what is missing, left over or of the wrong shape against the nearest.
+        UserError: no config matches; the message compares the state dict with the closest one.
     """
     found = describe(state_dict)
     layouts = {name: expected_keys(config) for name, config in configs.items()}
@@ -111,10 +116,12 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     expected = layouts[nearest]
     if not found.keys() & expected.keys():
         raise UserError(
-            f"no checkpoint of SmoothSA: it has {len(found)} keys such as {next(iter(found), None)!r}, expected those of "
-            f"the authors' program, such as {next(iter(expected))!r}"
+            f"no checkpoint of SmoothSA: it has {len(found)} keys such as "
+            f"{next(iter(found), None)!r}, expected those of the authors' program, such as "
+            f"{next(iter(expected))!r}"
         )
     raise UserError(
-        f"the keys do not fit; against the config {nearest}, {'; '.join(mismatches(found, expected))}; get the file anew, "
-        "or give its config with --config"
+        f"the keys do not fit; against the config {nearest}, "
+        f"{'; '.join(mismatches(found, expected))}; get the file anew, or give its config with "
+        "--config"
     )

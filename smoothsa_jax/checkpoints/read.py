@@ -1,4 +1,4 @@
-"""Checkpoints: one Orbax folder a step, holding state, progress and the whole config.
+"""Read and verify checkpoints: one Orbax folder per step with state, progress and config.
 
     checkpoints/<step>/state      every array of the training state, as one flat dict
     checkpoints/<step>/progress   position in the data, running means
@@ -6,7 +6,8 @@
     checkpoints/<step>/arrays     shape, dtype and checksum of every array
     checkpoints/<step>/files.json size of every file
 
-The last two are there because a folder that was copied in part, or cut short, can still be read without an error.
+`arrays` and `files.json` reveal a folder that was copied in part or truncated: Orbax may read such
+a folder without an error.
 """
 
 import dataclasses
@@ -34,7 +35,15 @@ FILES_LIST = "files.json"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint in host memory: `arrays` is the flat state, `progress` what the loop saved beside it."""
+    """One checkpoint in host memory.
+
+    Attributes:
+        step: number of updates done.
+        arrays: the flat state, by name.
+        progress: what the loop saved with the state.
+        config: the whole config of the run.
+        path: the checkpoint's folder.
+    """
 
     step: int
     arrays: dict[str, np.ndarray]
@@ -44,7 +53,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """All arrays of the model by their names in it, the frozen ones among them."""
+        """All arrays of the model, including the frozen ones, by their names in the model."""
         return {
             name.removeprefix(prefix): array
             for prefix in ("state/params/", "frozen/")
@@ -54,14 +63,20 @@ class Checkpoint:
 
 
 class BrokenCheckpoint(Exception):
-    """A step folder that cannot be used; the text says why."""
+    """A step folder that cannot be used; the text gives the reason."""
 
 
 def refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
-    """See that all processes have read the same one: each reads for itself, one may fail to, and folders may not be shared.
+    """Check that all processes have read the same checkpoint.
+
+    Each process reads on its own: one may fail to read, and the processes may not share a folder.
+
+    Args:
+        what: the checkpoint in words, for the message.
+        checkpoint: what this process has read; None: nothing.
 
     Raises:
-      UserError: in every process, with the first that has another step, or other values.
+        UserError: a process has another step or other values. Every process raises it.
     """
     if not hosts.is_multi_process():
         return
@@ -73,25 +88,26 @@ def refuse_different(what: str, checkpoint: Checkpoint | None) -> None:
     hosts.refuse_differences({what: found})
 
 
-# ------------------------------------------------------------------------------------------------- trees of arrays
+# -------------------------------------------------------------------------------- trees of arrays
 
 
 def flatten_state(tree: Any) -> dict[str, Any]:
-    """A pytree as `{"params/<name>": leaf, ...}`, the layout of a checkpoint."""
+    """Flatten a pytree to `{"params/<name>": leaf, ...}`, the layout of a checkpoint."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def restore_state(template: Any, checkpoint: Checkpoint, only: str | tuple[str, ...] = "") -> Any:
-    """The template's pytree with the checkpoint's values, each array placed as the template's is.
+    """Return the template's pytree with the checkpoint's values, each with the template's sharding.
 
     Args:
-      template: pytree of arrays.
-      checkpoint: what was read.
-      only: prefix or prefixes; the checkpoint's other arrays are ignored, as an evaluation does with the optimizer's.
+        template: pytree of arrays.
+        checkpoint: the checkpoint to restore from.
+        only: prefix or prefixes of the arrays to restore; the others are ignored. Evaluation, for
+            example, ignores the optimizer's state.
 
     Raises:
-      UserError: the arrays have other names, shapes or dtypes: names the first that differ.
+        UserError: names, shapes or dtypes differ; the message lists the first differences.
     """
     wanted = flatten_state(template)
     found = {name: array for name, array in checkpoint.arrays.items() if name.startswith(only)}
@@ -104,8 +120,9 @@ def restore_state(template: Any, checkpoint: Checkpoint, only: str | tuple[str, 
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"checkpoint {checkpoint.path} holds another architecture: {', '.join(problems[:3])}{more}; "
-            "use the config it was trained with, or another workdir"
+            f"checkpoint {checkpoint.path} holds another architecture: "
+            f"{', '.join(problems[:3])}{more}; use the config it was trained with, or another "
+            "workdir"
         )
     leaves, structure = jax.tree_util.tree_flatten(template)
     placed = [_place(found[name], like) for name, like in zip(wanted, leaves, strict=True)]
@@ -116,11 +133,12 @@ def _place(array: np.ndarray, like: Any) -> Any:
     sharding = getattr(like, "sharding", None)
     if sharding is None:
         return array
-    # A copy of its own: on CPU a placed array may share the host's memory, and the training step gives its state away.
+    # Copy: on a CPU a placed array may share the host's memory, and the training step donates its
+    # state.
     array = array.copy()
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
-    # Over several hosts, of which each has read all.
+    # On several hosts, each of which has read the whole array.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
@@ -128,11 +146,15 @@ def _describe(array: Any) -> str:
     return f"{np.dtype(array.dtype).name}{list(np.shape(array))}"
 
 
-# ------------------------------------------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------------------------- reading
 
 
 def steps_found(workdir: str | Path) -> list[int]:
-    """Step numbers that have a folder, newest first, sound or not."""
+    """Return the steps that have a folder, newest first, whether or not it can be used.
+
+    Raises:
+        UserError: the folder of checkpoints cannot be read.
+    """
     folder = Path(workdir) / FOLDER
     try:
         names = [p.name for p in folder.iterdir() if p.is_dir()]
@@ -140,17 +162,23 @@ def steps_found(workdir: str | Path) -> list[int]:
         return []
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read: {error.strerror}; mend its permissions or use another --workdir"
+            f"{folder} cannot be read: {error.strerror}; mend its permissions or use another "
+            "--workdir"
         ) from error
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def read_checkpoint(workdir: str | Path, step: int, allow_before: bool = False) -> Checkpoint:
-    """Read and verify one step; with `allow_before` also one in the layout of earlier versions.
+    """Read and verify the checkpoint of one step.
+
+    Args:
+        workdir: the run's folder.
+        step: which checkpoint.
+        allow_before: whether to accept the layout of earlier versions.
 
     Raises:
-      BrokenCheckpoint: it is empty, half copied, cut short or altered.
-      UserError: it may not be read, or has the layout of earlier versions.
+        BrokenCheckpoint: the folder is empty, incomplete, truncated or altered.
+        UserError: access is denied, or the checkpoint has the layout of earlier versions.
     """
     path = Path(workdir) / FOLDER / str(step)
     _look_at(path)
@@ -161,7 +189,7 @@ def read_checkpoint(workdir: str | Path, step: int, allow_before: bool = False) 
         listed = json.loads(_read_json_text(path / "arrays"))
         progress = json.loads(_read_json_text(path / "progress"))
         _read_raw(path / "state")
-        # Without a `Checkpointer`, in which processes wait for each other: one may look on its own.
+        # No `Checkpointer`: its processes wait for each other, but one may read on its own.
         reader, state = ocp.PyTreeCheckpointHandler(), (path / "state").absolute()
         whole = {
             name: ocp.RestoreArgs(restore_type=np.ndarray) for name in reader.metadata(state).tree
@@ -170,7 +198,7 @@ def read_checkpoint(workdir: str | Path, step: int, allow_before: bool = False) 
     except UserError:
         raise
     except Exception as error:
-        # JSON, Orbax and TensorStore each have their own errors for a damaged file.
+        # JSON, Orbax and TensorStore each raise their own errors for a damaged file.
         raise BrokenCheckpoint(_why_broken(path, error)) from error
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     for name in sorted(listed.keys() | arrays.keys()):
@@ -184,15 +212,18 @@ def read_checkpoint(workdir: str | Path, step: int, allow_before: bool = False) 
 def restore_latest(
     workdir: str | Path, *, warn: Callable[[str], None], set_aside: bool = False
 ) -> Checkpoint | None:
-    """The newest sound checkpoint, or None.
+    """Return the newest intact checkpoint, or None.
 
-    Broken step folders are skipped with a warning that names them. Nothing is ever deleted: with `set_aside` they are
-    moved to `checkpoints_broken/`, so that a later save of the same step finds its place free.
+    Broken step folders are skipped with a warning that names them, and never deleted. With
+    `set_aside` they are moved to `checkpoints_broken/`, so that a later save can reuse the step.
 
     Args:
-      workdir: the run's folder.
-      warn: called with one line for each folder that is skipped.
-      set_aside: whether the caller will write checkpoints here.
+        workdir: the run's folder.
+        warn: called with one line for each skipped folder.
+        set_aside: whether the caller will write checkpoints here.
+
+    Raises:
+        UserError: a folder cannot be read or moved, or has the layout of earlier versions.
     """
     newest = None
     for step in steps_found(workdir):
@@ -201,7 +232,7 @@ def restore_latest(
             if newest is None:
                 newest = read_checkpoint(workdir, step)
             elif set_aside:
-                # Orbax trips over some kinds of damage in any folder, not just the newest.
+                # Some kinds of damage in any folder, not only the newest, make Orbax fail.
                 _look_at(path)
             else:
                 break
@@ -214,7 +245,16 @@ def restore_latest(
 
 
 def best_step(workdir: str | Path, metric: str, mode: str) -> int | None:
-    """The kept step with the best `metric` ("min" or "max"), by the values saved with each; None when none has it."""
+    """Return the kept step with the best metric, by the values saved with the checkpoints.
+
+    Args:
+        workdir: the run's folder.
+        metric: name of the metric.
+        mode: "min" or "max".
+
+    Returns:
+        None if no checkpoint has the metric.
+    """
     scored = []
     for step in steps_found(workdir):
         try:
@@ -227,9 +267,9 @@ def best_step(workdir: str | Path, metric: str, mode: str) -> int | None:
 
 
 def _read_raw(item: Path) -> None:
-    """Read every value of Orbax's store one after the other, so that a file cut short or missing raises here.
+    """Read every value of Orbax's store in turn, so that a truncated or missing file raises here.
 
-    Orbax reads them all at once; when one fails, the others' threads print tracebacks nobody can read.
+    Orbax reads all of them at once; if one fails, the other threads print unreadable tracebacks.
     """
     store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item.absolute()}/"}).result()
     for key in store.list().result():
@@ -237,12 +277,17 @@ def _read_raw(item: Path) -> None:
 
 
 def _read_json_text(item: Path) -> str:
-    # Orbax's JsonSave writes one file of this name; the text is read directly to keep numbers and order as they are.
+    # Orbax's JsonSave writes one file of this name. Reading it directly keeps numbers and order.
     return (item / "metadata").read_text()
 
 
 def _look_at(path: Path) -> None:
-    """Raise BrokenCheckpoint where a folder is plainly incomplete; reads no arrays."""
+    """Check that a folder is complete, without reading its arrays.
+
+    Raises:
+        BrokenCheckpoint: it is obviously incomplete.
+        UserError: access is denied.
+    """
     try:
         for item in ("config", "arrays", "progress"):
             json.loads(_read_json_text(path / item))
@@ -287,11 +332,12 @@ def _move_aside(workdir: str | Path, path: Path) -> Path:
         path.rename(target)
     except OSError as error:
         raise UserError(
-            f"checkpoint {path} is broken and cannot be moved to {folder}: {error.strerror}; move it yourself"
+            f"checkpoint {path} is broken and cannot be moved to {folder}: {error.strerror}; move "
+            "it yourself"
         ) from error
     return target
 
 
 def fingerprint(array: np.ndarray) -> list[Any]:
-    """Shape, dtype and checksum of an array, as `arrays` lists them."""
+    """Return shape, dtype and checksum of an array, as `arrays` lists them."""
     return [list(array.shape), array.dtype.name, zlib.crc32(np.ascontiguousarray(array).tobytes())]

@@ -1,9 +1,9 @@
-"""The one door for what was trained elsewhere: a run, a saved model, the Hub, a state dict.
+"""Open trained models and weights: runs, saved models, repositories of the Hub, state dicts.
 
 A config names sources in two places. `weights.NAME = {"into": ..., "source": ...}` fills arrays of
-the trained model when a run begins. `companions.NAME = {"source": ...}` adds a frozen model: its
-architecture is copied into the run's config and its arrays into the run's checkpoints, so that a
-workdir stands alone.
+the trained model when a run begins. `companions.NAME = {"source": ...}` adds a frozen model. Its
+architecture is copied into the run's config and its arrays into the run's checkpoints, so the
+workdir is self-contained.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
 
-RANDOM = "random"  # a source: the untrained values of a seed
-UNTRAINED = ""  # a companion's source: to try a config out
+RANDOM = "random"  # a source: untrained values from a seed
+UNTRAINED = ""  # a companion's source: untrained, for trying out a config
 
 Warn = Callable[[str], None]
 
@@ -39,9 +39,9 @@ class Trained(NamedTuple):
 
     Attributes:
         config: the whole config that it was trained with.
-        arrays: all of them, by their names in the model.
-        step: the training steps behind them.
-        what: where they are from, in words.
+        arrays: all arrays, by their names in the model.
+        step: number of training steps done.
+        what: where the arrays come from, in words.
     """
 
     config: ConfigDict
@@ -58,15 +58,16 @@ def is_trained(source: str) -> bool:
 
 
 def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained | None:
-    """Read a workdir (its newest sound checkpoint), a folder of a saved model, or a state dict of
-    the authors' program.
+    """Read a trained model.
 
     Args:
-        warn: called with a line for each checkpoint that is skipped.
-        recipe: of a state dict, where several recipes have the same model: the name of one.
+        source: a workdir, of which the newest intact checkpoint is read; the folder of a saved
+            model; or a state dict of the authors' program.
+        warn: called with one line for each skipped checkpoint.
+        recipe: the recipe of a state dict, needed if several recipes have the same model.
 
     Returns:
-        None where a workdir has no usable checkpoint.
+        None if a workdir has no usable checkpoint.
 
     Raises:
         UserError: a saved model is damaged, or a state dict fits no recipe or several.
@@ -96,20 +97,21 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
         raise UserError(f"{path}: {error}") from error
     if len(names) > 1:
         raise UserError(
-            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; choose the "
-            "one it was trained with: load(..., config=NAME), or python -m smoothsa_jax.convert IN "
-            "OUT --config=NAME"
+            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; "
+            "choose the one it was trained with: load(..., config=NAME), or python -m "
+            "smoothsa_jax.convert IN OUT --config=NAME"
         )
     found = configs[names[0]]
     return Trained(found, from_authors(state_dict), found.train.num_steps, str(path))
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:
-    """Return the config with the architecture of every companion in it.
+    """Add the architecture of every companion to the config.
 
     Args:
-        stored: the config of the run in the workdir, if there is one: its companions stay.
-        warn: called with a line for each checkpoint that is skipped.
+        config: the config of the run.
+        stored: the config of the run already in the workdir, if any; its companions are kept.
+        warn: called with one line for each skipped checkpoint.
 
     Raises:
         UserError: a companion's source holds no trained model.
@@ -164,14 +166,18 @@ def command_for(name: str) -> str | None:
 
 
 def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Parameters, str]:
-    """Return what a run without a checkpoint starts from: parameters, frozen arrays, and where they
-    are from in words.
+    """Return the arrays that a run without a checkpoint starts from.
 
     Args:
+        config: the config of the run, with the architecture of its companions.
         training: a `training.step.Training` of the config.
+        warn: called with one line for each skipped checkpoint.
+
+    Returns:
+        The trained parameters, the frozen arrays, and where they come from in words.
 
     Raises:
-        UserError: a source cannot be had, or does not fit.
+        UserError: a source is not available or does not fit the model.
     """
     params, frozen, words = dict(training.state.params), dict(training.frozen), []
     for name, entry in sorted(config.weights.items()):
@@ -204,8 +210,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         trained = _opened(name, companion.source, warn)
         if different := differences(trained.config.model, companion.model):
             raise UserError(
-                f"companions.{name}.source {companion.source} holds another model, which differs in "
-                f"{', '.join(different)}; use another --workdir"
+                f"companions.{name}.source {companion.source} holds another model, which differs "
+                f"in {', '.join(different)}; use another --workdir"
             )
         for key, array in trained.arrays.items():
             whole = f"{name}.{key}"
@@ -217,7 +223,7 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
 def _arrays_of(
     path: str, entry: Mapping[str, Any], config: ConfigDict, training: Any, warn: Warn
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Return an entry's arrays by their names in the trained model, and where they are from."""
+    """Return an entry's arrays by their names in the trained model, and where they come from."""
     into, source = entry.get("into", ""), entry["source"]
     if is_trained(source):
         trained = open_trained(source, warn)
@@ -238,7 +244,7 @@ def _arrays_of(
     }
     grid = training.definitions["model"].skeleton().encoder.grid
     arrays, what = load_encoder(source, config.model.encoder, expected, grid)
-    if hosts.is_multi_process():  # each has its own files
+    if hosts.is_multi_process():  # each process reads its own files
         hosts.refuse_differences({f"what {path}.source={source} holds": digest(arrays)})
     return {below(ENCODER, name): x for name, x in arrays.items()}, what
 
@@ -254,7 +260,7 @@ def _placed(path: str, name: str, array: np.ndarray, like: Any) -> jax.Array:
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a text that tells arrays apart by names, types, shapes and values."""
+    """Return a SHA-256 digest of arrays: their names, dtypes, shapes and values."""
     found = hashlib.sha256()
     for name, value in sorted(arrays.items()):
         found.update(f"{name} {value.dtype} {value.shape}\n".encode())

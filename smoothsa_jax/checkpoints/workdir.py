@@ -1,4 +1,4 @@
-"""The folder of a run: its config, and the lock that keeps a second run out."""
+"""The folder of a run: its config, and a lock against concurrent runs."""
 
 import fcntl
 import os
@@ -18,10 +18,13 @@ CONFIG_FILE = "config.json"
 
 
 def config_of(workdir: Path) -> ConfigDict | None:
-    """What a run in this workdir was started with, also where it has no checkpoint yet.
+    """Return the config of the run in this workdir, even if it has no checkpoint yet.
+
+    Returns:
+        None if there is no readable config.
 
     Raises:
-      UserError: it has the layout of earlier versions.
+        UserError: the config has the layout of earlier versions.
     """
     try:
         config = from_json((workdir / CONFIG_FILE).read_text())
@@ -32,45 +35,63 @@ def config_of(workdir: Path) -> ConfigDict | None:
 
 
 def refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: Path) -> None:
+    """Refuse to continue a run with another config.
+
+    Args:
+        found: the config of the run in the workdir; None: there is none.
+        config: the new config.
+        workdir: the run's folder.
+
+    Raises:
+        UserError: the configs differ where they may not; the message lists the keys.
+    """
     if found is not None and (different := differences(found, config)):
         raise UserError(
-            f"workdir {workdir} holds a run of another config, which differs in {', '.join(different)}; "
-            "use the same config to go on, or another --workdir"
+            f"workdir {workdir} holds a run of another config, which differs in "
+            f"{', '.join(different)}; use the same config to go on, or another --workdir"
         )
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Write `config.json`, completely or not at all."""
     with atomic_file(workdir / CONFIG_FILE) as temporary:
         temporary.write_text(to_json(config))
 
 
 @contextmanager
 def workdir_for_writing(workdir: Path, flag: str = "workdir") -> Iterator[None]:
-    """Make the workdir (or the folder of another flag), see that it can be written, and keep a second run out of it meanwhile.
+    """Create the folder and lock it against other runs.
+
+    Args:
+        workdir: the folder.
+        flag: the command-line flag that names it, for messages.
 
     Raises:
-      UserError: it cannot be written, or another run is writing to it.
+        UserError: the folder is not writable, or another run is writing to it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = open(workdir / ".lock", "a+")  # noqa: SIM115, closed below
     except OSError as error:
         raise UserError(
-            f"{flag} {workdir} cannot be written: {error.strerror}; mend its permissions or use another --{flag}"
+            f"{flag} {workdir} cannot be written: {error.strerror}; mend its permissions or use "
+            f"another --{flag}"
         ) from error
     with handle:
         try:
-            # The system lets go of it when the process ends, however it ends.
+            # The system releases the lock when the process ends, however it ends.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
             raise UserError(
-                f"{flag} {workdir} is in use by another run (process {owner}); wait for it or use another --{flag}"
+                f"{flag} {workdir} is in use by another run (process {owner}); wait for it or use "
+                f"another --{flag}"
             ) from error
         except OSError as error:  # a file system without locks
             print(
-                f"warning: {workdir} cannot be locked ({error.strerror}); let one run at a time write to it",
+                f"warning: {workdir} cannot be locked ({error.strerror}); let only one run at a "
+                "time write to it",
                 file=sys.stderr,
             )
         handle.truncate(0)

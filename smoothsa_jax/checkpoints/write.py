@@ -1,4 +1,4 @@
-"""Writing checkpoints in the background; `checkpoints.py` says what they hold and reads them."""
+"""Write checkpoints in the background; `read.py` describes their layout and reads them."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from smoothsa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class _LatestAndBest:
-    """Which steps stay, in Orbax's form of a preservation policy."""
+    """Which steps to keep, as an Orbax preservation policy."""
 
     max_to_keep: int
     best_fn: Callable[[Mapping[str, float]], float] | None = None
@@ -33,8 +33,7 @@ class _LatestAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         newest_first = sorted(checkpoints, key=lambda found: -found.step)
-        # One place for the best, and two for the latest where there is room: should the newest be damaged, the one
-        # before is near.
+        # Keep two of the latest if there is room: if the newest is damaged, little is lost.
         latest = self.max_to_keep
         if self.best_fn is not None:
             latest = max(1, min(2, self.max_to_keep - 1))
@@ -48,10 +47,21 @@ class _LatestAndBest:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in the background and keeps `max_to_keep`.
+    """Writes checkpoints in the background and keeps `max_to_keep` of them.
 
-    Where a metric is named one place is the best's: the two latest stay (the latest alone where `max_to_keep` is 2)
-    and the places left go to the best by `best_metric` among the others. Otherwise the latest stay.
+    Without `best_metric`, the latest stay. With it, the two latest stay (only the latest if
+    `max_to_keep` is 2), and the other places go to the best of the remaining checkpoints.
+
+    Args:
+        workdir: the run's folder.
+        config: the whole config, saved with each checkpoint.
+        max_to_keep: number of checkpoints to keep.
+        best_metric: metric that ranks checkpoints; None: none does.
+        best_mode: "min" or "max".
+
+    Attributes:
+        folder: the folder of checkpoints.
+        last_good: step of the latest complete checkpoint; None: there is none.
     """
 
     def __init__(
@@ -86,13 +96,14 @@ class CheckpointWriter:
                     async_options=ocp.options.AsyncOptions(
                         post_finalization_callback=self._list_files
                     ),
-                    cleanup_tmp_directories=True,  # what a killed save left; it never was a checkpoint
+                    cleanup_tmp_directories=True,  # leftovers of killed saves, never checkpoints
                     **options,
                 ),
             )
         except OSError as error:
             raise UserError(
-                f"checkpoints cannot be written to {self.folder}: {error.strerror}; mend its permissions or use another --workdir"
+                f"checkpoints cannot be written to {self.folder}: {error.strerror}; mend its "
+                "permissions or use another --workdir"
             ) from error
         steps = self._manager.all_steps()
         self.last_good = max(steps) if steps else None
@@ -105,27 +116,28 @@ class CheckpointWriter:
         metrics: Mapping[str, float],
         frozen: Any = None,
     ) -> None:
-        """Copy the state; check and write it in the background. Of several processes each writes its share.
+        """Copy the state, then check and write it in the background.
+
+        With several processes, each writes its share.
 
         Args:
-          step: updates done so far.
-          state: pytree of arrays; may be donated as soon as this returns.
-          progress: JSON-like.
-          metrics: by which the best is chosen.
-          frozen: pytree of arrays that are never donated, and the same at every save.
+            step: number of updates done so far.
+            state: pytree of arrays; may be donated as soon as this returns.
+            progress: JSON-like.
+            metrics: the values that choose the best checkpoint.
+            frozen: pytree of arrays that are never donated and are the same at every save.
 
         Raises:
-          UserError: the save before failed (disk full, no permission; its state was not finite). Several processes
-            raise what they can at once.
+            UserError: the previous save failed (disk full, no permission, or its state was not
+                finite). With several processes, failures of this save may be raised too.
         """
         self.wait()
         arrays = copies(flatten_state(state))
         scores = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._pending = step
         write = lambda: self._write(step, arrays, flatten_state(frozen), dict(progress), scores)  # noqa: E731
-        if (
-            hosts.is_multi_process()
-        ):  # all have to come here at the same step: they wait for each other
+        # All processes have to reach this at the same step: they wait for each other.
+        if hosts.is_multi_process():
             with self._explained(step):
                 write()
         else:
@@ -139,8 +151,11 @@ class CheckpointWriter:
         progress: dict[str, Any],
         scores: dict[str, float],
     ) -> None:
-        """In the thread of this writer; of several processes in that of the step, since all have to gather and save in one
-        order, and then Orbax goes on in its own."""
+        """Check and write one checkpoint.
+
+        This runs in the writer's thread. With several processes it runs in the calling thread,
+        since all have to gather and save in the same order; Orbax then continues in its own thread.
+        """
         frozen = on_host(frozen)
         if self._frozen_listed is None:
             self._frozen_listed = self._listed(step, frozen)
@@ -159,16 +174,16 @@ class CheckpointWriter:
         for name, array in arrays.items():
             if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                 raise UserError(
-                    f"state of step {step} is not saved: {name} is not finite; {self._last_good_text()}; "
-                    "lower optimizer.learning_rate or look at the data"
+                    f"state of step {step} is not saved: {name} is not finite; "
+                    f"{self._last_good_text()}; lower optimizer.learning_rate or look at the data"
                 )
         return {name: fingerprint(array) for name, array in arrays.items()}
 
     def wait(self) -> None:
-        """Wait until the save in flight is complete.
+        """Wait until the pending save is complete.
 
         Raises:
-          UserError: it failed, or its state was not finite; earlier checkpoints are intact.
+            UserError: it failed, or its state was not finite; earlier checkpoints are intact.
         """
         if self._pending is None:
             return
@@ -181,16 +196,23 @@ class CheckpointWriter:
         self._pending = None
 
     def poll(self) -> None:
-        """Notice, without waiting, that the save in flight is complete or failed."""
-        # Of several processes each would notice at another step, and then they wait for each other.
+        """Check, without waiting, whether the pending save is complete or has failed.
+
+        Raises:
+            UserError: as for `wait`.
+        """
+        # Several processes would notice at different steps and then wait for each other.
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def close(self) -> None:
-        """Let a save in flight finish and Orbax's threads go. Raises nothing: it may run while another error is told;
-        a caller that wants to know calls `wait` before."""
+        """Finish the pending save and stop Orbax's threads.
+
+        Never raises, since it may run while another error is handled; call `wait` first to learn
+        of a failure.
+        """
         if hosts.is_multi_process() and self._pending is not None:
-            # An error of this process, maybe. Orbax' threads finish the save where the others live on.
+            # This process may have failed. Orbax's threads finish the save if the others are alive.
             hosts.give_others_time(self.wait)
             return
         with contextlib.suppress(Exception):
@@ -200,7 +222,7 @@ class CheckpointWriter:
             self._manager.close()
 
     def describe_last_good(self) -> str:
-        """For messages; a save in flight is waited for."""
+        """Wait for the pending save, then describe the latest good checkpoint for messages."""
         with contextlib.suppress(UserError):
             self.wait()
         return self._last_good_text()
@@ -211,15 +233,22 @@ class CheckpointWriter:
         return f"the last good checkpoint is {self.folder / str(self.last_good)}"
 
     def _list_files(self) -> None:
-        """Orbax calls this in its thread, of process 0 alone, when all items of a step are written, before the folder gets its
-        final name; it is the only one that has none."""
+        """List the sizes of a step's files.
+
+        Orbax calls this in its thread, on process 0 only, once all items of a step are written and
+        before the folder gets its final name. No other folder has a temporary name then.
+        """
         for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
             sizes = {str(p.relative_to(folder)): p.stat().st_size for p in _files(folder)}
             (folder / FILES_LIST).write_text(json.dumps(sizes))
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Iterator[None]:
-        """Turns what Orbax and the file system raise while saving into one line."""
+        """Turn errors of Orbax and the file system into a one-line error.
+
+        Raises:
+            UserError: the checkpoint could not be written.
+        """
         try:
             yield
         except Exception as error:
@@ -249,11 +278,11 @@ def _why_not_written(error: BaseException) -> tuple[str, str]:
     ):
         if code in codes or os.strerror(code) in everything:
             return os.strerror(code), advice
-    return f"{type(error).__name__}: {text}"[:200], "mend that, then run the same command to go on"
+    return f"{type(error).__name__}: {text}"[:200], "fix that, then run the same command to go on"
 
 
 def _files(folder: Path) -> list[Path]:
-    # Orbax goes on writing the file of metadata about the metadata.
+    # Orbax is still writing _CHECKPOINT_METADATA at this point.
     return [
         p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "_CHECKPOINT_METADATA"
     ]

@@ -155,6 +155,8 @@ def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
 
 
 def _check_schedule(key: str, value: Mapping[str, Any]) -> None:
+    if ":" in str(value.get("schedule")):  # from elsewhere: checked where it is made
+        return
     _check_keys_of_schedule(key, value)
     for name, check_setting in SCHEDULES.get(value["schedule"], {}).items():
         check_setting(f"{key}.{name}", value[name])

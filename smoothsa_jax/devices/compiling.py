@@ -1,4 +1,4 @@
-"""Compiling a training step, the memory that it takes, and running out of it."""
+"""Compile a training step, estimate its memory, and explain out-of-memory errors."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,23 @@ GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device, as the compiler plans them; what runs beside the program is not in it."""
+    """The compiler's estimate of a program's memory on each device, in bytes.
+
+    Attributes:
+        arguments: size of all arguments.
+        outputs: size of all outputs.
+        temporary: size of intermediate values.
+        in_place: size of outputs that reuse the memory of arguments.
+    """
 
     arguments: int
     outputs: int
     temporary: int
-    in_place: int  # outputs that take the place of arguments
+    in_place: int
 
     @property
     def peak(self) -> int:
+        """Estimated peak use, in bytes."""
         return self.arguments + self.outputs + self.temporary - self.in_place
 
     def __str__(self) -> str:
@@ -37,7 +45,7 @@ class Memory:
 
 
 def memory_of(compiled: Any) -> Memory | None:
-    """Of a compiled program; None where its compiler does not tell."""
+    """Return the memory of a compiled program; None if the compiler gives no estimate."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -50,7 +58,7 @@ def memory_of(compiled: Any) -> Memory | None:
 
 
 def compiler_options(config: ConfigDict, backend: Backend) -> dict[str, str | bool] | None:
-    """`train.xla_flags`, for the training step on a GPU; elsewhere they mean nothing, and are left out."""
+    """Return `train.xla_flags` as options of the compiler; None on other devices than GPUs."""
     if not backend.is_gpu:
         return None
     pairs = (flag.lstrip("-").partition("=") for flag in config.train.xla_flags.split())
@@ -59,9 +67,10 @@ def compiler_options(config: ConfigDict, backend: Backend) -> dict[str, str | bo
 
 
 def at_precision(function: Callable, config: ConfigDict) -> Callable:
-    """The function with `config.matmul_precision` for all its float32 matrix products; to be given to `jax.jit`.
+    """Wrap a function so that its float32 matrix products use `config.matmul_precision`.
 
-    "default" leaves them to JAX: on an H100 TF32, on a TPU one pass in bfloat16, on a CPU float32.
+    Pass the result to `jax.jit`. "default" leaves the precision to JAX: TF32 on an H100, one
+    bfloat16 pass on a TPU, float32 on a CPU.
     """
     precision = config.matmul_precision
     if precision == "default":
@@ -76,18 +85,28 @@ def at_precision(function: Callable, config: ConfigDict) -> Callable:
 
 
 class CompiledOnce:
-    """A jitted step, compiled at its first call, for those arguments and nothing else; says what memory it takes."""
+    """A jitted step, compiled once, for the arguments of its first call.
+
+    Args:
+        step: the jitted function; a plain function is called as it is.
+        say: called with one line about the memory that the step takes.
+        has_flags: whether `train.xla_flags` are among the step's compiler options.
+
+    Attributes:
+        memory: the compiler's estimate; None before the first call, or if there is none.
+    """
 
     def __init__(self, step: Callable, say: Callable[[str], None], has_flags: bool = False):
-        """`has_flags`: whether `train.xla_flags` are among the step's compiler options."""
         self.memory: Memory | None = None
         self._has_flags = has_flags
         self._step, self._say = step, say
         self._compiled: Callable | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Raises:
-        UserError: a flag in `train.xla_flags` that this XLA refuses.
+        """Run the step; compile it first if needed.
+
+        Raises:
+            UserError: XLA does not accept a flag in `train.xla_flags`.
         """
         if self._compiled is None:
             self._compiled = self._compile(arguments)
@@ -116,15 +135,15 @@ class CompiledOnce:
 def telling_out_of_memory(
     doing: str, advice: str, program: CompiledOnce | None = None
 ) -> Iterator[None]:
-    """Within it a device that is out of memory is told in one line.
+    """Turn out-of-memory errors of a device into a one-line error.
 
     Args:
-        doing: what takes the memory, with its batch.
-        advice: what to turn on.
-        program: what was run; tells its estimate.
+        doing: what needs the memory, including its batch size.
+        advice: how to reduce the memory.
+        program: the program that runs; the error quotes its estimate.
 
     Raises:
-        UserError: out of memory.
+        UserError: a device is out of memory.
     """
     try:
         yield
@@ -136,12 +155,16 @@ def telling_out_of_memory(
             estimate = f"the compiler estimated {program.memory.peak / GB:.2f} GB, "
         reason = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")[:160].rstrip(".")
         raise UserError(
-            f"{doing} does not fit into the memory of a device{_limit(' ({})')}: {estimate}{reason}; {advice}"
+            f"{doing} does not fit into the memory of a device{_limit(' ({})')}: {estimate}"
+            f"{reason}; {advice}"
         ) from error
 
 
 def advice_for_training(config: ConfigDict) -> str:
-    """Which options lessen the memory of a training step: those that a run may go on with, then those of another run."""
+    """Suggest options that reduce the memory of a training step.
+
+    Options that a run may continue with come first, then those that need a new run.
+    """
     train, parts = config.train, config.train.accumulate
     data, fsdp = mesh_shape(config.mesh.data, config.mesh.fsdp, len(jax.devices()))
     options = []
@@ -161,6 +184,6 @@ def advice_for_training(config: ConfigDict) -> str:
 
 
 def _limit(text: str) -> str:
-    """The text with the memory that JAX may use of a device in it; nothing where it does not say, as on a CPU."""
+    """Insert the memory of a device that JAX may use into a text; "" if unknown, as on a CPU."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return "" if limit is None else text.format(f"{limit / GB:.1f} GB")

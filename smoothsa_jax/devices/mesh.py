@@ -1,7 +1,8 @@
 """How arrays lie on the devices (docs/devices.md).
 
-One mesh, two axes. Samples are spread over both. What lasts from step to step (parameters, the optimiser's state, the frozen
-encoder) is cut over `fsdp` and repeated over `data`, and gathered for the time of a step.
+The mesh has two axes. Samples are sharded over both. What persists between steps (parameters, the
+optimizer's state, the frozen encoder) is sharded over `fsdp`, replicated over `data`, and gathered
+within a step.
 """
 
 import math
@@ -16,18 +17,23 @@ from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.models.backend import Backend, backend_of
 
 AXES = ("data", "fsdp")
-# Elements. A smaller array (a bias, a LayerNorm) stays whole: gathering it would take a message of its own for a few kB.
+# In elements. A smaller array (a bias, a LayerNorm) is replicated: gathering it would cost a
+# message for a few kB.
 SMALL = 4096
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """`mesh.data` x `mesh.fsdp` devices; -1 for `data`: all that there are.
+    """Make a mesh of `mesh.data` x `mesh.fsdp` devices; -1 for `data` takes all devices.
 
-    In the order of their processes, so that each process has neighbouring samples of a batch, and an `fsdp` group lies within a
-    host where it can. (`jax.make_mesh` has an order of its own on TPUs, and refuses GPUs of several hosts.)
+    Devices are ordered by process. Each process thus has consecutive samples of a batch, and an
+    `fsdp` group lies within one host if possible. (`jax.make_mesh` reorders TPUs, and does not
+    accept GPUs of several hosts.)
+
+    Args:
+        config: the `mesh` part of a config.
 
     Raises:
-        UserError: there are not as many.
+        UserError: there are too few devices, or the numbers are not valid.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     shape = mesh_shape(config.data, config.fsdp, len(devices))
@@ -35,30 +41,31 @@ def make_mesh(config: ConfigDict) -> Mesh:
 
 
 def backend_of_mesh(mesh: Mesh) -> Backend:
-    """What a program for the devices of a mesh is compiled for."""
+    """Return the backend of a mesh's devices."""
     return backend_of(mesh.devices.flat[0])
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """The devices of this process alone, in `fsdp` groups as large as in `mesh`, or as their number allows."""
+    """Make a mesh of this process's devices, with `fsdp` groups as in `mesh` if they fit."""
     devices = np.array(jax.local_devices())
     return Mesh(devices.reshape(-1, math.gcd(devices.size, mesh.shape["fsdp"])), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def spread(mesh: Mesh) -> NamedSharding:
-    """The samples of a batch, over all devices."""
+    """Return the sharding of a batch: samples over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def persistent_sharding(mesh: Mesh, tree: Any) -> Any:
-    """Where each array (or shape) of a tree lies between steps: cut along its largest dimension that `fsdp` divides.
+    """Return the sharding of each array (or shape) of a tree between steps.
 
-    The shape alone decides, so the optimiser's moments lie as their parameters do.
+    Arrays are sharded along the largest dimension that `fsdp` divides. This depends on the shape
+    alone, so the optimizer's moments are sharded like their parameters.
     """
 
     def sharding(x: Any) -> NamedSharding:

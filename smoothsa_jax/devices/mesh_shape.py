@@ -1,4 +1,4 @@
-"""How many devices lie along each axis of the mesh. Imports no JAX."""
+"""Compute the number of devices along each axis of the mesh. Does not import JAX."""
 
 from typing import Any
 
@@ -6,10 +6,15 @@ from smoothsa_jax.errors import UserError
 
 
 def mesh_shape(data: Any, fsdp: Any, num_devices: int) -> tuple[int, int]:
-    """How many devices lie along `mesh.data` and `mesh.fsdp`.
+    """Return the number of devices along `mesh.data` and `mesh.fsdp`.
+
+    Args:
+        data: `mesh.data`; -1: all devices that `fsdp` leaves.
+        fsdp: `mesh.fsdp`.
+        num_devices: number of devices found.
 
     Raises:
-        UserError: no whole numbers, or not as many devices.
+        UserError: a value is not a valid number, or there are too few devices.
     """
     for key, value, least in (("data", data, -1), ("fsdp", fsdp, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value == 0 or value < least:
@@ -20,8 +25,8 @@ def mesh_shape(data: Any, fsdp: Any, num_devices: int) -> tuple[int, int]:
     if data == -1:
         if num_devices % fsdp:
             raise UserError(
-                f"mesh.fsdp is {fsdp}, which does not divide the {num_devices} devices found; choose a divisor, or set "
-                "mesh.data too to leave some out"
+                f"mesh.fsdp is {fsdp}, which does not divide the {num_devices} devices found; "
+                "choose a divisor, or set mesh.data too to leave some out"
             )
         return num_devices // fsdp, fsdp
     if data * fsdp > num_devices:

@@ -1,4 +1,4 @@
-"""Masks against labels: the evaluator of discovery, and its baselines."""
+"""Score masks against labels: the evaluator of discovery, and its baselines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SOURCES = {"decoder": "masks", "aggregator": "attention"}  # eval.masks -> the m
 
 
 class MaskEvaluator:
-    """Masks resized to the labels, argmax over slots, and metrics of whole clips.
+    """An evaluator that resizes masks to the labels and scores whole clips; see `Evaluator`.
 
     Args:
-        source: whose masks: "decoder" or "aggregator".
+        source: which masks to score: those of the "decoder" or the "aggregator".
         background_column_always: see `metrics.score_batch`.
     """
 
@@ -45,6 +45,11 @@ class MaskEvaluator:
         }
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
+        """Count the pixels of each pair of segments.
+
+        Raises:
+            UserError: the labels are not valid.
+        """
         labels = np.asarray(batch["segmentations"])
         check_numbers(labels, "labels")
         labels = labels.astype(np.uint8, copy=False)
@@ -80,13 +85,13 @@ def evaluate_baselines(
 
     Args:
         batches: as for `split.evaluate`.
-        features: batch -> (B,T,h,w,C), the frozen features; None leaves that baseline out.
-        with_boxes: whether to score the first frame's boxes (needs batch["boxes"]).
-        seed: of k-means.
+        features: batch -> (B,T,h,w,C), the frozen features; None: skip that baseline.
+        with_boxes: whether to score the first frame's boxes; needs batch["boxes"].
+        seed: seed of k-means.
 
     Returns:
-        baseline -> metric -> (samples,) float64; the baselines are "first boxes kept still",
-        "k-means on features", "k-means on RGB".
+        baseline -> metric -> (samples,) float64. The baselines are "first boxes kept still",
+        "k-means on features" and "k-means on RGB".
     """
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for batch in batches:

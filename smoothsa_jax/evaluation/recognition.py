@@ -1,11 +1,13 @@
-"""Which object each slot stands for, and how well its category and box are told (method section 6, "Recognition").
+"""Match slots to objects, and score predicted categories and boxes (docs/design.md, section 6).
 
-A slot is matched to an object where its mask, by *slot* attention, overlaps the object's: in every frame the one-to-one
-matching (Hungarian) of largest total IoU, of which the pairs above `MATCH_IOU` stay. Everything here is written with
-`jax.numpy` and fixed shapes, so that a training step matches on the device, in one program with the model: matching on the
-host would make every step wait for its masks.
+In every frame, slots are matched one-to-one to objects so that the total IoU of their masks is
+largest (the Hungarian algorithm); pairs above `MATCH_IOU` are kept. The masks are those of *slot
+attention*, not of the decoder. Everything here uses `jax.numpy` and fixed shapes, so a training
+step matches on the device, in one program with the model. Matching on the host would make every
+step wait for its masks.
 
-Objects are numbered 0 .. K-1: object k has label k + 1. The background, label 0, is no object; 255 is in no segment.
+Objects are numbered 0 .. K-1; object k has label k + 1. Label 0 is the background, which is not an
+object; label 255 belongs to no segment.
 """
 
 from collections.abc import Mapping
@@ -21,19 +23,19 @@ from smoothsa_jax.evaluation.split import Batch, Measured
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import CPU, Backend
 
-MATCH_IOU = 0.1  # a matched pair has more
+MATCH_IOU = 0.1  # the IoU of a matched pair is above this
 KEPT_BY_THE_AUTHORS = 2  # objects of each image: those numbered 0 and 1
 RECOGNITION_METRICS = ("top1", "top3", "box_iou", "num_matches")
 
 
 class Targets(NamedTuple):
-    """What each slot of each frame should tell.
+    """What a head should predict for each slot of each frame.
 
     Attributes:
-        object: number of the matched object, -1 where there is none.
-        category: its category; 0 where nothing is matched.
-        box: its box in that frame: normalised left, top, right, bottom; 0 where nothing is matched.
-        iou: of the slot's mask and the object's; 0 where nothing is matched.
+        object: number of the matched object; -1: none.
+        category: its category; 0 if unmatched.
+        box: its box in that frame, as normalized left, top, right, bottom; 0 if unmatched.
+        iou: IoU of the slot's mask and the object's; 0 if unmatched.
     """
 
     object: Int[Array, "... N"]
@@ -43,16 +45,17 @@ class Targets(NamedTuple):
 
     @property
     def matched(self) -> Bool[Array, "... N"]:
+        """Which slots are matched."""
         return self.object >= 0
 
 
-# ------------------------------------------------------------------------------------------------------- matching
+# --------------------------------------------------------------------------------------- matching
 
 
 def segment_iou(
     predicted: Bool[Array, "... P N"], true: Bool[Array, "... P K"]
 ) -> Float[Array, "... N K"]:
-    """Intersection over union of every pair of segments, from one-hot pixels; 0 where both are empty.
+    """Return the IoU of every pair of segments, from one-hot pixels; 0 if both are empty.
 
     A pixel in no true segment counts in the predicted area. Exact below 2**24 pixels.
     """
@@ -65,7 +68,7 @@ def segment_iou(
 
 
 def assign(iou: Float[Array, "... N K"]) -> Int[Array, "... N"]:
-    """The one-to-one matching of largest total IoU: each slot's object, -1 for a slot without one."""
+    """Return each slot's object in the one-to-one matching of largest total IoU; -1: none."""
     *lead, num_slots, num_objects = iou.shape
 
     def one(table):
@@ -81,12 +84,15 @@ def match(
     slot_mask: Bool[Array, "... N"] | None = None,
     allowed: Bool[Array, "... K"] | None = None,
 ) -> tuple[Int[Array, "... N"], Float[Array, "... N"]]:
-    """Each slot's object, -1 where none overlaps it by more than `MATCH_IOU`; and their IoU, 0 where -1.
+    """Match slots to objects, and keep the pairs whose IoU exceeds `MATCH_IOU`.
 
     Args:
-        iou: of masks and objects; an absent object has 0 throughout.
-        slot_mask: true = valid; another slot never matches and takes no object from a valid one.
-        allowed: objects that are kept. It is looked at after the matching: the others do take part in it.
+        iou: IoU of masks and objects; an absent object has 0 everywhere.
+        slot_mask: true = valid; a masked slot never matches and takes no object from a valid slot.
+        allowed: objects to keep. This applies after the matching, in which all objects take part.
+
+    Returns:
+        The object of each slot, -1 if unmatched, and their IoU, 0 if unmatched.
     """
     if slot_mask is not None:
         iou = jnp.where(slot_mask[..., :, None], iou, 0.0)
@@ -102,18 +108,19 @@ def match(
 
 
 def kept_by_the_authors(present: Bool[Array, "... K"]) -> Bool[Array, "... K"]:
-    """The objects that the authors' filter lets through, by a slip: numbers 0 and 1 (method section 7, trap 3).
+    """Return the objects that the authors' filter keeps, by a bug: numbers 0 and 1.
 
-    They number the objects that a sample has, so an object that is in no frame of it has no number.
+    They number the objects of a sample, so an object absent from all of its frames has no number
+    (docs/design.md, section 7).
     """
     number = jnp.cumsum(present, axis=-1) - 1
     return present & (number < KEPT_BY_THE_AUTHORS)
 
 
 def object_boxes(objects: Bool[Array, "H W K"]) -> Float[Array, "K 4"]:
-    """Boxes from one-hot labels: left, top, right, bottom pixel, both ends included, over width and height.
+    """Return boxes from one-hot labels: left, top, right, bottom pixel over width and height.
 
-    0 for an absent object (method section 6.1).
+    Both ends are included. The box of an absent object is 0 (docs/design.md, section 6).
     """
     height, width, _ = objects.shape
 
@@ -133,18 +140,19 @@ def targets_of_slots(
     match_paper: bool = False,
     backend: Backend = CPU,
 ) -> Targets:
-    """Matches the slots of every frame to the objects of that frame; made to be called inside `jax.jit`.
+    """Match the slots of every frame to the objects of that frame; to be called in `jax.jit`.
 
     Args:
-        attention: of slot attention, not of the decoder.
-        segmentations: 0 background, k + 1 object k, 255 in no segment.
-        categories: of the objects; -1: there is no such object, or its category is unknown: it never matches.
-        slot_mask: true = valid; other slots get no pixel and never match.
+        attention: the attention of slot attention, not of the decoder.
+        segmentations: labels: 0 background, k + 1 object k, 255 no segment.
+        categories: categories of the objects; -1 if there is no such object or its category is
+            unknown. Such an object never matches.
+        slot_mask: true = valid; masked slots get no pixel and never match.
         match_paper: keep only objects numbered 0 and 1 of each sample, as the authors do; static.
-        backend: what to compile for; static.
+        backend: the backend to compile for; static.
 
     Raises:
-        UserError: the slot mask does not fit the attention.
+        UserError: the shape of the slot mask does not fit the attention.
     """
     num_slots, num_objects = attention.shape[2], categories.shape[-1]
 
@@ -159,7 +167,7 @@ def targets_of_slots(
         masks = segments_from_masks(attention, labels.shape[-2:], valid, backend=backend)
         return jax.lax.map(of_frame, (masks, labels))
 
-    # Frames one after another, to keep memory small; samples side by side, so that they stay on their devices.
+    # Frames in sequence, to save memory; samples in parallel, so that they stay on their devices.
     valid = (
         None if slot_mask is None else jnp.repeat(slot_mask[:, None], attention.shape[1], axis=1)
     )
@@ -178,13 +186,13 @@ def targets_of_slots(
     )
 
 
-# --------------------------------------------------------------------------------------------------------- scores
+# ----------------------------------------------------------------------------------------- scores
 
 
 def box_iou(predicted: Float[Array, "... 4"], true: Float[Array, "... 4"]) -> Float[Array, "..."]:
-    """Intersection over union of boxes (left, top, right, bottom), in the plane: sides are right - left.
+    """Return the IoU of boxes (left, top, right, bottom) with sides right - left, bottom - top.
 
-    NaN where both boxes are empty: such a pair is left out of means. A side that is negative counts as 0.
+    NaN if both boxes are empty; means leave out such a pair. A negative side counts as 0.
     """
 
     def area(box):
@@ -200,7 +208,7 @@ def box_iou(predicted: Float[Array, "... 4"], true: Float[Array, "... 4"]) -> Fl
 def in_top(
     logits: Float[Array, "... classes"], category: Int[Array, "..."], k: int
 ) -> Bool[Array, "..."]:
-    """Whether fewer than `k` classes have a larger logit than the true one."""
+    """Tell whether fewer than `k` classes have a larger logit than the true one."""
     of_true = jnp.take_along_axis(logits, category[..., None], axis=-1)
     return (logits > of_true).sum(-1) < k
 
@@ -208,11 +216,16 @@ def in_top(
 def count(
     logits: Float[Array, "B T N classes"], boxes: Float[Array, "B T N 4"], targets: Targets
 ) -> dict[str, Float[Array, " B"]]:
-    """What the scores are made of, summed over the matched slots of all frames of each sample.
+    """Sum what the scores need over the matched slots of all frames of each sample.
+
+    Args:
+        logits: predicted logits of the categories.
+        boxes: predicted boxes.
+        targets: what each slot is matched to.
 
     Returns:
-        num_matches; top1 and top3: of them with the category among the first 1 or 3; num_boxes: of them where the box IoU
-        is defined, and box_iou: its sum.
+        num_matches: number of matched slots; top1 and top3: how many of them have the true category
+        among the first 1 or 3; num_boxes: how many have a defined box IoU; box_iou: the sum of it.
     """
     matched = targets.matched
     overlap = box_iou(boxes, targets.box)
@@ -228,13 +241,13 @@ def count(
 
 
 def scores_of_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Scores over all matches of a split, each match weighing the same.
+    """Return the scores of a split, with equal weight for every match.
 
     Args:
-        counts: name -> (..., samples), as `count` gives them.
+        counts: name -> (..., samples), as `count` returns them.
 
     Returns:
-        top1, top3, box_iou -> (...) float64 in 0..1, NaN where nothing is matched; num_matches -> (...).
+        top1, top3, box_iou -> (...) float64 in 0..1, NaN without a match; num_matches -> (...).
     """
     total = {name: np.asarray(x, np.float64).sum(-1) for name, x in counts.items()}
 
@@ -250,7 +263,7 @@ def scores_of_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class RecognitionEvaluator:
-    """Counts of a head's right categories and box overlaps over the matched slots."""
+    """An evaluator of a head's categories and boxes over the matched slots; see `Evaluator`."""
 
     metrics = RECOGNITION_METRICS
     outputs = ("logits", "predicted_box", "object", "category", "box", "iou")
@@ -258,16 +271,19 @@ class RecognitionEvaluator:
     protocol = {"masks": "slot attention", "mean_over": "matches"}
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
+        """Count matches, correct categories and box overlaps of each sample."""
         del batch
         return Measured(_counted(dict(outputs)))
 
     def per_sample(
         self, tables: Mapping[str, np.ndarray], match_paper: bool
     ) -> dict[str, np.ndarray]:
+        """Return the counts (samples,) by name."""
         del match_paper
         return dict(tables)
 
     def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the scores (...) of counts (..., samples)."""
         return scores_of_counts(per_sample)
 
 

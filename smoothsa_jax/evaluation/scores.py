@@ -1,4 +1,4 @@
-"""Scores of a run: averaging over samples and seeds, `scores.json`, and the table for people."""
+"""Scores of a run: means over samples and seeds, `scores.json`, and a table as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
 
-# Columns of the table; the first of a kind of scores that is found orders the baselines and stands in the last line.
+# Columns of the table. The leading metric orders the baselines and is printed in the last line.
 TITLES = {
     "ari": "ARI",
     "fg_ari": "FG-ARI",
@@ -26,18 +26,18 @@ TITLES = {
     "num_matches": "matches",
 }
 LEADING = ("fg_ari", "top1")
-COUNTS = ("num_matches",)  # no share of anything
-DECIMALS = 6  # below any difference that matters, above the noise of another summation order
+COUNTS = ("num_matches",)  # numbers, not shares
+DECIMALS = 6  # finer than any relevant difference, coarser than the noise of summation order
 
 
 def mean_over_samples(per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Mean of each metric over the samples it is defined for.
+    """Return the mean of each metric over the samples for which it is defined.
 
     Args:
-        per_sample: name -> (..., samples) float64, NaN = sample left out of this metric.
+        per_sample: name -> (..., samples) float64; NaN leaves a sample out of this metric.
 
     Returns:
-        name -> (...), NaN where no sample counts.
+        name -> (...), NaN if the metric is defined for no sample.
 
     Raises:
         UserError: there are no samples.
@@ -55,13 +55,13 @@ def mean_over_samples(per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
 
 def summarise_seeds(per_seed: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return mean, spread and single values over evaluation seeds.
+    """Return the mean, the standard deviation and the values of all evaluation seeds.
 
     Args:
         per_seed: name -> (seeds,), or a number for a single seed.
 
     Returns:
-        name -> {"mean", "std" (population, 0 for one seed), "seeds": one value per seed}.
+        name -> {"mean", "std" (population; 0 for one seed), "seeds": one value per seed}.
     """
     summary = {}
     for name, seeds in per_seed.items():
@@ -89,12 +89,12 @@ def build_scores(
     Args:
         per_sample: the model's values, name -> (seeds, samples).
         baselines: baseline -> name -> (samples,).
-        means: from values (..., samples) to metrics (...).
+        means: function from values (..., samples) to metrics (...).
         split: the split that was scored.
-        protocol: how it was scored (seeds, match_paper, number of samples, ...), plain JSON values.
+        protocol: how it was scored (seeds, match_paper, number of samples, ...), as JSON values.
         step: the training step of the weights.
-        paper_per_sample: the model's values by the paper's protocol, if they were asked for: the
-            entry "match_paper".
+        paper_per_sample: the model's values under the paper's protocol, for the entry
+            "match_paper"; None: not scored.
     """
     summary = lambda values: summarise_seeds(means(values))  # noqa: E731
     paper = {"match_paper": {"metrics": summary(paper_per_sample)}} if paper_per_sample else {}
@@ -112,8 +112,11 @@ def build_scores(
 
 
 def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
-    """Write `scores.json`: keys sorted, floats rounded to 6 decimals, nothing that depends on the
-    time or the machine, so equal scores give equal bytes. The file appears whole or not at all."""
+    """Write `scores.json`, completely or not at all.
+
+    Equal scores give equal bytes: keys are sorted, floats are rounded to 6 decimals, and nothing
+    depends on the time or the machine.
+    """
     text = json.dumps(_plain(scores), indent=2, sort_keys=True, allow_nan=False) + "\n"
     path = Path(path)
     with atomic_file(path) as temporary:
@@ -121,11 +124,14 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
 
 
 def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
-    """The model, by each protocol that was scored, and its baselines in percent, the best baseline first; a head comes first.
+    """Return the rows of the table of scores, in percent.
 
     Args:
-        title: of the model.
-        scores: as `build_scores` gives them or as read from `scores.json`.
+        title: title of the model.
+        scores: as `build_scores` returns them or as read from `scores.json`.
+
+    Returns:
+        The table's head, the model under each scored protocol, and the baselines, best first.
     """
     titles = {name: title for name, title in TITLES.items() if name in scores["metrics"]}
     rows = [["", *titles.values()], _model_row(title, scores["metrics"], titles)]
@@ -140,7 +146,7 @@ def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> str:
-    """The same as text, in columns."""
+    """Return the table of scores as text, in columns."""
     head, *rows = scores_rows(title, scores)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
@@ -165,19 +171,19 @@ def _model_row(name: str, metrics: Mapping[str, Any], titles: Iterable[str]) -> 
 
 
 def headline(scores: Mapping[str, Any]) -> str:
-    """The one score that stands for a run, with its name."""
+    """Return the score that represents a run, with its name."""
     leading = leading_metric(scores)
     return f"{TITLES[leading]} {_cell(leading, scores['metrics'][leading]['mean'])}"
 
 
 def leading_metric(scores: Mapping[str, Any]) -> str:
-    """The name of that score."""
+    """Return the name of the score that represents a run."""
     return next(name for name in LEADING if name in scores["metrics"])
 
 
 def _rounded(value: float) -> float | None:
     value = float(value)
-    # None (null) for an undefined score; adding 0.0 turns -0.0 into 0.0.
+    # An undefined score is None (null). Adding 0.0 turns -0.0 into 0.0.
     return round(value, DECIMALS) + 0.0 if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""One pass over a split: every sample predicted with every seed, and measured."""
+"""Evaluate a split in one pass: predict and measure every sample with every seed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Evaluator(Protocol):
     """How the outputs of a task are scored.
 
     Attributes:
-        metrics: names of the scores; the best checkpoint can be chosen by one of them.
+        metrics: names of the scores; any of them can choose the best checkpoint.
         outputs: names of the model's outputs that it reads.
         paper_differs: whether `match_paper` changes more than the slot mask.
-        protocol: what `scores.json` says about it.
+        protocol: what `scores.json` states about it.
     """
 
     metrics: tuple[str, ...]
@@ -38,7 +38,7 @@ class Evaluator(Protocol):
     def per_sample(
         self, tables: Mapping[str, np.ndarray], match_paper: bool
     ) -> dict[str, np.ndarray]:
-        """Return values (samples,) by name, from the tables of the samples that count."""
+        """Return values (samples,) by name, from the tables of the valid samples."""
 
     def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return each metric (...) from values (..., samples)."""
@@ -50,7 +50,7 @@ class Measured:
 
     Attributes:
         tables: small arrays (B, ...), on the device.
-        segments: (B,T,H,W) the segment of each pixel, for pictures; None: there are none.
+        segments: (B,T,H,W), the segment of each pixel, for pictures; None: there are none.
     """
 
     tables: dict[str, jax.Array]
@@ -62,11 +62,11 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        scores: name -> (seeds, samples) float64, NaN = sample left out of this metric's mean.
-        paper_scores: the same by the paper's protocol, where it was asked for.
-        names: of the samples, "" where the data set has none.
+        scores: name -> (seeds, samples) float64; NaN leaves a sample out of this metric's mean.
+        paper_scores: the same under the paper's protocol; None: not scored.
+        names: names of the samples; "" if the data set has none.
         samples: the first few samples, each {"video" (T,H,W,3), "segmentations" (T,H,W),
-            "masks" (T,H,W)}, the masks predicted with the first seed.
+            "masks" (T,H,W)}; the masks are predicted with the first seed.
     """
 
     scores: dict[str, np.ndarray]
@@ -91,17 +91,16 @@ def evaluate(
     Args:
         predict: (batch, key, match_paper) -> the outputs that the evaluator reads.
         batches: each with "video", "segmentations" and optionally "slot_mask" (B, N), which keeps
-            masked slots out of the masks; "valid" (B,) bool, false for samples that only fill up
-            the last batch; "num_frames" (B,), how many frames of a sample count, where others only
-            fill it up; "name" (B,) of the samples.
+            masked slots out of the masks; "valid" (B,) bool, false for padding of the last batch;
+            "num_frames" (B,), the number of frames of each sample without padding; "name" (B,).
         evaluator: how outputs are scored.
         seeds: evaluation seeds, at least one; see `predictions`.
-        match_paper: score by the paper's protocol as well: `paper_slot_mask`, and the authors'
+        match_paper: also score under the paper's protocol, with `paper_slot_mask` and the authors'
             arithmetic.
-        keep_samples: how many of the first samples to keep for pictures.
+        keep_samples: number of first samples to keep for pictures.
 
     Raises:
-        UserError: no seed, no sample, or labels that do not fit the predictions.
+        UserError: there is no seed or no sample, or the labels do not fit the predictions.
     """
 
     def measured(batch: Batch, key: jax.Array) -> dict[bool, Measured]:
@@ -122,7 +121,7 @@ def evaluate(
     samples: list[dict[str, np.ndarray]] = []
     for batch, number, found in predictions(measured, batches, seeds):
         at = scored(batch)
-        # Only tables come to the host, and the segments that are kept.
+        # Only tables and the kept segments are copied to the host.
         tables = jax.device_get({paper: x.tables for paper, x in found.items()})
         for paper in protocols:
             mine = {name: x[at] for name, x in tables[paper].items()}
@@ -149,7 +148,7 @@ def evaluate(
 def kept_samples(
     batch: Batch, segments: np.ndarray, at: Iterable[int]
 ) -> list[dict[str, np.ndarray]]:
-    """Return samples of a batch, to be drawn. Copies: a view would keep the whole batch."""
+    """Copy samples of a batch, for pictures. A view would keep the whole batch in memory."""
     found = []
     for b in at:
         length = num_frames_of(batch, b)
@@ -162,15 +161,23 @@ def kept_samples(
 def predictions(
     predict: Callable[[Batch, jax.Array], Outputs], batches: Iterable[Batch], seeds: Sequence[int]
 ) -> Iterator[tuple[Batch, int, Outputs]]:
-    """Yield (batch, number of the seed, what `predict` made of them), every seed on every batch.
+    """Predict every batch with every seed.
 
-    Queries are random at evaluation. The key of batch i (its "batch_number", where it has one: a
-    host may have some batches of a split only) under seed s is `fold_in(key(s), i)`, so what is
-    predicted depends on seed and batching, and on nothing else. Each is yielded one step late: the
-    device then works on the next one while the host looks at it.
+    Queries are random at evaluation. The key of batch i under seed s is `fold_in(key(s), i)`, so
+    predictions depend on the seed and the batching alone. The "batch_number" of a batch, if it has
+    one, replaces i: a host may have only some batches of a split. Predictions are yielded one step
+    late, so that the device works on the next one while the host processes the last.
+
+    Args:
+        predict: (batch, key) -> outputs.
+        batches: the batches of a split.
+        seeds: evaluation seeds, at least one.
+
+    Yields:
+        (batch, index of the seed, outputs).
 
     Raises:
-        UserError: no seed or no batch.
+        UserError: there is no seed or no batch.
     """
     if not seeds:
         raise UserError("eval.seeds is empty: expected at least one seed, for example (0,)")
@@ -188,23 +195,22 @@ def predictions(
 
 
 def scored(batch: Batch) -> np.ndarray:
-    """Return the numbers of a batch's samples that count; the others only fill up the last
-    batch."""
+    """Return the indices of a batch's valid samples; the others are padding."""
     if "valid" not in batch:
         return np.arange(len(batch["segmentations"]))
     return np.flatnonzero(batch["valid"])
 
 
 def num_frames_of(batch: Batch, b: int) -> int:
-    """Return how many frames of sample `b` count; those after them only fill it up."""
+    """Return the number of frames of sample `b` without padding."""
     return int(batch["num_frames"][b]) if "num_frames" in batch else batch["segmentations"].shape[1]
 
 
 def paper_slot_mask(batch: Batch) -> Bool[np.ndarray, "B N"]:
-    """Return the slots that take part where the authors' program pads.
+    """Return the slots that are valid in the authors' program, padding included.
 
-    Every sample of a batch gets as many slots as the one with the most boxes; those without a box
-    of their own start from a box of -1. Valid slots come first.
+    Every sample of a batch gets as many slots as the sample with the most boxes; slots without a
+    box start from a box of -1. Valid slots come first.
     """
     mask = np.asarray(batch["slot_mask"])
     most = mask[scored(batch)].sum(axis=1).max()
@@ -212,15 +218,14 @@ def paper_slot_mask(batch: Batch) -> Bool[np.ndarray, "B N"]:
 
 
 def whole_split(parts: Sequence[T], batch_size: int, num_samples: int) -> T:
-    """Join what several processes found to what one process would have found, in the order of the
-    split.
+    """Merge the results of several processes into those of a single process, in split order.
 
     Args:
-        parts: of each process; process p has the batches p, p + P, p + 2P, ... of P processes, as
-            `evaluation_batches` shares them out. Lists with one entry a sample, arrays
-            (..., samples), None, or mappings and dataclasses of these.
-        batch_size: samples of a batch; only the last one of a split has fewer.
-        num_samples: of the split; entries beyond it are dropped.
+        parts: the results of each process: lists with one entry per sample, arrays (..., samples),
+            None, or mappings and dataclasses of these. Process p of P has the batches p, p + P,
+            p + 2P, ..., as `evaluation_batches` distributes them.
+        batch_size: samples per batch; only the last batch of a split may have fewer.
+        num_samples: number of samples of the split; entries beyond it are dropped.
     """
     first = parts[0]
     if first is None:

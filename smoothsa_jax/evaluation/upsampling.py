@@ -1,4 +1,4 @@
-"""From attention over slots to a label for every pixel (method section 3)."""
+"""Turn attention over slots into a label for every pixel (docs/design.md, section 3)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from jaxtyping import Array, Bool, Float, Int
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU, Backend
 
-FRAMES_AT_ONCE = 16  # of 24 slots at 256x256: 0.1 GB
+FRAMES_AT_ONCE = 16  # 0.1 GB with 24 slots at 256x256 pixels
 
 
 def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
-    """Weights (num_out, num_in) of bilinear resizing along one axis: half-pixel centres, edges
-    repeated, no antialias. Each row has at most two non-zero entries and sums to 1."""
-    # The centres and weights are rounded to float32, as the authors' program does: two slots can be
-    # within 1e-7 of each other, and the argmax should then fall on the same side as theirs.
+    """Return the weights (num_out, num_in) of bilinear resizing along one axis.
+
+    Half-pixel centers, edges repeated, no antialiasing. Each row has at most two non-zero entries
+    and sums to 1.
+    """
+    # Centers and weights are rounded to float32, as in the authors' program: two slots can be
+    # within 1e-7 of each other, and the argmax should then agree with theirs.
     scale = np.float32(num_in) / np.float32(num_out)
     centre = (np.arange(num_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     centre = np.clip(centre, 0, num_in - 1)
@@ -37,7 +40,7 @@ def interpolation_matrix(num_out: int, num_in: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=1)
 def upsample(maps: Float[Array, "*lead h w"], size: tuple[int, int]) -> Float[Array, "*lead H W"]:
-    """Bilinear, see `interpolation_matrix`; `size` (H, W) is static."""
+    """Resize bilinearly to a static `size` (H, W); see `interpolation_matrix`."""
     rows = interpolation_matrix(size[0], maps.shape[-2])
     columns = interpolation_matrix(size[1], maps.shape[-1])
     # HIGHEST: reduced matmul precision would move the borders between slots.
@@ -46,10 +49,10 @@ def upsample(maps: Float[Array, "*lead h w"], size: tuple[int, int]) -> Float[Ar
 
 
 def over_frames(function: Callable[[Any], Any], frames: Any, backend: Backend) -> Any:
-    """`function` of each frame, frames on the first axis of all arrays, as `jax.lax.map` does.
+    """Apply `function` to each frame, like `jax.lax.map` over the first axis of all arrays.
 
-    One after another, which keeps memory small and a CPU in its cache; elsewhere FRAMES_AT_ONCE together, as one would
-    leave the device idle.
+    A CPU processes one frame at a time, which saves memory and keeps the data in its cache. Other
+    devices process FRAMES_AT_ONCE together, since a single frame would leave them idle.
     """
     together = None if backend.is_cpu else FRAMES_AT_ONCE
     return jax.lax.map(function, frames, batch_size=together)
@@ -63,23 +66,24 @@ def segments_from_masks(
     *,
     backend: Backend = CPU,
 ) -> Int[Array, "*lead H W"]:
-    """Return the slot that each pixel belongs to: masks resized bilinearly, then argmax over slots.
+    """Return the slot of each pixel: masks resized bilinearly, then argmax over slots.
 
-    Frames are taken one after another, see `over_frames`, so that few frames' (N, H, W) are in
-    memory at a time. Can be called inside `jax.jit`.
+    Only a few frames' (N, H, W) are in memory at a time; see `over_frames`. May be called inside
+    `jax.jit`.
 
     Args:
         masks: soft masks on any grid, for example a decoder's (B,T,N,h,w).
-        size: (H, W) of the result in pixels, that of the labels; static.
-        slot_mask: true = valid slot; any shape (..., N) whose leading axes are the first ones of
+        size: (H, W) of the result in pixels, as of the labels; static.
+        slot_mask: true = valid; any shape (..., N) whose leading axes are the first axes of
             `masks`, for example (B, N). A masked slot gets no pixel.
-        backend: static; what to compile for. The default is right, but slow, on an accelerator.
+        backend: the backend to compile for; static. The default is correct on every device, but
+            slow on an accelerator.
 
     Returns:
-        Slot numbers, uint8 as labels are (int32 from 256 slots on).
+        Slot numbers: uint8, like labels, or int32 for 256 slots or more.
 
     Raises:
-        UserError: the slot mask does not fit the masks.
+        UserError: the shape of the slot mask does not fit the masks.
     """
     *lead, num_slots, h, w = masks.shape
     dtype = jnp.uint8 if num_slots <= 255 else jnp.int32

@@ -1,9 +1,13 @@
-"""Trained models on one's own pictures and videos: `load`, `segment`, `stream`, `draw`, and `main.py --mode=predict`.
+"""Run trained models on your own pictures and videos.
 
-    pictures (arrays, PIL, paths) -> uint8 frames -> the model's size -> slots and attention -> masks at the pictures' size
+This package has `load`, `segment`, `stream`, `draw` and `main.py --mode=predict`.
 
-`frames.py` reads what people hand in, `segmenter.py` runs a model, `segmentation.py` is what it finds, `load.py` finds
-trained models, `draw.py` shows results. For `--mode=predict`, `sources.py` finds the files, `videos.py` reads videos in a
-process of its own (`decoding.py`), `given_boxes.py` reads boxes, `shot_cuts.py` tells cuts, `results.py` writes what was
-found, `overlays.py` its videos and sheets; `predict.py` is the loop.
+    pictures (arrays, PIL, paths) -> uint8 frames -> the model's size -> slots and attention
+      -> masks at the pictures' size
+
+`load.py` finds trained models, `frames.py` reads pictures, `segmenter.py` runs a model,
+`segmentation.py` holds the result and `draw.py` shows it. For `--mode=predict`, `predict.py` is the
+loop, `sources.py` finds the files, `videos.py` reads videos in a separate process (`decoding.py`),
+`given_boxes.py` reads boxes, `shot_cuts.py` detects cuts, `results.py` writes the results, and
+`overlays.py` makes videos and contact sheets.
 """

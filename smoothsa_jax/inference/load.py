@@ -1,4 +1,4 @@
-"""Finds trained models: in a workdir or a folder that was saved, among those that come with the package, or an authors' file."""
+"""Find trained models: in a workdir, a saved folder, the package, or an authors' checkpoint."""
 
 import json
 import os
@@ -18,14 +18,22 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 
 
 class Available(NamedTuple):
-    """A model that `load` finds by its name."""
+    """A model that `load` finds by name.
+
+    Attributes:
+        name: the name to pass to `load`.
+        about: a short description.
+    """
 
     name: str
     about: str
 
 
 def list_models() -> list[Available]:
-    """The models that come with the package, and those that the authors have released: these have to be fetched."""
+    """List the models bundled with the package and those that the authors have released.
+
+    The authors' models have to be downloaded first.
+    """
     found = []
     for folder in sorted(SHIPPED.iterdir() if SHIPPED.is_dir() else ()):
         if (folder / WEIGHTS_FILE).is_file():
@@ -39,12 +47,14 @@ def list_models() -> list[Available]:
 
 
 def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
-    """A trained model.
+    """Load a trained model.
 
     Args:
-        source: a workdir of `main.py` (its newest sound checkpoint), a folder that `save` wrote, a name of `list_models`, or an
-            authors' checkpoint (.pth, which needs PyTorch, or .safetensors).
-        config: of an authors' checkpoint, where several recipes have the same model: the name of one, such as "coco".
+        source: a workdir of `main.py` (its newest intact checkpoint), a folder that `save` wrote, a
+            name from `list_models`, or a checkpoint of the authors (.safetensors, or .pth, which
+            needs PyTorch).
+        config: the recipe of an authors' checkpoint, such as "coco"; needed if several recipes have
+            the same model.
 
     Raises:
         UserError: there is no such model, or its files are damaged.
@@ -59,7 +69,8 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     names = [model.name for model in list_models()]
     if source in names and Path(source).exists():
         raise UserError(
-            f"{source} is the name of a model and of a folder here; write ./{source} for the folder, or work elsewhere"
+            f"{source} is the name of a model and of a folder here; write ./{source} for the "
+            "folder, or work elsewhere"
         )
     if source in names and source.startswith(released.PREFIX):
         recipe = source.removeprefix(released.PREFIX)
@@ -67,8 +78,8 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     folder = SHIPPED / source if source in names else Path(source)
     if not folder.exists():
         raise UserError(
-            f"{source} is neither a folder nor the name of a model; expected a workdir, or one of {', '.join(names)}"
-            f"{did_you_mean(source, names)}"
+            f"{source} is neither a folder nor the name of a model; expected a workdir, or one of "
+            f"{', '.join(names)}{did_you_mean(source, names)}"
         )
     return _of_folder(folder)
 
@@ -95,7 +106,7 @@ def _segmenter(trained: Trained) -> Segmenter:
         return Segmenter(config, trained.arrays, trained.step)
     except UserError:
         raise
-    except Exception as error:  # of many kinds, where a key of the config is not what it was
+    except Exception as error:  # a damaged config can raise almost anything
         raise UserError(
             f"the model in {trained.what} is damaged (its config describes no model: "
             f"{type(error).__name__}: {' '.join(str(error).split())}); fetch or save it again"

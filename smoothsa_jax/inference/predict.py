@@ -1,4 +1,4 @@
-"""`main.py --mode=predict`: a trained model on every picture and video that is named; each becomes a folder of results."""
+"""`main.py --mode=predict`: run a trained model on pictures and videos, one output folder each."""
 
 import contextlib
 import itertools
@@ -27,20 +27,22 @@ from smoothsa_jax.inference.sources import Source, find_sources
 from smoothsa_jax.inference.videos import read_video
 
 ABOUT_FILE = "about.json"
-STAGING = ".unfinished"  # in the folder of the outputs: a rename is atomic within one file system
+STAGING = ".unfinished"  # inside the output folder: renaming is atomic within one file system
 
 
 class Options(NamedTuple):
-    """What the command line says.
+    """Options of the command line.
 
     Attributes:
-        workdir: anything that `load` takes.
-        input: a path, glob or folder, see `sources.find_sources`.
-        output: folder; each input has a folder of its own name in it.
-        boxes: JSON file, for models that start from boxes.
-        shot_cuts: threshold; None: the whole video is one shot.
-        overwrite: makes finished outputs anew.
-        folders: what folders of pictures are taken for.
+        workdir: anything that `load` accepts.
+        input: a path, glob or folder; see `sources.find_sources`.
+        output: output folder, with a folder for each input, named after it.
+        boxes: JSON file of boxes, for models that start from boxes.
+        num_slots: N, for models that start from Gaussian queries; None: as in training.
+        seed: seed of the random queries.
+        shot_cuts: threshold of shot cuts; None: the whole video is one shot.
+        overwrite: whether to replace finished outputs.
+        folders: how to treat folders of pictures; see `sources.find_sources`.
     """
 
     workdir: str
@@ -55,17 +57,19 @@ class Options(NamedTuple):
 
 
 def predict(options: Options) -> None:
-    """Segments every input. What is finished stays, whatever happens to the others; a rerun skips it.
+    """Segment every input.
+
+    Finished outputs are kept even if other inputs fail; a rerun skips them.
 
     Raises:
-        UserError: nothing to do, a model that does not fit the options; at the end, where inputs failed; at once, where
-            the disk is full.
+        UserError: there is no input, or the options do not fit the model; an output cannot be
+            written, for example because the disk is full; at the end, if inputs failed.
     """
     sources = find_sources(options.input, options.folders, without=options.output)
     model = load(options.workdir)
     boxes = _checked(options, model, [source.name for source in sources])
     with workdir_for_writing(options.output, "output"):
-        shutil.rmtree(options.output / STAGING, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(options.output / STAGING, ignore_errors=True)  # left by a killed run
         known = sum(len(source.files) for source in sources if source.kind != "video")
         failed, done, skipped = [], 0, 0
         with tqdm(total=known, unit=" frames", smoothing=0.1, leave=False) as bar:
@@ -81,7 +85,8 @@ def predict(options: Options) -> None:
                     with telling_out_of_memory(
                         f"one frame of {model.image_size[0]}x{model.image_size[1]} pixels with "
                         f"{about['num_slots']} slots",
-                        "use fewer --num_slots, end what else runs on the device, or set JAX_PLATFORMS=cpu",
+                        "use fewer --num_slots, stop other programs on the device, or set "
+                        "JAX_PLATFORMS=cpu",
                     ):
                         note = _predict_one(options, model, source, boxes, about, bar)
                     done += 1
@@ -94,18 +99,18 @@ def predict(options: Options) -> None:
                     if len(sources) == 1:
                         raise UserError(text) from error
                     _say(bar, f"error: {text}")
-                # FFmpeg has errors of its own for what happens to a file.
+                # FFmpeg raises its own errors for problems with a file.
                 except (OSError, av.FFmpegError) as error:
                     where = getattr(error, "filename", None) or target
                     raise UserError(
-                        f"{where}: {error.strerror or error}; nothing of {target} was kept: mend that, then run the same "
-                        "command, which skips what is finished"
+                        f"{where}: {error.strerror or error}; nothing of {target} was kept: fix "
+                        "that, then run the same command, which skips what is finished"
                     ) from error
     skips = f", {skipped} skipped that were finished before" * bool(skipped)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(sources)} inputs failed ({', '.join(failed[:3])}{', ...' * (len(failed) > 3)}), see above; "
-            f"{done} done{skips}: {options.output}"
+            f"{len(failed)} of {len(sources)} inputs failed ({', '.join(failed[:3])}"
+            f"{', ...' * (len(failed) > 3)}), see above; {done} done{skips}: {options.output}"
         )
     print(f"{done} done{skips}: {options.output}", flush=True)
 
@@ -115,22 +120,31 @@ def _say(bar: tqdm, text: str) -> None:
 
 
 def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | None:
-    """The boxes that were given; refuses what does not fit the model before anything is written."""
+    """Check the options against the model before anything is written.
+
+    Returns:
+        The boxes; None if the model does not start from boxes.
+
+    Raises:
+        UserError: an option does not fit the model.
+    """
     if model.num_slots > MAX_SLOTS or (options.num_slots or 0) > MAX_SLOTS:
         raise UserError(f"label maps have room for {MAX_SLOTS} slots; expected no more")
     if options.shot_cuts is not None and model.starts_from_boxes:
         raise UserError(
-            "--shot-cuts starts slots anew and needs Gaussian queries, and this model starts its slots from boxes; leave it "
-            "out, or use a model with Gaussian queries"
+            "--shot-cuts starts slots anew and needs Gaussian queries, and this model starts its "
+            "slots from boxes; leave it out, or use a model with Gaussian queries"
         )
     if options.shot_cuts is not None and not model.follows:
         raise UserError(
-            "--shot-cuts is of no use with a model of images, which starts every frame anew; leave it out"
+            "--shot-cuts is of no use with a model of images, which starts every frame anew; leave "
+            "it out"
         )
     if not model.starts_from_boxes:
         if options.boxes is not None:
             raise UserError(
-                "--boxes was given, and this model starts its slots from Gaussian queries; leave it out"
+                "--boxes was given, and this model starts its slots from Gaussian queries; leave "
+                "it out"
             )
         return None
     if options.num_slots is not None:
@@ -139,15 +153,17 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
         )
     if options.boxes is None:
         raise UserError(
-            f"this model starts its slots from boxes; give --boxes=FILE.json with boxes for {names[0]}"
-            f"{' and the others' * (len(names) > 1)}, or use a model with Gaussian queries"
+            "this model starts its slots from boxes; give --boxes=FILE.json with boxes for "
+            f"{names[0]}{' and the others' * (len(names) > 1)}, or use a model with Gaussian "
+            "queries"
         )
     boxes = read_boxes(options.boxes)
     boxes_for(boxes, names, options.boxes)
     most = max(names, key=lambda name: len(boxes[name]))
     if len(boxes[most]) >= MAX_SLOTS:  # one slot may be the background's
         raise UserError(
-            f"--boxes={options.boxes} has {len(boxes[most])} boxes for {most}; label maps have room for {MAX_SLOTS - 1}"
+            f"--boxes={options.boxes} has {len(boxes[most])} boxes for {most}; label maps have "
+            f"room for {MAX_SLOTS - 1}"
         )
     return boxes
 
@@ -155,7 +171,7 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
 def _about(
     options: Options, model: Segmenter, source: Source, boxes: Boxes | None
 ) -> dict[str, Any]:
-    """What an output is made of: with the same of it, an output is finished."""
+    """Return everything that determines an output; an output with equal entries is up to date."""
     folder = Path(options.workdir)
     return {
         "model": str(folder.resolve()) if folder.exists() else options.workdir,
@@ -171,23 +187,25 @@ def _about(
 
 
 def _is_finished(target: Path, output: Path, about: dict[str, Any], overwrite: bool) -> bool:
-    """Whether an output is there and is the one that was asked for.
+    """Tell whether the requested output exists already.
 
     Raises:
-        UserError: there is something else.
+        UserError: the output folder holds something else.
     """
     if not target.exists():
         for folder in itertools.takewhile(lambda folder: folder != output, target.parents):
             if (folder / ABOUT_FILE).exists():
                 raise UserError(
-                    f"{folder} holds the output of another input; nothing was changed: use another --output for {target.name}"
+                    f"{folder} holds the output of another input; nothing was changed: use another "
+                    f"--output for {target.name}"
                 )
         return False
     try:
         found = json.loads((target / ABOUT_FILE).read_text())["made_of"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{target} exists and was not made by --mode=predict; nothing was changed: move it away, or use another --output"
+            f"{target} exists and was not made by --mode=predict; nothing was changed: move it "
+            "away, or use another --output"
         ) from None
     if overwrite:
         return False
@@ -195,8 +213,8 @@ def _is_finished(target: Path, output: Path, about: dict[str, Any], overwrite: b
     if changed:
         key = changed[0]
         raise UserError(
-            f"{target} exists and was made with other settings ({key}: {found.get(key)}, now {about[key]}); nothing was changed: "
-            "use another --output, or --overwrite"
+            f"{target} exists and was made with other settings ({key}: {found.get(key)}, now "
+            f"{about[key]}); nothing was changed: use another --output, or --overwrite"
         )
     return True
 
@@ -209,7 +227,7 @@ def _predict_one(
     about: dict[str, Any],
     bar: tqdm,
 ) -> str:
-    """Makes one output, whole or not at all; what there is to say of it."""
+    """Make one output, completely or not at all, and return notes on it."""
     made, target = options.output / STAGING / "new", options.output / source.name
     made.mkdir(parents=True)
     try:
@@ -231,7 +249,7 @@ def _predict_one(
         about = {"frames": results.num_frames, "notes": notes, "made_of": about}
         (made / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
         target.parent.mkdir(parents=True, exist_ok=True)
-        # --overwrite: killed between the two renames, the old one is still there.
+        # --overwrite: if the run is killed between the two renames, the old output still exists.
         old = target.with_name(f".old-{target.name}")
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -245,7 +263,7 @@ def _predict_one(
 
 @contextlib.contextmanager
 def _frames(source: Source, bar: tqdm) -> Iterator[tuple[float | None, Any, int | None]]:
-    """Frames a second (None for a picture), the frames, and how many there should be."""
+    """Yield the frame rate (None for a picture), the frames, and their expected number."""
     if source.kind == "video":
         with read_video(source.files[0]) as video:
             yield video.fps, video, video.num_frames
@@ -257,7 +275,7 @@ def _frames(source: Source, bar: tqdm) -> Iterator[tuple[float | None, Any, int 
 def _segmented(
     options: Options, model: Segmenter, source: Source, boxes: Boxes | None, frames: Any
 ) -> Iterator[tuple[np.ndarray, Segmentation]]:
-    """Each frame with what is found in it."""
+    """Yield each frame with its segmentation."""
     asked = {"num_slots": options.num_slots, "seed": options.seed}
     if boxes is not None:
         asked["boxes"] = boxes[source.name]
@@ -265,12 +283,13 @@ def _segmented(
     if not model.follows:
         if boxes is not None and source.kind != "picture":
             raise UserError(
-                f"{source.name} is a video, and this model was trained on images and starts from boxes; give its first frame alone"
+                f"{source.name} is a video, and this model was trained on images and starts from "
+                "boxes; give its first frame alone"
             )
         for frame in frames:
             yield frame, model.segment(frame, **asked)
         return
-    latest: list[np.ndarray] = []  # one frame: itertools.tee would keep 57 of them
+    latest: list[np.ndarray] = []  # one frame; itertools.tee would keep 57
 
     def noted() -> Iterator[np.ndarray]:
         for frame in frames:

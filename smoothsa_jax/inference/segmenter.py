@@ -1,4 +1,4 @@
-"""A trained model, ready for pictures and videos."""
+"""A trained model for pictures and videos."""
 
 import functools
 import os
@@ -35,14 +35,22 @@ from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
 
 class Segmenter:
-    """A SmoothSA with its weights; `smoothsa_jax.load` makes one.
+    """A slot model with its weights; `smoothsa_jax.load` makes one.
 
-    Everything is computed by four pure functions of (params, frame(s) or features, ...), compiled once for each shape.
+    Four pure functions of (params, frame(s) or features, ...) compute everything. Each is compiled
+    once per shape.
+
+    Args:
+        config: the whole config that the model was trained with.
+        params: all its arrays, by name.
+        step: number of training steps done.
+        backend: the backend to compile for; None: that of the first device.
 
     Attributes:
         config: the whole config that it was trained with.
         params: all its arrays, the frozen encoder's among them.
-        definition: the model without them; `definition.merge(params, {})` inside `jax.jit` is the model (docs/use.md).
+        definition: the model without them; `definition.merge(params)` inside `jax.jit` is the
+            model (docs/use.md).
         step: the training steps behind them.
     """
 
@@ -53,7 +61,6 @@ class Segmenter:
         step: int = 0,
         backend: Backend | None = None,
     ):
-        """`backend`: what to compile for; default: the first device that JAX has."""
         self.config, self.step = config, step
         self._backend = backend or backend_of(jax.local_devices()[0])
         self.image_size = image_size_of(config)
@@ -119,7 +126,7 @@ class Segmenter:
 
     @functools.cached_property
     def _cast(self) -> Parameters:
-        """`params` in the dtype that the model computes in, cast once for all calls."""
+        """`params` in the dtype that the model computes in, cast only once."""
         return (
             self.params
             if self.config.dtype == "float32"
@@ -128,7 +135,7 @@ class Segmenter:
 
     @functools.cached_property
     def checksum(self) -> int:
-        """Tells apart weights."""
+        """A CRC-32 checksum of the weights."""
         found = 0
         for name in sorted(self.params):
             found = zlib.crc32(np.ascontiguousarray(self.params[name]).tobytes(), found)
@@ -136,18 +143,22 @@ class Segmenter:
 
     @property
     def slot_size(self) -> int:
+        """D, the width of slots."""
         return self.config.model.slot_size
 
     @property
     def follows(self) -> bool:
-        """Whether it was trained on videos, and takes slots from one frame to the next."""
+        """Whether it was trained on videos and carries slots from one frame to the next."""
         return has_transition(self.config.model)
 
     def in_dtype(self, dtype: str) -> "Segmenter":
-        """The same weights, computing in "bfloat16" or "float32", whatever they were trained in.
+        """Return a segmenter with the same weights that computes in another dtype.
+
+        Args:
+            dtype: "bfloat16" or "float32", whatever the model was trained in.
 
         Raises:
-            UserError: another dtype.
+            UserError: the dtype is neither.
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -165,25 +176,30 @@ class Segmenter:
         seed: int = 0,
         video: bool = False,
     ) -> Segmentation:
-        """Finds the objects in one picture, in several, or in a whole video at once.
+        """Find the objects in one picture, in several pictures, or in a whole video at once.
 
-        Pictures of any size are resized to the model's, without regard to their proportions; masks have the pictures' size.
+        Pictures of any size are resized to the model's size, whatever their aspect ratio. Masks
+        have the size of the pictures.
 
         Args:
-            pictures: one picture (see `frames.as_frame`), a sequence or array (B,H,W,3) of them, or videos (B,T,H,W,3).
-            num_slots: N, for models that start from Gaussian queries; default: that of the training.
-            boxes: for models that start from boxes: (k,4) of the objects in the picture, or in a video's first frame; left,
-                top, right, bottom pixel, both ends included. (B,k,4) for several pictures, rows of -1 where one has fewer.
-            seed: of the random queries.
-            video: the pictures are the frames of one video.
+            pictures: one picture (see `frames.as_frame`), a sequence or array (B,H,W,3) of
+                pictures, or videos (B,T,H,W,3).
+            num_slots: N, for models that start from Gaussian queries; None: as in training.
+            boxes: for models that start from boxes: (k,4), the objects in the picture or in a
+                video's first frame, as left, top, right, bottom pixel, both ends included. For
+                several pictures, (B,k,4) with rows of -1 as padding.
+            seed: seed of the random queries.
+            video: whether the pictures are the frames of one video.
 
         Raises:
-            UserError: pictures or boxes that do not fit, no slot, boxes that are missing or not used.
+            UserError: pictures or boxes are not valid, there is no slot, or boxes are missing or
+                not used by the model.
         """
         frames, lead = self._frames(pictures, video)
         if frames.shape[1] > 1 and not self.follows:
             raise UserError(
-                "this model was trained on images and a video was given; give its frames one by one, without video=True"
+                "this model was trained on images and a video was given; give its frames one by "
+                "one, without video=True"
             )
         boxes, slot_mask = self._slots(num_slots, boxes, len(frames), frames.shape[2:4])
         key = jax.random.key(seed)
@@ -203,29 +219,37 @@ class Segmenter:
         state: Mapping[str, np.ndarray] | None = None,
         shot_cuts: float | None = None,
     ) -> Iterator[Segmentation]:
-        """Finds the objects in a video one frame after another; memory does not grow with its length.
+        """Find the objects in a video frame by frame; memory does not grow with its length.
 
-        Without `shot_cuts` the same numbers as `segment(frames, video=True)`, with the same seed.
+        Without `shot_cuts`, the results are the same as of `segment(frames, video=True)` with the
+        same seed.
 
         Args:
-            frames: of one size, any iterable.
-            num_slots, boxes, seed: as for `segment`.
-            state: `Segmentation.state` of an earlier frame, to go on behind it; then no queries are made.
-            shot_cuts: a frame whose features are farther than this from those of the frame before, by
-                `shot_cuts.feature_distance`, is a new first frame; None: none is. For Gaussian queries only: nobody drew
-                boxes behind the cut. The first frame after a `state` is compared with none.
+            frames: any iterable of frames of one size.
+            num_slots: as for `segment`.
+            boxes: as for `segment`.
+            seed: as for `segment`.
+            state: `Segmentation.state` of an earlier frame, to continue after it without new
+                queries.
+            shot_cuts: a frame whose `shot_cuts.feature_distance` from the previous frame exceeds
+                this starts a new shot; None: none does. Needs Gaussian queries, since there are no
+                boxes after a cut. The first frame after a `state` never starts a new shot.
+
+        Yields:
+            The segmentation of each frame.
 
         Raises:
-            UserError: as `segment`, when the frame is reached.
+            UserError: as for `segment`, when the frame is reached.
         """
         if shot_cuts is not None and self.starts_from_boxes:
             raise UserError(
-                "shot cuts start slots anew and need Gaussian queries, and this model starts its slots from boxes; leave "
-                "shot cuts out, or load a model with Gaussian queries"
+                "shot cuts start slots anew and need Gaussian queries, and this model starts its "
+                "slots from boxes; leave shot cuts out, or load a model with Gaussian queries"
             )
         if is_picture(frames):
             raise UserError(
-                f"stream takes the frames of a video, and got {'a path' if isinstance(frames, str | os.PathLike) else 'one picture'}; "
+                "stream takes the frames of a video, and got "
+                f"{'a path' if isinstance(frames, str | os.PathLike) else 'one picture'}; "
                 "give a list or an iterator of pictures, for a file smoothsa_jax.read_video(path)"
             )
         slots = slot_mask = None
@@ -233,14 +257,14 @@ class Segmenter:
             found, mask = np.shape(state["slots"]), np.shape(state["slot_mask"])
             if len(mask) != 1 or found != (*mask, self.slot_size):
                 raise UserError(
-                    f"state has slots {found} and slot_mask {mask}, expected (N, {self.slot_size}) and (N,): the `state` of "
-                    "the last frame that `stream` gave"
+                    f"state has slots {found} and slot_mask {mask}, expected (N, {self.slot_size}) "
+                    "and (N,): the `state` of the last frame that `stream` gave"
                 )
             slots, slot_mask = (
                 jnp.asarray(state["slots"])[None],
                 np.asarray(state["slot_mask"])[None],
             )
-            num_slots = num_slots or slot_mask.shape[1]  # behind a cut as many
+            num_slots = num_slots or slot_mask.shape[1]  # the same number after a cut
         before = memory = None
         for frame in checked_frames(frames):
             constants = self._constants(self._cast, self._resized(frame))
@@ -260,17 +284,17 @@ class Segmenter:
             )
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes weights (safetensors) and config, for `smoothsa_jax.load`.
+        """Write weights (safetensors) and config for `smoothsa_jax.load`.
 
         Raises:
-            UserError: there is a model already, or the folder cannot be written.
+            UserError: the folder is not empty or not writable.
         """
         save_model(Path(folder), self.config, self.params, self.step)
 
     def _frames(
         self, pictures: Picture | Sequence[Picture], video: bool
     ) -> tuple[np.ndarray, tuple[int, ...]]:
-        """(B, T, H, W, 3), and which of B and T the result shows."""
+        """Return frames (B,T,H,W,3), and the leading axes of the result."""
         if getattr(pictures, "ndim", None) == 5:
             frames = np.stack([as_frames(clip) for clip in pictures])
             return frames, frames.shape[:2]
@@ -279,7 +303,8 @@ class Segmenter:
             return (frames[None] if video else frames[:, None]), (len(frames),)
         if video:
             raise UserError(
-                "video=True needs the frames of a video as an array (T,H,W,3) or a list of pictures; one picture was given"
+                "video=True needs the frames of a video as an array (T,H,W,3) or a list of "
+                "pictures; one picture was given"
             )
         return as_frame(pictures)[None, None], ()
 
@@ -293,23 +318,26 @@ class Segmenter:
     def _slots(
         self, num_slots: int | None, boxes: Any, batch: int, size: tuple[int, int]
     ) -> tuple[Float[np.ndarray, "B 1 N 4"] | None, np.ndarray]:
-        """Boxes for the slots (None where they start from Gaussian queries), and the slot mask (B, N)."""
+        """Return boxes for the slots (None with Gaussian queries) and the slot mask (B,N)."""
         if num_slots is not None and num_slots < 1:
             raise UserError(f"num_slots is {num_slots}, expected at least 1")
         if not self.starts_from_boxes:
             if boxes is not None:
                 raise UserError(
-                    "boxes were given, and this model starts its slots from Gaussian queries; leave them out"
+                    "boxes were given, and this model starts its slots from Gaussian queries; "
+                    "leave them out"
                 )
             return None, np.ones((batch, num_slots or self.num_slots), bool)
         if num_slots is not None:
             raise UserError(
-                f"num_slots={num_slots} was given, and this model has a slot for each box; give as many boxes"
+                f"num_slots={num_slots} was given, and this model has a slot for each box; give "
+                "as many boxes"
             )
         if boxes is None:
             raise UserError(
-                "this model starts its slots from boxes and none were given; give boxes=[[left, top, right, bottom], ...] in "
-                "pixels of the first frame, or load a model with Gaussian queries"
+                "this model starts its slots from boxes and none were given; give boxes=[[left, "
+                "top, right, bottom], ...] in pixels of the first frame, or load a model with "
+                "Gaussian queries"
             )
         boxes = _checked_boxes(boxes, batch, size)
         whole = whole_frame_box(*size) if self.config.data.get("background_box", True) else None
@@ -318,11 +346,11 @@ class Segmenter:
         return padded[:, None], padded[..., 0] >= 0
 
     def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what a segmentation shows, (B,T,...), float32."""
+        """Return the contents of a segmentation, (B,T,...), float32."""
         target = outputs["target"].astype(jnp.float32)
         error = jnp.square(outputs["prediction"] - target).mean(-1)
         found = {name: outputs[name] for name in ("slots", "attention")}
-        # A decoder without masks leaves those of the aggregator.
+        # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])
         found["reconstruction_error"] = error.reshape(*error.shape[:2], *self.grid)
         return found
@@ -338,7 +366,7 @@ class Segmenter:
         masks = segments_from_masks(
             outputs[self._masks], tuple(map(int, size)), slot_mask, backend=self._backend
         )
-        # Together, so that an accelerator sends all of them before the first is waited for.
+        # All at once, so that an accelerator starts every transfer before the first wait.
         found = jax.device_get(dict(outputs))
         found["decoder_attention"] = found.pop("masks")
         found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
@@ -346,10 +374,10 @@ class Segmenter:
 
 
 def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.ndarray, "B k 4"]:
-    """Pixel boxes as the model takes them: divided by width and height; rows of -1 stay.
+    """Convert pixel boxes to the model's: divided by width and height, with padding last.
 
     Raises:
-        UserError: another shape, or a box that is empty or outside the picture.
+        UserError: the shape is wrong, or a box is empty or outside the picture.
     """
     height, width = size
     try:
@@ -360,8 +388,9 @@ def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.nd
         array = array[None]
     if array.ndim != 3 or array.shape[-1] != 4 or len(array) != batch or array.shape[1] < 1:
         raise UserError(
-            f"boxes have shape {np.shape(boxes)}, expected (boxes, 4){f' for each of {batch} pictures' if batch > 1 else ''}: "
-            "left, top, right, bottom in pixels"
+            f"boxes have shape {np.shape(boxes)}, expected (boxes, 4)"
+            f"{f' for each of {batch} pictures' if batch > 1 else ''}: left, top, right, bottom "
+            "in pixels"
         )
     padding = (array == -1).all(-1)
     left, top, right, bottom = np.moveaxis(array, -1, 0)
@@ -374,7 +403,7 @@ def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.nd
             f"0 <= left <= right <= {width - 1} and 0 <= top <= bottom <= {height - 1}"
         )
     scaled = array / np.array([width, height, width, height], np.float32)
-    # Those that are padding come last, as in training.
+    # Padding comes last, as in training.
     scaled = np.where(padding[..., None], np.float32(-1), scaled)
     order = np.argsort(padding, axis=1, kind="stable")
     return np.take_along_axis(scaled, order[..., None], axis=1)

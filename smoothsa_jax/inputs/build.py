@@ -1,4 +1,4 @@
-"""The data set that a config names."""
+"""Build the data set that a config names."""
 
 import importlib
 import inspect
@@ -11,18 +11,27 @@ from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inputs.loader import RandomSource, Source
 from smoothsa_jax.inputs.sprites import Sprites
 
-# A class, or "module:class" where the module needs packages that other data sets do without. They
-# are not imported in passing: one of them, while it is imported, breaks the imports of other threads.
+# A class, or "module:class" if the module needs packages that other data sets do not. Those are
+# imported on use only: importing one of them breaks imports that run in other threads.
 DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
 
 
 def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Source:
     """Build the data set `config.name` with the other entries of `config` as its options.
 
-    `options` take precedence over `config`, for example `num_frames` or `num_samples` of an
-    evaluation. Where `config.features` names a folder, samples have the features stored there in
-    place of pixels. Raises UserError for an unknown name or option; a sample
-    raises it whose clip is shorter than asked.
+    If `config.features` names a folder, samples have the features stored there instead of pixels.
+
+    Args:
+        config: the `data` part of a config.
+        split: name of the split.
+        **options: override `config`, for example `num_frames` or `num_samples` of an evaluation.
+
+    Returns:
+        The samples. Accessing one raises UserError if its clip does not have the requested number
+        of frames.
+
+    Raises:
+        UserError: the name or an option is unknown.
     """
     arguments = {**config, **options, "split": split}
     name, features = arguments.pop("name", None), arguments.pop("features", "")
@@ -41,7 +50,7 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
             )
     source = dataset(**arguments)
     if features:
-        # Not imported in passing, as above.
+        # Imported on use only, as above.
         from smoothsa_jax.inputs.features import CachedFeatures
 
         return CachedFeatures(source, features, split)
@@ -76,7 +85,7 @@ def _class_of(name: str) -> Callable[..., Source]:
 
 
 class _WholeClips:
-    """A source, whose clips all have as many frames as asked for."""
+    """A source that checks that every clip has the requested number of frames."""
 
     def __init__(self, source: Source, num_frames: int):
         self._source, self._num_frames = source, num_frames
@@ -97,7 +106,7 @@ class _WholeClips:
 
 
 class _WholeRandomClips(_WholeClips):
-    """The same for a source that training draws from."""
+    """The same check for a source of random samples for training."""
 
     _source: RandomSource
 

@@ -1,6 +1,7 @@
 """The authors' PyTorch state dicts as our flat parameters, and back (docs/reproduce.md).
 
-One table of (their name, our name, transform); a key that it does not know is an error: nothing is loaded in part.
+One table lists (their name, our name, transform). A key that it does not contain is an error: no
+state dict is loaded in part.
 """
 
 from collections.abc import Callable, Mapping
@@ -73,18 +74,25 @@ TABLE = KeyTable([
     ("recogn.3", f"{HEAD}mlp.out", LINEAR),
 ])  # fmt: skip
 
-# A flag that their training loop sets by the step, no parameter: whether the warmer's features are detached.
+# Not a parameter but a flag that their training loop sets: whether the warmer's features are
+# detached.
 DETACH_FLAG = "initializ.detach_flag"
 
 
 def name_of(key: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]] | None:
-    """Our name for one of their keys (`m.` in front or not), and the transform of its array.
+    """Translate one of their keys.
 
-    None for what is no parameter. In a file of recognition the SmoothSA is below `discov.`, and has the same names here; the
-    head's names begin with `recognition.`.
+    In a recognition checkpoint, the slot model's keys start with `discov.`. Its arrays have the
+    same names here; the head's names start with `recognition.`.
+
+    Args:
+        key: their key, with or without the prefix `m.`.
+
+    Returns:
+        Our name and the transform of its array; None if the key is not a parameter.
 
     Raises:
-        UserError: a key that no row of the table matches.
+        UserError: no row of the table matches the key.
     """
     key = key.removeprefix("m.").removeprefix("discov.")
     if key == DETACH_FLAG:
@@ -92,17 +100,18 @@ def name_of(key: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]] | None:
     found = TABLE.ours(key)
     if found is None:
         raise UserError(
-            f"unknown key {key!r} in an authors' state dict: expected the keys of a SmoothSA checkpoint"
+            f"unknown key {key!r} in an authors' state dict: expected the keys of a SmoothSA "
+            "checkpoint"
         )
     name, transform = found
     return name, transform.to_ours
 
 
 def from_authors(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Their state dict, or a part of it, as flat parameters of ours.
+    """Convert their state dict, or a part of it, to our flat parameters.
 
     Raises:
-        UserError: a key that the table does not know, or two that mean the same.
+        UserError: a key is unknown, or two keys name the same array.
     """
     arrays = {}
     for key, array in state_dict.items():
@@ -117,14 +126,14 @@ def from_authors(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_authors(arrays: Mapping[str, np.ndarray], detach: bool) -> dict[str, np.ndarray]:
-    """Flat parameters of ours, the encoder's included, as their state dict.
+    """Convert our flat parameters, including the encoder's, to their state dict.
 
     Args:
-        arrays: by our names, the head's with `recognition.` in front.
-        detach: the value of their flag, see `DETACH_FLAG`.
+        arrays: arrays by our names; the head's names start with `recognition.`.
+        detach: the value of their flag; see `DETACH_FLAG`.
 
     Raises:
-        UserError: an array that their program has no place for.
+        UserError: their program has no place for an array.
     """
     has_head = any(name.startswith(HEAD) for name in arrays)
     smoothsa = "m.discov." if has_head else "m."
@@ -133,8 +142,8 @@ def to_authors(arrays: Mapping[str, np.ndarray], detach: bool) -> dict[str, np.n
         found = TABLE.theirs(name)
         if found is None:
             raise UserError(
-                f"{name} has no place in the authors' program: only models of its parts can be exported "
-                "(a vit encoder, gaussian or boxes, slot_attention, randsfq, random_ar)"
+                f"{name} has no place in the authors' program: only models of its parts can be "
+                "exported (a vit encoder, gaussian or boxes, slot_attention, randsfq, random_ar)"
             )
         key, transform = found
         prefix = "m." if name.startswith(HEAD) else smoothsa

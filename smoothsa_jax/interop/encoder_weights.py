@@ -1,8 +1,10 @@
-"""What `source` of an encoder's weights names, as the arrays of the ViT.
+"""Load the arrays of a ViT from what `source` of an encoder's weights names.
 
-facebook/dinov2-with-registers-small     a repository of the Hugging Face Hub, see hub.py; `@revision` for another commit
-path/to/folder                           config.json and model.safetensors (or its shards) of such a repository
-path/to/file.safetensors, .pth           a state dict of timm's, of DINOv2 alone
+facebook/dinov2-with-registers-small   a repository of the Hugging Face Hub (see hub.py);
+                                       append `@revision` for a specific commit
+path/to/folder                         config.json and model.safetensors (or its shards) of
+                                       such a repository
+path/to/file.safetensors, .pth         a state dict of timm; DINOv2 only
 """
 
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from smoothsa_jax.interop.table import describe, mismatches
 def load_encoder(
     weights: str, config: Mapping[str, Any], expected: Mapping[str, Any], grid: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of a ViT, and where they are from, in words.
+    """Load the arrays of a ViT.
 
     Args:
         weights: what to load, as above.
@@ -31,8 +33,12 @@ def load_encoder(
         expected: the ViT's arrays or their shapes, by its own names.
         grid: h, w of its patches; positions are resampled to it.
 
+    Returns:
+        The arrays, and where they come from in words.
+
     Raises:
-        UserError: nothing is found, or it is damaged, of another architecture, or does not fit key by key.
+        UserError: the weights are not found, damaged, of another architecture, or do not match
+            `expected` key by key.
     """
     if not isinstance(weights, str) or not weights:
         raise UserError(
@@ -53,7 +59,8 @@ def load_encoder(
     if wrong:
         raise UserError(
             f"{what} does not fit the ViT of model.encoder ({'; '.join(wrong)}): "
-            "set its width, depth, patch, registers and swiglu to those of the file, or choose other weights"
+            "set its width, depth, patch, registers and swiglu to those of the file, or choose "
+            "other weights"
         )
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -73,7 +80,7 @@ def _from_folder(
     layout = HUGGING_FACE
     if found["model_type"] == "dinov3_vit":
         layout = DINOV3_GATED if found["use_gated_mlp"] else DINOV3
-    # transformers resamples positions with antialias in the model with registers, and without in the plain one.
+    # transformers resamples positions with antialiasing only in the model with registers.
     antialias = found["model_type"] == "dinov2_with_registers"
     return _named(read_model_folder(folder), layout, grid, antialias, what)
 
@@ -85,13 +92,13 @@ def _from_timm(
         raise UserError(f"weights.encoder.source: {path} is not there; give a folder or a file")
     if config.get("name") == "dinov3":
         raise UserError(
-            f"weights.encoder.source is the file {path}: DINOv3 is read from a folder of Hugging Face's alone, which "
-            f"holds {hub.CONFIG} and {WHOLE}; give its path"
+            f"weights.encoder.source is the file {path}: DINOv3 can only be read from a folder in "
+            f"the layout of Hugging Face, which holds {hub.CONFIG} and {WHOLE}; give its path"
         )
     arrays = state_dicts.read(path)
     if is_hugging_face(arrays):
         raise UserError(
-            f"{path} is a file of Hugging Face's, which needs its {hub.CONFIG}: "
+            f"{path} is a file from Hugging Face, which needs its {hub.CONFIG}: "
             "set --config.weights.encoder.source to the folder that holds both"
         )
     return _named(arrays, TIMM, grid, True, str(path))

@@ -1,4 +1,4 @@
-"""The loss terms that a config chooses, and their weighted sum."""
+"""Make the loss terms that a config chooses, and weight them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +36,7 @@ class Losses:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The outputs that the terms need."""
+        """Names of the outputs that the terms need."""
         return frozenset(name for term in self.terms.values() for name in term.reads)
 
     def check_frames(self, num_frames: int) -> None:
@@ -67,12 +67,12 @@ class Losses:
         """Return each term times its weight.
 
         Args:
-            outputs: of the model and of the frozen models, by name.
+            outputs: outputs of the model and of the frozen models, by name.
             batch: the samples.
-            scheduled: the step's values of `schedules`.
+            scheduled: the values of `schedules` at this step.
 
         Raises:
-            UserError: an output is missing that a term needs.
+            UserError: an output that a term needs is missing.
         """
         found = {}
         for name, term in self.terms.items():
@@ -92,13 +92,16 @@ def _refuse_missing(name: str, term: Loss, outputs: Iterable[str]) -> None:
 
 
 def build_losses(config: Mapping[str, Any]) -> Losses:
-    """Make the terms of a config's `losses`; one of weight 0 is not computed.
+    """Make the terms of a config's `losses`; terms of weight 0 are not computed.
 
-    Each entry has a `weight`, the term's settings, and a `name` where it differs from the entry's,
+    Each entry has a `weight`, the term's settings, and a `name` if it differs from the entry's key,
     such as the name of a class of your own.
 
+    Args:
+        config: the `losses` part of a config.
+
     Raises:
-        UserError: an unknown term, a setting that it does not take, or no term at all.
+        UserError: a term or setting is unknown, a weight is missing or negative, or all are 0.
     """
     terms, schedules = {}, {}
     for name in sorted(config):
@@ -109,7 +112,7 @@ def build_losses(config: Mapping[str, Any]) -> Losses:
         path = f"losses.{name}"
         if isinstance(weight, int | float) and weight < 0:
             raise UserError(
-                f"{path}.weight is {weight!r}; expected a number of at least 0; mend "
+                f"{path}.weight is {weight!r}; expected a number of at least 0; correct "
                 f"--config.{path}.weight"
             )
         term = make(path, settings, LOSSES)

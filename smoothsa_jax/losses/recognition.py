@@ -1,4 +1,4 @@
-"""Losses of recognition: means over the slots that match an object; 0 where none does."""
+"""Losses of recognition: means over the slots that match an object; 0 if none does."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from smoothsa_jax.models.interfaces import Scheduled
 
 
 class Category:
-    """Cross-entropy of the matched slots' categories."""
+    """Cross-entropy of the categories of matched slots; see `interfaces.Loss`."""
 
     reads = ("logits", "category", "matched")
 
@@ -22,7 +22,7 @@ class Category:
 
 
 class Box:
-    """L1 of the matched slots' boxes."""
+    """L1 distance of the boxes of matched slots; see `interfaces.Loss`."""
 
     reads = ("predicted_box", "box", "matched")
 
@@ -36,7 +36,7 @@ class Box:
 def category_loss(
     logits: Float[Array, "... classes"], category: Int[Array, "..."], matched: Bool[Array, "..."]
 ) -> Float[Array, ""]:
-    """Return the cross-entropy, a mean over the matched slots."""
+    """Return the mean cross-entropy over the matched slots."""
     log_probability = jax.nn.log_softmax(logits, axis=-1)
     of_true = jnp.take_along_axis(log_probability, category[..., None], axis=-1)[..., 0]
     return _mean(-of_true, matched)
@@ -45,10 +45,10 @@ def category_loss(
 def box_loss(
     boxes: Float[Array, "... 4"], true: Float[Array, "... 4"], matched: Bool[Array, "..."]
 ) -> Float[Array, ""]:
-    """Return the L1 distance, a mean over the four sides and the matched slots."""
+    """Return the mean L1 distance over the four sides and the matched slots."""
     return _mean(jnp.abs(boxes - true).mean(-1), matched)
 
 
 def _mean(x: Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
-    # A batch may have no match at all: its loss and gradient are 0, not 0 / 0.
+    # Without any match, the loss and its gradient are 0, not 0 / 0.
     return jnp.where(where, x, 0.0).sum() / jnp.maximum(where.sum(), 1)

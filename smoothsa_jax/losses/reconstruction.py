@@ -10,7 +10,7 @@ from smoothsa_jax.models.interfaces import Scheduled
 
 
 class Reconstruction:
-    """Mean squared error of the prediction to the target, over every element."""
+    """Mean squared error between prediction and target, over all elements."""
 
     reads = ("prediction", "target")
 
@@ -24,5 +24,5 @@ class Reconstruction:
 def reconstruction_loss(
     prediction: Float[Array, "... C"], target: Float[Array, "... C"]
 ) -> Float[Array, ""]:
-    """Return the mean squared error; the target is a constant."""
+    """Return the mean squared error; no gradient flows into the target."""
     return jnp.mean((prediction - jax.lax.stop_gradient(target)) ** 2)

@@ -1,4 +1,4 @@
-"""Losses of slots and queries. Masked slots count in none of them."""
+"""Losses on slots and queries; all of them ignore masked slots."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,10 @@ from smoothsa_jax.parts import check_above_zero
 
 
 class Distillation:
-    """The warm queries should be the first frame's slots (SmoothSA; docs/design.md, section 1.4)."""
+    """Distance of the warm queries from the first frame's slots.
+
+    From SmoothSA (docs/design.md, section 1.4).
+    """
 
     reads = ("warm_queries", "slots", "slot_mask")
 
@@ -25,11 +28,12 @@ class Distillation:
 
 
 class SlotContrast:
-    """Each slot should resemble itself one frame earlier more than any other slot of the batch
-    (RandSF.Q and SlotContrast; docs/design.md, section 2.2).
+    """A contrast that makes each slot resemble itself one frame earlier, unlike all other slots.
+
+    From RandSF.Q and SlotContrast (docs/design.md, section 2.2).
 
     Args:
-        temperature: of the softmax; 0.1 in the paper.
+        temperature: temperature of the softmax; 0.1 in the paper.
     """
 
     reads = ("slots", "slot_mask")
@@ -51,7 +55,7 @@ def distillation_loss(
     slots: Float[Array, "B N D"],
     slot_mask: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, ""]:
-    """Return the mean squared error of the queries to the slots, a constant target."""
+    """Return the mean squared error between queries and slots; the slots are a constant target."""
     error = jnp.mean((warm_queries - jax.lax.stop_gradient(slots)) ** 2, axis=-1)
     return error.mean() if slot_mask is None else error.mean(where=slot_mask)
 
@@ -61,14 +65,14 @@ def slot_contrast_loss(
     slot_mask: Bool[Array, "B N"] | None = None,
     temperature: float = 0.1,
 ) -> Float[Array, ""]:
-    """Return the contrast of slots between consecutive frames.
+    """Return the contrastive loss of slots in consecutive frames.
 
-    For each pair of frames: cosine similarities of all B N slots, over the temperature;
-    cross-entropy towards the identity with the softmax over the earlier frame's slots. Mean over
-    pairs and later slots. Gradient flows through both frames.
+    For each pair of frames, the logits are the cosine similarities of all B * N slots divided by
+    the temperature. The loss is the cross-entropy to the identity with a softmax over the earlier
+    frame's slots, averaged over pairs and later slots. Gradient flows through both frames.
     """
     batch, num_frames, num_slots, _ = slots.shape
-    # The norm is floored at 1e-12, inside the root: the root's own gradient at 0 is infinite.
+    # The norm is at least 1e-12. The bound is inside the root, whose gradient at 0 is infinite.
     square = jnp.sum(slots**2, axis=-1, keepdims=True)
     unit = slots / jnp.sqrt(jnp.maximum(square, 1e-24))
     unit = unit.swapaxes(0, 1).reshape(num_frames, batch * num_slots, -1)

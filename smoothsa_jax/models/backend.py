@@ -1,4 +1,7 @@
-"""What a program is compiled for, as a static value: nothing asks JAX for its devices while it is traced."""
+"""The device kind that a program is compiled for, as a static value.
+
+Programs take it as an argument, so tracing never asks JAX for its devices.
+"""
 
 import dataclasses
 import functools
@@ -10,12 +13,12 @@ CUDNN_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """A kind of device. The default is right on every device, and fast on a CPU.
+    """A kind of device. The default is correct on every device, and fast on a CPU.
 
     Attributes:
         platform: "cpu", "cuda", "rocm" or "tpu".
-        capability: the compute capability of an NVIDIA GPU.
-        has_cudnn: whether JAX's CUDA plugin is installed, which brings cuDNN's attention.
+        capability: compute capability of an NVIDIA GPU; None for other devices.
+        has_cudnn: whether JAX's CUDA plugin, which provides cuDNN's attention, is installed.
     """
 
     platform: str = "cpu"
@@ -39,12 +42,12 @@ CPU = Backend()
 
 
 def backend_of(device: Any) -> Backend:
-    """The backend of a JAX device, which may be one of a topology that is not there."""
+    """Return the backend of a JAX device, which may belong to a topology that is not present."""
     if device.platform in ("cpu", "tpu"):
         return Backend(device.platform)
     try:
         capability = float(device.compute_capability)
-    except (AttributeError, ValueError):  # AMD's GPUs have names in place of a number
+    except (AttributeError, ValueError):  # AMD GPUs have a name instead of a number
         return Backend("rocm")
     return Backend("cuda", capability, _cuda_plugin_is_installed())
 

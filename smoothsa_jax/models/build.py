@@ -1,4 +1,4 @@
-"""The tables of parts, and models made from a config."""
+"""The tables of parts, and functions that make models from a config."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ from smoothsa_jax.models.targets import Features
 from smoothsa_jax.models.transitions import RandSFQ
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
-# A new part is one line here, and the property tests of all parts of its kind run on it.
+# A new part is one line here. The property tests run on every part in these tables.
 ENCODERS: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
 PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
 INITIALIZERS: dict[str, Callable] = {"gaussian": Gaussian, "boxes": Boxes, "warmed": Warmed}
@@ -52,14 +52,14 @@ def build_slot_model(
 
     Args:
         config: the `model` part of a config.
-        image_size: (H, W) of the frames.
-        seed: of the initial values.
-        part_seeds: parts whose values have a seed of their own, so that runs of several seeds
-            share them.
-        shapes: parts that get shapes in place of arrays, as their arrays come from elsewhere.
+        image_size: (H, W) of the frames, in pixels.
+        seed: seed of the initial values.
+        part_seeds: parts with a seed of their own, so that runs with different seeds share their
+            values.
+        shapes: parts that get shapes instead of arrays, since their arrays come from elsewhere.
 
     Raises:
-        UserError: an unknown name or setting, or values that do not fit together.
+        UserError: a name or setting is unknown, or values do not fit together.
     """
     _check_keys(config)
     num_slots, slot_size = (_whole(config, key) for key in SIZES)
@@ -73,7 +73,7 @@ def build_slot_model(
             return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
         return build(nnx.Rngs(own[name]) if name in own else rngs)
 
-    # The order fixes which values a seed gives.
+    # The order determines the values that a seed gives.
     encoder = part("encoder", image_size)
     target = part("target", encoder, image_size)
     width = choose_width(config, encoder.width)
@@ -96,7 +96,7 @@ def build_slot_model(
 
 
 def choose_width(config: ConfigDict, width: int) -> int:
-    """Return the width of the tokens that the projection makes of features of that width."""
+    """Return the width of the tokens that the projection makes of features of width `width`."""
     build = lambda: make(  # noqa: E731
         "model.projection", config.projection, PROJECTIONS, width, rngs=nnx.Rngs(0)
     )
@@ -104,7 +104,7 @@ def choose_width(config: ConfigDict, width: int) -> int:
 
 
 def slot_model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel:
-    """Make the same model with shapes in place of all arrays; nothing is computed."""
+    """Make the same model with shapes instead of arrays, without computing anything."""
     return nnx.eval_shape(lambda: build_slot_model(config, image_size, seed=0))
 
 
@@ -114,7 +114,7 @@ def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
 
 
 def part_schedules(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Return the settings of each part that change with the step."""
+    """Return the settings that change with the step, by part."""
     found = {
         name: scheduled_settings(f"model.{name}", config[name], table)
         for name, table in PARTS.items()
@@ -129,7 +129,7 @@ def starts_from_boxes(config: ConfigDict) -> bool:
 
 
 def cold_start(config: ConfigDict) -> str:
-    """Return the name of a slot model's initializer, inside what wraps it."""
+    """Return the name of a slot model's innermost initializer, inside any warmer."""
     initializer = config.initializer
     while "cold" in initializer:
         initializer = initializer.cold
@@ -137,7 +137,7 @@ def cold_start(config: ConfigDict) -> str:
 
 
 def has_transition(config: ConfigDict) -> bool:
-    """Tell whether a slot model takes slots from one frame to the next."""
+    """Tell whether a slot model carries slots from one frame to the next."""
     transition = config.transition
     return choose("model.transition", transition.name, TRANSITIONS) is not None
 

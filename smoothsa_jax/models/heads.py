@@ -1,4 +1,4 @@
-"""Heads that are trained on the slots of a frozen model."""
+"""Heads to train on the slots of a frozen model."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,15 @@ from smoothsa_jax.parts import check_dropout, check_whole
 
 
 class RecognitionHead(nnx.Module):
-    """Linear D -> 2D, GELU, dropout, Linear 2D -> classes + 4, on every slot alone; the box is a
-    plain linear output (SmoothSA's recognition experiment; docs/design.md, section 6).
+    """An MLP that predicts category and box from each slot on its own.
+
+    Linear D -> 2D, GELU, dropout, Linear 2D -> classes + 4. The box has no final activation. From
+    SmoothSA's recognition experiment (docs/design.md, section 6).
 
     Args:
         slot_size: D.
-        num_classes: categories are 0 .. num_classes - 1.
-        dropout_rate: after the GELU, in training.
+        num_classes: number of categories, 0 .. num_classes - 1.
+        dropout_rate: rate of dropout after the GELU, in training.
     """
 
     def __init__(self, slot_size: int, *, num_classes: int, dropout_rate: float, rngs: nnx.Rngs):
@@ -33,10 +35,14 @@ class RecognitionHead(nnx.Module):
     def __call__(
         self, slots: Float[Array, "... D"], draws: Bool[Array, "... 2D"] | None = None
     ) -> tuple[Float[Array, "... classes"], Float[Array, "... 4"]]:
-        """Return logits, and boxes: normalized left, top, right, bottom.
+        """Predict categories and boxes.
 
         Args:
-            draws: the hidden units that dropout keeps; None: dropout is off.
+            slots: slots of any frames.
+            draws: the hidden units that dropout keeps; None: no dropout.
+
+        Returns:
+            Logits of the categories, and boxes as normalized left, top, right, bottom.
         """
         mlp = self.mlp
         hidden = gelu(mlp.hidden(slots.astype(mlp.hidden.kernel.dtype)), mlp.hidden.backend)
@@ -48,6 +54,7 @@ class RecognitionHead(nnx.Module):
     def draw(
         self, keys: Sequence[Array], sizes: Sizes, training: bool
     ) -> Bool[Array, "B T N 2D"] | None:
+        """Draw the hidden units that dropout keeps; None: no dropout."""
         if not training or self.dropout_rate == 0.0:
             return None
         shape = (sizes.batch, sizes.frames, sizes.slots, 2 * self.slot_size)

@@ -1,4 +1,4 @@
-"""Where the first frame's queries come from: cold-start samples, and SmoothSA's warmer around them."""
+"""Initializers of the first frame's queries: cold-start samples, and SmoothSA's warmer."""
 
 from collections.abc import Sequence
 
@@ -22,13 +22,13 @@ def scaled(noise: Float[Array, "B N D"], log_std: nnx.Param) -> Float[Array, "B 
 
 
 class Gaussian(nnx.Module):
-    """Every slot is a draw from one learned Gaussian, at evaluation too.
+    """An initializer that draws every query from one learned Gaussian, at evaluation too.
 
     Args:
-        width: C, of the tokens; unused.
+        width: C of the tokens; unused.
         slot_size: D.
-        num_slots: N; unused, any number of slots can be drawn.
-        log_std: start of the learned logarithmic scale.
+        num_slots: N; unused, since any number of slots can be drawn.
+        log_std: initial value of the learned log standard deviation.
     """
 
     starts_from_boxes = False
@@ -58,17 +58,17 @@ class Gaussian(nnx.Module):
 
 
 class Boxes(nnx.Module):
-    """Embeds each object's box in the first frame, and adds noise of learned scale, at evaluation
-    too.
+    """An initializer that embeds each object's box in the first frame and adds scaled noise.
 
-    Boxes are left, top, right, bottom, divided by width and height; all -1 is padding, all 0 an
-    object that is absent from the frame.
+    The noise has a learned scale and is added at evaluation too. Boxes are left, top, right,
+    bottom, divided by width and height. A box of -1 is padding; a box of 0 is an object that is
+    absent from the frame.
 
     Args:
-        width: C, of the tokens; unused.
+        width: C of the tokens; unused.
         slot_size: D.
         num_slots: N; unused.
-        log_std: start of the learned logarithmic scale.
+        log_std: initial value of the learned log standard deviation.
     """
 
     starts_from_boxes = True
@@ -105,11 +105,16 @@ class Boxes(nnx.Module):
 
 
 class Warmer(nnx.Module):
-    """Refines cold-start samples with the tokens into sample-specific, warm queries.
+    """A transformer layer that refines cold-start samples into warm queries.
 
-    One transformer decoder layer in the order cross-attention (no LayerNorm in front),
-    self-attention, feed-forward (both with one), without biases but for the projection of the
-    tokens (SmoothSA; docs/design.md, section 1.2).
+    The order is cross-attention to the tokens (no LayerNorm in front), self-attention and
+    feed-forward (LayerNorm in front). Only the projection of the tokens has biases. From SmoothSA
+    (docs/design.md, section 1.2).
+
+    Args:
+        width: C of the tokens.
+        slot_size: D.
+        num_heads: number of attention heads.
     """
 
     def __init__(self, width: int, slot_size: int, num_heads: int, *, rngs: nnx.Rngs):
@@ -134,20 +139,20 @@ class Warmer(nnx.Module):
 
 
 class Warmed(nnx.Module):
-    """A warmer around any other initializer.
+    """An initializer that adds a warmer to any other initializer.
 
-    The aggregator gets the warm queries behind a stop-gradient: the warmer learns from the
-    distillation loss alone. In training, noise of a learned scale is added to them.
+    The aggregator gets the warm queries behind a stop-gradient, so the warmer learns from the
+    distillation loss alone. In training, noise of a learned scale is added to the queries.
 
     Args:
-        width: C, of the tokens.
+        width: C of the tokens.
         slot_size: D.
         num_slots: N; unused.
         cold: the initializer of the cold-start samples.
-        num_heads: of the warmer.
-        log_std: start of the learned logarithmic scale of the noise; 0 in the paper.
-        straight_through: not in the paper: the distillation stops at the samples, and gradient of
-            the reconstruction reaches them as if the warmer were the identity.
+        num_heads: number of attention heads of the warmer.
+        log_std: initial value of the noise's learned log standard deviation; 0 in the paper.
+        straight_through: not in the paper: the gradient of the distillation stops at the samples,
+            and that of the reconstruction reaches them as if the warmer were the identity.
 
     Scheduled:
         detach: whether the tokens enter the warmer behind a stop-gradient: 1 yes, 0 no.
@@ -178,6 +183,7 @@ class Warmed(nnx.Module):
 
     @property
     def starts_from_boxes(self) -> bool:
+        """Whether the cold-start samples need a box for each slot."""
         return self.cold.starts_from_boxes
 
     def __call__(
@@ -188,9 +194,9 @@ class Warmed(nnx.Module):
         draws: dict[str, Array],
         scheduled: Scheduled,
     ) -> Queries:
-        """Return the queries; the extras are `warm_queries` and `cold_queries` (B,N,D)."""
+        """Return the queries, and the extras `warm_queries` and `cold_queries` (B,N,D)."""
         samples, _ = self.cold(tokens, boxes, slot_mask, draws["cold"], scheduled)
-        # A stop-gradient changes gradients alone: at evaluation nothing is scheduled.
+        # At evaluation nothing is scheduled; a stop-gradient would not change any value.
         if "detach" in scheduled:
             tokens = jnp.where(scheduled["detach"] > 0, jax.lax.stop_gradient(tokens), tokens)
         if self.straight_through:

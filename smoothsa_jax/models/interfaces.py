@@ -1,9 +1,9 @@
-"""The parts of a model and what passes between them. Read this page first.
+"""Interfaces of the parts of a model, and the data that passes between them. Read this first.
 
     frames -> Encoder -> features -> projection -> tokens
     tokens -> Initializer -> queries -> Aggregator -> slots                     (first frame)
     slots -> Transition -> queries -> Aggregator -> slots                       (every later frame)
-    slots -> Decoder -> prediction and masks;  Target -> what the prediction should be
+    slots -> Decoder -> prediction and masks;  Target -> what the decoder should predict
 
 A system is a choice of parts in a config: `model.encoder`, `model.initializer` and so on, each with
 a `name` from the tables in `build.py` or a `"package.module:Class"` of your own. `SlotModel` joins
@@ -12,15 +12,15 @@ them), then settings by keyword (the config's keys), then `rngs`.
 
 Three rules hold for every part:
 
-* Samples never meet inside a part. The training step runs parts on slices of a batch and on
-  several devices; what needs the whole batch is a loss.
-* A masked slot changes nothing: with a slot masked, the others come out as if it were not there.
-* Random numbers come in as `draws`. A part that needs some has `draw(keys, sizes, training)`, which
-  returns a tree of arrays with a leading batch axis, or None where nothing is random. `SlotModel`
+* Samples do not interact inside a part. The training step runs parts on slices of a batch and on
+  several devices. Only a loss sees the whole batch.
+* A masked slot does not affect the others: their values are as if it did not exist.
+* Random numbers come in as `draws`. A part that needs them has `draw(keys, sizes, training)`, which
+  returns a tree of arrays with a leading batch axis, or None if nothing is random. `SlotModel`
   collects the draws by part, so a test can replace any of them.
 
 A setting that changes with the training step is listed in the class attribute `scheduled`. The
-config then holds a number or a schedule, and the part gets the step's value in `scheduled`.
+config then holds a number or a schedule, and the part gets the current value in `scheduled`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,17 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Bool, Float
 
 Draws = Any  # a tree of arrays (B, ...), or None
-Scheduled = Mapping[str, Any]  # the values of a step's schedules, by setting
+Scheduled = Mapping[str, Any]  # the values of schedules at a step, by setting
 
 
 class Sizes(NamedTuple):
-    """What a part needs to know to draw random numbers for a batch."""
+    """Sizes of a batch, from which a part draws random numbers.
+
+    Attributes:
+        batch: B, number of samples.
+        frames: T, frames of each clip.
+        slots: N, slots of each frame.
+    """
 
     batch: int
     frames: int
@@ -41,7 +47,9 @@ class Sizes(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Frames to features, each frame on its own. Frozen or trained: `weights` in the config says.
+    """A part that turns frames into features, each frame on its own.
+
+    `weights` in the config determines whether it is frozen or trained.
 
     Attributes:
         grid: (h, w) of its tokens.
@@ -52,12 +60,18 @@ class Encoder(Protocol):
     width: int
 
     def __call__(self, frames: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
-        """Return named outputs of normalized frames, tokens row by row: `features`, and whatever
-        else a target asks for, such as `keys`. An encoder of scenes also takes `cameras`."""
+        """Encode normalized frames.
+
+        An encoder of scenes also takes `cameras`.
+
+        Returns:
+            Named outputs with tokens in row-major order: `features`, and whatever else a target
+            needs, such as `keys`.
+        """
 
 
 class Initializer(Protocol):
-    """Where the first frame's queries come from.
+    """A part that makes the first frame's queries.
 
     Attributes:
         starts_from_boxes: whether it needs a box for each slot.
@@ -73,7 +87,15 @@ class Initializer(Protocol):
         draws: Draws,
         scheduled: Scheduled,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
-        """Return the queries, and named extras for losses and reports, such as `warm_queries`."""
+        """Return the queries, and named extras for losses and reports, such as `warm_queries`.
+
+        Args:
+            tokens: the first frame's tokens.
+            boxes: the first frame's boxes: normalized left, top, right, bottom.
+            slot_mask: true = valid.
+            draws: what `draw` returned.
+            scheduled: the current values of the part's schedules.
+        """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
 
@@ -82,10 +104,10 @@ class Aggregated(NamedTuple):
     """What an aggregator makes of a frame.
 
     Attributes:
-        slots: after the last iteration or layer.
-        attention: of every iteration, a softmax over slots; float32.
+        slots: the slots after the last iteration or layer.
+        attention: the attention of every iteration, a softmax over slots; float32.
         states: the slots after every iteration.
-        slot_mask: the slots that are in use; an aggregator that drops some narrows it.
+        slot_mask: the slots in use; an aggregator that drops slots masks them.
     """
 
     slots: Float[Array, "B N D"]
@@ -95,10 +117,10 @@ class Aggregated(NamedTuple):
 
 
 class Aggregator(Protocol):
-    """Queries to slots, by looking at a frame's tokens."""
+    """A part that turns queries into slots, by looking at a frame's tokens."""
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
-        """Return what depends on the tokens alone, computed for all frames of a clip at once."""
+        """Compute what depends on the tokens alone, for all frames of a clip at once."""
 
     def __call__(
         self,
@@ -108,21 +130,36 @@ class Aggregator(Protocol):
         draws: Draws,
         first: bool,
     ) -> Aggregated:
-        """Aggregate one frame. `first` (static) tells whether it is the first of its clip."""
+        """Aggregate one frame.
+
+        Args:
+            prepared: what `prepare` returned for this frame.
+            queries: where the slots start.
+            slot_mask: true = valid.
+            draws: what `draw` returned.
+            first: whether this is the first frame of its clip; static.
+        """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
 
 
 class Transition(Protocol):
-    """The slots of past frames to the queries of the next one; runs inside a scan over frames."""
+    """A part that turns slots of past frames into queries of the next, in a scan over frames."""
 
     def prepare(self, tokens: Float[Array, "B T M C"], draws: Draws) -> Any:
-        """Return what depends on tokens and draws alone: a tree of (B, T-1, ...), one entry for
-        each later frame."""
+        """Compute what depends on tokens and draws alone.
+
+        Returns:
+            A tree of (B, T-1, ...), with one entry for each frame after the first.
+        """
 
     def start(self, slots: Float[Array, "B N D"], draws: Draws) -> Any:
-        """Return the memory before the second frame: a tree of arrays, or None. `slots` are those
-        of the first frame."""
+        """Return the memory before the second frame: a tree of arrays, or None.
+
+        Args:
+            slots: slots of the first frame.
+            draws: what `draw` returned.
+        """
 
     def __call__(
         self,
@@ -134,8 +171,8 @@ class Transition(Protocol):
         """Return the next frame's queries and the new memory.
 
         Args:
-            slots: of the frame before.
-            memory: what `start` or the last call returned.
+            slots: slots of the previous frame.
+            memory: what `start` or the previous call returned.
             prepared: the frame's entry of `prepare`.
             slot_mask: true = valid.
         """
@@ -144,10 +181,10 @@ class Transition(Protocol):
 
 
 class Decoder(Protocol):
-    """Slots to the prediction of a target, each frame on its own.
+    """A part that predicts a target from slots, each frame on its own.
 
     Attributes:
-        remat: whether layers are computed again in the backward pass.
+        remat: whether the backward pass recomputes layers.
     """
 
     remat: bool
@@ -162,7 +199,10 @@ class Decoder(Protocol):
         """Return the prediction, and masks on the decoder's own grid, which sum to one over slots.
 
         Args:
+            slots: the slots of each frame.
+            slot_mask: true = valid.
             given: what a decoder may see of the target, by name; `target` is the target itself.
+            draws: what `draw` returned, with frames folded into the batch.
         """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws:
@@ -173,7 +213,7 @@ class Target(Protocol):
     """What the decoder has to predict: a constant of the step, without parameters.
 
     Attributes:
-        width: channels of the prediction.
+        width: number of channels of the prediction.
     """
 
     width: int
@@ -183,12 +223,12 @@ class Target(Protocol):
 
         Args:
             batch: the samples.
-            constants: what frozen models computed, by name; `features` (B,T,M,C) among them.
+            constants: outputs of frozen models, by name, including `features` (B,T,M,C).
         """
 
 
 class Loss(Protocol):
-    """A loss term. Its settings are config: `losses.slot_contrast = {"weight": 0.5, ...}`.
+    """A loss term, configured as in `losses.slot_contrast = {"weight": 0.5, ...}`.
 
     Attributes:
         reads: names of the outputs that it needs.
@@ -200,4 +240,10 @@ class Loss(Protocol):
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> Float[Array, ""]:
-        """Return the unweighted term. It sees the whole batch."""
+        """Return the unweighted term of the whole batch.
+
+        Args:
+            outputs: outputs of the model and of the frozen models, by name.
+            batch: the samples.
+            scheduled: the current values of the term's schedules.
+        """

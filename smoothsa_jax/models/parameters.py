@@ -1,4 +1,7 @@
-"""Models as pure functions of flat dictionaries: {"decoder.layers.0.norm_cross.scale": array, ...}."""
+"""Models as pure functions of flat dictionaries.
+
+A dictionary has entries such as {"decoder.layers.0.norm_cross.scale": array}.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -12,7 +15,7 @@ from jaxtyping import Array
 from smoothsa_jax.models.backend import CPU, Backend
 
 Parameters = dict[str, Array]
-ENCODER = "encoder"  # the part in front, through which no gradient passes where it is frozen
+ENCODER = "encoder"  # the first part; if it is frozen, no gradient passes through it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +23,16 @@ class ModelDefinition:
     """A model without its arrays.
 
     Attributes:
-        dtype: in which it computes; the arrays that `merge` takes stay float32 where they are kept.
-            Softmax and LayerNorm's statistics are float32 in either, and so is all that the model
-            returns.
-        constants: names of arrays that are never cast: those that are no `nnx.Param`, no weights.
+        graphdef: NNX's definition of the model.
+        treedef: structure of its state.
+        names: names of its arrays.
+        shapes: shapes and dtypes of its arrays.
+        dtype: dtype that it computes in. The arrays passed to `merge` are stored in float32.
+            Softmax, LayerNorm's statistics and the model's outputs are always float32.
+        constants: names of arrays that are never cast, since they are not weights (`nnx.Param`).
         frozen: names of arrays that are never trained.
-        backend: what it is compiled for.
-        prefix: in front of its names in the dictionaries it is merged from, such as "teacher.".
+        backend: the backend that it is compiled for.
+        prefix: prefix of its names in the dictionaries passed to `merge`, such as "teacher.".
     """
 
     graphdef: Any
@@ -41,15 +47,15 @@ class ModelDefinition:
 
     @property
     def frozen_parts(self) -> frozenset[str]:
-        """The parts of which every array is frozen."""
+        """The parts whose arrays are all frozen."""
         trained = {name.split(".")[0] for name in self.names if name not in self.frozen}
         return frozenset(name.split(".")[0] for name in self.names) - trained
 
     def cast(self, arrays: Parameters) -> Parameters:
-        """Cast these arrays of the model to the dtype that it computes in.
+        """Cast the model's arrays to the dtype that it computes in.
 
-        `merge` does so; arrays that stay the same over many calls can be cast once. Arrays of other
-        models are left as they are.
+        `merge` does this too, but arrays that are constant over many calls can be cast once. Arrays
+        of other models are returned unchanged.
         """
         if self.dtype == "float32":
             return arrays
@@ -60,17 +66,15 @@ class ModelDefinition:
     def merge(
         self, params: Parameters, frozen: Parameters | None = None, differentiated: bool = True
     ) -> nnx.Module:
-        """Return the model with these arrays, cast to `dtype`; cheap, made to be called inside
-        `jax.jit`.
+        """Return the model with these arrays, cast to `dtype`.
 
-        Gradients with respect to `params` are float32 all the same: they come back through the
-        cast.
+        This is cheap and meant to be called inside `jax.jit`. Gradients with respect to `params`
+        are float32, since they pass back through the cast.
 
         Args:
-            params: flat; arrays of other models may be among them.
-            frozen: more of them.
-            differentiated: whether a gradient may pass. Through what is frozen none ever reaches
-                the arrays.
+            params: flat arrays; may include arrays of other models.
+            frozen: more arrays.
+            differentiated: whether gradients may flow. Frozen arrays never receive any.
         """
         given = {**params, **(frozen or {})}
         arrays = self.cast({self.prefix + name: given[self.prefix + name] for name in self.names})
@@ -83,8 +87,7 @@ class ModelDefinition:
         return self._prepared(nnx.merge(self.graphdef, state), differentiated)
 
     def skeleton(self) -> nnx.Module:
-        """Return the model with shapes in place of its arrays, for what depends on its settings
-        alone."""
+        """Return the model with shapes instead of arrays, for what depends on settings alone."""
         state = jax.tree.unflatten(self.treedef, list(self.shapes))
         return self._prepared(nnx.merge(self.graphdef, state), differentiated=False)
 
@@ -108,13 +111,14 @@ def split(
     frozen: Iterable[str] = (),
     prefix: str = "",
 ) -> tuple[ModelDefinition, Parameters, Parameters]:
-    """Take a model apart: its definition, the trained arrays, the frozen ones.
+    """Split a model into its definition, the trained arrays and the frozen arrays.
 
     Args:
-        dtype: in which the merged model will compute, "float32" or "bfloat16".
-        backend: what it will be compiled for.
+        model: the model.
+        dtype: dtype that the merged model will compute in, "float32" or "bfloat16".
+        backend: the backend that it will be compiled for.
         frozen: patterns of the names that are not trained, such as "encoder.blocks.[0-7].*".
-        prefix: in front of the arrays' names, and of those that it is merged from.
+        prefix: prefix of the arrays' names, here and in `ModelDefinition.merge`.
     """
     graphdef, state = nnx.split(model)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
@@ -134,13 +138,13 @@ def split(
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
-    """Return the names that match a pattern: `*` any characters, `[0-7]` one of these."""
+    """Return the names that match a pattern: `*` is any text, `[0-7]` one of these characters."""
     patterns = tuple(patterns)
     return frozenset(n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns))
 
 
 def frozen_patterns(weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the patterns of all frozen arrays of a config's `weights`, by their whole names."""
+    """Return the patterns of all frozen arrays of a config's `weights`, as full names."""
     found = []
     for entry in weights.values():
         into = entry.get("into", "")
@@ -149,12 +153,12 @@ def frozen_patterns(weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
 
 
 def below(prefix: str, name: str) -> str:
-    """Return the whole name of what has a name below a prefix."""
+    """Return the full name of `name` below a prefix, which may be empty."""
     return f"{prefix}.{name}" if prefix else name
 
 
 def place(arrays: Parameters, shardings: dict[str, jax.sharding.Sharding]) -> Parameters:
-    """Put arrays on their devices; a shape that stands for one tells where that has to go."""
+    """Put arrays on their devices; shapes that stand for arrays get the sharding instead."""
     is_shape = {name: isinstance(x, jax.ShapeDtypeStruct) for name, x in arrays.items()}
     shapes, rest = (
         {n: x for n, x in arrays.items() if is_shape[n] is want} for want in (True, False)
@@ -164,12 +168,11 @@ def place(arrays: Parameters, shardings: dict[str, jax.sharding.Sharding]) -> Pa
 
 
 def shapes_in_place(tree: Any, shardings: Any) -> Any:
-    """Return the shapes of a tree of arrays or shapes, each with where it has to go."""
+    """Return the shapes of a tree of arrays or shapes, with their shardings."""
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(shape, tree, shardings)
 
 
 def _name(path: tuple) -> str:
-    """Join the path of an array in an nnx.State by dots, less the last key (its Variable's
-    value)."""
+    """Join the path of an array in an `nnx.State` by dots, without the last key (its value)."""
     return ".".join(str(getattr(key, "key", key)) for key in path[:-1])

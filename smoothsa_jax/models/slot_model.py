@@ -28,14 +28,18 @@ from smoothsa_jax.models.interfaces import (
 )
 from smoothsa_jax.models.layers.basic import MLP, layer_norm
 
-# Which of a step's random keys belong to which part. Fixed, so that a seed gives the same training
-# whatever parts are joined later; a new random part takes further keys.
+# The random keys of each part at a step. They are fixed, so that a seed gives the same training
+# when parts are added; a new random part takes new keys.
 KEYS = {"initializer": (0, 1), "decoder": (2,), "transition": (3, 4, 5), "aggregator": (6,)}
 NUM_KEYS = 7
 
 
 class Projection(nnx.Module):
-    """LayerNorm, Linear, GELU, Linear: features -> tokens, both of width C."""
+    """LayerNorm, Linear, GELU, Linear: features -> tokens, both of width C.
+
+    Args:
+        width: C.
+    """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.width = width
@@ -49,10 +53,12 @@ class Projection(nnx.Module):
 class SlotModel(nnx.Module):
     """A composition of named parts; `build.py` makes them from a config.
 
+    See `interfaces.py` for the parts.
+
     Args:
         transition: None for a model of images.
-
-    See `interfaces.py` for the other parts.
+        num_slots: N that the model is trained with.
+        slot_size: D.
     """
 
     backend = CPU
@@ -82,24 +88,24 @@ class SlotModel(nnx.Module):
         self.remat, self.scan_unroll = "none", 0
 
     def set_memory_options(self, remat: str, scan_unroll: int) -> None:
-        """Choose between time and memory in the gradient; values stay the same.
+        """Trade time for memory in the gradient; values do not change.
 
         Args:
-            remat: what is computed again in the backward pass instead of kept: "none", each frame's
-                step of the "recurrence", each layer of the "decoder", or "all" of these.
-            scan_unroll: steps of the recurrence that are written out in a row; 1: a plain loop.
-                0: all of them on a GPU, where a loop costs kernels of its own, and 1 elsewhere.
+            remat: what the backward pass recomputes instead of storing: "none", each frame's step
+                of the "recurrence", each layer of the "decoder", or "all" of these.
+            scan_unroll: number of steps of the recurrence to unroll; 1: a plain loop. 0: all of
+                them on a GPU, where a loop needs extra kernels, and 1 elsewhere.
         """
         self.remat, self.scan_unroll = remat, scan_unroll
         self.decoder.remat = remat in ("decoder", "all")
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype it computes in: that of its weights, see `ModelDefinition.merge`."""
+        """The dtype that it computes in: that of its weights; see `ModelDefinition.merge`."""
         return jax.tree.leaves(nnx.state(self.projection, nnx.Param))[0].dtype
 
     def draw(self, key: Array, sizes: Sizes, training: bool) -> dict[str, Draws]:
-        """Draw all that is random in a pass, by the name of the part that needs it."""
+        """Draw all random numbers of a forward pass, by the name of the part that needs them."""
         keys = jax.random.split(key, NUM_KEYS)
         drawn = {}
         for name, places in KEYS.items():
@@ -113,14 +119,14 @@ class SlotModel(nnx.Module):
     def encode(
         self, video: Array, cameras: Array | None = None
     ) -> dict[str, Float[Array, "B T M C"]]:
-        """Return the encoder's outputs of all frames, in one batch, in the model's dtype.
+        """Encode all frames in one batch; the outputs have the model's dtype.
 
         Args:
             video: (B,T,H,W,3) uint8, or normalized floats.
             cameras: (B,T,...) for an encoder that takes them.
         """
         frames = normalize(video.reshape(-1, *video.shape[2:]))
-        # Also in front: the frozen blocks' fastest attention may have no gradient.
+        # Also in front of the encoder: the fastest attention of frozen blocks may have no gradient.
         frames = jax.lax.stop_gradient(frames)
         more = () if cameras is None else (cameras.reshape(-1, *cameras.shape[2:]),)
         unfold = lambda x: x.astype(self.dtype).reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
@@ -135,24 +141,26 @@ class SlotModel(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None = None,
         scheduled: Scheduled | None = None,
     ) -> dict[str, Array]:
-        """Go from features to named outputs.
+        """Compute named outputs from features.
 
         Args:
+            features: the encoder's features.
             given: what the decoder may see of the target, (B,T,...), by name.
-            draws: all randomness, as `draw` returns it.
-            boxes: normalized left, top, right, bottom; only the first frame's are used.
-            slot_mask: true = valid. Masked slots change nothing in the others' outputs.
-            scheduled: the step's values of the parts' schedules, by part.
+            draws: all random numbers, as `draw` returns them.
+            boxes: normalized left, top, right, bottom; only the first frame's boxes are used.
+            slot_mask: true = valid. Masked slots do not affect the outputs of the others.
+            scheduled: the current values of the parts' schedules, by part.
 
         Returns:
-            All float32: slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration;
-            first_tokens (B,M,C), and first_attention (B,I,N,h,w) and first_states (B,I,N,D) of all
-            iterations on the first frame; prediction (B,T,M,K); masks (B,T,N,h,w) where the decoder has some; slot_mask
-            (B,N), bool; queries (B,N,D) and the initializer's extras, such as warm_queries.
+            slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration; first_tokens
+            (B,M,C), first_attention (B,I,N,h,w) and first_states (B,I,N,D) of all iterations on
+            the first frame; prediction (B,T,M,K) with K channels; masks (B,T,N,h,w) if the decoder
+            has masks; queries (B,N,D) and the initializer's extras, such as warm_queries. All of
+            them are float32. With a slot mask, also slot_mask (B,N), bool.
 
         Raises:
-            UserError: more than one frame and no transition, or no boxes where slots start from
-                them.
+            UserError: there is more than one frame but no transition, or slots start from boxes
+                and there are none.
         """
         num_frames = features.shape[1]
         tokens = self.projection(features.astype(self.dtype))
@@ -190,15 +198,17 @@ class SlotModel(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None,
         memory: Any = None,
     ) -> tuple[dict[str, Array], Any]:
-        """Go on with one more frame at evaluation, frame by frame.
+        """Process one more frame of a video at evaluation.
 
         Args:
-            features, given, slot_mask: as for a call, of this frame.
-            slots: of the frame before.
-            memory: what the call for that frame returned; None after a first frame.
+            features: features of this frame.
+            given: what the decoder may see of this frame's target, by name.
+            slots: slots of the previous frame.
+            slot_mask: true = valid.
+            memory: what `follow` returned for the previous frame; None after a first frame.
 
         Returns:
-            slots, attention, prediction and masks, as a call on the frame returns them, and the
+            slots, attention, prediction and masks, as a call of the model returns them, and the
             memory for the next frame.
 
         Raises:
@@ -221,7 +231,7 @@ class SlotModel(nnx.Module):
         draws: Draws,
         slot_mask: Bool[Array, "B N"] | None,
     ) -> dict[str, Array]:
-        """Return the decoder's prediction and masks, all frames in one batch."""
+        """Return the decoder's prediction and masks, computed for all frames in one batch."""
         batch, num_frames = slots.shape[:2]
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
@@ -239,8 +249,11 @@ class SlotModel(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None,
         scheduled: Scheduled | None = None,
     ) -> tuple[Aggregated, dict[str, Array]]:
-        """Aggregate a first frame; arguments as for the model. Also returns the initializer's
-        extras."""
+        """Aggregate a first frame; the arguments are as for a call of the model.
+
+        Returns:
+            What the aggregator found, and the queries with the initializer's extras.
+        """
         of_initializer = (scheduled or {}).get("initializer", {})
         queries, extras = self.initializer(
             tokens, boxes, slot_mask, draws["initializer"], of_initializer
@@ -256,12 +269,16 @@ class SlotModel(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None,
         memory: Any = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"], Any]:
-        """Aggregate a later frame at evaluation: its slots, their attention, the new memory.
+        """Aggregate a later frame at evaluation.
 
         Args:
-            slots: of the frame before.
-            tokens: of this frame.
-            memory: of the transition, from the frame before; None: this is the second frame.
+            slots: slots of the previous frame.
+            tokens: tokens of this frame.
+            slot_mask: true = valid.
+            memory: the transition's memory from the previous frame; None: this is the second frame.
+
+        Returns:
+            The slots, their attention and the new memory.
 
         Raises:
             UserError: the model has no transition.
@@ -270,7 +287,7 @@ class SlotModel(nnx.Module):
         slots = slots.astype(self.dtype)
         if memory is None:
             memory = self.transition.start(slots, None)
-        # `prepare` looks at later frames only, so the first of the two is not read.
+        # `prepare` ignores the first frame, so any tokens will do.
         pair = jnp.stack([tokens, tokens], axis=1)
         of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
         queries, memory = self.transition(slots, memory, of_frame, slot_mask)
@@ -289,11 +306,11 @@ class SlotModel(nnx.Module):
         """Return slots (B,T-1,N,D) and attention (B,T-1,N,M) of the frames after the first."""
         self._check_transition(f"clips of {tokens.shape[1]} frames")
         later = tokens.shape[1] - 1
-        # What depends on the tokens alone is computed for all frames at once.
+        # Compute what depends on the tokens alone for all frames at once.
         of_transition = self.transition.prepare(tokens, draws["transition"])
         of_aggregator = self.aggregator.prepare(tokens[:, 1:])
         memory = self.transition.start(first_slots, draws["transition"])
-        # Float32 around the loop, so that the weights' gradients are summed over the frames in
+        # Weights stay float32 outside the loop, so that their gradients are summed over frames in
         # float32.
         definition, weights = nnx.split((self.transition, self.aggregator))
         weights = jax.tree.map(lambda x: x.astype(jnp.float32), weights)

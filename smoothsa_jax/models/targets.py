@@ -11,7 +11,12 @@ from smoothsa_jax.models.interfaces import Encoder
 
 
 class Features(nnx.Module):
-    """The encoder's features themselves (DINOSAUR, Seitzer et al. 2023)."""
+    """The encoder's features (DINOSAUR, Seitzer et al. 2023).
+
+    Args:
+        encoder: the encoder; its width is the target's.
+        image_size: (H, W) of the frames, in pixels; unused.
+    """
 
     def __init__(self, encoder: Encoder, image_size: tuple[int, int], *, rngs: nnx.Rngs):
         del image_size, rngs
@@ -20,6 +25,7 @@ class Features(nnx.Module):
     def __call__(
         self, batch: Mapping[str, Array], constants: Mapping[str, Array]
     ) -> Float[Array, "B T M C"]:
+        """Return the features, through which no gradient flows."""
         del batch
         if "features" not in constants:
             raise UserError(

@@ -1,4 +1,4 @@
-"""From the slots of past frames to the next frame's queries."""
+"""Transitions from the slots of past frames to the next frame's queries."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,19 @@ from smoothsa_jax.parts import check_dropout, check_heads, check_whole
 
 
 class RandSFQ(nnx.Module):
-    """The slots of one past frame look at the tokens of one past or current frame.
+    """A transition in which slots of a past frame attend to tokens of a past or current frame.
 
-    At evaluation these are the frame before and the current one. In training the pair is drawn for
-    every sample and frame. No gradient flows into slots and tokens (RandSF.Q, arXiv 2508.01345;
-    docs/design.md, section 2.1).
+    At evaluation, these are the previous and the current frame. In training, the pair is drawn for
+    every sample and frame. No gradient flows into slots and tokens. From RandSF.Q (arXiv
+    2508.01345; docs/design.md, section 2.1).
 
     Args:
-        width: C, of the tokens.
+        width: C of the tokens.
         slot_size: D.
-        history: dt, the bound of the history: at most the last `history - 1` frames of slots and
-            the last `history` frames of tokens are looked at.
-        num_heads: of the transformer layer.
-        dropout_rate: of the transformer layer, in training.
+        num_heads: number of attention heads.
+        history: bound of the history, dt in the paper: at most the last `history - 1` frames of
+            slots and the last `history` frames of tokens are used.
+        dropout_rate: rate of dropout in the transformer layer, in training.
     """
 
     def __init__(
@@ -52,10 +52,14 @@ class RandSFQ(nnx.Module):
     def prepare(
         self, tokens: Float[Array, "B T M C"], draws: dict[str, Array] | None
     ) -> tuple[KeysValues, Int[Array, "B T-1"], Key[Array, "B T-1"] | None]:
-        """Return keys and values of what each later frame looks at, how old its slots are, and the
-        keys of its dropout."""
+        """Prepare all frames after the first.
+
+        Returns:
+            Keys and values of the tokens that each frame attends to, the age of its slots in
+            frames, and the random keys of its dropout.
+        """
         batch, later = tokens.shape[0], tokens.shape[1] - 1
-        if draws is None:  # always the previous slots and the current tokens
+        if draws is None:  # evaluation: the previous slots and the current tokens
             slot_offset = jnp.ones((batch, later), jnp.int32)
             feature_offset = jnp.zeros((batch, later), jnp.int32)
             dropout_keys = None
@@ -71,7 +75,7 @@ class RandSFQ(nnx.Module):
     def start(
         self, slots: Float[Array, "B N D"], draws: dict[str, Array] | None
     ) -> Float[Array, "S B N D"]:
-        """Return the slots of earlier frames, newest first: none at evaluation."""
+        """Return the slots of earlier frames, newest first; empty at evaluation."""
         length = 0 if draws is None else self.history - 2
         return jnp.broadcast_to(slots, (length, *slots.shape))
 
@@ -82,6 +86,7 @@ class RandSFQ(nnx.Module):
         prepared: tuple[KeysValues, Int[Array, "B"], Key[Array, "B"] | None],
         slot_mask: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "S B N D"]]:
+        """Return the next frame's queries and the new memory; see `interfaces.Transition`."""
         features, slot_offset, dropout_key = prepared
         past = jnp.concatenate([slots[None], memory])
         chosen = past[slot_offset - 1, jnp.arange(past.shape[1])]
@@ -111,11 +116,11 @@ class RandSFQ(nnx.Module):
         return self.offset_embedding[...][offset][..., None, :]
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array] | None:
-        """Draw which frames are looked at: slots 1 .. i frames ago for frame i, tokens 0 .. i-1."""
+        """Draw the frames to use: for frame i, slots 1 .. i and tokens 0 .. i - 1 frames ago."""
         if not training:
             return None
         slot, feature, dropout = keys
-        # Frame t (counted from 0) looks back on at most t, and at most dt - 1 frames of slots.
+        # Frame t (counted from 0) has t earlier frames; at most dt - 1 frames of slots are used.
         available = jnp.minimum(jnp.arange(1, sizes.frames), self.history - 1)
         offsets = (sizes.batch, sizes.frames - 1)
         return {

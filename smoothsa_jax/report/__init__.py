@@ -1,8 +1,8 @@
-"""A page that shows a run: what it learned, what its slots see, how they come about.
+"""A report on a run as a web page: scores, masks, and how slots emerge.
 
-    a workdir -> records.py (log, scores) and clips.py (what the model finds in samples, and on the way there)
-      -> ranking.py, distances.py, trajectories.py, curves.py: numbers for a plot
-      -> figures.py: plots -> page.py: one HTML file -> build.py puts it together
+    a workdir -> records.py (log and scores) and clips.py (masks, slots and each iteration)
+      -> ranking.py, distances.py, trajectories.py, curves.py: numbers for plots
+      -> figures.py: plots -> page.py: one HTML file; build.py runs all of it
 
-Plots need matplotlib (the extra `report`); nothing else of the package does.
+Only the plots need matplotlib (the extra `report`).
 """

@@ -1,4 +1,4 @@
-"""From a workdir to its report."""
+"""Build the report of a workdir."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,9 +26,9 @@ from smoothsa_jax.training.evaluating import batches_of, restored, source_of_spl
 from smoothsa_jax.training.step import build_training
 
 FOLDER, PAGE = "report", "index.html"
-NUM_CLIPS = 4  # of the split's first, shown with their masks
-NUM_CLOSE = 2  # of these, with attention and trajectories
-NUM_RANKED = 4  # the best, and as many of the worst
+NUM_CLIPS = 4  # first samples of the split, shown with their masks
+NUM_CLOSE = 2  # of these, samples shown with attention and trajectories
+NUM_RANKED = 4  # best samples, and as many worst samples
 
 
 def report(
@@ -36,18 +36,20 @@ def report(
     choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Writes `report/index.html`, which needs no other file, and its PNGs beside it.
+    """Write `report/index.html`, a self-contained page, and its pictures as PNG files.
 
     Args:
-        workdir: of a trained and scored run of a slot model.
-        choose_config: given the checkpoint's config, the one to look at it with; as for `training.evaluating.evaluate`.
-        say: called with a line for each stage.
+        workdir: workdir of a trained and scored run of a slot model.
+        choose_config: given the checkpoint's config, returns the config to use, as for
+            `training.evaluating.evaluate_run`.
+        say: called with one line for each stage.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
-        UserError: no log, checkpoint or scores, which says how to make them; a recognition head; matplotlib is missing.
+        UserError: the log, checkpoint or scores are missing; the run trained a recognition head;
+            matplotlib is missing; or the report cannot be written.
     """
     figures.check_matplotlib()
     checkpoint, config = restored(workdir, choose_config)
@@ -108,12 +110,12 @@ def report(
             text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; mend that") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror}; fix that") from error
     return path
 
 
 def _as_scored(config: ConfigDict, records: Records) -> ConfigDict:
-    """The config by which `scores.csv` was made, so that the same samples are seen with the same queries."""
+    """Return the config that `scores.csv` was made with, for the same samples and queries."""
     config = config.copy_and_resolve_references().unlock()
     protocol = records.scores["protocol"]
     config.eval.split = records.scores["split"]
@@ -125,7 +127,7 @@ def _as_scored(config: ConfigDict, records: Records) -> ConfigDict:
 def _scored_checkpoint(
     workdir: Path, newest: Checkpoint, records: Records, say: Callable[[str], None]
 ) -> Checkpoint:
-    """The checkpoint that the scores are of, or the newest where it is gone."""
+    """Return the checkpoint that was scored, or the newest if it no longer exists."""
     step = records.scores["step"]
     if step == newest.step:
         return newest
@@ -133,7 +135,8 @@ def _scored_checkpoint(
         return read_checkpoint(workdir, step)
     except BrokenCheckpoint as reason:
         say(
-            f"warning: scores are of step {step}, whose checkpoint is not usable ({reason}); pictures are of step {newest.step}"
+            f"warning: scores are of step {step}, whose checkpoint is not usable ({reason}); "
+            f"pictures are of step {newest.step}"
         )
         return newest
 
@@ -149,7 +152,7 @@ def _batches(config: ConfigDict) -> Iterator[Batch]:
 def _weights_through_training(
     workdir: Path, config: ConfigDict, newest: Parameters, say: Callable[[str], None]
 ) -> Iterator[tuple[int, Parameters]]:
-    """Step and weights: those that the training began with, then those of each checkpoint that is kept and sound."""
+    """Yield step and weights: the initial ones, then those of each intact checkpoint."""
     yield 0, {**newest, **build_training(config).state.params}
     for step in reversed(steps_found(workdir)):
         try:
@@ -158,7 +161,7 @@ def _weights_through_training(
             say(f"warning: the checkpoint of step {step} is not usable ({reason}); left out")
 
 
-# ------------------------------------------------------------------------------------------------- parts of the page
+# ------------------------------------------------------------------------------ parts of the page
 
 
 def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> Section:
@@ -175,7 +178,7 @@ def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> S
         title,
     )
     caption = (
-        "Left: through the training. Right: the samples of each method, sorted by their score."
+        "Left: over the course of training. Right: the samples of each method, sorted by score."
     )
     return Section(
         "Scores", text, [Picture("scores", caption, png)], scores_rows(title, records.scores)
@@ -187,7 +190,7 @@ def _training(records: Records) -> Section:
     terms = {name: found[name] for name in found if name.split("/")[0] == "loss"}
     others = {name: found[name] for name in ("grad_norm", "learning_rate") if name in found}
     last = records.log[-1]["step"]
-    caption = "Thin: the logged steps. Thick: their moving mean."
+    caption = "Thin: the logged steps. Thick: their moving average."
     picture = Picture("losses", caption, figures.losses(terms, others))
     return Section("Training", f"{len(records.log)} rows of the log, up to step {last}.", [picture])
 
@@ -197,7 +200,10 @@ def _masks(shown: list[Clip], folder: Path) -> Section:
         Picture(f"masks_{clip.number:03d}", f"Sample {clip.number}.", _sheet(clip, folder))
         for clip in shown
     ]
-    text = "Frames, true segments and predicted masks. Each slot has the colour of the segment that it fits best, throughout."
+    text = (
+        "Frames, true segments and predicted masks. Each slot keeps the color of the segment that "
+        "it matches best."
+    )
     return Section("Masks over time" if len(shown[0].video) > 1 else "Masks", text, pictures)
 
 
@@ -226,9 +232,10 @@ def _warmer(
     png = figures.distances(states, np.asarray(batch["slot_mask"])[rows], stages, distillation)
     now = ", ".join(f"{value:.2f} {name}" for name, value in stages[-1].distances.items())
     text = (
-        "The paper's argument: a first frame begins with queries that know nothing of it and needs several iterations, unless "
-        "a warmer brings them near to the slots before. Distance of queries from the slots that they become, by the slots' "
-        f"length, first frames of {len(rows)} samples: {now}."
+        "The paper's argument: queries of a first frame carry no information about it, so it needs "
+        "several iterations, unless a warmer first moves them close to the slots. Distance of "
+        "queries from the slots that they become, relative to the slots' norm, on the first "
+        f"frames of {len(rows)} samples: {now}."
     )
     if WARM not in states:
         text += " This model has no warmer."
@@ -237,8 +244,9 @@ def _warmer(
 
 def _attention(shown: list[Clip]) -> Section:
     text = (
-        "Slot attention on the first frame in each iteration: from the warm queries, as the model runs, and from the "
-        "samples themselves, which it was not trained on where there is a warmer. A frame is as bright as the slot's share of it."
+        "Slot attention on the first frame in each iteration: from the warm queries, as the model "
+        "runs, and from the cold-start samples, which a model with a warmer was not trained on. "
+        "Brightness shows the slot's share of each token."
     )
     pictures = [
         Picture(f"attention_{c.number:03d}", f"Sample {c.number}.", figures.attention(c))
@@ -248,9 +256,14 @@ def _attention(shown: list[Clip]) -> Section:
 
 
 def _trajectories(shown: list[Clip]) -> Section:
-    text = "Slots as points in the plane in which they differ most. Colours are those of the slots above."
+    text = (
+        "Slots as points in the plane in which they vary most. Slots have the same colors as above."
+    )
     if len(shown[0].states) > 1:
-        text += " Dashed: what the warmer does. Solid: iterations from warm queries. Dotted: iterations without the warmer."
+        text += (
+            " Dashed: what the warmer does. Solid: iterations from warm queries. Dotted: "
+            "iterations without the warmer."
+        )
     pictures = [
         Picture(f"trajectories_{c.number:03d}", f"Sample {c.number}.", figures.trajectories(c))
         for c in shown
@@ -266,5 +279,5 @@ def _ranked(ranking: Ranking, found: dict[int, Clip], metric: str, folder: Path)
                 f"{kind.capitalize()} {place}: sample {number}, {TITLES[metric]} {100 * score:.1f}."
             )
             pictures.append(Picture(f"{kind}_{place}", caption, _sheet(found[number], folder)))
-    text = f"By {TITLES[metric]} of the single sample, first evaluation seed."
+    text = f"By {TITLES[metric]} of each sample, first evaluation seed."
     return Section("Best and worst samples", text, pictures)

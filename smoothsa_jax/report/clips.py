@@ -1,4 +1,4 @@
-"""What a model finds in samples of a split, and on the way there in the first frame."""
+"""Run a model on samples of a split, and record each iteration on the first frame."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,19 +19,24 @@ from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
-# What the first frame starts from: the queries that the model runs with, or, where it has a warmer,
-# the samples themselves.
+# Where the first frame starts: from the warm queries of a model with a warmer, or from the
+# cold-start samples.
 COLD, WARM = "cold", "warm"
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One sample and what was found in it.
+    """One sample and what the model found in it.
 
     Attributes:
-        number: in the split, counted from 0; that of `scores.csv`.
+        number: index in the split, counted from 0, as in `scores.csv`.
+        video: the frames, RGB.
+        labels: the true segment of each pixel.
+        masks: the slot of each pixel.
+        slots: the slots of each frame.
+        slot_mask: true = valid.
         states: COLD or WARM -> the queries, then the slots after each iteration on the first frame.
-        attention: likewise of each iteration, which shares each token out among the slots.
+        attention: COLD or WARM -> the attention of each iteration, a softmax over slots.
     """
 
     number: int
@@ -47,16 +52,17 @@ class Clip:
 def iterations_of_first_frame(
     model: SlotModel, outputs: Mapping[str, Array], slot_mask: Bool[Array, "B N"] | None
 ) -> dict[str, tuple[Float[Array, "B I+1 N D"], Float[Array, "B I N h w"]]]:
-    """Return what happens in a first frame, iteration by iteration. A pure function.
+    """Return the states of a first frame, iteration by iteration. A pure function.
 
     Args:
-        model: whose outputs these are.
-        outputs: all of an evaluation forward.
+        model: the model that computed the outputs.
+        outputs: all outputs of an evaluation forward pass.
         slot_mask: true = valid.
 
     Returns:
-        WARM, as the model runs, and COLD, from the samples without the warmer (COLD alone where
-        there is no warmer) -> the queries and the slots after each iteration, and its attention.
+        Start -> the queries followed by the slots after each iteration, and the attention of each
+        iteration. The starts are WARM, as the model runs, and COLD, from the cold-start samples
+        without the warmer; a model without a warmer has COLD only.
     """
     as_run = outputs["first_states"], outputs["first_attention"]
     if "warm_queries" not in outputs:
@@ -79,10 +85,10 @@ def _with_queries(
 
 
 class Observer:
-    """A model of a config as a compiled function; weights are given in each call.
+    """The model of a config as a compiled function that takes the weights in each call.
 
     Args:
-        config: a whole one, of discovery.
+        config: a whole config of the task discovery.
     """
 
     def __init__(self, config: ConfigDict):
@@ -99,16 +105,22 @@ class Observer:
             draws = task.draw(models, key, sizes_of(batch), False)
             outputs = run_task(task, models, batch, draws)
             way = iterations_of_first_frame(models[MODEL], outputs, batch["slot_mask"])
-            way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # whatever it computes in
+            way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # the model may be bfloat16
             return outputs["slots"], outputs[self._masks], way
 
         self._look = jax.jit(at_precision(look, config))
 
     def __call__(self, params: Parameters, batch: Batch, key: Array) -> dict[str, list]:
-        """Slots, masks and the way to the first frame's slots, of each sample of a batch, in host memory.
+        """Compute slots, masks and the first frame's iterations of a batch, in host memory.
+
+        Args:
+            params: all arrays of the model.
+            batch: the samples.
+            key: random key of the queries.
 
         Returns:
-            slots (B,T,N,D), masks (B,T,H,W), states and attention as in `Clip` with a batch axis first.
+            slots (B,T,N,D), masks (B,T,H,W), and states and attention as in `Clip` with a leading
+            batch axis.
         """
         seen = {name: batch[name] for name in ("video", "boxes", "slot_mask")}
         slots, masks, way = self._look(params, seen, key)
@@ -128,12 +140,13 @@ def clips(
     seed: int,
     wanted: Collection[int],
 ) -> dict[int, Clip]:
-    """Those samples of a split, by number; batches without any of them are not computed.
+    """Return the wanted samples of a split, by number; skip batches without any of them.
 
     Args:
         look: an `Observer` with its weights.
-        batches: of the whole split from its beginning, as it was scored.
-        seed: of the evaluation; queries, and so masks, are those that were scored.
+        batches: the batches of the whole split, as it was scored.
+        seed: the evaluation seed, so that queries and masks are those that were scored.
+        wanted: numbers of the samples.
     """
     found, first = {}, 0
     for i, batch in enumerate(batches):

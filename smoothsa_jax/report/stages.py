@@ -1,4 +1,4 @@
-"""What changed while a model was trained: the same samples, seen with the weights of each checkpoint."""
+"""Follow a model through training: the same samples with the weights of each checkpoint."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ from smoothsa_jax.report.distances import around_the_warmer
 
 
 class Stage(NamedTuple):
-    """After `step` training steps.
+    """Distances and scores after `step` training steps.
 
     Attributes:
-        distances: "before the warmer" and "after the warmer", see `around_the_warmer`.
+        step: number of training steps done.
+        distances: "before the warmer" and "after the warmer"; see `around_the_warmer`.
         scores: metric -> mean over the samples.
     """
 
@@ -24,7 +25,14 @@ class Stage(NamedTuple):
 
 
 def stage(step: int, found: dict, batch: Batch, background_column_always: bool) -> Stage:
-    """Of one batch and what an `Observer` found in it; samples that only fill the batch up do not count."""
+    """Compute the stage of one batch; padding of the batch does not count.
+
+    Args:
+        step: number of training steps done.
+        found: what an `Observer` found in the batch.
+        batch: the samples.
+        background_column_always: see `metrics.score_batch`.
+    """
     rows = scored(batch)
     states = {name: x[rows] for name, x in found["states"].items()}
 

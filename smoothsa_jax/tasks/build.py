@@ -1,4 +1,4 @@
-"""The task of a config."""
+"""Make the task of a config."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,4 @@
-"""What is checked before anything is built: a config against this machine and the other
-processes."""
+"""Check a config against this machine and the other processes, before anything is built."""
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +25,11 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     be made, and whether the models give what the losses need.
 
     Args:
-        config: with the architecture of its companions in it.
-        batches: the batch sizes that will be used, and have to divide over the devices.
+        config: a whole config, including the architecture of its companions.
+        batches: the batch sizes that will be used; each must be divisible by the number of devices.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: names the first problem.
     """
     task = build_task(config)
     losses = build_losses(config.losses)
@@ -94,10 +93,13 @@ class _Batch(dict):
 
 
 def agree(config: ConfigDict) -> None:
-    """Compare, before anything is done, what all processes have to have in common.
+    """Check that all processes have the same config and versions.
 
-    Not the workdir: a host that looks for a folder before process 0 makes it may, over NFS, go on
-    seeing none.
+    The workdir is not compared: over NFS, a host that looks for a folder before process 0 creates
+    it may not see it later.
+
+    Raises:
+        UserError: the processes differ.
     """
     if not hosts.is_multi_process():
         return

@@ -1,4 +1,4 @@
-"""Discovery: a slot model learns to explain what its decoder predicts, and its masks are scored."""
+"""Discovery: train a slot model to predict a target from its slots, and score its masks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -37,11 +37,13 @@ class Discovery:
             return slot_model_shapes(config.model, size)
         entries = [entry for entry in config.weights.values() if entry.get("into")]
         random = {e["into"]: e.get("seed", 0) for e in entries if e["source"] == "random"}
-        elsewhere = frozenset(e["into"] for e in entries if e["source"] != "random")
+        given = [e for e in entries if e["source"] != "random" and not e.get("without")]
+        # What is trained, or left out there, needs values here.
+        elsewhere = frozenset(e["into"] for e in given if "*" in tuple(e.get("frozen", ())))
         return build_slot_model(config.model, size, config.seed, random, elsewhere)
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Nothing to refuse: a source checks its samples."""
+        """Accept any batch: the source checks its samples."""
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
         return models[MODEL].draw(key, sizes, training)

@@ -1,9 +1,9 @@
-"""Recognition: a head tells category and box from the slots of a frozen slot model.
+"""Recognition: train a head to predict category and box from the slots of a frozen slot model.
 
 The config has the head as `model`, the slot model as the companion `slot_model`, and the losses
-`category` and `box`. With `train.match_paper` the head is trained as the authors do: with a slip in
-their matching, and the frozen model in training mode. At evaluation the frozen model is always in
-evaluation mode; with `eval.match_paper` both matchings are scored.
+`category` and `box`. With `train.match_paper`, the head is trained as by the authors: with a bug in
+their matching, and with the frozen model in training mode. At evaluation, the frozen model is
+always in evaluation mode. With `eval.match_paper`, both matchings are scored.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -66,7 +66,7 @@ class Recognition:
         model, mask = models[SLOT_MODEL], batch["slot_mask"]
         features = model.encode(batch["video"])["features"]
         given = {"target": model.target(batch, {"features": features})}
-        # The decoder's outputs are not used, so XLA does not compute them.
+        # The decoder's outputs are unused, so XLA does not compute them.
         outputs = model(features, given, draws[SLOT_MODEL], batch["boxes"], mask)
         found = targets_of_slots(
             outputs["attention"],
@@ -110,11 +110,15 @@ class Recognition:
 
 
 def check_labels(batch: Mapping[str, np.ndarray], num_classes: int) -> None:
-    """Refuse a batch whose objects have no usable category.
+    """Refuse a batch without valid categories.
+
+    Args:
+        batch: the samples.
+        num_classes: number of categories of the head.
 
     Raises:
-        UserError: no "categories" or "segmentations", a category that is not in
-            -1 .. num_classes - 1, or a label without one.
+        UserError: there are no "categories" or "segmentations", a category is outside
+            -1 .. num_classes - 1, or a label has no category.
     """
     for name in ("segmentations", "categories"):
         if name not in batch:

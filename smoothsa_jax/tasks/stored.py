@@ -1,4 +1,4 @@
-"""Constants that a training reads from disk: they have to be what its own models would compute."""
+"""Check that stored features equal those that the run's own encoder would compute."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,13 @@ from smoothsa_jax.models.parameters import ENCODER, Parameters, frozen_patterns
 
 
 def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
-    """Return what decides the features of a training clip beside its pixels, as JSON values.
+    """Return what determines the features of a training clip besides its pixels, as JSON values.
 
-    Stored features that were made of anything else are refused, see `inputs.features`.
+    Stored features made from anything else are refused; see `inputs.features`.
 
     Args:
-        frozen: arrays of the run, the encoder's among them.
+        config: the config of the run.
+        frozen: frozen arrays of the run, including the encoder's.
     """
     encoder = {name: x for name, x in frozen.items() if name.startswith(f"{ENCODER}.")}
     made_of = {
@@ -33,15 +34,15 @@ def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
 
 
 def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -> None:
-    """Refuse stored features that the run's own encoder would not compute.
+    """Refuse stored features that differ from those of the run's own encoder.
 
     Args:
         source: an `inputs.features.CachedFeatures`.
-        config: of the run.
-        frozen: arrays of the run.
+        config: the config of the run.
+        frozen: frozen arrays of the run, including the encoder's.
 
     Raises:
-        UserError: the encoder is trained, or names what differs.
+        UserError: the encoder is trained, or the features were made differently.
     """
     patterns = frozen_patterns(config.weights)
     if not any(pattern in ("*", f"{ENCODER}.*") for pattern in patterns):
@@ -59,8 +60,7 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
 
 
 def clips_of(config: ConfigDict) -> str:
-    """Tell apart the training clips: the bytes of a prepared folder, or the options of generated
-    clips."""
+    """Identify the training clips: a prepared folder by its bytes, generated clips by options."""
     data = config.data
     if data.name == "prepared":
         return str(fingerprint(Path(data.folder).expanduser(), "train"))

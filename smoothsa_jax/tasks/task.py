@@ -1,4 +1,7 @@
-"""What a run trains and how it is scored; the rest of a run is the same for every task."""
+"""The interface of tasks: what a run trains and how it is scored.
+
+Everything else in a run is the same for all tasks.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -11,7 +14,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.evaluation.split import Batch, Evaluator
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 
-Models = Mapping[str, nnx.Module]  # "model", the trained one, and its companions by their names
+Models = Mapping[str, nnx.Module]  # "model" (the trained model), and companions by name
 Outputs = dict[str, Array]
 MODEL = "model"
 
@@ -19,16 +22,16 @@ MODEL = "model"
 class Task(Protocol):
     """A task, made from a whole config.
 
-    A training step runs, for a batch: `draw`; `constants` of each sample, outside the gradient;
-    `targets`; `forward` of each sample, inside it; and the losses on what these return.
+    A training step runs, in this order, on a batch: `draw`; `constants` of each sample, outside the
+    gradient; `targets`; `forward` of each sample, inside the gradient; and the losses.
 
     Attributes:
         evaluator: how a split is scored.
-        inputs: what is placed on the devices of a batch.
-        slot_model: the `model` part of the config of the slot model that sees the data: the trained
-            one, or a companion's.
+        inputs: names of the arrays of a batch to place on the devices.
+        slot_model: config of the slot model that sees the data, trained or a companion: the `model`
+            part of its config.
         schedules: settings of the model that change with the step, by part.
-        untrained: what the baseline with the first parameters is called.
+        untrained: name of the baseline with the initial parameters.
     """
 
     evaluator: Evaluator
@@ -38,25 +41,34 @@ class Task(Protocol):
     untrained: str
 
     def build(self, shapes_only: bool) -> nnx.Module:
-        """Make the model that is trained, freshly initialized. Parts that take weights from
-        elsewhere have shapes in place of arrays, or all parts with `shapes_only`."""
+        """Make the model to train, freshly initialized.
+
+        Parts whose weights come from elsewhere have shapes instead of arrays.
+
+        Args:
+            shapes_only: whether all parts have shapes instead of arrays.
+        """
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Refuse, on the host, a batch that the models cannot take: on a device that is silent."""
+        """Refuse a batch that the models cannot process; on a device, errors would be silent.
+
+        Raises:
+            UserError: the batch is not valid.
+        """
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
-        """Draw all that is random, as a tree of (B, ...)."""
+        """Draw all random numbers of a forward pass, as a tree of arrays (B, ...)."""
 
     def constants(
         self, models: Models, batch: Mapping[str, Array], draws: Draws, match_paper: bool
     ) -> Outputs:
-        """Return what frozen models compute, for each sample alone; may come from disk."""
+        """Return the outputs of frozen models, each sample on its own; they may come from disk."""
 
     def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
-        """Return what is predicted, from samples and constants, without parameters."""
+        """Return what the model has to predict, from samples and constants, without parameters."""
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
-        """Return the names of what `forward` reads of a batch beside these constants."""
+        """Return the names of what `forward` reads from a batch besides these constants."""
 
     def forward(
         self,
@@ -66,15 +78,19 @@ class Task(Protocol):
         draws: Draws,
         scheduled: Scheduled,
     ) -> Outputs:
-        """Return the outputs of the trained model, for each sample alone."""
+        """Return the outputs of the trained model, each sample on its own."""
 
     def monitor(self, constants: Outputs) -> Outputs:
-        """Return numbers for the log beside the losses."""
+        """Return numbers for the log besides the losses."""
 
     def baselines(
         self, batches: Callable[[], Iterable[Batch]], features: Callable[[Batch], Any]
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Score what needs no weights: baseline -> name -> (samples,)."""
+        """Score the baselines that need no trained weights.
+
+        Returns:
+            baseline -> name -> (samples,).
+        """
 
 
 def run_task(
@@ -84,13 +100,23 @@ def run_task(
     draws: Draws,
     match_paper: bool = False,
 ) -> Outputs:
-    """Return all outputs of an evaluation forward, the constants among them. A pure function."""
+    """Return all outputs of an evaluation forward pass, including the constants.
+
+    This is a pure function.
+
+    Args:
+        task: the task.
+        models: its models with their arrays.
+        batch: the samples.
+        draws: what `Task.draw` returned.
+        match_paper: whether to follow the paper's protocol; static.
+    """
     constants = task.constants(models, batch, draws, match_paper)
     constants = {**constants, **task.targets(models, batch, constants)}
     return {**constants, **task.forward(models, batch, constants, draws, {})}
 
 
 def sizes_of(batch: Mapping[str, Array]) -> Sizes:
-    """Return how many samples, frames and slots a batch has."""
+    """Return the numbers of samples, frames and slots of a batch."""
     frames = batch["video"] if "video" in batch else batch["features"]
     return Sizes(len(frames), frames.shape[1], batch["slot_mask"].shape[1])

@@ -1,4 +1,4 @@
-"""Scores of given weights on a split: while training, after it, and without it."""
+"""Score given weights on a split: during training, after it, or without training."""
 
 import contextlib
 import dataclasses
@@ -49,8 +49,8 @@ from smoothsa_jax.training.step import Training, build_training
 SCORES_FILE = "scores.json"
 SAMPLE_SCORES_FILE = "scores.csv"
 PICTURES_FOLDER = "pictures"
-WHOLE_CLIPS = -1  # as eval.num_frames: each clip with all of its frames
-# Where scoring runs out of memory: after the training, and within it.
+WHOLE_CLIPS = -1  # value of eval.num_frames: all frames of each clip
+# Advice if scoring runs out of memory, after training and during training.
 REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
 GO_ON = "run the same command with {}, or more devices"
 
@@ -61,20 +61,21 @@ GO_ON = "run the same command with {}, or more devices"
 def evaluate_run(
     workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored
 ) -> dict[str, Any]:
-    """Score a checkpoint of a workdir; needs nothing but the workdir.
+    """Score a checkpoint of a workdir, from the workdir alone.
 
-    The newest sound checkpoint is scored, as after training; with `eval.checkpoint` "best", the
-    best one kept.
+    The newest intact checkpoint is scored, as after training. If `eval.checkpoint` is "best", it is
+    the best checkpoint kept.
 
     Args:
-        choose_config: given the checkpoint's config, the one to evaluate with; it may differ in
-            `eval`, `mesh` and `data.folder`.
+        workdir: the run's folder.
+        choose_config: given the checkpoint's config, returns the config to evaluate with, which may
+            differ in `eval`, `mesh` and `data.folder`.
 
     Returns:
         The content of `scores.json`.
 
     Raises:
-        UserError: nothing to restore, or a config that differs where it matters.
+        UserError: there is nothing to restore, or the config differs in other keys.
     """
     checkpoint, config = restored(workdir, choose_config)
     if wants_best(config):
@@ -93,7 +94,11 @@ def evaluate_run(
 def restored(
     workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict]
 ) -> tuple[Checkpoint, ConfigDict]:
-    """Return the newest sound checkpoint, and the config to look at it with; see `evaluate_run`."""
+    """Return the newest intact checkpoint and the config to use it with; see `evaluate_run`.
+
+    Raises:
+        UserError: there is nothing to restore, or the config differs where it may not.
+    """
     checkpoint = restore_latest(workdir, warn=warn)
     refuse_different("newest checkpoint that can be read", checkpoint)
     if checkpoint is None:
@@ -111,19 +116,18 @@ def restored(
 
 
 def params_of(checkpoint: Checkpoint, training: Training) -> Parameters:
-    """Return a checkpoint's trained arrays, placed as the training's are."""
+    """Return a checkpoint's trained arrays, with the sharding of the training's."""
     template = {"state": {"params": training.state.params}}
     return restore_state(template, checkpoint, only="state/params/")["state"]["params"]
 
 
 def wants_best(config: ConfigDict) -> bool:
-    """Tell whether the best checkpoint is to be scored."""
+    """Tell whether to score the best checkpoint instead of the newest."""
     return config.eval.checkpoint == "best"
 
 
 def best_checkpoint(workdir: Path, config: ConfigDict) -> Checkpoint | None:
-    """Return the best checkpoint kept, by the metric saved with each; None where none can be
-    used."""
+    """Return the best checkpoint kept, by the saved metric; None if it cannot be used."""
     step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
     best = None
     if step is not None:
@@ -137,17 +141,23 @@ def best_checkpoint(workdir: Path, config: ConfigDict) -> Checkpoint | None:
 
 
 def untrained(training: Training) -> Training:
-    """Return the same with a copy of the first parameters, for scoring, and nothing else of the
-    first state: a step gives that away."""
+    """Return the training with only a copy of the initial parameters in its state.
+
+    Scoring needs them later, but the first training step donates the state.
+    """
     state = training.state.replace(opt_state=(), averages={})
     return dataclasses.replace(training, state=copied(state))
 
 
 def evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextManager[None]:
-    """Turn a device that is out of memory into one line.
+    """Turn an out-of-memory error while scoring into a one-line error.
 
     Args:
-        advice: what to do then, with a place for the option that lessens memory.
+        config: the config of the run.
+        advice: what to do then, with a placeholder for the option that saves memory.
+
+    Raises:
+        UserError: a device is out of memory.
     """
     batch = config.eval.batch_size
     mesh = mesh_shape(config.mesh.data, config.mesh.fsdp, len(jax.devices()))
@@ -165,8 +175,11 @@ def evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextMan
 def validation_scores(
     config: ConfigDict, training: Training, params: Parameters
 ) -> dict[str, float]:
-    """Return the mean of each metric on part of the validation split, first evaluation seed; for
-    choosing a checkpoint."""
+    """Score part of the validation split with the first evaluation seed, to choose a checkpoint.
+
+    Returns:
+        The mean of each metric.
+    """
     samples, seeds = config.eval.validation_samples, tuple(config.eval.seeds)[:1]
     found = evaluate_split(config, training, params, "validation", samples, seeds)
     means = training.task.evaluator.means(found.scores)
@@ -179,15 +192,17 @@ def report(
     """Score weights on `eval.split`; write `scores.json`, `scores.csv` and pictures.
 
     Args:
-        training: of this config; its first state is the untrained baseline.
+        config: the config of the run.
+        training: the training of this config; its initial state is the untrained baseline.
         params: the trained parameters.
-        step: training steps behind them.
+        step: number of training steps done.
+        workdir: the run's folder.
 
     Returns:
         The content of `scores.json`.
 
     Raises:
-        UserError: a file cannot be written, labels do not fit, ...
+        UserError: a file cannot be written, or the data do not fit the model.
     """
     settings, task = config.eval, training.task
     split, samples, seeds = settings.split, settings.num_samples, tuple(settings.seeds)
@@ -288,7 +303,7 @@ def source_of_split(
     Raises:
         UserError: there is no such split, or an option does not fit.
     """
-    # What is set for training only does not reach the evaluation.
+    # Settings for training only do not apply to evaluation.
     for_training = ("num_samples", "keep", "features")
     data = {key: value for key, value in config.data.items() if key not in for_training}
     options = {"num_slots": num_slots, "num_samples": num_samples}
@@ -311,18 +326,22 @@ def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndar
 
 @contextlib.contextmanager
 def _writing_to(workdir: Path) -> Iterator[None]:
-    """Turn a disk that is full, or alike, into one line."""
+    """Turn an error of the file system, such as a full disk, into a one-line error.
+
+    Raises:
+        UserError: the scores cannot be written.
+    """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"scores cannot be written to {workdir}: {error.strerror}; mend that and use "
+            f"scores cannot be written to {workdir}: {error.strerror}; fix that and use "
             "--mode=evaluate"
         ) from error
 
 
 def print_results(title: str, scores: dict[str, Any], workdir: Path) -> None:
-    """Print the end of a run: where things are, the scores, what to do next."""
+    """Print a summary of a run: the scores, where its files are, and what to do next."""
     if not hosts.is_primary():
         return
     pictures = workdir / PICTURES_FOLDER

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress bar, one JSON row and TensorBoard events every few steps."""
+"""Log a training run: a progress bar, and JSON rows and TensorBoard events every few steps."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ from smoothsa_jax.errors import UserError
 
 LOG_FILE = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
-# A line tells of steps that waited for data from this share on, and no more often than every so many seconds.
+# The share of steps waiting for data from which a line reports it, and the seconds between lines.
 WAITS_TOLD, WAITS_TOLD_EVERY = 0.1, 60.0
-# What the progress bar calls the losses; all there is room for.
+# Short names of the losses, for the progress bar.
 SHORT = {
     "loss": "loss",
     "loss/reconstruction": "rec",
@@ -37,9 +37,10 @@ SHORT = {
 
 
 def truncate_log(path: Path, last_step: int) -> None:
-    """Keep the rows of steps up to `last_step`; what a killed run wrote beyond its last checkpoint is computed again.
+    """Keep the rows of steps up to `last_step`.
 
-    A row that was cut short is dropped with everything after it.
+    A resumed run computes the rows after its last checkpoint again. A truncated row is dropped
+    together with everything after it.
     """
     if not path.exists():
         return
@@ -57,12 +58,12 @@ def truncate_log(path: Path, last_step: int) -> None:
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a `log.jsonl`."""
+    """Return the rows of a `log.jsonl`."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def has_row(step: int, metrics: Mapping[str, float], log_every: int, num_steps: int) -> bool:
-    """Whether the metrics of a step are written."""
+    """Tell whether the metrics of a step are written."""
     return step % log_every == 0 or step == num_steps or _scored(metrics)
 
 
@@ -71,22 +72,25 @@ def _scored(metrics: Mapping[str, float]) -> bool:
 
 
 def _longest(waits: Mapping[str, float]) -> dict[str, float]:
-    """Of several processes the waits of the one that waited most, and its number; all have to call it. The others wait for
-    that one in every step, and see nothing of it."""
+    """Return the waits of the process that waited most, and its number if there are several.
+
+    All processes have to call this. In every step the others wait for that process, so their own
+    waits do not show it.
+    """
     found = hosts.gather(dict(waits))
     worst = max(range(len(found)), key=lambda i: found[i].get("data_wait_share", 0.0))
     number = {"data_wait_process": worst} if len(found) > 1 and found[worst] else {}
     return {**found[worst], **number}
 
 
-SHORT_WAIT = 1e-3  # seconds that any queue may take
+SHORT_WAIT = 1e-3  # seconds that any queue may need
 
 
 class DataWaits:
-    """Counts the steps that waited for a batch.
+    """A counter of the steps that waited for a batch.
 
-    A step waited where its batch was long in coming and the device had nothing left to do when it came: a batch that comes
-    late while the device still works on the step before costs nothing.
+    A step waited if its batch was late and the device was idle when it arrived. A batch that is
+    late while the device still works on the previous step costs nothing.
     """
 
     def __init__(self) -> None:
@@ -95,11 +99,11 @@ class DataWaits:
         self._seconds = 0.0
 
     def runs(self, outputs: Any) -> None:
-        """The arrays that the step begun last will give. Until the first, nothing is counted: that is the start."""
+        """Note the outputs of the step just started; before the first step, nothing is counted."""
         self._running = outputs
 
     def next_of(self, batches: Iterator[Any]) -> Any:
-        """The next batch."""
+        """Return the next batch, and measure how long it takes."""
         begin = time.perf_counter()
         batch = next(batches)
         seconds = time.perf_counter() - begin
@@ -111,7 +115,12 @@ class DataWaits:
         return batch
 
     def take(self) -> dict[str, float]:
-        """The share of steps that waited and milliseconds a step, of all steps; counting starts anew. Empty without steps."""
+        """Return the waits since the last call, and reset the counter.
+
+        Returns:
+            data_wait_share, the share of steps that waited, and data_wait_ms, the mean wait over
+            all steps in milliseconds. Empty without steps.
+        """
         if not self._steps:
             return {}
         found = {
@@ -124,9 +133,17 @@ class DataWaits:
 
 
 class RunLog:
-    """Writes `log.jsonl` and TensorBoard events, and moves the progress bar.
+    """The log of a run: `log.jsonl`, TensorBoard events and the progress bar.
 
-    Writing is done at once and in this thread, so that a full disk is an error here and not a silent thread's.
+    Rows are written immediately and in the calling thread, so that a full disk raises here and not
+    silently in another thread.
+
+    Args:
+        workdir: the run's folder.
+        first_step: number of steps already done; later rows are dropped from the log.
+        num_steps: number of steps of the whole training.
+        log_every: number of steps between rows.
+        stream: where the progress bar goes; None: stderr.
     """
 
     def __init__(
@@ -138,46 +155,50 @@ class RunLog:
         log_every: int,
         stream: TextIO | None = None,
     ):
-        """`first_step` steps are done already; rows beyond it are dropped from the log."""
         stream = stream or sys.stderr
         self._workdir = workdir
         self.log_every, self.num_steps = log_every, num_steps
         self.waits = DataWaits()
         self._told_waits = -math.inf
-        # When, and at which step, the measurement of the speed began.
+        # Time and step at which the current measurement of speed began.
         self._clock: tuple[float, int] | None = None
         truncate_log(workdir / LOG_FILE, first_step)
         self._rows = open(workdir / LOG_FILE, "a")  # noqa: SIM115, closed by close()
         (workdir / EVENTS_FOLDER).mkdir(exist_ok=True)
-        # The name holds whole seconds only; the process number keeps a quick restart from writing over its forerunner.
+        # The file name has a resolution of seconds; the process number keeps a quick restart from
+        # overwriting the previous file.
         self._events = EventsWriter(str(workdir / EVENTS_FOLDER / "events"), f".{os.getpid()}")
-        # Hides what an interrupted run wrote of later steps.
+        # Makes TensorBoard discard later steps of an interrupted run.
         self._event(session_log=SessionLog(status=SessionLog.START), step=first_step + 1)
         self._stream = stream
         self._bar: tqdm | None = None
 
     def _begin_bar(self, step: int) -> tqdm:
-        """After the first step, which compiles: its time would spoil the time left for long."""
+        """Start the bar after the first step: its compilation would distort the time left."""
         return tqdm(
             total=self.num_steps,
             initial=step,
             unit=" steps",
             desc="train",
             file=self._stream,
-            # Some terminals claim to have no columns and no rows.
+            # Some terminals report a size of zero.
             ncols=shutil.get_terminal_size((130, 24)).columns,
             nrows=24,
-            # Into a file, the bar is a line now and then.
+            # In a file, each update is a line, so update rarely.
             mininterval=0.3 if self._stream.isatty() else 20.0,
             bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} "
             "[{rate_fmt}, {remaining} left{postfix}]",
         )
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take in the metrics of one step; write them when their turn has come.
+        """Show the metrics of a step, and write them every `log_every` steps.
 
         Args:
-          step: steps done, the one of these metrics included.
+            step: number of steps done, including this one.
+            metrics: the step's metrics, by name.
+
+        Raises:
+            UserError: the log cannot be written.
         """
         if self._clock is None:
             self._clock = (time.perf_counter(), step)
@@ -193,7 +214,7 @@ class RunLog:
             speed = (step - self._clock[1]) / (now - self._clock[0])
             metrics = {**metrics, "steps_per_second": round(speed, 3), **waits}
             self._tell_waits(waits, now)
-        # What compiles or scores in between is no training time.
+        # Time for compiling or scoring in between is not training time.
         self._clock = None if _scored(metrics) else (now, step)
         plain = {name: float(value) for name, value in metrics.items()}
         row = {
@@ -209,8 +230,8 @@ class RunLog:
             self._events.flush()
         except OSError as error:
             raise UserError(
-                f"the log in {self._workdir} cannot be written at step {step}: {error.strerror}; checkpoints are intact; "
-                "mend that, then run the same command to go on"
+                f"the log in {self._workdir} cannot be written at step {step}: {error.strerror}; "
+                "checkpoints are intact; fix that, then run the same command to go on"
             ) from error
 
     def _tell_waits(self, waits: Mapping[str, float], now: float) -> None:
@@ -221,9 +242,10 @@ class RunLog:
         self._told_waits = now
         who = f"process {waits['data_wait_process']} " if "data_wait_process" in waits else ""
         tqdm.write(
-            f"{who}waited for data in {waits['data_wait_share']:.0%} of steps ({waits['data_wait_ms']:.1f} ms a step): raise "
-            "train.num_workers or train.num_threads, prepare the folder with --uncompressed, or train on cached features "
-            "(docs/datasets.md)",
+            f"{who}waited for data in {waits['data_wait_share']:.0%} of steps "
+            f"({waits['data_wait_ms']:.1f} ms a step): raise train.num_workers or "
+            "train.num_threads, prepare the folder with --uncompressed, or train on cached "
+            "features (docs/datasets.md)",
             file=self._stream,
         )
 
@@ -231,7 +253,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         for file in (self._rows, self._events):
-            with contextlib.suppress(OSError):  # a full disk was told of when the row was written
+            with contextlib.suppress(OSError):  # writing the row has reported a full disk
                 file.close()
 
     def _event(self, **content: object) -> None:
@@ -239,13 +261,19 @@ class RunLog:
 
 
 class SilentLog:
-    """The log of a process that is not the first of several: it tells that one how it waited for data."""
+    """The log of processes other than the first: it only reports waits for data to the first.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        log_every: number of steps between rows.
+    """
 
     def __init__(self, *, num_steps: int, log_every: int):
         self.log_every, self.num_steps = log_every, num_steps
         self.waits = DataWaits()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report the waits if the first process writes a row for this step."""
         if has_row(step, metrics, self.log_every, self.num_steps):
             _longest(self.waits.take())
 
@@ -254,14 +282,19 @@ class SilentLog:
 
 
 class NonFiniteLoss(UserError):
-    """A loss or gradient became infinite or not a number."""
+    """A loss or gradient is infinite or not a number."""
 
 
 def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[], str]) -> None:
-    """Stop where a loss or the gradient is not finite.
+    """Stop the run if a loss or the gradient is not finite.
+
+    Args:
+        step: number of steps done.
+        metrics: the step's metrics, by name.
+        last_good: returns a description of the last good checkpoint.
 
     Raises:
-      NonFiniteLoss: names the step, all loss terms and the last good checkpoint.
+        NonFiniteLoss: the message gives the step, all loss terms and the last good checkpoint.
     """
     if all(math.isfinite(value) for value in metrics.values()):
         return
@@ -269,17 +302,17 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[]
         f"{name} {value:.6g}" for name, value in metrics.items() if name != "learning_rate"
     )
     raise NonFiniteLoss(
-        f"step {step} is not finite: {terms}; {last_good()}; lower optimizer.learning_rate or look at the data, "
-        "and start from another workdir"
+        f"step {step} is not finite: {terms}; {last_good()}; lower optimizer.learning_rate or look "
+        "at the data, and start from another workdir"
     )
 
 
 def say(text: str) -> None:
-    """A line for people; of several processes the first one talks."""
+    """Print a line to stderr, on the first process only."""
     if hosts.is_primary():
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """In every process: what one cannot read another may."""
+    """Print a warning to stderr, on every process: their problems may differ."""
     print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -61,7 +61,10 @@ from smoothsa_jax.training.signals import SignalGuard, Stopped
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
 
-SMALLER = "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another --workdir"
+SMALLER = (
+    "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another "
+    "--workdir"
+)
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -185,8 +188,8 @@ def _train_steps(
     if received is not None:
         raise Stopped(
             received,
-            f"stopped by {signal.Signals(received).name} after step {done} of {num_steps}, saved in "
-            f"{books.writer.folder / str(done)}; the same command goes on from there",
+            f"stopped by {signal.Signals(received).name} after step {done} of {num_steps}, saved "
+            f"in {books.writer.folder / str(done)}; the same command goes on from there",
         )
     return state
 

@@ -4,7 +4,7 @@
     {"schedule": "cosine", "begin": 0.0, "end": 1.0}              half a cosine over all steps
     {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
 
-Fractions are of `train.num_steps`.
+`at` and `warmup` are fractions of `train.num_steps`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.parts import make
 
 
 def step(num_steps: int, *, begin: float, end: float, at: float) -> optax.Schedule:
-    """`begin` in the first `at` of the steps, then `end`."""
+    """Return a schedule: `begin` for the fraction `at` of the steps, then `end`."""
     return lambda count: jnp.where(count < at * num_steps, begin, end)
 
 
 def cosine(num_steps: int, *, begin: float, end: float) -> optax.Schedule:
-    """Half a cosine from `begin` at step 0 to `end` at the last step."""
+    """Return a schedule: half a cosine from `begin` at step 0 to `end` at the last step."""
 
     def value(count: Int[Array, ""]) -> Array:
         done = jnp.minimum(count / num_steps, 1.0)
@@ -37,8 +37,17 @@ def cosine(num_steps: int, *, begin: float, end: float) -> optax.Schedule:
 def warmup_cosine(
     num_steps: int, *, peak: float, warmup: float, end_ratio: float
 ) -> optax.Schedule:
-    """Linear from 0 to `peak` in the first `warmup` of the steps, then a cosine to `end_ratio` of
-    the peak."""
+    """Return a schedule: a linear warm-up, then a cosine.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        peak: value after the warm-up, which starts at 0.
+        warmup: length of the warm-up, as a fraction of the steps.
+        end_ratio: final value, relative to `peak`.
+
+    Raises:
+        UserError: a setting is out of range, or the warm-up leaves no step.
+    """
     for key, value in (("warmup", warmup), ("end_ratio", end_ratio)):
         if not 0.0 <= value < (1.0 if key == "warmup" else float("inf")):
             raise UserError(
@@ -75,12 +84,12 @@ def schedule_of(path: str, value: Any, num_steps: int) -> optax.Schedule:
     """Return a value of a config as a function of the step.
 
     Args:
-        path: of the setting, for messages.
+        path: path of the setting, for messages.
         value: a number, or a schedule as above.
-        num_steps: of the whole training.
+        num_steps: number of steps of the whole training.
 
     Raises:
-        UserError: neither, or settings that the schedule does not take.
+        UserError: the value is neither, or the schedule's settings are not valid.
     """
     if not is_schedule(value):
         return optax.constant_schedule(_number(path, value))
@@ -90,15 +99,23 @@ def schedule_of(path: str, value: Any, num_steps: int) -> optax.Schedule:
             f"'schedule' ({', '.join(SCHEDULES)})"
         )
     settings = {"name" if key == "schedule" else key: x for key, x in value.items()}
+    if settings["name"] not in SCHEDULES:
+        raise UserError(
+            f"{path}.schedule is {settings['name']!r}; expected one of {', '.join(SCHEDULES)}"
+            f"{did_you_mean(str(settings['name']), SCHEDULES)}"
+        )
     return make(path, settings, SCHEDULES, num_steps)
 
 
 class Schedules:
-    """All values of a config that change with the step, evaluated together.
+    """All values of a config that may change with the step.
 
     Args:
         settings: a tree of dictionaries with numbers and schedules as leaves.
-        num_steps: of the whole training.
+        num_steps: number of steps of the whole training.
+
+    Raises:
+        UserError: a leaf is neither, or a schedule's settings are not valid.
     """
 
     def __init__(self, settings: Mapping[str, Any], num_steps: int):
@@ -112,13 +129,13 @@ class Schedules:
         self._tree = {name: prepared(name, value) for name, value in settings.items()}
 
     def at(self, count: Int[Array, ""]) -> dict[str, Any]:
-        """Return the tree with the values of a step; numbers stay numbers."""
+        """Return the tree with the values at a step; constants stay Python numbers."""
         return jax.tree.map(lambda x: x(count) if callable(x) else x, self._tree)
 
 
 def _number(path: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
-            f"{path} is {value!r}; expected a number or a schedule; mend --config.{path}"
+            f"{path} is {value!r}; expected a number or a schedule; correct --config.{path}"
         )
     return value

@@ -1,4 +1,4 @@
-"""Signals that ask a run to leave."""
+"""Stop a run cleanly on SIGTERM and Ctrl-C."""
 
 import os
 import signal
@@ -7,8 +7,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):  # noqa: N818, it is no error
-    """A signal asked the run to leave."""
+class Stopped(Exception):  # noqa: N818, not an error
+    """A signal asked the run to stop.
+
+    Args:
+        number: number of the signal.
+        message: text of the exception; default: names the signal.
+    """
 
     def __init__(self, number: int, message: str = ""):
         self.number = number
@@ -18,15 +23,18 @@ class Stopped(Exception):  # noqa: N818, it is no error
 
     @property
     def exit_code(self) -> int:
-        """What shells report for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit code of a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
 
 class SignalGuard:
-    """SIGTERM and Ctrl-C: the first asks, the second leaves at once.
+    """A handler of SIGTERM and Ctrl-C: the first signal asks to stop, the second exits at once.
 
-    Inside `with guard.finishing_steps():` the first signal only sets `received`, so that the loop can save. Elsewhere it
-    raises `Stopped`: there is nothing to save.
+    Inside `with guard.finishing_steps():`, the first signal only sets `received`, so that the loop
+    can save. Elsewhere it raises `Stopped`, since there is nothing to save.
+
+    Attributes:
+        received: number of the first signal; None: none yet.
     """
 
     def __init__(self) -> None:
@@ -45,6 +53,7 @@ class SignalGuard:
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
+        """Let the loop finish its step and save when a signal arrives."""
         self._finishing = True
         try:
             yield

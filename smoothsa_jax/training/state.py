@@ -1,4 +1,4 @@
-"""What training changes: one value, made once, replaced by each step."""
+"""The state of training: one immutable value that each step replaces."""
 
 import flax.struct
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from smoothsa_jax.models.parameters import Parameters
 
 @flax.struct.dataclass
 class TrainState:
-    """The training's state.
+    """Everything that a training step changes.
 
     Attributes:
-        step: of the next step.
+        step: number of steps done.
         params: the trained parameters.
         opt_state: the optimizer's state.
-        averages: moving averages of parameters, by the names of the companions that have them.
+        averages: moving averages of the parameters; each name starts with that of its companion.
     """
 
     step: Int[Array, ""]
@@ -31,6 +31,8 @@ def create_state(
     """Return the state before step 0.
 
     Args:
+        params: the initial parameters.
+        optimizer: the optimizer.
         averaged: names of the companions that are moving averages of the parameters.
     """
     averages = {f"{name}.{key}": jnp.copy(x) for name in averaged for key, x in params.items()}

@@ -1,6 +1,6 @@
-"""One pure training step and one pure evaluation forward, compiled for a mesh.
+"""A pure training step and a pure evaluation forward pass, compiled for a mesh.
 
-This is the only file that takes a gradient.
+No other file computes a gradient.
 """
 
 import dataclasses
@@ -48,20 +48,22 @@ from smoothsa_jax.training.state import TrainState, create_state
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """All that a loop needs: the first state, and the compiled functions.
+    """Everything that a training loop needs: the initial state and the compiled functions.
 
     Attributes:
         task: what is trained and how it is scored.
-        definitions: of the trained model, "model", and of its companions by their names.
-        state: the first state.
-        frozen: the arrays that are never trained, the companions' among them. Where they come from
-            elsewhere, shapes only until a run gives them (`checkpoints.sources`, or a checkpoint),
-            so that nothing can run on untrained ones by mistake.
-        frozen_from: what they are and where from, in words; kept in checkpoints.
+        definitions: definition of the trained model, as "model", and of its companions by name.
+        state: the initial state.
+        frozen: the arrays that are never trained, including the companions'. If they come from
+            elsewhere, these are only shapes until a run provides arrays (from
+            `checkpoints.sources` or a checkpoint), so that no run uses untrained ones by mistake.
         train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is
-            donated. Without `draws` all randomness is drawn from the key.
+            donated. Without `draws`, all random numbers come from the key.
         predict_on: (mesh, params, frozen, batch, key, match_paper=False) -> what the evaluator
             reads, compiled for a mesh.
+        mesh: the devices.
+        frozen_from: what the frozen arrays are and where they come from, in words; saved in
+            checkpoints.
     """
 
     task: Task
@@ -75,7 +77,7 @@ class Training:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """How the samples of a batch lie on the mesh."""
+        """The sharding of a batch: samples over all devices of the mesh."""
         return spread(self.mesh)
 
     def predict(
@@ -86,12 +88,15 @@ class Training:
         key: Array,
         match_paper: bool = False,
     ) -> dict[str, Array]:
-        """Return what `predict_on` gives on this training's mesh."""
+        """Call `predict_on` with this training's mesh."""
         return self.predict_on(self.mesh, params, frozen, batch, key, match_paper)
 
     def features(self, params: Parameters, frozen: Parameters, video: Array) -> Array:
-        """Return what the encoder gives of pixels (B,T,H,W,3) that were placed: (B,T,h,w,C). Not
-        compiled."""
+        """Encode pixels (B,T,H,W,3) that are on the mesh. This function is not compiled.
+
+        Returns:
+            Features (B,T,h,w,C).
+        """
 
         def extract(arrays, video):
             model = self.definitions[MODEL].merge(*arrays, differentiated=False)
@@ -102,21 +107,20 @@ class Training:
 
     @functools.cached_property
     def cast_frozen(self) -> Parameters:
-        """The frozen arrays in the dtype that they are used in, cast once for all steps."""
+        """The frozen arrays in the dtype that their model computes in, cast once for all steps."""
         return _cast(self.definitions, self.frozen)
 
     def cast(self, params: Parameters) -> Parameters:
-        """Cast trained arrays to the dtype that they are used in, for many predictions with the
-        same ones."""
+        """Cast trained arrays to their model's dtype, once for many predictions with them."""
         return _cast(self.definitions, params)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        """Put what the task reads of a batch on the mesh, samples spread over all devices.
+        """Put the arrays of a batch that the task reads on the mesh, samples over all devices.
 
-        Where several processes train together, each gives its own part of the batch.
+        With several processes, each passes its own part of the batch.
 
         Raises:
-            UserError: the task cannot take the batch.
+            UserError: the task does not accept the batch.
         """
         self.task.check_batch(batch)
         seen = {name: batch[name] for name in self.task.inputs if name in batch}
@@ -132,13 +136,14 @@ def build_training(
     """Make the models, the optimizer and the compiled functions of a config.
 
     Args:
-        mesh: default: of the devices that there are, as `config.mesh` says.
-        backend: what to compile for; default: the mesh's devices.
-        shapes_only: shapes stand in place of all arrays, to lower and compile for devices that are
-            not there.
+        config: the whole config.
+        mesh: the devices; None: as `config.mesh` says.
+        backend: the backend to compile for; None: that of the mesh.
+        shapes_only: whether to use shapes instead of arrays, to compile for devices that are not
+            present.
 
     Raises:
-        UserError: a config that does not fit together or does not fit the devices.
+        UserError: the config is inconsistent or does not fit the devices.
     """
     mesh = mesh or make_mesh(config.mesh)
     backend = backend or backend_of_mesh(mesh)
@@ -167,8 +172,10 @@ def build_training(
 
     def merged(arrays: tuple[Parameters, ...], differentiated: bool) -> dict[str, nnx.Module]:
         flat = {name: x for tree in arrays for name, x in tree.items()}
-        for average in averages:  # of what is frozen there is one copy
-            flat |= {f"{average}.{name}": flat[name] for name in definition.frozen}
+        for average in averages:
+            # Of what is frozen there is one copy. At evaluation, where averages are not given, the
+            # trained model stands for them.
+            flat = {f"{average}.{name}": flat[name] for name in definition.names} | flat
         return {
             name: found.merge(flat, differentiated=differentiated and name == MODEL)
             for name, found in definitions.items()
@@ -195,7 +202,7 @@ def build_training(
         scheduled = schedules.at(state.step)
         still = {**frozen, **state.averages}
 
-        # Frozen work stands outside the differentiated function and stores no activations.
+        # Frozen models run outside the differentiated function, so no activations are stored.
         of_batch = functools.partial(constants_of, match_paper=config.train.match_paper)
         constants = over_samples(of_batch, mesh, parts, (state.params, still), (batch, draws))
         constants = constants | task.targets(skeletons, batch, constants)
@@ -252,8 +259,18 @@ def apply_gradients(
     learning_rate: optax.Schedule,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Update the parameters once, down the gradient of `loss_function`: params -> (loss, its terms
-    by name). Called inside a jitted step."""
+    """Make one gradient step; called inside a jitted step.
+
+    Args:
+        loss_function: params -> (loss, its terms by name).
+        state: the state before the step.
+        optimizer: the optimizer.
+        learning_rate: the schedule, for the metrics.
+        mesh: the devices.
+
+    Returns:
+        The new state, and metrics: losses, norm of the gradient, learning rate.
+    """
     (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -279,14 +296,18 @@ def _companion(
     """Return a companion's definition and the shapes of its arrays, which come from elsewhere."""
     of_model = companion.get("model") or config.model
     model = slot_model_shapes(of_model, image_size_of(config))
-    # No gradient passes through it, for which something could be kept or computed again.
+    # No gradient passes through it, so there is nothing to recompute.
     model.set_memory_options("none", config.train.scan_unroll)
     definition, _, arrays = split(model, config.dtype, backend, ("*",), f"{name}.")
     return definition, arrays
 
 
 def _averaged(state: TrainState, companions: Mapping[str, Any]) -> Parameters:
-    """Return the moving averages after a step."""
+    """Return the moving averages after a step.
+
+    Raises:
+        UserError: a companion averages something other than the trained model.
+    """
     averages = dict(state.averages)
     for name, companion in companions.items():
         if "average_of" not in companion:

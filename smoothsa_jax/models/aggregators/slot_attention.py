@@ -12,15 +12,15 @@ from smoothsa_jax.parts import check_whole
 
 
 class SlotAttention(nnx.Module):
-    """Slots compete for the tokens: a softmax over slots, an average over tokens, a GRU.
+    """Competition of slots for tokens: a softmax over slots, an average over tokens, a GRU.
 
     Args:
-        width: C, of the tokens.
+        width: C of the tokens.
         slot_size: D.
-        first: iterations on the first frame.
-        later: iterations on every later frame.
-        truncate: bi-level truncation: gradient reaches the parameters of the last iteration only,
-            and the queries directly.
+        first: number of iterations on the first frame.
+        later: number of iterations on every later frame.
+        truncate: whether to use bi-level truncation: the gradient passes through the last iteration
+            only, and from there straight to the queries.
     """
 
     def __init__(
@@ -59,13 +59,16 @@ class SlotAttention(nnx.Module):
         draws: None = None,
         first: bool = True,
     ) -> Aggregated:
-        """Run the iterations. The attention is the one before it is renormalized over tokens."""
+        """Run the iterations; see `interfaces.Aggregator`.
+
+        The returned attention is not yet normalized over tokens.
+        """
         del draws
         num_iterations = self.first if first else self.later
         slots, states, attentions = queries, [], []
         for iteration in range(num_iterations):
             if self.truncate and iteration == num_iterations - 1:
-                # Equal to the slots; its gradient is the identity with respect to the queries.
+                # Same values; the gradient with respect to the queries is the identity.
                 slots = jax.lax.stop_gradient(slots) + (queries - jax.lax.stop_gradient(queries))
             slots, attention = self._iterate(slots, *prepared, slot_mask)
             states.append(slots)
@@ -83,4 +86,4 @@ class SlotAttention(nnx.Module):
         return slots + self.mlp(self.norm_mlp(slots)), attention
 
     def draw(self, keys, sizes, training) -> None:
-        """Nothing is random."""
+        """Return None: nothing is random."""

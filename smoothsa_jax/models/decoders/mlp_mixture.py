@@ -1,4 +1,4 @@
-"""The mixture decoder: an MLP for each slot, and alpha, a softmax over slots."""
+"""The mixture decoder: an MLP on each slot, and alpha masks, a softmax over slots."""
 
 from collections.abc import Mapping
 
@@ -14,15 +14,22 @@ from smoothsa_jax.parts import check_whole
 
 
 class MLPMixtureDecoder(nnx.Module):
-    """Slots broadcast to every position, an MLP with ReLU, and a sum weighted by alpha, a softmax over slots.
+    """A decoder that applies an MLP to every slot at every position and mixes the results.
 
-    The plain decoder of DINOSAUR (Seitzer et al. 2023, appendix B): it sees no features, so `features` and `visible`
-    are unused. Its attention is alpha.
+    Slots are broadcast to all positions and pass through an MLP with ReLU. Alpha, a softmax over
+    slots, weights their sum and serves as masks. This is the MLP decoder of DINOSAUR (Seitzer et
+    al. 2023, appendix B). It sees nothing of the target and draws no random numbers, so `given` and
+    `draws` are unused.
 
     Args:
-        num_layers: Linear layers, first and last included; at least 2.
-        uniform_values: a slot's features are the same at every position, only its alpha is not. Keeps slots from
-            sharing the scene and adding up to it, which on simple data they do before masks form.
+        grid: (h, w) of the prediction.
+        width: C of the prediction.
+        slot_size: D.
+        num_layers: number of Linear layers, including first and last; at least 2.
+        hidden_size: width of the hidden layers.
+        uniform_values: whether a slot's features are the same at every position, so that only its
+            alpha varies. This keeps slots from sharing the scene and adding up to it, as they do on
+            simple data before masks form.
     """
 
     def __init__(
@@ -40,9 +47,11 @@ class MLPMixtureDecoder(nnx.Module):
         check_whole("model.decoder.hidden_size", hidden_size)
         if num_layers < 2:
             raise UserError(
-                f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last Linear included"
+                f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last "
+                "Linear included"
             )
-        # Random, but smooth over the grid: from independent draws the shape of a mask is learned token by token.
+        # Random, but smooth over the grid: with independent draws, the shape of a mask would have
+        # to be learned token by token.
         waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
         mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size))
         self.position = nnx.Param(waves @ mixing / waves.shape[1] ** 0.5)
@@ -63,7 +72,7 @@ class MLPMixtureDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
         """Return the prediction and alpha."""
         del given, draws
-        # The first layer is linear in slot + position, so it is applied to the slots before they spread.
+        # The first layer is linear in slot + position, so it is applied before broadcasting.
         x = jax.nn.relu(self.project_slots(slots)[:, :, None, :] + self.position[...])
         again = jax.checkpoint if self.remat else lambda function: function
         for layer in self.layers:
@@ -79,4 +88,4 @@ class MLPMixtureDecoder(nnx.Module):
         return jnp.einsum("bnm,bnmc->bmc", weights, x[..., :-1]), masks
 
     def draw(self, keys, sizes, training) -> None:
-        """Nothing is random."""
+        """Return None: nothing is random."""

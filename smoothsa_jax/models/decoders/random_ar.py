@@ -1,4 +1,4 @@
-"""Decoders: slots -> reconstructed features, and the masks that say which slot explains which token."""
+"""The random autoregressive decoder: features from slots, some tokens visible."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,10 +16,18 @@ from smoothsa_jax.parts import check_heads, check_whole
 
 
 class RandomARDecoder(nnx.Module):
-    """The random autoregressive decoder (method section 1.3).
+    """A decoder that predicts features from slots and from some of the features themselves.
 
-    In training some tokens are visible and the rest are a learned mask token; at evaluation all are visible.
-    Its attention is the last layer's cross-attention, softmax over slots, averaged over heads.
+    In training, some tokens are visible and a learned mask token replaces the rest; at evaluation,
+    all are visible. The masks are the last layer's cross-attention, a softmax over slots, averaged
+    over heads (docs/design.md, section 1.3).
+
+    Args:
+        grid: (h, w) of the tokens.
+        width: C of the features.
+        slot_size: D.
+        num_layers: number of transformer layers.
+        num_heads: number of attention heads.
     """
 
     backend = CPU
@@ -48,8 +56,8 @@ class RandomARDecoder(nnx.Module):
         mask_token = jax.random.normal(rngs.params(), (1, 1, width)) * width**-0.5
         self.mask_token = nnx.Param(mask_token)
         self.norm_input = layer_norm(width, bias=False, rngs=rngs)
-        self.remat = False  # whether a layer's activations are computed again in the backward pass
-        # The layers start as copies of one layer, hence the same key for each.
+        self.remat = False  # whether the backward pass recomputes a layer's activations
+        # All layers start with the same values, hence the same key.
         key = rngs.params()
         self.layers = nnx.List(
             [
@@ -65,11 +73,13 @@ class RandomARDecoder(nnx.Module):
         given: Mapping[str, Array],
         draws: Bool[Array, "B M"] | None,
     ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
-        """Return the prediction and the attention.
+        """Return the prediction and the masks.
 
         Args:
-            given: `target` (B,M,C), of which the decoder sees a part.
-            draws: the visible tokens; None: all are.
+            slots: the slots of each frame.
+            slot_mask: true = valid.
+            given: `target` (B,M,C), of which the decoder sees the visible tokens.
+            draws: the visible tokens; None: all.
         """
         inputs = given["target"], slots, draws, slot_mask
         if not self.backend.is_tpu or self.differentiated:
@@ -96,6 +106,7 @@ class RandomARDecoder(nnx.Module):
     def draw(
         self, keys: Sequence[Array], sizes: Sizes, training: bool
     ) -> Bool[Array, "B T M"] | None:
+        """Draw the visible tokens; None at evaluation: all are visible."""
         if not training:
             return None
         num_tokens = self.grid[0] * self.grid[1]
@@ -105,11 +116,11 @@ class RandomARDecoder(nnx.Module):
 def sample_visible(
     key: Array, batch_shape: tuple[int, ...], num_tokens: int
 ) -> Bool[Array, "*batch M"]:
-    """Draw the tokens that the decoder sees: the first k of a random permutation, for every frame.
+    """Draw the visible tokens of every frame: the first k of a random permutation.
 
-    With probability 0.5 k is uniform on {0 .. M-2}, else it is floor(0.1 M) - 1 (24 of 256 tokens).
-    The decoder's self-attention is unmasked, so that a mask in grid order is the same as the
-    permutation, up to the order in which sums run.
+    With probability 0.5, k is uniform on {0 .. M-2}; otherwise k is floor(0.1 M) - 1 (24 of 256
+    tokens). The decoder's self-attention is not masked, so a mask in grid order is equivalent to
+    the permutation, up to the order of summation.
     """
     order, uniform, coin = jax.random.split(key, 3)
     rank = jax.random.uniform(order, (*batch_shape, num_tokens)).argsort(-1).argsort(-1)

@@ -1,0 +1,682 @@
+"""Train systems on data sets with several seeds, and keep one row for each finished run.
+
+    python benchmarks/arena.py                                 SmoothSA on sprites, seeds 0, 1, 2
+    python benchmarks/arena.py --systems smoothsa dinosaur --data sprites sprites:gaussian
+    python benchmarks/arena.py --config.train.num_steps=500 --seeds=0 --time-limit=60
+    python benchmarks/arena.py --ablations full "no warmer" 3/3
+    python benchmarks/arena.py --list                          print the table, train nothing
+
+`--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
+comma or colon: `--systems spot,student`, `--data coco:smoke`. `--config.key=value` changes every
+run. Each run is `main.py` in a process and a folder of its own below `--workdir`.
+
+A finished run is one JSON line in benchmarks/recorded/arena.jsonl, written at once. A run whose row
+exists (same system, data, words, ablation, overrides, seed and steps) is skipped; `--again` trains
+it anew and adds another row. The same command continues a run that was stopped or killed.
+
+    system, data, words     what was trained; the words are those after the colon, less the system
+    ablation                of `ABLATIONS` below; "full" changes nothing
+    overrides               settings of the command line, without seed and number of steps
+    seconds                 of the training steps, without compilation, scoring and pauses
+    scores                  mean of each metric; under "match_paper" by that protocol, if scored
+    parameters              numbers of trained and of frozen ones
+    memory                  bytes of the training step on each device, as the compiler plans them
+    revision                of git when the run began, "-dirty" where the checkout had changes
+"""
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import queue
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ml_collections import ConfigDict
+
+from smoothsa_jax.config.load import Overrides, config_from_command_line, split_command_line
+from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
+from smoothsa_jax.errors import UserError
+
+Row = dict[str, Any]
+ROWS_FILE = ROOT / "benchmarks" / "recorded" / "arena.jsonl"
+# What makes a run; the rest of a row is what was found.
+KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
+DEFAULT_SYSTEM = "smoothsa"  # needs no word
+FULL = "full"
+TITLES = {"fg_ari": "FG-ARI", "ari": "ARI", "mbo": "mBO", "miou": "mIoU"}
+IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
+CONFIG_CODE = '''"""The config of this run; benchmarks/arena.py wrote it."""
+
+from pathlib import Path
+
+from smoothsa_jax.config.values import from_json
+
+
+def get_config():
+    return from_json((Path(__file__).parent / "arena_config.json").read_text())
+'''
+
+
+# ---------------------------------------------------------------------------------------- ablations
+
+
+def drop(terms: ConfigDict, name: str) -> None:
+    if name in terms:
+        del terms[name]
+
+
+def without_warmer(config: ConfigDict) -> None:
+    """Start from the cold queries."""
+    if "cold" in config.model.initializer:
+        config.model.initializer = config.model.initializer.cold
+        drop(config.losses, "distillation")
+
+
+def iterations(first: int, later: int) -> Callable[[ConfigDict], None]:
+    """Set the iterations on the first frame and on later ones."""
+
+    def change(config: ConfigDict) -> None:
+        config.model.aggregator.update(first=first, later=later)
+
+    return change
+
+
+def without_slot_contrast(config: ConfigDict) -> None:
+    drop(config.losses, "slot_contrast")
+
+
+# name -> changes a config in place
+ABLATIONS: dict[str, Callable[[ConfigDict], None]] = {
+    FULL: lambda config: None,
+    "no warmer": without_warmer,
+    "3/3": iterations(3, 3),
+    "1/1": iterations(1, 1),
+    "no slot contrast": without_slot_contrast,
+}
+
+
+# --------------------------------------------------------------------------------------------- runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        key: the values of `KEY`, by name.
+        config: what is trained.
+        folder: where.
+    """
+
+    key: Mapping[str, Any]
+    config: ConfigDict
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        words = ":".join(filter(None, (self.key["data"], self.key["words"])))
+        parts = [self.key["system"], f"on {words}", f"seed {self.key['seed']}"]
+        if self.key["ablation"] != FULL:
+            parts.insert(1, f"({self.key['ablation']})")
+        return ", ".join([" ".join(parts[:-1]), parts[-1]])
+
+
+class RunFailed(Exception):
+    """One training did not end well; the others go on."""
+
+
+class Interrupted(RunFailed):
+    """One training was asked to stop, and saved its state."""
+
+
+def plan(
+    systems: Iterable[str],
+    data: Iterable[str],
+    ablations: Sequence[str],
+    seeds: Iterable[int],
+    overrides: Overrides,
+    workdir: Path,
+) -> list[Run]:
+    """Return all runs, seed by seed, so that the first hour's table has a row of each kind.
+
+    Args:
+        systems: such as "smoothsa" and "spot,student".
+        data: such as "sprites", "coco:smoke" and "my/config.py:word".
+        ablations: names in `ABLATIONS`.
+        overrides: `("config.key", "value")` for every run.
+        workdir: the parent of the runs' folders.
+
+    Raises:
+        UserError: a bad config, or an ablation that changes nothing in it.
+    """
+    made = [
+        _configs(system, spec, ablations, overrides)
+        for system, spec in itertools.product(systems, data)
+    ]
+    runs = []
+    for seed, configs in itertools.product(seeds, made):
+        for key, config in configs:
+            config = config.copy_and_resolve_references().unlock()
+            config.seed = seed
+            whole = {**key, "seed": seed, "steps": config.train.num_steps}
+            whole = {name: whole[name] for name in KEY}
+            runs.append(Run(whole, canonical(config), workdir / _folder_name(whole)))
+    return runs
+
+
+def _configs(
+    system: str, spec: str, ablations: Sequence[str], overrides: Overrides
+) -> list[tuple[Row, ConfigDict]]:
+    """Return (part of the key, config) of each ablation of a system on a data set."""
+    path, _, words = spec.partition(":")
+    path = path if path.endswith(".py") else str(ROOT / "configs" / f"{path}.py")
+    system, *variants = system.split(",")
+    others = [*filter(None, words.split(",")), *variants]
+    taken = others if system == DEFAULT_SYSTEM else [system, *others]
+    file = ":".join(filter(None, (path, ",".join(taken))))
+    base = config_from_command_line([("config", file)], "")
+    changed = config_from_command_line([("config", file), *overrides], "")
+    before, after = flatten(base), flatten(changed)
+    key = {
+        "system": system,
+        "data": Path(path).stem,
+        "words": ",".join(sorted(others)),
+        "overrides": {
+            name: value
+            for name, value in sorted(after.items())
+            if before.get(name) != value and name not in IN_THE_KEY
+        },
+    }
+    found = []
+    for ablation in ablations:
+        config = changed.copy_and_resolve_references().unlock()
+        ABLATIONS[ablation](config)
+        if ablation != FULL and not differences(changed, config):
+            raise UserError(
+                f"ablation {ablation!r} changes nothing in {spec}; leave it out of --ablations"
+            )
+        found.append(({**key, "ablation": ablation}, canonical(config)))
+    return found
+
+
+def _folder_name(key: Row) -> str:
+    settings = [f"{name.split('.')[-1]}{value}" for name, value in key["overrides"].items()]
+    parts = [key["system"], key["data"], key["words"], *settings]
+    parts += [] if key["ablation"] == FULL else [key["ablation"]]
+    parts += [f"steps{key['steps']}", f"seed{key['seed']}"]
+    return "_".join(filter(None, (re.sub("[^A-Za-z0-9]+", "_", str(part)) for part in parts)))
+
+
+def run_missing(
+    runs: Sequence[Run],
+    rows_file: Path,
+    train: Callable[[Run], Row],
+    *,
+    jobs: int = 1,
+    again: bool = False,
+    say: Callable[[str], None] = print,
+    stop: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Train every run without a row, and append its row as it ends.
+
+    Args:
+        train: trains and scores one run; may raise RunFailed.
+        jobs: runs at a time, each on its own share of the cores.
+        again: train runs that have a row as well, in another folder.
+        stop: asks running trainings to leave; called when this function is interrupted.
+
+    Returns:
+        One line for each run that failed.
+    """
+    counts: dict[str, int] = {}
+    for row in read_rows(rows_file):
+        counts[key_of(row)] = counts.get(key_of(row), 0) + 1
+    missing = [run for run in runs if again or key_of(run.key) not in counts]
+    say(f"{len(runs) - len(missing)} of {len(runs)} runs have a row; {len(missing)} to do")
+    # A folder has one run: another one of the same kind needs another folder.
+    missing = [
+        dataclasses.replace(run, folder=run.folder.with_name(f"{run.folder.name}_again{before}"))
+        if (before := counts.get(key_of(run.key), 0))
+        else run
+        for run in missing
+    ]
+    failures = []
+    pool = ThreadPoolExecutor(jobs, initializer=_pin_thread, initargs=(_shares(jobs),))
+    try:
+        futures = {pool.submit(train, run): run for run in missing}
+        for future in as_completed(futures):
+            run = futures[future]
+            try:
+                row = future.result()
+            except Interrupted as error:
+                say(f"stopped: {run.name}: {error}")
+                continue
+            except RunFailed as error:
+                failures.append(f"{run.name}: {error}")
+                say(f"failed: {failures[-1]}")
+                continue
+            append_row(rows_file, row)
+            say(f"done: {run.name}: {_headline(row)}")
+    except BaseException:
+        stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failures
+
+
+def _headline(row: Row) -> str:
+    name = next((name for name in (*TITLES, *row["scores"]) if name in row["scores"]), None)
+    return (
+        "no score" if name is None else f"{TITLES.get(name, name)} {_percent(row['scores'][name])}"
+    )
+
+
+def _shares(jobs: int) -> "queue.SimpleQueue[set[int]]":
+    """Divide this process's cores among `jobs` jobs; what remains goes to the first ones."""
+    cores = _cores()
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for job in range(jobs):
+        shares.put(set(cores[job::jobs]) or set(cores))
+    return shares
+
+
+def _cores() -> list[int]:
+    """Return the cores of the calling thread; the processes that it starts inherit them."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _pin_thread(shares: "queue.SimpleQueue[set[int]]") -> None:
+    # The thread, not the process: a child inherits it from its first instruction on.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, shares.get())
+
+
+class MainProgram:
+    """Trains a run with `main.py` in a process of its own, from the run's own checkpoints if any.
+
+    Args:
+        say: prints a line.
+        time_limit: seconds from now after which no run goes on.
+    """
+
+    def __init__(self, say: Callable[[str], None] = print, time_limit: float = math.inf):
+        self._say = say
+        self._end = time.monotonic() + time_limit
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen] = set()
+        self._stopped = False
+
+    def __call__(self, run: Run) -> Row:
+        """Train a run and return its row.
+
+        Raises:
+            RunFailed: main.py left with another status than 0.
+            Interrupted: the time limit was reached.
+        """
+        if time.monotonic() >= self._end:
+            raise Interrupted("not begun within the time limit")
+        begun = revision()
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "arena_config.json").write_text(to_json(run.config))
+        (run.folder / "arena_config.py").write_text(CONFIG_CODE)
+        output = run.folder / "output.txt"
+        self._say(f"training {run.name}; its output: {output}")
+        arguments = [f"--config={run.folder / 'arena_config.py'}", f"--workdir={run.folder}"]
+        status = self._run([str(ROOT / "main.py"), *arguments], output, self._end)
+        if status == 128 + signal.SIGTERM and time.monotonic() >= self._end:
+            raise Interrupted("the time limit is reached; the same command continues it")
+        if status:
+            lines = output.read_text(errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "no output")
+            raise RunFailed(f"main.py left with status {status}: {last.strip()}; see {output}")
+        # A process of its own: this one takes no memory of an accelerator.
+        if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], output):
+            raise RunFailed(f"its training step cannot be measured; see {output}")
+        return make_row(run, len(_cores()), begun)
+
+    def _run(self, arguments: Sequence[str], output: Path, end: float = math.inf) -> int:
+        """Run a Python program, ask it to leave when the time ends, and return its status."""
+        # A session of its own: Ctrl-C reaches it through `stop` alone; a second signal would keep
+        # it from saving.
+        with open(output, "a") as file:
+            with self._lock:
+                if self._stopped:
+                    raise RunFailed("stopped before it began")
+                process = subprocess.Popen(
+                    [sys.executable, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._processes.add(process)
+            try:
+                left = end - time.monotonic()
+                return process.wait(None if math.isinf(left) else max(left, 0.0))
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._processes.discard(process)
+
+    def stop(self) -> None:
+        """Ask what runs to save and leave."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
+def measure(folder: Path) -> None:
+    """Write parameters, planned memory and devices of a finished run to its folder."""
+    import jax
+
+    from benchmarks import programs
+    from smoothsa_jax.devices import runtime
+    from smoothsa_jax.devices.compiling import memory_of
+    from smoothsa_jax.devices.mesh import make_mesh
+    from smoothsa_jax.training.step import build_training
+
+    runtime.start(print)
+    config = from_json((folder / "config.json").read_text())  # with its companions' architecture
+    training = build_training(config, shapes_only=True)
+    count = lambda arrays: sum(math.prod(x.shape) for x in arrays.values())  # noqa: E731
+    (call,) = programs.calls(config, make_mesh(config.mesh), config.train.batch_size, ("train",))
+    memory = memory_of(call.function.lower(*call.arguments).compile())
+    device = jax.devices()[0]
+    found = {
+        "parameters": {
+            "trained": count(training.state.params),
+            "frozen": count(training.frozen),
+        },
+        "memory": None if memory is None else memory.peak,
+        "device": device.device_kind,
+        "devices": len(jax.devices()),
+    }
+    (folder / "arena_measured.json").write_text(json.dumps(found))
+
+
+def make_row(run: Run, cores: int, revision: str) -> Row:
+    """Return the row of a finished run, read from its folder.
+
+    Raises:
+        RunFailed: a file is missing or not as expected.
+    """
+    try:
+        scores = json.loads((run.folder / "scores.json").read_text())
+        log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        measured = json.loads((run.folder / "arena_measured.json").read_text())
+        means = lambda found: {name: x["mean"] for name, x in found["metrics"].items()}  # noqa: E731
+        paper = {"match_paper": means(scores["match_paper"])} if "match_paper" in scores else {}
+        return {
+            **run.key,
+            "seconds": training_seconds(log),
+            "scores": {**means(scores), **paper},
+            **({"baselines": scores["baselines"]} if scores["baselines"] else {}),
+            **measured,
+            "cores": cores,
+            "revision": revision,
+            "date": datetime.date.today().isoformat(),
+            "title": run.config.title,
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFailed(
+            f"{run.folder} is not as a finished run leaves it: {type(error).__name__}: {error}"
+        ) from error
+
+
+def training_seconds(log: Sequence[Row]) -> float | None:
+    """Return the time of the training steps, from the speeds in a `log.jsonl`.
+
+    Compilation, scoring and pauses do not count.
+    """
+    seconds, timed, last = 0.0, 0, 0
+    for row in log:
+        if row.get("steps_per_second"):
+            seconds += (row["step"] - last) / row["steps_per_second"]
+            timed += row["step"] - last
+        last = row["step"]
+    # Rows without a speed (the first, and those after a pause) count with the mean of the others.
+    return round(seconds * last / timed, 3) if timed else None
+
+
+def revision() -> str:
+    """Return git's revision of this checkout; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD").strip()
+        rows = f":!{ROWS_FILE.relative_to(ROOT)}"  # every run adds to them
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", rows).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}-dirty" if changed else head
+
+
+# --------------------------------------------------------------------------------------------- rows
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """Return what makes a run, as a text that is equal for equal runs."""
+    return json.dumps({name: row[name] for name in KEY}, sort_keys=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return all rows in the order they were written, without a line that was cut short."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append a row, safe against a crash right after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        # A line that a kill cut short must not swallow this one.
+        file.seek(0)
+        text = file.read()
+        begin = b"\n" if text and not text.endswith(b"\n") else b""
+        file.write(begin + json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# -------------------------------------------------------------------------------------------- table
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as Markdown: a table, a line for each kind of run, and comparisons.
+
+    Of runs with the same key the newest counts.
+    """
+    if not rows:
+        return "No run has finished yet.\n"
+    newest = {key_of(row): row for row in rows}.values()
+    groups: dict[str, list[Row]] = {}
+    for row in newest:
+        groups.setdefault(_group(row), []).append(row)
+    names = list(dict.fromkeys([*TITLES, *itertools.chain(*(row["scores"] for row in newest))]))
+    names.remove("match_paper") if "match_paper" in names else None
+    names = [name for name in names if any(name in row["scores"] for row in newest)]
+    leading = names[0] if names else None
+    of_each = f"{TITLES.get(leading, leading)} of each seed"
+    head = ["system", "data", "ablation", "overrides", "steps", "seeds"]
+    head += [*(TITLES.get(name, name) for name in names), of_each, "training, s"]
+    lines = [head, ["---"] * 6 + ["---:"] * len(names) + ["---", "---:"]]
+    for found in groups.values():
+        found.sort(key=lambda row: row["seed"])
+        row, values = found[0], lambda name, of=found: [x["scores"].get(name) for x in of]
+        times = [x["seconds"] for x in found if x["seconds"] is not None]
+        overrides = ", ".join(f"`{key}={value}`" for key, value in row["overrides"].items())
+        lines.append(
+            [
+                row["title"] or row["system"],
+                ":".join(filter(None, (row["data"], row["words"]))),
+                row["ablation"],
+                overrides or "none",
+                str(row["steps"]),
+                str(len(found)),
+                *(_mean_and_spread(values(name)) for name in names),
+                ", ".join(f"{x['seed']}: {_percent(x['scores'].get(leading))}" for x in found),
+                f"{statistics.mean(times):.0f}" if times else "-",
+            ]
+        )
+    text = ["| " + " | ".join(cells) + " |" for cells in lines]
+    text += ["", "Scores in percent: mean ± standard deviation (n - 1) over the training seeds."]
+    if said := comparisons(list(groups.values())):
+        text += ["", *(f"* {sentence}" for sentence in said)]
+    return "\n".join(text) + "\n"
+
+
+def _group(row: Row) -> str:
+    """Return what the runs of one line of the table have in common."""
+    return json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
+
+
+def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
+    """Return a sentence for each ablation: how far it is from the full system, seed by seed."""
+    by_group = {_group(found[0]): found for found in groups}
+    sentences = []
+    for found in groups:
+        name = found[0]["ablation"]
+        whole = by_group.get(_group({**found[0], "ablation": FULL}), [])
+        metric = next((x for x in TITLES if x in found[0]["scores"]), None)
+        if name == FULL or metric is None:
+            continue
+        full = {row["seed"]: row["scores"].get(metric) for row in whole}
+        pairs = [(row["scores"].get(metric), full.get(row["seed"])) for row in found]
+        gaps = [mine - other for mine, other in pairs if mine is not None and other is not None]
+        if not gaps:
+            continue
+        gap, below = statistics.mean(gaps), sum(gap < 0 for gap in gaps)
+        sentences.append(
+            f"{name}: mean {TITLES[metric]} {abs(100 * gap):.1f} points "
+            f"{'below' if gap < 0 else 'above'} full over the {_count(len(gaps), 'seed')} that "
+            f"both have; below full with {below} of {len(gaps)}."
+        )
+    most = max((len(found) for found in groups), default=0)
+    sentences += [
+        f"Not complete: {found[0]['system']} on {found[0]['data']}, {found[0]['ablation']}, has "
+        f"{len(found)} of {_count(most, 'seed')}."
+        for found in groups
+        if len(found) < most
+    ]
+    return sentences
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> str:
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return _percent(statistics.mean(values)) + spread
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return 0 done, 1 a run failed, 2 a bad command, 130 stopped."""
+    overrides, others = split_command_line(arguments)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--systems", nargs="+", default=[DEFAULT_SYSTEM], metavar="SYSTEM")
+    parser.add_argument("--data", nargs="+", default=["sprites"], metavar="DATA")
+    parser.add_argument("--ablations", nargs="+", default=[FULL], choices=ABLATIONS)
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="such as 0,1,2")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/arena"))
+    parser.add_argument("--rows", type=Path, default=ROWS_FILE, help="the file of the rows")
+    parser.add_argument("--again", action="store_true", help="train runs that have a row as well")
+    parser.add_argument("--time-limit", type=float, default=math.inf, help="in minutes")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 1 on an accelerator")
+    parser.add_argument("--list", action="store_true", help="print the table, train nothing")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # for MainProgram
+    options = parser.parse_args(others)
+    if options.measure:
+        measure(options.measure)
+        return 0
+    if options.list:
+        print(table(read_rows(options.rows)), end="")
+        return 0
+    if any(name == "config" for name, _ in overrides):
+        raise UserError("--config was given; name the data set, or a config file, with --data")
+    if any(name == "config.seed" for name, _ in overrides):
+        raise UserError("--config.seed was given; use --seeds")
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}; expected at least 1")
+    runs = plan(
+        options.systems, options.data, options.ablations, options.seeds, overrides, options.workdir
+    )
+    failures = _train(runs, options)
+    if failures:
+        print(f"{_count(len(failures), 'run')} failed; the same command retries", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _train(runs: Sequence[Run], options: argparse.Namespace) -> list[str]:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    program = MainProgram(say, 60 * options.time_limit)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    settings = {"jobs": options.jobs, "again": options.again, "say": say, "stop": program.stop}
+    try:
+        return run_missing(runs, options.rows, program, **settings)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from there", file=sys.stderr)
+        sys.exit(130)

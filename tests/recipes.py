@@ -1,0 +1,29 @@
+"""The configs of real data at full size, for tests that trace and lower but run nothing."""
+
+from command import ROOT
+from ml_collections import ConfigDict
+
+from benchmarks.cases import without_weights
+from smoothsa_jax.config.load import load_config
+
+
+def recipes() -> list[str]:
+    """Return all data sets but sprites, and recognition where a data set has that word."""
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    names = [name for name in names if name not in ("base", "sprites")]
+    has_categories = ("coco", "ytvis", "ytvis_hq")
+    return [*names, *(f"{name}:recognition" for name in has_categories)]
+
+
+def recipe(name: str, dtype: str = "bfloat16") -> ConfigDict:
+    """Load a config with random weights and a single block in the encoder.
+
+    The forms that are chosen do not depend on the number of blocks.
+    """
+    data, colon, words = name.partition(":")
+    config = without_weights(load_config(f"{ROOT / 'configs' / data}.py{colon}{words}")).unlock()
+    config.dtype, config.train.batch_size = dtype, 2
+    companions = [companion.model for companion in config.companions.values()]
+    for model in companions or [config.model]:
+        model.encoder.depth = 1
+    return config

@@ -1,0 +1,504 @@
+"""Properties of every part in the tables of `models/build.py`.
+
+A new part is tested by an entry in `SETTINGS`; a row of a table without one fails.
+"""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smoothsa_jax.models.build import HEADS, PARTS
+from smoothsa_jax.models.interfaces import Draws, Sizes
+from smoothsa_jax.models.parameters import ModelDefinition, split
+from smoothsa_jax.models.slot_model import KEYS
+from smoothsa_jax.parts import make, scheduled_settings
+
+# All different, so that a shape tells its axes.
+BATCH, FRAMES, SLOTS, GRID, WIDTH, SIZE = 2, 3, 5, (2, 3), 12, 8
+TOKENS = GRID[0] * GRID[1]
+IMAGE = (4 * GRID[0], 4 * GRID[1])
+ALL = Sizes(BATCH, FRAMES, SLOTS)
+CLOSE = 2e-5  # sums in another order, in float32
+BFLOAT16 = 5e-2  # of the largest value
+TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
+
+VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
+GAUSSIAN, BOXES = ({"name": name, "log_std": -1.0} for name in ("gaussian", "boxes"))
+WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
+# For each row of each table the settings that it is tested with. Without dropout: its draws belong
+# to places, not to slots.
+SETTINGS: dict[str, dict[str, list[dict]]] = {
+    "encoder": {
+        "vit": [{**VIT, "width": 12, "swiglu": False}, {**VIT, "width": 12, "swiglu": True}],
+        "dinov3": [{**VIT, "width": 16, "swiglu": False}],
+        "colour_fourier": [
+            {
+                "width": 12,
+                "patch": 4,
+                "window": 6,
+                "bandwidth": 3.0,
+                "position_width": 8,
+                "position_scale": 0.3,
+            }
+        ],
+    },
+    "projection": {"mlp": [{}]},
+    "initializer": {
+        "gaussian": [{"log_std": -1.0}],
+        "boxes": [{"log_std": -1.0}],
+        "warmed": [
+            {**WARMED, "cold": GAUSSIAN},
+            {**WARMED, "cold": BOXES},
+            {**WARMED, "cold": BOXES, "straight_through": True},
+        ],
+    },
+    "aggregator": {
+        "slot_attention": [
+            {"first": 2, "later": 1, "truncate": True},
+            {"first": 2, "later": 1, "truncate": False},
+        ]
+    },
+    "transition": {"randsfq": [{"num_heads": 2, "history": 3, "dropout_rate": 0.0}], "none": [{}]},
+    "decoder": {
+        "random_ar": [{"num_layers": 2, "num_heads": 2}],
+        "mlp_mixture": [
+            {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
+            {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
+        ],
+    },
+    "target": {"features": [{}]},
+    "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
+}
+OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "head")
+RANDOM = (*KEYS, "head")  # kinds of parts that have `draw`
+
+# What a part takes by position, see `build_slot_model`.
+ENCODER_STUB = types.SimpleNamespace(width=WIDTH, grid=GRID)
+SIZES: dict[str, tuple] = {
+    "encoder": (IMAGE,),
+    "projection": (WIDTH,),
+    "initializer": (WIDTH, SIZE, SLOTS),
+    "aggregator": (WIDTH, SIZE),
+    "transition": (WIDTH, SIZE),
+    "decoder": (GRID, WIDTH, SIZE),
+    "target": (ENCODER_STUB, IMAGE),
+    "head": (SIZE,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A part as a config makes it, with random arrays."""
+
+    kind: str
+    name: str
+    number: int  # of its settings
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.name}-{self.number}"
+
+    @property
+    def settings(self) -> dict:
+        return {"name": self.name, **SETTINGS[self.kind][self.name][self.number]}
+
+
+def rows(*kinds: str) -> list[Row]:
+    """All rows of these tables that stand for a part, for each of their settings."""
+    return [
+        Row(kind, name, number)
+        for kind in kinds
+        for name, found in TABLES[kind].items()
+        if found is not None
+        for number in range(len(SETTINGS[kind].get(name, [])))
+    ]
+
+
+def of_rows(*kinds: str) -> Callable:
+    return pytest.mark.parametrize("row", rows(*kinds), ids=str)
+
+
+@functools.cache
+def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[ModelDefinition, dict]:
+    """A row's definition and all its arrays, which differ from entry to entry."""
+    make_it = lambda: make(  # noqa: E731
+        f"model.{row.kind}", row.settings, TABLES[row.kind], *SIZES[row.kind], rngs=nnx.Rngs(0)
+    )
+    definition, params, rest = split(make_it(), dtype, frozen=("*",) if frozen else ())
+    rng = np.random.default_rng(0)
+
+    def fill(name, array):
+        if name in definition.constants:
+            return array
+        scale = 0.3 if array.ndim < 2 else array.shape[-2] ** -0.5
+        centre = 1.0 if name.endswith("scale") else 0.0
+        return jnp.asarray(centre + scale * rng.standard_normal(array.shape), jnp.float32)
+
+    return definition, {name: fill(name, x) for name, x in {**params, **rest}.items()}
+
+
+@functools.cache
+def inputs_of(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal((BATCH, *shape)).astype("f")  # noqa: E731
+    corners = rng.random((BATCH, SLOTS, 2, 2)).astype("f")
+    corners.sort(axis=-2)
+    return {
+        "frames": normal(*IMAGE, 3),
+        "tokens": normal(FRAMES, TOKENS, WIDTH),
+        "slots": normal(FRAMES, SLOTS, SIZE),
+        "boxes": corners.reshape(BATCH, SLOTS, 4),
+        "mask": np.ones((BATCH, SLOTS), bool),
+    }
+
+
+@functools.cache
+def drawn(row: Row, training: bool, seed: int = 0) -> Draws:
+    """A row's draws, made without arrays as the training step does."""
+    if row.kind not in RANDOM:
+        return None
+    keys = list(jax.random.split(jax.random.key(seed), len(KEYS.get(row.kind, (0,)))))
+    return built(row)[0].skeleton().draw(keys, ALL, training)
+
+
+Outputs = dict[str, Any]
+
+
+def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Outputs, Outputs]:
+    """Run a part. Returns what has an axis of slots, as (B, N, ...), and what has none."""
+    tokens, slots, mask = x["tokens"], x["slots"], x["mask"]
+    if row.kind == "encoder":
+        return {}, module(x["frames"])
+    if row.kind == "projection":
+        return {}, {"tokens": module(tokens)}
+    if row.kind == "target":
+        return {}, {"target": module({}, {"features": tokens})}
+    if row.kind == "initializer":
+        values = scheduled_settings("model", row.settings, TABLES[row.kind])
+        queries, extras = module(tokens[:, 0], x["boxes"], mask, draws, values)
+        return {"queries": queries, **extras}, {}
+    if row.kind == "aggregator":
+        per_slot = {}
+        prepared = module.prepare(tokens)
+        for number in range(2):
+            of_frame = jax.tree.map(lambda leaf, t=number: leaf[:, t], prepared)
+            found = module(of_frame, slots[:, number], mask, draws, first=number == 0)
+            per_slot[f"slots_{number}"] = found.slots
+            per_slot[f"attention_{number}"] = jnp.moveaxis(found.attention, 0, 2)
+            per_slot[f"states_{number}"] = jnp.moveaxis(found.states, 0, 2)
+        return per_slot, {}
+    if row.kind == "transition":
+        per_slot, memory = {}, module.start(slots[:, 0], draws)
+        prepared = module.prepare(tokens, draws)
+        for t in range(FRAMES - 1):
+            of_frame = jax.tree.map(lambda leaf, t=t: leaf[:, t], prepared)
+            per_slot[f"queries_{t}"], memory = module(slots[:, t], memory, of_frame, mask)
+        return per_slot, {}
+    if row.kind == "decoder":
+        of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
+        given = {"target": tokens[:, 0].astype(slots.dtype)}
+        prediction, masks = module(slots[:, 0], mask, given, of_frame)
+        return {} if masks is None else {"masks": masks}, {"prediction": prediction}
+    logits, boxes = module(slots, draws)  # a head
+    return {"logits": logits.swapaxes(1, 2), "boxes": boxes.swapaxes(1, 2)}, {}
+
+
+@functools.cache
+def compiled(row: Row, dtype: str = "float32") -> Callable:
+    """(inputs, draws) -> outputs of a row with its random arrays."""
+    definition, arrays = built(row, dtype)
+
+    def run(arrays, x, draws):
+        in_dtype = lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
+        x = jax.tree.map(in_dtype, x)
+        return outputs_of(row, definition.merge(arrays), x, draws)
+
+    return functools.partial(jax.jit(run), arrays)
+
+
+def run(row: Row, x: dict, draws: Draws, dtype: str = "float32") -> tuple[Outputs, Outputs]:
+    return jax.device_get(compiled(row, dtype)(x, draws))
+
+
+def pick(x, index):
+    """Slots `index` (B, k), of each sample its own, of (B, N, ...)."""
+    return np.take_along_axis(np.asarray(x), index.reshape(*index.shape, *(1,) * (x.ndim - 2)), 1)
+
+
+def pick_inputs(x: dict, draws: Draws, index) -> tuple[dict, Draws]:
+    """Inputs and draws of these slots alone."""
+    frames = pick(x["slots"].swapaxes(1, 2), index).swapaxes(1, 2)
+    chosen = {"slots": frames, "boxes": pick(x["boxes"], index), "mask": pick(x["mask"], index)}
+
+    def pick_draw(leaf):
+        places = [axis for axis, length in enumerate(leaf.shape) if length == SLOTS]
+        if not places:
+            return leaf
+        return np.moveaxis(pick(np.moveaxis(leaf, places[0], 1), index), 1, places[0])
+
+    return {**x, **chosen}, jax.tree.map(pick_draw, draws)
+
+
+def assert_close(actual, expected, message=""):
+    np.testing.assert_allclose(actual, expected, rtol=CLOSE, atol=CLOSE, err_msg=message)
+
+
+both_modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+
+
+def test_every_row_of_every_table_is_tested():
+    for kind, table in TABLES.items():
+        missing = table.keys() - SETTINGS[kind].keys()
+        assert not missing, f"add settings for {kind} {', '.join(missing)} to SETTINGS"
+        assert all(SETTINGS[kind][name] for name in table)
+        assert SETTINGS[kind].keys() == table.keys()
+    assert set(KEYS) <= set(PARTS)
+
+
+# ---------------------------------------------------------------------------------- slots are a set
+
+
+@both_modes
+@of_rows(*OF_SLOTS)
+def test_slots_permute(row, training):
+    """Queries, boxes and noise in another order, a different one for each sample."""
+    order = np.array([[2, 0, 4, 1, 3], [1, 2, 3, 4, 0]])
+    x, draws = inputs_of(), drawn(row, training)
+    per_slot, whole = run(row, x, draws)
+    moved, same = run(row, *pick_inputs(x, draws, order))
+    for name, value in per_slot.items():
+        assert value.shape[:2] == (BATCH, SLOTS), name
+        assert_close(moved[name], pick(value, order), name)
+        assert np.abs(moved[name] - value).max() > 1e-3, f"{name} shows no order"
+    for name, value in whole.items():
+        assert_close(same[name], value, name)
+    assert per_slot or whole
+
+
+@both_modes
+@of_rows(*OF_SLOTS)
+def test_a_masked_slot_is_as_if_absent(row, training):
+    """Other slots come out as in the smaller problem, whatever a masked slot holds."""
+    kept = np.array([[0, 2, 3], [1, 2, 4]])
+    x, draws = inputs_of(), drawn(row, training)
+    mask = np.zeros((BATCH, SLOTS), bool)
+    np.put_along_axis(mask, kept, True, axis=1)
+    small_slots, small = run(row, *pick_inputs(x, draws, kept))
+    for other in (x, inputs_of(seed=1)):
+        slots = np.where(mask[:, None, :, None], x["slots"], other["slots"])
+        boxes = np.where(mask[:, :, None], x["boxes"], other["boxes"])
+        per_slot, whole = run(row, {**x, "slots": slots, "boxes": boxes, "mask": mask}, draws)
+        for name, value in per_slot.items():
+            assert_close(pick(value, kept), small_slots[name], name)
+        for name, value in whole.items():
+            assert_close(value, small[name], name)
+
+
+@of_rows("aggregator", "decoder")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_and_masks_sum_to_one(row, dtype):
+    mask = np.array([[True] * SLOTS, [True, False, True, False, True]])
+    per_slot, _ = run(row, {**inputs_of(), "mask": mask}, drawn(row, True), dtype)
+    found = {n: x for n, x in per_slot.items() if n.startswith(("attention", "masks"))}
+    assert found or row.kind == "decoder"
+    for name, value in found.items():
+        assert value.dtype == np.float32 and value.min() >= 0, name
+        np.testing.assert_allclose(value.sum(axis=1), 1.0, atol=1e-5, err_msg=name)
+        assert not value[~mask].any(), name
+        assert value.shape[2:] == GRID or value.shape[-1] == TOKENS, name
+
+
+# -------------------------------------------------------------------------------------------- dtype
+
+
+@of_rows(*TABLES)
+def test_bfloat16_is_near_float32(row):
+    x, draws = inputs_of(), drawn(row, True)
+    exact, near = ({**a, **b} for a, b in (run(row, x, draws), run(row, x, draws, "bfloat16")))
+    assert exact.keys() == near.keys()
+    promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
+    for name, value in near.items():
+        expected = np.float32 if name.startswith(promised) else jnp.bfloat16
+        if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
+            assert value.dtype == expected, f"{name} is {value.dtype}"
+        assert exact[name].dtype == np.float32
+        error = np.abs(value.astype(np.float32) - exact[name]).max()
+        assert error <= BFLOAT16 * np.abs(exact[name]).max(), name
+    _, params = built(row, "bfloat16")
+    assert {x.dtype for x in params.values()} <= {np.dtype(np.float32)}
+
+
+# --------------------------------------------------------------------------------------- randomness
+
+
+@both_modes
+@of_rows(*RANDOM)
+def test_draws_have_a_leading_batch_axis_and_come_from_the_key(row, training):
+    draws, again, other = (drawn.__wrapped__(row, training, seed) for seed in (0, 0, 1))
+    leaves = jax.tree.leaves(draws)
+    assert all(leaf.shape[0] == BATCH for leaf in leaves)
+    data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    for one, two in zip(leaves, jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(data(one), data(two))
+    if leaves:
+        changed = zip(leaves, jax.tree.leaves(other), strict=True)
+        assert any(np.any(data(a) != data(b)) for a, b in changed)
+    if not training:  # the cold start alone is random at evaluation
+        assert not leaves or row.kind == "initializer"
+
+
+@both_modes
+@of_rows(*TABLES)
+def test_nothing_is_random_but_the_draws(row, training):
+    definition, arrays = built(row)
+    assert not jax.tree.leaves(nnx.state(definition.merge(arrays), nnx.RngState))
+    first, second = (run(row, inputs_of(), drawn(row, training)) for _ in range(2))
+    for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert np.isfinite(np.asarray(one, np.float32)).all()
+
+
+@of_rows(*TABLES)
+def test_samples_do_not_meet(row):
+    """A sample alone comes out as in its batch."""
+    x, draws = inputs_of(), drawn(row, True)
+    together = run(row, x, draws)
+    for b in range(BATCH):
+        one = jax.tree.map(lambda leaf, b=b: leaf[b : b + 1], (x, draws))
+        alone = run(row, *one)
+        for found, expected in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+            assert_close(found, expected[b : b + 1])
+
+
+# ------------------------------------------------------------------------------ gradients that stop
+
+
+def gradients(row: Row, names: tuple[str, ...]) -> tuple[dict, dict]:
+    """Of the outputs of these names' beginnings, for the arrays and the inputs."""
+    definition, arrays = built(row)
+    draws = drawn(row, True)
+    kept = ("mask",)
+    x = inputs_of()
+
+    def total(arrays, floats):
+        inputs = {**{name: x[name] for name in kept}, **floats}
+        per_slot, whole = outputs_of(row, definition.merge(arrays), inputs, draws)
+        found = [v for n, v in {**per_slot, **whole}.items() if n.startswith(names)]
+        assert found
+        return sum(jnp.sum(jnp.cos(jnp.arange(v.size)).reshape(v.shape) * v) for v in found)
+
+    weights = {n: a for n, a in arrays.items() if n not in definition.constants}
+    rest = {n: a for n, a in arrays.items() if n in definition.constants}
+    floats = {name: value for name, value in x.items() if name not in kept}
+    run = jax.jit(jax.grad(lambda weights, floats: total({**weights, **rest}, floats), (0, 1)))
+    return jax.device_get(run(weights, floats))
+
+
+# (kind, row) -> beginnings of outputs, inputs that get no gradient of them, arrays that do.
+STOPPED = {
+    ("transition", "randsfq"): (("queries",), ("slots", "tokens"), ("",)),
+    ("initializer", "warmed"): (("queries",), ("tokens",), ("log_std",)),
+}
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in rows(*PARTS) if (row.kind, row.name) in STOPPED], ids=str
+)
+def test_gradient_stops(row):
+    names, inputs, reached = STOPPED[row.kind, row.name]
+    of_arrays, of_inputs = gradients(row, names)
+    for name in inputs:
+        assert not np.any(of_inputs[name]), name
+    if row.settings.get("straight_through"):  # as if the warmer were the identity
+        reached = (*reached, "cold.")
+        assert np.any(of_inputs["boxes"])
+    for name, gradient in of_arrays.items():
+        assert np.any(gradient) == name.startswith(reached), name
+
+
+@of_rows("target")
+def test_targets_are_constants_without_parameters(row):
+    definition, arrays = built(row)
+    assert not arrays
+    gradient = jax.grad(lambda tokens: jnp.sum(definition.merge({})({}, {"features": tokens})))(
+        inputs_of()["tokens"]
+    )
+    assert not np.any(gradient)
+
+
+@of_rows("encoder")
+def test_no_gradient_reaches_a_frozen_encoder(row):
+    """Frozen as a part of a model; as a trained one it gets some in every array."""
+    frames, results = inputs_of()["frames"], {}
+    for frozen in (True, False):
+        definition, arrays = built(row, frozen=frozen)
+        weights = {n: x for n, x in arrays.items() if n not in definition.constants}
+        rest = {n: x for n, x in arrays.items() if n not in weights}
+
+        def total(weights, definition=definition, rest=rest):
+            features = definition.merge({**weights, **rest})(frames)["features"]
+            return jnp.sum(jnp.cos(jnp.arange(features.size)).reshape(features.shape) * features)
+
+        results[frozen] = jax.jit(jax.grad(total))(weights)
+    assert not any(np.any(gradient) for gradient in results[True].values())
+    assert all(np.any(gradient) for gradient in results[False].values())
+
+
+# ------------------------------------------------------------------------------------ the contracts
+
+
+@of_rows("encoder")
+def test_encoders_say_their_grid_and_width(row):
+    definition, _ = built(row)
+    encoder, (_, outputs) = definition.skeleton(), run(row, inputs_of(), None)
+    assert encoder.grid == GRID
+    assert outputs["features"].shape == (BATCH, TOKENS, encoder.width)
+
+
+@of_rows("decoder")
+def test_decoders_predict_the_width_of_the_target(row):
+    per_slot, whole = run(row, inputs_of(), drawn(row, True))
+    assert whole["prediction"].shape == (BATCH, TOKENS, WIDTH)
+    assert all(masks.ndim == 4 for masks in per_slot.values())
+    definition, _ = built(row)
+    assert definition.skeleton().remat is False
+
+
+@of_rows("initializer")
+def test_initializers_say_whether_they_start_from_boxes(row):
+    """Other boxes are other queries only where they say so."""
+    x, draws = inputs_of(), drawn(row, True)
+    moved = {**x, "boxes": x["boxes"][:, ::-1]}
+    queries, others = (run(row, inputs, draws)[0]["queries"] for inputs in (x, moved))
+    definition, _ = built(row)
+    assert np.any(queries != others) == definition.skeleton().starts_from_boxes
+
+
+@both_modes
+@of_rows("transition")
+def test_the_memory_of_a_transition_can_be_scanned(row, training):
+    """One entry of `prepare` for each later frame; the memory keeps its shapes."""
+    definition, arrays = built(row)
+    module, x, draws = definition.merge(arrays), inputs_of(), drawn(row, training)
+    prepared = module.prepare(x["tokens"], draws)
+    assert all(leaf.shape[:2] == (BATCH, FRAMES - 1) for leaf in jax.tree.leaves(prepared))
+    memory = module.start(x["slots"][:, 0], draws)
+    of_frame = jax.tree.map(lambda leaf: leaf[:, 0], prepared)
+    queries, after = module(x["slots"][:, 0], memory, of_frame, x["mask"])
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    assert shapes(after) == shapes(memory) and queries.shape == (BATCH, SLOTS, SIZE)
+
+
+@of_rows(*TABLES)
+def test_a_scheduled_setting_is_none_of_the_constructor(row):
+    table = TABLES[row.kind]
+    scheduled = scheduled_settings("model", row.settings, table)
+    assert set(scheduled) <= set(row.settings)
+    assert set(scheduled) == set(getattr(table[row.name], "scheduled", ()))
