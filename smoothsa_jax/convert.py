@@ -60,8 +60,8 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(
                 f"from {given.source} to {given.target}: expected a state dict "
                 f"({', '.join(state_dicts.SUFFIXES)}) and a new folder, a workdir and the name of "
-                "a state dict, or the folder of a run or saved model of an earlier version and a new "
-                "folder"
+                "a state dict, or the folder of a run or saved model of an earlier version and a "
+                "new folder"
             )
         return 0
 
