@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.build import DATASETS
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import slot_model_shapes
@@ -46,8 +47,9 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     losses.check_frames(config.data.get("num_frames") or 1)
     models = {MODEL: task.build(shapes_only=True)}
     for name, companion in config.companions.items():
-        if "model" in companion:
-            models[name] = slot_model_shapes(companion.model, image_size_of(config))
+        if "model" in companion or "average_of" in companion:
+            of_model = companion.get("model") or config.model
+            models[name] = slot_model_shapes(of_model, image_size_of(config))
     losses.check_reads(_outputs(config, task, models))
 
 
@@ -79,17 +81,17 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
     arrays = {name: {**trained, **frozen} for name, (_, trained, frozen) in apart.items()}
     try:
         return frozenset(jax.eval_shape(run, arrays, batch, jax.random.key(0)))
-    except _OfADataSet:
+    except UserError:
+        raise
+    except Exception:  # whatever a part raises that asks for more; the training step will tell
         return None
 
 
-class _OfADataSet(Exception):  # noqa: N818, it is no error
-    """A model reads what only some data sets have."""
-
-
 class _Batch(dict):
-    def __missing__(self, name: str) -> Array:
-        raise _OfADataSet(name)
+    """What every data set has. Asked for anything else, it ends the attempt with a KeyError."""
+
+    def __contains__(self, name: object) -> bool:
+        return name != "features" and self[name] is not None
 
 
 def agree(config: ConfigDict) -> None:
