@@ -118,7 +118,7 @@ def test_a_stream_is_the_whole_video_and_numpy_gets_float32():
     frames = tiny_batch(config)["video"][0]
     whole, parts = model.segment(frames, video=True), list(model.stream(frames))
     assert {str(x.dtype) for x in model.params.values()} == {"float32"}
-    for name in ("slots", "attention", "masks"):
+    for name in ("slots", "attention", "decoder_attention"):
         value = getattr(whole, name)
         assert value.dtype == np.float32
         stacked = np.concatenate(

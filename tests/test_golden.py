@@ -198,7 +198,8 @@ def inner(pairs: list[tuple[jax.Array, np.ndarray]]) -> jax.Array:
 
 def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: dict):
     """Make a part of a model from a config, for features (B, tokens, C) and slots (B, N, D)."""
-    vit = {"width": feature_size, "depth": 0, "num_heads": 1, "patch": 1, "resize": 1.0}
+    vit = {"width": feature_size, "depth": 1, "num_heads": 1, "patch": 1, "resize": 1.0}
+    vit |= {"registers": 0, "swiglu": False}
     config = {
         "num_slots": 1,
         "slot_size": slot_size,
@@ -445,6 +446,7 @@ def vit_settings(keys: Mapping[str, tuple[int, ...]], start: str) -> dict:
         "num_heads": VIT_HEADS,
         "patch": patch,
         "registers": keys[f"{start}reg_token"][1],
+        "swiglu": False,
         "resize": RESIZE,
     }
 
@@ -484,7 +486,12 @@ def test_encoder():
 
 
 def load_vit(images: np.ndarray, settings: dict, recorded: Mapping[str, np.ndarray]):
-    make = lambda: ViT(images.shape[1:3], **settings, rngs=nnx.Rngs(0))  # noqa: E731
+    def make():
+        depth = max(settings["depth"], 1)
+        vit = ViT(images.shape[1:3], **{**settings, "depth": depth}, rngs=nnx.Rngs(0))
+        vit.blocks = nnx.List(list(vit.blocks)[: settings["depth"]])
+        return vit
+
     definition, params = loaded(make, recorded, "encode_backbone.", "encoder.")
     return jax.jit(lambda x: definition.merge(params, {})(x)["features"]), nnx.eval_shape(make)
 
