@@ -96,18 +96,23 @@ def report(
         _trajectories(shown[:NUM_CLOSE]),
         _ranked(ranking, found, metric, folder),
     ]
+    subtitle = (
+        f"{workdir}, step {checkpoint.step} of {config.train.num_steps}; "
+        f"{cold_start(config.model)} queries, evaluation seed {model_scores.seed}"
+    )
+    text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
+    return _write(folder, text, sections)
+
+
+def _write(folder: Path, text: str, sections: list[Section]) -> Path:
+    """Write a page and its pictures, the page last."""
     path = folder / PAGE
     try:
         for section in sections:
             for picture in section.pictures:
                 with atomic_file(folder / f"{picture.name}.png") as temporary:
                     temporary.write_bytes(picture.png)
-        subtitle = (
-            f"{workdir}, step {checkpoint.step} of {config.train.num_steps}; "
-            f"{cold_start(config.model)} queries, evaluation seed {model_scores.seed}"
-        )
         with atomic_file(path) as temporary:
-            text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; fix that") from error

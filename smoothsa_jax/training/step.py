@@ -5,7 +5,7 @@ No other file computes a gradient.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ class Training:
             `checkpoints.sources` or a checkpoint), so that no run uses untrained ones by mistake.
         train_step: (state, frozen, batch, key, draws=None) -> (state, metrics). The state is
             donated. Without `draws`, all random numbers come from the key.
-        predict_on: (mesh, params, frozen, batch, key, match_paper=False) -> what the evaluator
+        predict_on: (mesh, params, frozen, batch, key, match_paper) -> what the evaluator
             reads, compiled for a mesh.
         mesh: the devices.
         frozen_from: what the frozen arrays are and where they come from, in words; saved in
@@ -148,92 +148,21 @@ def build_training(
     mesh = mesh or make_mesh(config.mesh)
     backend = backend or backend_of_mesh(mesh)
     task = build_task(config)
-    patterns = frozen_patterns(config.weights)
     model = task.build(shapes_only)
     set_memory_options(model, config)
+    patterns = frozen_patterns(config.weights)
     definition, params, frozen = split(model, config.dtype, backend, patterns)
-    definitions, averages = {MODEL: definition}, []
+    definitions, averaged = {MODEL: definition}, []
     for name, companion in config.companions.items():
-        of_companion, arrays = _companion(name, companion, config, backend)
-        definitions[name] = of_companion
+        definitions[name], arrays = _companion(name, companion, config, backend)
         if "average_of" in companion:
-            averages.append(name)
+            averaged.append(name)
         else:
             frozen |= arrays
-    losses = build_losses(config.losses)
-    losses.check_frames(config.data.get("num_frames") or 1)
-    num_steps, parts = config.train.num_steps, config.train.accumulate
-    schedules = Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
-    optimizer = build_optimizer(config.optimizer, num_steps)
-    learning_rate = learning_rate_schedule(config.optimizer, num_steps)
-    create = functools.partial(create_state, optimizer=optimizer, averaged=tuple(averages))
-    skeletons = {name: x.skeleton() for name, x in definitions.items()}
-    reads = losses.reads | {"slot_mask"}
-
-    def merged(arrays: tuple[Parameters, ...], differentiated: bool) -> dict[str, nnx.Module]:
-        flat = {name: x for tree in arrays for name, x in tree.items()}
-        for average in averages:
-            # Of what is frozen there is one copy. At evaluation, where averages are not given, the
-            # trained model stands for them.
-            flat = {f"{average}.{name}": flat[name] for name in definition.names} | flat
-        return {
-            name: found.merge(flat, differentiated=differentiated and name == MODEL)
-            for name, found in definitions.items()
-        }
-
-    def constants_of(arrays, inputs, match_paper: bool):
-        batch, draws = inputs
-        return task.constants(merged(arrays, True), batch, draws, match_paper)
-
-    def forward(arrays, inputs):
-        *arrays, scheduled = arrays
-        outputs = task.forward(merged(arrays, True), *inputs, scheduled)
-        return {name: x for name, x in outputs.items() if name in reads}
-
-    def train_step(
-        state: TrainState,
-        frozen: Parameters,
-        batch: dict[str, Array],
-        key: Array,
-        draws: Draws | None = None,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        if draws is None:
-            draws = task.draw(skeletons, key, sizes_of(batch), True)
-        scheduled = schedules.at(state.step)
-        still = {**frozen, **state.averages}
-
-        # Frozen models run outside the differentiated function, so no activations are stored.
-        of_batch = functools.partial(constants_of, match_paper=config.train.match_paper)
-        constants = over_samples(of_batch, mesh, parts, (state.params, still), (batch, draws))
-        constants = constants | task.targets(skeletons, batch, constants)
-        names = task.forward_inputs(constants)
-        seen = {name: batch[name] for name in names if name in batch}
-
-        def loss_function(params: Parameters) -> tuple[Array, dict[str, Array]]:
-            arrays, inputs = (params, still, scheduled[MODEL]), (seen, constants, draws)
-            outputs = over_samples(forward, mesh, parts, arrays, inputs)
-            terms = losses({**constants, **outputs}, batch, scheduled["losses"])
-            return sum(terms.values()), terms
-
-        state, metrics = apply_gradients(loss_function, state, optimizer, learning_rate, mesh)
-        averages = _averaged(state, config.companions)
-        return state.replace(averages=averages), {**metrics, **task.monitor(constants)}
-
-    def predict(
-        mesh: Mesh,
-        params: Parameters,
-        frozen: Parameters,
-        batch: dict[str, Array],
-        key: Array,
-        match_paper: bool,
-    ) -> dict[str, Array]:
-        def look(arrays, inputs):
-            outputs = run_task(task, merged(arrays, False), *inputs, match_paper)
-            return {name: outputs[name] for name in task.evaluator.outputs}
-
-        draws = task.draw(skeletons, key, sizes_of(batch), False)
-        return over_samples(look, mesh, 1, (params, frozen), (batch, draws))
-
+    programs = _Programs(config, mesh, task, definitions, tuple(averaged))
+    create = functools.partial(
+        create_state, optimizer=programs.optimizer, averaged=programs.averaged
+    )
     state = jax.eval_shape(create, params) if shapes_only else create(params)
     places = persistent_sharding(mesh, state)
     return Training(
@@ -242,14 +171,120 @@ def build_training(
         state=shapes_in_place(state, places) if shapes_only else jax.device_put(state, places),
         frozen=place(frozen, persistent_sharding(mesh, frozen)),
         train_step=jax.jit(
-            at_precision(train_step, config),
+            at_precision(programs.train_step, config),
             donate_argnums=0,
             out_shardings=(places, replicated(mesh)),
             compiler_options=compiler_options(config, backend_of_mesh(mesh)),
         ),
-        predict_on=jax.jit(at_precision(predict, config), static_argnums=(0, 5)),
+        predict_on=jax.jit(at_precision(programs.predict, config), static_argnums=(0, 5)),
         mesh=mesh,
     )
+
+
+class _Programs:
+    """The pure functions of a config, before they are compiled.
+
+    Args:
+        config: the whole config.
+        mesh: the devices of the training step.
+        task: what is trained.
+        definitions: of the trained model and its companions, by name.
+        averaged: names of the companions that are moving averages of the trained model.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        task: Task,
+        definitions: dict[str, ModelDefinition],
+        averaged: tuple[str, ...],
+    ):
+        self.config, self.mesh, self.task = config, mesh, task
+        self.definitions, self.averaged = definitions, averaged
+        self.skeletons = {name: x.skeleton() for name, x in definitions.items()}
+        self.losses = build_losses(config.losses)
+        self.losses.check_frames(config.data.get("num_frames") or 1)
+        num_steps = config.train.num_steps
+        settings = {"losses": self.losses.schedules, MODEL: task.schedules}
+        self.schedules = Schedules(settings, num_steps)
+        self.optimizer = build_optimizer(config.optimizer, num_steps)
+        self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+
+    def train_step(
+        self,
+        state: TrainState,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        draws: Draws | None = None,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Make one step; see `Training`."""
+        task, mesh, parts = self.task, self.mesh, self.config.train.accumulate
+        if draws is None:
+            draws = task.draw(self.skeletons, key, sizes_of(batch), True)
+        scheduled = self.schedules.at(state.step)
+        still = {**frozen, **state.averages}
+
+        # Frozen models run outside the differentiated function, so no activations are stored.
+        inputs = (batch, draws)
+        constants = over_samples(self._constants, mesh, parts, (state.params, still), inputs)
+        constants = constants | task.targets(self.skeletons, batch, constants)
+        names = task.forward_inputs(constants)
+        seen = {name: batch[name] for name in names if name in batch}
+
+        def loss_function(params: Parameters) -> tuple[Array, dict[str, Array]]:
+            arrays, inputs = (params, still, scheduled[MODEL]), (seen, constants, draws)
+            outputs = over_samples(self._forward, mesh, parts, arrays, inputs)
+            terms = self.losses({**constants, **outputs}, batch, scheduled["losses"])
+            return sum(terms.values()), terms
+
+        state, metrics = apply_gradients(
+            loss_function, state, self.optimizer, self.learning_rate, mesh
+        )
+        averages = _averaged(state, self.config.companions)
+        return state.replace(averages=averages), {**metrics, **task.monitor(constants)}
+
+    def predict(
+        self,
+        mesh: Mesh,
+        params: Parameters,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+        match_paper: bool,
+    ) -> dict[str, Array]:
+        """Return what the evaluator reads; see `Training`."""
+
+        def look(arrays, inputs):
+            outputs = run_task(self.task, self._merged(arrays, False), *inputs, match_paper)
+            return {name: outputs[name] for name in self.task.evaluator.outputs}
+
+        draws = self.task.draw(self.skeletons, key, sizes_of(batch), False)
+        return over_samples(look, mesh, 1, (params, frozen), (batch, draws))
+
+    def _constants(self, arrays, inputs):
+        batch, draws = inputs
+        match_paper = self.config.train.match_paper
+        return self.task.constants(self._merged(arrays, True), batch, draws, match_paper)
+
+    def _forward(self, arrays, inputs):
+        *arrays, scheduled = arrays
+        outputs = self.task.forward(self._merged(arrays, True), *inputs, scheduled)
+        reads = self.losses.reads | {"slot_mask"}
+        return {name: x for name, x in outputs.items() if name in reads}
+
+    def _merged(self, arrays: Sequence[Parameters], differentiated: bool) -> dict[str, nnx.Module]:
+        flat = {name: x for tree in arrays for name, x in tree.items()}
+        for average in self.averaged:
+            # Of what is frozen there is one copy. At evaluation, where averages are not given, the
+            # trained model stands for them.
+            names = self.definitions[MODEL].names
+            flat = {f"{average}.{name}": flat[name] for name in names} | flat
+        return {
+            name: found.merge(flat, differentiated=differentiated and name == MODEL)
+            for name, found in self.definitions.items()
+        }
 
 
 def apply_gradients(
