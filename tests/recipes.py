@@ -1,5 +1,6 @@
 """The configs of real data at full size, for tests that trace and lower but run nothing."""
 
+import pytest
 from command import ROOT
 from ml_collections import ConfigDict
 
@@ -27,3 +28,10 @@ def recipe(name: str, dtype: str = "bfloat16") -> ConfigDict:
     for model in companions or [config.model]:
         model.encoder.depth = 1
     return config
+
+
+def quick(names: list[str], *chosen: str) -> list:
+    """Parameters of which only those `chosen` are not slow."""
+    return [
+        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]

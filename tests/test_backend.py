@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
-from recipes import recipe, recipes
+from recipes import quick, recipe, recipes
 from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.config.values import image_size_of
@@ -48,7 +48,7 @@ def programs(config, backend: Backend):
     yield training.predict_on.trace(training.mesh, *inputs)
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", quick(recipes(), "coco", "movi_c"))
 def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
     """On a GPU, cuDNN refuses these while tracing: 7 slots, 23, 11, and 261 encoder tokens."""
     original, calls = attention.takes_cudnn, []
@@ -115,7 +115,7 @@ def outputs_of(training, params, frozen, batch):
 
 
 @pytest.mark.parametrize("kind", [*OTHERS, "tpu, in turns"])
-@pytest.mark.parametrize("num_frames", [1, 3])
+@pytest.mark.parametrize("num_frames", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_backends_compute_the_same(kind, num_frames, monkeypatch):
     """A training step and a prediction in float32, on the CPU in the form of another backend."""
     config = with_vit(num_frames)

@@ -245,6 +245,7 @@ def test_the_time_of_training_leaves_out_pauses():
     assert arena.training_seconds([{"step": 1}]) is None
 
 
+@pytest.mark.slow
 def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cache, capsys):
     rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs"
     arguments = [
@@ -310,6 +311,7 @@ def test_the_training_step_is_timed(capsys):
     assert found["machine"] in text and "jax" in text and "steps/s" in text
 
 
+@pytest.mark.slow
 def test_an_option_that_fails_is_told_and_the_others_are_timed(capsys):
     options = load("options")
     asked = ["--options", "train.accumulate=3", "train.accumulate=2"]

@@ -96,6 +96,7 @@ def mine(tmp_path, monkeypatch):
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_the_example_on_extending_trains(mine):
     config = load_config(f"{mine / 'mine' / 'sprites_tf_inv.py'}:image,smoke")
     config.data.update(image_size=20, num_samples=4)

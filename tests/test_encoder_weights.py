@@ -219,6 +219,7 @@ def run_with(weights) -> ConfigDict:
     return canonical(config)
 
 
+@pytest.mark.slow
 def test_a_run_takes_its_encoder_along(tmp_path, capsys):
     """Loaded once; then its checkpoints have it: resuming and evaluating need no file."""
     settings, _, _, arrays = case()

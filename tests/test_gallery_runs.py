@@ -12,6 +12,7 @@ import pytest
 from command import ROOT, assert_same_run, copy_of, here
 from raw_clips import hq_source, movi_source, ytvis_2022
 from raw_stills import clevrtex_source, coco_source, voc_source
+from recipes import quick
 
 from data import prepare
 from smoothsa_jax.config.load import load_config
@@ -25,13 +26,6 @@ from smoothsa_jax.training.step import build_training
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
 REAL = [name for name in DATA_SETS if name not in ("sprites", "base")]
 CLASSES = {"coco": 91, "ytvis": 41, "ytvis_hq": 41}  # of recognition
-
-
-def quick(names: list[str], *chosen: str) -> list:
-    """Parameters of which only those `chosen` are not slow."""
-    return [
-        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
 
 
 # ---------------------------------------------------------------------------------- full sizes
@@ -52,7 +46,7 @@ def shapes(tree):
 
 
 # The others differ from these in numbers of slots and steps alone.
-@pytest.mark.parametrize("name", quick(REAL, "movi_e", "coco", "ytvis"))
+@pytest.mark.parametrize("name", quick(REAL, "movi_e", "coco"))
 def test_full_sizes_fit_together(name):
     """The real train step, on shapes alone."""
     config = load_config(f"configs/{name}.py")
@@ -170,7 +164,7 @@ def trained(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", quick(list(SOURCES), "coco", "movi_c", "ytvis"))
+@pytest.mark.parametrize("name", quick(list(SOURCES), "coco"))
 def test_from_raw_files_to_scores(name, trained, tmp_path):
     """Prepare, train, go on where a run was cut off, evaluate: as for the real data."""
     folder = trained(name)

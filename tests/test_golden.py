@@ -668,6 +668,7 @@ def trajectory_config(name: str, case: Recorded, rates: np.ndarray) -> ConfigDic
     return ConfigDict(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name):
     """The train step that `main.py` calls, with the recorded noise and all other draws off.
@@ -738,6 +739,7 @@ def without_head(keys: Mapping[str, list[int]]) -> dict[str, list[int]]:
     return {key.replace("m.discov.", "m."): x for key, x in keys.items() if key not in head}
 
 
+@pytest.mark.slow
 def test_keys_of_the_official_checkpoints():
     """Every array of the authors' real checkpoints is used, and none of ours is left empty."""
     listed = json.loads((FOLDER / "official_state_dicts.json").read_text())
@@ -778,6 +780,7 @@ def test_learning_rate():
         np.testing.assert_allclose(actual, rates, rtol=1e-4)  # also where it is small
 
 
+@pytest.mark.slow
 def test_steps_in_which_the_warmer_sees_detached_features():
     """Tested on the train step: with distillation alone, does the projection get a gradient?"""
     with golden("schedules", unused=("out/lr", "out/distill_weight")) as file:

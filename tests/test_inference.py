@@ -215,6 +215,7 @@ def test_a_full_disk_while_saving_is_one_line(gaussian, tmp_path, monkeypatch):
     assert not (tmp_path / "model" / WEIGHTS_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_is_loaded(tmp_path_factory, compilation_cache, tmp_path):
     workdir = trained(tmp_path_factory.getbasetemp(), compilation_cache)
     model = ssa.load(workdir)

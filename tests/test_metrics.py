@@ -431,6 +431,7 @@ def test_frames_that_fill_up_a_clip_do_not_count():
         np.testing.assert_array_equal(*scores)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_split():
     num, shape = 2000, (8, 64, 64)
     clip = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)

@@ -294,7 +294,7 @@ def test_categories_that_are_not_there_are_told(tmp_path, folder, clips):
 # ----------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, id="workers")])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, id="workers", marks=pytest.mark.slow)])
 def test_a_resumed_training_draws_the_identical_batches(folder, num_workers):
     want = list(itertools.islice(training_batches(_source(folder), 3, seed=1), 6))
     options = {"num_threads": 2, "num_workers": num_workers}

@@ -104,7 +104,7 @@ class Page(HTMLParser):
 # -------------------------------------------------------------------------------------- whole pages
 
 
-@pytest.mark.parametrize("name", ["video", "image"])
+@pytest.mark.parametrize("name", [pytest.param("video", marks=pytest.mark.slow), "image"])
 def test_a_page_shows_everything_and_fetches_nothing(runs, name, capsys):
     workdir, _ = runs[name]
     assert here("--mode=report", f"--workdir={workdir}") == 0

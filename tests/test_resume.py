@@ -207,6 +207,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_the_real_run_ends_with_the_same_bits(
     tmp_path_factory, tmp_path, compilation_cache
 ):

@@ -289,6 +289,7 @@ def test_pairs_of_colours_differ_and_share_a_small_palette():
         assert (np.linalg.norm(colours[:, 0] - colours[:, 1], axis=-1) > 100).all()
 
 
+@pytest.mark.slow
 def test_colour_alone_does_not_solve_it():
     """RGB k-means with the true number of segments stays at or below 0.4 FG-ARI; so says the mean
     over test clips. Clustered on every seventh pixel, scored on all."""
