@@ -151,7 +151,7 @@ def following_masks(training: Any) -> Callable:
         model = definition.merge(*arrays, differentiated=False)
         mask, size = batch["slot_mask"], batch["video"].shape[2:4]
         constants = model.encode(batch["video"])
-        given = {"target": model.target(batch, constants)}
+        given = model.target(batch, constants, None)
         outputs, _ = model.follow(constants["features"], given, slots, mask)
         found = segments_from_masks(outputs["masks"], size, mask, backend=definition.backend)
         return outputs["slots"][:, 0], found

@@ -114,7 +114,7 @@ def parts_of(
     def encoder(params, frozen, batch):
         merged = models(params, frozen)
         constants = task.constants(merged, batch, draws, False)
-        return {**constants, **task.targets(skeletons, batch, constants)}
+        return {**constants, **task.targets(skeletons, batch, constants, draws)}
 
     def forward(params, frozen, constants, draws, batch):
         merged = models(params, frozen)

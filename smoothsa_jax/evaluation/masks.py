@@ -20,6 +20,7 @@ from smoothsa_jax.evaluation.metrics import (
 from smoothsa_jax.evaluation.scores import mean_over_samples
 from smoothsa_jax.evaluation.split import Batch, Measured, num_frames_of, scored
 
+WORDS = {"decoder": "decoder attention", "aggregator": "slot attention"}  # in scores.json
 SOURCES = {"decoder": "masks", "aggregator": "attention"}  # eval.masks -> the model's output
 
 
@@ -38,9 +39,8 @@ class MaskEvaluator:
         self._output = SOURCES[source]
         self._background = background_column_always
         self.outputs = (self._output,)
-        words = {"decoder": "decoder attention", "aggregator": "slot attention"}
         self.protocol = {
-            "masks": words[source],
+            "masks": WORDS[source],
             "background_column_always": background_column_always,
         }
 

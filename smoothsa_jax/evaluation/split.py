@@ -112,7 +112,7 @@ def evaluate(
             if same and not evaluator.paper_differs:
                 return {**found, True: found[False]}
             inputs = {**batch, "slot_mask": padded}
-            found[True] = evaluator.measure(predict(inputs, key, True), inputs)
+            found[True] = evaluator.measure(predict(inputs, key, evaluator.paper_differs), inputs)
         return found
 
     protocols = (False, True) if match_paper else (False,)

@@ -1,6 +1,7 @@
 """A trained model for pictures and videos."""
 
 import functools
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -105,7 +106,7 @@ class Segmenter:
             found = task.constants(models, batch, None, False)
             if "features" not in found:  # the encoder is trained
                 found = models[MODEL].encode(batch["video"])
-            return {**found, **task.targets(models, batch, found)}
+            return {**found, **task.targets(models, batch, found, None)}
 
         def first(params: Parameters, constants: Any, boxes: Any, slot_mask: Array, key: Array):
             models = {MODEL: definition.merge(params, differentiated=False)}
@@ -207,7 +208,8 @@ class Segmenter:
         boxes, slot_mask = self._slots(num_slots, boxes, len(frames), frames.shape[2:4])
         key = jax.random.key(seed)
         outputs = self._whole(self._cast, self._resized(frames), boxes, slot_mask, key)
-        mask = np.repeat(slot_mask[:, None], frames.shape[1], axis=1)
+        in_use = np.asarray(outputs.pop("slot_mask"))  # an aggregator may narrow it
+        mask = np.repeat(in_use[:, None], frames.shape[1], axis=1)
         cold = np.zeros(frames.shape[:2], bool)
         cold[:, 0] = True
         return self._segmentation(outputs, mask, cold, frames.shape[2:4], lead)
@@ -279,6 +281,7 @@ class Segmenter:
                 padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
                 key = jax.random.key(seed)
                 outputs, memory = self._first(self._cast, constants, padded, slot_mask, key), None
+                slot_mask = np.asarray(outputs.pop("slot_mask"))
             else:
                 outputs, memory = self._following(self._cast, constants, slots, slot_mask, memory)
             slots, before = outputs["slots"][:, 0], features
@@ -350,13 +353,18 @@ class Segmenter:
 
     def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the contents of a segmentation, (B,T,...), float32."""
-        target = outputs["target"].astype(jnp.float32)
-        error = jnp.square(outputs["prediction"] - target).mean(-1)
-        found = {name: outputs[name] for name in ("slots", "attention")}
+        prediction, target = outputs["prediction"], outputs["target"].astype(jnp.float32)
+        found = {name: outputs[name] for name in ("slots", "attention") if name in outputs}
+        if "slot_mask" in outputs:  # of a first frame
+            found["slot_mask"] = outputs["slot_mask"]
         # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])
-        found["reconstruction_error"] = error.reshape(*error.shape[:2], *self.grid)
-        return found
+        grid = (*found["slots"].shape[:2], *self.grid)
+        if prediction.shape == target.shape and prediction.shape[2] == math.prod(self.grid):
+            error = jnp.square(prediction - target).mean(-1)
+            return {**found, "reconstruction_error": error.reshape(grid)}
+        # A prediction that is no feature of a token has no error there.
+        return {**found, "reconstruction_error": jnp.full(grid, jnp.nan)}
 
     def _segmentation(
         self,

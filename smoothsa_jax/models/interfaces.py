@@ -20,10 +20,16 @@ Three rules hold for every part:
   collects the draws by part, so a test can replace any of them.
 
 A setting that changes with the training step is listed in the class attribute `scheduled`. The
-config then holds a number or a schedule, and the part gets the current value in `scheduled`.
+config then holds a number or a schedule, and a call gets the current values by the keyword
+`scheduled`: {} at evaluation. An initializer always gets it; an aggregator, a transition or a
+decoder only if it lists such settings.
+
+What an encoder, a target or a loss reads of a batch beside pixels, boxes and slot mask is listed in
+its class attribute `batch_reads`, for example `("depth",)`.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Bool, Float
@@ -51,6 +57,8 @@ class Encoder(Protocol):
 
     `weights` in the config determines whether it is frozen or trained.
 
+    Sizes of the constructor: image_size (H, W).
+
     Attributes:
         grid: (h, w) of its tokens.
         width: C, the width of its features.
@@ -70,8 +78,25 @@ class Encoder(Protocol):
         """
 
 
+class Projection(Protocol):
+    """A part that turns features into tokens, each on its own.
+
+    Sizes of the constructor: width (of the features).
+
+    Attributes:
+        width: C, the width of the tokens.
+    """
+
+    width: int
+
+    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
+        """Return the tokens."""
+
+
 class Initializer(Protocol):
     """A part that makes the first frame's queries.
+
+    Sizes of the constructor: width (C, of the tokens), slot_size (D), num_slots (N).
 
     Attributes:
         starts_from_boxes: whether it needs a box for each slot.
@@ -107,17 +132,24 @@ class Aggregated(NamedTuple):
         slots: the slots after the last iteration or layer.
         attention: the attention of every iteration, a softmax over slots; float32.
         states: the slots after every iteration.
-        slot_mask: the slots in use; an aggregator that drops slots masks them.
+        slot_mask: the slots in use; an aggregator that drops slots on a first frame masks them, and
+            later frames keep that mask.
+        extras: named outputs for losses, (B, ...); those of the first frame are kept.
     """
 
     slots: Float[Array, "B N D"]
     attention: Float[Array, "I B N M"]
     states: Float[Array, "I B N D"]
     slot_mask: Bool[Array, "B N"] | None
+    extras: Mapping[str, Array] = MappingProxyType({})
 
 
 class Aggregator(Protocol):
-    """A part that turns queries into slots, by looking at a frame's tokens."""
+    """A part that turns queries into slots, by looking at a frame's tokens.
+
+    Sizes of the constructor: width (C, of the tokens), slot_size (D). Its draws are (B, T, ...): a
+    call gets those of its frame.
+    """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
         """Compute what depends on the tokens alone, for all frames of a clip at once."""
@@ -144,7 +176,10 @@ class Aggregator(Protocol):
 
 
 class Transition(Protocol):
-    """A part that turns slots of past frames into queries of the next, in a scan over frames."""
+    """A part that turns slots of past frames into queries of the next, in a scan over frames.
+
+    Sizes of the constructor: width (C, of the tokens), slot_size (D).
+    """
 
     def prepare(self, tokens: Float[Array, "B T M C"], draws: Draws) -> Any:
         """Compute what depends on tokens and draws alone.
@@ -183,6 +218,8 @@ class Transition(Protocol):
 class Decoder(Protocol):
     """A part that predicts a target from slots, each frame on its own.
 
+    Sizes of the constructor: grid (h, w), width (channels of the prediction), slot_size (D).
+
     Attributes:
         remat: whether the backward pass recomputes layers.
     """
@@ -210,7 +247,9 @@ class Decoder(Protocol):
 
 
 class Target(Protocol):
-    """What the decoder has to predict: a constant of the step, without parameters.
+    """What the decoder has to predict: constants of the step, without parameters.
+
+    Sizes of the constructor: the encoder, image_size (H, W).
 
     Attributes:
         width: number of channels of the prediction.
@@ -218,13 +257,20 @@ class Target(Protocol):
 
     width: int
 
-    def __call__(self, batch: Mapping[str, Array], constants: Mapping[str, Array]) -> Array:
-        """Return the target of a batch.
+    def __call__(
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: Draws
+    ) -> dict[str, Array]:
+        """Return named targets (B, T, ...) of a batch; `target` is what the decoder may see.
 
         Args:
             batch: the samples.
-            constants: outputs of frozen models, by name, including `features` (B,T,M,C).
+            constants: outputs of frozen models, by name. `features` (B,T,M,C) are the trained
+                model's own, where its encoder is frozen; a companion's have its name in front, as
+                in `teacher.features`.
+            draws: what `draw` returned.
         """
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
 
 
 class Loss(Protocol):

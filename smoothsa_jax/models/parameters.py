@@ -96,6 +96,8 @@ class ModelDefinition:
         for path, module in nnx.iter_modules(model):
             if hasattr(module, "backend"):
                 module.backend = self.backend
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = self.dtype
             if hasattr(module, "frozen_parts"):
                 module.frozen_parts = frozen_parts
             if hasattr(module, "differentiated"):
@@ -127,7 +129,7 @@ def split(
     constants = frozenset(
         ".".join(map(str, path)) for path, x in kinds if not isinstance(x, nnx.Param)
     )
-    still = matching(arrays, frozen)
+    still = matching(arrays, frozen) | constants
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays.values())
     definition = ModelDefinition(
         graphdef, treedef, tuple(arrays), shapes, dtype, constants, still, backend, prefix

@@ -30,8 +30,14 @@ from smoothsa_jax.models.layers.basic import MLP, layer_norm
 
 # The random keys of each part at a step. They are fixed, so that a seed gives the same training
 # when parts are added; a new random part takes new keys.
-KEYS = {"initializer": (0, 1), "decoder": (2,), "transition": (3, 4, 5), "aggregator": (6,)}
-NUM_KEYS = 7
+KEYS = {
+    "initializer": (0, 1),
+    "decoder": (2,),
+    "transition": (3, 4, 5),
+    "aggregator": (6,),
+    "target": (7,),
+}
+NUM_KEYS = 8
 
 
 class Projection(nnx.Module):
@@ -62,6 +68,7 @@ class SlotModel(nnx.Module):
     """
 
     backend = CPU
+    compute_dtype = "float32"
     frozen_parts: frozenset[str] = frozenset()
 
     def __init__(
@@ -101,8 +108,8 @@ class SlotModel(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype that it computes in: that of its weights; see `ModelDefinition.merge`."""
-        return jax.tree.leaves(nnx.state(self.projection, nnx.Param))[0].dtype
+        """The dtype that it computes in; `ModelDefinition.merge` sets it."""
+        return jnp.dtype(self.compute_dtype)
 
     def draw(self, key: Array, sizes: Sizes, training: bool) -> dict[str, Draws]:
         """Draw all random numbers of a forward pass, by the name of the part that needs them."""
@@ -135,7 +142,7 @@ class SlotModel(nnx.Module):
     def __call__(
         self,
         features: Float[Array, "B T M C"],
-        given: Mapping[str, Array],
+        given: Mapping[str, Array] | None,
         draws: Mapping[str, Draws],
         boxes: Float[Array, "B T N 4"] | None = None,
         slot_mask: Bool[Array, "B N"] | None = None,
@@ -145,7 +152,8 @@ class SlotModel(nnx.Module):
 
         Args:
             features: the encoder's features.
-            given: what the decoder may see of the target, (B,T,...), by name.
+            given: what the decoder may see of the target, (B,T,...), by name; None: nothing is
+                decoded.
             draws: all random numbers, as `draw` returns them.
             boxes: normalized left, top, right, bottom; only the first frame's boxes are used.
             slot_mask: true = valid. Masked slots do not affect the outputs of the others.
@@ -170,7 +178,7 @@ class SlotModel(nnx.Module):
         slot_mask = first.slot_mask
         slots, attention = first.slots[:, None], first.attention[-1][:, None]
         if num_frames > 1:
-            later = self._later_frames(first.slots, tokens, draws, slot_mask)
+            later = self._later_frames(first.slots, tokens, draws, slot_mask, scheduled)
             slots, attention = (
                 jnp.concatenate(pair, axis=1)
                 for pair in zip((slots, attention), later, strict=True)
@@ -183,9 +191,11 @@ class SlotModel(nnx.Module):
             "first_attention": on_grid(first.attention.swapaxes(0, 1)),
             "first_states": first.states.swapaxes(0, 1),
             "first_tokens": tokens[:, 0],
-            **self._decoded(slots, given, draws["decoder"], slot_mask),
             **extras,
         }
+        if given is not None:
+            of_decoder = draws["decoder"]
+            outputs |= self._decoded(slots, given, of_decoder, slot_mask, scheduled)
         # Losses and metrics are float32.
         outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
         return outputs if slot_mask is None else {**outputs, "slot_mask": slot_mask}
@@ -230,6 +240,7 @@ class SlotModel(nnx.Module):
         given: Mapping[str, Array],
         draws: Draws,
         slot_mask: Bool[Array, "B N"] | None,
+        scheduled: Scheduled | None = None,
     ) -> dict[str, Array]:
         """Return the decoder's prediction and masks, computed for all frames in one batch."""
         batch, num_frames = slots.shape[:2]
@@ -237,7 +248,9 @@ class SlotModel(nnx.Module):
         unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
         given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
         folded_mask = None if slot_mask is None else jnp.repeat(slot_mask, num_frames, axis=0)
-        prediction, masks = self.decoder(fold(slots), folded_mask, given, jax.tree.map(fold, draws))
+        more = _current(self.decoder, "decoder", scheduled)
+        drawn = jax.tree.map(fold, draws)
+        prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
         found = {"prediction": unfold(prediction)}
         return found if masks is None else {**found, "masks": unfold(masks)}
 
@@ -259,8 +272,10 @@ class SlotModel(nnx.Module):
             tokens, boxes, slot_mask, draws["initializer"], of_initializer
         )
         prepared = self.aggregator.prepare(tokens)
-        found = self.aggregator(prepared, queries, slot_mask, draws.get("aggregator"), first=True)
-        return found, {"queries": queries, **extras}
+        of_frame = jax.tree.map(lambda x: x[:, 0], draws.get("aggregator"))
+        more = _current(self.aggregator, "aggregator", scheduled)
+        found = self.aggregator(prepared, queries, slot_mask, of_frame, first=True, **more)
+        return found, {"queries": queries, **extras, **found.extras}
 
     def next_frame(
         self,
@@ -290,9 +305,11 @@ class SlotModel(nnx.Module):
         # `prepare` ignores the first frame, so any tokens will do.
         pair = jnp.stack([tokens, tokens], axis=1)
         of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
-        queries, memory = self.transition(slots, memory, of_frame, slot_mask)
+        more = _current(self.transition, "transition", None)
+        queries, memory = self.transition(slots, memory, of_frame, slot_mask, **more)
         prepared = self.aggregator.prepare(tokens)
-        found = self.aggregator(prepared, queries, slot_mask, None, first=False)
+        more = _current(self.aggregator, "aggregator", None)
+        found = self.aggregator(prepared, queries, slot_mask, None, first=False, **more)
         return found.slots, found.attention[-1], memory
 
     def _check_transition(self, found: str) -> None:
@@ -302,7 +319,7 @@ class SlotModel(nnx.Module):
                 "model.transition.name"
             )
 
-    def _later_frames(self, first_slots, tokens, draws, slot_mask):
+    def _later_frames(self, first_slots, tokens, draws, slot_mask, scheduled):
         """Return slots (B,T-1,N,D) and attention (B,T-1,N,M) of the frames after the first."""
         self._check_transition(f"clips of {tokens.shape[1]} frames")
         later = tokens.shape[1] - 1
@@ -313,21 +330,38 @@ class SlotModel(nnx.Module):
         # Weights stay float32 outside the loop, so that their gradients are summed over frames in
         # float32.
         definition, weights = nnx.split((self.transition, self.aggregator))
-        weights = jax.tree.map(lambda x: x.astype(jnp.float32), weights)
+        weights = _floats_as(jnp.float32, weights)
+        drawn = jax.tree.map(lambda x: x[:, 1:], draws.get("aggregator"))
+        for_transition = _current(self.transition, "transition", scheduled)
+        for_aggregator = _current(self.aggregator, "aggregator", scheduled)
 
         def step(carry, inputs):
             slots, memory = carry
-            of_transition, of_aggregator = inputs
-            narrow = jax.tree.map(lambda x: x.astype(self.dtype), weights)
-            transition, aggregator = nnx.merge(definition, narrow)
-            queries, memory = transition(slots, memory, of_transition, slot_mask)
-            found = aggregator(of_aggregator, queries, slot_mask, None, first=False)
+            of_transition, of_aggregator, drawn = inputs
+            transition, aggregator = nnx.merge(definition, _floats_as(self.dtype, weights))
+            queries, memory = transition(slots, memory, of_transition, slot_mask, **for_transition)
+            found = aggregator(
+                of_aggregator, queries, slot_mask, drawn, first=False, **for_aggregator
+            )
             return (found.slots, memory), (found.slots, found.attention[-1])
 
         frames_first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
-        inputs = jax.tree.map(frames_first, (of_transition, of_aggregator))
+        inputs = jax.tree.map(frames_first, (of_transition, of_aggregator, drawn))
         if self.remat in ("recurrence", "all"):
             step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be merged
         unroll = self.scan_unroll or (later if self.backend.is_gpu else 1)
         _, outputs = jax.lax.scan(step, (first_slots, memory), inputs, unroll=unroll)
         return tuple(jnp.moveaxis(x, 0, 1) for x in outputs)
+
+
+def _current(part: Any, name: str, scheduled: Scheduled | None) -> dict[str, Any]:
+    """Return the keyword that a part with scheduled settings gets, and no other part."""
+    if not getattr(part, "scheduled", ()):
+        return {}
+    return {"scheduled": (scheduled or {}).get(name, {})}
+
+
+def _floats_as(dtype: jnp.dtype, arrays: Any) -> Any:
+    """Cast the floating-point arrays of a tree; counters and the like stay."""
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, arrays)

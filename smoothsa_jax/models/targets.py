@@ -23,13 +23,16 @@ class Features(nnx.Module):
         self.width = encoder.width
 
     def __call__(
-        self, batch: Mapping[str, Array], constants: Mapping[str, Array]
-    ) -> Float[Array, "B T M C"]:
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None
+    ) -> dict[str, Float[Array, "B T M C"]]:
         """Return the features, through which no gradient flows."""
-        del batch
+        del batch, draws
         if "features" not in constants:
             raise UserError(
                 "model.target.name is 'features', but the encoder is trained, so that its features "
                 'are no constants; set weights.encoder.frozen to ("*",), or choose another target'
             )
-        return jax.lax.stop_gradient(constants["features"])
+        return {"target": jax.lax.stop_gradient(constants["features"])}
+
+    def draw(self, keys, sizes, training) -> None:
+        """Draw nothing: the target is not random."""

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.read import BrokenCheckpoint, Checkpoint, read_checkpoint, steps_found
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.masks import WORDS
 from smoothsa_jax.evaluation.pictures import contact_sheet
 from smoothsa_jax.evaluation.scores import TITLES, headline, leading_metric, scores_rows
 from smoothsa_jax.evaluation.split import Batch, scored
@@ -124,8 +125,9 @@ def _as_scored(config: ConfigDict, records: Records) -> ConfigDict:
     config = config.copy_and_resolve_references().unlock()
     protocol = records.scores["protocol"]
     config.eval.split = records.scores["split"]
-    for name in ("num_samples", "num_frames", "batch_size"):
+    for name in ("num_samples", "num_frames", "batch_size", "background_column_always"):
         config.eval[name] = protocol[name]
+    config.eval.masks = next(name for name, words in WORDS.items() if words == protocol["masks"])
     return config
 
 

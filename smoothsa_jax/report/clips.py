@@ -98,13 +98,13 @@ class Observer:
         patterns = frozen_patterns(config.weights)
         definition, _, _ = split(model, config.dtype, self._backend, patterns)
         self.num_slots = task.slot_model.num_slots
-        self._masks = SOURCES[config.eval.masks]
+        self._masks, self._inputs = SOURCES[config.eval.masks], task.inputs
 
         def look(params: Parameters, batch: Batch, key: Array):
             models = {MODEL: definition.merge(params, differentiated=False)}
             draws = task.draw(models, key, sizes_of(batch), False)
             outputs = run_task(task, models, batch, draws)
-            way = iterations_of_first_frame(models[MODEL], outputs, batch["slot_mask"])
+            way = iterations_of_first_frame(models[MODEL], outputs, outputs["slot_mask"])
             way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # the model may be bfloat16
             return outputs["slots"], outputs[self._masks], way
 
@@ -122,7 +122,7 @@ class Observer:
             slots (B,T,N,D), masks (B,T,H,W), and states and attention as in `Clip` with a leading
             batch axis.
         """
-        seen = {name: batch[name] for name in ("video", "boxes", "slot_mask")}
+        seen = {name: batch[name] for name in self._inputs if name in batch}
         slots, masks, way = self._look(params, seen, key)
         size = tuple(batch["segmentations"].shape[-2:])
         segments = segments_from_masks(masks, size, batch["slot_mask"], backend=self._backend)

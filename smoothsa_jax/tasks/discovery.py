@@ -10,11 +10,19 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
 from smoothsa_jax.evaluation.split import Batch
-from smoothsa_jax.models.build import build_slot_model, part_schedules, slot_model_shapes
+from smoothsa_jax.losses.build import LOSSES
+from smoothsa_jax.models.build import (
+    PARTS,
+    build_slot_model,
+    part_schedules,
+    slot_model_shapes,
+)
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
+from smoothsa_jax.parts import choose
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 
@@ -22,12 +30,14 @@ class Discovery:
     """See `task.Task`. The trained model is a `SlotModel`."""
 
     untrained = "untrained model"
-    inputs = ("video", "features", "boxes", "slot_mask")  # pixels or stored features
 
     def __init__(self, config: ConfigDict):
         self._config = config
         self.slot_model = config.model
         self.schedules = part_schedules(config.model)
+        self._more = batch_reads(config.model, config.losses)
+        # Pixels or stored features.
+        self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
         self.evaluator = MaskEvaluator(config.eval.masks, config.eval.background_column_always)
 
     def build(self, shapes_only: bool) -> nnx.Module:
@@ -43,7 +53,12 @@ class Discovery:
         return build_slot_model(config.model, size, config.seed, random, elsewhere)
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Accept any batch: the source checks its samples."""
+        for name in self._more:
+            if name not in batch:
+                raise UserError(
+                    f"the data has no {name!r}, which a part of the model or a loss reads; choose "
+                    "a data set that has it, or another part"
+                )
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
         return models[MODEL].draw(key, sizes, training)
@@ -58,8 +73,10 @@ class Discovery:
             return {}
         return models[MODEL].encode(batch["video"], batch.get("cameras"))
 
-    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
-        return {"target": models[MODEL].target(batch, constants)}
+    def targets(
+        self, models: Models, batch: Mapping[str, Array], constants: Outputs, draws: Draws
+    ) -> Outputs:
+        return models[MODEL].target(batch, constants, (draws or {}).get("target"))
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
         pixels = () if "features" in constants else ("video", "cameras")
@@ -90,3 +107,13 @@ class Discovery:
     ) -> dict[str, dict[str, np.ndarray]]:
         boxes = bool(self._config.data.get("boxes", False))
         return evaluate_baselines(batches(), features, with_boxes=boxes)
+
+
+def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:
+    """Return what the chosen parts and losses read of a batch beside what all samples have."""
+    chosen = [
+        choose(f"model.{kind}", model[kind].name, PARTS[kind]) for kind in ("encoder", "target")
+    ]
+    for name, settings in losses.items():
+        chosen.append(choose(f"losses.{name}", settings.get("name", name), LOSSES))
+    return tuple(sorted({name for x in chosen for name in getattr(x, "batch_reads", ())}))

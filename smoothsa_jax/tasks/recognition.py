@@ -65,9 +65,7 @@ class Recognition:
     ) -> Outputs:
         model, mask = models[SLOT_MODEL], batch["slot_mask"]
         features = model.encode(batch["video"])["features"]
-        given = {"target": model.target(batch, {"features": features})}
-        # The decoder's outputs are unused, so XLA does not compute them.
-        outputs = model(features, given, draws[SLOT_MODEL], batch["boxes"], mask)
+        outputs = model(features, None, draws[SLOT_MODEL], batch["boxes"], mask)
         found = targets_of_slots(
             outputs["attention"],
             batch["segmentations"],
@@ -79,8 +77,10 @@ class Recognition:
         slots = jax.lax.stop_gradient(outputs["slots"])
         return {"slots": slots, "matched": found.matched, **found._asdict()}
 
-    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
-        del models, batch, constants
+    def targets(
+        self, models: Models, batch: Mapping[str, Array], constants: Outputs, draws: Draws
+    ) -> Outputs:
+        del models, batch, constants, draws
         return {}
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:

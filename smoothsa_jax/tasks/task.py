@@ -64,7 +64,9 @@ class Task(Protocol):
     ) -> Outputs:
         """Return the outputs of frozen models, each sample on its own; they may come from disk."""
 
-    def targets(self, models: Models, batch: Mapping[str, Array], constants: Outputs) -> Outputs:
+    def targets(
+        self, models: Models, batch: Mapping[str, Array], constants: Outputs, draws: Draws
+    ) -> Outputs:
         """Return what the model has to predict, from samples and constants, without parameters."""
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ def run_task(
         match_paper: whether to follow the paper's protocol; static.
     """
     constants = task.constants(models, batch, draws, match_paper)
-    constants = {**constants, **task.targets(models, batch, constants)}
+    constants = {**constants, **task.targets(models, batch, constants, draws)}
     return {**constants, **task.forward(models, batch, constants, draws, {})}
 
 

@@ -317,8 +317,10 @@ class _Books:
         return self
 
     def __exit__(self, *ignored: object) -> None:
-        self.writer.close()
-        self.log.close()
+        try:
+            self.writer.close()
+        finally:
+            self.log.close()
 
     def take_in(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take in the metrics of the step just begun, and log those of the one before."""

@@ -16,12 +16,14 @@ class TrainState:
         step: number of steps done.
         params: the trained parameters.
         opt_state: the optimizer's state.
+        buffers: arrays that a step writes beside the optimizer's update; none yet.
         averages: moving averages of the parameters; each name starts with that of its companion.
     """
 
     step: Int[Array, ""]
     params: Parameters
     opt_state: optax.OptState
+    buffers: Parameters = flax.struct.field(default_factory=dict)
     averages: Parameters = flax.struct.field(default_factory=dict)
 
 
@@ -36,4 +38,4 @@ def create_state(
         averaged: names of the companions that are moving averages of the parameters.
     """
     averages = {f"{name}.{key}": jnp.copy(x) for name in averaged for key, x in params.items()}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averages)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), {}, averages)

@@ -229,7 +229,7 @@ class _Programs:
         # Frozen models run outside the differentiated function, so no activations are stored.
         inputs = (batch, draws)
         constants = over_samples(self._constants, mesh, parts, (state.params, still), inputs)
-        constants = constants | task.targets(self.skeletons, batch, constants)
+        constants = constants | task.targets(self.skeletons, batch, constants, draws)
         names = task.forward_inputs(constants)
         seen = {name: batch[name] for name in names if name in batch}
 
@@ -316,7 +316,7 @@ def apply_gradients(
         "learning_rate": learning_rate(state.step),
     }
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state, state.averages), metrics
+    return TrainState(state.step + 1, params, opt_state, state.buffers, state.averages), metrics
 
 
 def set_memory_options(model: nnx.Module, config: ConfigDict) -> None:
