@@ -29,7 +29,6 @@ from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
 
 RANDOM = "random"  # a source: untrained values from a seed
-MODEL = "model"  # the trained model among the definitions of a training
 UNTRAINED = ""  # a companion's source: untrained, for trying out a config
 
 Warn = Callable[[str], None]
@@ -280,7 +279,7 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         UserError: a source is not available or does not fit the model.
     """
     first = {**training.frozen, **training.state.params}
-    model = set(training.definitions[MODEL].names)
+    model = {key for key in first if key.split(".")[0] not in config.companions}
     filled, words = dict(first), []
     for name, entry in in_order(config.weights):
         into, source = entry.get("into", ""), entry["source"]
@@ -412,7 +411,7 @@ def _arrays_of(
         for name, x in {**training.state.params, **training.frozen}.items()
         if name.startswith(f"{ENCODER}.")
     }
-    grid = training.definitions[MODEL].skeleton().encoder.grid
+    grid = training.definitions["model"].skeleton().encoder.grid
     arrays, what = _together(  # each process reads its own files
         f"{path}.source={source}",
         lambda: load_encoder(source, config.model.encoder, expected, grid),
