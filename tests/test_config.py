@@ -293,6 +293,14 @@ EDITS = [
         "companions.teacher = {'average_of': 'model', 'decay': 1.0}",
         "decay is 1.0; expected a number",
     ),
+    (
+        "companions.teacher = {'average_of': 'other', 'decay': 0.9}",
+        "companions.teacher.average_of is 'other'; expected 'model'",
+    ),
+    (
+        "companions.teacher = {'average_of': 'model', 'decay': 0.9, 'model': {}}",
+        "companions.teacher.model does not go with average_of",
+    ),
     ("weights.encoder.frozn = ('*',)", "the nearest is 'weights.encoder.frozen'"),
     ("weights.start = {'source': 'x'}", "the config has no weights.start.into"),
     ("weights.encoder.frozen = '*'", "weights.encoder.frozen is '*'; expected a tuple of texts"),

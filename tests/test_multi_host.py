@@ -1,5 +1,6 @@
 """Several hosts as two processes on one machine: one run, refusals, and the death of a process."""
 
+import json
 import os
 import re
 import shlex
@@ -16,12 +17,18 @@ import numpy as np
 import pytest
 import yaml
 from command import CONFIG, IMAGE, ROOT, assert_same_run, environment, here, losses, run, start
+from run_config import get_config
+from tiny import as_recognition
 
+from smoothsa_jax.checkpoints.model_files import save_model
 from smoothsa_jax.checkpoints.read import BROKEN_FOLDER, FOLDER, read_checkpoint, steps_found
+from smoothsa_jax.config.values import canonical
 from smoothsa_jax.devices import hosts
+from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.evaluation.split import Evaluation, predictions, scored, whole_split
 from smoothsa_jax.inputs.loader import evaluation_batches
 from smoothsa_jax.training.logging import read_log
+from smoothsa_jax.training.step import build_training
 
 HEARTBEAT = 10  # seconds
 ALL_DEVICES = "--config.mesh.data=-1"
@@ -308,6 +315,73 @@ def test_two_processes_make_the_run_of_one_with_two_devices(tmp_path, compilatio
     result = run("--mode=evaluate", f"--workdir={two}", **options)
     assert result.returncode == 0, result.stderr
     assert (two / "scores.json").read_bytes() == scored_before
+
+
+# A head on the slots of one saved model, which starts from the arrays of another saved head.
+HEAD = """
+import sys
+sys.path.insert(0, {tests!r})
+from run_config import get_config as get_slot_model
+from smoothsa_jax.inputs import build
+from tiny import WithCategories, as_recognition
+
+build.DATASETS["sprites"] = WithCategories
+
+def get_config():
+    config = as_recognition(get_slot_model("image"), 3, {slot_model!r})
+    config.name = "head"
+    config.weights = {{"start": {{"into": "", "source": {head!r}}}}}
+    config.train.num_steps = 2
+    config.eval.num_samples = 2
+    config.checkpoint.every = 2
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_source_and_a_companion(tmp_path, compilation_cache):
+    """The order in which arrays are placed may not depend on the process's hashes."""
+    config = canonical(get_config("image"))
+    slot_model = build_training(config)
+    arrays = on_host({**slot_model.state.params, **slot_model.frozen})
+    save_model(tmp_path / "slot_model", config, arrays, step=3)
+    config = canonical(as_recognition(get_config("image"), 3))
+    first = on_host(build_training(config).state.params)
+    head = {name: x + 1 for name, x in first.items()}
+    save_model(
+        tmp_path / "head",
+        config,
+        {**head, **{f"slot_model.{name}": x for name, x in arrays.items()}},
+        step=3,
+    )
+    paths = {name: str(tmp_path / name) for name in ("slot_model", "head")}
+    file = tmp_path / "two.py"
+    file.write_text(HEAD.format(tests=str(ROOT / "tests"), **paths))
+    command = [f"--config={file}", ALL_DEVICES, f"--workdir={tmp_path / 'run'}"]
+    command.append("--config.mesh.fsdp=2")
+    end_well(begin(*command, cache=compilation_cache, before=CUT))
+    found = read_checkpoint(tmp_path / "run", 2)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found.weights[f"slot_model.{name}"], array, err_msg=name)
+    for name, array in head.items():
+        np.testing.assert_allclose(found.weights[name], array, atol=0.1, err_msg=name)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["baselines"] == {}
+
+    # One process has other arrays of the same name: both refuse them.
+    other = "from smoothsa_jax.checkpoints import sources\n" + (
+        "read = sources.read_model\n"
+        "def changed(path):\n"
+        "    config, arrays, step = read(path)\n"
+        "    return config, {k: x + 1 for k, x in arrays.items()}, step\n"
+        "if '--process_id=1' in sys.argv:\n"
+        "    sources.read_model = changed\n"
+    )
+    command[2] = f"--workdir={tmp_path / 'another'}"
+    ends = end(begin(*command, cache=compilation_cache, before=other))
+    assert [status for status, _ in ends] == [2, 2]
+    for _, err in ends:
+        assert "process 1 has what companions.slot_model.source=" in err and "Traceback" not in err
 
 
 def rows_in(workdir: Path) -> int:

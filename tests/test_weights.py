@@ -9,17 +9,22 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from tiny import tiny_batch, tiny_config
+from tiny import as_recognition, tiny_batch, tiny_config
 
 from smoothsa_jax.checkpoints import sources
 from smoothsa_jax.checkpoints.model_files import save_model
 from smoothsa_jax.checkpoints.read import read_checkpoint, restore_state
 from smoothsa_jax.checkpoints.write import CheckpointWriter
 from smoothsa_jax.config.values import canonical
+from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.split import Evaluation
 from smoothsa_jax.models.parameters import frozen_patterns, matching
-from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.report.build import _weights_through_training
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.checks import check, check_sources
+from smoothsa_jax.training import evaluating
 from smoothsa_jax.training.step import Training, build_training
 
 DECAY = 0.75
@@ -237,6 +242,198 @@ def test_what_does_not_fit_is_refused(other, tmp_path):
         begun({"encoder": ENCODER, "x": {"into": "decoder", "source": str(tmp_path / "nothing")}})
 
 
+def test_arrays_are_placed_in_one_order(other, monkeypatch):
+    """The order of a set differs between processes, which may have to wait for each other."""
+    placed, place_array = [], sources.place_array
+
+    def recorded(array, like):
+        placed.append(like.shape)
+        return place_array(array, like)
+
+    monkeypatch.setattr(sources, "place_array", recorded)
+    source, arrays = other
+    begun({"encoder": ENCODER, "all": {"into": "", "source": source}})
+    assert placed == [arrays[name].shape for name in sorted(arrays)]
+
+
+def test_a_part_replaces_what_the_whole_model_has_set(other):
+    """The shorter `into` applies first, then the name decides."""
+    weights = {
+        "a": {"into": "decoder", "source": "random", "seed": 3, "without": ("position",)},
+        "b": {"into": "", "source": other[0]},
+        "encoder": ENCODER,
+    }
+    assert [name for name, _ in sources.in_order(weights)] == ["b", "a", "encoder"]
+    training, params, frozen, _ = begun(weights)
+    first = {**training.state.params, **training.frozen}
+    for name, array in {**params, **frozen}.items():
+        random = name.startswith(("decoder.", "encoder.")) and name != "decoder.position"
+        expected = (first if random else other[1])[name]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+    found = sources.start_elsewhere(weights, params)
+    assert found == sorted(n for n in params if n == "decoder.position" or "decoder" not in n)
+    assert sources.start_elsewhere({"encoder": ENCODER, "all": RANDOM}, params) == []
+    only_frozen = {"encoder": {**ENCODER, "source": other[0]}}
+    assert sources.start_elsewhere(only_frozen, params) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"x": {**RANDOM, "into": "decodr"}}, "weights.x.into is 'decodr'.*mean 'decoder'"),
+        ({"x": {**RANDOM, "frozen": ("decoder.layer.*",)}}, "weights.x.frozen has 'decoder.layer"),
+        ({"x": {**RANDOM, "without": ("nothing",)}}, "weights.x.without has 'nothing'"),
+        ({"x": {**RANDOM, "into": "decoder.layers"}}, "expected '' or a whole part"),
+        ({"x": {**RANDOM, "seed": 1}}, "remove weights.x.seed"),
+        ({"x": {**RANDOM, "frozen": ("*",)}}, "freezes every array"),
+    ],
+)
+def test_an_entry_that_does_nothing_is_refused(weights, words):
+    with pytest.raises(UserError, match=words) as refused:
+        check(config_with({"encoder": ENCODER, **weights}))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_pattern_that_leaves_nothing_out_is_refused(other):
+    entry = {"into": "decoder", "source": other[0], "without": ("positoin",)}
+    with pytest.raises(UserError, match="'positoin', which matches no array.*mean 'position'"):
+        begun({"encoder": ENCODER, "x": entry})
+
+
+def saved(folder, arrays: dict, companions: dict | None = None) -> str:
+    save_model(folder, config_with(companions=companions), arrays, step=3)
+    return str(folder)
+
+
+def test_what_a_source_lacks(other, tmp_path):
+    some = {k: x for k, x in other[1].items() if k != "decoder.position"}
+    entry = {"into": "decoder", "source": saved(tmp_path / "some", some)}
+    config, said = config_with({"encoder": ENCODER, "x": entry}), []
+    training = build_training(config)
+    params, _, _ = sources.begin(config, training, said.append)
+    np.testing.assert_array_equal(
+        params["decoder.position"], training.state.params["decoder.position"]
+    )
+    assert len(said) == 1 and "lacks decoder.position, which keep" in said[0]
+    # What is frozen has no other first values.
+    config = config_with({"encoder": ENCODER, "x": {**entry, "frozen": ("*",)}})
+    with pytest.raises(UserError, match="weights.x: nothing fills decoder.position, which is"):
+        sources.begin(config, build_training(config), said.append)
+    nothing = {k: x for k, x in some.items() if not k.startswith("decoder.")}
+    entry = {"into": "decoder", "source": saved(tmp_path / "nothing", nothing)}
+    with pytest.raises(UserError, match="has no array below into='decoder'"):
+        begun({"encoder": ENCODER, "x": entry})
+
+
+def test_the_companions_of_a_source_stay_behind(other, tmp_path):
+    arrays = {**other[1], **{f"teacher.{name}": x for name, x in other[1].items()}}
+    source = saved(tmp_path / "both", arrays, {"teacher": {"source": "x"}})
+    assert_same(sources.open_trained(source, pytest.fail).arrays, other[1])
+    _, params, frozen, _ = begun({"all": {"into": "", "source": source, "frozen": ("encoder.*",)}})
+    assert_same({**params, **frozen}, other[1])
+
+
+@pytest.mark.parametrize("name", ["model", "decoder"])
+def test_a_companion_has_a_name_of_its_own(name):
+    with pytest.raises(UserError, match=f"companions.{name} has the name of the trained model or"):
+        check(config_with(companions={name: TEACHER["teacher"]}))
+
+
+def test_a_companion_that_nothing_uses_is_refused():
+    config = config_with()
+    companion = {"source": "", "title": "x", "model": config.model.to_dict()}
+    with pytest.raises(UserError, match="companions.teacher is used by nothing"):
+        check(config_with(companions={"teacher": companion}))
+    head = as_recognition(config, 3).unlock()
+    head.companions.slot_modle = head.companions.slot_model
+    with pytest.raises(UserError, match="slot_modle is used by nothing.*mean 'slot_model'"):
+        check_sources(head, build_task(head), build_task(head).build(shapes_only=True))
+
+
+# ---------------------------------------------------------------------- several processes, as if
+
+
+def beside(monkeypatch, change) -> None:
+    """Another process, which has found something else."""
+    monkeypatch.setattr(hosts, "is_multi_process", lambda: True)
+    monkeypatch.setattr(
+        hosts, "gather", lambda mine: [mine, {name: change(x) for name, x in mine.items()}]
+    )
+
+
+def test_all_processes_read_the_same_source(other, monkeypatch):
+    config = config_with({"encoder": ENCODER, "x": {"into": "decoder", "source": other[0]}})
+    training = build_training(config)
+    beside(monkeypatch, lambda found: found)
+    sources.begin(config, training, pytest.fail)
+    beside(monkeypatch, lambda found: found.replace("step 3", "step 2"))
+    with pytest.raises(UserError, match="process 1 has what weights.x.source=.*step 2"):
+        sources.begin(config, training, pytest.fail)
+
+
+@pytest.mark.parametrize("fails_here", [True, False])
+def test_a_source_that_one_process_cannot_read_is_refused_by_all(other, monkeypatch, fails_here):
+    companions = ConfigDict({"companions": {"slot_model": {"source": other[0]}}})
+    beside(monkeypatch, lambda found: None)
+    if fails_here:
+
+        def fail(*_):
+            raise OSError("Input/output error")
+
+        monkeypatch.setattr(sources, "open_trained", fail)
+    # The companions of the workdir's config are compared first, and are none in both.
+    found = "Input/output error" if fails_here else "step 3"
+    with pytest.raises(UserError, match=f"what companions.slot_model.source=.*{found}"):
+        sources.with_companions(companions, None, pytest.fail)
+
+
+# ------------------------------------------------------------------------- the untrained baseline
+
+
+def test_without_first_values_there_is_no_untrained_baseline(other, monkeypatch, tmp_path):
+    """A resumed run and an evaluation do not have the values that the run started from."""
+    said = []
+    monkeypatch.setattr(evaluating, "say", said.append)
+    monkeypatch.setattr(evaluating, "_baselines", lambda *_: {})
+    found = Evaluation({"ari": np.ones((1, 2))}, None, ["a", "b"], [])
+    monkeypatch.setattr(evaluating, "evaluate_split", lambda *_: found)
+    for weights, baselines in (
+        ({"encoder": ENCODER}, {"untrained model"}),
+        ({"encoder": ENCODER, "x": {"into": "decoder", "source": other[0]}}, set()),
+    ):
+        config = config_with(weights)
+        training = build_training(config)
+        params = training.state.params
+        scores = evaluating.report(config, training, params, 3, tmp_path)
+        assert set(scores["baselines"]) == baselines
+        lines = []
+        steps = [step for step, _ in _weights_through_training(tmp_path, config, {}, lines.append)]
+        assert steps == [0] * len(baselines)
+        assert any("untrained model is left out" in line for line in said) == (not baselines)
+        assert any("step 0 is left out" in line for line in lines) == (not baselines)
+
+
+# ------------------------------------------------------------------------------- the first command
+
+
+def test_the_command_of_a_run_whose_words_have_underscores(monkeypatch, tmp_path):
+    (tmp_path / "some_set.py").write_text(
+        "from configs import sprites\n"
+        "WORDS = {'savi': 'system', 'savi_plus': 'system', 'plus': 'version', 'smoke': 'smoke'}\n"
+        "def get_config(words=''):\n"
+        "    config = sprites.get_config()\n"
+        "    config.name = '_'.join(['some_set', *filter(None, words.split(','))])\n"
+        "    return config\n"
+    )
+    monkeypatch.setattr(sources, "CONFIGS", tmp_path)
+    start = "python main.py --config=configs/some_set.py"
+    assert sources.command_for("some_set") == start
+    assert sources.command_for("some_set_savi_plus_smoke") == f"{start}:savi_plus,smoke"
+    assert sources.command_for("some_set_savi_smoke") == f"{start}:savi,smoke"
+    for name in ("some_set_other", "some_set_savi_", "another"):
+        assert sources.command_for(name) is None
+
+
 # ----------------------------------------------------------------------------------------- averages
 
 
@@ -301,4 +498,4 @@ def test_an_average_comes_back_from_a_checkpoint(tmp_path):
 def test_an_average_is_of_the_trained_model():
     config = config_with(companions={"teacher": {"average_of": "other", "decay": DECAY}})
     with pytest.raises(UserError, match="teacher.average_of is 'other'; expected 'model'"):
-        one_step(build_training(config), config)
+        check(config)

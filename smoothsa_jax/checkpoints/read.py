@@ -125,11 +125,15 @@ def restore_state(template: Any, checkpoint: Checkpoint, only: str | tuple[str, 
             "workdir"
         )
     leaves, structure = jax.tree_util.tree_flatten(template)
-    placed = [_place(found[name], like) for name, like in zip(wanted, leaves, strict=True)]
+    placed = [place_array(found[name], like) for name, like in zip(wanted, leaves, strict=True)]
     return jax.tree_util.tree_unflatten(structure, placed)
 
 
-def _place(array: np.ndarray, like: Any) -> Any:
+def place_array(array: np.ndarray, like: Any) -> Any:
+    """Put an array on the devices of `like`, an array or a shape with a sharding.
+
+    With several processes, each passes the whole array. They do not wait for each other.
+    """
     sharding = getattr(like, "sharding", None)
     if sharding is None:
         return array

@@ -7,9 +7,9 @@ workdir is self-contained.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
 from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, recipes
-from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
-from smoothsa_jax.config.load import load_config
-from smoothsa_jax.config.values import canonical, differences, image_size_of
+from smoothsa_jax.checkpoints.read import FOLDER, place_array, restore_latest
+from smoothsa_jax.config.load import known_words, load_config
+from smoothsa_jax.config.values import canonical, differences, image_size_of, to_json
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.interop import state_dicts
@@ -32,6 +32,7 @@ RANDOM = "random"  # a source: untrained values from a seed
 UNTRAINED = ""  # a companion's source: untrained, for trying out a config
 
 Warn = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Trained(NamedTuple):
@@ -39,7 +40,8 @@ class Trained(NamedTuple):
 
     Attributes:
         config: the whole config that it was trained with.
-        arrays: all arrays, by their names in the model.
+        arrays: all arrays of the trained model, by their names in it. Those of its own companions
+            are left out.
         step: number of training steps done.
         what: where the arrays come from, in words.
     """
@@ -77,11 +79,18 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():
         config, arrays, step = read_model(path)
-        return Trained(config, arrays, step, str(path))
+        return Trained(config, _own(arrays, config), step, str(path))
     checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
-    return Trained(checkpoint.config, checkpoint.weights, checkpoint.step, str(checkpoint.path))
+    config, arrays = checkpoint.config, checkpoint.weights
+    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path))
+
+
+def _own(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
+    """Leave out the arrays of the companions that a model was trained with."""
+    companions = tuple(f"{name}." for name in config.get("companions", {}))
+    return {name: x for name, x in arrays.items() if not name.startswith(companions)}
 
 
 def _of_state_dict(path: Path, recipe: str | None) -> Trained:
@@ -123,6 +132,9 @@ def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -
     ]
     if not open_ones:
         return config
+    if hosts.is_multi_process():  # they have to open the same sources, together
+        told = None if stored is None else to_json(stored.companions)
+        hosts.refuse_differences({"the companions in the workdir's config": told})
     config = config.copy_and_resolve_references().unlock()
     for name in open_ones:
         found = stored.companions.get(name) if stored is not None else None
@@ -136,7 +148,9 @@ def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -
 
 
 def _opened(name: str, source: str, warn: Warn) -> Trained:
-    trained = open_trained(source, warn) if source else None
+    trained = None
+    if source:
+        trained = _open_together(f"companions.{name}.source={source}", source, warn)
     if trained is None:
         command = command_for(Path(source).name)
         first = f"; train it first: {command}" if command else "; train one"
@@ -148,21 +162,105 @@ def _opened(name: str, source: str, warn: Warn) -> Trained:
     return trained
 
 
+def _open_together(what: str, source: str, warn: Warn) -> Trained | None:
+    """Read a trained model in every process; refuse if they have read different ones."""
+    return _together(what, lambda: open_trained(source, warn), _describe)
+
+
+def _describe(trained: Trained | None) -> str | None:
+    if trained is None:
+        return None
+    config = hashlib.sha256(to_json(trained.config.model).encode()).hexdigest()
+    return f"step {trained.step} ({digest(trained.arrays)[:16]}, model {config[:8]})"
+
+
+def _together(what: str, work: Callable[[], T], describe: Callable[[T], Any]) -> T:
+    """Do work that each process does on its own, such as reading, and compare the results.
+
+    Args:
+        what: the result in words.
+        work: may fail in one process alone.
+        describe: what has to be the same in all processes.
+
+    Raises:
+        UserError: the processes differ. Every process raises it, also if only one has failed.
+    """
+    if not hosts.is_multi_process():
+        return work()
+    result, error = None, None
+    try:
+        result = work()
+        found = describe(result)
+    except Exception as failure:  # the others wait for this process, whatever has happened to it
+        error, found = failure, f"error: {' '.join(str(failure).split())}"
+    hosts.refuse_differences({f"what {what} holds": found})
+    if error is not None:
+        raise error
+    return result
+
+
 def command_for(name: str) -> str | None:
     """Return the command that trains the run of a name, where that is a config of the gallery:
     the data set, then its words."""
     for path in sorted(CONFIGS.glob("*.py"), key=lambda path: -len(path.stem)):
         if name != path.stem and not name.startswith(f"{path.stem}_"):
             continue
-        words = name.removeprefix(path.stem).strip("_").replace("_", ",")
-        spec = f"configs/{path.name}{':' * bool(words)}{words}"
         try:
-            found = load_config(f"{path}{':' * bool(words)}{words}").name
+            words = _words_in(name.removeprefix(path.stem).removeprefix("_"), known_words(path))
+            if words is None:
+                continue
+            after = f":{','.join(words)}" if words else ""
+            found = load_config(f"{path}{after}").name
         except UserError:
             continue
         if found == name:
-            return f"python main.py --config={spec}"
+            return f"python main.py --config=configs/{path.name}{after}"
     return None
+
+
+def _words_in(text: str, known: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Split words that are joined by "_" and may contain it; None: `text` is not made of words."""
+    if not text:
+        return ()
+    for word in sorted(filter(None, known), key=lambda word: (-len(word), word)):
+        if text == word:
+            return (word,)
+        if text.startswith(f"{word}_"):
+            rest = _words_in(text.removeprefix(f"{word}_"), known)
+            if rest is not None:
+                return (word, *rest)
+    return None
+
+
+def in_order(weights: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the entries of a config's `weights` in the order in which they apply.
+
+    The shorter `into` comes first, then the name: a part replaces what the whole model has set.
+    """
+    return sorted(weights.items(), key=lambda item: (len(item[1].get("into", "")), item[0]))
+
+
+def start_elsewhere(weights: Mapping[str, Mapping[str, Any]], trained: Iterable[str]) -> list[str]:
+    """Return the arrays whose first values do not come from a seed but from a source.
+
+    Args:
+        weights: `weights` of a config.
+        trained: names of the trained arrays.
+    """
+    found: set[str] = set()
+    for _, entry in in_order(weights):
+        names = {name for name in trained if name.startswith(below(entry.get("into", ""), ""))}
+        names -= _left_out(entry, names)
+        if entry["source"] != RANDOM:
+            found |= names
+        elif entry.get("into"):
+            found -= names
+    return sorted(found)
+
+
+def _left_out(entry: Mapping[str, Any], names: Iterable[str]) -> frozenset[str]:
+    into = entry.get("into", "")
+    return matching(names, [below(into, pattern) for pattern in entry.get("without", ())])
 
 
 def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Parameters, str]:
@@ -171,7 +269,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
     Args:
         config: the config of the run, with the architecture of its companions.
         training: a `training.step.Training` of the config.
-        warn: called with one line for each skipped checkpoint.
+        warn: called with one line for each skipped checkpoint, and for each entry whose source
+            lacks arrays.
 
     Returns:
         The trained parameters, the frozen arrays, and where they come from in words.
@@ -179,45 +278,112 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
     Raises:
         UserError: a source is not available or does not fit the model.
     """
-    params, frozen, words = dict(training.state.params), dict(training.frozen), []
-    for name, entry in sorted(config.weights.items()):
+    first = {**training.frozen, **training.state.params}
+    model = {key for key in first if key.split(".")[0] not in config.companions}
+    filled, words = dict(first), []
+    for name, entry in in_order(config.weights):
         into, source = entry.get("into", ""), entry["source"]
+        mine = {key for key in model if key.startswith(below(into, ""))}
         if source == RANDOM:
             words.append(f"random values, as weights.{name}.source=random asks")
+            if into:  # it replaces what an earlier entry has set
+                filled |= {key: first[key] for key in mine - _left_out(entry, mine)}
             continue
         arrays, what = _arrays_of(f"weights.{name}", entry, config, training, warn)
-        refused = tuple(below(into, pattern) for pattern in entry.get("without", ()))
-        for key in arrays.keys() - matching(arrays, refused):
-            target = params if key in params else frozen
-            if key not in target:
-                raise UserError(
-                    f"weights.{name}: {what} has {key}, which this model does not have; leave it "
-                    f"out with --config.weights.{name}.without"
-                )
-            target[key] = _placed(f"weights.{name}", key, arrays[key], target[key])
+        filled |= _filled_by(f"weights.{name}", entry, arrays, what, filled, mine, warn)
         words.append(what)
     for name, companion in config.companions.items():
         if "average_of" in companion:
             continue
         if companion.source == UNTRAINED:
             words.append(f"companion {name}: untrained, as it has no source")
-            model = build_slot_model(companion.model, image_size_of(config), config.seed)
-            arrays = {key: x for part in split(model)[1:] for key, x in part.items()}
-            for key, array in arrays.items():
-                whole = f"{name}.{key}"
-                frozen[whole] = _placed(f"companions.{name}", whole, array, frozen.get(whole))
-            continue
-        trained = _opened(name, companion.source, warn)
-        if different := differences(trained.config.model, companion.model):
-            raise UserError(
-                f"companions.{name}.source {companion.source} holds another model, which differs "
-                f"in {', '.join(different)}; use another --workdir"
-            )
-        for key, array in trained.arrays.items():
+            untrained = build_slot_model(companion.model, image_size_of(config), config.seed)
+            arrays = {key: x for part in split(untrained)[1:] for key, x in part.items()}
+        else:
+            trained = _opened(name, companion.source, warn)
+            if different := differences(trained.config.model, companion.model):
+                raise UserError(
+                    f"companions.{name}.source {companion.source} holds another model, which "
+                    f"differs in {', '.join(different)}; use another --workdir"
+                )
+            arrays = trained.arrays
+            words.append(f"{trained.config.title} of {trained.what}")
+        for key in sorted(arrays):
             whole = f"{name}.{key}"
-            frozen[whole] = _placed(f"companions.{name}", whole, array, frozen.get(whole))
-        words.append(f"{trained.config.title} of {trained.what}")
-    return params, frozen, "; ".join(words)
+            filled[whole] = _placed(f"companions.{name}", whole, arrays[key], filled.get(whole))
+    _refuse_shapes(filled, config)
+    params = {name: filled[name] for name in training.state.params}
+    return params, {name: filled[name] for name in training.frozen}, "; ".join(words)
+
+
+def _filled_by(
+    path: str,
+    entry: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    what: str,
+    filled: Parameters,
+    mine: set[str],
+    warn: Warn,
+) -> Parameters:
+    """Return the arrays of the model that an entry fills, on their devices.
+
+    Args:
+        path: the entry, for messages.
+        entry: its settings.
+        arrays: arrays of its source, by their names in the model.
+        what: the source in words.
+        filled: the arrays of the model and its companions so far.
+        mine: the arrays of the model below `into`.
+        warn: called with one line if the source lacks some of these.
+    """
+    into = entry.get("into", "")
+    for pattern in entry.get("without", ()):
+        if not matching({*arrays, *mine}, (below(into, pattern),)):
+            raise UserError(
+                f"{path}.without has {pattern!r}, which matches no array below into={into!r}, "
+                f"neither of {what} nor of this model{_hint(pattern, into, {*arrays, *mine})}; "
+                "remove it"
+            )
+    wanted = mine - _left_out(entry, mine)
+    lacking = sorted(wanted - arrays.keys())
+    if wanted and len(lacking) == len(wanted):
+        raise UserError(f"{path}: {what} has no array below into={into!r}; give another source")
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        warn(f"{path}: {what} lacks {lacking[0]}{more}, which keep other first values")
+    placed = {}
+    # In the same order in all processes.
+    for key in sorted(arrays.keys() - _left_out(entry, arrays)):
+        if key not in mine:
+            raise UserError(
+                f"{path}: {what} has {key}, which this model does not have; leave it out with "
+                f"--config.{path}.without"
+            )
+        placed[key] = _placed(path, key, arrays[key], filled[key])
+    return placed
+
+
+def _hint(pattern: str, into: str, names: Iterable[str]) -> str:
+    return did_you_mean(pattern, sorted(name.removeprefix(below(into, "")) for name in names))
+
+
+def _refuse_shapes(filled: Parameters, config: ConfigDict) -> None:
+    """Refuse arrays that no source has filled."""
+    missing = sorted(k for k, x in filled.items() if isinstance(x, jax.ShapeDtypeStruct))
+    if not missing:
+        return
+    key = missing[0]
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    if (companion := key.split(".")[0]) in config.companions:
+        raise UserError(
+            f"companions.{companion}.source {config.companions[companion].source} lacks "
+            f"{key}{more}; give a source that has all arrays"
+        )
+    entries = [name for name, x in in_order(config.weights) if key.startswith(below(x["into"], ""))]
+    raise UserError(
+        f"weights.{entries[-1]}: nothing fills {key}{more}, which is frozen; give a source that "
+        f"has it, or train it: change --config.weights.{entries[-1]}.frozen"
+    )
 
 
 def _arrays_of(
@@ -225,11 +391,14 @@ def _arrays_of(
 ) -> tuple[dict[str, np.ndarray], str]:
     """Return an entry's arrays by their names in the trained model, and where they come from."""
     into, source = entry.get("into", ""), entry["source"]
-    if is_trained(source):
-        trained = open_trained(source, warn)
+    kind = "a trained model" if is_trained(source) else "no trained model"
+    if hosts.is_multi_process():
+        hosts.refuse_differences({f"{path}.source={source}": kind})
+    if kind == "a trained model":
+        trained = _open_together(f"{path}.source={source}", source, warn)
         if trained is None:
             raise UserError(f"{path}.source: {source} has no usable checkpoint; train it first")
-        prefix = f"{into}." if into else ""
+        prefix = below(into, "")
         arrays = {k: x for k, x in trained.arrays.items() if k.startswith(prefix)}
         return arrays, trained.what
     if into != ENCODER:
@@ -243,9 +412,11 @@ def _arrays_of(
         if name.startswith(f"{ENCODER}.")
     }
     grid = training.definitions["model"].skeleton().encoder.grid
-    arrays, what = load_encoder(source, config.model.encoder, expected, grid)
-    if hosts.is_multi_process():  # each process reads its own files
-        hosts.refuse_differences({f"what {path}.source={source} holds": digest(arrays)})
+    arrays, what = _together(  # each process reads its own files
+        f"{path}.source={source}",
+        lambda: load_encoder(source, config.model.encoder, expected, grid),
+        lambda found: digest(found[0]),
+    )
     return {below(ENCODER, name): x for name, x in arrays.items()}, what
 
 
@@ -256,7 +427,7 @@ def _placed(path: str, name: str, array: np.ndarray, like: Any) -> jax.Array:
             f"{path}: {name} has shape {list(np.shape(array))}, this model has {expected}; give a "
             "source of the same architecture"
         )
-    return jax.device_put(np.asarray(array, like.dtype), like.sharding)
+    return place_array(np.asarray(array, like.dtype), like)
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

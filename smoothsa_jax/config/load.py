@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,7 +50,7 @@ def load_config(spec: str) -> ConfigDict:
             f"config file {path_text} has no get_config(words) function; "
             "add one that returns a ConfigDict"
         )
-    known = getattr(module, "WORDS", getattr(module, "VARIANTS", None))
+    known = _known_words(module)
     try:
         if known is not None:
             refuse_unknown(split_words(words), known)
@@ -70,6 +70,15 @@ def load_config(spec: str) -> ConfigDict:
     except UserError as error:
         raise UserError(f"config {spec}: {error}") from error
     return config
+
+
+def known_words(path: Path) -> tuple[str, ...]:
+    """Return the words that a config file takes, as it lists them itself."""
+    return tuple(_known_words(_run_file(path)) or ())
+
+
+def _known_words(module: ModuleType) -> Iterable[str] | None:
+    return getattr(module, "WORDS", getattr(module, "VARIANTS", None))
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -230,6 +230,8 @@ COMPANION: dict[str, Check] = {
     "model": anything,
 }
 # Of an entry of `weights`: where arrays come from, where they go, and which of them are frozen.
+# Entries apply in this order: the shorter `into` first, then by name, so that a part replaces what
+# the whole model has set. Their order in the file does not count.
 WEIGHTS: dict[str, Check] = {
     "into": text,
     "source": text,
@@ -320,6 +322,16 @@ def _check_companion(prefix: str, companion: Mapping[str, Any]) -> None:
         )
     if ("average_of" in companion) != ("decay" in companion):
         raise UserError(f"{prefix} needs average_of and decay together; add or remove one")
+    if "average_of" not in companion:
+        return
+    if (found := companion["average_of"]) != "model":
+        raise UserError(f"{prefix}.average_of is {found!r}; expected 'model', the trained model")
+    for key in ("title", "model"):
+        if key in companion:
+            raise UserError(
+                f"{prefix}.{key} does not go with average_of, which has the architecture of the "
+                "trained model; remove it"
+            )
 
 
 def _check_parts(prefix: str, part: Mapping[str, Any], top: bool = False) -> None:

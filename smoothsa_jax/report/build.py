@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.read import BrokenCheckpoint, Checkpoint, read_checkpoint, steps_found
+from smoothsa_jax.checkpoints.sources import start_elsewhere
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import WORDS
 from smoothsa_jax.evaluation.pictures import contact_sheet
@@ -23,7 +24,12 @@ from smoothsa_jax.report.page import Picture, Section, page
 from smoothsa_jax.report.ranking import Ranking, descending, rank
 from smoothsa_jax.report.records import Records, read_records
 from smoothsa_jax.report.stages import Stage, stage
-from smoothsa_jax.training.evaluating import batches_of, restored, source_of_split
+from smoothsa_jax.training.evaluating import (
+    batches_of,
+    restored,
+    source_of_split,
+    without_untrained,
+)
 from smoothsa_jax.training.step import build_training
 
 FOLDER, PAGE = "report", "index.html"
@@ -159,8 +165,15 @@ def _batches(config: ConfigDict) -> Iterator[Batch]:
 def _weights_through_training(
     workdir: Path, config: ConfigDict, newest: Parameters, say: Callable[[str], None]
 ) -> Iterator[tuple[int, Parameters]]:
-    """Yield step and weights: the initial ones, then those of each intact checkpoint."""
-    yield 0, {**newest, **build_training(config).state.params}
+    """Yield step and weights: the initial ones, then those of each intact checkpoint.
+
+    The initial ones are left out where they come from a source and not from the seed.
+    """
+    first = build_training(config).state.params
+    if elsewhere := start_elsewhere(config.weights, first):
+        say(without_untrained("step 0", elsewhere))
+    else:
+        yield 0, {**newest, **first}
     for step in reversed(steps_found(workdir)):
         try:
             yield step, jax.device_put(read_checkpoint(workdir, step).weights)

@@ -1,19 +1,23 @@
 """Check a config against this machine and the other processes, before anything is built."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
-from smoothsa_jax.errors import UserError
+from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inputs.build import DATASETS
 from smoothsa_jax.losses.build import build_losses
-from smoothsa_jax.models.build import slot_model_shapes
+from smoothsa_jax.models.build import PARTS, slot_model_shapes
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
+from smoothsa_jax.models.parameters import Parameters, below, frozen_patterns, matching, split
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
@@ -46,11 +50,89 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     hosts.refuse_misfit(config, batches)
     losses.check_frames(config.data.get("num_frames") or 1)
     models = {MODEL: task.build(shapes_only=True)}
+    check_sources(config, task, models[MODEL])
     for name, companion in config.companions.items():
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
     losses.check_reads(_outputs(config, task, models))
+
+
+def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:
+    """Refuse entries of `companions` and `weights` that do nothing.
+
+    A pattern of `without` may match arrays of the source alone, so `checkpoints.sources` checks it
+    when it opens the source.
+
+    Args:
+        config: the whole config.
+        task: its task.
+        model: the model to train, with shapes or arrays.
+
+    Raises:
+        UserError: names the first problem.
+    """
+    names = split(model)[0].names
+    for name, companion in config.companions.items():
+        _check_companion(name, companion, task, names)
+    for name, entry in config.weights.items():
+        _check_weights(f"weights.{name}", entry, "num_slots" in config.model, names)
+    patterns = frozen_patterns(config.weights)
+    if not split(model, frozen=patterns)[1]:
+        raise UserError(
+            f"weights freezes every array of the model with {', '.join(map(repr, patterns))}; "
+            "expected at least one that is trained; remove a pattern of `frozen`"
+        )
+
+
+def _check_companion(
+    name: str, companion: Mapping[str, Any], task: Task, names: Iterable[str]
+) -> None:
+    if name in {MODEL, *PARTS, *(array.split(".")[0] for array in names)}:
+        raise UserError(
+            f"companions.{name} has the name of the trained model or of a part of it; expected "
+            "another name"
+        )
+    if name in task.companions or (task.averages and "average_of" in companion):
+        return
+    used = ", ".join(task.companions) or "no companion but averages of the model"
+    raise UserError(
+        f"companions.{name} is used by nothing: the task uses {used}"
+        f"{did_you_mean(name, task.companions)}; remove it"
+    )
+
+
+def _check_weights(
+    path: str, entry: Mapping[str, Any], has_parts: bool, names: Iterable[str]
+) -> None:
+    into, start = entry["into"], below(entry["into"], "")
+    inside = sorted(name.removeprefix(start) for name in names if name.startswith(start))
+    if not inside:
+        groups = {name.rsplit(".", i)[0] for name in names for i in range(1, name.count(".") + 1)}
+        raise UserError(
+            f"{path}.into is {into!r}, which is no part of the model with arrays; expected '' for "
+            f"the whole model, or a part{did_you_mean(into, sorted(groups))}"
+        )
+    random = entry["source"] == "random"
+    if random and "seed" in entry and not into:
+        raise UserError(
+            f"{path}.seed is for one part, but into='' is the whole model, whose values come from "
+            f"`seed` of the config; remove {path}.seed"
+        )
+    if random and into and not (has_parts and into in PARTS):
+        parts = sorted(PARTS) if has_parts else ()
+        expected = f"'' or a whole part, {', '.join(parts)}" if has_parts else "''"
+        raise UserError(
+            f"{path}.into is {into!r} with source='random', whose seed would do nothing there; "
+            f"expected {expected}{did_you_mean(into, parts)}"
+        )
+    for key in ("frozen", "without") if random else ("frozen",):
+        for pattern in entry.get(key, ()):
+            if not matching(inside, (pattern,)):
+                raise UserError(
+                    f"{path}.{key} has {pattern!r}, which matches no array below into={into!r}"
+                    f"{did_you_mean(pattern, inside)}; change or remove it"
+                )
 
 
 def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] | None:

@@ -30,6 +30,8 @@ class Discovery:
     """See `task.Task`. The trained model is a `SlotModel`."""
 
     untrained = "untrained model"
+    companions: tuple[str, ...] = ()
+    averages = True
 
     def __init__(self, config: ConfigDict):
         self._config = config

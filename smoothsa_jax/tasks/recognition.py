@@ -30,6 +30,8 @@ class Recognition:
     """See `task.Task`. The trained model is a head."""
 
     untrained = "untrained head"
+    companions = (SLOT_MODEL,)
+    averages = False
     inputs = ("video", "boxes", "slot_mask", "segmentations", "categories")
 
     def __init__(self, config: ConfigDict):

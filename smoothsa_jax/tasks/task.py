@@ -32,6 +32,8 @@ class Task(Protocol):
             part of its config.
         schedules: settings of the model that change with the step, by part.
         untrained: name of the baseline with the initial parameters.
+        companions: names of the companions that the task uses; a config may have no others.
+        averages: whether it may also have moving averages of the model, under any name.
     """
 
     evaluator: Evaluator
@@ -39,6 +41,8 @@ class Task(Protocol):
     slot_model: ConfigDict
     schedules: dict[str, dict[str, Any]]
     untrained: str
+    companions: tuple[str, ...]
+    averages: bool
 
     def build(self, shapes_only: bool) -> nnx.Module:
         """Make the model to train, freshly initialized.

@@ -22,6 +22,7 @@ from smoothsa_jax.checkpoints.read import (
     restore_state,
     steps_found,
 )
+from smoothsa_jax.checkpoints.sources import start_elsewhere
 from smoothsa_jax.checkpoints.workdir import refuse_other_config
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.compiling import telling_out_of_memory
@@ -193,7 +194,8 @@ def report(
 
     Args:
         config: the config of the run.
-        training: the training of this config; its initial state is the untrained baseline.
+        training: the training of this config; its initial state is the untrained baseline, which
+            is left out if `weights` fills trained arrays from a source.
         params: the trained parameters.
         step: number of training steps done.
         workdir: the run's folder.
@@ -215,9 +217,15 @@ def report(
     baselines = {}
     if settings.baselines:
         say("scoring the baselines")
-        first = score(training.state.params, seeds[:1])
-        baselines[task.untrained] = {name: x[0] for name, x in first.scores.items()}
-        baselines |= _baselines(config, training, samples)
+        first = training.state.params
+        # Neither a resumed run nor an evaluation has the first values that came from elsewhere.
+        if elsewhere := start_elsewhere(config.weights, first):
+            say(without_untrained(task.untrained, elsewhere))
+            first = params
+        else:
+            found_first = score(first, seeds[:1])
+            baselines[task.untrained] = {name: x[0] for name, x in found_first.scores.items()}
+        baselines |= _baselines(config, training, first, samples)
         rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
     scores = build_scores(
         found.scores,
@@ -270,12 +278,26 @@ def evaluate_split(
     return dataclasses.replace(found, samples=found.samples[:keep_samples])
 
 
+def without_untrained(what: str, elsewhere: list[str]) -> str:
+    """Say why something of the first parameters is left out.
+
+    Args:
+        what: what is left out.
+        elsewhere: what `checkpoints.sources.start_elsewhere` returned.
+    """
+    more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+    return (
+        f"{what} is left out: the training of {elsewhere[0]}{more} starts from a source in "
+        "`weights`, so there is no untrained model"
+    )
+
+
 def _baselines(
-    config: ConfigDict, training: Training, num_samples: int | None
+    config: ConfigDict, training: Training, params: Parameters, num_samples: int | None
 ) -> dict[str, dict[str, np.ndarray]]:
     num_slots = training.task.slot_model.num_slots
     source = source_of_split(config, num_slots, config.eval.split, num_samples)
-    extract, arrays = jax.jit(training.features), (training.state.params, training.frozen)
+    extract, arrays = jax.jit(training.features), (params, training.frozen)
     features = lambda batch: extract(*arrays, training.place(batch)["video"])  # noqa: E731
     own = training.task.baselines(lambda: batches_of(config, source), features)
     return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
