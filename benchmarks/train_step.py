@@ -34,10 +34,10 @@ from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.layers import attention
 from smoothsa_jax.models.parameters import ENCODER
+from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, sizes_of
 from smoothsa_jax.training.optimizer import build_optimizer
-from smoothsa_jax.training.schedules import Schedules
 from smoothsa_jax.training.step import Training, build_training
 
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192

@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config.words import KINDS, choose
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.parts import is_schedule
 
 DEFAULT_SYSTEM = "smoothsa"
 Settings = Mapping[str, Any]
@@ -323,8 +324,22 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
     set_parts(config.model, small["parts"])
     for term, weight in small["losses"].items():
         if term in config.losses:
-            config.losses[term].weight = weight
+            _set_weight(config.losses[term], weight)
     config.optimizer.update(small["optimizer"])
+
+
+def _set_weight(term: ConfigDict, weight: float) -> None:
+    """Give a loss another weight. A schedule keeps its shape: what it starts from and goes to is
+    scaled so that the larger becomes `weight`."""
+    if not is_schedule(term.weight):
+        with term.ignore_type():
+            term.weight = weight
+        return
+    found = {key: term.weight[key] for key in ("begin", "end", "peak") if key in term.weight}
+    largest = max(found.values(), default=0.0)
+    if largest > 0.0:
+        with term.ignore_type():
+            term.weight.update({key: weight * (x / largest) for key, x in found.items()})
 
 
 def _smoke(config: ConfigDict, data: DataSet) -> None:

@@ -3,7 +3,7 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from smoothsa_jax.errors import UserError, did_you_mean
@@ -11,38 +11,48 @@ from smoothsa_jax.errors import UserError, did_you_mean
 Table = Mapping[str, Callable | None]
 
 
-def choose(path: str, name: str, table: Table) -> Callable | None:
+def is_schedule(value: Any) -> bool:
+    """Tell whether a config's value is a schedule, and not a number or a group of settings."""
+    return _is_group(value) and "schedule" in value
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "to_dict")
+
+
+def choose(path: str, name: str, table: Table, key: str = "name") -> Callable | None:
     """Return the class that a config names.
 
     Args:
         path: of the config's part, for messages, such as "model.decoder".
         name: a key of the table, or "package.module:Class" for a class from elsewhere.
         table: the classes that the package has.
+        key: the setting of the part that has the name, for messages.
 
     Raises:
         UserError: there is no such class; lists the names there are.
     """
     if isinstance(name, str) and ":" in name:
-        return _imported(path, name)
+        return _imported(f"{path}.{key}", name)
     if name not in table:
         raise UserError(
-            f"{path}.name is {name!r}; expected one of {', '.join(sorted(table))}, or "
+            f"{path}.{key} is {name!r}; expected one of {', '.join(sorted(table))}, or "
             f'"package.module:Class" for a class of your own{did_you_mean(name, table)}'
         )
     return table[name]
 
 
-def _imported(path: str, name: str) -> Callable:
+def _imported(key: str, name: str) -> Callable:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{path}.name is {name!r}, which cannot be imported ({error}); expected "
+            f"{key} is {name!r}, which cannot be imported ({error}); expected "
             '"package.module:Class" of a module on the Python path'
         ) from error
     if not callable(found):
-        raise UserError(f"{path}.name is {name!r}, which is no class; name a class")
+        raise UserError(f"{key} is {name!r}, which is no class; name a class")
     return found
 
 
@@ -71,27 +81,47 @@ def make(path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **give
         return None
     settings = {key: value for key, value in config.items() if key != "name"}
     parameters, scheduled = settings_of(chosen), getattr(chosen, "scheduled", ())
-    takes = [name for name in parameters if name not in given]
-    what = f"{path}.name={config['name']!r}"
-    for key in settings:
-        if key not in takes and key not in scheduled:
-            expected = ", ".join([*takes, *scheduled]) or "none"
-            raise UserError(
-                f"{path}.{key} is no setting of {what}: expected among {expected}"
-                f"{did_you_mean(key, [*takes, *scheduled])}; remove or rename it"
-            )
-    for key in (*takes, *scheduled):
-        needed = key in scheduled or parameters[key].default is inspect.Parameter.empty
-        if needed and key not in settings:
-            raise UserError(f"{what} needs {path}.{key}: add it to the config file")
+    takes = {name: x for name, x in parameters.items() if name not in given}
+    optional = {name: x.default is not inspect.Parameter.empty for name, x in takes.items()}
+    optional |= dict.fromkeys(scheduled, False)
+    check_settings(path, f"{path}.name={config['name']!r}", settings, optional)
     made = {}
     for key, value in settings.items():
         if key in scheduled:
             continue
-        is_part = isinstance(value, Mapping) or hasattr(value, "to_dict")
+        if is_schedule(value):
+            raise UserError(
+                f"{path}.{key} is a schedule, but it cannot change with the step; give one value"
+            )
+        is_part = _is_group(value)
         made[key] = make(f"{path}.{key}", value, table, *sizes, **given) if is_part else value
     accepted = {key: value for key, value in given.items() if key in parameters}
     return chosen(*sizes, **made, **accepted)
+
+
+def check_settings(
+    path: str, what: str, settings: Iterable[str], optional: Mapping[str, bool]
+) -> None:
+    """Refuse a setting that is not taken, or the lack of one that is needed.
+
+    Args:
+        path: of the settings' group, for messages.
+        what: takes the settings, such as "model.decoder.name='random_ar'".
+        settings: names of the settings that the config has.
+        optional: name -> whether it may be left out, of the settings that are taken.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    for key in settings:
+        if key not in optional:
+            raise UserError(
+                f"{path}.{key} is no setting of {what}: expected among "
+                f"{', '.join(optional) or 'none'}{did_you_mean(key, optional)}; remove or rename it"
+            )
+    for key, may_lack in optional.items():
+        if not may_lack and key not in settings:
+            raise UserError(f"{what} needs {path}.{key}: add it to the config file")
 
 
 def scheduled_settings(path: str, config: Mapping[str, Any], table: Table) -> dict[str, Any]:
@@ -99,7 +129,7 @@ def scheduled_settings(path: str, config: Mapping[str, Any], table: Table) -> di
     chosen = choose(path, config.get("name"), table)
     found = {key: config[key] for key in getattr(chosen, "scheduled", ()) if key in config}
     for key, value in config.items():
-        if key not in found and (isinstance(value, Mapping) or hasattr(value, "to_dict")):
+        if key not in found and _is_group(value) and not is_schedule(value):
             found = {**scheduled_settings(f"{path}.{key}", value, table), **found}
     return found
 
@@ -144,16 +174,25 @@ def check_heads(key: str, value: Any, size: int, what: str) -> None:
         raise UserError(f"{key} is {value}, which does not divide {what}; choose a divisor")
 
 
+def check_number(
+    key: str, value: Any, least: float = 0.0, above: bool = False, below: float | None = None
+) -> None:
+    """Refuse a setting that is not a number of at least (or `above`) `least`, and below `below`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    in_range = is_number and (value > least if above else value >= least)  # false for NaN
+    if not in_range or not (below is None or value < below):
+        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        also = "" if below is None else f" and below {below:g}"
+        raise UserError(
+            f"{key} is {value!r}; expected a number {bound}{also}; change --config.{key}"
+        )
+
+
 def check_dropout(key: str, value: Any) -> None:
     """Refuse a rate of dropout that is not a number of at least 0 and below 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise UserError(
-            f"{key} is {value!r}; expected a number of at least 0 and below 1; change "
-            f"--config.{key}"
-        )
+    check_number(key, value, below=1.0)
 
 
 def check_above_zero(key: str, value: Any) -> None:
     """Refuse a setting that is not a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{key} is {value!r}; expected a number above 0; change --config.{key}")
+    check_number(key, value, above=True)

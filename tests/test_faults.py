@@ -50,7 +50,7 @@ def one_line(capfd) -> str:
         (["--config.train.num_steps=0"], "train.num_steps is 0"),
         (["--config.train.batch_size=-1"], "train.batch_size is -1"),
         (["--config.model.num_slots=0"], "num_slots is 0"),
-        (["--config.data.image_size=63"], "which patches of"),
+        (["--config.data.image_size=63"], "patches of"),
         (["--config.mesh.data=64"], "mesh.data asks for 64 devices, 1 found"),
         (["--config.model.encoder.name=vitt"], "did you mean 'vit'?"),
         (["--config.data.name=sprite"], "did you mean 'sprites'?"),

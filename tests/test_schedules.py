@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.schedules import SCHEDULES, Schedules, schedule_of
+from smoothsa_jax.schedules import SCHEDULES, Schedules, schedule_of
+from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import build_training
 
 STEPS = 20
@@ -75,13 +77,24 @@ def test_a_tree_of_schedules_is_evaluated_together():
         (True, "x is True; expected a number or a schedule"),
         ("0.1", "x is '0.1'; expected a number or a schedule"),
         (None, "x is None; expected a number or a schedule"),
-        ({"begin": 1.0}, "expected a number, or a schedule with the key 'schedule'"),
+        ({"begin": 1.0}, "expected a number or a schedule, a dictionary with the key 'schedule'"),
         ({**COSINE, "schedule": "cosin"}, "x.schedule is 'cosin'; expected .*mean 'cosine'"),
-        ({"schedule": "cosine", "begin": 0.0}, "'cosine' needs x.end"),
+        ({"schedule": "cosine", "begin": 0.0}, "x.schedule='cosine' needs x.end"),
         ({**COSINE, "ent": 1.0}, "x.ent is no setting of .*mean 'end'"),
-        ({**WARMUP, "warmup": 1.0}, "has warmup 1.0; expected a number of at least 0 and below 1"),
+        ({**WARMUP, "warmup": 1.0}, "x.warmup is 1.0; expected a number of at least 0 and below 1"),
         ({**WARMUP, "warmup": 0.99}, "which leaves no step of 20 after the warm-up"),
-        ({**WARMUP, "end_ratio": -1.0}, "has end_ratio -1.0; expected a number of at least 0"),
+        ({**WARMUP, "end_ratio": -1.0}, "x.end_ratio is -1.0; expected a number of at least 0"),
+        ({**WARMUP, "peak": float("nan")}, "x.peak is nan; expected a number above 0"),
+        ({**WARMUP, "peak": "high"}, "x.peak is 'high'; expected a number above 0"),
+        ({**COSINE, "begin": -1.0}, "x.begin is -1.0; expected a number of at least 0"),
+        ({**STEP, "at": -1.0}, "x.at is -1.0; expected a number of at least 0"),
+        ({**COSINE, "path": "y"}, "x.path is no setting of x.schedule='cosine'"),
+        ({"schedule": "no_module:wave"}, "x.schedule is 'no_module:wave', which cannot be"),
+        ({"schedule": "math:tau"}, "x.schedule is 'math:tau', which is no"),
+        (
+            {"schedule": f"{__name__}:wave", "hieght": 1.0},
+            "x.hieght is no setting of .*mean 'height'",
+        ),
     ],
 )
 def test_what_is_no_schedule_is_refused(setting, words):
@@ -129,4 +142,57 @@ def test_a_constant_learning_rate():
         with pytest.raises(
             UserError, match="optimizer.learning_rate is .*; expected a number above"
         ):
-            build_training(config)
+            check(config)
+
+
+def wave(num_steps: int, *, height: float, negative: bool = False) -> optax.Schedule:
+    """A schedule from outside the package."""
+    sign = -1.0 if negative else 1.0
+    return lambda count: sign * height * (1.0 + jnp.sin(count / num_steps))
+
+
+def test_a_schedule_from_outside_trains():
+    """As a loss weight, a part's setting and the learning rate, and it may be negative."""
+    config = tiny_config(num_frames=1, decoder="mlp_mixture")
+    own = {"schedule": f"{__name__}:wave", "height": 0.5}
+    config.losses = ConfigDict({"reconstruction": {"weight": own}, "distillation": {"weight": 1.0}})
+    config.model.initializer.detach = ConfigDict({**own, "negative": True})
+    config.optimizer.learning_rate = ConfigDict({**own, "height": 1e-3})
+    check(config)
+    training = build_training(config)
+    batch, found = training.place(tiny_batch(config)), {}
+    for step in (0, 10):
+        state = jax.tree.map(jnp.copy, training.state).replace(step=jnp.int32(step))
+        _, found[step] = training.train_step(state, training.frozen, batch, jax.random.key(0))
+    height = 1.0 + np.sin(10 / config.train.num_steps)
+    for name, at_first in (("learning_rate", 1e-3), ("loss/reconstruction", None)):
+        if at_first is not None:
+            np.testing.assert_allclose(found[0][name], at_first, rtol=1e-6)
+        np.testing.assert_allclose(found[10][name], height * found[0][name], rtol=1e-5)
+    np.testing.assert_allclose(found[10]["loss/distillation"], found[0]["loss/distillation"])
+
+
+@pytest.mark.parametrize(
+    ("key", "setting", "words"),
+    [
+        ("losses.reconstruction.weight", {"begin": 1.0}, "is {'begin': 1.0}; expected a number or"),
+        ("losses.reconstruction.weight", {**COSINE, "ent": 1.0}, "weight.ent is no setting of"),
+        ("losses.reconstruction.weight", {**COSINE, "end": -1.0}, "weight.end is -1.0; expected"),
+        ("model.initializer.detach", {**STEP, "until": 1}, "model.initializer.detach.until is no"),
+        ("model.initializer.log_std", COSINE, "log_std is a schedule, but it cannot change with"),
+        ("optimizer.learning_rate", {**WARMUP, "peek": 1.0}, "learning_rate.peek is no setting of"),
+        ("optimizer.learning_rate", {**WARMUP, "warmup": 0.99}, "leaves no step of 20"),
+        ("optimizer.learning_rate", {"schedule": "cosin"}, "did you mean 'cosine'"),
+    ],
+)
+def test_a_bad_schedule_in_a_config_is_refused_before_anything_is_built(key, setting, words):
+    config = tiny_config(num_frames=1, decoder="mlp_mixture")
+    group, _, name = key.rpartition(".")
+    part = config
+    for step in group.split("."):
+        part = part[step]
+    with part.ignore_type():
+        part[name] = ConfigDict(setting)
+    with pytest.raises(UserError) as refused:
+        check(config)
+    assert words in str(refused.value) and "\n" not in str(refused.value)

@@ -17,10 +17,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from smoothsa_jax.config.schema import check_keys, is_schedule, may_be_none, nearest
+from smoothsa_jax.config.schema import check_keys, may_be_none, nearest
 from smoothsa_jax.config.values import canonical, flatten
 from smoothsa_jax.config.words import refuse_unknown, split_words
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.parts import is_schedule
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED = _PACKAGE / "recipes"  # where a wheel has configs/

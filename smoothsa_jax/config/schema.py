@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config.values import flatten
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.parts import check_whole
+from smoothsa_jax.parts import check_number, check_whole, is_schedule
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
 MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
@@ -22,6 +22,7 @@ REMATS = ("none", "recurrence", "decoder", "all")
 SPLITS = ("train", "validation", "test")
 BATCHES = ("train.batch_size", "eval.batch_size")
 
+_GROUP = ConfigDict | Mapping
 # Refuses a value in one line: (key, value) -> None.
 Check = Callable[[str, Any], None]
 
@@ -42,16 +43,7 @@ def number(least: float = 0.0, above: bool = False, below: float | None = None) 
     """A number of at least (or `above`) `least`, and below `below`."""
 
     def check(key: str, value: Any) -> None:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-        if not good or value < least or (above and value == least):
-            bound = "above" if above else "of at least"
-            raise UserError(
-                f"{key} is {value!r}; expected a number {bound} {least:g}; change --config.{key}"
-            )
-        if below is not None and value >= below:
-            raise UserError(
-                f"{key} is {value!r}; expected a number below {below:g}; change --config.{key}"
-            )
+        check_number(key, value, least, above, below)
 
     return check
 
@@ -120,64 +112,22 @@ def anything(key: str, value: Any) -> None:
 
 # ------------------------------------------------------------------------------------- schedules
 
-# A number that changes with the step: {"schedule": "cosine", "begin": 0.0, "end": 1.0}.
-SCHEDULES: dict[str, dict[str, Check]] = {
-    # `begin` while step < at * num_steps, then `end`.
-    "step": {"begin": number(), "end": number(), "at": number()},
-    "cosine": {"begin": number(), "end": number()},
-    # Linear from 0 to `peak` over `warmup` of all steps, then a cosine to end_ratio * peak.
-    "warmup_cosine": {
-        "peak": number(above=True),
-        "warmup": number(below=1.0),
-        "end_ratio": number(),
-    },
-}
-
-
-def is_schedule(value: Any) -> bool:
-    """Whether a config's value is a schedule and not a number or a group of other settings."""
-    return isinstance(value, ConfigDict | Mapping) and "schedule" in value
-
 
 def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
-    """A number, or a schedule with sound settings; those of a schedule from elsewhere
-    ("package.module:function") are checked where it is made."""
+    """A number, or a schedule, whose settings `smoothsa_jax.schedules` checks."""
     constant = number(least, above)
 
     def check(key: str, value: Any) -> None:
-        if not isinstance(value, ConfigDict | Mapping):
+        if not isinstance(value, _GROUP):
             constant(key, value)
-            return
-        _check_schedule(key, value)
+        elif not is_schedule(value):
+            raise UserError(
+                f"{key} has no key 'schedule'; expected a number, or a schedule such as "
+                '{"schedule": "cosine", "begin": 0.0, "end": 1.0}'
+            )
 
     check.may_be_schedule = True
     return check
-
-
-def _check_schedule(key: str, value: Mapping[str, Any]) -> None:
-    if ":" in str(value.get("schedule")):  # from elsewhere: checked where it is made
-        return
-    _check_keys_of_schedule(key, value)
-    for name, check_setting in SCHEDULES.get(value["schedule"], {}).items():
-        check_setting(f"{key}.{name}", value[name])
-
-
-def _check_keys_of_schedule(key: str, value: Mapping[str, Any]) -> None:
-    if "schedule" not in value:
-        raise UserError(
-            f"{key} has no key 'schedule'; expected a number, or a schedule such as "
-            '{"schedule": "cosine", "begin": 0.0, "end": 1.0}'
-        )
-    if ":" in str(value["schedule"]):  # a function from elsewhere
-        return
-    one_of(*SCHEDULES)(f"{key}.schedule", value["schedule"])
-    expected = ("schedule", *SCHEDULES[value["schedule"]])
-    for name in value:
-        if name not in expected:
-            _refuse(f"{key}.{name}", [f"{key}.{good}" for good in expected])
-    for name in expected:
-        if name not in value:
-            raise UserError(f"the config has no {key}.{name}; add it to the config file")
 
 
 # ------------------------------------------------------------------------------------------ keys
@@ -242,7 +192,6 @@ WEIGHTS: dict[str, Check] = {
 ENTRIES = {"companions": COMPANION, "weights": WEIGHTS}
 GROUPS = {key.split(".")[0] for key in KEYS if "." in key}
 OPEN = ("data", "model", "losses")  # their insides belong to constructors
-_GROUP = ConfigDict | Mapping
 
 
 def may_be_none(key: str) -> bool:
@@ -286,12 +235,6 @@ def check_keys(config: ConfigDict) -> None:
             if key not in entry:
                 raise UserError(f"the config has no weights.{name}.{key}; add it")
     _check_parts("model", config.model, top=True)
-    for name, term in config.losses.items():
-        if not isinstance(term, _GROUP) or "weight" not in term:
-            found = flatten(term) if isinstance(term, _GROUP) else term
-            raise UserError(
-                f'losses.{name} is {found!r}; expected its settings, such as {{"weight": 1.0}}'
-            )
 
 
 def _check_setting(config: ConfigDict, key: str, value: Any) -> None:
@@ -303,7 +246,7 @@ def _check_setting(config: ConfigDict, key: str, value: Any) -> None:
     if not hasattr(KEYS[key], "may_be_schedule"):
         inside = next(iter(value), "")
         _refuse(f"{key}.{inside}" if inside else key, KEYS)
-    _check_keys_of_schedule(key, value)
+    KEYS[key](key, value)
 
 
 def _check_entry(prefix: str, entry: Any, keys: Mapping[str, Check]) -> None:
@@ -336,7 +279,6 @@ def _check_companion(prefix: str, companion: Mapping[str, Any]) -> None:
 
 def _check_parts(prefix: str, part: Mapping[str, Any], top: bool = False) -> None:
     if not top and is_schedule(part):
-        _check_keys_of_schedule(prefix, part)
         return
     if not top and "name" not in part:
         raise UserError(f"the config has no {prefix}.name; add it to the config file")
@@ -356,18 +298,16 @@ def _refuse(key: str, keys: Iterable[str]) -> None:
 def check(
     config: ConfigDict,
     num_devices: int = 1,
-    names: Mapping[str, Iterable[str]] | None = None,
     batches: Iterable[str] = BATCHES,
 ) -> None:
     """Refuse a config that cannot run, before anything is built.
 
-    Settings of parts, losses and data are checked where they are used.
+    Settings of parts, losses, schedules and data are checked where they are used; see also
+    `tasks.checks`.
 
     Args:
         config: the whole config.
         num_devices: how many devices are visible, for the mesh and the batch.
-        names: known names of each choice, `{"model.decoder.name": (...), ...}`; a key that the
-            config lacks is skipped.
         batches: the batch sizes that will be used, and have to divide over the devices.
 
     Raises:
@@ -381,54 +321,15 @@ def check(
         for entry, settings in config[group].items():
             for key, value in settings.items():
                 keys[key](f"{group}.{entry}.{key}", value)
-    for name, term in config.losses.items():
-        number_or_schedule()(f"losses.{name}.weight", term["weight"])
     flat = flatten(config)
-    for key, known in (names or {}).items():
-        if flat.get(key) is not None:
-            one_of(*known)(key, flat[key])
-    _check_warmup(config)
     _check_companions(config)
     _check_best(flat)
-    slot_models = list(_slot_models(config))
-    _check_part_schedules("model", config.model)
-    for prefix, model in slot_models:
-        whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
-        whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
-    _check_image(config, slot_models)
-    _check_frames(config, slot_models)
-    for prefix, model in slot_models:
-        _check_slots(config, prefix, model)
-    if config.task == "recognition":
-        _check_recognition(config)
+    _check_image(config)
+    if config.data.get("num_frames") is not None:
+        whole(1)("data.num_frames", config.data.num_frames)
+    if config.eval.num_frames != -1:  # -1: whole videos
+        none_or(whole(1))("eval.num_frames", config.eval.num_frames)
     _check_devices(flat, num_devices, batches)
-
-
-def _check_part_schedules(prefix: str, part: Mapping[str, Any]) -> None:
-    for key, value in part.items():
-        if is_schedule(value):
-            _check_schedule(f"{prefix}.{key}", value)
-        elif isinstance(value, _GROUP):
-            _check_part_schedules(f"{prefix}.{key}", value)
-
-
-def _slot_models(config: ConfigDict) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """(dotted key, settings) of every slot model: the trained one and those of companions."""
-    if "num_slots" in config.model:
-        yield "model", config.model
-    for name, companion in config.companions.items():
-        if "num_slots" in companion.get("model", {}):
-            yield f"companions.{name}.model", companion["model"]
-
-
-def _check_warmup(config: ConfigDict) -> None:
-    rate, steps = config.optimizer.learning_rate, config.train.num_steps
-    warmup = rate.get("warmup", 0.0) if is_schedule(rate) else 0.0
-    if round(warmup * steps) >= steps:
-        raise UserError(
-            f"optimizer.learning_rate.warmup is {warmup}, which leaves no step of {steps} after "
-            "the warm-up; lower it or raise train.num_steps"
-        )
 
 
 def _check_companions(config: ConfigDict) -> None:
@@ -439,19 +340,6 @@ def _check_companions(config: ConfigDict) -> None:
                 f"companions.{name}.source is ''; expected the workdir of a run; "
                 f"set --config.companions.{name}.source"
             )
-
-
-def _check_recognition(config: ConfigDict) -> None:
-    if features := config.data.get("features"):
-        raise UserError(
-            f"data.features is {features!r}, but recognition is trained on pixels; "
-            "set --config.data.features="
-        )
-    if (remat := config.train.remat) != "none":
-        raise UserError(
-            f"train.remat is {remat!r}, but no gradient passes through the frozen model of a "
-            "recognition; set --config.train.remat=none"
-        )
 
 
 def _check_best(flat: Mapping[str, Any]) -> None:
@@ -476,25 +364,7 @@ def _check_best(flat: Mapping[str, Any]) -> None:
         )
 
 
-def _check_frames(config: ConfigDict, slot_models: list[tuple[str, Mapping]]) -> None:
-    if config.data.get("num_frames") is not None:
-        whole(1)("data.num_frames", config.data.num_frames)
-    if config.eval.num_frames != -1 or config.data.get("name") == "sprites":  # -1: whole videos
-        none_or(whole(1))("eval.num_frames", config.eval.num_frames)
-    for prefix, model in slot_models:
-        if model.get("transition", {}).get("name") != "none":
-            continue
-        for group in ("data", "eval"):
-            frames = config[group].get("num_frames") or 1
-            if frames > 1:
-                raise UserError(
-                    f"{group}.num_frames is {frames}, but {prefix}.transition.name is 'none', a "
-                    f"model of single images; set --config.{group}.num_frames=1 or choose a "
-                    "transition"
-                )
-
-
-def _check_image(config: ConfigDict, slot_models: list[tuple[str, Mapping]]) -> None:
+def _check_image(config: ConfigDict) -> None:
     size = config.data.get("image_size")
     height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
     for name, pixels in (("height", height), ("width", width)):
@@ -502,41 +372,6 @@ def _check_image(config: ConfigDict, slot_models: list[tuple[str, Mapping]]) -> 
             raise UserError(
                 f"data.image_size has {name} {pixels!r}; expected a whole number of at least 1"
             )
-        for prefix, model in slot_models:
-            encoder = model.get("encoder", {})
-            patch = encoder.get("patch")
-            # The encoder may look at a smaller image than the labels have: 256 -> 224 by 0.875.
-            seen = pixels * float(encoder.get("resize", 1.0) or 1.0)
-            if patch and (abs(seen - round(seen)) > 1e-6 or round(seen) % patch):
-                raise UserError(
-                    f"data.image_size {pixels} does not fit the encoder: it sees {seen:g} pixels, "
-                    f"which patches of {patch} do not divide; choose data.image_size or "
-                    f"{prefix}.encoder.patch so that they fit"
-                )
-
-
-def _check_slots(config: ConfigDict, prefix: str, model: Mapping[str, Any]) -> None:
-    initializer, key = model.get("initializer", {}), f"{prefix}.initializer"
-    if "cold" in initializer:
-        initializer, key = initializer["cold"], f"{key}.cold"
-    queries, boxes = initializer.get("name"), config.data.get("boxes")
-    if boxes is not None and boxes != (queries == "boxes"):
-        # With boxes a slot is valid where there is one: a model that has to find the number of
-        # objects would be told it.
-        raise UserError(
-            f"data.boxes is {boxes}, but {key}.name is {queries!r}; set "
-            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
-        )
-    if queries != "boxes":
-        return
-    slots, objects = model["num_slots"], config.data.get("max_objects")
-    background = 1 if config.data.get("background_box", False) else 0
-    if isinstance(objects, int) and objects + background > slots:
-        also = " and one box for the background" if background else ""
-        raise UserError(
-            f"data.max_objects is {objects}{also}, more than the {slots} slots that start from "
-            f"boxes; raise {prefix}.num_slots to {objects + background} or lower data.max_objects"
-        )
 
 
 def _check_devices(flat: Mapping[str, Any], num_devices: int, batches: Iterable[str]) -> None:

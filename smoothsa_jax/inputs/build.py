@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,12 @@ from smoothsa_jax.inputs.sprites import Sprites
 # A class, or "module:class" if the module needs packages that other data sets do not. Those are
 # imported on use only: importing one of them breaks imports that run in other threads.
 DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
+
+# What the program gives to a data set, so that it would do nothing in a config.
+OF_PROGRAM = {
+    "split": "training reads 'train', and eval.split names the split to score",
+    "num_slots": "it is that of the model, model.num_slots",
+}
 
 
 def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Source:
@@ -33,21 +39,10 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     Raises:
         UserError: the name or an option is unknown.
     """
+    dataset = check_data(config, options)
     arguments = {**config, **options, "split": split}
-    name, features = arguments.pop("name", None), arguments.pop("features", "")
-    if name not in DATASETS and ":" not in str(name):
-        raise UserError(
-            f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
-            f"{did_you_mean(name, DATASETS)}"
-        )
-    dataset = _class_of(name)
-    known = inspect.signature(dataset).parameters
-    for key in arguments:
-        if key not in known:
-            raise UserError(
-                f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
-                f"{did_you_mean(key, known)}"
-            )
+    del arguments["name"]
+    features = arguments.pop("features", "")
     source = dataset(**arguments)
     if features:
         # Imported on use only, as above.
@@ -59,6 +54,50 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
         return source
     random = isinstance(source, RandomSource)
     return (_WholeRandomClips if random else _WholeClips)(source, num_frames)
+
+
+def check_data(
+    config: Mapping[str, Any], options: Iterable[str] = ("num_slots",)
+) -> Callable[..., Source]:
+    """Refuse settings that the data set does not take, or the lack of one that it needs.
+
+    Args:
+        config: the `data` part of a config.
+        options: names of what the program gives beside these settings and the split.
+
+    Returns:
+        The class of the data set.
+
+    Raises:
+        UserError: the name or a setting is unknown, or a setting is missing.
+    """
+    name = config.get("name")
+    if name not in DATASETS and ":" not in str(name):
+        raise UserError(
+            f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
+            f"{did_you_mean(name, DATASETS)}"
+        )
+    dataset = _class_of(name)
+    takes = inspect.signature(dataset).parameters
+    for key in ("split", *options):
+        if key not in takes:
+            raise UserError(
+                f"data.name={name!r} takes no {key!r}, which the program gives it: add it to the "
+                "arguments of the class"
+            )
+    known = [key for key in takes if key not in OF_PROGRAM]
+    for key in config:
+        if key in OF_PROGRAM:
+            raise UserError(f"data.{key} is no setting: {OF_PROGRAM[key]}; remove data.{key}")
+        if key not in (*known, "name", "features"):
+            raise UserError(
+                f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
+                f"{did_you_mean(key, known)}"
+            )
+    for key in known:
+        if takes[key].default is inspect.Parameter.empty and key not in (*config, *options):
+            raise UserError(f"data.name={name!r} needs data.{key}: add it to the config file")
+    return dataset
 
 
 def _class_of(name: str) -> Callable[..., Source]:

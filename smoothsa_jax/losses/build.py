@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Reconstruction
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
 from smoothsa_jax.models.interfaces import Loss, Scheduled
-from smoothsa_jax.parts import make, scheduled_settings
+from smoothsa_jax.parts import check_number, make, scheduled_settings
 
 LOSSES: dict[str, Callable] = {
     "reconstruction": Reconstruction,
@@ -105,18 +106,17 @@ def build_losses(config: Mapping[str, Any]) -> Losses:
     """
     terms, schedules = {}, {}
     for name in sorted(config):
-        settings = {"name": name, **dict(config[name])}
+        path, term = f"losses.{name}", config[name]
+        if not isinstance(term, Mapping | ConfigDict):
+            raise UserError(f'{path} is {term!r}; expected its settings, such as {{"weight": 1.0}}')
+        settings = {"name": name, **dict(term)}
         if "weight" not in settings:
-            raise UserError(f"losses.{name} has no weight: add losses.{name}.weight")
+            raise UserError(f"{path} has no weight: add {path}.weight")
         weight = settings.pop("weight")
-        path = f"losses.{name}"
-        if isinstance(weight, int | float) and weight < 0:
-            raise UserError(
-                f"{path}.weight is {weight!r}; expected a number of at least 0; correct "
-                f"--config.{path}.weight"
-            )
+        if not isinstance(weight, Mapping | ConfigDict):  # a schedule: see `schedules`
+            check_number(f"{path}.weight", weight)
         term = make(path, settings, LOSSES)
-        if isinstance(weight, int | float) and weight == 0:
+        if weight == 0:
             continue
         terms[name] = term
         schedules[name] = {"weight": weight, **scheduled_settings(path, settings, LOSSES)}

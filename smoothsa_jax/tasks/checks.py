@@ -13,11 +13,17 @@ from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inputs.build import DATASETS
+from smoothsa_jax.inputs.build import check_data
 from smoothsa_jax.losses.build import build_losses
-from smoothsa_jax.models.build import PARTS, slot_model_shapes
+from smoothsa_jax.models.build import (
+    PARTS,
+    has_transition,
+    slot_model_shapes,
+    starts_from_boxes,
+)
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, below, frozen_patterns, matching, split
+from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
@@ -27,7 +33,8 @@ BATCHES = ("train.batch_size", "eval.batch_size")
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     """Refuse a config that cannot run on this machine.
 
-    This checks keys and ranges, that all parts can be made, and that the models return what the
+    Keys and values come first, then what the program makes of them: the data set's settings,
+    losses, the task, schedules, and the models with shapes alone, which must return what the
     losses need.
 
     Args:
@@ -37,25 +44,95 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     Raises:
         UserError: names the first problem.
     """
-    task = build_task(config)
-    losses = build_losses(config.losses)
-    trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
-    names = {"checkpoint.best_metric": (*task.evaluator.metrics, *trained)}
-    if ":" not in config.data.name:  # a class from elsewhere
-        names["data.name"] = DATASETS
     # With several processes, each scores whole batches on its own devices.
     multi = hosts.is_multi_process()
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
-    schema.check(config, len(jax.devices()), names, divided)
+    schema.check(config, len(jax.devices()), divided)
     hosts.refuse_misfit(config, batches)
+    check_data(config.data)
+    losses = build_losses(config.losses)
+    task = build_task(config)
+    best, trained = config.checkpoint.best_metric, (f"loss/{name}" for name in losses.terms)
+    if best is not None:
+        known = (*task.evaluator.metrics, "loss", *trained, "grad_norm")
+        schema.one_of(*known)("checkpoint.best_metric", best)
+    num_steps = config.train.num_steps
+    schedule_of("optimizer.learning_rate", config.optimizer.learning_rate, num_steps)
+    Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
     losses.check_frames(config.data.get("num_frames") or 1)
     models = {MODEL: task.build(shapes_only=True)}
+    _check_frames(config)
+    _check_trained_on_pixels(config, task)
+    for path, model in _slot_models(config):
+        _check_boxes(config, path, model)
     check_sources(config, task, models[MODEL])
     for name, companion in config.companions.items():
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
     losses.check_reads(_outputs(config, task, models))
+
+
+def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
+    """Yield (path, settings) of every slot model: the trained one and those of companions."""
+    if "num_slots" in config.model:
+        yield "model", config.model
+    for name, companion in config.companions.items():
+        if "num_slots" in companion.get("model", {}):
+            yield f"companions.{name}.model", companion.model
+
+
+def _check_frames(config: ConfigDict) -> None:
+    if config.eval.num_frames == -1 and config.data.name == "sprites":
+        raise UserError(
+            "eval.num_frames is -1, but sprites have no whole videos; expected a whole number of "
+            "at least 1; set --config.eval.num_frames=1 or more"
+        )
+    for path, model in _slot_models(config):
+        for group in ("data", "eval"):
+            frames = config[group].get("num_frames") or 1
+            if frames > 1 and not has_transition(model):
+                raise UserError(
+                    f"{group}.num_frames is {frames}, but {path}.transition.name is 'none', a "
+                    f"model of single images; set --config.{group}.num_frames=1 or choose a "
+                    "transition"
+                )
+
+
+def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
+    if (features := config.data.get("features")) and "features" not in task.inputs:
+        raise UserError(
+            f"data.features is {features!r}, but {config.task} is trained on pixels; "
+            "set --config.data.features="
+        )
+    if (remat := config.train.remat) != "none" and "num_slots" not in config.model:
+        raise UserError(
+            f"train.remat is {remat!r}, but no gradient passes through the frozen model of a "
+            f"{config.task}; set --config.train.remat=none"
+        )
+
+
+def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
+    """Check that slots start from boxes where the data have them, and that they suffice."""
+    key, part = f"{path}.initializer", model.initializer
+    while "cold" in part:
+        key, part = f"{key}.cold", part.cold
+    from_boxes, boxes = starts_from_boxes(model), config.data.get("boxes")
+    if boxes is not None and boxes != from_boxes:
+        # With boxes a slot is valid where there is one: a model that has to find the number of
+        # objects would be told it.
+        raise UserError(
+            f"data.boxes is {boxes}, but {key}.name is {part.name!r}; set "
+            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
+        )
+    slots, objects = model.num_slots, config.data.get("max_objects")
+    background = 1 if config.data.get("background_box", False) else 0
+    if from_boxes and isinstance(objects, int) and objects + background > slots:
+        also = " and one box for the background" if background else ""
+        raise UserError(
+            f"data.max_objects is {objects}{also}, more than the {slots} slots that start from "
+            f"boxes; raise {path}.num_slots to {objects + background} or lower data.max_objects"
+        )
 
 
 def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoothsa_jax.errors import UserError
-from smoothsa_jax.training.schedules import is_schedule, schedule_of
+from smoothsa_jax.schedules import schedule_of
 
 
 def learning_rate_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
@@ -19,14 +18,9 @@ def learning_rate_schedule(config: Mapping[str, Any], num_steps: int) -> optax.S
         num_steps: number of steps of the whole training.
 
     Raises:
-        UserError: the rate or its peak is not above 0, or the schedule is not valid.
+        UserError: it is neither a number nor a schedule, or the schedule is not valid.
     """
-    path, value = "optimizer.learning_rate", config["learning_rate"]
-    schedule = schedule_of(path, value, num_steps)
-    peak = value.get("peak", 1.0) if is_schedule(value) else value
-    if not peak > 0.0:
-        raise UserError(f"{path} is {peak!r}; expected a number above 0; correct --config.{path}")
-    return schedule
+    return schedule_of("optimizer.learning_rate", config["learning_rate"], num_steps)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

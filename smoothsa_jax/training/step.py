@@ -39,10 +39,10 @@ from smoothsa_jax.models.parameters import (
     shapes_in_place,
     split,
 )
+from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
 from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule
-from smoothsa_jax.training.schedules import Schedules
 from smoothsa_jax.training.state import TrainState, create_state
 
 

@@ -1,0 +1,138 @@
+"""Values that change with the training step: a number, or a schedule from the config.
+
+    {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 0.1}     `begin` for the first tenth
+    {"schedule": "cosine", "begin": 0.0, "end": 1.0}              half a cosine over all steps
+    {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
+    {"schedule": "package.module:function", ...}                  a function of your own
+
+`at` and `warmup` are fractions of `train.num_steps`. A schedule is a function from the number of
+steps and keyword-only settings to an `optax.Schedule`, and checks its settings itself. If it takes
+`path`, it gets the setting's place in the config, for messages.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.parts import check_number, check_settings, choose, is_schedule, settings_of
+
+
+def step(num_steps: int, *, path: str, begin: float, end: float, at: float) -> optax.Schedule:
+    """Return a schedule: `begin` for the fraction `at` of the steps, then `end`."""
+    for key, value in (("begin", begin), ("end", end), ("at", at)):
+        check_number(f"{path}.{key}", value)
+    return lambda count: jnp.where(count < at * num_steps, begin, end)
+
+
+def cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Schedule:
+    """Return a schedule: half a cosine from `begin` at step 0 to `end` at the last step."""
+    for key, value in (("begin", begin), ("end", end)):
+        check_number(f"{path}.{key}", value)
+
+    def value_at(count: Int[Array, ""]) -> Array:
+        done = jnp.minimum(count / num_steps, 1.0)
+        return begin + (end - begin) * 0.5 * (1.0 - jnp.cos(jnp.pi * done))
+
+    return value_at
+
+
+def warmup_cosine(
+    num_steps: int, *, path: str, peak: float, warmup: float, end_ratio: float
+) -> optax.Schedule:
+    """Return a schedule: a linear warm-up, then a cosine.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        path: path of the setting, for messages.
+        peak: value after the warm-up, which starts at 0.
+        warmup: length of the warm-up, as a fraction of the steps.
+        end_ratio: final value, relative to `peak`.
+
+    Raises:
+        UserError: a setting is out of range, or the warm-up leaves no step.
+    """
+    check_number(f"{path}.peak", peak, above=True)
+    check_number(f"{path}.warmup", warmup, below=1.0)
+    check_number(f"{path}.end_ratio", end_ratio)
+    if round(warmup * num_steps) >= num_steps:
+        raise UserError(
+            f"{path}.warmup is {warmup}, which leaves no step of {num_steps} after the warm-up; "
+            "lower it or raise train.num_steps"
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=peak,
+        warmup_steps=round(warmup * num_steps),
+        decay_steps=num_steps,
+        end_value=end_ratio * peak,
+    )
+
+
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    "step": step,
+    "cosine": cosine,
+    "warmup_cosine": warmup_cosine,
+}
+
+
+def schedule_of(path: str, value: Any, num_steps: int) -> optax.Schedule:
+    """Return a value of a config as a function of the step.
+
+    Args:
+        path: path of the setting, for messages.
+        value: a number, or a schedule as above.
+        num_steps: number of steps of the whole training.
+
+    Raises:
+        UserError: the value is neither, or the schedule's settings are not valid.
+    """
+    if isinstance(value, bool) or not (isinstance(value, int | float) or is_schedule(value)):
+        found = value.to_dict() if hasattr(value, "to_dict") else value
+        raise UserError(
+            f"{path} is {found!r}; expected a number or a schedule, a dictionary with the key "
+            f"'schedule' ({', '.join(SCHEDULES)}); correct --config.{path}"
+        )
+    if not is_schedule(value):
+        return optax.constant_schedule(value)
+    name = value["schedule"]
+    function = choose(path, name, SCHEDULES, key="schedule")
+    settings = {key: setting for key, setting in value.items() if key != "schedule"}
+    takes, given = settings_of(function), {"path": path}
+    optional = {key: x.default is not x.empty for key, x in takes.items() if key not in given}
+    check_settings(path, f"{path}.schedule={name!r}", settings, optional)
+    given = {key: x for key, x in given.items() if key in takes}
+    return function(num_steps, **settings, **given)
+
+
+class Schedules:
+    """All values of a config that may change with the step.
+
+    Args:
+        settings: part -> setting -> a number or a schedule, of each group, such as the losses.
+        num_steps: number of steps of the whole training.
+
+    Raises:
+        UserError: a value is neither, or a schedule's settings are not valid.
+    """
+
+    def __init__(self, settings: Mapping[str, Mapping[str, Mapping[str, Any]]], num_steps: int):
+        def prepared(path: str, value: Any) -> Any:
+            schedule = schedule_of(path, value, num_steps)
+            return schedule if is_schedule(value) else value
+
+        self._tree = {
+            group: {
+                part: {key: prepared(f"{group}.{part}.{key}", x) for key, x in values.items()}
+                for part, values in parts.items()
+            }
+            for group, parts in settings.items()
+        }
+
+    def at(self, count: Int[Array, ""]) -> dict[str, Any]:
+        """Return the tree with the values at a step; constants stay Python numbers."""
+        return jax.tree.map(lambda x: x(count) if callable(x) else x, self._tree)
