@@ -126,7 +126,7 @@ BAD_PARTS = [
     ("--config.optimizer.learning_rate.warmup=0.99999", "which leaves no step of 7000"),
     (
         "--config.optimizer.learning_rate.schedule=step",
-        "optimizer.learning_rate.peak is no setting of optimizer.learning_rate.schedule='step'",
+        "optimizer.learning_rate.end_ratio is no setting of optimizer.learning_rate.schedule='step'",
     ),
     ("--config.optimizer.learning_rate.schedule=cosin", "did you mean 'cosine'?"),
     ("--config.eval.masks=foo", "eval.masks is 'foo'; expected one of aggregator, decoder"),
