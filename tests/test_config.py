@@ -104,7 +104,6 @@ BAD = [
     ("--config.train.accumulate=0", "train.accumulate is 0; expected a whole number"),
     ("--config.train.accumulate=3", "train.accumulate=3 does not divide into equal parts on each"),
     ("--config.dtype=float16", "dtype is 'float16'; expected one of bfloat16, float32"),
-    ("--config.checkpoint.best_mode=max", "checkpoint.best_mode is 'max' for loss"),
     ("--config.name=a/b", "name is 'a/b'"),
 ]
 # Refused by what the program makes of it, before anything is built.
@@ -126,10 +125,12 @@ BAD_PARTS = [
     ("--config.optimizer.learning_rate.warmup=0.99999", "which leaves no step of 7000"),
     (
         "--config.optimizer.learning_rate.schedule=step",
-        "optimizer.learning_rate.end_ratio is no setting of optimizer.learning_rate.schedule='step'",
+        "learning_rate.end_ratio is no setting of optimizer.learning_rate.schedule='step'",
     ),
     ("--config.optimizer.learning_rate.schedule=cosin", "did you mean 'cosine'?"),
     ("--config.eval.masks=foo", "eval.masks is 'foo'; expected one of aggregator, decoder"),
+    ("--config.checkpoint.best_mode=max", "checkpoint.best_mode is 'max' for loss"),
+    ("--config.checkpoint.best_metric=fgari", "did you mean 'fg_ari'?"),
     ("--config.checkpoint.best_metric=losss", "did you mean 'loss'?"),
     ("--config.losses.distillation.weight=-1", "losses.distillation.weight is -1.0"),
 ]

@@ -343,16 +343,9 @@ def _check_companions(config: ConfigDict) -> None:
 
 
 def _check_best(flat: Mapping[str, Any]) -> None:
-    metric, mode = flat["checkpoint.best_metric"], flat["checkpoint.best_mode"]
-    right = "min" if str(metric).startswith("loss") or metric == "grad_norm" else "max"
-    if metric and mode != right:
-        raise UserError(
-            f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
-            f"set --config.checkpoint.best_mode={right}"
-        )
     if flat["eval.checkpoint"] != "best":
         return
-    if not metric:
+    if not flat["checkpoint.best_metric"]:
         raise UserError(
             "eval.checkpoint is 'best', but checkpoint.best_metric names none to choose by; "
             "set --config.checkpoint.best_metric=loss, or --config.eval.checkpoint=latest"

@@ -14,7 +14,7 @@ from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inputs.build import check_data
-from smoothsa_jax.losses.build import build_losses
+from smoothsa_jax.losses.build import Losses, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
     has_transition,
@@ -52,10 +52,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     check_data(config.data)
     losses = build_losses(config.losses)
     task = build_task(config)
-    best, trained = config.checkpoint.best_metric, (f"loss/{name}" for name in losses.terms)
-    if best is not None:
-        known = (*task.evaluator.metrics, "loss", *trained, "grad_norm")
-        schema.one_of(*known)("checkpoint.best_metric", best)
+    _check_best(config, task, losses)
     num_steps = config.train.num_steps
     schedule_of("optimizer.learning_rate", config.optimizer.learning_rate, num_steps)
     Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
@@ -71,6 +68,20 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
     losses.check_reads(_outputs(config, task, models))
+
+
+def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
+    metric, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
+    if metric is None:
+        return
+    trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
+    schema.one_of(*task.evaluator.metrics, *trained)("checkpoint.best_metric", metric)
+    right = "min" if metric in trained else "max"
+    if mode != right:
+        raise UserError(
+            f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
+            f"set --config.checkpoint.best_mode={right}"
+        )
 
 
 def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
