@@ -356,7 +356,6 @@ def _refuse(key: str, keys: Iterable[str]) -> None:
 def check(
     config: ConfigDict,
     num_devices: int = 1,
-    names: Mapping[str, Iterable[str]] | None = None,
     batches: Iterable[str] = BATCHES,
 ) -> None:
     """Refuse a config that cannot run, before anything is built.
@@ -366,8 +365,6 @@ def check(
     Args:
         config: the whole config.
         num_devices: how many devices are visible, for the mesh and the batch.
-        names: known names of each choice, `{"model.decoder.name": (...), ...}`; a key that the
-            config lacks is skipped.
         batches: the batch sizes that will be used, and have to divide over the devices.
 
     Raises:
@@ -384,9 +381,6 @@ def check(
     for name, term in config.losses.items():
         number_or_schedule()(f"losses.{name}.weight", term["weight"])
     flat = flatten(config)
-    for key, known in (names or {}).items():
-        if flat.get(key) is not None:
-            one_of(*known)(key, flat[key])
     _check_warmup(config)
     _check_companions(config)
     _check_best(flat)
@@ -397,8 +391,6 @@ def check(
         whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
     _check_image(config, slot_models)
     _check_frames(config, slot_models)
-    for prefix, model in slot_models:
-        _check_slots(config, prefix, model)
     if config.task == "recognition":
         _check_recognition(config)
     _check_devices(flat, num_devices, batches)
@@ -513,30 +505,6 @@ def _check_image(config: ConfigDict, slot_models: list[tuple[str, Mapping]]) -> 
                     f"which patches of {patch} do not divide; choose data.image_size or "
                     f"{prefix}.encoder.patch so that they fit"
                 )
-
-
-def _check_slots(config: ConfigDict, prefix: str, model: Mapping[str, Any]) -> None:
-    initializer, key = model.get("initializer", {}), f"{prefix}.initializer"
-    if "cold" in initializer:
-        initializer, key = initializer["cold"], f"{key}.cold"
-    queries, boxes = initializer.get("name"), config.data.get("boxes")
-    if boxes is not None and boxes != (queries == "boxes"):
-        # With boxes a slot is valid where there is one: a model that has to find the number of
-        # objects would be told it.
-        raise UserError(
-            f"data.boxes is {boxes}, but {key}.name is {queries!r}; set "
-            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
-        )
-    if queries != "boxes":
-        return
-    slots, objects = model["num_slots"], config.data.get("max_objects")
-    background = 1 if config.data.get("background_box", False) else 0
-    if isinstance(objects, int) and objects + background > slots:
-        also = " and one box for the background" if background else ""
-        raise UserError(
-            f"data.max_objects is {objects}{also}, more than the {slots} slots that start from "
-            f"boxes; raise {prefix}.num_slots to {objects + background} or lower data.max_objects"
-        )
 
 
 def _check_devices(flat: Mapping[str, Any], num_devices: int, batches: Iterable[str]) -> None:

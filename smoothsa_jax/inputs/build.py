@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from smoothsa_jax.inputs.sprites import Sprites
 # A class, or "module:class" if the module needs packages that other data sets do not. Those are
 # imported on use only: importing one of them breaks imports that run in other threads.
 DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
+OF_THE_PROGRAM = ("split", "num_slots")  # options of a data set that no config sets
 
 
 def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Source:
@@ -33,21 +34,11 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     Raises:
         UserError: the name or an option is unknown.
     """
+    check_settings(config)
     arguments = {**config, **options, "split": split}
-    name, features = arguments.pop("name", None), arguments.pop("features", "")
-    if name not in DATASETS and ":" not in str(name):
-        raise UserError(
-            f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
-            f"{did_you_mean(name, DATASETS)}"
-        )
-    dataset = _class_of(name)
-    known = inspect.signature(dataset).parameters
-    for key in arguments:
-        if key not in known:
-            raise UserError(
-                f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
-                f"{did_you_mean(key, known)}"
-            )
+    dataset = _class_of(arguments.pop("name"))
+    features = arguments.pop("features", "")
+    _check_options(config["name"], dataset, options)
     source = dataset(**arguments)
     if features:
         # Imported on use only, as above.
@@ -59,6 +50,36 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
         return source
     random = isinstance(source, RandomSource)
     return (_WholeRandomClips if random else _WholeClips)(source, num_frames)
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Refuse the `data` part of a config whose data set does not exist or lacks such a setting.
+
+    Raises:
+        UserError: names the first problem.
+    """
+    name = config.get("name")
+    if name not in DATASETS and ":" not in str(name):
+        raise UserError(
+            f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
+            f"{did_you_mean(name, DATASETS)}"
+        )
+    settings = [key for key in config if key not in ("name", "features")]
+    for key in settings:
+        if key in OF_THE_PROGRAM:
+            raise UserError(f"data.{key} is no setting: the program chooses it; remove it")
+    _check_options(name, _class_of(name), settings)
+
+
+def _check_options(name: str, dataset: Callable, options: Iterable[str]) -> None:
+    known = inspect.signature(dataset).parameters
+    for key in options:
+        if key not in known:
+            choices = [option for option in known if option not in OF_THE_PROGRAM]
+            raise UserError(
+                f"data.{key} is no option of {name!r}; choose one of {', '.join(choices)}"
+                f"{did_you_mean(key, choices)}"
+            )
 
 
 def _class_of(name: str) -> Callable[..., Source]:

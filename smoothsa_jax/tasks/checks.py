@@ -13,9 +13,9 @@ from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inputs.build import DATASETS
+from smoothsa_jax.inputs.build import check_settings
 from smoothsa_jax.losses.build import build_losses
-from smoothsa_jax.models.build import PARTS, slot_model_shapes
+from smoothsa_jax.models.build import PARTS, cold_start, slot_model_shapes, starts_from_boxes
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, below, frozen_patterns, matching, split
 from smoothsa_jax.tasks.build import build_task
@@ -37,16 +37,17 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     Raises:
         UserError: names the first problem.
     """
-    task = build_task(config)
-    losses = build_losses(config.losses)
-    trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
-    names = {"checkpoint.best_metric": (*task.evaluator.metrics, *trained)}
-    if ":" not in config.data.name:  # a class from elsewhere
-        names["data.name"] = DATASETS
     # With several processes, each scores whole batches on its own devices.
     multi = hosts.is_multi_process()
     divided = [name for name in batches if name != "eval.batch_size" or not multi]
-    schema.check(config, len(jax.devices()), names, divided)
+    schema.check(config, len(jax.devices()), divided)
+    check_settings(config.data)
+    task, losses = build_task(config), build_losses(config.losses)
+    trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
+    if (metric := config.checkpoint.best_metric) is not None:
+        metrics = (*task.evaluator.metrics, *trained)
+        schema.one_of(*metrics)("checkpoint.best_metric", metric)
+    _check_boxes(config, task)
     hosts.refuse_misfit(config, batches)
     losses.check_frames(config.data.get("num_frames") or 1)
     models = {MODEL: task.build(shapes_only=True)}
@@ -55,7 +56,35 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
-    losses.check_reads(_outputs(config, task, models))
+    outputs = _outputs(config, task, models)
+    losses.check_reads(outputs)
+    for name in task.evaluator.outputs if outputs is not None else ():
+        if name not in outputs:
+            raise UserError(
+                f"this model returns no {name}, which the evaluation reads; if its decoder has no "
+                "masks, set --config.eval.masks=aggregator"
+            )
+
+
+def _check_boxes(config: ConfigDict, task: Task) -> None:
+    """Refuse boxes for queries that need none, and queries from boxes without any."""
+    model, boxes = task.slot_model, config.data.get("boxes")
+    wanted = starts_from_boxes(model)
+    if boxes is not None and boxes != wanted:
+        # With boxes a slot is valid where there is one: a model that has to find the number of
+        # objects would be told it.
+        raise UserError(
+            f"data.boxes is {boxes}, but the initializer {cold_start(model)!r} "
+            f"{'starts' if wanted else 'does not start'} from boxes; set "
+            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
+        )
+    objects, background = config.data.get("max_objects"), config.data.get("background_box", False)
+    if wanted and isinstance(objects, int) and objects + background > model.num_slots:
+        also = " and one box for the background" if background else ""
+        raise UserError(
+            f"data.max_objects is {objects}{also}, more than the {model.num_slots} slots that "
+            f"start from boxes; raise model.num_slots to {objects + background} or lower data.max_objects"
+        )
 
 
 def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:
