@@ -9,6 +9,7 @@ from smoothsa_jax.config.load import config_from_command_line, load_config, spli
 from smoothsa_jax.config.schema import check, check_keys, is_schedule
 from smoothsa_jax.config.values import differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.tasks import checks
 
 ROOT = Path(__file__).parent.parent
 SPRITES = str(ROOT / "configs" / "sprites.py")
@@ -104,7 +105,7 @@ BAD = [
     ("--config.data.max_objects=5", "and one box for the background, more than the 5 slots"),
     (
         "--config.data.boxes=False",
-        "data.boxes is False, but model.initializer.cold.name is 'boxes'",
+        "data.boxes is False, but the initializer 'boxes' starts from boxes",
     ),
     ("--config.mesh.data=4", "mesh.data asks for 4 devices, 2 found"),
     ("--config.mesh.fsdp=3", "mesh.fsdp is 3, which does not divide the 2 devices found"),
@@ -132,7 +133,8 @@ BAD = [
 def test_a_bad_config_is_one_clear_line(argument, expected):
     def work():
         config, _ = read(argument)
-        check(config, 2, {"model.decoder.name": ("mlp_mixture", "random_ar")})
+        check(config, 2)
+        checks.check(config)
 
     assert expected in error_of(work)
 
@@ -365,8 +367,8 @@ def test_a_companion_that_the_program_has_filled_is_sound():
     filled.companions.slot_model.update(title="SmoothSA", model=load_config(COCO).model)
     check(filled)
     filled.companions.slot_model.model.initializer.cold.name = "boxes"
-    key = "companions.slot_model.model.initializer.cold.name"
-    assert f"data.boxes is False, but {key} is 'boxes'" in error_of(check, filled)
+    expected = "data.boxes is False, but the initializer 'boxes' starts from boxes"
+    assert expected in error_of(checks.check, filled)
     for setting, expected in [
         ("data.features=x", "recognition is trained on pixels"),
         ("train.remat=all", "no gradient passes"),

@@ -356,6 +356,7 @@ def _refuse(key: str, keys: Iterable[str]) -> None:
 def check(
     config: ConfigDict,
     num_devices: int = 1,
+    metrics: Iterable[str] | None = None,
     batches: Iterable[str] = BATCHES,
 ) -> None:
     """Refuse a config that cannot run, before anything is built.
@@ -365,10 +366,35 @@ def check(
     Args:
         config: the whole config.
         num_devices: how many devices are visible, for the mesh and the batch.
+        metrics: the metrics that can choose the best checkpoint; None: they are not known.
         batches: the batch sizes that will be used, and have to divide over the devices.
 
     Raises:
         UserError: the first problem: what was found, what was expected, what to do.
+    """
+    check_values(config)
+    best = config.checkpoint.best_metric
+    if best is not None and metrics is not None:
+        one_of(*metrics)("checkpoint.best_metric", best)
+    _check_warmup(config)
+    _check_companions(config)
+    _check_best(flatten(config))
+    slot_models = list(_slot_models(config))
+    for prefix, model in slot_models:
+        whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
+        whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
+    _check_image(config, slot_models)
+    _check_frames(config, slot_models)
+    if config.task == "recognition":
+        _check_recognition(config)
+    _check_devices(flatten(config), num_devices, batches)
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuse keys that nobody reads, and values that are out of range on their own.
+
+    Raises:
+        UserError: the first problem.
     """
     check_keys(config)
     for key, check_value in KEYS.items():
@@ -380,20 +406,7 @@ def check(
                 keys[key](f"{group}.{entry}.{key}", value)
     for name, term in config.losses.items():
         number_or_schedule()(f"losses.{name}.weight", term["weight"])
-    flat = flatten(config)
-    _check_warmup(config)
-    _check_companions(config)
-    _check_best(flat)
-    slot_models = list(_slot_models(config))
     _check_part_schedules("model", config.model)
-    for prefix, model in slot_models:
-        whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
-        whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
-    _check_image(config, slot_models)
-    _check_frames(config, slot_models)
-    if config.task == "recognition":
-        _check_recognition(config)
-    _check_devices(flat, num_devices, batches)
 
 
 def _check_part_schedules(prefix: str, part: Mapping[str, Any]) -> None:

@@ -37,16 +37,15 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     Raises:
         UserError: names the first problem.
     """
-    # With several processes, each scores whole batches on its own devices.
-    multi = hosts.is_multi_process()
-    divided = [name for name in batches if name != "eval.batch_size" or not multi]
-    schema.check(config, len(jax.devices()), divided)
+    schema.check_values(config)
     check_settings(config.data)
     task, losses = build_task(config), build_losses(config.losses)
     trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
-    if (metric := config.checkpoint.best_metric) is not None:
-        metrics = (*task.evaluator.metrics, *trained)
-        schema.one_of(*metrics)("checkpoint.best_metric", metric)
+    metrics = (*task.evaluator.metrics, *trained)
+    # With several processes, each scores whole batches on its own devices.
+    multi = hosts.is_multi_process()
+    divided = [name for name in batches if name != "eval.batch_size" or not multi]
+    schema.check(config, len(jax.devices()), metrics, divided)
     _check_boxes(config, task)
     hosts.refuse_misfit(config, batches)
     losses.check_frames(config.data.get("num_frames") or 1)
@@ -83,7 +82,8 @@ def _check_boxes(config: ConfigDict, task: Task) -> None:
         also = " and one box for the background" if background else ""
         raise UserError(
             f"data.max_objects is {objects}{also}, more than the {model.num_slots} slots that "
-            f"start from boxes; raise model.num_slots to {objects + background} or lower data.max_objects"
+            f"start from boxes; raise model.num_slots to {objects + background} or lower "
+            "data.max_objects"
         )
 
 
