@@ -103,7 +103,9 @@ def without_weights(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references().unlock()
     for entry in config.weights.values():
-        entry.update(source=RANDOM, seed=0)
+        entry.source = RANDOM
+        if entry.into:
+            entry.seed = 0  # of one part
     for companion in config.companions.values():
         if "source" in companion and "model" not in companion:
             earlier = without_weights(load_config(config_file(Path(companion.source).name)))

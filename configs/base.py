@@ -351,7 +351,9 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
     for entry in config.weights.values():
-        entry.update(source="random", seed=0)
+        entry.source = "random"
+        if entry.into:
+            entry.seed = 0  # of one part; all others follow the run's seed
 
 
 def _name(data: DataSet, chosen: Mapping[str, str], without: tuple[str, ...] = ()) -> str:

@@ -108,10 +108,6 @@ def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, argumen
             "config.losses.category = {'weight': 1.0}",
             "losses.category needs logits, which this model does not give",
         ),
-        (
-            "config.weights.encoder.frozen = ()",
-            "model.target.name is 'features', but the encoder is trained",
-        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_one_line(tmp_path, capfd, change, expected):

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from run_config import get_config
 from tiny import as_recognition, tiny_batch, tiny_config
 
 from smoothsa_jax.checkpoints import sources
@@ -24,7 +25,7 @@ from smoothsa_jax.models.parameters import frozen_patterns, matching
 from smoothsa_jax.report.build import _weights_through_training
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check, check_sources
-from smoothsa_jax.training import evaluating
+from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.step import Training, build_training
 
 DECAY = 0.75
@@ -411,6 +412,26 @@ def test_without_first_values_there_is_no_untrained_baseline(other, monkeypatch,
         assert steps == [0] * len(baselines)
         assert any("untrained model is left out" in line for line in said) == (not baselines)
         assert any("step 0 is left out" in line for line in lines) == (not baselines)
+
+
+@pytest.mark.slow
+def test_a_run_from_a_source_has_the_same_scores_again(tmp_path):
+    """After training, resumed when finished, and evaluated: from the same workdir, the same."""
+    config = get_config("image")
+    config.train.num_steps, config.mesh.data = 2, 1
+    config.eval.num_pictures = 0
+    training = build_training(canonical(config))
+    arrays = {n: x + 1 for n, x in on_host(training.state.params).items()}
+    save_model(tmp_path / "other", canonical(config), {**arrays, **on_host(training.frozen)}, 3)
+    config.unlock().weights.start = {"into": "", "source": str(tmp_path / "other")}
+    config, workdir = canonical(config), tmp_path / "run"
+    first = loop.train(config, workdir)
+    assert "untrained model" not in first["baselines"] and first["baselines"]
+    expected = (workdir / "scores.json").read_bytes()
+    for again in (lambda: loop.train(config, workdir), lambda: evaluating.evaluate_run(workdir)):
+        (workdir / "scores.json").unlink()
+        again()
+        assert (workdir / "scores.json").read_bytes() == expected
 
 
 # ------------------------------------------------------------------------------- the first command

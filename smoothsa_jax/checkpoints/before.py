@@ -50,7 +50,7 @@ _DATA = {
     "sprites": "min_objects palette_size keep seed".split(),
     "prepared": "folder categories repeat_frames".split(),
 }
-_DATA_OF_ALL = "image_size num_frames max_objects num_slots num_samples boxes background_box"
+_DATA_OF_ALL = "image_size num_frames max_objects num_samples boxes background_box"
 
 
 # -------------------------------------------------------------------------------------- recognizing

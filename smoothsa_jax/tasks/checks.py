@@ -67,7 +67,36 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
-    losses.check_reads(_outputs(config, task, models))
+    outputs = _outputs(config, task, models)
+    losses.check_reads(outputs)
+    for name in task.evaluator.outputs if outputs is not None else ():
+        if name not in outputs:
+            raise UserError(
+                f"this model returns no {name}, which the evaluation reads; if its decoder has no "
+                "masks, set --config.eval.masks=aggregator"
+            )
+
+
+def _check_boxes(config: ConfigDict, task: Task) -> None:
+    """Refuse boxes for queries that need none, and queries from boxes without any."""
+    model, boxes = task.slot_model, config.data.get("boxes")
+    wanted = starts_from_boxes(model)
+    if boxes is not None and boxes != wanted:
+        # With boxes a slot is valid where there is one: a model that has to find the number of
+        # objects would be told it.
+        raise UserError(
+            f"data.boxes is {boxes}, but the initializer {cold_start(model)!r} "
+            f"{'starts' if wanted else 'does not start'} from boxes; set "
+            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
+        )
+    objects, background = config.data.get("max_objects"), config.data.get("background_box", False)
+    if wanted and isinstance(objects, int) and objects + background > model.num_slots:
+        also = " and one box for the background" if background else ""
+        raise UserError(
+            f"data.max_objects is {objects}{also}, more than the {model.num_slots} slots that "
+            f"start from boxes; raise model.num_slots to {objects + background} or lower "
+            "data.max_objects"
+        )
 
 
 def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
