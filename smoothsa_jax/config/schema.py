@@ -313,30 +313,6 @@ def check(
     Raises:
         UserError: the first problem: what was found, what was expected, what to do.
     """
-    check_values(config)
-    best = config.checkpoint.best_metric
-    if best is not None and metrics is not None:
-        one_of(*metrics)("checkpoint.best_metric", best)
-    _check_warmup(config)
-    _check_companions(config)
-    _check_best(flatten(config))
-    slot_models = list(_slot_models(config))
-    for prefix, model in slot_models:
-        whole(1)(f"{prefix}.slot_size", model.get("slot_size"))
-        whole(1)(f"{prefix}.num_slots", model.get("num_slots"))
-    _check_image(config, slot_models)
-    _check_frames(config, slot_models)
-    if config.task == "recognition":
-        _check_recognition(config)
-    _check_devices(flatten(config), num_devices, batches)
-
-
-def check_values(config: ConfigDict) -> None:
-    """Refuse keys that nobody reads, and values that are out of range on their own.
-
-    Raises:
-        UserError: the first problem.
-    """
     check_keys(config)
     for key, check_value in KEYS.items():
         group, _, name = key.rpartition(".")

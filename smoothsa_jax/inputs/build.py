@@ -14,7 +14,6 @@ from smoothsa_jax.inputs.sprites import Sprites
 # A class, or "module:class" if the module needs packages that other data sets do not. Those are
 # imported on use only: importing one of them breaks imports that run in other threads.
 DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
-OF_THE_PROGRAM = ("split", "num_slots")  # options of a data set that no config sets
 
 # What the program gives to a data set, so that it would do nothing in a config.
 OF_PROGRAM = {

@@ -77,28 +77,6 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
             )
 
 
-def _check_boxes(config: ConfigDict, task: Task) -> None:
-    """Refuse boxes for queries that need none, and queries from boxes without any."""
-    model, boxes = task.slot_model, config.data.get("boxes")
-    wanted = starts_from_boxes(model)
-    if boxes is not None and boxes != wanted:
-        # With boxes a slot is valid where there is one: a model that has to find the number of
-        # objects would be told it.
-        raise UserError(
-            f"data.boxes is {boxes}, but the initializer {cold_start(model)!r} "
-            f"{'starts' if wanted else 'does not start'} from boxes; set "
-            f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
-        )
-    objects, background = config.data.get("max_objects"), config.data.get("background_box", False)
-    if wanted and isinstance(objects, int) and objects + background > model.num_slots:
-        also = " and one box for the background" if background else ""
-        raise UserError(
-            f"data.max_objects is {objects}{also}, more than the {model.num_slots} slots that "
-            f"start from boxes; raise model.num_slots to {objects + background} or lower "
-            "data.max_objects"
-        )
-
-
 def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
     metric, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
     if metric is None:
