@@ -108,6 +108,16 @@ def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, argumen
             "config.losses.category = {'weight': 1.0}",
             "losses.category needs logits, which this model does not give",
         ),
+        (
+            "config.losses.distillation = {'weight': {'schedule': 'cosine', 'begin': 0, 'ent': 1}}",
+            "losses.distillation.weight.ent is no setting of losses.distillation.weight.schedule="
+            "'cosine': expected among begin, end; did you mean 'end'?",
+        ),
+        (
+            "config.optimizer.learning_rate.schedule = 'no_module:wave'",
+            "optimizer.learning_rate.schedule is 'no_module:wave', which cannot be imported",
+        ),
+        ("config.data.sead = 1", "data.sead is no option of 'sprites'"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_one_line(tmp_path, capfd, change, expected):

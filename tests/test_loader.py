@@ -119,6 +119,20 @@ class _Shrinking:
         return {"video": np.zeros((frames, 8, 8, 3), np.uint8)}
 
 
+def test_a_data_set_has_to_take_what_the_program_gives(monkeypatch):
+    monkeypatch.setitem(build.DATASETS, "shrinking", _Shrinking)
+    assert build.check_data({"name": "shrinking", "num_frames": 3}, ()) is _Shrinking
+    for config, options, expected in [
+        ({"num_frames": 3}, ("num_slots",), "takes no 'num_slots', which the program gives it"),
+        ({}, (), "data.name='shrinking' needs data.num_frames"),
+        ({"num_frames": 3, "split": "test"}, (), "data.split is no setting"),
+        ({"num_frames": 3, "num_slots": 3}, (), "data.num_slots is no setting"),
+        ({"num_frame": 3}, (), "data.num_frame is no option of .*mean 'num_frames'"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            build.check_data({"name": "shrinking", **config}, options)
+
+
 def test_a_clip_shorter_than_asked_is_named(monkeypatch):
     monkeypatch.setitem(build.DATASETS, "shrinking", _Shrinking)
     source = build.build_dataset({"name": "shrinking", "num_frames": 3}, "train")

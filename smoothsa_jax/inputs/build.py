@@ -57,13 +57,14 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
 
 
 def check_data(
-    config: Mapping[str, Any], options: Iterable[str] = ("num_slots",)
+    config: Mapping[str, Any], options: Iterable[str] = ("num_slots", "num_samples")
 ) -> Callable[..., Source]:
     """Refuse settings that the data set does not take, or the lack of one that it needs.
 
     Args:
         config: the `data` part of a config.
-        options: names of what the program gives beside these settings and the split.
+        options: names of what the program gives beside these settings and the split; by default
+            what training and evaluation give.
 
     Returns:
         The class of the data set.
