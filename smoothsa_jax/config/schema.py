@@ -154,7 +154,7 @@ KEYS: dict[str, Check] = {
     "log.every": whole(1),
     "eval.split": one_of(*SPLITS),
     "eval.num_samples": none_or(whole(1)),  # None: all
-    "eval.num_frames": none_or(anything),  # -1: whole videos; see `_check_frames`
+    "eval.num_frames": none_or(anything),  # -1: whole videos; see `check` and `tasks.checks`
     "eval.batch_size": whole(1),
     "eval.seeds": seeds,
     "eval.masks": one_of("decoder", "aggregator"),
