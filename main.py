@@ -121,6 +121,8 @@ def run_training(
         say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
     try:
         if given.mode == "train":
+            if restart is None:
+                store_features(config)
             loop.train(config, folder)
             return 0
 
@@ -133,6 +135,23 @@ def run_training(
     except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
+
+
+def store_features(config: ConfigDict) -> None:
+    """Store the encoder's features before training, if the config asks for it and there are none.
+
+    Several processes do not: `python -m data.store` makes them before.
+    """
+    from smoothsa_jax.inputs.features import AUTO, features_folder
+    from smoothsa_jax.inputs.manifest import MANIFEST
+
+    if config.data.get("features") != AUTO:
+        return
+    folder = features_folder(config.data)
+    if not (folder / MANIFEST).is_file():
+        from data.store import store
+
+        store(config, folder)
 
 
 def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:

@@ -82,7 +82,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
             "eval": {
                 "split": "validation",
                 "num_samples": None,  # None: all
-                "num_frames": None,  # -1: whole videos
+                "num_frames": None,  # -1: whole videos; -24: at most their first 24 frames
                 "batch_size": batch_size,
                 "seeds": (0,),
                 "masks": "decoder",  # or aggregator: whose masks are scored
@@ -188,12 +188,13 @@ def prepared(
     """A data set on disk: a prepared folder, 256x256 pixels, DINOv2's features.
 
     Args:
-        eval_frames: of the clips to score; -1: whole videos, of any length.
+        eval_frames: of the clips to score; -1: whole videos, of any length; -24: at most their
+            first 24 frames.
         eval: other settings of `eval`.
         **data: other settings of `data`.
     """
     # The paper's batches, on which match_paper depends.
-    eval_batch = 32 if eval_frames == 1 else 1 if eval_frames == -1 else 8
+    eval_batch = 32 if eval_frames == 1 else 1 if eval_frames < 0 else 8
     return DataSet(
         name=name,
         data={
@@ -203,7 +204,9 @@ def prepared(
             "num_frames": num_frames,
             "boxes": boxes,
             "background_box": False,
-            "features": "",  # a folder of cached features, in place of the encoder in training
+            # A folder of cached features, in place of the encoder in training; "auto": beside
+            # `folder`, and made when the run begins.
+            "features": "",
             **data,
         },
         num_slots=num_slots,
@@ -217,7 +220,7 @@ def prepared(
 # A tiny model and six steps: to see within a minute that a prepared folder and the whole program
 # fit together. Its scores mean nothing.
 SMOKE = {
-    "data": {"image_size": 64},
+    "data": {"image_size": 64, "features": ""},
     "train": {"num_steps": 6, "batch_size": 2, "num_threads": 1},
     "log": {"every": 2},
     "eval": {"num_samples": 2, "batch_size": 1, "num_pictures": 1, "validation_samples": 2},

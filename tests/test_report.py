@@ -28,7 +28,7 @@ from smoothsa_jax.report.build import report
 from smoothsa_jax.report.clips import COLD, WARM, Clip, Observer, clips, iterations_of_first_frame
 from smoothsa_jax.report.curves import Curve, curves, smoothed
 from smoothsa_jax.report.distances import around_the_warmer, by_iteration, relative_distance
-from smoothsa_jax.report.ranking import descending, rank
+from smoothsa_jax.report.ranking import best_first, rank
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
 from smoothsa_jax.training.evaluating import batches_of, source_of_split
 from smoothsa_jax.training.evaluating import report as score
@@ -205,7 +205,7 @@ def test_ranking():
         Scored("SmoothSA", "default", 0, {"ari": np.array([0.1, np.nan, 0.3])}),
         Scored("SmoothSA", "default", 1, {"ari": np.array([0.9, 0.9, 0.9])}),
     ]
-    np.testing.assert_array_equal(descending(rows, "ari")["SmoothSA"], [0.3, 0.1])
+    np.testing.assert_array_equal(best_first(rows, "ari")["SmoothSA"], [0.3, 0.1])
 
 
 def test_the_principal_plane_keeps_distances_of_points_in_a_plane():

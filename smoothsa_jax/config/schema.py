@@ -154,7 +154,7 @@ KEYS: dict[str, Check] = {
     "log.every": whole(1),
     "eval.split": one_of(*SPLITS),
     "eval.num_samples": none_or(whole(1)),  # None: all
-    "eval.num_frames": none_or(anything),  # -1: whole videos; see `check` and `tasks.checks`
+    "eval.num_frames": none_or(anything),  # see `check` and `tasks.checks`
     "eval.batch_size": whole(1),
     "eval.seeds": seeds,
     "eval.masks": one_of("decoder", "aggregator"),
@@ -327,8 +327,9 @@ def check(
     _check_image(config)
     if config.data.get("num_frames") is not None:
         whole(1)("data.num_frames", config.data.num_frames)
-    if config.eval.num_frames != -1:  # -1: whole videos
-        none_or(whole(1))("eval.num_frames", config.eval.num_frames)
+    frames = config.eval.num_frames  # -1: whole videos; -n: at most their first n frames
+    if not isinstance(frames, int) or isinstance(frames, bool) or frames >= 0:
+        none_or(whole(1))("eval.num_frames", frames)
     _check_devices(flat, num_devices, batches)
 
 

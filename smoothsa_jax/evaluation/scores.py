@@ -25,8 +25,9 @@ TITLES = {
     "box_iou": "box IoU",
     "num_matches": "matches",
 }
-LEADING = ("fg_ari", "top1")
+LEADING = ("fg_ari", "top1", "loss")
 COUNTS = ("num_matches",)  # numbers, not shares
+LOSS = "loss"  # also the beginning of a term's name, `loss/reconstruction`
 DECIMALS = 6  # finer than any relevant difference, coarser than the noise of summation order
 
 
@@ -124,7 +125,7 @@ def write_scores(path: str | os.PathLike, scores: Mapping[str, Any]) -> None:
 
 
 def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the table of scores, in percent.
+    """Return the rows of the table of scores, in percent; losses as they are.
 
     Args:
         title: title of the model.
@@ -133,16 +134,16 @@ def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
     Returns:
         The table's head, the model under each scored protocol, and the baselines, best first.
     """
-    titles = {name: title for name, title in TITLES.items() if name in scores["metrics"]}
+    titles = {name: title_of(name) for name in _ordered(scores["metrics"])}
     rows = [["", *titles.values()], _model_row(title, scores["metrics"], titles)]
     if "match_paper" in scores:
         paper = scores["match_paper"]["metrics"]
         rows.append(_model_row(f"{title}, match_paper", paper, titles))
     leading = leading_metric(scores)
     order = sorted(
-        scores["baselines"].items(), key=lambda item: (-(_number(item[1][leading])), item[0])
+        scores["baselines"].items(), key=lambda item: (_rank(leading, item[1][leading]), item[0])
     )
-    return rows + [[key, *(_cell(m, row[m]) for m in titles)] for key, row in order]
+    return rows + [[key, *(cell(m, row[m]) for m in titles)] for key, row in order]
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> str:
@@ -152,7 +153,7 @@ def scores_table(title: str, scores: Mapping[str, Any]) -> str:
 
     def line(row: list[str]) -> str:
         cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells += [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
         return "  ".join(cells).rstrip()
 
     lines = [line(head), "-" * len(line(head))]
@@ -163,22 +164,38 @@ def _model_row(name: str, metrics: Mapping[str, Any], titles: Iterable[str]) -> 
     row = [name]
     for metric in titles:
         entry = metrics[metric]
-        cell = _cell(metric, entry["mean"])
+        text = cell(metric, entry["mean"])
         if len(entry["seeds"]) > 1:
-            cell += f" ± {_cell(metric, entry['std'])}"
-        row.append(cell)
+            text += f" ± {cell(metric, entry['std'])}"
+        row.append(text)
     return row
 
 
 def headline(scores: Mapping[str, Any]) -> str:
     """Return the score that represents a run, with its name."""
     leading = leading_metric(scores)
-    return f"{TITLES[leading]} {_cell(leading, scores['metrics'][leading]['mean'])}"
+    return f"{title_of(leading)} {cell(leading, scores['metrics'][leading]['mean'])}"
 
 
 def leading_metric(scores: Mapping[str, Any]) -> str:
     """Return the name of the score that represents a run."""
     return next(name for name in LEADING if name in scores["metrics"])
+
+
+def title_of(metric: str) -> str:
+    """Return a metric's name in tables and plots."""
+    return TITLES.get(metric, metric.removeprefix(f"{LOSS}/").replace("_", " "))
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is a loss: lower is better, and it is no share in percent."""
+    return metric.split("/")[0] == LOSS
+
+
+def _ordered(metrics: Iterable[str]) -> list[str]:
+    """The metrics of a table in its order: the known ones as in TITLES, then losses."""
+    known = [name for name in TITLES if name in metrics]
+    return known + sorted(name for name in metrics if is_loss(name))
 
 
 def _rounded(value: float) -> float | None:
@@ -201,11 +218,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _number(value: float | None) -> float:
-    return -1.0 if value is None else value
+def _rank(metric: str, value: float | None) -> float:
+    """A sort key that puts the best first, and undefined values last."""
+    if value is None:
+        return math.inf
+    return value if is_loss(metric) else -value
 
 
-def _cell(metric: str, value: float | None) -> str:
+def cell(metric: str, value: float | None) -> str:
+    """Return a value as tables show it: a share in percent, a loss or a count as it is."""
     if value is None:
         return "-"
+    if is_loss(metric):
+        return f"{value:.4g}"
     return f"{value:.0f}" if metric in COUNTS else f"{100 * value:.1f}"

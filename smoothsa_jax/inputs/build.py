@@ -22,7 +22,9 @@ OF_PROGRAM = {
 }
 
 
-def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Source:
+def build_dataset(
+    config: Mapping[str, Any], split: str, *, may_be_shorter: bool = False, **options: Any
+) -> Source:
     """Build the data set `config.name` with the other entries of `config` as its options.
 
     If `config.features` names a folder, samples have the features stored there instead of pixels.
@@ -30,11 +32,12 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     Args:
         config: the `data` part of a config.
         split: name of the split.
+        may_be_shorter: whether clips may have fewer frames than requested.
         **options: override `config`, for example `num_frames` or `num_samples` of an evaluation.
 
     Returns:
-        The samples. Accessing one raises UserError if its clip does not have the requested number
-        of frames.
+        The samples. Unless they may be shorter, accessing one raises UserError if its clip does
+        not have the requested number of frames.
 
     Raises:
         UserError: the name or an option is unknown.
@@ -42,15 +45,15 @@ def build_dataset(config: Mapping[str, Any], split: str, **options: Any) -> Sour
     dataset = check_data(config, options)
     arguments = {**config, **options, "split": split}
     del arguments["name"]
-    features = arguments.pop("features", "")
+    named = arguments.pop("features", "")
     source = dataset(**arguments)
-    if features:
+    if named:
         # Imported on use only, as above.
-        from smoothsa_jax.inputs.features import CachedFeatures
+        from smoothsa_jax.inputs.features import CachedFeatures, features_folder
 
-        return CachedFeatures(source, features, split)
+        return CachedFeatures(source, features_folder(config), split)
     num_frames = arguments.get("num_frames")
-    if num_frames is None:
+    if num_frames is None or may_be_shorter:
         return source
     random = isinstance(source, RandomSource)
     return (_WholeRandomClips if random else _WholeClips)(source, num_frames)
@@ -124,11 +127,60 @@ def _class_of(name: str) -> Callable[..., Source]:
         ) from error
 
 
+def is_labelled(source: Source) -> bool:
+    """Whether samples have true segments to score masks against."""
+    return getattr(source, "is_labelled", True)
+
+
+def long_enough(source: Source, num_frames: int) -> Source:
+    """The samples of a source that have at least `num_frames` frames, as far as it knows.
+
+    Raises:
+        UserError: none has.
+    """
+    indices = _long_enough(source, num_frames)
+    if not len(indices):
+        raise UserError(
+            f"none of the {len(source)} samples to score has the {num_frames} frames of a training "
+            "clip; lower data.num_frames, or hold out longer videos"
+        )
+    return source if len(indices) == len(source) else _Some(source, indices)
+
+
+def _long_enough(source: Source, num_frames: int) -> np.ndarray:
+    known = getattr(source, "long_enough", None)
+    return np.arange(len(source)) if known is None else known(num_frames)
+
+
+class _Some:
+    """Some samples of a source, by their indices."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source, self._indices = source, indices
+
+    @property
+    def is_labelled(self) -> bool:
+        return is_labelled(self._source)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._source[int(self._indices[index])]
+
+
 class _WholeClips:
     """A source that checks that every clip has the requested number of frames."""
 
     def __init__(self, source: Source, num_frames: int):
         self._source, self._num_frames = source, num_frames
+
+    @property
+    def is_labelled(self) -> bool:
+        return is_labelled(self._source)
+
+    def long_enough(self, num_frames: int) -> np.ndarray:
+        return _long_enough(self._source, num_frames)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -4,7 +4,7 @@ A record holds one frame, so that a window of a clip reads only its own frames.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,28 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
 
+AUTO = "auto"  # value of data.features: beside data.folder
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
+
+
+def features_folder(data: Mapping[str, Any]) -> Path | None:
+    """The folder of the features to train on; None: training sees pixels.
+
+    Args:
+        data: the `data` part of a config.
+
+    Raises:
+        UserError: "auto" for a data set without a folder.
+    """
+    named = data.get("features")
+    if named == AUTO and "folder" not in data:
+        raise UserError(
+            f"data.features is {AUTO!r}, which is beside data.folder, but this data set has none; "
+            "name a folder"
+        )
+    if named == AUTO:
+        named = f"{str(data['folder']).rstrip('/')}_features"
+    return Path(named).expanduser() if named else None
 
 
 class FixedViewSource(Protocol):

@@ -33,6 +33,14 @@ def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
         ) from error
 
 
+def labelled_splits(folder: Path) -> tuple[str, ...] | None:
+    """The splits whose samples have labels; None: unknown, as without a manifest."""
+    try:
+        return tuple(json.loads((folder / MANIFEST).read_text())["metadata"]["labelled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def fingerprint(folder: Path, split: str) -> str | None:
     """A hash of a split's bytes, independent of the folder's path; None: no checksums."""
     try:

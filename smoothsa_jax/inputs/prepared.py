@@ -19,7 +19,7 @@ from smoothsa_jax.inputs.augment import (
 )
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels, parse_clip
-from smoothsa_jax.inputs.manifest import fingerprint, frame_counts
+from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
 
 
@@ -119,6 +119,21 @@ class PreparedFolder:
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the split has labels. A prepared folder without any holds empty label maps."""
+        labelled = labelled_splits(self.records.folder)
+        if labelled is not None:
+            return self._split in labelled
+        return len(self) == 0 or self._clip(0).labels is not None
+
+    def long_enough(self, num_frames: int) -> Int[np.ndarray, " k"]:
+        """The indices of samples that have at least `num_frames` frames."""
+        if num_frames == 1:
+            return np.arange(len(self))
+        lengths = frame_counts(self.records.folder, self._split)[: len(self)]
+        return np.flatnonzero(lengths >= num_frames)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Sample `index` for evaluation; see smoothsa_jax.inputs for keys and shapes.

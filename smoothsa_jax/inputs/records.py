@@ -16,6 +16,10 @@ PREPARE = "python -m data.prepare NAME --source PATH --out"
 READER_OPTIONS = "readahead_buffer_size:0"
 
 
+class NoSuchSplit(UserError):
+    """A prepared folder lacks a split."""
+
+
 class Records:
     """The records of a split as bytes, by index over all of its shards.
 
@@ -27,7 +31,8 @@ class Records:
         split: one of the splits listed there.
 
     Raises:
-        UserError: the folder, its description, the split or a shard is missing.
+        NoSuchSplit: the folder has other splits.
+        UserError: the folder, its description or a shard is missing.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -35,9 +40,10 @@ class Records:
         dataset, splits = _described(self.folder)
         if split not in splits:
             found = ", ".join(sorted(splits)) or "none"
-            raise UserError(
-                f"{self.folder} has no split {split!r}; it has: {found}; choose one of them or "
-                f"prepare it: {PREPARE} {self.folder} --split {split}"
+            raise NoSuchSplit(
+                f"{self.folder} has no split {split!r}; it has: {found}; choose one of them (for "
+                f"scores: --config.eval.split) or prepare it: {PREPARE} {self.folder} "
+                f"--split {split}"
             )
         lengths = splits[split]
         self._files = [

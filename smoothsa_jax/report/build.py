@@ -1,5 +1,6 @@
 """Build the report of a workdir."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from smoothsa_jax.checkpoints.sources import start_elsewhere
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import WORDS
 from smoothsa_jax.evaluation.pictures import contact_sheet
-from smoothsa_jax.evaluation.scores import TITLES, headline, leading_metric, scores_rows
+from smoothsa_jax.evaluation.scores import (
+    cell,
+    headline,
+    is_loss,
+    leading_metric,
+    scores_rows,
+    title_of,
+)
 from smoothsa_jax.evaluation.split import Batch, scored
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.models.build import cold_start
@@ -21,7 +29,7 @@ from smoothsa_jax.report import figures
 from smoothsa_jax.report.clips import WARM, Clip, Observer, clips
 from smoothsa_jax.report.curves import Curve, curves
 from smoothsa_jax.report.page import Picture, Section, page
-from smoothsa_jax.report.ranking import Ranking, descending, rank
+from smoothsa_jax.report.ranking import Ranking, best_first, rank
 from smoothsa_jax.report.records import Records, read_records
 from smoothsa_jax.report.stages import Stage, stage
 from smoothsa_jax.training.evaluating import (
@@ -69,8 +77,9 @@ def report(
     records = read_records(workdir)
     config = _as_scored(config, records)
     metric = leading_metric(records.scores)
+    labelled = not is_loss(metric)
     model_scores = records.by_sample[0]
-    ranking = rank(model_scores.per_sample[metric], NUM_RANKED)
+    ranking = rank(model_scores.per_sample[metric], NUM_RANKED, lowest_first=not labelled)
 
     checkpoint = _scored_checkpoint(workdir, checkpoint, records, say)
     say(f"looking at samples of the {config.eval.split} split with {checkpoint.path}")
@@ -82,12 +91,14 @@ def report(
         model_scores.seed,
         {*range(min(NUM_CLIPS, len(model_scores.per_sample[metric]))), *ranked},
     )
+    if not labelled:
+        found = {number: dataclasses.replace(clip, labels=None) for number, clip in found.items()}
     say("looking at the first batch with the weights of each checkpoint")
     batch = next(_batches(config))
     key = jax.random.fold_in(jax.random.key(model_scores.seed), 0)
     background = config.eval.background_column_always
     stages = [
-        stage(step, observer(weights, batch, key), batch, background)
+        stage(step, observer(weights, batch, key), batch, background, labelled)
         for step, weights in _weights_through_training(workdir, config, checkpoint.weights, say)
     ]
     last = observer(params, batch, key)["states"]
@@ -132,8 +143,11 @@ def _as_scored(config: ConfigDict, records: Records) -> ConfigDict:
     protocol = records.scores["protocol"]
     config.eval.split = records.scores["split"]
     for name in ("num_samples", "num_frames", "batch_size", "background_column_always"):
-        config.eval[name] = protocol[name]
-    config.eval.masks = next(name for name, words in WORDS.items() if words == protocol["masks"])
+        if name in protocol:  # losses have no background
+            config.eval[name] = protocol[name]
+    if "masks" in protocol:
+        masks = next(name for name, words in WORDS.items() if words == protocol["masks"])
+        config.eval.masks = masks
     return config
 
 
@@ -186,14 +200,15 @@ def _weights_through_training(
 
 def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> Section:
     protocol = records.scores["protocol"]
+    unit = "without labels: losses, lower is better" if is_loss(metric) else "in %"
     text = (
-        f"On {protocol['num_samples']} samples of the {records.scores['split']} split, in %, after "
-        f"{records.scores['step']} training steps."
+        f"On {_samples(protocol['num_samples'])} of the {records.scores['split']} split, {unit}, "
+        f"after {records.scores['step']} training steps."
     )
     png = figures.scores(
         curves(records.log, "validation/"),
         stages,
-        descending(records.by_sample, metric),
+        best_first(records.by_sample, metric),
         metric,
         title,
     )
@@ -203,6 +218,10 @@ def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> S
     return Section(
         "Scores", text, [Picture("scores", caption, png)], scores_rows(title, records.scores)
     )
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'s' * (count != 1)}"
 
 
 def _training(records: Records) -> Section:
@@ -224,6 +243,8 @@ def _masks(shown: list[Clip], folder: Path) -> Section:
         "Frames, true segments and predicted masks. Each slot keeps the color of the segment that "
         "it matches best."
     )
+    if shown[0].labels is None:
+        text = "Frames and predicted masks, a color for each slot."
     return Section("Masks over time" if len(shown[0].video) > 1 else "Masks", text, pictures)
 
 
@@ -255,7 +276,7 @@ def _warmer(
         "The paper's argument: queries of a first frame carry no information about it, so it needs "
         "several iterations, unless a warmer first moves them close to the slots. Distance of "
         "queries from the slots that they become, relative to the slots' norm, on the first "
-        f"frames of {len(rows)} samples: {now}."
+        f"frames of {_samples(len(rows))}: {now}."
     )
     if WARM not in states:
         text += " This model has no warmer."
@@ -296,8 +317,9 @@ def _ranked(ranking: Ranking, found: dict[int, Clip], metric: str, folder: Path)
     for kind, rows in (("best", ranking.best), ("worst", ranking.worst)):
         for place, (number, score) in enumerate(rows, start=1):
             caption = (
-                f"{kind.capitalize()} {place}: sample {number}, {TITLES[metric]} {100 * score:.1f}."
+                f"{kind.capitalize()} {place}: sample {number}, {title_of(metric)} "
+                f"{cell(metric, score)}."
             )
             pictures.append(Picture(f"{kind}_{place}", caption, _sheet(found[number], folder)))
-    text = f"By {TITLES[metric]} of each sample, first evaluation seed."
+    text = f"By {title_of(metric)} of each sample, first evaluation seed."
     return Section("Best and worst samples", text, pictures)

@@ -31,7 +31,7 @@ class Clip:
     Attributes:
         number: index in the split, counted from 0, as in `scores.csv`.
         video: the frames, RGB.
-        labels: the true segment of each pixel.
+        labels: the true segment of each pixel; None: the split has no labels.
         masks: the slot of each pixel.
         slots: the slots of each frame.
         slot_mask: true = valid.
@@ -41,7 +41,7 @@ class Clip:
 
     number: int
     video: Int[np.ndarray, "T H W 3"]
-    labels: Int[np.ndarray, "T H W"]
+    labels: Int[np.ndarray, "T H W"] | None
     masks: Int[np.ndarray, "T H W"]
     slots: Float[np.ndarray, "T N D"]
     slot_mask: Bool[np.ndarray, "N"]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import OBJECTS, enlarge, overlay
-from smoothsa_jax.evaluation.scores import TITLES
+from smoothsa_jax.evaluation.scores import is_loss, title_of
 from smoothsa_jax.evaluation.upsampling import upsample
 from smoothsa_jax.report.clips import COLD, WARM, Clip
 from smoothsa_jax.report.curves import Curve, smoothed
@@ -86,29 +86,33 @@ def losses(terms: Mapping[str, Curve], others: Mapping[str, Curve]) -> bytes:
 def scores(
     validation: Mapping[str, Curve],
     stages: Sequence[Stage],
-    descending: Mapping[str, Float[np.ndarray, "samples"]],
+    best_first: Mapping[str, Float[np.ndarray, "samples"]],
     metric: str,
     title: str,
 ) -> bytes:
     """Plot the scores through training, and those of all samples from best to worst."""
-    figure, axes = _panels(1, 3 if validation else 2, 4.6, 3.1)
+    scored = bool(stages[0].scores)
+    figure, axes = _panels(1, 1 + bool(validation) + scored, 4.6, 3.1)
     if validation:
         for name, curve in validation.items():
-            axes[0, 0].plot(*curve, label=TITLES.get(name, name), marker=".", linewidth=1.4)
-        _plain(axes[0, 0], "validation scores in the log", "step")
+            axes[0, 0].plot(*curve, label=title_of(name), marker=".", linewidth=1.4)
+        what = "losses" if is_loss(metric) else "scores"
+        _plain(axes[0, 0], f"validation {what} in the log", "step")
         axes[0, 0].legend(fontsize=8)
-    through, spread = axes[0, -2], axes[0, -1]
-    steps = [stage.step for stage in stages]
-    for name in stages[0].scores:
-        values = [stage.scores[name] for stage in stages]
-        through.plot(steps, values, label=TITLES.get(name, name), marker="o", linewidth=1.4)
-    _plain(through, "scores at each checkpoint, first batch", "step")
-    through.legend(fontsize=8)
-    for method, values in descending.items():
+    spread = axes[0, -1]
+    if scored:
+        through, steps = axes[0, -2], [stage.step for stage in stages]
+        for name in stages[0].scores:
+            values = [stage.scores[name] for stage in stages]
+            through.plot(steps, values, label=title_of(name), marker="o", linewidth=1.4)
+        _plain(through, "scores at each checkpoint, first batch", "step")
+        through.legend(fontsize=8)
+    for method, values in best_first.items():
         place = (np.arange(len(values)) + 0.5) / max(1, len(values))
-        spread.plot(100 * place, values, label=method, linewidth=2.4 if method == title else 1)
-    _plain(spread, f"{TITLES.get(metric, metric)} of every sample", "samples, best first, in %")
-    spread.legend(fontsize=8, loc="lower left")
+        style = {"linewidth": 2.4 if method == title else 1, "marker": "o" * (len(values) == 1)}
+        spread.plot(100 * place, values, label=method, **style)
+    _plain(spread, f"{title_of(metric)} of every sample", "samples, best first, in %")
+    spread.legend(fontsize=8, loc="best" if is_loss(metric) else "lower left")
     return _png(figure)
 
 

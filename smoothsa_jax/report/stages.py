@@ -16,7 +16,7 @@ class Stage(NamedTuple):
     Attributes:
         step: number of training steps done.
         distances: "before the warmer" and "after the warmer"; see `around_the_warmer`.
-        scores: metric -> mean over the samples.
+        scores: metric -> mean over the samples; empty without labels.
     """
 
     step: int
@@ -24,7 +24,9 @@ class Stage(NamedTuple):
     scores: dict[str, float]
 
 
-def stage(step: int, found: dict, batch: Batch, background_column_always: bool) -> Stage:
+def stage(
+    step: int, found: dict, batch: Batch, background_column_always: bool, labelled: bool = True
+) -> Stage:
     """Compute the stage of one batch; padding of the batch does not count.
 
     Args:
@@ -32,6 +34,7 @@ def stage(step: int, found: dict, batch: Batch, background_column_always: bool) 
         found: what an `Observer` found in the batch.
         batch: the samples.
         background_column_always: see `metrics.score_batch`.
+        labelled: whether the samples have labels to score against.
     """
     rows = scored(batch)
     states = {name: x[rows] for name, x in found["states"].items()}
@@ -44,8 +47,11 @@ def stage(step: int, found: dict, batch: Batch, background_column_always: bool) 
             background_column_always=background_column_always,
         )
 
-    every = [scores_of(b) for b in rows]
-    scores = {name: np.concatenate([of_sample[name] for of_sample in every]) for name in METRICS}
+    every = [scores_of(b) for b in rows] if labelled else []
+    scores = {
+        name: np.concatenate([of_sample[name] for of_sample in every])
+        for name in (METRICS if labelled else ())
+    }
     return Stage(
         step,
         around_the_warmer(states, np.asarray(batch["slot_mask"])[rows]),

@@ -101,10 +101,10 @@ def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
 
 
 def _check_frames(config: ConfigDict) -> None:
-    if config.eval.num_frames == -1 and config.data.name == "sprites":
+    if (config.eval.num_frames or 1) < 0 and config.data.name == "sprites":
         raise UserError(
-            "eval.num_frames is -1, but sprites have no whole videos; expected a whole number of "
-            "at least 1; set --config.eval.num_frames=1 or more"
+            f"eval.num_frames is {config.eval.num_frames}, but sprites have no whole videos; "
+            "expected a whole number of at least 1; set --config.eval.num_frames=1 or more"
         )
     for path, model in _slot_models(config):
         for group in ("data", "eval"):

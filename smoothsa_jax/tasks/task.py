@@ -105,8 +105,9 @@ def run_task(
     batch: Mapping[str, Array],
     draws: Draws,
     match_paper: bool = False,
+    scheduled: Scheduled | None = None,
 ) -> Outputs:
-    """Return all outputs of an evaluation forward pass, including the constants.
+    """Return all outputs of a forward pass, including the constants.
 
     This is a pure function.
 
@@ -116,10 +117,11 @@ def run_task(
         batch: the samples.
         draws: what `Task.draw` returned.
         match_paper: whether to follow the paper's protocol; static.
+        scheduled: values of the model's schedules; None at evaluation.
     """
     constants = task.constants(models, batch, draws, match_paper)
     constants = {**constants, **task.targets(models, batch, constants, draws)}
-    return {**constants, **task.forward(models, batch, constants, draws, {})}
+    return {**constants, **task.forward(models, batch, constants, draws, scheduled or {})}
 
 
 def sizes_of(batch: Mapping[str, Array]) -> Sizes:

@@ -29,20 +29,24 @@ from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.devices.host_arrays import copied, on_own_devices
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.losses import LossEvaluator
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import (
+    LOSS,
     build_scores,
     headline,
     scores_table,
     write_scores,
 )
-from smoothsa_jax.evaluation.split import Evaluation, evaluate, whole_split
-from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.evaluation.split import Evaluation, Evaluator, evaluate, whole_split
+from smoothsa_jax.inputs.build import build_dataset, is_labelled, long_enough
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
+from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.tasks.checks import agree, check
+from smoothsa_jax.tasks.task import Task
 from smoothsa_jax.training import signals
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, say, warn
 from smoothsa_jax.training.step import Training, build_training
@@ -50,7 +54,9 @@ from smoothsa_jax.training.step import Training, build_training
 SCORES_FILE = "scores.json"
 SAMPLE_SCORES_FILE = "scores.csv"
 PICTURES_FOLDER = "pictures"
-WHOLE_CLIPS = -1  # value of eval.num_frames: all frames of each clip
+WHOLE_CLIPS = -1  # value of eval.num_frames: all frames of each clip; -n: at most the first n
+# Metric and mode of the best checkpoint where the validation split has no labels, and without one.
+BY_LOSS, BY_TRAINING_LOSS = (f"validation/{LOSS}", "min"), (LOSS, "min")
 # Advice if scoring runs out of memory, after training and during training.
 REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
 GO_ON = "run the same command with {}, or more devices"
@@ -128,8 +134,14 @@ def wants_best(config: ConfigDict) -> bool:
 
 
 def best_checkpoint(workdir: Path, config: ConfigDict) -> Checkpoint | None:
-    """Return the best checkpoint kept, by the saved metric; None if it cannot be used."""
-    step = best_step(workdir, config.checkpoint.best_metric, config.checkpoint.best_mode)
+    """Return the best checkpoint kept, by the saved metric; None if it cannot be used.
+
+    Checkpoints that were validated without labels, or not at all, have no scores and are chosen by
+    their losses.
+    """
+    chosen = (config.checkpoint.best_metric, config.checkpoint.best_mode)
+    steps = (best_step(workdir, *by) for by in (chosen, BY_LOSS, BY_TRAINING_LOSS))
+    step = next((step for step in steps if step is not None), None)
     best = None
     if step is not None:
         try:
@@ -179,12 +191,23 @@ def validation_scores(
     """Score part of the validation split with the first evaluation seed, to choose a checkpoint.
 
     Returns:
-        The mean of each metric.
+        The mean of each metric; of each loss, if the split has no labels.
     """
     samples, seeds = config.eval.validation_samples, tuple(config.eval.seeds)[:1]
     found = evaluate_split(config, training, params, "validation", samples, seeds)
-    means = training.task.evaluator.means(found.scores)
+    means = evaluator_of(config, training.task, "validation").means(found.scores)
     return {name: float(value[0]) for name, value in means.items()}
+
+
+def evaluator_of(config: ConfigDict, task: Task, split: str) -> Evaluator:
+    """Return how a split is scored: as the task says, or by its losses if it has no labels.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if is_labelled(source_of_split(config, task.slot_model.num_slots, split, None)):
+        return task.evaluator
+    return LossEvaluator(build_losses(config.losses).terms)
 
 
 def report(
@@ -209,6 +232,10 @@ def report(
     settings, task = config.eval, training.task
     split, samples, seeds = settings.split, settings.num_samples, tuple(settings.seeds)
     say(f"scoring on the {split} split, seeds {', '.join(map(str, seeds))}")
+    evaluator = evaluator_of(config, task, split)
+    labelled = evaluator is task.evaluator
+    if not labelled:
+        say(f"the {split} split has no labels: its losses and pictures stand in for scores")
     score = lambda params, *rest: evaluate_split(config, training, params, split, samples, *rest)  # noqa: E731
     found = score(params, seeds, settings.match_paper, settings.num_pictures)
     rows = scored_by_seeds(config.title, "default", seeds, found.scores)
@@ -225,14 +252,15 @@ def report(
         else:
             found_first = score(first, seeds[:1])
             baselines[task.untrained] = {name: x[0] for name, x in found_first.scores.items()}
-        baselines |= _baselines(config, training, first, samples)
+        if labelled:
+            baselines |= _baselines(config, training, first, samples)
         rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
     scores = build_scores(
         found.scores,
         baselines,
-        task.evaluator.means,
+        evaluator.means,
         split=split,
-        protocol=protocol_of(config, training, len(found.names)),
+        protocol=protocol_of(config, training, evaluator, len(found.names)),
         step=step,
         paper_per_sample=found.paper_scores,
     )
@@ -242,7 +270,8 @@ def report(
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
         for number, sample in enumerate(found.samples):
-            clip = (sample["video"], sample["segmentations"], sample["masks"])
+            true = sample["segmentations"] if labelled else None
+            clip = (sample["video"], true, sample["masks"])
             contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")
             if len(sample["video"]) > 1:
                 animation(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.gif")
@@ -259,23 +288,39 @@ def evaluate_split(
     match_paper: bool = False,
     keep_samples: int = 0,
 ) -> Evaluation:
-    """Score parameters on a split, or on its first samples; see `evaluation.split.evaluate`."""
+    """Score parameters on a split, or on its first samples; see `evaluation.split.evaluate`.
+
+    A split without labels is scored by its losses; masks are predicted for the pictures only.
+    """
     params, frozen = training.cast(params), training.cast_frozen
+    num_slots = training.task.slot_model.num_slots
 
     def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
         return training.predict(params, frozen, training.place(batch), key, match_paper)
 
-    source = source_of_split(config, training.task.slot_model.num_slots, split, num_samples)
-    own = evaluate(
-        predict,
-        batches_of(config, source),
-        training.task.evaluator,
-        seeds,
-        match_paper=match_paper,
-        keep_samples=keep_samples,
-    )
-    found = whole_split(hosts.gather(own), config.eval.batch_size, len(source))
-    return dataclasses.replace(found, samples=found.samples[:keep_samples])
+    def losses(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
+        del match_paper
+        return training.losses(params, frozen, training.place(batch), key)
+
+    def merged(source: Source, *arguments: Any, **options: Any) -> Evaluation:
+        function, evaluator = arguments
+        batches = batches_of(config, source)
+        own = evaluate(function, batches, evaluator, seeds, **options)
+        return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
+
+    evaluator = evaluator_of(config, training.task, split)
+    if evaluator is training.task.evaluator:
+        source = source_of_split(config, num_slots, split, num_samples)
+        options = {"match_paper": match_paper, "keep_samples": keep_samples}
+        found = merged(source, predict, evaluator, **options)
+        return dataclasses.replace(found, samples=found.samples[:keep_samples])
+    found = merged(training_clips(config, num_slots, split, num_samples), losses, evaluator)
+    if not keep_samples:
+        return found
+    shown = min(keep_samples, num_samples or keep_samples)
+    source = source_of_split(config, num_slots, split, shown)
+    pictures = merged(source, predict, training.task.evaluator, keep_samples=shown)
+    return dataclasses.replace(found, samples=pictures.samples[:shown])
 
 
 def without_untrained(what: str, elsewhere: list[str]) -> str:
@@ -303,7 +348,9 @@ def _baselines(
     return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
 
 
-def protocol_of(config: ConfigDict, training: Training, num_samples: int) -> dict[str, Any]:
+def protocol_of(
+    config: ConfigDict, training: Training, evaluator: Evaluator, num_samples: int
+) -> dict[str, Any]:
     """Return how a split is scored, for `scores.json`."""
     settings = config.eval
     return {
@@ -313,7 +360,7 @@ def protocol_of(config: ConfigDict, training: Training, num_samples: int) -> dic
         "batch_size": settings.batch_size,
         "queries": cold_start(training.task.slot_model),
         "match_paper": settings.match_paper,
-        **training.task.evaluator.protocol,
+        **evaluator.protocol,
     }
 
 
@@ -322,16 +369,48 @@ def source_of_split(
 ) -> Source:
     """Return the samples that a split is scored on.
 
+    Without labels, those that are shorter than a training clip are left out.
+
     Raises:
         UserError: there is no such split, or an option does not fit.
     """
-    # Settings for training only do not apply to evaluation.
-    for_training = ("num_samples", "keep", "features")
-    data = {key: value for key, value in config.data.items() if key not in for_training}
     options = {"num_slots": num_slots, "num_samples": num_samples}
     if (frames := config.eval.num_frames) is not None:
-        options["num_frames"] = None if frames == WHOLE_CLIPS else frames
-    return build_dataset(data, split, **options)
+        options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
+    data = _without_training(config)
+    source = build_dataset(data, split, may_be_shorter=_vary(config), **options)
+    # The same samples as their losses are of.
+    return source if is_labelled(source) else long_enough(source, _training_frames(config))
+
+
+def training_clips(
+    config: ConfigDict, num_slots: int, split: str, num_samples: int | None
+) -> Source:
+    """Return a split's samples as clips of as many frames as in training, the first of each.
+
+    Shorter ones are left out, as in training.
+
+    Raises:
+        UserError: there is no such split, or no clip is long enough.
+    """
+    options = {"num_slots": num_slots, "num_samples": num_samples}
+    source = build_dataset(_without_training(config), split, may_be_shorter=True, **options)
+    return long_enough(source, _training_frames(config))
+
+
+def _without_training(config: ConfigDict) -> dict[str, Any]:
+    """Return the data's settings without those that do not apply to evaluation."""
+    for_training = ("num_samples", "keep", "features")
+    return {key: value for key, value in config.data.items() if key not in for_training}
+
+
+def _training_frames(config: ConfigDict) -> int:
+    return config.data.get("num_frames") or 1
+
+
+def _vary(config: ConfigDict) -> bool:
+    """Tell whether the clips that are scored may differ in length."""
+    return (config.eval.num_frames or 1) < 0
 
 
 def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndarray]]:
@@ -339,7 +418,7 @@ def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndar
     return evaluation_batches(
         source,
         config.eval.batch_size,
-        fill_lengths=config.eval.num_frames == WHOLE_CLIPS,
+        fill_lengths=_vary(config),
         num_threads=config.train.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

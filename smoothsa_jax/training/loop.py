@@ -7,7 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,17 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.split import paper_slot_mask
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
+from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training.evaluating import (
+    BY_LOSS,
+    BY_TRAINING_LOSS,
     GO_ON,
     REPORT_AGAIN,
     best_checkpoint,
     evaluating,
+    evaluator_of,
     params_of,
     print_results,
     report,
@@ -210,8 +214,7 @@ def _open_data(
     """
     num_slots = training.task.slot_model.num_slots
     # Looked for now, and not after hours of training: a split that is missing.
-    for split in {config.eval.split, *(("validation",) if _validates(config, training) else ())}:
-        source_of_split(config, num_slots, split, None)
+    source_of_split(config, num_slots, config.eval.split, None)
     source = build_dataset(config.data, "train", num_slots=num_slots)
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)
@@ -233,9 +236,37 @@ def _open_data(
     return batches, fingerprint
 
 
-def _validates(config: ConfigDict, training: Training) -> bool:
-    """Tell whether checkpoints are chosen by scores of the validation split."""
-    return config.checkpoint.best_metric in training.task.evaluator.metrics
+class _Choice(NamedTuple):
+    """How the best checkpoints are chosen.
+
+    Attributes:
+        metric: None: by none.
+        mode: "min" or "max".
+        validates: whether the metric is of the validation split.
+    """
+
+    metric: str | None
+    mode: str
+    validates: bool
+
+
+def _choice(config: ConfigDict, training: Training) -> _Choice:
+    """Return how the best checkpoints are chosen: as the config says, as far as the data can."""
+    metric, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
+    if metric not in training.task.evaluator.metrics:
+        return _Choice(metric, mode, False)
+    try:
+        evaluator = evaluator_of(config, training.task, "validation")
+    except NoSuchSplit:
+        say(f"there is no validation split: the best checkpoints go by the loss, not by {metric}")
+        return _Choice(*BY_TRAINING_LOSS, False)
+    if evaluator is training.task.evaluator:
+        return _Choice(metric, mode, True)
+    say(
+        "the validation split has no labels: its losses are logged, and the best checkpoints go by "
+        f"{BY_LOSS[0]}, not by {metric}"
+    )
+    return _Choice(*BY_LOSS, True)
 
 
 def _say_left_out(source: Source, config: ConfigDict) -> None:
@@ -296,6 +327,7 @@ class _Books:
         checkpoint: Checkpoint | None,
     ):
         self._config, self._training, self._fingerprint = config, training, fingerprint
+        self._choice = _choice(config, training)
         self._means = _Means(**({} if checkpoint is None else checkpoint.progress["means"]))
         # The last step and its metrics, still on the device: read while the device works on the
         # next step.
@@ -304,8 +336,8 @@ class _Books:
             workdir,
             config,
             max_to_keep=config.checkpoint.max_to_keep,
-            best_metric=config.checkpoint.best_metric,
-            best_mode=config.checkpoint.best_mode,
+            best_metric=self._choice.metric,
+            best_mode=self._choice.mode,
         )
         times = {"num_steps": config.train.num_steps, "log_every": config.log.every}
         first = 0 if checkpoint is None else checkpoint.step
@@ -343,11 +375,12 @@ class _Books:
         if regular:
             scores = self._means.take()
             # Also when leaving: a resumed run has to choose the same best step.
-            if _validates(self._config, self._training):
+            if self._choice.validates:
                 found = self._validation(step, state, position, scores)
-                scores |= found
-                names = self._training.task.evaluator.metrics
-                row |= {f"validation/{name}": found[name] for name in names}
+                in_log = {f"validation/{name}": value for name, value in found.items()}
+                # Of a score there is but one; losses are those of training, too.
+                scores |= in_log if self._choice.metric in in_log else found
+                row |= in_log
         self.log.record(step, row)
         self._write(step, state, position, scores)
 

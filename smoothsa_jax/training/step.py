@@ -61,6 +61,8 @@ class Training:
             donated. Without `draws`, all random numbers come from the key.
         predict_on: (mesh, params, frozen, batch, key, match_paper) -> what the evaluator
             reads, compiled for a mesh.
+        losses_on: (mesh, params, frozen, batch, key) -> the weighted losses (B,) of each sample,
+            compiled for a mesh.
         mesh: the devices.
         frozen_from: what the frozen arrays are and where they come from, in words; saved in
             checkpoints.
@@ -72,6 +74,7 @@ class Training:
     frozen: Parameters
     train_step: Callable
     predict_on: Callable
+    losses_on: Callable
     mesh: Mesh
     frozen_from: str = ""
 
@@ -90,6 +93,12 @@ class Training:
     ) -> dict[str, Array]:
         """Call `predict_on` with this training's mesh."""
         return self.predict_on(self.mesh, params, frozen, batch, key, match_paper)
+
+    def losses(
+        self, params: Parameters, frozen: Parameters, batch: dict[str, Array], key: Array
+    ) -> dict[str, Array]:
+        """Call `losses_on` with this training's mesh."""
+        return self.losses_on(self.mesh, params, frozen, batch, key)
 
     def features(self, params: Parameters, frozen: Parameters, video: Array) -> Array:
         """Encode pixels (B,T,H,W,3) that are on the mesh. This function is not compiled.
@@ -177,6 +186,7 @@ def build_training(
             compiler_options=compiler_options(config, backend_of_mesh(mesh)),
         ),
         predict_on=jax.jit(at_precision(programs.predict, config), static_argnums=(0, 5)),
+        losses_on=jax.jit(at_precision(programs.sample_losses, config), static_argnums=0),
         mesh=mesh,
     )
 
@@ -262,6 +272,40 @@ class _Programs:
 
         draws = self.task.draw(self.skeletons, key, sizes_of(batch), False)
         return over_samples(look, mesh, 1, (params, frozen), (batch, draws))
+
+    def sample_losses(
+        self,
+        mesh: Mesh,
+        params: Parameters,
+        frozen: Parameters,
+        batch: dict[str, Array],
+        key: Array,
+    ) -> dict[str, Array]:
+        """Return the loss of each sample, as at the end of training; see `Training`.
+
+        The forward pass is that of training, with its random numbers: a decoder that sees all of
+        its target, as at evaluation, would have next to no loss. Each sample is a batch of its own,
+        so its losses do not depend on its neighbors.
+        """
+        scheduled = self.schedules.at(self.config.train.num_steps)
+
+        def look(arrays, inputs):
+            *arrays, of_model = arrays
+            models = self._merged(arrays, False)
+            outputs = run_task(self.task, models, *inputs, scheduled=of_model)
+            reads = self.losses.reads | {"slot_mask"}
+            return {name: x for name, x in outputs.items() if name in reads and x is not None}
+
+        draws = self.task.draw(self.skeletons, key, sizes_of(batch), True)
+        arrays = (params, frozen, scheduled[MODEL])
+        outputs = over_samples(look, mesh, 1, arrays, (batch, draws))
+
+        def of_sample(outputs, sample):
+            alone = jax.tree.map(lambda x: x[None], (outputs, sample))
+            return self.losses(*alone, scheduled["losses"])
+
+        terms = jax.vmap(of_sample)(outputs, batch)
+        return {"loss": sum(terms.values()), **{f"loss/{name}": x for name, x in terms.items()}}
 
     def _constants(self, arrays, inputs):
         batch, draws = inputs
