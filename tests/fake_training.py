@@ -71,6 +71,7 @@ def fake_training(
         frozen=jax.device_put({"encoder.f": jnp.ones(2)}, replicated(mesh)),
         train_step=train_step,
         predict_on=None,
+        losses_on=None,
         mesh=mesh,
     )
 

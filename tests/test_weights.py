@@ -398,6 +398,7 @@ def test_without_first_values_there_is_no_untrained_baseline(other, monkeypatch,
     monkeypatch.setattr(evaluating, "_baselines", lambda *_: {})
     found = Evaluation({"ari": np.ones((1, 2))}, None, ["a", "b"], [])
     monkeypatch.setattr(evaluating, "evaluate_split", lambda *_: found)
+    monkeypatch.setattr(evaluating, "evaluator_of", lambda config, task, split: task.evaluator)
     for weights, baselines in (
         ({"encoder": ENCODER}, {"untrained model"}),
         ({"encoder": ENCODER, "x": {"into": "decoder", "source": other[0]}}, set()),
