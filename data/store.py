@@ -10,6 +10,7 @@ in a fixed view.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -216,30 +217,31 @@ def _make_shards(
     together = FRAMES_AT_ONCE * training.mesh.size
     compute = jax.jit(lambda *inputs: training.features(*inputs).astype(jax.numpy.bfloat16))
 
-    def features_of(video: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield those of each frame; always as many frames at once, so that one program serves
-        all clips."""
-        for first in range(0, len(video), together):
-            frames = video[first : first + together]
-            filled = np.resize(frames, (together, *frames.shape[1:]))[:, None]
+    def features_of(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield those of each frame; always as many frames at once, of one clip or several, so that
+        one program serves all."""
+        while some := list(itertools.islice(frames, together)):
+            filled = np.resize(np.stack(some), (together, *some[0].shape))[:, None]
             placed = training.place({"video": filled})["video"]
-            found = np.asarray(compute(*_arrays(training), placed))[: len(frames), 0]
-            yield from found.reshape(len(frames), -1, found.shape[-1]).view(STORED)
+            found = np.asarray(compute(*_arrays(training), placed))[: len(some), 0]
+            yield from found.reshape(len(some), -1, found.shape[-1]).view(STORED)
 
     total = sum(job.num_items for job in missing.values())
     with tqdm(total=total, unit=" frames", desc="features") as bar:
         for file, job in missing.items():
-            frames: list[int] = []
+            lengths: list[int] = []
 
-            def records(job: Job = job, frames: list[int] = frames) -> Iterator[bytes]:
+            def frames(job: Job = job, lengths: list[int] = lengths) -> Iterator[np.ndarray]:
                 for batch in evaluation_batches(_Some(source, job.payload), 1, num_threads=2):
-                    video = batch["video"][0]
-                    frames.append(len(video))
-                    for tokens in features_of(video):
-                        yield serialize({"features": tokens})
-                        bar.update()
+                    lengths.append(len(batch["video"][0]))
+                    yield from batch["video"][0]
 
-            num_examples, num_bytes, sha256 = write_shard(out / file, records())
+            def records(frames: Iterator[np.ndarray]) -> Iterator[bytes]:
+                for tokens in features_of(frames):
+                    yield serialize({"features": tokens})
+                    bar.update()
+
+            num_examples, num_bytes, sha256 = write_shard(out / file, records(frames()))
             note = {
                 "file": file,
                 "job": digest_of(job),
@@ -247,7 +249,7 @@ def _make_shards(
                 "num_examples": num_examples,
                 "num_bytes": num_bytes,
                 "sha256": sha256,
-                "frames": frames,
+                "frames": lengths,
                 "skipped": [],
             }
             with atomic_file(out / UNFINISHED / f"{file}.json") as path:

@@ -23,6 +23,7 @@ from smoothsa_jax.models.parameters import split
 
 StateDict = Mapping[str, np.ndarray]
 CONFIGS = CONFIGS_PARENT / "configs"
+OWN = "own.py"  # for a user's pictures, which no published model was trained on
 RECOGNITION = "recognition"  # a variant of a config file, after the colon
 
 
@@ -34,7 +35,7 @@ def recipes() -> dict[str, ConfigDict]:
     """
     found = {}
     for path in sorted(CONFIGS.glob("*.py")):
-        if "def get_config" not in path.read_text():
+        if path.name == OWN or "def get_config" not in path.read_text():
             continue
         config = load_config(str(path))
         if config.model.encoder.name != "vit":
