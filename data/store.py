@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         out = given.out or Path(f"{config.data.get('folder', f'prepared/{config.name}')}_features")
         runtime.start(say)
         store(config, out)
+        print(f"train with --config.data.features={out}")
         return 0
 
     try:
@@ -123,9 +124,9 @@ def store(config: ConfigDict, out: Path) -> None:
     )
     if prepared:
         print(
-            f"{config.name} trains on random crops and flips; stored features are those of the "
-            "largest center square, not flipped, and --config.data.features fixes training to it "
-            "(windows of frames stay random)"
+            "stored features are those of the largest center square, not flipped: training on them "
+            "has no random crops and flips (windows of frames stay random); to train on pixels, "
+            "set --config.data.features="
         )
     name = f"{config.name}_features"
     made_of = {**features_made_of(config, frozen), "shape": list(shape)}
@@ -142,7 +143,7 @@ def store(config: ConfigDict, out: Path) -> None:
         known = {**in_manifest(manifest), **in_notes(out, settings)}
         missing = {file: job for file, job in files.items() if not is_there(out, file, known)}
         if manifest and not missing:
-            print(f"{out} is finished already; train with --config.data.features={out}")
+            print(f"{out} is finished already")
             return
         if known:
             print(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
@@ -157,7 +158,6 @@ def store(config: ConfigDict, out: Path) -> None:
         write_manifest(out, name, settings, plan, {file: known[file] for file in files}, manifest)
         remove_notes(out, files)
     say_end(out)
-    print(f"train with --config.data.features={out}")
 
 
 def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
