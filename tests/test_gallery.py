@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 DATA_SETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "base")
 SYSTEMS = sorted(p.stem for p in (CONFIGS / "systems").glob("*.py"))
-SPRITES_WORDS = {"gaussian", "image", "full"}
+VARIANTS = {"sprites": {"gaussian", "image", "full"}, "own": {"image", "video"}}
 # Slots, steps, batch, frames, frames to score, learning rate, clipping: the paper's.
 TABLE = {
     "coco": (7, 100_000, 32, 1, 1, 2e-4, 1.0),
@@ -80,7 +80,7 @@ def test_every_combination_of_words_is_sound(data_set):
 def test_the_words_of_each_data_set():
     for data_set in DATA_SETS:
         expected = {"smoothsa", "smooth", "smoke"}
-        expected |= SPRITES_WORDS if data_set == "sprites" else set()
+        expected |= VARIANTS.get(data_set, set())
         expected |= {"recognition"} if data_set in RECOGNITION_TABLE else set()
         assert set(words_of(data_set)) == expected
 
@@ -198,7 +198,7 @@ def test_the_gallery_has_every_data_set_with_every_system():
     assert len(found) == len(set(found)) and set(found) == expected
     assert {system for _, system in found} == set(SYSTEMS)
     text = (CONFIGS / "README.md").read_text()
-    for word in set().union(*map(words_of, DATA_SETS)) - SPRITES_WORDS:
+    for word in set().union(*map(words_of, DATA_SETS)).difference(*VARIANTS.values()):
         assert f"| `{word}` |" in text
 
 
