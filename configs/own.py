@@ -29,9 +29,14 @@ def video(data: base.DataSet) -> base.DataSet:
     )
 
 
-DATA = base.prepared("own", num_slots=7, num_steps=4_000, batch_size=8, features="auto").changed(
-    variants={"image": image, "video": video}
-)
+DATA = base.prepared(
+    "own",
+    num_slots=7,
+    num_steps=4_000,
+    batch_size=8,
+    features="auto",
+    eval={"batch_size": 8},
+).changed(settings={"checkpoint": {"every": 200}}, variants={"image": image, "video": video})
 WORDS = base.words_of(DATA)
 
 

@@ -257,7 +257,7 @@ def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatc
     fake_training.use(monkeypatch)
     best = ["--config.checkpoint.best_metric=mbo", "--config.checkpoint.best_mode=max"]
 
-    def validation_scores(config, training, params):
+    def validation_scores(config, training, params, workdir):
         if config.eval.batch_size > 1:
             jax.block_until_ready(jnp.zeros(1 << 45))
         return {"mbo": 0.5, "ari": 0.5, "fg_ari": 0.5, "miou": 0.5}

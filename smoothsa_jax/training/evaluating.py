@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,17 +186,29 @@ def evaluating(config: ConfigDict, advice: str) -> contextlib.AbstractContextMan
 
 
 def validation_scores(
-    config: ConfigDict, training: Training, params: Parameters
+    config: ConfigDict, training: Training, params: Parameters, workdir: Path
 ) -> dict[str, float]:
     """Score part of the validation split with the first evaluation seed, to choose a checkpoint.
 
+    Without labels, pictures are drawn too: they are the better half of what there is to see.
+
     Returns:
         The mean of each metric; of each loss, if the split has no labels.
+
+    Raises:
+        UserError: a picture cannot be written, or the data do not fit the model.
     """
     samples, seeds = config.eval.validation_samples, tuple(config.eval.seeds)[:1]
-    found = evaluate_split(config, training, params, "validation", samples, seeds)
-    means = evaluator_of(config, training.task, "validation").means(found.scores)
-    return {name: float(value[0]) for name, value in means.items()}
+    evaluator = evaluator_of(config, training.task, "validation")
+    labelled = evaluator is training.task.evaluator
+    shown = 0 if labelled else min(samples, config.eval.num_pictures)
+    found = evaluate_split(
+        config, training, params, "validation", samples, seeds, keep_samples=shown
+    )
+    if hosts.is_primary():
+        with _writing_to(workdir):
+            _draw(found.samples, labelled, "validation", workdir)
+    return {name: float(value[0]) for name, value in evaluator.means(found.scores).items()}
 
 
 def evaluator_of(config: ConfigDict, task: Task, split: str) -> Evaluator:
@@ -269,13 +281,20 @@ def report(
     with _writing_to(workdir):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
-        for number, sample in enumerate(found.samples):
-            true = sample["segmentations"] if labelled else None
-            clip = (sample["video"], true, sample["masks"])
-            contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")
-            if len(sample["video"]) > 1:
-                animation(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.gif")
+        _draw(found.samples, labelled, split, workdir)
     return scores
+
+
+def _draw(
+    samples: Sequence[dict[str, np.ndarray]], labelled: bool, split: str, workdir: Path
+) -> None:
+    """Draw each sample's frames, true segments if it has labels, and masks."""
+    for number, sample in enumerate(samples):
+        true = sample["segmentations"] if labelled else None
+        clip = (sample["video"], true, sample["masks"])
+        contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")
+        if len(sample["video"]) > 1:
+            animation(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.gif")
 
 
 def evaluate_split(

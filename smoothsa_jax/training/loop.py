@@ -327,6 +327,7 @@ class _Books:
         checkpoint: Checkpoint | None,
     ):
         self._config, self._training, self._fingerprint = config, training, fingerprint
+        self._workdir = workdir
         self._choice = _choice(config, training)
         self._means = _Means(**({} if checkpoint is None else checkpoint.progress["means"]))
         # The last step and its metrics, still on the device: read while the device works on the
@@ -399,7 +400,7 @@ class _Books:
         try:
             with evaluating(self._config, GO_ON):
                 own, params = on_own_devices(without_untrained, state.params)
-                return validation_scores(self._config, own, params)
+                return validation_scores(self._config, own, params, self._workdir)
         except UserError as error:
             # Of several processes this one may be alone with its trouble, and all have to come to
             # a save.
