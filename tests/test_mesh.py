@@ -121,11 +121,12 @@ def off(found, expected) -> float:
 
 
 def predicted(training, config: ConfigDict) -> dict[str, np.ndarray]:
-    """What an evaluation reads, with parameters that lie as between steps."""
-    batch = training.place(batch_of(config, 0))
-    outputs = training.predict(training.state.params, training.frozen, batch, jax.random.key(1))
+    """What an evaluation reads, with and without labels, with parameters that lie as between
+    steps."""
+    arguments = (training.state.params, training.frozen, training.place(batch_of(config, 0)))
+    outputs = training.predict(*arguments, jax.random.key(1))
     assert all(x.sharding.is_equivalent_to(spread(training.mesh), x.ndim) for x in outputs.values())
-    return jax.device_get(outputs)
+    return jax.device_get({**outputs, **training.losses(*arguments, jax.random.key(1))})
 
 
 def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS) -> dict[str, dict]:
