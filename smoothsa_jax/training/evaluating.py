@@ -321,10 +321,10 @@ def evaluate_split(
         del match_paper
         return training.losses(params, frozen, training.place(batch), key)
 
-    def merged(source: Source, *arguments: Any, **options: Any) -> Evaluation:
-        function, evaluator = arguments
-        batches = batches_of(config, source)
-        own = evaluate(function, batches, evaluator, seeds, **options)
+    def merged(
+        source: Source, outputs_of: Callable, evaluator: Evaluator, **options: Any
+    ) -> Evaluation:
+        own = evaluate(outputs_of, batches_of(config, source), evaluator, seeds, **options)
         return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
 
     evaluator = evaluator_of(config, training.task, split)
