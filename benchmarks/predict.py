@@ -60,7 +60,7 @@ def frames_per_second(training: Training, config: ConfigDict, size: int, rounds:
     jax.device_get(masks())
     calls = max(2, min(50, round(1 / (time.perf_counter() - begin))))
     several = lambda: jax.device_get([masks() for _ in range(calls)])  # noqa: E731
-    ((*seconds,),) = cases.in_turn([several], rounds, time.perf_counter)
+    seconds = cases.times_of(several, rounds)
     return size * calls * batch["video"].shape[1] / min(seconds)
 
 

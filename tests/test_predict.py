@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 from command import here
+from fuzz_readers import clip, write_gif, write_video
 from ml_collections import ConfigDict
 from PIL import Image
 from tiny import tiny_config
 
-from benchmarks.fuzz_readers import clip, write_gif, write_video
 from smoothsa_jax.inference import overlays, predict, results, videos
 from smoothsa_jax.inference.overlays import Excerpt
 from smoothsa_jax.inference.segmenter import Segmenter

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from smoothsa_jax.errors import UserError
 
 # The geometric mean of the largest motion (0.41) and the smallest cut (1.35) in sprites' validation
-# clips; see benchmarks/shot_cuts.py and docs/use.md.
+# clips; see docs/measurements.md and docs/use.md.
 DEFAULT_THRESHOLD = 0.75
 
 
