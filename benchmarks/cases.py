@@ -1,4 +1,4 @@
-"""What the scripts share: arguments, random batches, the clock, and the printing of a figure."""
+"""Shared by the scripts: arguments, random batches, timing, and the printing of figures."""
 
 import argparse
 import contextlib
@@ -32,7 +32,7 @@ from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import Training, build_training
 
-# An option that does not fit, a flag that is refused, a device out of memory.
+# An option that does not fit, a refused flag, or a device out of memory.
 TROUBLE = (UserError, jax.errors.JaxRuntimeError)
 TABLE = "BENCHMARK_TABLE"  # names a file; every figure is appended to it as a row (gpu.sh)
 
@@ -64,7 +64,7 @@ def numbers(text: str) -> list[int]:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a script and exit; a `UserError` is one line and status 2."""
+    """Run a script and exit; a `UserError` is a one-line error with status 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
@@ -188,7 +188,7 @@ def processor() -> str:
 
 
 def of_config(config: ConfigDict) -> str:
-    """Return in words what was timed."""
+    """Describe what was timed."""
     return (
         f"{config.name}, {config.dtype}, {config.train.batch_size} x {config.data.num_frames} "
         f"frames of {config.data.image_size}, {build_task(config).slot_model.num_slots} slots"

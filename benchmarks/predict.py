@@ -10,7 +10,7 @@ waited for. The figure is the best round.
 `stream`: the time of one step of `Segmenter.stream` with configs/movi_c.py's model, from pixels in
 the host's memory to masks, slots and attention. First frames do not count: they take more
 iterations.
-`memory`, only where asked for: the memory of `main.py --mode=predict` over a video of drifting
+`memory`, with `--only=memory`: the memory of `main.py --mode=predict` over a video of drifting
 sprites, read from /proc five times a second (Linux), without pages that belong to files. What
 counts is how much it grows between a quarter of the frames and the end.
 

@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/: the rows and the table of the arena, and the timing of a step."""
+"""The scripts in benchmarks/: the arena's rows and table, and the timing of a step."""
 
 import importlib.util
 import json
@@ -121,7 +121,7 @@ def test_every_ablation_trains_what_its_name_says(tmp_path):
 
 
 def test_every_ablation_of_the_default_config_can_run(tmp_path):
-    """What an ablation makes is a config that passes every check."""
+    """An ablation gives a config that passes every check."""
     from smoothsa_jax.tasks.checks import check as check_config
 
     for run in arena.plan(
@@ -192,7 +192,7 @@ def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
     arena.run_missing(runs, rows_file, train, **quiet)
     assert asked == []
 
-    # Another setting is another run; rows of both stand in one file.
+    # Another setting is another run; one file has rows of both.
     arena.run_missing(
         planned([*STEPS, ("config.train.batch_size", "4")]), rows_file, train, **quiet
     )
@@ -347,7 +347,7 @@ def test_the_input_pipeline_is_timed_beside_the_authors(capsys):
 
 
 def test_the_pictures_of_the_authors_way_are_the_same():
-    """What is timed beside ours really decodes the frames, and finds the boxes."""
+    """The authors' way really decodes the frames and finds the boxes."""
     pytest.importorskip("lmdb", reason="the test extra brings lmdb")
     pipeline = load("input_pipeline")
     labels = np.zeros((1, 8, 10), np.uint8)
@@ -364,7 +364,7 @@ def test_the_pictures_of_the_authors_way_are_the_same():
 
 
 def run_of(device: str = "cpu", **ratios: float) -> dict:
-    """As against_peer.py writes one: `case` -> ratio beside the eager peer."""
+    """A run as against_peer.py writes it: `case` -> ratio to the eager peer."""
     return {
         "device": device,
         "rows": [{"case": case, "ratios": {"eager": ratio}} for case, ratio in ratios.items()],
@@ -387,7 +387,7 @@ def test_what_got_slower_is_named(tmp_path, capsys, train, told):
     assert told in out and "+20%  image beside eager\n" in out
     assert out.count("slower") == slower
     assert out.endswith("not measured anew: clip beside eager\n") and "other" not in out
-    assert check.main(arguments) == (1 if slower else 2)  # a case that was left out is no good news
+    assert check.main(arguments) == (1 if slower else 2)  # a missing case is a failure
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys, new, told):
 
 
 def test_the_recorded_run_is_what_the_script_measures():
-    """Else the two would have no case in common, and nothing would be compared."""
+    """Otherwise the two would have no case in common."""
     recorded = json.loads((check.RECORDED / "cpu.json").read_text())
     names = [row["case"] for row in recorded["rows"]]
     cases = [f"{name}@{case.cpu_batch}" for name, case in against_peer.CASES.items()]

@@ -147,7 +147,7 @@ def test_a_part_from_outside_goes_through_the_whole_program(outside, capsys):
     [
         ("my_part:TFInvv", "cannot be imported"),
         ("no_module:TFInv", "cannot be imported"),
-        ("my_part:__doc__", "is no class"),
+        ("my_part:__doc__", "is not a class"),
         ("tf_inv", 'expected one of slot_attention, or "package.module:Class"'),
     ],
 )

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.sh`: its message without a GPU, and all its measurements with tiny models."""
+"""`benchmarks/gpu.sh`: its error without a GPU, and all its measurements with tiny models."""
 
 import os
 import subprocess
