@@ -1,4 +1,4 @@
-"""Devices that are not there, to compile programs for: data sheets and meshes."""
+"""Devices to compile for that this machine does not have: data sheets and meshes."""
 
 import argparse
 import importlib.util
@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from smoothsa_jax.errors import UserError
 
-# Before JAX starts. libtpu asks a metadata server, and lets one process at a time load it, unless
-# told otherwise.
+# Set before JAX starts. By default, libtpu asks a metadata server and allows one process at a time.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -74,7 +73,7 @@ class Target(NamedTuple):
     Attributes:
         topology: as XLA names it. A GPU's is made as large as the mesh.
         devices: how many there are in it.
-        mesh: data x fsdp devices, unless another is asked for.
+        mesh: data x fsdp devices, by default.
     """
 
     chip: Chip
@@ -119,7 +118,7 @@ def target_of(arguments: Sequence[str]) -> str | None:
 
 
 def prepare(target: str | None) -> None:
-    """Set what has to be set before JAX starts."""
+    """Set the environment; call this before JAX starts."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if target and TARGETS[target].chip.platform == "cuda":
@@ -156,7 +155,7 @@ def check_mesh(target: str, shape: tuple[int, int]) -> None:
 
 
 def mesh_of(target: str, shape: tuple[int, int]) -> Any:
-    """Return a mesh (data, fsdp) of devices that are not there.
+    """Return a mesh (data, fsdp) of devices that this machine does not have.
 
     Raises:
         UserError: as `check_mesh`.
@@ -181,7 +180,7 @@ def mesh_of(target: str, shape: tuple[int, int]) -> Any:
 
 
 def _let_gpu_mean_cuda() -> None:
-    """Tell JAX which "gpu" is meant, which it does not know without a device (jax issue 23971)."""
+    """Tell JAX that "gpu" means CUDA; it cannot detect that without a device (jax-ml/jax#23971)."""
     from jax._src import xla_bridge
 
     known = xla_bridge.canonicalize_platform

@@ -1,4 +1,4 @@
-"""Measure ours beside the same program in PyTorch (peer_torch/), eager and compiled, in one run.
+"""Compare this program with the same program in PyTorch (peer_torch/), eager and compiled.
 
     python benchmarks/against_peer.py --json=found.json
     python benchmarks/against_peer.py --cases train_coco image --rounds=9
@@ -7,7 +7,7 @@
 Each side runs in its own process; they take turns, and one is measured while the others wait. Needs
 PyTorch. On a GPU ours computes in bfloat16, PyTorch in float16 (the authors' way) and in bfloat16
 by autocast; on a CPU all compute in float32. Figures are printed after each case. A side that fails
-is reported, the others go on, and the exit status is 1.
+is reported, the others continue, and the exit status is 1.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def make_config(case: Case, dtype: str, quick: bool) -> dict[str, Any]:
 def make_spec(
     name: str, case: Case, batch: int, device: str, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return what one side's process is told (one_side.py)."""
+    """Return the specification for one side's process (one_side.py)."""
     side, dtype = (GPU_SIDES if device == "gpu" else CPU_SIDES)[name]
     return {
         "side": side,
@@ -124,7 +124,7 @@ class Worker:
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if spec["device"] == "cpu":
             environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        if spec["side"] != "ours":  # not beside JAX: it would count the cores' threads twice
+        if spec["side"] != "ours":  # not for JAX, which would count the cores' threads twice
             environment["OMP_NUM_THREADS"] = str(spec["threads"])
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("one_side.py")), json.dumps(spec)],
@@ -164,7 +164,7 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process: at once where it has nothing to wait for."""
+        """End the process; immediately if there is nothing to wait for."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
@@ -211,7 +211,7 @@ def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, An
         workers[side].wait_until_ready(options.patience)
 
     def take_turn(side: str) -> None:
-        time.sleep(options.pause)  # threads that still spin come to rest
+        time.sleep(options.pause)  # let spinning threads come to rest
         workers[side].take_turn()
 
     try:
@@ -239,7 +239,7 @@ def measure(name: str, options: argparse.Namespace, device: str) -> dict[str, An
 
 
 def sides_of(device: str, options: argparse.Namespace) -> list[str]:
-    """The names of the sides that were asked for."""
+    """The names of the chosen sides."""
     all_sides = GPU_SIDES if device == "gpu" else CPU_SIDES
     return [name for name, (side, _) in all_sides.items() if side in options.sides]
 
@@ -344,7 +344,7 @@ TORCH_DEVICE = "import torch; print('gpu' if torch.cuda.is_available() else 'cpu
 
 
 def run_python(code: str) -> str:
-    """Return what code prints in a process of its own, so that this one takes no GPU memory.
+    """Return what code prints in another process, so that this one takes no GPU memory.
 
     What it writes to standard error is shown above.
     """
@@ -387,7 +387,7 @@ def main(arguments: Sequence[str]) -> int:
         "--clock",
         choices=("wall", "processor"),
         default="wall",
-        help="processor, with --threads=1: what the CPU spends, even beside other work",
+        help="processor, with --threads=1: processor time, which other programs disturb less",
     )
     parser.add_argument("--seconds", type=float, default=1e9, help="start no case after that time")
     parser.add_argument(
@@ -397,7 +397,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--compile_whole", action="store_true", help="compile clips as one program, not in parts"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny models: does the script run?")
+    parser.add_argument("--quick", action="store_true", help="tiny models, to try the script")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args(arguments)
     try:
@@ -422,13 +422,13 @@ def main(arguments: Sequence[str]) -> int:
     for name in options.cases:
         begin = time.perf_counter()
         if begin - start > options.seconds:
-            print(f"{name}: left out, --seconds={options.seconds:.0f} are over", file=sys.stderr)
+            print(f"{name}: left out, --seconds={options.seconds:.0f} have passed", file=sys.stderr)
             continue
         row = measure(name, options, device)
         found["rows"].append(row)
         tell(row, peak)
         print(f"{row['case']}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        if options.json:  # what there is so far
+        if options.json:  # the figures so far
             options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\n{table(found)}")
     return int(any(row["failed"] for row in found["rows"]))

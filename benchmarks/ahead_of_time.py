@@ -1,4 +1,4 @@
-"""Compile the program's real functions for a TPU or GPU that is not there. Runs nothing.
+"""Compile the program's real functions for a TPU or GPU without the device. Runs nothing.
 
     python benchmarks/ahead_of_time.py --target=v5e --config=configs/movi_c.py
     python benchmarks/ahead_of_time.py --target=h100 --config=configs/coco.py --programs=train
@@ -53,7 +53,7 @@ from smoothsa_jax.errors import UserError
 
 RECORDED = Path(__file__).resolve().parent / "recorded" / "ahead_of_time.json"
 KIND = "ahead_of_time"
-# What makes a row; the rest of it are figures.
+# The key of a row; the rest are figures.
 KEY = ("program", "config", "dtype", "target", "mesh", "batch")
 # Settings with a column of their own in a row, or without effect on a program.
 TOLD_ELSEWHERE = ("dtype", "weights.", "companions.")

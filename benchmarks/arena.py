@@ -8,11 +8,11 @@
 
 `--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
 comma or colon: `--systems spot,student`, `--data coco:smoke`. `--config.key=value` changes every
-run. Each run is `main.py` in a process and a folder of its own below `--workdir`.
+run. Each run is `main.py` in its own process and folder below `--workdir`.
 
 A finished run is one JSON line in benchmarks/recorded/arena.jsonl, written at once. A run whose row
 exists (same system, data, words, ablation, overrides, seed and steps) is skipped; `--again` trains
-it anew and adds another row. The same command continues a run that was stopped or killed.
+it again and adds another row. The same command continues a run that was stopped or killed.
 
     system, data, words     what was trained; the words are those after the colon, less the system
     ablation                of `ABLATIONS` below; "full" changes nothing
@@ -55,7 +55,7 @@ from smoothsa_jax.errors import UserError
 
 Row = dict[str, Any]
 ROWS_FILE = ROOT / "benchmarks" / "recorded" / "arena.jsonl"
-# What makes a run; the rest of a row is what was found.
+# The key of a run; the rest of a row are results.
 KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
 DEFAULT_SYSTEM = "smoothsa"  # needs no word
 FULL = "full"
@@ -138,11 +138,11 @@ class Run:
 
 
 class RunFailed(Exception):
-    """One training did not end well; the others go on."""
+    """One training failed; the others continue."""
 
 
 class Interrupted(RunFailed):
-    """One training was asked to stop, and saved its state."""
+    """One training was stopped and saved its state."""
 
 
 def plan(
@@ -239,7 +239,7 @@ def run_missing(
         train: trains and scores one run; may raise RunFailed.
         jobs: runs at a time, each on its own share of the cores.
         again: train runs that have a row as well, in another folder.
-        stop: asks running trainings to leave; called when this function is interrupted.
+        stop: asks running trainings to stop; called when this function is interrupted.
 
     Returns:
         One line for each run that failed.
@@ -311,11 +311,11 @@ def _pin_thread(shares: "queue.SimpleQueue[set[int]]") -> None:
 
 
 class MainProgram:
-    """Trains a run with `main.py` in a process of its own, from the run's own checkpoints if any.
+    """Trains a run with `main.py` in another process, resuming from the run's checkpoints if any.
 
     Args:
         say: prints a line.
-        time_limit: seconds from now after which no run goes on.
+        time_limit: seconds from now after which runs stop.
     """
 
     def __init__(self, say: Callable[[str], None] = print, time_limit: float = math.inf):
@@ -348,14 +348,14 @@ class MainProgram:
             lines = output.read_text(errors="replace").split("\n")
             last = next((line for line in reversed(lines) if line.strip()), "no output")
             raise RunFailed(f"main.py left with status {status}: {last.strip()}; see {output}")
-        # A process of its own: this one takes no memory of an accelerator.
+        # Another process, so that this one takes no memory of an accelerator.
         if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], output):
             raise RunFailed(f"its training step cannot be measured; see {output}")
         return make_row(run, len(_cores()), begun)
 
     def _run(self, arguments: Sequence[str], output: Path, end: float = math.inf) -> int:
         """Run a Python program, ask it to leave when the time ends, and return its status."""
-        # A session of its own: Ctrl-C reaches it through `stop` alone; a second signal would keep
+        # A new session: Ctrl-C reaches it through `stop` alone; a second signal would keep
         # it from saving.
         with open(output, "a") as file:
             with self._lock:
@@ -380,7 +380,7 @@ class MainProgram:
                     self._processes.discard(process)
 
     def stop(self) -> None:
-        """Ask what runs to save and leave."""
+        """Ask the running trainings to save and stop."""
         with self._lock:
             self._stopped = True
             for process in self._processes:
@@ -480,7 +480,7 @@ def revision() -> str:
 
 
 def key_of(row: Mapping[str, Any]) -> str:
-    """Return what makes a run, as a text that is equal for equal runs."""
+    """Return the key of a run, as a text that is equal for equal runs."""
     return json.dumps({name: row[name] for name in KEY}, sort_keys=True)
 
 

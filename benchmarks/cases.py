@@ -1,15 +1,13 @@
-"""What the scripts share: arguments, random batches, the clock, and the printing of a figure."""
+"""Shared by the scripts: arguments, random batches, timing, and the printing of figures."""
 
 import argparse
 import contextlib
 import datetime
-import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +23,6 @@ from smoothsa_jax.config.load import (
     split_command_line,
 )
 from smoothsa_jax.config.values import canonical, image_size_of
-from smoothsa_jax.devices.compiling import memory_of
-from smoothsa_jax.devices.host_arrays import copied
 from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 from smoothsa_jax.devices.mesh import backend_of_mesh
 from smoothsa_jax.devices.runtime import describe_machine
@@ -36,7 +32,7 @@ from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import Training, build_training
 
-# An option that does not fit, a flag that is refused, a device out of memory.
+# An option that does not fit, a refused flag, or a device out of memory.
 TROUBLE = (UserError, jax.errors.JaxRuntimeError)
 TABLE = "BENCHMARK_TABLE"  # names a file; every figure is appended to it as a row (gpu.sh)
 
@@ -68,7 +64,7 @@ def numbers(text: str) -> list[int]:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a script and exit; a `UserError` is one line and status 2."""
+    """Run a script and exit; a `UserError` is a one-line error with status 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
@@ -135,17 +131,6 @@ def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.n
     }
 
 
-def stepper(training: Training, batch: dict[str, np.ndarray], compiled: Any) -> Callable[[], None]:
-    """Return a function that runs one training step of a compiled program and waits for it."""
-    placed, key = training.place(batch), jax.random.key(0)
-    state = [copied(training.state)]
-
-    def step() -> None:
-        state[0], _ = jax.block_until_ready(compiled(state[0], training.frozen, placed, key))
-
-    return step
-
-
 def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
     """Return a program: (params, frozen, placed batch, key) -> each pixel's slot (B,T,H,W)."""
     (output,) = training.task.evaluator.outputs
@@ -160,81 +145,18 @@ def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
     return masks
 
 
-class Timed:
-    """The training step of a config on a random batch, prepared stage by stage.
-
-    Attributes:
-        seconds: the best round.
-        temporary_gb: the memory that the compiler plans besides state and batch; None if unknown.
-        failed: why it could not be timed, or "". No stage runs after one that failed.
-    """
-
-    def __init__(self, config: ConfigDict):
-        self.config, self.seconds, self.temporary_gb, self.failed = config, math.nan, None, ""
-
-    def attempt(self, stage: Callable[[], None]) -> None:
-        if not self.failed:
-            try:
-                stage()
-            except TROUBLE as error:
-                self.failed = reason_of(error)
-
-    def lower(self) -> None:
-        self.training, self.batch = training_of(self.config), random_batch(self.config)
-        inputs = self.training.frozen, self.training.place(self.batch), jax.random.key(0)
-        self.lowered = self.training.train_step.lower(self.training.state, *inputs)
-
-    def compile(self) -> None:
-        self.compiled = self.lowered.compile()
-        if (memory := memory_of(self.compiled)) is not None:
-            self.temporary_gb = memory.temporary / 1e9
-
-    def place(self) -> None:
-        self.step = stepper(self.training, self.batch, self.compiled)
-
-
-def time_steps(configs: Sequence[ConfigDict], rounds: int) -> list[Timed]:
-    """Time the training step of each config: compile all in parallel, then take turns.
-
-    A step that fails is marked so and takes no turn.
-    """
-    found = list(map(Timed, configs))
-    for timed in found:
-        timed.attempt(timed.lower)
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda timed: timed.attempt(timed.compile), found))
-    # All states exist before the first step: if they fit once, they fit in every round.
-    for timed in found:
-        timed.attempt(timed.place)
-    for timed in found:
-        timed.attempt(lambda timed=timed: timed.step())  # the first call is slower
-    good = [timed for timed in found if not timed.failed]
-    for timed, seconds in zip(good, in_turn([x.step for x in good], rounds), strict=True):
-        timed.seconds = min(seconds)
-    return found
-
-
 def reason_of(error: BaseException) -> str:
     """Return the error as one line."""
     return " ".join(str(error).split())[:200]
 
 
-def clock() -> float:
-    """Return seconds: on a CPU the process's own time on all cores, which other programs disturb
-    less; elsewhere the time of day."""
-    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
-
-
-def in_turn(
-    calls: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float] = clock
-) -> list[list[float]]:
-    """Return the seconds of every call in each round; within a round the calls take turns."""
-    times: list[list[float]] = [[] for _ in calls]
+def times_of(call: Callable[[], Any], rounds: int) -> list[float]:
+    """Return the seconds of a call in each round."""
+    times = []
     for _ in range(rounds):
-        for call, found in zip(calls, times, strict=True):
-            begin = clock()
-            call()
-            found.append(clock() - begin)
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
     return times
 
 
@@ -266,7 +188,7 @@ def processor() -> str:
 
 
 def of_config(config: ConfigDict) -> str:
-    """Return in words what was timed."""
+    """Describe what was timed."""
     return (
         f"{config.name}, {config.dtype}, {config.train.batch_size} x {config.data.num_frames} "
         f"frames of {config.data.image_size}, {build_task(config).slot_model.num_slots} slots"

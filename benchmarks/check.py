@@ -4,14 +4,14 @@
     python benchmarks/check.py new.json
     python benchmarks/ahead_of_time.py --target=h100 --config=configs/movi_c.py \\
         --config.dtype=bfloat16 --json=new.json
-    python benchmarks/check.py new.json --partial      only some of the cases were measured anew
+    python benchmarks/check.py new.json --partial      only some of the cases were measured
     python benchmarks/check.py new.json --recorded=other.json --tolerance=0.05
 
 Of against_peer.py it compares ratios to the peer: each is measured within one run, so a slower or
 busier machine matters little. Slower by more than 10 % is worse. The recorded run of a kind of
 device is benchmarks/recorded/KIND.json. Of ahead_of_time.py it compares what the compiler plans;
-more by over 3 % is worse. Programs of the same name are compared whatever compiled them; other
-versions and flags are reported.
+an increase of more than 3 % is worse. Programs of the same name are compared even if other versions
+or flags compiled them; the differences are reported.
 Status 0: nothing got worse; 1: something did; 2: the runs cannot be compared, or the new run lacks
 what was recorded.
 """
@@ -125,7 +125,7 @@ def compare_planned(
     rows = [(name, before[name], after[name], by(name)) for name in names]
     there = {name.rsplit(": ", 1)[0] for name in after}
     missing = [name for name in before if name not in after]
-    # For a program that was not compiled anew, its name alone.
+    # Name a missing program once, without its figures.
     whole = lambda name: name if name.rsplit(": ", 1)[0] in there else name.rsplit(": ", 1)[0]  # noqa: E731
     return sorted(rows, key=lambda row: row[-1]), list(dict.fromkeys(map(whole, missing)))
 

@@ -1,4 +1,4 @@
-"""Read from a compiled program's text what its devices send each other."""
+"""Read from a compiled program's text what its devices send to each other."""
 
 import math
 import re
@@ -41,8 +41,7 @@ def collectives(text: str) -> list[Collective]:
     """Return all collectives of an HLO module, with the loops around them.
 
     Raises:
-        ValueError: one is in a loop of which nobody knows how often it turns, or is written in an
-            unknown way.
+        ValueError: a loop around one has an unknown number of turns, or its text is not understood.
     """
     program, found = Program(text), []
     for step in program.steps(fused=True):
@@ -62,8 +61,9 @@ def collectives(text: str) -> list[Collective]:
 def _is_a_later_piece(program: Program, step: Step) -> bool:
     """Tell whether an earlier instruction stands for the same collective.
 
-    The TPU's compiler writes one that runs beside other work into several fusions: one that starts
-    it, those that it runs beside, one that ends it. All have its `chain_id`; the first counts.
+    The TPU's compiler splits a collective that overlaps with other work into several fusions: one
+    that starts it, those that overlap with it, one that ends it. All have its `chain_id`; the first
+    counts.
     """
     if not step.fused or "chain_id=" not in step.instruction.rest:
         return False

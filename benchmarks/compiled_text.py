@@ -1,10 +1,10 @@
-"""Read from a compiled program's text what it costs: operations, bytes and estimates, by line.
+"""Read the cost of a compiled program from its text: operations, bytes and estimates, by line.
 
 A loop counts as often as it runs. The compilers for CPUs and GPUs state how often that is; the
 TPU's does not, and the bound of the loop's condition is used: JAX's scans count up to it from 0.
 Bytes are those of an operation's results and operands, on-chip memory included; an operand much
 larger than the result, as of a slice, counts at most ten times the result.
-The TPU's compiler writes `estimated_cycles`, but none for transfers that run beside other work.
+The TPU's compiler writes `estimated_cycles`, but none for transfers that overlap with other work.
 """
 
 import collections
@@ -53,7 +53,7 @@ class Step(NamedTuple):
     """An instruction that runs.
 
     Attributes:
-        times: how often the loops around it turn; None: one of them does not tell.
+        times: how often the loops around it turn; None: unknown.
         body: the name of the computation that it stands in.
         fused: whether it is a part of another instruction.
     """
@@ -65,7 +65,7 @@ class Step(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """Something that runs: its kind, its line in the project, what it costs in all its turns."""
+    """An operation that runs: its kind, its line in the project, its cost over all turns."""
 
     kind: str
     line: str
@@ -85,7 +85,7 @@ class Program:
 
     Args:
         text: of `compiled.as_text()`.
-        package: lines of the folder with this name are told.
+        package: lines of the folder with this name are reported.
     """
 
     def __init__(self, text: str, package: str = "smoothsa_jax"):

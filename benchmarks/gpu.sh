@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The measurements of benchmarks/README.md on one GPU, as many as 8 minutes suffice for, and one table at the end:
+# Measures the model on one GPU within 8 minutes and prints one table:
 #
 #     bash benchmarks/gpu.sh                 with the Python of .venv, else the one on the PATH
 #     PYTHON=/path/to/python bash benchmarks/gpu.sh
-#     bash benchmarks/gpu.sh checks          golden tests and attention on the GPU, and the main job, in place of measurements
-#     bash benchmarks/gpu.sh rehearse        the measurements with tiny models on any device: does everything run?
+#     bash benchmarks/gpu.sh checks          runs golden tests, attention tests and the main job on the GPU instead
+#     bash benchmarks/gpu.sh rehearse        runs the measurements with tiny models on any device
 #
-# The weightiest come first; whatever the time does not suffice for is named. Status 0 when all went well. Not run on a GPU yet.
+# The most important come first; the summary names those that ran out of time. The exit status is 0 if all succeeded.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 mode=${1:-measure}
@@ -16,7 +16,7 @@ if [[ -z "${PYTHON:-}" ]]; then
     if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
 fi
 
-# One device is measured: scripts take all that they see.
+# The scripts use all devices that they see, and only one is measured.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
 platform=gpu
@@ -29,8 +29,8 @@ if command -v nvidia-smi >/dev/null; then nvidia-smi; fi
 echo "JAX $devices"
 
 folder=$(mktemp -d)
-export BENCHMARK_TABLE=$folder/table.md      # every script adds its figures
-export JAX_COMPILATION_CACHE_DIR=$folder/cache # scripts find what another one has compiled
+export BENCHMARK_TABLE=$folder/table.md      # every script appends its figures
+export JAX_COMPILATION_CACHE_DIR=$folder/cache # scripts share compiled programs
 summary=()
 failed=0
 end=$((SECONDS + budget))
@@ -63,13 +63,13 @@ script() { # seconds allowed, script, arguments ...
 
 recipe=(--config=configs/movi_c.py --config.weights.encoder.source=random --config.dtype=bfloat16)
 case $mode in
-    checks) # The tests choose the CPU unless told otherwise, and compile in a way meant for it.
+    checks) # By default the tests run on the CPU, with XLA flags for it.
         step 900 "golden tests" env JAX_PLATFORMS=cuda,cpu XLA_FLAGS= "$PYTHON" -m pytest -m "" tests/test_golden.py tests/test_attention.py tests/test_bfloat16.py
         step 900 "main job" "$PYTHON" main.py --workdir="$folder/run"
         ;;
     measure)
         script 80 predict --config.dtype=bfloat16 --batches=64,256,1024 --frames=200
-        script 60 cached_features "${recipe[@]}" # compiles MOVi-C's step, which the next one finds
+        script 90 train_step "${recipe[@]}" # compiles MOVi-C's step, which the next script reuses
         if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
             script 200 against_peer --device=gpu --json="$folder/against_peer.json" --rounds=3 --seconds=140 --patience=100 \
                 --cases train_movi_c images stream train_coco train_movi_c@64 train_ytvis clips
@@ -77,10 +77,6 @@ case $mode in
         else
             summary+=("skipped      against PyTorch: it is not installed, or sees no GPU (pip install torch)")
         fi
-        script 90 options "${recipe[@]}"
-        script 50 evaluation "${recipe[@]}"
-        script 60 startup "${recipe[@]}" --rounds=1
-        script 90 growth "${recipe[@]}" --full --rounds=3
         script 60 memory "${recipe[@]}" --batches=8,32,64
         ;;
     rehearse)
@@ -92,11 +88,7 @@ case $mode in
         else
             summary+=("skipped      against PyTorch: it is not installed")
         fi
-        script 300 cached_features "${recipe[@]}" --rounds=2
-        script 300 options "${recipe[@]}" --options train.accumulate=2 train.remat=decoder --rounds=2
-        script 300 evaluation "${recipe[@]}" --clips=2 --rounds=2
-        script 300 startup "${recipe[@]}" --rounds=1 --only=save
-        script 300 growth "${recipe[@]}" --axes=batch --rounds=2
+        script 300 train_step "${recipe[@]}" --steps=2
         script 300 memory "${recipe[@]}" --batches=1,2,4
         ;;
     *)

@@ -1,4 +1,4 @@
-"""Time the input pipeline on one core, stage by stage, beside the authors' way on the same frames.
+"""Time the input pipeline on one core, stage by stage, and the authors' way on the same frames.
 
     python benchmarks/input_pipeline.py
     python benchmarks/input_pipeline.py --frames=jpeg --json
@@ -163,7 +163,7 @@ class Ours:
             decode_frames(clip, which)
             decode_labels(clip, which)
 
-        # Without threads nothing is made ahead: what a batch takes is taken when it is asked for.
+        # Without threads nothing is prefetched, so the time of a batch is the time of its work.
         batches = training_batches(Long(source), BATCH, seed=0, num_threads=0, prefetch=0)
         next(batches)
         # Each does what those before it do, and more; a stage is the difference.

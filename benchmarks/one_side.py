@@ -1,4 +1,4 @@
-"""Run one side of `against_peer.py` in a process of its own, as two runtimes would share threads.
+"""Run one side of `against_peer.py`, in its own process, because two runtimes would share threads.
 
     python benchmarks/one_side.py SPEC      SPEC: JSON of `against_peer.make_spec`
 

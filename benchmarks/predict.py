@@ -10,7 +10,7 @@ waited for. The figure is the best round.
 `stream`: the time of one step of `Segmenter.stream` with configs/movi_c.py's model, from pixels in
 the host's memory to masks, slots and attention. First frames do not count: they take more
 iterations.
-`memory`, only where asked for: the memory of `main.py --mode=predict` over a video of drifting
+`memory`, with `--only=memory`: the memory of `main.py --mode=predict` over a video of drifting
 sprites, read from /proc five times a second (Linux), without pages that belong to files. What
 counts is how much it grows between a quarter of the frames and the end.
 
@@ -60,7 +60,7 @@ def frames_per_second(training: Training, config: ConfigDict, size: int, rounds:
     jax.device_get(masks())
     calls = max(2, min(50, round(1 / (time.perf_counter() - begin))))
     several = lambda: jax.device_get([masks() for _ in range(calls)])  # noqa: E731
-    ((*seconds,),) = cases.in_turn([several], rounds, time.perf_counter)
+    seconds = cases.times_of(several, rounds)
     return size * calls * batch["video"].shape[1] / min(seconds)
 
 

@@ -1,7 +1,7 @@
 """COCO: images, 7 slots that start from a Gaussian.
 
 Cost: 100,000 steps of 32 images, 0.9 TFLOP each: 0.5 hours at 50 TFLOP/s, a third of an A100's
-TF32 peak (counted, not run).
+TF32 peak (computed, not measured).
 Published scores of SmoothSA in % (mean of 3 seeds, the authors' current program, match_paper):
 ARI 29.3, FG-ARI 41.3, mBO 33.4, mIoU 31.8.
 
@@ -9,7 +9,7 @@ ARI 29.3, FG-ARI 41.3, mBO 33.4, mIoU 31.8.
 program; prepared folders number COCO's categories 0 to 79.
 Published in % (the authors' matching): top-1 89.3, top-3 97.3, box IoU 49.5.
 Cost: 10,000 steps of 32 images, 0.4 TFLOP each (the frozen ViT's
-forward pass, counted by hand): minutes at 50 TFLOP/s.
+forward pass): minutes at 50 TFLOP/s.
 
 How to get the data: docs/datasets.md.
 """

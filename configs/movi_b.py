@@ -1,7 +1,7 @@
 """MOVi-B: video, at most 10 objects, slots start from the first frame's boxes.
 
 Cost: 50,000 steps of 8 clips of 6 frames, 1.4 TFLOP each: 0.4 hours at 50 TFLOP/s, a third of an
-A100's TF32 peak (counted, not run).
+A100's TF32 peak (computed, not measured).
 The authors publish no scores for it. The settings are those of MOVi-C.
 
 How to get the data: docs/datasets.md.

@@ -1,7 +1,7 @@
 """MOVi-D: video, at most 20 objects, slots start from the first frame's boxes.
 
 Cost: 50,000 steps of 8 clips of 6 frames, 1.4 TFLOP each: 0.4 hours at 50 TFLOP/s, a third of an
-A100's TF32 peak (counted, not run).
+A100's TF32 peak (computed, not measured).
 Published scores of SmoothSA in % (mean of 3 seeds, the authors' current program, match_paper):
 ARI 43.8, FG-ARI 70.5, mBO 31.4, mIoU 30.2.
 

@@ -1,12 +1,13 @@
 """Sprites, the embedded default: no download, no accelerator.
 
 Procedural clips of textured, moving, overlapping shapes (smoothsa_jax/inputs/sprites.py).
-SmoothSA's FG-ARI on the test clips in %:
+SmoothSA's FG-ARI on the test clips in %, mean and sample standard deviation over three training
+seeds:
 
-    (no word)   video, slots start from boxes; 7 min on 2 cores: 75
-    gaussian    video, slots start from one learned Gaussian; same budget: 68
-    image       single frames, Gaussian; 6 min on one core: 74
-    full        longer training, scored on 24-frame clips; 26 min on one core: 70
+    (no word)   video, slots start from boxes; 7 min on 2 cores: 74.9 ± 1.5
+    gaussian    video, slots start from one learned Gaussian; same budget: 68.4 ± 1.3
+    image       single frames, Gaussian; 3 min on 2 cores: 69.4 ± 1.5
+    full        longer training, scored on 24-frame clips; 26 min on one core: 70.3 (one run)
     smoke       seconds, to see that everything runs
 
 Every system is small here, for a training of minutes instead of hours; `SMALL` says how.

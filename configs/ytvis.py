@@ -1,7 +1,7 @@
 """YouTube-VIS 2022: video, 7 slots that start from a Gaussian.
 
 Cost: 50,000 steps of 8 clips of 5 frames, 1.1 TFLOP each: 0.3 hours at 50 TFLOP/s, a third of an
-A100's TF32 peak (counted, not run).
+A100's TF32 peak (computed, not measured).
 Published scores of SmoothSA in % (mean of 3 seeds, the authors' current program, match_paper):
 ARI 42.0, FG-ARI 59.0, mBO 36.0, mIoU 34.9.
 
@@ -9,7 +9,7 @@ ARI 42.0, FG-ARI 59.0, mBO 36.0, mIoU 34.9.
 program; prepared folders number the categories 0 to 39.
 Published in % (the authors' matching): top-1 91.0, top-3 97.6, box IoU 39.2.
 Cost: 5,000 steps of 8 clips of 5 frames, 0.5 TFLOP each (the frozen ViT's
-forward pass, counted by hand): minutes at 50 TFLOP/s.
+forward pass): minutes at 50 TFLOP/s.
 
 How to get the data: docs/datasets.md.
 """

@@ -25,7 +25,7 @@ from a copy of VQ-VFM-OCL, Yashvir835/VQ-VFM-OCL (16679ae); that of MOVi comes f
 unknown repository. No converted file was available for testing.
 
 `data/plain_pickle.py` reads the records without running anything that they name. The LMDB library
-itself trusts a file's pages; the only check possible beforehand is that the file is not truncated.
+trusts a file's pages; the only check possible beforehand is that the file is not truncated.
 
 Flow and depth are not converted. Records of earlier converters, which count pixels in no segment as
 background, are refused (DIAS 7083c2a: coco without `isthing`, voc with 0 = background). These files

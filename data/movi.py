@@ -107,7 +107,7 @@ class Movi(Family):
         with tfrecords.staged(folder, file) as path:
             if not path.is_file():
                 raise UserError(
-                    f"{path} is missing, but dataset_info.json beside it names it; download it too"
+                    f"{path} is missing, but dataset_info.json names it; download it too"
                 )
             digest, found = hashlib.sha256(), 0
             for index, record in enumerate(tfrecords.read_records(path, digest)):

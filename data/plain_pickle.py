@@ -1,6 +1,6 @@
 """Read pickles of plain values and NumPy arrays without running anything that they name.
 
-A pickle is a program: it names functions and calls them with arguments of its own. Here, the few
+A pickle is a program: it names functions and calls them with arguments. Here, the few
 names that arrays need stand for functions in this file, which check their arguments. NumPy's own
 functions are never called, because they trust their arguments. All other names are refused.
 """
@@ -45,7 +45,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Function:
-    """A function that a pickle may call, and do nothing else with."""
+    """A function that a pickle may only call."""
 
     __slots__ = ("_function",)
 

@@ -70,7 +70,9 @@ def main(arguments: Sequence[str]) -> int:
             "config", help="a config file, as for main.py; --config.key=value overrides"
         )
         parser.add_argument(
-            "--out", type=Path, help="the folder to write; default: beside data.folder"
+            "--out",
+            type=Path,
+            help="the folder to write; default: data.folder with _features appended",
         )
         given = parser.parse_args(others)
         config = config_from_command_line(for_config, given.config)
@@ -102,7 +104,7 @@ def store(config: ConfigDict, out: Path) -> None:
     check(config)
     data = {key: value for key, value in config.data.items() if key != "features"}
     prepared = data["name"] == "prepared"
-    if prepared:  # whole videos, whatever they show
+    if prepared:  # whole videos, independent of their content
         data |= {"num_frames": None, "boxes": False, "categories": False}
     source = build_dataset(data, SPLIT, num_slots=config.model.num_slots)
     lengths = _lengths(config, len(source))

@@ -1,4 +1,4 @@
-"""The first two cells of every notebook, badge and installation: written here once.
+"""The first two cells of every notebook, title and installation, written here once.
 
     python notebooks/first_cells.py      writes them into all notebooks of this folder
 
@@ -10,16 +10,28 @@ from pathlib import Path
 
 import nbformat
 
-# PLACEHOLDER: where the project is published. The only place to change it; then run this file.
-REPOSITORY = "https://github.com/OWNER/smoothsa_jax"
+# The project's address, such as "https://github.com/NAME/smoothsa_jax". It is empty, because the
+# project is not published yet: notebooks then run in a checkout only, and have no Colab badge. Set
+# it here, the only place, and run this file.
+REPOSITORY = ""
 
 FOLDER = Path(__file__).parent
 BADGE = (
     "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{path}/blob/main/notebooks/{name})"
 )
+LOCAL = (
+    "*Run this notebook in a checkout of the project. The project is not published yet, so the "
+    "notebook cannot download it.*"
+)
+CLONE = """\
+    checkouts = [new]
+    repository = "{repository}"
+    subprocess.run(["git", "clone", "--depth=1", repository, new], check=True)"""
+REFUSE = """\
+    raise SystemExit("Start Jupyter in a checkout of the project; it is not published yet.")"""
 INSTALL = """\
-# Runs in a checkout of the project or makes one, and installs it with this machine's JAX.
+# Finds the checkout of the project{or_clones}, and installs it with this machine's JAX.
 import glob
 import importlib.metadata
 import importlib.util
@@ -30,13 +42,10 @@ import sys
 from pathlib import Path
 
 here = Path.cwd()
-new = here / "smoothsa_jax_checkout"
-places = (here, *here.parents, new)
+{places}
 checkouts = [place for place in places if (place / "main.py").is_file()]
 if not checkouts:
-    checkouts = [new]
-    repository = "{repository}"
-    subprocess.run(["git", "clone", "--depth=1", repository, new], check=True)
+{otherwise}
 os.chdir(checkouts[0])
 os.makedirs("runs", exist_ok=True)
 sys.path.insert(0, str(checkouts[0]))
@@ -54,15 +63,30 @@ if not installed or not plotting:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", what], check=True)
     if loaded:
         # The JAX in memory is not the one that was just installed.
-        print("The runtime starts again, since JAX was imported before: run from here on then.")
+        print("JAX was imported before, so the runtime restarts. Then run the cells from here on.")
         os.kill(os.getpid(), 9)"""
+
+
+def badge_of(name: str, repository: str = REPOSITORY) -> str:
+    """The first cell: a Colab badge, or where to run the notebook while there is no address."""
+    path = repository.removeprefix("https://github.com/")
+    return BADGE.format(path=path, name=name) if repository else LOCAL
+
+
+def install_of(repository: str = REPOSITORY) -> str:
+    """The second cell: it finds a checkout, or clones one where there is an address."""
+    if repository:
+        places = 'new = here / "smoothsa_jax_checkout"\nplaces = (here, *here.parents, new)'
+        otherwise, or_clones = CLONE.format(repository=repository), " or clones it"
+    else:
+        places, otherwise, or_clones = "places = (here, *here.parents)", REFUSE, ""
+    return INSTALL.format(places=places, otherwise=otherwise, or_clones=or_clones)
 
 
 def with_first_cells(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
     """The notebook with these cells at its beginning and no outputs."""
-    path = REPOSITORY.removeprefix("https://github.com/")
-    badge = nbformat.v4.new_markdown_cell(BADGE.format(path=path, name=name), id="badge")
-    install = nbformat.v4.new_code_cell(INSTALL.format(repository=REPOSITORY), id="install")
+    badge = nbformat.v4.new_markdown_cell(badge_of(name), id="badge")
+    install = nbformat.v4.new_code_cell(install_of(), id="install")
     rest = [cell for cell in notebook.cells if cell.id not in ("badge", "install")]
     notebook.cells = [badge, install, *rest]
     for cell in notebook.cells:

@@ -1,4 +1,4 @@
-"""Converts the authors' PyTorch checkpoints to workdirs and back, and folders of earlier versions.
+"""Convert the authors' PyTorch checkpoints to workdirs and back, and folders of earlier versions.
 
     python -m smoothsa_jax.convert IN.pth runs/coco --config=coco
         a state dict -> a workdir for main.py
@@ -7,8 +7,8 @@
     python -m smoothsa_jax.convert OLD NEW
         a run or a saved model from before version 0.2 -> a new folder
 
-A state dict is a .pth file (needs PyTorch) or a .safetensors file. Its keys and shapes say which
-config it belongs to. Where several fit, choose with --config: a name in configs/, or a config file
+A state dict is a .pth file (needs PyTorch) or a .safetensors file. Its keys and shapes identify its
+config. If several configs fit, choose one with --config: a name in configs/, or a config file
 with any --config.key=value.
 """
 
@@ -32,7 +32,9 @@ from smoothsa_jax.errors import UserError, did_you_mean, exit_status
 from smoothsa_jax.files import whole_folder
 from smoothsa_jax.interop import state_dicts
 
-RECORD = "authors"  # in a checkpoint's progress: what of a state dict is no parameter
+RECORD = (
+    "authors"  # key in a checkpoint's progress: entries of a state dict that are not parameters
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,7 +84,7 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
         names = published.configs_of(state_dict, configs)
         if len(names) > 1:
             raise UserError(
-                f"it fits the configs {', '.join(names)}, whose models differ in no key; choose "
+                f"it fits the configs {', '.join(names)}, whose models have the same keys; choose "
                 f"the one it was trained with, such as --config={names[0]}"
             )
         write_workdir(state_dict, configs[names[0]], target)
@@ -109,7 +111,7 @@ def to_file(source: Path, target: Path, overwrite: bool) -> None:
 
 
 def to_new_layout(source: Path, target: Path) -> None:
-    """A run or saved model from before version 0.2 -> a new folder, whole or not at all."""
+    """Convert a run or saved model from before version 0.2 to a new folder."""
     old, new = source.resolve(), target.resolve()
     if new == old or old in new.parents or new in old.parents:
         raise UserError(
@@ -119,7 +121,7 @@ def to_new_layout(source: Path, target: Path) -> None:
     if target.is_symlink() or (
         target.exists() and not (target.is_dir() and not any(target.iterdir()))
     ):
-        raise UserError(f"{target} exists and is no empty folder; give the name of a new one")
+        raise UserError(f"{target} exists and is not an empty folder; give the name of a new one")
 
     from smoothsa_jax.checkpoints.model_files import WEIGHTS_FILE
     from smoothsa_jax.checkpoints.upgrade import convert_run
@@ -145,7 +147,7 @@ def to_new_layout(source: Path, target: Path) -> None:
     except UserError as error:
         text = str(error)
         raise UserError(text if str(source) in text else f"{source}: {text}") from error
-    print(f"{source}: {what} converted, now in {target}; to go on: {command}")
+    print(f"{source}: {what} converted, now in {target}; next: {command}")
 
 
 def _is_ours(folder: Path) -> bool:
@@ -190,7 +192,7 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
         names = sorted(path.stem for path in CONFIGS.glob("*.py"))
         if name not in names:
             raise UserError(
-                f"--config={given} is no config of {CONFIGS}{did_you_mean(name, names)}; give a "
+                f"--config={given} is not a config of {CONFIGS}{did_you_mean(name, names)}; give a "
                 "name there, or a file"
             )
         path = f"{CONFIGS / name}.py"
@@ -231,9 +233,9 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
         raise UserError(f"the keys do not fit the config {config.name}: {'; '.join(wrong)}")
     for key, array in state_dict.items():
         if not np.isfinite(array).all():
-            raise UserError(f"{key} holds values that are not finite; get the file anew")
+            raise UserError(f"{key} holds values that are not finite; download the file again")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise UserError(f"{workdir} exists and is no empty folder; give the name of a new one")
+        raise UserError(f"{workdir} exists and is not an empty folder; give the name of a new one")
 
     arrays = _renamed(from_authors(state_dict), config, to_ours=True)
     training = build_training(config)

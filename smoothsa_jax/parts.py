@@ -52,7 +52,7 @@ def _imported(key: str, name: str) -> Callable:
             '"package.module:Class" of a module on the Python path'
         ) from error
     if not callable(found):
-        raise UserError(f"{key} is {name!r}, which is no class; name a class")
+        raise UserError(f"{key} is {name!r}, which is not a class; name a class")
     return found
 
 
@@ -67,7 +67,7 @@ def make(path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **give
         config: the part's settings.
         table: the classes that the package has.
         *sizes: what the class takes by position.
-        **given: what the class takes by keyword beside its settings, such as `rngs`.
+        **given: what the class takes by keyword besides its settings, such as `rngs`.
 
     Returns:
         None where the table's entry is None.
@@ -102,7 +102,7 @@ def make(path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **give
 def check_settings(
     path: str, what: str, settings: Iterable[str], optional: Mapping[str, bool]
 ) -> None:
-    """Refuse a setting that is not taken, or the lack of one that is needed.
+    """Refuse unknown settings and missing ones.
 
     Args:
         path: of the settings' group, for messages.
@@ -116,7 +116,7 @@ def check_settings(
     for key in settings:
         if key not in optional:
             raise UserError(
-                f"{path}.{key} is no setting of {what}: expected among "
+                f"{path}.{key} is not a setting of {what}: expected among "
                 f"{', '.join(optional) or 'none'}{did_you_mean(key, optional)}; remove or rename it"
             )
     for key, may_lack in optional.items():
@@ -146,7 +146,7 @@ def _refuse_settings(path: str, config: Mapping[str, Any]) -> None:
     for key in config:
         if key != "name":
             raise UserError(
-                f"{path}.{key} is no setting of {path}.name={config['name']!r}, which has none; "
+                f"{path}.{key} is not a setting of {path}.name={config['name']!r}, which has none; "
                 "remove it"
             )
 
@@ -168,7 +168,7 @@ def check_whole(key: str, value: Any, least: int = 1) -> None:
 
 
 def check_heads(key: str, value: Any, size: int, what: str) -> None:
-    """Refuse a number of heads that does not cut `what`, a width of `size`, into equal parts."""
+    """Refuse a number of heads that does not divide `what`, a width of `size`."""
     check_whole(key, value)
     if size % value:
         raise UserError(f"{key} is {value}, which does not divide {what}; choose a divisor")

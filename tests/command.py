@@ -1,4 +1,4 @@
-"""Running `main.py` as a person does: another process, its exit status, what it prints."""
+"""Run `main.py` as a user does: in another process, with its exit status and output."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from smoothsa_jax.checkpoints.read import read_checkpoint
 from smoothsa_jax.training.logging import read_log
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for `main`, which is no part of the package
+sys.path.insert(0, str(ROOT))  # for `main`, which is not part of the package
 CONFIG = ROOT / "tests" / "run_config.py"
 IMAGE = f"{CONFIG}:image"
 
@@ -38,19 +38,19 @@ def start(
 
 
 def environment(cache: str, devices: int = 1) -> dict[str, str]:
-    """What `main.py` runs in: the CPU, as so many devices."""
+    """The environment of `main.py`: the CPU, as this many devices."""
     others = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     return others | {
         "JAX_PLATFORMS": "cpu",
         "SMOOTHSA_JAX_CACHE": cache,
-        # Half the time of compiling; what is compiled is as exact and as repeatable.
+        # This halves the compile time; the programs are as exact and as repeatable.
         "XLA_FLAGS": "--xla_backend_optimization_level=0 "
         f"--xla_force_host_platform_device_count={devices}",
     }
 
 
 def run(*arguments: str, cache: str, **options) -> subprocess.CompletedProcess:
-    """`python main.py ...` to its end."""
+    """Run `python main.py ...` to its end."""
     process = start(*arguments, cache=cache, **options)
     try:
         out, err = process.communicate(timeout=300)
@@ -82,7 +82,7 @@ def copy_of(workdir: Path, target: Path) -> Path:
 
 
 def assert_same_run(one: Path, two: Path, step: int) -> None:
-    """Weights, optimizer, losses and scores of two runs agree in every bit."""
+    """Check that weights, optimizer, losses and scores of two runs are bit-identical."""
     found, expected = read_checkpoint(one, step), read_checkpoint(two, step)
     assert found.arrays.keys() == expected.arrays.keys()
     for name, array in expected.arrays.items():
@@ -93,7 +93,7 @@ def assert_same_run(one: Path, two: Path, step: int) -> None:
 
 
 def losses(workdir: Path) -> list[dict[str, float]]:
-    """The rows of the log without what depends on the clock."""
+    """Return the rows of the log without the entries that depend on the clock."""
     rows = read_log(workdir / "log.jsonl")
     clock = ("steps_per_second", "data_wait_share", "data_wait_ms", "data_wait_process")
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]

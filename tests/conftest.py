@@ -5,14 +5,13 @@ import os
 
 import pytest
 
-# Before JAX is imported. A person may ask for another platform; the bounds of the tests are those
-# of the CPU.
+# Set before JAX is imported. Another platform may be chosen; the tolerances are those of the CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all the time of these tests is the compiler's; with this it is a fifth. `XLA_FLAGS= pytest`
-# compiles as users do.
+# The compiler takes nearly all the time of these tests; these flags reduce it to a fifth.
+# `XLA_FLAGS= pytest` compiles as users do.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
-    # The machine code of a program in one piece: less to do in all, and there are as many test
+    # One piece of machine code per program: less work in total, and there are as many test
     # processes as cores.
     QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))

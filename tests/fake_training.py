@@ -77,7 +77,7 @@ def fake_training(
 
 
 def use(monkeypatch, **options) -> None:
-    """Let `main.py` train the fake instead of a model, and report fixed scores."""
+    """Let `main.py` train the fake instead of a model, with fixed scores."""
     from smoothsa_jax.checkpoints import sources
     from smoothsa_jax.training import evaluating, loop
 

@@ -1,4 +1,4 @@
-"""Parts from outside the package, as later systems will need them; see `test_interfaces.py`."""
+"""Parts from outside the package, as other systems need them; see `test_interfaces.py`."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from smoothsa_jax.models.targets import Features
 
 
 class Narrowing(SlotAttention):
-    """Keeps the first two slots of a first frame, as pruning and MetaSlot do."""
+    """An aggregator that keeps two slots of a first frame, as pruning and MetaSlot do."""
 
     def __call__(self, prepared, queries, slot_mask=None, draws=None, first=True):
         if first:
@@ -18,7 +18,7 @@ class Narrowing(SlotAttention):
 
 
 class Scheduled(SlotAttention):
-    """Has a setting that changes with the step, and tells a loss its value."""
+    """An aggregator with a scheduled setting, whose value it outputs for a loss."""
 
     scheduled = ("noise",)
 
@@ -29,7 +29,7 @@ class Scheduled(SlotAttention):
 
 
 class WithoutMasks(MLPMixtureDecoder):
-    """A decoder without masks of its own, as SLATE's."""
+    """A decoder without masks, like SLATE's."""
 
     def __call__(self, slots, slot_mask=None, given=None, draws=None):
         return super().__call__(slots, slot_mask, given, draws)[0], None
@@ -51,7 +51,7 @@ class Depth(nnx.Module):
 
 
 class Noise:
-    """A loss of what an aggregator adds to the outputs."""
+    """A loss on an extra output of the aggregator."""
 
     reads = ("noise",)
 

@@ -19,7 +19,7 @@ def recipes() -> list[str]:
 def recipe(name: str, dtype: str = "bfloat16") -> ConfigDict:
     """Load a config with random weights and a single block in the encoder.
 
-    The forms that are chosen do not depend on the number of blocks.
+    The chosen forms do not depend on the number of blocks.
     """
     data, colon, words = name.partition(":")
     config = without_weights(load_config(f"{ROOT / 'configs' / data}.py{colon}{words}")).unlock()
@@ -31,7 +31,7 @@ def recipe(name: str, dtype: str = "bfloat16") -> ConfigDict:
 
 
 def quick(names: list[str], *chosen: str) -> list:
-    """Parameters of which only those `chosen` are not slow."""
+    """Parameters, of which all but the `chosen` ones are slow."""
     return [
         name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
     ]

@@ -3,8 +3,7 @@
     python tests/run_notebook.py NOTEBOOK
 
 Prints what the cells print; a picture appears as the name of its class. The status is 1 at the
-first cell that fails. (A Jupyter kernel would need sockets, and its client was seen to wait forever
-for a kernel that had nothing left to do.)
+first cell that fails. (A Jupyter kernel would need sockets, and its client sometimes hangs.)
 """
 
 import os

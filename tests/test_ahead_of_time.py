@@ -1,4 +1,4 @@
-"""Programs for absent devices: how their texts are read, what is compared, and their lowering."""
+"""Programs for absent devices: reading their texts, comparing rows, and lowering."""
 
 import importlib.util
 import json
@@ -165,7 +165,7 @@ ENTRY %main (x: bf16[2,8], y: f32[8]) -> f32[8] {
 
 
 def test_what_is_sent_beside_other_work_counts_once():
-    """A TPU's in several fusions, a GPU's with its operands beside its results."""
+    """A TPU's collective in several fusions, a GPU's with operands next to its results."""
     found = [(x.kind, x.group, x.result) for x in collectives(BESIDE)]
     assert found == [
         ("all-gather", 4, 8 * 8 * 2),

@@ -1,4 +1,4 @@
-"""Downloads are read alike from folders and archives, and hostile or damaged ones are refused."""
+"""Folders and archives give the same samples; hostile or damaged archives are refused."""
 
 import gzip
 import io
@@ -49,7 +49,7 @@ def test_all_kinds_give_the_same(tmp_path, name):
 
 @pytest.mark.parametrize(("made", "kept"), [("x.tar", "y.tgz"), ("x.tar.gz", "y.tar")])
 def test_the_first_bytes_tell_whether_a_tar_is_compressed(tmp_path, made, kept):
-    """Some browsers unpack a .tgz on the way and keep its name, so SBD's is often a plain tar."""
+    """Some browsers unpack a .tgz and keep its name, so SBD's is often a plain tar."""
     files = Files(make(tmp_path / made).rename(tmp_path / kept))
     assert files.is_sequential == made.endswith("gz")
     assert dict(files.in_order()) == CONTENTS

@@ -1,4 +1,4 @@
-"""Windows, crops and flips against their definition (method section 6.1)."""
+"""Windows, crops and flips against their definition (torchvision's RandomResizedCrop)."""
 
 import math
 

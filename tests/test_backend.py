@@ -1,4 +1,4 @@
-"""The backend of a program is static: which forms it chooses, and that all forms agree."""
+"""The backend is static: which forms it selects, and that all forms agree."""
 
 import types
 

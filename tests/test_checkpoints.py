@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, damage is noticed, nothing is lost."""
+"""Checkpoints: saved values are restored, damage is detected, nothing is lost."""
 
 import errno
 import os
@@ -162,7 +162,7 @@ def empty(folder: Path) -> None:
 
 
 def half_copied(folder: Path) -> None:
-    # What a copy that was stopped leaves: some items whole, one in part, the others not there.
+    # As an interrupted copy leaves it: some items whole, one truncated, the others missing.
     shutil.rmtree(folder / "state")
     shutil.rmtree(folder / "progress")
 
@@ -215,7 +215,7 @@ def test_a_broken_newest_step_is_skipped_with_a_warning_and_kept(copy, capfd, da
     assert files_below(copy) == before
     assert "Traceback" not in capfd.readouterr().err
 
-    # A run that goes on sets it aside, and saves at its number again.
+    # A resumed run sets it aside, and saves at its number again.
     warnings.clear()
     assert restore_latest(copy, warn=warnings.append, set_aside=True).step == 4
     assert str(copy / BROKEN_FOLDER / "6") in warnings[0]

@@ -1,4 +1,4 @@
-"""How many programs a whole run compiles."""
+"""The number of programs that a whole run compiles."""
 
 import collections
 import logging
@@ -24,6 +24,6 @@ def test_a_whole_run_compiles_each_program_once(tmp_path, caplog):
     names = [re.match(r"Compiling (?:jit\()?(\w+)", line).group(1) for line in compiling]
     compiled = collections.Counter(names)
     assert [compiled[name] for name in ("train_step", "predict", "_counted")] == [1, 1, 1]
-    # Behind the first step nothing is compiled a second time, of whatever size.
+    # After the first step nothing is compiled a second time, of any size.
     later = collections.Counter(compiling[names.index("train_step") :])
     assert not {line: count for line, count in later.items() if count > 1}

@@ -106,7 +106,7 @@ BAD = [
     ("--config.dtype=float16", "dtype is 'float16'; expected one of bfloat16, float32"),
     ("--config.name=a/b", "name is 'a/b'"),
 ]
-# Refused by what the program makes of it, before anything is built.
+# Refused by the constructors, before anything is built.
 BAD_PARTS = [
     ("--config.model.num_slots=0", "model.num_slots is 0"),
     ("--config.model.slot_size=-1", "model.slot_size is -1"),
@@ -125,7 +125,7 @@ BAD_PARTS = [
     ("--config.optimizer.learning_rate.warmup=0.99999", "which leaves no step of 7000"),
     (
         "--config.optimizer.learning_rate.schedule=step",
-        "learning_rate.end_ratio is no setting of optimizer.learning_rate.schedule='step'",
+        "learning_rate.end_ratio is not a setting of optimizer.learning_rate.schedule='step'",
     ),
     ("--config.optimizer.learning_rate.schedule=cosin", "did you mean 'cosine'?"),
     ("--config.eval.masks=foo", "eval.masks is 'foo'; expected one of aggregator, decoder"),
@@ -221,7 +221,7 @@ def test_an_own_config_file_takes_any_words(tmp_path):
 
 @pytest.fixture
 def plain_system(tmp_path, monkeypatch):
-    """A system in a file outside the checkout, with a version, a task and a part of its own."""
+    """A system in a file outside the checkout, with its own version, task and part."""
     from configs import base
 
     folder = tmp_path / "configs" / "systems"
@@ -321,24 +321,24 @@ EDITS = [
     ("train.match_paper = 1", "train.match_paper is 1; expected True or False"),
     ("train.num_steps = '10'", "train.num_steps is '10'; expected a whole number"),
 ]
-# Refused by what the program makes of it, before anything is built.
+# Refused by the constructors, before anything is built.
 EDITS_OF_PARTS = [
     ("optimizer.learning_rate.peek = 1.0", "did you mean 'peak'?"),
     (
         "optimizer.learning_rate = {'schedule': 'step', 'begin': 1.0}",
         "needs optimizer.learning_rate.end",
     ),
-    ("model.initializer.detach.until = 1", "detach.until is no setting of"),
+    ("model.initializer.detach.until = 1", "detach.until is not a setting of"),
     ("losses.reconstruction = 1.0", "losses.reconstruction is 1.0; expected its settings"),
     ("losses.reconstruction = {}", "losses.reconstruction has no weight"),
     (
         "losses.reconstruction.weight = {'schedule': 'cosine', 'begin': -1.0, 'end': 0}",
         "begin is -1",
     ),
-    ("data.sead = 1", "data.sead is no option of 'sprites'"),
+    ("data.sead = 1", "data.sead is not an option of 'sprites'"),
     ("data.sead = 1", "did you mean 'seed'?"),
-    ("data.split = 'test'", "data.split is no setting: training reads 'train'"),
-    ("data.num_slots = 9", "data.num_slots is no setting: it is that of the model"),
+    ("data.split = 'test'", "data.split is not a setting: training reads 'train'"),
+    ("data.num_slots = 9", "data.num_slots is not a setting: it is that of the model"),
     ("data.name = 'sprtes'", "did you mean 'sprites'?"),
     ("data = {'name': 'prepared', 'image_size': 16}", "data.name='prepared' needs data.folder"),
     (

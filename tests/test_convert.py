@@ -56,7 +56,7 @@ def run(*arguments: object) -> int:
 
 
 def told(capsys, *arguments: object) -> str:
-    """The one line that a conversion ends in."""
+    """The one-line error of a conversion."""
     capsys.readouterr()
     assert run(*arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -137,7 +137,7 @@ def test_a_converted_folder_is_a_workdir(tmp_path, monkeypatch, capsys):
 
 
 def random_state_dict(keys: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Exactly these keys and shapes; small values, so that nothing overflows."""
+    """Arrays of exactly these keys and shapes, with small values, so that nothing overflows."""
     rng = np.random.default_rng(seed)
     values = lambda shape: 0.02 * rng.standard_normal(shape, np.float32)  # noqa: E731
     return {
@@ -155,7 +155,7 @@ def recipe_of(name: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_every_official_config(name, tmp_path, capsys):
-    """At full size: converts, looks at a frame, and converts back to the same bits."""
+    """Convert at full size, process a frame, and convert back bit for bit."""
     state_dict = random_state_dict(OFFICIAL[name])
     source, workdir = tmp_path / "official.safetensors", tmp_path / "run"
     save_file(state_dict, source)
@@ -274,7 +274,7 @@ def test_what_cannot_be_converted(coco, tmp_path, capsys):
     workdir.mkdir()
     (workdir / "mine").write_text("kept")
     line = told(capsys, source, workdir, "--config=coco")
-    assert "exists and is no empty folder" in line and (workdir / "mine").read_text() == "kept"
+    assert "exists and is not an empty folder" in line and (workdir / "mine").read_text() == "kept"
     source.write_bytes(source.read_bytes()[:1000])
     assert "it may be cut short" in told(capsys, source, tmp_path / "other")
 

@@ -1,4 +1,4 @@
-"""Runs and saved models from before version 0.2: they get new names, and nothing else changes.
+"""Runs and saved models from before version 0.2: the names change, and nothing else.
 
 tests/fixtures/before/make.py made the folders, with the code of that time.
 """
@@ -46,7 +46,7 @@ def run(*arguments: object) -> int:
 
 
 def told(capsys, *arguments: object) -> str:
-    """The one line that a conversion ends in."""
+    """The one-line error of a conversion."""
     capsys.readouterr()
     assert run(*arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -114,7 +114,7 @@ KEYS = {
     "recognition.dropout_rate": "model.dropout_rate",
     "recognition.match_paper": "train.match_paper",
 }
-# What says how to do things rather than what, and is the same in all these configs.
+# Settings that do not affect the result and are the same in all these configs.
 ADDED = {
     "title": "SmoothSA",
     "eval.masks": "decoder",
@@ -124,7 +124,7 @@ ADDED = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_value_of_a_config_is_under_its_new_key(name):
-    """Of every config that there was, in every variant."""
+    """Every config before version 0.2, in every variant."""
     old = CONFIGS[name]
     new = convert_config(old)
     assert is_before(old) and not is_before(new)
@@ -173,7 +173,7 @@ def test_every_value_of_a_config_is_under_its_new_key(name):
     assert from_json(to_json(new)) == new
 
 
-# What a key stood for where a config did not have it.
+# The value of a key that an old config lacks.
 DEFAULTS = {
     "matmul_precision": "default",
     "data.features": "",
@@ -397,7 +397,7 @@ def test_a_run_keeps_every_bit(name, tmp_path, capsys):
     assert snapshot(source) == before
     out = capsys.readouterr().out.strip()
     assert len(out.splitlines()) == 1 and "converted" in out
-    assert f"to go on: python main.py --config=THE_SAME_AS_BEFORE --workdir={target}" in out
+    assert f"; next: python main.py --config=THE_SAME_AS_BEFORE --workdir={target}" in out
     assert [path.name for path in target.parent.iterdir()] == ["run"]
 
     steps = {"run": [10, 5], "recognition": [3]}[name]
@@ -506,7 +506,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
             (target / "mine").write_text("kept")
         else:
             target.write_text("kept")
-        assert "exists and is no empty folder" in told(capsys, source, target)
+        assert "exists and is not an empty folder" in told(capsys, source, target)
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "kept"
     for target in (source, source / "inside", tmp_path):
         assert "one lies in the other" in told(capsys, source, target)
@@ -526,7 +526,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
 def test_what_is_no_folder_of_an_earlier_version(converted, tmp_path, capsys):
     for name in ("run", "saved"):
         line = told(capsys, converted / name, tmp_path / "new")
-        assert f"{converted / name} already has the layout of today" in line
+        assert f"{converted / name} already has the current layout" in line
     (tmp_path / "something").mkdir()
     assert "an earlier version" in told(capsys, tmp_path / "something", tmp_path / "new")
     source = copied("run", tmp_path)
@@ -543,7 +543,7 @@ def test_what_is_no_folder_of_an_earlier_version(converted, tmp_path, capsys):
 
 
 def test_old_folders_are_refused_with_the_command(tmp_path, capsys):
-    """Nothing in them is taken for broken, and nothing is changed."""
+    """No checkpoint counts as broken, and nothing changes."""
     for name in ("run", "recognition", "saved", "saved_gaussian"):
         folder = copied(name, tmp_path)
         before = snapshot(folder)
@@ -577,7 +577,7 @@ def test_old_folders_are_refused_with_the_command(tmp_path, capsys):
 
 
 def expected_of(name: str, old: ConfigDict | dict) -> tuple[dict, list[dict], dict]:
-    """The old program's undisturbed run: arrays by their new names, rows of the log, scores."""
+    """The old program's uninterrupted run: arrays by their new names, rows of the log, scores."""
     with np.load(BEFORE / f"{name}_whole.npz") as file:
         arrays = convert_names(dict(file), old)
     record = json.loads((BEFORE / f"{name}_whole.json").read_text())
@@ -585,7 +585,7 @@ def expected_of(name: str, old: ConfigDict | dict) -> tuple[dict, list[dict], di
 
 
 def assert_goes_on(workdir: Path, name: str) -> None:
-    """Trains a converted run to its end and compares it with the old program's undisturbed run."""
+    """Train a converted run to its end and compare it with the old program's uninterrupted run."""
     config = config_of(workdir)
     arrays, rows, scores = expected_of(
         name, json.loads((BEFORE / name / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Counts made on the device: against NumPy's, to the last bit, and as many programs as shapes."""
+"""Counts on the device equal NumPy's exactly, and there is one program per shape."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def test_frames_together_give_the_same_as_one_by_one(monkeypatch):
 
 
 def test_one_program_whatever_the_labels_hold():
-    """Batches of a split differ in what they show, and its last one in how much of it counts."""
+    """Batches differ in their labels, and the last one in how many samples count."""
 
     def batches():
         rng = np.random.default_rng(0)

@@ -86,7 +86,7 @@ def folder_of(folder: Path, arrays: dict[str, np.ndarray], settings: dict, **cha
 
 
 def transformers_model(settings: dict, folder: Path):
-    """A model of transformers' with random values everywhere, saved as its repositories are."""
+    """A model of transformers with random values, saved like its repositories."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     import transformers
 
@@ -104,7 +104,7 @@ def transformers_model(settings: dict, folder: Path):
     model = transformers.DINOv3ViTModel(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Attention has to differ between tokens, or positions would not be seen.
+            # Attention has to differ between tokens, or positions would have no effect.
             matrix = parameter.ndim > 1 and "token" not in name
             scale = 1.5 * parameter[0].numel() ** -0.5 if matrix else 0.3
             offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -208,7 +208,7 @@ def test_a_run_takes_it(tmp_path):
 
 
 def refusal(weights, settings: dict = SMALL) -> str:
-    """The one line that loading ends in."""
+    """The one-line error of loading."""
     shapes, grid, _ = case(settings)
     with pytest.raises(UserError) as caught:
         load(weights, settings, shapes, grid)
@@ -263,7 +263,7 @@ def test_keys_that_do_not_fit(tmp_path):
 
 
 class _Gated(http.server.BaseHTTPRequestHandler):
-    """Answers as the Hub does where a licence has not been accepted."""
+    """Answer as the Hub does if a license has not been accepted."""
 
     def do_HEAD(self):
         self.send_response(401)

@@ -52,7 +52,7 @@ def case(variant: str = "registers", side: int = 42):
 
 
 def assert_loaded(found: dict, arrays: dict) -> None:
-    """All equal in every bit, but for the class token, which is a sum."""
+    """All arrays are bit-identical, except the class token, which is a sum."""
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         if name == "class_token":
@@ -65,7 +65,7 @@ def assert_loaded(found: dict, arrays: dict) -> None:
 
 
 def transformers_model(settings: dict, grid_side: int, folder: Path):
-    """A model of transformers' with random values everywhere, saved as its repositories are."""
+    """A model of transformers with random values, saved like its repositories."""
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
     import torch
     import transformers
@@ -221,7 +221,7 @@ def run_with(weights) -> ConfigDict:
 
 @pytest.mark.slow
 def test_a_run_takes_its_encoder_along(tmp_path, capsys):
-    """Loaded once; then its checkpoints have it: resuming and evaluating need no file."""
+    """The weights are loaded once; afterwards resuming and evaluating need no file."""
     settings, _, _, arrays = case()
     folder, workdir = tmp_path / "model", tmp_path / "run"
     config = run_with(folder)
@@ -281,7 +281,7 @@ def test_nothing_runs_before_the_weights_are_there():
 
 
 def refusal(weights, settings=None, variant: str = "registers") -> str:
-    """The one line that loading ends in."""
+    """The one-line error of loading."""
     own, shapes, grid, _ = case(variant)
     with pytest.raises(UserError) as caught:
         load(weights, settings or own, shapes, grid)
@@ -367,7 +367,7 @@ def test_keys_that_do_not_fit(tmp_path):
 
 
 def test_no_hub(tmp_path):
-    """Offline with an empty cache, one line says what to download; then the cache is enough."""
+    """Offline, an empty cache is a one-line error that names the download; a full one works."""
     code = """
 import sys
 from smoothsa_jax.errors import UserError

@@ -21,7 +21,7 @@ from smoothsa_jax.models.parameters import ModelDefinition, split
 from smoothsa_jax.models.slot_model import KEYS
 from smoothsa_jax.parts import make, scheduled_settings
 
-# All different, so that a shape tells its axes.
+# All different, so that a shape identifies its axes.
 BATCH, FRAMES, SLOTS, GRID, WIDTH, SIZE = 2, 3, 5, (2, 3), 12, 8
 TOKENS = GRID[0] * GRID[1]
 IMAGE = (4 * GRID[0], 4 * GRID[1])
@@ -286,7 +286,7 @@ def test_slots_permute(row, training):
 @both_modes
 @of_rows(*OF_SLOTS)
 def test_a_masked_slot_is_as_if_absent(row, training):
-    """Other slots come out as in the smaller problem, whatever a masked slot holds."""
+    """Other slots equal those of the smaller problem, for any values of a masked slot."""
     kept = np.array([[0, 2, 3], [1, 2, 4]])
     x, draws = inputs_of(), drawn(row, training)
     mask = np.zeros((BATCH, SLOTS), bool)
@@ -368,7 +368,7 @@ def test_nothing_is_random_but_the_draws(row, training):
 
 @of_rows(*TABLES)
 def test_samples_do_not_meet(row):
-    """A sample alone comes out as in its batch."""
+    """A sample alone has the same result as in its batch."""
     x, draws = inputs_of(), drawn(row, True)
     together = run(row, x, draws)
     for b in range(BATCH):
@@ -476,7 +476,7 @@ def test_decoders_predict_the_width_of_the_target(row):
 
 @of_rows("initializer")
 def test_initializers_say_whether_they_start_from_boxes(row):
-    """Other boxes are other queries only where they say so."""
+    """Other boxes give other queries only where the part says so."""
     x, draws = inputs_of(), drawn(row, True)
     moved = {**x, "boxes": x["boxes"][:, ::-1]}
     queries, others = (run(row, inputs, draws)[0]["queries"] for inputs in (x, moved))

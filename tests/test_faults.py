@@ -1,4 +1,4 @@
-"""What goes wrong gets one clear line and exit status 2, and nothing is lost."""
+"""Every fault is a one-line error with exit status 2, and nothing is lost."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ SHORT = ("--config.train.num_steps=9", "--config.checkpoint.every=3")
 
 
 def one_line(capfd) -> str:
-    """The error that was printed; fails where it is more than a line."""
+    """The printed error; fails if it has more than one line."""
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     assert errors == [len(lines) - 1], lines
@@ -110,14 +110,14 @@ def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, argumen
         ),
         (
             "config.losses.distillation = {'weight': {'schedule': 'cosine', 'begin': 0, 'ent': 1}}",
-            "losses.distillation.weight.ent is no setting of losses.distillation.weight.schedule="
-            "'cosine': expected among begin, end; did you mean 'end'?",
+            "losses.distillation.weight.ent is not a setting of losses.distillation.weight."
+            "schedule='cosine': expected among begin, end; did you mean 'end'?",
         ),
         (
             "config.optimizer.learning_rate.schedule = 'no_module:wave'",
             "optimizer.learning_rate.schedule is 'no_module:wave', which cannot be imported",
         ),
-        ("config.data.sead = 1", "data.sead is no option of 'sprites'"),
+        ("config.data.sead = 1", "data.sead is not an option of 'sprites'"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_one_line(tmp_path, capfd, change, expected):
@@ -157,7 +157,7 @@ def test_a_workdir_that_cannot_be_used(tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert here(f"--config={IMAGE}", f"--workdir={tmp_path / 'closed'}") == 2
-    assert "cannot be written: Permission denied; mend its permissions" in one_line(capfd)
+    assert "cannot be written: Permission denied; fix its permissions" in one_line(capfd)
 
 
 def train_fake(workdir: Path, *arguments: str) -> int:
@@ -174,12 +174,12 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, capfd, m
     assert "losses.distillation.weight (found 10.0, asked 0.5), seed (found 0, asked 3)" in text
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
-    # So it is before the first checkpoint, and when none is left that can be used.
+    # The same before the first checkpoint, and if no usable one is left.
     (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
     assert train_fake(tmp_path, "--config.seed=3") == 2
     assert "seed (found 0, asked 3)" in one_line(capfd)
     (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
-    # How often it saves, logs and what it measures may change.
+    # The frequency of saves, logs and validations may change.
     free = ["--config.checkpoint.every=5", "--config.log.every=4", "--config.eval.seeds=(3,)"]
     assert train_fake(tmp_path, *free) == 0
 
@@ -244,7 +244,7 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
     assert "--config.train.remat=all (slower, the same training), or with another" in text
     assert text.rstrip().endswith("--config.dtype=bfloat16 or a smaller train.batch_size")
     assert restore_latest(tmp_path, warn=pytest.fail).step == 3
-    # What it says to do, as a command: only how the batch is computed differs.
+    # The command in the error changes only how the batch is computed.
     monkeypatch.undo()
     fake_training.use(monkeypatch)
     again = ("--config.train.batch_size=4", "--config.train.accumulate=2")
@@ -253,7 +253,7 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
 
 
 def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatch):
-    """What it says to do, as a command, goes on from the very step."""
+    """The command in the error resumes from the same step."""
     fake_training.use(monkeypatch)
     best = ["--config.checkpoint.best_metric=mbo", "--config.checkpoint.best_mode=max"]
 
@@ -283,7 +283,7 @@ def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatc
     ],
 )
 def test_what_is_said_to_do_without_memory_can_be_done(monkeypatch, settings, options):
-    """On eight devices, each option by itself: the run goes on with it."""
+    """On eight devices, each option alone: the run resumes with it."""
     monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
     config = run_config.get_config("image")
     config.mesh.data, config.train.remat = -1, "none"
@@ -375,14 +375,14 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, capfd, monkeypatch):
     assert "checkpoint of step 9 could not be written" in text and "No space left on device" in text
     assert f"the last good checkpoint is {tmp_path / FOLDER / '6'}" in text
     assert restore_latest(tmp_path, warn=pytest.fail).step == 6
-    # With space again, the same command goes on.
+    # With space again, the same command resumes.
     assert train_fake(tmp_path) == 0
     assert "going on from step 6 of 9" in capfd.readouterr().err
     assert restore_latest(tmp_path, warn=pytest.fail).step == 9
 
 
 def test_a_write_that_the_system_refuses_in_orbax_own_threads(tmp_path):
-    """No stand-in: the system lets no file grow beyond 100 kB, so the arrays cannot be written."""
+    """The system limits files to 100 kB, so the arrays cannot be written."""
     script = f"""
 import resource, sys
 import absl.logging, numpy as np

@@ -1,4 +1,4 @@
-"""The gallery: every data set with every word gives a sound config, and its table is complete."""
+"""The gallery: every data set with every word gives a valid config, and its table is complete."""
 
 import itertools
 import re
@@ -51,7 +51,7 @@ def words_of(data_set: str) -> dict[str, str]:
 
 
 def combinations_of(data_set: str):
-    """Every set of words that may be given together; `smooth` has no system to go on yet."""
+    """Every set of words that fit together; `smooth` has no system to build on yet."""
     by_kind = {}
     for word, kind in words_of(data_set).items():
         by_kind.setdefault(kind, [()]).append((word,))
@@ -212,7 +212,7 @@ def test_a_row_of_the_gallery_is_what_the_files_say(row):
     variants = [word for word, kind in words_of(name).items() if kind == "data variant"]
     assert row["words"] == ", ".join(variants if system == "smoothsa" else [])
     assert row["cost"] and row["ours"]
-    # The published scores stand in the data set's own file too.
+    # The data set's file has the published scores too.
     docstring = (CONFIGS / f"{name}.py").read_text()
     for score in re.findall(r"[\d.]+", row["published"].replace("none", "")):
         assert f" {score}" in docstring

@@ -166,7 +166,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("name", quick(list(SOURCES), "coco"))
 def test_from_raw_files_to_scores(name, trained, tmp_path):
-    """Prepare, train, go on where a run was cut off, evaluate: as for the real data."""
+    """Prepare, train, resume an interrupted run, evaluate: as for the real data."""
     folder = trained(name)
     scores = json.loads((folder / "run" / "scores.json").read_text())
     assert scores["split"] == "validation" and scores["step"] == 6 and not scores["baselines"]
@@ -177,7 +177,7 @@ def test_from_raw_files_to_scores(name, trained, tmp_path):
 
 @pytest.mark.parametrize("name", quick(list(CLASSES), "coco"))
 def test_recognition_from_raw_files_to_scores(name, trained, tmp_path):
-    """The same of a head on the slots of a run before it."""
+    """The same for a head on the slots of an earlier run."""
     folder = trained(name)
     settings = (
         f"--config.data.folder={folder / 'prepared'}",

@@ -1,7 +1,7 @@
 """The authors' numbers (tests/golden/README.md): forward, gradients, six training steps, metrics.
 
 GOLDEN_DIR names another folder of the same layout, with other numbers and other sizes: every size
-is read from the files. What no file tells stands in the constants below. GOLDEN_REPORT=<file>
+is read from the files. The constants below are in no file. GOLDEN_REPORT=<file>
 writes a table of the largest errors.
 
 A `Golden` file is read in a `with` block; it fails if an array of results was not compared.
@@ -42,7 +42,7 @@ from smoothsa_jax.training.step import build_training
 OWN_FOLDER = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or OWN_FOLDER)
 
-# What the golden README states and no file holds.
+# Stated in the golden README only.
 HEADS = int(os.environ.get("GOLDEN_HEADS", 4))  # of all attention but the ViT's
 VIT_HEADS = int(os.environ.get("GOLDEN_VIT_HEADS", 3))
 RESIZE = 0.875  # of the image in front of the ViT
@@ -741,7 +741,7 @@ def without_head(keys: Mapping[str, list[int]]) -> dict[str, list[int]]:
 
 @pytest.mark.slow
 def test_keys_of_the_official_checkpoints():
-    """Every array of the authors' real checkpoints is used, and none of ours is left empty."""
+    """Every array of the authors' real checkpoints is used, and all of ours are filled."""
     listed = json.loads((FOLDER / "official_state_dicts.json").read_text())
     assert len([name for name in listed if not name.startswith("recognition ")]) >= 8
     for name, keys in listed.items():

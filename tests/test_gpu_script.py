@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.sh`: its message without a GPU, and all its measurements with tiny models."""
+"""`benchmarks/gpu.sh`: its error without a GPU, and all its measurements with tiny models."""
 
 import os
 import subprocess
@@ -33,12 +33,7 @@ def test_every_measurement_runs_and_tells_its_figures():
         "batches of 2",
         "a frame of a stream, median",
         "99th percentile",
-        "stored features are faster by",
-        "train.accumulate=2",
-        "train.remat=decoder",
-        "counts (device)",
-        "a save of",
-        "a step with batch = 8",
+        "a training step",
         "fits in 24 GB",
     ):
         assert any(what in line for line in table), what

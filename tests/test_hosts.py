@@ -74,7 +74,7 @@ def test_parts_of_two_processes_make_one_batch():
     ]
     results = [host.communicate(timeout=120) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], results[0][1][-2000:]
-    # The library that connects them prints a line of its own.
+    # The library that connects them prints a line as well.
     first, second = (json.loads(output.splitlines()[-1]) for output, _ in results)
     assert first == second  # one array, seen by both
     alone = batches_of(4)
@@ -84,7 +84,7 @@ def test_parts_of_two_processes_make_one_batch():
 
 
 def second_of_two(monkeypatch, first=lambda value: value) -> None:
-    """As if this were process 1, and process 0 had of each value what `first` makes of it."""
+    """Act as process 1, with process 0's values made by `first`."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts, "gather", lambda value: [first(value), value])
@@ -106,7 +106,7 @@ def test_processes_that_can_read_other_checkpoints_are_refused(tmp_path, monkeyp
 
 
 def test_processes_with_other_values_of_the_same_step_are_refused(tmp_path, monkeypatch):
-    """Folders of their own, such as a seed's each."""
+    """Each process has another folder."""
     config, told = run_config.get_config("image"), []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts, "gather", lambda value: told.append(value) or [told[0], value])

@@ -1,4 +1,4 @@
-"""Models on the user's own pictures: inputs, outputs, streams, saving and loading."""
+"""Models on the user's pictures: inputs, outputs, streams, saving and loading."""
 
 import dataclasses
 import json

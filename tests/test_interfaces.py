@@ -1,4 +1,4 @@
-"""What the interfaces of the parts promise to systems that are not here yet."""
+"""The interfaces of the parts serve systems that the package does not have."""
 
 import jax
 import jax.numpy as jnp

@@ -125,9 +125,9 @@ def test_a_data_set_has_to_take_what_the_program_gives(monkeypatch):
     for config, options, expected in [
         ({"num_frames": 3}, ("num_slots",), "takes no 'num_slots', which the program gives it"),
         ({}, (), "data.name='shrinking' needs data.num_frames"),
-        ({"num_frames": 3, "split": "test"}, (), "data.split is no setting"),
-        ({"num_frames": 3, "num_slots": 3}, (), "data.num_slots is no setting"),
-        ({"num_frame": 3}, (), "data.num_frame is no option of .*mean 'num_frames'"),
+        ({"num_frames": 3, "split": "test"}, (), "data.split is not a setting"),
+        ({"num_frames": 3, "num_slots": 3}, (), "data.num_slots is not a setting"),
+        ({"num_frame": 3}, (), "data.num_frame is not an option of .*mean 'num_frames'"),
     ]:
         with pytest.raises(UserError, match=expected):
             build.check_data({"name": "shrinking", **config}, options)
@@ -136,7 +136,7 @@ def test_a_data_set_has_to_take_what_the_program_gives(monkeypatch):
 def test_a_clip_shorter_than_asked_is_named(monkeypatch):
     monkeypatch.setitem(build.DATASETS, "shrinking", _Shrinking)
     source = build.build_dataset({"name": "shrinking", "num_frames": 3}, "train")
-    message = "clip 4 has 2 frames, 3 were asked for; lower eval.num_frames"
+    message = "clip 4 has 2 frames, but 3 are expected; lower eval.num_frames"
     for batches in (training_batches(source, 2, seed=0), evaluation_batches(source, 2)):
         with pytest.raises(UserError, match=message):
             for _ in range(4):

@@ -129,7 +129,7 @@ def test_weighted_sum():
         ({"slot_contrast": {"weight": 1.0}}, "needs losses.slot_contrast.temperature"),
         (
             {"slot_contrast": {"weight": 1.0, "temperature": 0.1, "temprature": 1.0}},
-            "losses.slot_contrast.temprature is no setting of .*did you mean 'temperature'",
+            "losses.slot_contrast.temprature is not a setting of .*did you mean 'temperature'",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Eight virtual devices, in their own process, compute the same as one, however divided."""
+"""Eight virtual devices, in their own process, compute the same as one, with any mesh."""
 
 import dataclasses
 import json
@@ -130,7 +130,7 @@ def predicted(training, config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS) -> dict[str, dict]:
-    """Each mesh (data, fsdp, accumulate) beside one device."""
+    """Each mesh (data, fsdp, accumulate) against one device."""
     cut_small_arrays()
     config = config_for(1, 1, frames)
     alone = build_keeping_gradients(config)
@@ -170,7 +170,7 @@ def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS)
 
 
 def small_program() -> dict[str, float]:
-    """Gradients of each mesh beside one device's: a loop over frames, a loss that compares samples.
+    """Gradients of each mesh against one device's, with a loop and a loss over all samples.
 
     In float64, up to the loss's softmax. In float32 the terms of the bias's gradient cancel so far
     that one device alone is off by 6e-7, and each version of the compiler by another amount.
@@ -320,7 +320,7 @@ def test_what_a_program_sends_is_counted_with_its_loops():
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What JAX tells of one."""
+    """JAX's description of a device."""
 
     id: int
     process_index: int
@@ -328,7 +328,7 @@ class Device:
 
 
 def test_devices_are_in_the_order_of_their_processes(monkeypatch):
-    """On a TPU's grid the numbers of a host have gaps; each host of GPUs is a slice of its own."""
+    """On a TPU's grid the numbers of a host have gaps; each host of GPUs is a separate slice."""
     owners = (0, 0, 1, 1, 0, 0, 1, 1)
     devices = [Device(number, host, host) for number, host in enumerate(owners)]
     monkeypatch.setattr(jax, "devices", lambda: devices)

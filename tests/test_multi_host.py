@@ -51,7 +51,7 @@ fake_training.use(pytest.MonkeyPatch(), num_devices=2, on_step=lambda step: time
 """
 # Small arrays are cut over devices too: those of the model of these tests.
 CUT = "from smoothsa_jax.devices import mesh; mesh.SMALL = 64\n"
-# Process 1 cannot read a checkpoint, once; its disk is well again afterwards.
+# Process 1 fails to read a checkpoint once.
 UNREADABLE = """
 from smoothsa_jax.checkpoints import read as reading
 read = reading.read_checkpoint
@@ -64,7 +64,7 @@ if "--process_id=1" in sys.argv:
 
 
 def program_of(before: str) -> tuple[str, str]:
-    """What Python is called with for `main.py` after these lines."""
+    """Python's arguments for `main.py` after these lines."""
     return ("-c", BEGIN + before + END) if before else (str(ROOT / "main.py"),)
 
 
@@ -189,7 +189,7 @@ def test_the_jobset_has_the_fields_of_its_api_and_its_pods_know_each_other(tmp_p
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]
-    (rule,) = job["podFailurePolicy"]["rules"]  # of a mistake that a restart does not mend
+    (rule,) = job["podFailurePolicy"]["rules"]  # of an error that a restart does not fix
     codes = {"containerName": container["name"], "operator": "In", "values": [2]}
     assert rule == {"action": "FailJob", "onExitCodes": codes}
     assert {v["name"] for v in pod["volumes"]} == {v["name"] for v in container["volumeMounts"]}
@@ -419,7 +419,7 @@ def survivor_of(
     _, of_victim = processes[victim].communicate()
     print(f"process {1 - victim} ended {time.monotonic() - began:.1f} s after process {victim}")
     status = processes[1 - victim].returncode
-    # What to expect, and what to do, stood in the log of process 0 before.
+    # The log of process 0 explained this in advance.
     log = of_victim if victim == 0 else err
     first_lines = log.splitlines()[:3]
     assert hosts.LOST_LINE in first_lines[1] and hosts.JAX_LINE in first_lines[1]

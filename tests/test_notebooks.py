@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+REPOSITORY = "https://github.com/ORG/here"
 PICTURE = "<IPython.core.display.Image object>"
 sys.path.insert(0, str(FOLDER))
 import first_cells  # noqa: E402
@@ -81,15 +82,31 @@ def test_from_pytorch_runs(checkout):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_has_the_shared_cells_and_no_outputs(name):
     path = FOLDER / name
-    assert path.read_text() == first_cells.text_of(path), "run python notebooks/first_cells.py"
-    assert f"/blob/main/notebooks/{name}" in path.read_text()
+    text = path.read_text()
+    assert text == first_cells.text_of(path), "run python notebooks/first_cells.py"
+    published = bool(first_cells.REPOSITORY)
+    assert (f"/blob/main/notebooks/{name}" in text) == ("clone" in text) == published
+
+
+def test_an_address_gives_a_badge_and_a_clone():
+    assert f"/github/ORG/here/blob/main/notebooks/{NOTEBOOKS[0]}" in first_cells.badge_of(
+        NOTEBOOKS[0], REPOSITORY
+    )
+    assert f'"{REPOSITORY}"' in first_cells.install_of(REPOSITORY)
 
 
 class Killed(Exception):
     pass
 
 
-def run_install(monkeypatch, folder: Path, *, found: str = "", loaded: bool = False) -> list[list]:
+def run_install(
+    monkeypatch,
+    folder: Path,
+    *,
+    found: str = "",
+    loaded: bool = False,
+    repository: str = REPOSITORY,
+) -> list[list]:
     """What the cell installs on a machine without the package; `found`: its program or device."""
     asked = []
 
@@ -114,8 +131,7 @@ def run_install(monkeypatch, folder: Path, *, found: str = "", loaded: bool = Fa
     monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter(()))
     modules = {name: module for name, module in sys.modules.items() if name != "jax"}
     monkeypatch.setattr(sys, "modules", modules | ({"jax": None} if loaded else {}))
-    cell = first_cells.INSTALL.format(repository=first_cells.REPOSITORY)
-    exec(compile(cell, "install", "exec"), {})
+    exec(compile(first_cells.install_of(repository), "install", "exec"), {})
     return asked
 
 
@@ -126,7 +142,7 @@ def run_install(monkeypatch, folder: Path, *, found: str = "", loaded: bool = Fa
 def test_the_installation_takes_the_right_jax(monkeypatch, tmp_path, found, extras):
     clone, install = run_install(monkeypatch, tmp_path, found=found)
     folder = tmp_path / "smoothsa_jax_checkout"
-    assert clone == ["git", "clone", "--depth=1", first_cells.REPOSITORY, str(folder)]
+    assert clone == ["git", "clone", "--depth=1", REPOSITORY, str(folder)]
     assert install == [sys.executable, "-m", "pip", "install", "-q", f".[{extras}]"]
     assert Path.cwd() == folder
 
@@ -138,5 +154,11 @@ def test_the_installation_starts_the_runtime_again_where_jax_was_imported(monkey
 
 def test_in_a_checkout_nothing_is_cloned(monkeypatch, checkout):
     (checkout / "deeper").mkdir()
-    (install,) = run_install(monkeypatch, checkout / "deeper")
-    assert "pip" in install and Path.cwd() == checkout
+    for repository in ("", REPOSITORY):
+        (install,) = run_install(monkeypatch, checkout / "deeper", repository=repository)
+        assert "pip" in install and Path.cwd() == checkout
+
+
+def test_without_an_address_a_checkout_is_needed(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="Start Jupyter in a checkout"):
+        run_install(monkeypatch, tmp_path, repository="")

@@ -23,7 +23,7 @@ class Scheduled:
 
 
 class Bare:
-    """Takes neither settings nor rngs."""
+    """A class without settings and rngs."""
 
 
 TABLE = {"plain": Plain, "scheduled": Scheduled, "bare": Bare, "none": None}
@@ -70,12 +70,14 @@ def test_a_class_from_elsewhere(monkeypatch):
     config = {"name": "a_package_of_mine:Mine", "depth": 1}
     found = make("model.part", config, TABLE, 7)
     assert isinstance(found, Plain) and found.depth == 1
-    with pytest.raises(UserError, match="model.part.depht is no setting of .*Mine'.*mean 'depth'"):
+    with pytest.raises(
+        UserError, match="model.part.depht is not a setting of .*Mine'.*mean 'depth'"
+    ):
         make("model.part", {"name": "a_package_of_mine:Mine", "depht": 1}, TABLE, 7)
     for name, words in (
         ("a_package_of_mine:Other", "which cannot be imported"),
         ("no_such_package:Mine", r"which cannot be imported \(No module named"),
-        ("a_package_of_mine:number", "which is no class; name a class"),
+        ("a_package_of_mine:number", "which is not a class; name a class"),
     ):
         with pytest.raises(UserError, match=f"model.part.name is '{name}', {words}") as refused:
             choose("model.part", name, TABLE)
@@ -87,12 +89,12 @@ def test_a_class_from_elsewhere(monkeypatch):
     [
         ({"name": "plane"}, "model.part.name is 'plane'; expected one of .*mean 'plain'"),
         ({}, "model.part.name is None; expected one of bare, none, plain, scheduled"),
-        ({"name": "plain", "depht": 2}, "model.part.depht is no setting of .*mean 'depth'"),
-        ({"name": "plain", "depth": 2, "rngs": 0}, "model.part.rngs is no setting of"),
-        ({"name": "plain", "depth": 2, "width": 3}, "model.part.width is no setting of"),
+        ({"name": "plain", "depht": 2}, "model.part.depht is not a setting of .*mean 'depth'"),
+        ({"name": "plain", "depth": 2, "rngs": 0}, "model.part.rngs is not a setting of"),
+        ({"name": "plain", "depth": 2, "width": 3}, "model.part.width is not a setting of"),
         ({"name": "plain"}, "model.part.name='plain' needs model.part.depth: add it"),
-        ({"name": "bare", "depth": 2}, "model.part.depth is no setting .*expected among none"),
-        ({"name": "none", "depth": 2}, "model.part.depth is no setting .*which has none"),
+        ({"name": "bare", "depth": 2}, "model.part.depth is not a setting .*expected among none"),
+        ({"name": "none", "depth": 2}, "model.part.depth is not a setting .*which has none"),
         (
             {"name": "scheduled", "rate": 1.0, "inner": {"name": "bare"}},
             "needs model.part.strength: add it",
@@ -103,7 +105,7 @@ def test_a_class_from_elsewhere(monkeypatch):
         ),
         (
             {"name": "scheduled", "rate": 1.0, "strenth": 1.0, "inner": {"name": "bare"}},
-            "model.part.strenth is no setting .*mean 'strength'",
+            "model.part.strenth is not a setting .*mean 'strength'",
         ),
     ],
 )

@@ -24,10 +24,10 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model.decoder.name": "random_ar"}, "model.decoder.hidden_size is no setting"),
+        ({"model.decoder.name": "random_ar"}, "model.decoder.hidden_size is not a setting"),
         (
             {"model.encoder.name": "vit"},
-            "is no setting of model.encoder.name='vit'",
+            "is not a setting of model.encoder.name='vit'",
         ),
         ({"losses.foo": {"weight": 1.0}}, "losses.foo.name is 'foo'; expected one of"),
         ({"data.num_frames": 1}, "losses.slot_contrast compares 2 frames, but clips have 1"),
@@ -44,7 +44,7 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
             "data.boxes is False, but model.initializer.cold.name is 'boxes'",
         ),
         ({"model.initializer.straight_throuhg": False}, "did you mean 'straight_through'"),
-        ({"model.aggregator.truncat": False}, "model.aggregator.truncat is no setting"),
+        ({"model.aggregator.truncat": False}, "model.aggregator.truncat is not a setting"),
         ({"model.encoder.position_width": 7}, "an even number below the width 32"),
         ({"model.decoder.num_layers": 1}, "expected at least 2"),
         ({"train.num_steps": 10, "optimizer.learning_rate.warmup": 0.95}, "no step of 10"),

@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 from command import here
+from fuzz_readers import clip, write_gif, write_video
 from ml_collections import ConfigDict
 from PIL import Image
 from tiny import tiny_config
 
-from benchmarks.fuzz_readers import clip, write_gif, write_video
 from smoothsa_jax.inference import overlays, predict, results, videos
 from smoothsa_jax.inference.overlays import Excerpt
 from smoothsa_jax.inference.segmenter import Segmenter
@@ -228,8 +228,8 @@ def test_boxes_are_asked_for_and_taken(models, tmp_path, capsys):
 @pytest.mark.parametrize(
     "model, flags, message",
     [
-        ("boxes", ["--shot-cuts"], "--shot-cuts starts slots anew and needs Gaussian queries"),
-        ("image", ["--shot-cuts"], "of no use with a model of images"),
+        ("boxes", ["--shot-cuts"], "--shot-cuts starts new slots and needs Gaussian queries"),
+        ("image", ["--shot-cuts"], "has no effect on a model of images"),
         ("gaussian", ["--boxes=b.json"], "--boxes was given, and this model starts its slots from"),
         ("gaussian", ["--num_slots=0"], "--num_slots=0"),
         ("gaussian", ["--num_slots=300"], "room for 254 slots"),
@@ -286,7 +286,7 @@ def test_a_model_of_images_starts_each_frame_anew(models, tmp_path, capsys):
     source = tmp_path / "a.mp4"
     write_video(source, clip(3))
     assert command(models["image"], source, tmp_path / "found") == 0
-    assert "each frame was started anew" in capsys.readouterr().err
+    assert "each frame was segmented on its own" in capsys.readouterr().err
     with np.load(tmp_path / "found" / "a.mp4" / "slots.npz") as arrays:
         assert arrays["cold"].all()
 
@@ -343,7 +343,7 @@ def test_a_stopped_run_leaves_only_what_is_finished(models, tmp_path, capsys, mo
         results, "_write_labels", lambda *ignored: os.kill(os.getpid(), signal.SIGTERM)
     )
     assert command(models["gaussian"], source, output) == 143
-    assert "stopped by SIGTERM; the same command goes on" in capsys.readouterr().err
+    assert "stopped by SIGTERM; the same command resumes" in capsys.readouterr().err
     assert [p.name for p in output.iterdir()] == [".lock"]
 
 

@@ -1,4 +1,4 @@
-"""Preparing MOVi from its real files: the bytes, going on, and what is refused."""
+"""Prepare MOVi from its real files: the bytes, resuming, and refusals."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Families of clips and folders of one's own, each from a miniature in its real layout."""
+"""Families of clips and the user's own folders, each from a miniature in its real layout."""
 
 import io
 import json
@@ -136,7 +136,7 @@ HELD_OUT_OF_FORTY = ["video_7", "video_27", "video_38"]
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_hq_ytvis(tmp_path, beside):
-    """Compressed and uncompressed masks, boxes that are not stored, frames beside or elsewhere."""
+    """Compressed and uncompressed masks, boxes that are not stored, frames in either place."""
     videos = {
         "train": Videos(3, compressed),
         "validation": Videos(1, seed=20),
@@ -370,7 +370,7 @@ def test_faults_of_davis(tmp_path):
     assert "has mode RGB, expected a label map" in refused("colours", colours)
 
 
-# --------------------------------------------------------------------------------- one's own folder
+# -------------------------------------------------------------------------------- the user's folder
 
 
 def drawn_labels(t: int, count: int = 2) -> np.ndarray:

@@ -63,7 +63,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def refuses(name: str, source: Path, **options) -> str:
-    """The one line that is said, once nothing was left behind."""
+    """The one-line error, after checking that nothing was left behind."""
     out = source.parent / f"{source.name}-refused"
     with pytest.raises(UserError) as error:
         prepare.prepare(name, str(source), out, options=Options(**options))
@@ -441,7 +441,7 @@ def test_clevrtex_memory_does_not_grow_with_the_tar(clevrtex, tmp_path, monkeypa
 
 
 def test_clevrtex_scene_over_two_parts(tmp_path):
-    """Unpacked into one folder it is whole; a part alone is told to be incomplete."""
+    """Unpacked into one folder it is complete; a part alone is an error."""
     source = tmp_path / "clevrtex"
     parts = {part: scenes("full", numbers) for part, numbers in FULL.items()}
     moved = next(name for name in parts[1] if name.endswith("_flat.png"))

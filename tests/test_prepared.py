@@ -76,7 +76,7 @@ def test_evaluation_shows_the_centre_square_of_the_whole_video(folder, clips):
         assert sample["video"].dtype == sample["segmentations"].dtype == np.uint8
         assert sample["boxes"].shape == (7, OBJECTS + 1, 4)
         seen = labels[:, :, 5:25]
-        # The same segments, whatever their numbers; background and no segment keep theirs.
+        # The same segments under any numbers; background and no segment keep theirs.
         for value in (0, 255):
             np.testing.assert_array_equal(sample["segmentations"] == value, seen == value)
         pairs = set(zip(sample["segmentations"].ravel(), seen.ravel(), strict=True))
@@ -380,7 +380,7 @@ def test_config_names_it(folder):
     long = build_dataset({**config, "num_frames": 9}, "train", num_slots=5)
     with pytest.raises(UserError, match="the longest has 7"):
         training_batches(long, 2, seed=0)
-    with pytest.raises(UserError, match="has 7 frames, 9 were asked for; lower eval.num_frames"):
+    with pytest.raises(UserError, match="has 7 frames, but 9 are expected; lower eval.num_frames"):
         next(evaluation_batches(long, 2))
     assert len(build_dataset(config, "train", num_slots=5, num_samples=100)) == 8
 

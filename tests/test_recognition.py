@@ -269,7 +269,7 @@ def test_head():
     draws = head.draw([jax.random.key(1)], sizes, True)
     assert head.draw([jax.random.key(1)], sizes, False) is None
     assert (head(slots[None], draws)[0] != logits[None]).any()
-    # What is kept is scaled up, so that means stay.
+    # Kept units are scaled up, which preserves the mean.
     many = head.draw([jax.random.key(2)], Sizes(50, 10, 10), True)
     assert many.shape == (50, 10, 10, 32) and abs(many.mean() - 0.9) < 0.01
     dropped = head(jnp.broadcast_to(slots[0, 0], (50, 10, 10, 16)), many)[0].mean((0, 1, 2))
@@ -474,7 +474,7 @@ def test_a_run_on_a_trained_model(tmp_path, monkeypatch, capsys):
             np.testing.assert_array_equal(trained[f"frozen/slot_model.{stem}"], array)
 
     shutil.rmtree(tmp_path / "head" / FOLDER / "6")
-    shutil.rmtree(tmp_path / "smoothsa")  # a run that has begun needs it no more
+    shutil.rmtree(tmp_path / "smoothsa")  # a run that has begun no longer needs it
     assert loop.train(config, tmp_path / "head") == scores
     for name, array in read_checkpoint(tmp_path / "head", 6).arrays.items():
         np.testing.assert_array_equal(array, trained[name], err_msg=name)
@@ -500,7 +500,7 @@ def test_another_model_is_refused(tmp_path, monkeypatch):
     other = config.copy_and_resolve_references().unlock()
     other.model.aggregator.first = 1
     head = as_recognition(other, 3)
-    head.companions.slot_model.source = str(tmp_path / "smoothsa")  # beside the other model
+    head.companions.slot_model.source = str(tmp_path / "smoothsa")  # next to the other model
     head.checkpoint.best_metric = None
     with pytest.raises(UserError, match="aggregator.first .found 2, asked 1"):
         loop.train(canonical(head), tmp_path / "head")

@@ -40,7 +40,7 @@ SAMPLES = 5  # more than a batch of 2, and not a whole number of them
 
 
 def scored_run(workdir: Path, variant: str, initializer: str) -> ConfigDict:
-    """A workdir as a run leaves it, of a model that was not trained."""
+    """A workdir of a finished run, with an untrained model."""
     config = get_config(variant)
     config.model.initializer.cold.name = initializer
     config.data.boxes = initializer == "boxes"
@@ -81,7 +81,7 @@ def samples_of(config: ConfigDict):
 
 
 class Page(HTMLParser):
-    """What a page shows, and all that it would fetch."""
+    """The text of a page, and everything that it would load."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -131,7 +131,7 @@ def test_a_page_shows_everything_and_fetches_nothing(runs, name, capsys):
 
 
 def test_what_is_shown_is_what_was_scored(runs):
-    """The masks of any sample give the very score that the table of samples has for it."""
+    """The masks of any sample give the score in the table of samples."""
     workdir, config = runs["video"]
     scores = read_sample_scores(workdir / "scores.csv")[0].per_sample
     observer, params = Observer(config), read_checkpoint(workdir, 4).weights

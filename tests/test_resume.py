@@ -1,4 +1,4 @@
-"""Stopped, killed, broken: the same command goes on and ends with the same bits."""
+"""After a stop, a kill or damage, the same command resumes with bit-identical results."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SHORT = (f"--config={IMAGE}", "--config.train.num_steps=12", "--config.checkpoin
 
 @pytest.fixture
 def whole(tmp_path, monkeypatch) -> Path:
-    """A run of the fake training that nothing disturbed."""
+    """An uninterrupted run of the fake training."""
     fake_training.use(monkeypatch)
     assert here(*SHORT, f"--workdir={tmp_path / 'whole'}") == 0
     return tmp_path / "whole"
@@ -74,7 +74,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     fake_training.use(monkeypatch)
     assert here(*SHORT, f"--workdir={workdir}") == 0
     assert_same_run(workdir, whole, 12)
-    # By what the best is chosen is the same too, although its mean spans the stop.
+    # The metric of the best checkpoint is the same too, although its mean spans the stop.
     found, expected = metrics_of(workdir), metrics_of(whole)
     assert all(found[s] == expected[s] for s in found.keys() & expected.keys() if s % 4 == 0)
 
@@ -84,7 +84,7 @@ def test_a_signal_while_evaluating_leaves_at_once(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(loop, "report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert here(*SHORT, f"--workdir={tmp_path}") == 143
     err = capfd.readouterr().err
-    assert err.strip().splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+    assert err.strip().splitlines()[-1] == "stopped by SIGTERM; the same command resumes"
     fake_training.use(monkeypatch)
     assert here(*SHORT, f"--workdir={tmp_path}") == 0
     assert "evaluating only" in capfd.readouterr().err
@@ -104,7 +104,7 @@ with SignalGuard() as guard, guard.finishing_steps():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 143
     assert result.stdout == "first True\n"
-    assert "once more to leave at once" in result.stderr and "leaving at once" in result.stderr
+    assert "repeat to exit immediately" in result.stderr and "leaving at once" in result.stderr
 
 
 def crash(*_) -> None:

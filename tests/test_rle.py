@@ -1,4 +1,4 @@
-"""Masks as run lengths and polygons, against definitions that are slow and plain."""
+"""Masks as run lengths and polygons, against slow and simple definitions."""
 
 import numpy as np
 import pytest

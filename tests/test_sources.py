@@ -1,4 +1,4 @@
-"""What --input names."""
+"""The inputs that --input names."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sprites are reproducible, labelled exactly, lively, and not solved by colour."""
+"""Sprites are reproducible, exactly labeled, varied, and not solved by color."""
 
 import numpy as np
 import pytest

@@ -79,7 +79,7 @@ def first_moment(state) -> dict:
 
 
 def test_the_same_key_gives_the_same_bits(setup, batch):
-    """Twice, from the same state; and a setup that is built anew begins with that state."""
+    """Repeat from the same state; a training built again begins with that state."""
     first, second = (run(setup, batch, [3, 4, 5]) for _ in range(2))
     assert_identical(first, second)
     assert_identical(build_training(CONFIG).state, setup.state)
@@ -136,7 +136,7 @@ def test_only_the_trained_parameters_change(setup, batch):
     assert not any(name.startswith("encoder.") for name in state.params)
     assert set(first_moment(state)) == set(
         state.params
-    )  # the optimiser holds nothing of the encoder
+    )  # the optimizer has no state of the encoder
     before = jax.device_get(setup.state.params)
     for name, array in jax.device_get(state.params).items():
         assert np.any(array != before[name]), f"{name} does not learn"

@@ -1,4 +1,4 @@
-"""Stored features: equal to the encoder's, in windows, resumed, and refused where they differ."""
+"""Stored features: equal to the encoder's, in windows, resumed, and refused if they differ."""
 
 import itertools
 import json
@@ -87,12 +87,12 @@ def test_windows_of_clips_have_the_features_of_their_frames(config, stored):
         _, which = cached._source.without_pixels(index, np.random.default_rng([index, seed]))
         expected = extract(clip["video"][None, list(which)])[0].astype(jnp.bfloat16)
         assert sample["features"].dtype == ml_dtypes.bfloat16 and "video" not in sample
-        # The stored ones were computed with other frames beside: the last bit of a bfloat16 may
-        # differ.
+        # Stored features were computed with other frames in the batch, so the last bit of a
+        # bfloat16 may differ.
         np.testing.assert_allclose(
             sample["features"].astype(np.float32), expected.astype(np.float32), atol=0.01
         )
-        shown = sample["segmentations"] > 0  # objects are numbered anew in each window
+        shown = sample["segmentations"] > 0  # objects are renumbered in each window
         np.testing.assert_array_equal(shown, clip["segmentations"][list(which)] > 0)
         seen.add(which.start)
     assert seen == {0, 2, 4, 5}

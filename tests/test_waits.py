@@ -1,4 +1,4 @@
-"""The log tells of steps that waited for data, and of no others."""
+"""The log reports steps that waited for data, and no others."""
 
 import io
 import time
@@ -28,7 +28,7 @@ def slow(seconds):
 
 
 def test_of_several_processes_the_slowest_is_named(tmp_path, monkeypatch):
-    """The others wait for it within the step, so their own share says nothing."""
+    """The others wait for it within the step, so their own share means nothing."""
     late = {"data_wait_share": 0.4, "data_wait_ms": 12.5}
     monkeypatch.setattr(hosts, "gather", lambda own: [own, late])
     told = io.StringIO()

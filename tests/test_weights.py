@@ -1,4 +1,4 @@
-"""`weights` and `companions` of a config: what is frozen, what comes from elsewhere, averages."""
+"""`weights` and `companions` of a config: frozen arrays, sources, moving averages."""
 
 import dataclasses
 import functools
@@ -208,7 +208,7 @@ def test_a_part_starts_from_anothers_weights(other):
     ],
 )
 def test_arrays_can_be_left_out(other, into, without, left_out):
-    """What is left out keeps the first values of this run."""
+    """Arrays that are left out keep their initial values."""
     source, arrays = other
     entry = {"into": into, "source": source, "without": without}
     training, params, frozen, _ = begun({"encoder": ENCODER, "some": entry})
@@ -316,7 +316,7 @@ def test_what_a_source_lacks(other, tmp_path):
         params["decoder.position"], training.state.params["decoder.position"]
     )
     assert len(said) == 1 and "lacks decoder.position, which keep" in said[0]
-    # What is frozen has no other first values.
+    # Frozen arrays have no other initial values.
     config = config_with({"encoder": ENCODER, "x": {**entry, "frozen": ("*",)}})
     with pytest.raises(UserError, match="weights.x: nothing fills decoder.position, which is"):
         sources.begin(config, build_training(config), said.append)
@@ -351,11 +351,11 @@ def test_a_companion_that_nothing_uses_is_refused():
         check_sources(head, build_task(head), build_task(head).build(shapes_only=True))
 
 
-# ---------------------------------------------------------------------- several processes, as if
+# ------------------------------------------------------------------ several simulated processes
 
 
 def beside(monkeypatch, change) -> None:
-    """Another process, which has found something else."""
+    """Another process with another result."""
     monkeypatch.setattr(hosts, "is_multi_process", lambda: True)
     monkeypatch.setattr(
         hosts, "gather", lambda mine: [mine, {name: change(x) for name, x in mine.items()}]
@@ -469,7 +469,7 @@ def test_an_average_follows_the_parameters():
         expected = DECAY * first[name] + (1 - DECAY) * np.asarray(new)
         found = state.averages[f"teacher.{name}"]
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7, err_msg=name)
-    # And the next one goes on from there.
+    # And the next one continues from there.
     before = jax.device_get((state.params, state.averages))
     batch = training.place(tiny_batch(config))
     state, _ = training.train_step(state, training.frozen, batch, jax.random.key(1))
@@ -480,7 +480,7 @@ def test_an_average_follows_the_parameters():
 
 
 def test_an_average_changes_no_training():
-    """Nothing reads it here: losses and parameters are those of a run without."""
+    """Nothing reads it here: losses and parameters equal those of a run without it."""
     config, training = with_average()
     expected, metrics = jax.device_get(one_step(plain(), config))
     state, others = jax.device_get(one_step(training, config))

@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it works without the repository around it."""
+"""The wheel: its contents, and that it works outside the repository."""
 
 import email
 import json
@@ -14,8 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Imports every module, and notes what asked for PyTorch or TensorFlow: where neither is installed,
-# nothing else shows.
+# Imports every module, and records imports of PyTorch or TensorFlow.
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
 
@@ -86,7 +85,7 @@ print(found.masks.shape, found.slots.shape)
 
 
 def segment(python: Path, cwd: Path) -> str:
-    """What a shipped model makes of a picture."""
+    """A bundled model's result on a picture."""
     return check_call(python, "-c", SEGMENT, cwd=cwd).splitlines()[-1]
 
 

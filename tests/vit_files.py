@@ -1,4 +1,4 @@
-"""Files of a ViT's weights as Hugging Face and timm write them, made from arrays that are known."""
+"""Files of a ViT's weights as Hugging Face and timm write them, made from known arrays."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""SmoothSA as a PyTorch program in the authors' manner, to measure ours beside. No part of the
-package.
+"""SmoothSA as a PyTorch program in the authors' manner, to compare with. Not part of the package.
 
 Written from the method (docs/design.md) alone. Its keys are those of the authors' state dicts, so
 that their weights load strictly. `tests/test_peer.py` compares it with the recorded numbers:

@@ -8,7 +8,7 @@ from torch.nn import functional
 def decoder_layer(
     width: int, num_heads: int, norm_first: bool, dropout: float = 0.0
 ) -> nn.TransformerDecoderLayer:
-    """torch's own layer: its attention is fused wherever the weights are not asked for."""
+    """torch's layer, whose attention is fused if its weights are not returned."""
     return nn.TransformerDecoderLayer(
         width,
         num_heads,
@@ -74,7 +74,7 @@ class Initializer(nn.Module):
 
 
 class SlotAttention(nn.Module):
-    """Bi-level truncated slot attention (method section 1.1)."""
+    """Bi-level truncated slot attention (docs/design.md, section 1.1)."""
 
     def __init__(self, feature_size: int, slot_size: int):
         super().__init__()
@@ -107,7 +107,7 @@ class SlotAttention(nn.Module):
 
 
 class Transition(nn.Module):
-    """Slots and features of past frames -> the next frame's queries (method section 2.1)."""
+    """From slots and features of past frames to queries (docs/design.md, section 2.1)."""
 
     def __init__(
         self, feature_size: int, slot_size: int, num_heads: int, history: int, dropout: float
@@ -146,7 +146,7 @@ class Positions(nn.Module):
 
 
 class RandomARDecoder(nn.Module):
-    """The random autoregressive decoder (method section 1.3)."""
+    """The random autoregressive decoder (docs/design.md, section 1.3)."""
 
     def __init__(
         self, feature_size: int, slot_size: int, num_tokens: int, num_layers: int, num_heads: int
@@ -212,7 +212,7 @@ def draw_order(batch: int, num_tokens: int, device: torch.device) -> tuple[Tenso
 
 
 def slot_contrast(slots: Tensor, temperature: float = 0.1) -> Tensor:
-    """(B,T,N,D) -> the loss of method section 2.2."""
+    """(B,T,N,D) -> the slot contrast loss (docs/design.md, section 2.2)."""
     unit = functional.normalize(slots.transpose(0, 1).flatten(1, 2), dim=-1)
     logits = torch.einsum("tid,tjd->tij", unit[:-1], unit[1:]) / temperature
     identity = torch.arange(logits.shape[1], device=slots.device).expand(len(logits), -1)

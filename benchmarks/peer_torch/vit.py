@@ -1,4 +1,4 @@
-"""The frozen backbone: DINOv2 with registers, its keys as timm's (method section 4)."""
+"""The frozen encoder: DINOv2 with registers, with timm's keys (docs/design.md, section 4)."""
 
 import torch
 from torch import Tensor, nn

@@ -18,10 +18,10 @@ from smoothsa_jax.errors import UserError
 
 Config = Mapping[str, Any] | ConfigDict
 
-SINCE = "0.2"  # the first version with today's layout
-TITLE = "SmoothSA"  # all that there was before
+SINCE = "0.2"  # the first version with the current layout
+TITLE = "SmoothSA"  # the only name before
 COMPANION = "slot_model"  # the SmoothSA under a recognition head
-_NEEDED = object()  # for a key that has no default
+_NEEDED = object()  # marks a key without a default
 
 # The settings of each part by its name, with the defaults that their constructors had.
 _VIT = {"width": _NEEDED, "depth": _NEEDED, "num_heads": _NEEDED, "registers": 4, "swiglu": False}
@@ -88,7 +88,7 @@ def refuse(path: str | Path, config: Config) -> None:
 
 
 class _Keys:
-    """The flat keys of an old config. Each is taken once; what remains at the end, nobody knows."""
+    """The flat keys of an old config. Each is taken once; keys that remain are unknown."""
 
     def __init__(self, config: Config):
         self._flat = flatten(config)
@@ -126,7 +126,7 @@ class _Keys:
 def _fail(reason: str) -> NoReturn:
     raise UserError(
         f"this config of the layout before version {SINCE} cannot be converted: {reason}; "
-        "correct its config.json and the configs of its checkpoints, or train anew"
+        "correct its config.json and the configs of its checkpoints, or train again"
     )
 
 
@@ -136,7 +136,7 @@ def convert_config(old: Config) -> ConfigDict:
     Keys that older runs lack get the values that they stood for.
 
     Raises:
-        UserError: a key that nobody knows or a missing one, or a run that has no equivalent.
+        UserError: a key is unknown or missing, or the run has no equivalent.
     """
     keys = _Keys(old)
     is_recognition = keys.has("recognition")
@@ -317,7 +317,7 @@ def _convert_data(keys: _Keys) -> dict[str, Any]:
 
 
 def convert_names(arrays: Mapping[str, np.ndarray], old_config: Config) -> dict[str, np.ndarray]:
-    """The same arrays by their names of today.
+    """The same arrays by their current names.
 
     Args:
         arrays: of a model (`backbone.embed.kernel`), or of a checkpoint (`state/params/...`,

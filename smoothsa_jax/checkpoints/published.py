@@ -123,6 +123,6 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
         )
     raise UserError(
         f"the keys do not fit; against the config {nearest}, "
-        f"{'; '.join(mismatches(found, expected))}; get the file anew, or give its config with "
-        "--config"
+        f"{'; '.join(mismatches(found, expected))}; download the file again, or give its config "
+        "with --config"
     )

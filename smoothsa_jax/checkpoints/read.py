@@ -166,7 +166,7 @@ def steps_found(workdir: str | Path) -> list[int]:
         return []
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read: {error.strerror}; mend its permissions or use another "
+            f"{folder} cannot be read: {error.strerror}; fix its permissions or use another "
             "--workdir"
         ) from error
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
@@ -307,7 +307,7 @@ def _look_at(path: Path) -> None:
             raise FileNotFoundError("state/manifest.ocdbt is missing")
     except PermissionError as error:
         raise UserError(
-            f"checkpoint {path} cannot be read: {error.strerror}; mend its permissions"
+            f"checkpoint {path} cannot be read: {error.strerror}; fix its permissions"
         ) from error
     except (OSError, ValueError) as error:
         raise BrokenCheckpoint(_why_broken(path, error)) from error

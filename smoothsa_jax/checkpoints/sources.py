@@ -106,7 +106,7 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
         raise UserError(f"{path}: {error}") from error
     if len(names) > 1:
         raise UserError(
-            f"{path} fits the recipes {', '.join(names)}, whose models differ in no key; "
+            f"{path} fits the recipes {', '.join(names)}, whose models have the same keys; "
             "choose the one it was trained with: load(..., config=NAME), or python -m "
             "smoothsa_jax.convert IN OUT --config=NAME"
         )
@@ -191,7 +191,7 @@ def _together(what: str, work: Callable[[], T], describe: Callable[[T], Any]) ->
     try:
         result = work()
         found = describe(result)
-    except Exception as failure:  # the others wait for this process, whatever has happened to it
+    except Exception as failure:  # the others wait for this process, even if it fails
         error, found = failure, f"error: {' '.join(str(failure).split())}"
     hosts.refuse_differences({f"what {what} holds": found})
     if error is not None:
@@ -200,7 +200,7 @@ def _together(what: str, work: Callable[[], T], describe: Callable[[T], Any]) ->
 
 
 def command_for(name: str) -> str | None:
-    """Return the command that trains the run of a name, where that is a config of the gallery:
+    """Return the command that trains the run of a name, if that is a config of the gallery:
     the data set, then its words."""
     for path in sorted(CONFIGS.glob("*.py"), key=lambda path: -len(path.stem)):
         if name != path.stem and not name.startswith(f"{path.stem}_"):
@@ -241,7 +241,7 @@ def in_order(weights: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mappin
 
 
 def start_elsewhere(weights: Mapping[str, Mapping[str, Any]], trained: Iterable[str]) -> list[str]:
-    """Return the arrays whose first values do not come from a seed but from a source.
+    """Return the arrays whose initial values come from a source, not from a seed.
 
     Args:
         weights: `weights` of a config.
@@ -286,7 +286,7 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         mine = {key for key in model if key.startswith(below(into, ""))}
         if source == RANDOM:
             words.append(f"random values, as weights.{name}.source=random asks")
-            if into:  # it replaces what an earlier entry has set
+            if into:  # it replaces the values of an earlier entry
                 filled |= {key: first[key] for key in mine - _left_out(entry, mine)}
             continue
         arrays, what = _arrays_of(f"weights.{name}", entry, config, training, warn)
@@ -350,7 +350,7 @@ def _filled_by(
         raise UserError(f"{path}: {what} has no array below into={into!r}; give another source")
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        warn(f"{path}: {what} lacks {lacking[0]}{more}, which keep other first values")
+        warn(f"{path}: {what} lacks {lacking[0]}{more}, which keep their initial values")
     placed = {}
     # In the same order in all processes.
     for key in sorted(arrays.keys() - _left_out(entry, arrays)):

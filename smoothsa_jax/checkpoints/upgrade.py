@@ -1,4 +1,4 @@
-"""Rewrites a run from the layout before version 0.2; `before.py` says what gets a new name."""
+"""Rewrite a run from the layout before version 0.2; `before.py` has the new names."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from smoothsa_jax.errors import UserError
 
 
 def convert_run(old: Path, new: Path, warn: Callable[[str], None]) -> tuple[list[int], ConfigDict]:
-    """Write every sound checkpoint of a run, and all other files, in the layout of today.
+    """Write every sound checkpoint of a run, and all other files, in the current layout.
 
     The old folder is only read. Weights, optimizer state, progress and metrics do not change by
     a bit.
@@ -40,7 +40,7 @@ def convert_run(old: Path, new: Path, warn: Callable[[str], None]) -> tuple[list
         The steps that were converted, in order, and the converted config of the last.
 
     Raises:
-        UserError: the run already has the layout of today, has no sound checkpoint, or cannot be
+        UserError: the run already has the current layout, has no sound checkpoint, or cannot be
             converted.
     """
     config = _config_of(old)
@@ -59,7 +59,7 @@ def convert_run(old: Path, new: Path, warn: Callable[[str], None]) -> tuple[list
     if not done:
         raise UserError(
             f"{old} holds no usable checkpoint in {old / FOLDER}, so there is nothing to convert: "
-            "start that run anew with another --workdir"
+            "start that run again with another --workdir"
         )
     if config is not None:
         write_config(config, new)
@@ -88,8 +88,8 @@ def copy_other_files(old: Path, new: Path, names: tuple[str, ...]) -> None:
 
 
 def already_converted(folder: Path) -> UserError:
-    """The error for a folder in the layout of today."""
-    return UserError(f"{folder} already has the layout of today; use it as it is")
+    """The error for a folder that already has the current layout."""
+    return UserError(f"{folder} already has the current layout; use it as it is")
 
 
 def _config_of(old: Path) -> ConfigDict | None:
@@ -147,6 +147,6 @@ def _values(checkpoint: Checkpoint) -> tuple[Any, ...]:
 
 
 def _metrics_of(path: Path) -> dict[str, float] | None:
-    """By what the best checkpoint is chosen; None where a run has named no metric."""
+    """The metric that selects the best checkpoint; None if the run has none."""
     file = path / "metrics" / "metrics"
     return json.loads(file.read_text()) if file.exists() else None

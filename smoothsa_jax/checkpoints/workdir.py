@@ -48,7 +48,7 @@ def refuse_other_config(found: ConfigDict | None, config: ConfigDict, workdir: P
     if found is not None and (different := differences(found, config)):
         raise UserError(
             f"workdir {workdir} holds a run of another config, which differs in "
-            f"{', '.join(different)}; use the same config to go on, or another --workdir"
+            f"{', '.join(different)}; use the same config to resume, or another --workdir"
         )
 
 
@@ -74,7 +74,7 @@ def workdir_for_writing(workdir: Path, flag: str = "workdir") -> Iterator[None]:
         handle = open(workdir / ".lock", "a+")  # noqa: SIM115, closed below
     except OSError as error:
         raise UserError(
-            f"{flag} {workdir} cannot be written: {error.strerror}; mend its permissions or use "
+            f"{flag} {workdir} cannot be written: {error.strerror}; fix its permissions or use "
             f"another --{flag}"
         ) from error
     with handle:

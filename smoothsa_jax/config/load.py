@@ -58,7 +58,7 @@ def load_config(spec: str) -> ConfigDict:
         config = module.get_config(words) if words else module.get_config()
     except UserError as error:
         raise UserError(f"config {spec}: {error}") from error
-    except Exception as error:  # whatever a config file raises: its user needs file and reason
+    except Exception as error:  # a config file may raise anything; the message names the file
         raise UserError(f"config {spec} cannot be made: {_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -204,7 +204,7 @@ def _set_optional(base: ConfigDict, overrides: Overrides) -> tuple[ConfigDict, O
 
 
 def _literal(text: str | None) -> Any:
-    """A number, a tuple, True, None, ...; text that is none of them stays text."""
+    """Parse a number, a tuple, True, None, ...; any other text stays text."""
     try:
         return ast.literal_eval(str(text))
     except (ValueError, SyntaxError):

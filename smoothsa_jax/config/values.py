@@ -72,7 +72,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:
-    """What differs where it matters to the weights, one text a key; empty when a run may go on."""
+    """The differences that affect the weights, one text per key; empty if the run may resume."""
     found, wanted = flatten(stored), flatten(asked)
     lines = []
     for key in sorted(found.keys() | wanted.keys()):

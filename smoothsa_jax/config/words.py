@@ -33,7 +33,7 @@ def choose(words: str, known: Mapping[str, str]) -> dict[str, str]:
     """The chosen word of each kind.
 
     Args:
-        words: what stands after the colon.
+        words: the text after the colon.
         known: word -> kind, of all words that fit.
 
     Returns:

@@ -88,7 +88,7 @@ class CompiledOnce:
     """A jitted step, compiled once, for the arguments of its first call.
 
     Args:
-        step: the jitted function; a plain function is called as it is.
+        step: the jitted function; a plain function is called directly.
         say: called with one line about the memory that the step takes.
         has_flags: whether `train.xla_flags` are among the step's compiler options.
 
@@ -172,7 +172,7 @@ def advice_for_training(config: ConfigDict) -> str:
         options.append(f"--config.train.accumulate={2 * parts} (the same training, in parts)")
     if fsdp == 1 and data % 2 == 0:
         half = f"--config.mesh.data={data // 2} " * (config.mesh.data != -1)
-        options.append(f"{half}--config.mesh.fsdp=2 (parameters cut over two devices)")
+        options.append(f"{half}--config.mesh.fsdp=2 (parameters sharded over two devices)")
     if train.remat == "none" and "decoder" in config.model:
         options.append("--config.train.remat=all (slower, the same training)")
     others = ["--config.dtype=bfloat16"] * (config.dtype == "float32")

@@ -16,8 +16,10 @@ from smoothsa_jax.devices.mesh import own_mesh, persistent_sharding
 
 @jax.jit
 def copied(tree: Any) -> Any:
-    """Copy all arrays, so that they stay when the originals are donated. One program copies all,
-    where each shape would have one of its own."""
+    """Copy all arrays, so that they survive the donation of the originals.
+
+    One program copies all of them, instead of one program per shape.
+    """
     return jax.tree.map(jnp.copy, tree)
 
 

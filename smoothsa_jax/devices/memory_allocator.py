@@ -10,7 +10,7 @@ import os
 def keep_freed_memory() -> bool:
     """Let the C library keep the memory that a step frees for the next step (Linux with glibc).
 
-    On a CPU, XLA allocates the buffers of a program anew in every call. By default, glibc requests
+    On a CPU, XLA allocates the buffers of a program in every call. By default, glibc requests
     buffers of this size from the system each time and returns them at once, and the system maps
     fresh pages one fault at a time. That takes a third of a training step of sprites. If one of
     glibc's own variables (MALLOC_...) is set, nothing is changed.

@@ -132,13 +132,13 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
         raise UserError(f"label maps have room for {MAX_SLOTS} slots; expected no more")
     if options.shot_cuts is not None and model.starts_from_boxes:
         raise UserError(
-            "--shot-cuts starts slots anew and needs Gaussian queries, and this model starts its "
+            "--shot-cuts starts new slots and needs Gaussian queries, and this model starts its "
             "slots from boxes; leave it out, or use a model with Gaussian queries"
         )
     if options.shot_cuts is not None and not model.follows:
         raise UserError(
-            "--shot-cuts is of no use with a model of images, which starts every frame anew; leave "
-            "it out"
+            "--shot-cuts has no effect on a model of images, which segments each frame on its own; "
+            "leave it out"
         )
     if not model.starts_from_boxes:
         if options.boxes is not None:
@@ -245,7 +245,7 @@ def _predict_one(
         if missing := getattr(frames, "missing", ""):
             notes.append(missing)
         if fps is not None and not model.follows:
-            notes.append("the model was trained on images, so each frame was started anew")
+            notes.append("the model was trained on images, so each frame was segmented on its own")
         about = {"frames": results.num_frames, "notes": notes, "made_of": about}
         (made / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ class Segmenter:
         """Return a segmenter with the same weights that computes in another dtype.
 
         Args:
-            dtype: "bfloat16" or "float32", whatever the model was trained in.
+            dtype: "bfloat16" or "float32", independent of the dtype in training.
 
         Raises:
             UserError: the dtype is neither.
@@ -182,7 +182,7 @@ class Segmenter:
     ) -> Segmentation:
         """Find the objects in one picture, in several pictures, or in a whole video at once.
 
-        Pictures of any size are resized to the model's size, whatever their aspect ratio. Masks
+        Pictures of any size and aspect ratio are resized to the model's size. Masks
         have the size of the pictures.
 
         Args:
@@ -248,7 +248,7 @@ class Segmenter:
         """
         if shot_cuts is not None and self.starts_from_boxes:
             raise UserError(
-                "shot cuts start slots anew and need Gaussian queries, and this model starts its "
+                "shot cuts start new slots and need Gaussian queries, and this model starts its "
                 "slots from boxes; leave shot cuts out, or load a model with Gaussian queries"
             )
         if is_picture(frames):
@@ -363,7 +363,7 @@ class Segmenter:
         if prediction.shape == target.shape and prediction.shape[2] == math.prod(self.grid):
             error = jnp.square(prediction - target).mean(-1)
             return {**found, "reconstruction_error": error.reshape(grid)}
-        # A prediction that is no feature of a token has no error there.
+        # A prediction that is not a feature per token has no error per token.
         return {**found, "reconstruction_error": jnp.full(grid, jnp.nan)}
 
     def _segmentation(

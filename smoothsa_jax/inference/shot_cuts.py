@@ -1,4 +1,4 @@
-"""Detect cuts in a video; after a cut, the model starts anew, since old slots are of no use."""
+"""Detect cuts in a video; after a cut, the model starts with new slots."""
 
 import math
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from smoothsa_jax.errors import UserError
 
 # The geometric mean of the largest motion (0.41) and the smallest cut (1.35) in sprites' validation
-# clips; see benchmarks/shot_cuts.py and docs/use.md.
+# clips; see docs/measurements.md and docs/use.md.
 DEFAULT_THRESHOLD = 0.75
 
 
@@ -20,8 +20,8 @@ def feature_distance(
     """The distance of a frame's features from the previous frame's, token by token.
 
     This is the mean square difference between tokens in the same place, divided by the sum of both
-    frames' variances over tokens. It is therefore unitless, whatever the encoder: 0 for identical
-    frames, and about 1 for frames as unrelated as two random places.
+    frames' variances over tokens. It has no unit and does not depend on the encoder's scale: 0 for
+    identical frames, and about 1 for unrelated frames.
     """
     before, after = before.astype(jnp.float32), after.astype(jnp.float32)
     difference = jnp.square(after - before).sum(-1).mean(-1)

@@ -15,7 +15,7 @@ from smoothsa_jax.inputs.sprites import Sprites
 # imported on use only: importing one of them breaks imports that run in other threads.
 DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
 
-# What the program gives to a data set, so that it would do nothing in a config.
+# Arguments that the program passes to a data set, so a config cannot set them.
 OF_PROGRAM = {
     "split": "training reads 'train', and eval.split names the split to score",
     "num_slots": "it is that of the model, model.num_slots",
@@ -62,12 +62,12 @@ def build_dataset(
 def check_data(
     config: Mapping[str, Any], options: Iterable[str] = ("num_slots", "num_samples")
 ) -> Callable[..., Source]:
-    """Refuse settings that the data set does not take, or the lack of one that it needs.
+    """Refuse settings that the data set does not take, and missing ones.
 
     Args:
         config: the `data` part of a config.
-        options: names of what the program gives beside these settings and the split; by default
-            what training and evaluation give.
+        options: names of the arguments that the program passes besides these settings and the
+            split; by default those of training and evaluation.
 
     Returns:
         The class of the data set.
@@ -78,7 +78,7 @@ def check_data(
     name = config.get("name")
     if name not in DATASETS and ":" not in str(name):
         raise UserError(
-            f"data.name is {name!r}, which is no data set; choose one of {', '.join(DATASETS)}"
+            f"data.name is {name!r}, which is not a data set; choose one of {', '.join(DATASETS)}"
             f"{did_you_mean(name, DATASETS)}"
         )
     dataset = _class_of(name)
@@ -92,10 +92,10 @@ def check_data(
     known = [key for key in takes if key not in OF_PROGRAM]
     for key in config:
         if key in OF_PROGRAM:
-            raise UserError(f"data.{key} is no setting: {OF_PROGRAM[key]}; remove data.{key}")
+            raise UserError(f"data.{key} is not a setting: {OF_PROGRAM[key]}; remove data.{key}")
         if key not in (*known, "name", "features"):
             raise UserError(
-                f"data.{key} is no option of {name!r}; choose one of {', '.join(known)}"
+                f"data.{key} is not an option of {name!r}; choose one of {', '.join(known)}"
                 f"{did_you_mean(key, known)}"
             )
     for key in known:
@@ -191,7 +191,7 @@ class _WholeClips:
     def _checked(self, index: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if (found := len(sample["video"])) != self._num_frames:
             raise UserError(
-                f"clip {index} has {found} frames, {self._num_frames} were asked for; "
+                f"clip {index} has {found} frames, but {self._num_frames} are expected; "
                 "lower eval.num_frames, or score whole clips with eval.num_frames=-1"
             )
         return sample

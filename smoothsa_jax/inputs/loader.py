@@ -132,12 +132,12 @@ def training_batches(
     """Make endless batches, reshuffled every epoch, in an order that depends only on `seed`.
 
     `get_state()` and `set_state()` of the iterator save and restore its position. A restored
-    iterator continues with the identical next batch, whatever the numbers of threads and workers.
+    iterator continues with the identical next batch, for any numbers of threads and workers.
     Epochs are joined: a batch may hold the end of one and the start of the next, so a source may be
     smaller than a batch.
 
     Args:
-        source: its samples are shuffled. A `RandomSource` draws each sample anew every time, with a
+        source: its samples are shuffled. A `RandomSource` draws each sample every time, with a
             generator that depends only on `seed` and the position in the order.
         batch_size: samples per batch of this process.
         seed: of the order, and of a `RandomSource`'s draws.

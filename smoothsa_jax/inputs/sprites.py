@@ -176,7 +176,7 @@ class Sprites:
         num_frames: frames per clip, T. A longer clip of the same index continues a shorter one.
         max_objects: maximum number of objects.
         min_objects: minimum number of objects.
-        split: "train", "validation" or "test"; no two share a clip, whatever their seeds.
+        split: "train", "validation" or "test"; no two share a clip, for any seeds.
         num_samples: length of the split. Clips need no storage, so "train" is long by default.
         seed: seed of the clips. Keep it fixed over training seeds, so that the test clips stay the
             same.
@@ -279,7 +279,7 @@ class Sprites:
     def without_pixels(
         self, index: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], range]:
-        """Sample `index` without "video", and its frames: all, since nothing is drawn anew."""
+        """Sample `index` without "video", and its frames: all, since nothing is random."""
         sample = self[index]
         del sample["video"]
         return sample, range(self.num_frames)

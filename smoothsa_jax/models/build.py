@@ -147,7 +147,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in known:
             raise UserError(
-                f"model.{key} is no part of a model: expected {', '.join(known)}"
+                f"model.{key} is not a part of a model: expected {', '.join(known)}"
                 f"{did_you_mean(key, known)}; remove or rename it"
             )
     for key in known:

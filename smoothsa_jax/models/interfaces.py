@@ -24,8 +24,8 @@ config then holds a number or a schedule, and a call gets the current values by 
 `scheduled`: {} at evaluation. An initializer always gets it; an aggregator, a transition or a
 decoder only if it lists such settings.
 
-What an encoder, a target or a loss reads of a batch beside pixels, boxes and slot mask is listed in
-its class attribute `batch_reads`, for example `("depth",)`.
+An encoder, a target or a loss lists in its class attribute `batch_reads` what it reads of a batch
+besides pixels, boxes and slot mask, for example `("depth",)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ class Encoder(Protocol):
         An encoder of scenes also takes `cameras`.
 
         Returns:
-            Named outputs with tokens in row-major order: `features`, and whatever else a target
+            Named outputs with tokens in row-major order: `features`, and others that a target
             needs, such as `keys`.
         """
 
@@ -247,7 +247,7 @@ class Decoder(Protocol):
 
 
 class Target(Protocol):
-    """What the decoder has to predict: constants of the step, without parameters.
+    """The decoder's target: constants of the step, without parameters.
 
     Sizes of the constructor: the encoder, image_size (H, W).
 

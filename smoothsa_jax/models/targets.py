@@ -1,4 +1,4 @@
-"""What a decoder has to predict: constants of a training step."""
+"""Targets of the decoder: constants of a training step."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ class Features(nnx.Module):
         if "features" not in constants:
             raise UserError(
                 "model.target.name is 'features', but the encoder is trained, so that its features "
-                'are no constants; set weights.encoder.frozen to ("*",), or choose another target'
+                'are not constant; set weights.encoder.frozen to ("*",), or choose another target'
             )
         return {"target": jax.lax.stop_gradient(constants["features"])}
 

@@ -131,14 +131,14 @@ def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
 
 
 def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
-    """Check that slots start from boxes where the data have them, and that they suffice."""
+    """Check that slots start from boxes if the data have them, and that there are enough slots."""
     key, part = f"{path}.initializer", model.initializer
     while "cold" in part:
         key, part = f"{key}.cold", part.cold
     from_boxes, boxes = starts_from_boxes(model), config.data.get("boxes")
     if boxes is not None and boxes != from_boxes:
-        # With boxes a slot is valid where there is one: a model that has to find the number of
-        # objects would be told it.
+        # With boxes, only slots with a box are valid, which would reveal the number of objects to a
+        # model that has to find it.
         raise UserError(
             f"data.boxes is {boxes}, but {key}.name is {part.name!r}; set "
             f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
@@ -205,8 +205,8 @@ def _check_weights(
     if not inside:
         groups = {name.rsplit(".", i)[0] for name in names for i in range(1, name.count(".") + 1)}
         raise UserError(
-            f"{path}.into is {into!r}, which is no part of the model with arrays; expected '' for "
-            f"the whole model, or a part{did_you_mean(into, sorted(groups))}"
+            f"{path}.into is {into!r}, which is not a part of the model with arrays; expected '' "
+            f"for the whole model, or a part{did_you_mean(into, sorted(groups))}"
         )
     random = entry["source"] == "random"
     if random and "seed" in entry and not into:
@@ -260,12 +260,14 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         return frozenset(jax.eval_shape(run, arrays, batch, jax.random.key(0)))
     except UserError:
         raise
-    except Exception:  # whatever a part raises that asks for more; the training step will tell
+    except (
+        Exception
+    ):  # a part that reads more may raise anything; the training step will fail clearly
         return None
 
 
 class _Batch(dict):
-    """What every data set has. Asked for anything else, it ends the attempt with a KeyError."""
+    """A batch with the arrays of every data set; any other key raises a KeyError."""
 
     def __contains__(self, name: object) -> bool:
         return name != "features" and self[name] is not None

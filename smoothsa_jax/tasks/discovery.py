@@ -50,7 +50,7 @@ class Discovery:
         entries = [entry for entry in config.weights.values() if entry.get("into")]
         random = {e["into"]: e.get("seed", 0) for e in entries if e["source"] == "random"}
         given = [e for e in entries if e["source"] != "random" and not e.get("without")]
-        # What is trained, or left out there, needs values here.
+        # Arrays that are trained, or left out by `without`, need initial values.
         elsewhere = frozenset(e["into"] for e in given if "*" in tuple(e.get("frozen", ())))
         return build_slot_model(config.model, size, config.seed, random, elsewhere)
 
@@ -112,7 +112,7 @@ class Discovery:
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:
-    """Return what the chosen parts and losses read of a batch beside what all samples have."""
+    """Return the keys that the chosen parts and losses read, besides those of all samples."""
     chosen = [
         choose(f"model.{kind}", model[kind].name, PARTS[kind]) for kind in ("encoder", "target")
     ]

@@ -54,7 +54,7 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
         if (found := source.made_of.get(key)) != mine:
             raise UserError(
                 f"data.features {source.folder} holds features of other {key}: found {found}, the "
-                f"run has {mine}; store them anew with python -m data.store and another --out, or "
+                f"run has {mine}; store them again with python -m data.store and another --out, or "
                 "set --config.data.features="
             )
 

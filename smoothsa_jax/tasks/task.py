@@ -71,10 +71,10 @@ class Task(Protocol):
     def targets(
         self, models: Models, batch: Mapping[str, Array], constants: Outputs, draws: Draws
     ) -> Outputs:
-        """Return what the model has to predict, from samples and constants, without parameters."""
+        """Return the targets of the model, from samples and constants, without parameters."""
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
-        """Return the names of what `forward` reads from a batch besides these constants."""
+        """Return the names of a batch's arrays that `forward` reads besides these constants."""
 
     def forward(
         self,

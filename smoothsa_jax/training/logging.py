@@ -23,7 +23,7 @@ from smoothsa_jax.errors import UserError
 
 LOG_FILE = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
-# The share of steps waiting for data from which a line reports it, and the seconds between lines.
+# Report waits for data above this share of steps, at most once in this many seconds.
 WAITS_TOLD, WAITS_TOLD_EVERY = 0.1, 60.0
 # Short names of the losses, for the progress bar.
 SHORT = {
@@ -231,7 +231,7 @@ class RunLog:
         except OSError as error:
             raise UserError(
                 f"the log in {self._workdir} cannot be written at step {step}: {error.strerror}; "
-                "checkpoints are intact; fix that, then run the same command to go on"
+                "checkpoints are intact; fix that, then run the same command to resume"
             ) from error
 
     def _tell_waits(self, waits: Mapping[str, float], now: float) -> None:

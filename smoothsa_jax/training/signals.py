@@ -18,7 +18,7 @@ class Stopped(Exception):  # noqa: N818, not an error
     def __init__(self, number: int, message: str = ""):
         self.number = number
         super().__init__(
-            message or f"stopped by {signal.Signals(number).name}; the same command goes on"
+            message or f"stopped by {signal.Signals(number).name}; the same command resumes"
         )
 
     @property
@@ -70,5 +70,5 @@ class SignalGuard:
             raise Stopped(number)
         name = signal.Signals(number).name
         os.write(
-            2, f"\n{name}: finishing this step, then saving; once more to leave at once\n".encode()
+            2, f"\n{name}: finishing this step, then saving; repeat to exit immediately\n".encode()
         )

@@ -16,7 +16,7 @@ class TrainState:
         step: number of steps done.
         params: the trained parameters.
         opt_state: the optimizer's state.
-        buffers: arrays that a step writes beside the optimizer's update; none yet.
+        buffers: arrays that a step updates without the optimizer; none yet.
         averages: moving averages of the parameters; each name starts with that of its companion.
     """
 

@@ -16,9 +16,9 @@ class ColourFourier(nnx.Module):
 
     A token is the mean and covariance of the colors in its window (9 numbers), mapped by cosines of
     random frequencies and phases, and standardized over its width. It distinguishes textures of
-    different colors, whatever their phase, but knows nothing of objects, so it can replace a real
-    encoder on synthetic textures only. Like a ViT's tokens, these also encode their position: the
-    last channels are cosines of the position.
+    different colors, independent of their phase, but knows nothing of objects, so it can replace a
+    real encoder on synthetic textures only. Like a ViT's tokens, these also encode their position:
+    the last channels are cosines of the position.
 
     Args:
         image_size: H, W of the input in pixels.

@@ -20,7 +20,7 @@ def axial_rotation(grid: tuple[int, int], prefix: int, head_size: int) -> Rotati
     """Cosines and sines with which `rotate` rotates the tokens of a grid.
 
     The `prefix` tokens in front of the grid are not rotated. The coordinates of patch centers span
-    [-1, 1] along either axis, whatever the grid. A quarter of a head's channels rotates with y, at
+    [-1, 1] along either axis, for any grid. A quarter of a head's channels rotates with y, at
     wavelengths from 1 towards `ROPE_THETA`, the next quarter with x; the second half repeats both.
     """
     y, x = np.meshgrid(*(2 * (np.arange(side) + 0.5) / side - 1 for side in grid), indexing="ij")

@@ -1,26 +1,14 @@
-"""Give damaged files to the readers: each has to end in a result or in a one-line error.
+"""Damaged files for the readers of pictures, videos, models, boxes and weights."""
 
-    python benchmarks/fuzz_readers.py                       1,000 seeded mutations for each reader
-    python benchmarks/fuzz_readers.py --count=50 mp4 model  a part of it
-
-Each video is decoded by a process of its own, so a thousand of them take many minutes.
-"""
-
-import argparse
 import io
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import av  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import av
+import numpy as np
+from PIL import Image
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.frames import as_frame, checked_frames
@@ -98,7 +86,7 @@ def all_frames(path: Path) -> None:
         pass
 
 
-# Name -> valid files, one of which is damaged at a time, and what reads it.
+# Name -> valid files, one of which is damaged at a time, and the reader.
 READERS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], object]]] = {
     "image": (images, as_frame),
     "gif": (lambda: written("a.gif", lambda path: write_gif(path, clip())), all_frames),
@@ -135,11 +123,11 @@ def mutated(whole: bytes, seed: int) -> bytes:
 
 
 def fuzz(name: str, count: int, folder: Path, first_seed: int = 0) -> tuple[int, int]:
-    """How many mutations were read, and how many refused in one line.
+    """Return how many mutations were read, and how many failed with a one-line error.
 
     Raises:
         UserError: PyTorch is needed and missing.
-        AssertionError: some ended in anything else; names their seeds.
+        AssertionError: some mutations had another outcome; the message has their seeds.
     """
     make, read = READERS[name]
     files = make()
@@ -163,26 +151,3 @@ def fuzz(name: str, count: int, folder: Path, first_seed: int = 0) -> tuple[int,
         (folder / file).write_bytes(files[file])
     assert not bad, f"{name}: {'; '.join(bad)}"
     return done, refused
-
-
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("readers", nargs="*", help=f"of {', '.join(READERS)}; default all")
-    parser.add_argument("--count", type=int, default=1000, help="mutations for each reader")
-    parser.add_argument("--seed", type=int, default=0, help="of the first one")
-    given = parser.parse_args(arguments)
-    for name in given.readers or READERS:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                read, refused = fuzz(name, given.count, Path(folder), given.seed)
-            except UserError as error:  # no PyTorch
-                print(f"{name}: skipped, {error}", flush=True)
-                continue
-        print(f"{name}: {given.count} mutations, {read} read, {refused} refused", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
