@@ -12,6 +12,7 @@ from data.family import BadSample, Family, Options
 from data.features import NO_SEGMENT
 from data.pictures import frame, label_png, shorter_side
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut
 
 PER_SHARD = 1000  # images; about 160 MB of COCO
 
@@ -65,6 +66,13 @@ class Stills(Family):
         if path not in self._files:
             self._files[path] = Files(path)
         return self._files[path]
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what was left out of the folders and archives that were listed."""
+        left_out = LeftOut()
+        for files in self._files.values():
+            left_out.merge(files.left_out)
+        return tuple(left_out.lines())
 
     def has(self, place: Place, file: str) -> bool:
         return place.path.exists() and place.name(file) in self.files(place.path)

@@ -30,7 +30,7 @@ from raw_clips import (
     ytvis_2022,
 )
 
-from data import check, finished, prepare, ytvis
+from data import check, finished, prepare
 from data.clips import is_held_out
 from data.family import Options
 from smoothsa_jax.errors import UserError
@@ -243,7 +243,7 @@ def unknown_video(values):
         (other_size, "the RLE has size [24, 33], the image [24, 32]"),
         (other_video_size, "has 24x32 pixels (height x width), its labels 25x32"),
         (fewer_masks, "annotation 0 has 2 masks, the video 3 frames"),
-        (no_category, "KeyError(99)"),
+        (no_category, "has the category_id 99, which the file does not list"),
         (unknown_video, "annotations of 1 videos that it does not list, such as id 99"),
         (lambda values: values.update(annotations=[]), "has no annotations, expected"),
         (lambda values: values.pop("videos"), "expected videos, categories and annotations"),
@@ -269,26 +269,6 @@ def test_annotations_that_are_missing(tmp_path):
     write(tmp_path / "empty", {"train.json": Videos(1).json()})
     text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
     assert "looked for [.../]JPEGImages/0000f3a9c1/00000.jpg in" in text and "train.zip" in text
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_a_json_is_read_element_by_element(indent):
-    values = {"info": {"a": [1]}, "videos": [], "annotations": [{"id": 1, "x": [None, "]}"]}, 7]}
-    found: dict = {}
-    for key, value, text in ytvis._elements(json.dumps(values, indent=indent)):
-        if text:
-            assert json.loads(text) == value
-            found[key].append(value)
-        else:
-            found[key] = [] if value is None else value
-    assert found == values
-    assert list(ytvis._elements(" {} ")) == []
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"a"', '{"a": [1', '{"a": [1 2]}', '{"a": 1 "b": 2}'])
-def test_no_json_of_that_kind(text):
-    with pytest.raises(json.JSONDecodeError):
-        list(ytvis._elements(text))
 
 
 def test_natural_order():
