@@ -148,7 +148,4 @@ def refuse_twice(names: Iterable[Any], where: str, what: str, fix: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         examples = ", ".join(str(name) for name in twice[:3]) + ", ..." * (len(twice) > 3)
-        raise UserError(
-            f"{where} has {len(twice)} {what} more than once ({examples}); expected each once: "
-            f"{fix}"
-        )
+        raise UserError(f"{where} has {what} more than once: {examples}; expected each once: {fix}")

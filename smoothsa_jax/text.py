@@ -24,11 +24,15 @@ def text_of(data: bytes, where: str) -> str:
 
 
 def printable(name: str) -> str:
-    """The same name as text that can be stored: a byte that is no UTF-8 becomes `\\udce9`.
+    """The same name as text that can be stored: a byte that is no UTF-8 becomes `\\xe9`.
 
     Python reads such bytes of file names as lone surrogates, which no encoder accepts.
     """
-    return name.encode("utf-8", "backslashreplace").decode()
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates of another origin, such as JSON
+        data = name.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def say(text: str) -> None:

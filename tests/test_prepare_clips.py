@@ -1,5 +1,6 @@
 """Families of clips and folders of one's own, each from a miniature in its real layout."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -387,6 +388,7 @@ def as_source(kind: str, folder: Path, contents: dict[str, bytes]) -> Path:
     return write_zip(folder / "mydata.zip", {**inside, "__MACOSX/._cat.jpg": b"x"})
 
 
+ALL_IN_TRAIN = Options(extra=(("holdout", 0.0),))
 KINDS_OF_SOURCE = ["folder", "zip", "zip of the folder"]
 
 
@@ -407,7 +409,7 @@ def test_stills_with_labels(tmp_path, kind):
         ".DS_Store": b"x",
     }
     source = as_source(kind, tmp_path, contents)
-    prepare.prepare("folder", str(source), tmp_path / "out")
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
     samples = read(tmp_path / "out", "train")
     assert [s["name"] for s in samples] == ["cat 9", "cat 10", "dog"]
     for sample, name in zip(samples, ["cat 9.png", "cat 10.jpg", "dog.bmp"], strict=True):
@@ -433,7 +435,7 @@ def test_folders_of_frames_and_videos(tmp_path, kind):
     for t in range(12):
         contents[f"labels/deep/swim/f{t}.png"] = encoded(drawn_labels(t), "PNG")
     source = as_source(kind, tmp_path, contents)
-    prepare.prepare("folder", str(source), tmp_path / "out")
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
     samples = {s["name"]: s for s in read(tmp_path / "out", "train")}
     assert list(samples) == ["deep/swim", "old", "run", "walk"]
     labels = np.stack([drawn_labels(t) for t in range(12)])
@@ -456,7 +458,8 @@ def test_folders_of_frames_and_videos(tmp_path, kind):
 
 def test_without_labels_all_is_in_no_segment(tmp_path):
     source = write(tmp_path / "in", {f"{k}.jpg": encoded(picture(k), "JPEG") for k in range(3)})
-    prepare.prepare("folder", str(source), tmp_path / "out", options=Options(size=12))
+    options = dataclasses.replace(ALL_IN_TRAIN, size=12)
+    prepare.prepare("folder", str(source), tmp_path / "out", options=options)
     for sample in read(tmp_path / "out", "train"):
         assert sample["image"].shape == (12, 16, 3)
         assert sample["segmentation"].shape == (12, 16, 1) and (sample["segmentation"] == 255).all()
@@ -536,7 +539,7 @@ MADE_GIF = {"c.gif": gif([picture(0), picture(4)])}
             {"train/a.png": STILL["a.png"], "val/a.png": STILL["a.png"]},
             "has val/a.png beside the splits train",
         ),
-        ({**STILL, "b.png": STILL["a.png"][:300]}, "b.png is not a readable picture"),
+        ({"b.png": STILL["a.png"][:300]}, "b.png is not a readable picture"),
         (
             {**STILL, "b.png": STILL["a.png"], "labels/a.png": palette_png(drawn_labels(0))},
             "the labels have no labels/b.png for b.png",
@@ -595,6 +598,7 @@ def test_sources_and_options_that_are_refused(tmp_path):
 def test_a_bad_clip_is_left_out(tmp_path):
     contents = {"bad.mp4": b"no video at all", **MADE_GIF}
     source = write(tmp_path / "in", contents)
-    prepare.prepare("folder", str(source), tmp_path / "out", options=Options(skip_bad=True))
+    options = dataclasses.replace(ALL_IN_TRAIN, skip_bad=True)
+    prepare.prepare("folder", str(source), tmp_path / "out", options=options)
     assert [s["name"] for s in read(tmp_path / "out", "train")] == ["c"]
     assert "bad.mp4" in manifest(tmp_path / "out")["splits"]["train"]["skipped"][0]

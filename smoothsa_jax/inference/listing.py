@@ -1,4 +1,4 @@
-"""Look into folders: follow links, and account for everything that is left out.
+"""Look into folders: follow links, and account for what is left out.
 
 `data.prepare` and `--mode=predict` list files by these rules.
 """
@@ -15,40 +15,51 @@ JUNK = (".ds_store", "thumbs.db", "desktop.ini", "__macosx")
 
 
 class LeftOut:
-    """The names that a listing left out, by reason."""
+    """The names that a listing left out, by reason, and the links that it followed."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
-        self._files: dict[str, list[str]] = {}  # by ending
+        # Dictionaries in place of sets, which have no order.
+        self._names: dict[str, dict[str, None]] = {}
+        self._files: dict[str, dict[str, None]] = {}  # by ending
+        self._followed: dict[str, None] = {}
 
     def add(self, reason: str, name: str) -> None:
-        self._names.setdefault(reason, []).append(name)
+        self._names.setdefault(reason, {})[name] = None
 
     def add_file(self, name: str) -> None:
         """Add a file that was not read because of its ending."""
-        self._files.setdefault(PurePosixPath(name).suffix.lower(), []).append(name)
+        self._files.setdefault(PurePosixPath(name).suffix.lower(), {})[name] = None
+
+    def follow(self, name: str) -> None:
+        """Note a link to a folder that was followed."""
+        self._followed[name] = None
 
     def merge(self, other: "LeftOut") -> None:
         for mine, theirs in ((self._names, other._names), (self._files, other._files)):
             for key, names in theirs.items():
-                mine.setdefault(key, []).extend(names)
+                mine.setdefault(key, {}).update(names)
+        self._followed |= other._followed
 
     def lines(self) -> list[str]:
-        """A line for each reason, with the count and an example."""
-        found = dict(self._names)
+        """A line for each reason, with the count and examples."""
+        found = {reason: list(names) for reason, names in self._names.items()}
         others: dict[str, list[str]] = {}
         for ending, names in self._files.items():
             if ending in ARCHIVES:
-                found.setdefault("archives inside; unpack them", []).extend(names)
+                found.setdefault("archives inside, to be unpacked", []).extend(names)
             else:
-                others[ending or "no ending"] = names
-        lines = [
-            f"left out: {len(names)} {reason}: {_some(names)}" for reason, names in found.items()
+                others[ending or "no ending"] = list(names)
+        lines = []
+        if self._followed:
+            count = len(self._followed)
+            lines.append(f"followed: links to folders ({count}): {_some(list(self._followed))}")
+        lines += [
+            f"left out: {reason} ({len(names)}): {_some(names)}" for reason, names in found.items()
         ]
         if others:
             count = sum(map(len, others.values()))
             kinds = "; ".join(f"{ending}: {_some(names)}" for ending, names in others.items())
-            lines.append(f"left out: {count} files with other endings ({kinds})")
+            lines.append(f"left out: files with other endings ({count}): {kinds}")
         return lines
 
 
@@ -86,8 +97,10 @@ class Folder(NamedTuple):
             if entry.is_dir():
                 if (way := self._way_to(entry)) is None:
                     left_out.add("links to a folder above them", name)
-                else:
-                    folders.append(Folder(self.path / entry.name, name, way))
+                    continue
+                folders.append(Folder(self.path / entry.name, name, way))
+                if entry.is_symlink():
+                    left_out.follow(name)
             elif entry.is_file():
                 files.append(name)
             elif entry.is_symlink():
