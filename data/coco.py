@@ -21,6 +21,8 @@ from data.shards import CHUNK
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
+from smoothsa_jax.inference.listing import is_junk
+from smoothsa_jax.inference.sources import IMAGES
 from smoothsa_jax.text import printable
 
 YEAR_SPLITS = {"train": "train2017", "validation": "val2017"}
@@ -89,6 +91,7 @@ class Coco(Stills):
                     "from one release"
                 )
             names = list(categories_found.values())
+            self._note_others(images, found, file)
             found = found[: self.options.limit]
             if absent := self.absent(images, [entry.file for entry in found]):
                 raise UserError(
@@ -119,6 +122,13 @@ class Coco(Stills):
             pictures=pictures,
             notes=self.notes(),
         )
+
+    def _note_others(self, images: Place, found: list[Entry], file: str) -> None:
+        """Note the pictures of which a JSON file has no annotation."""
+        known = {entry.file for entry in found}
+        for name in self.inside(images):
+            if name not in known and name.lower().endswith(IMAGES) and not is_junk(name):
+                self.left_out.add(f"pictures without an annotation in {file}", name)
 
     def _image_places(self, stem: str) -> list[Place]:
         folder = self.folder

@@ -38,6 +38,7 @@ class Stills(Family):
     def __init__(self, name: str, source: str, options: Options, staging: Path | None = None):
         super().__init__(name, source, options, staging)
         self._files: dict[Path, Files] = {}
+        self.left_out = LeftOut()
 
     def check_options(self) -> None:
         """Raise UserError for options that no family of single images has."""
@@ -69,7 +70,7 @@ class Stills(Family):
 
     def notes(self) -> tuple[str, ...]:
         """Lines on what was left out of the folders and archives that were listed."""
-        left_out = LeftOut()
+        left_out = self.left_out
         for files in self._files.values():
             left_out.merge(files.left_out)
         return tuple(left_out.lines())
@@ -84,10 +85,16 @@ class Stills(Family):
     def read(self, place: Place, file: str) -> bytes:
         return self.files(place.path).read(place.name(file))
 
+    def inside(self, place: Place) -> list[str]:
+        """The names of all files of `place`, relative to it."""
+        prefix = place.name("")
+        names = self.files(place.path).names()
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
     def absent(self, place: Place, files: Sequence[str]) -> list[str]:
         """Those of `files` that `place` lacks."""
-        there = set(self.files(place.path).names())
-        return [file for file in files if place.name(file) not in there]
+        there = set(self.inside(place))
+        return [file for file in files if file not in there]
 
     def still(
         self, picture: bytes, segmentation: np.ndarray, where: str, name: str, **more: Any
