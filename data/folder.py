@@ -5,7 +5,12 @@
 
 Labels are gray or palette pictures of integers, 0 = background: `labels/cat.png` for stills and,
 for clips, `labels/run/*.png`, one for each frame. Subfolders `train`, `validation` and `test` are
-the splits, also below the labels.
+the splits, also below the labels. Without them, a tenth of the samples is held out for validation,
+by a hash of their names: at least one, unless there is only one.
+
+Links are followed. Preparation lists what it leaves out: hidden names, files with other endings,
+broken links, links to a folder above them, empty folders, and labels without a sample. A byte of a
+name that is no UTF-8 becomes `\\xe9` in the sample's name.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import tfrecords
-from data.family import BadSample, Family, Job, Plan
+from data.family import BadSample, Family, Job, Plan, refuse_twice
 from data.features import categories, clip_features, column, table
 from data.pictures import frame, label_png, labels
 from smoothsa_jax.errors import UserError
@@ -52,6 +52,8 @@ class Movi(Family):
                 f"of {', '.join(KEPT)}"
             )
         folder, info = find_build(self.source, self.name)
+        splits_named = (entry["name"] for entry in info["splits"])
+        refuse_twice(splits_named, f"{folder}/dataset_info.json", "splits", "download it again")
         there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
         sizes = {entry["name"]: entry.get("numBytes") for entry in info["splits"]}
         jobs = []

@@ -148,4 +148,11 @@ def hidden(name: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:2])) + (", ..." if len(names) > 2 else "")
+    return ", ".join(map(_in_one_line, names[:2])) + (", ..." if len(names) > 2 else "")
+
+
+def _in_one_line(name: str) -> str:
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in printable(name)
+    )

@@ -26,7 +26,7 @@ from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.sources import Source, find_sources
 from smoothsa_jax.inference.videos import read_video
-from smoothsa_jax.text import say
+from smoothsa_jax.text import printable, say
 
 ABOUT_FILE = "about.json"
 STAGING = ".unfinished"  # inside the output folder: renaming is atomic within one file system
@@ -79,7 +79,7 @@ def predict(options: Options) -> None:
         failed, done, skipped = [], 0, 0
         with tqdm(total=known, unit=" frames", smoothing=0.1, leave=False) as bar:
             for source in sources:
-                bar.set_description(source.name)
+                bar.set_description(printable(source.name))
                 about = _about(options, model, source, boxes)
                 target = options.output / source.name
                 try:
@@ -121,7 +121,7 @@ def predict(options: Options) -> None:
 
 
 def _say(bar: tqdm, text: str) -> None:
-    bar.write(text, file=sys.stderr)
+    bar.write(printable(text), file=sys.stderr)
 
 
 def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | None:
