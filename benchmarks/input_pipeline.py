@@ -222,7 +222,7 @@ def write_prepared(folder: Path, clips: list[tuple[np.ndarray, np.ndarray]], kin
             for t, picture in enumerate(pictures):
                 data = cv2.imencode(end, picture, how)[1]
                 (place / f"{t:04d}{end}").write_bytes(data.tobytes())
-    options = Options(uncompressed=kind == "uncompressed")
+    options = Options(uncompressed=kind == "uncompressed", extra=(("holdout", 0.0),))
     with contextlib.redirect_stdout(sys.stderr):
         prepare("folder", str(folder / "frames"), folder / "prepared", options=options)
     return folder / "prepared"

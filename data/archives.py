@@ -1,7 +1,9 @@
 """Read the files of a download from a folder, a zip or a tar in the same way, without unpacking."""
 
 import gzip
+import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -10,37 +12,44 @@ from pathlib import Path, PurePosixPath
 
 from data.family import BadSample
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut, all_files
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 GZIP = b"\x1f\x8b"  # how a compressed file begins
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError)
+Member = zipfile.ZipInfo | tarfile.TarInfo
 
 
 class Files:
     """The files in a folder or archive, by name, such as `train2017/000000000009.jpg`.
 
-    Instances can be pickled for another process, because an archive is opened only when it is first
-    read. A compressed tar can be read only from its beginning; use `in_order` for it.
+    Links in a folder are followed. In archives made on Windows, backslashes divide folders as
+    slashes do. Instances can be pickled for another process, because an archive is opened only when
+    it is first read. A compressed tar can be read only from its beginning; use `in_order` for it.
 
     Args:
         path: a folder or an archive.
 
+    Attributes:
+        left_out: what `names` left out, such as broken links.
+
     Raises:
-        UserError: the path is neither, the archive is damaged, or it has a member that would be
-            unpacked outside its folder.
+        UserError: the path is neither, the archive is damaged, it has two members of one name, or
+            one that would be unpacked outside its folder.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.left_out = LeftOut()
         self._archive: zipfile.ZipFile | tarfile.TarFile | None = None
-        self._members: dict[str, zipfile.ZipInfo | tarfile.TarInfo] | None = None
+        self._members: dict[str, Member] | None = None
         if not path.exists():
             raise UserError(f"{path} does not exist; check the name, or download it")
-        if path.is_file() and not path.name.endswith(ENDINGS):
+        if path.is_file() and not path.name.lower().endswith(ENDINGS):
             raise UserError(f"{path} is neither a folder nor one of {', '.join(ENDINGS)}")
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_archive": None, "_members": self._members}
+        return {**self.__dict__, "_archive": None}
 
     @property
     def is_sequential(self) -> bool:
@@ -49,22 +58,25 @@ class Files:
         The first bytes decide, not the name: some browsers decompress a .tgz while downloading but
         keep its name.
         """
-        if not self.path.is_file() or self.path.suffix == ".zip":
+        if not self.path.is_file() or self._is_zip:
             return False
         with open(self.path, "rb") as file:
             return file.read(len(GZIP)) == GZIP
 
+    @property
+    def _is_zip(self) -> bool:
+        return self.path.suffix.lower() == ".zip"
+
     def names(self) -> list[str]:
         """All file names, sorted."""
         if self.path.is_dir():
-            return sorted(
-                p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()
-            )
+            self.left_out = LeftOut()
+            return sorted(all_files(self.path, self.left_out))
         return sorted(self._open())
 
     def __contains__(self, name: str) -> bool:
         if self.path.is_dir():
-            return (self.path / name).is_file()
+            return not _leads_outside(name) and (self.path / name).is_file()
         return name in self._open()
 
     def read(self, name: str) -> bytes:
@@ -85,6 +97,11 @@ class Files:
             data = self._archive.extractfile(member).read()
         except DAMAGE as error:
             raise self._damaged(name, error) from error
+        except RuntimeError as error:  # encrypted, or compressed in a way that Python lacks
+            raise BadSample(
+                f"{self.path}: {name} cannot be read: {error}; pack it again without a password, "
+                "with the usual compression (deflate), or unpack it"
+            ) from error
         if len(data) != member.size:
             raise self._damaged(name, f"it ends after {len(data)} of {member.size} bytes")
         return data
@@ -100,15 +117,15 @@ class Files:
             for name in self.names():
                 yield name, self.read(name)
             return
-        member = None
+        member, seen = None, set()
         try:
             # Read gzip to its end, which verifies the checksum and length; tarfile would not.
             with gzip.open(self.path) as stream:
                 with tarfile.open(fileobj=stream, mode="r|") as archive:
                     for member in archive:
-                        if self._is_file(member, member.name):
-                            data = archive.extractfile(member).read()
-                            yield str(PurePosixPath(member.name)), data
+                        if self._is_file(member):
+                            name = self._new_name(member, seen)
+                            yield name, archive.extractfile(member).read()
                 while stream.read(1 << 20):
                     pass
         except DAMAGE as error:
@@ -121,29 +138,41 @@ class Files:
                 f"{self.path} is damaged {place}: {error}; download it again"
             ) from error
 
-    def _open(self) -> dict[str, zipfile.ZipInfo | tarfile.TarInfo]:
+    def _open(self) -> dict[str, Member]:
         if self._archive is not None and self._members is not None:
             return self._members
+        listed: list[Member]
         try:
-            if self.path.suffix == ".zip":
+            if self._is_zip:
                 self._archive = zipfile.ZipFile(self.path)
-                listed = [(m.filename, m) for m in self._archive.infolist()]
+                listed = self._archive.infolist()
             else:
                 self._check_end()
                 mode = "r:gz" if self.is_sequential else "r:"
                 self._archive = tarfile.open(self.path, mode)  # noqa: SIM115, kept open
-                listed = [(m.name, m) for m in self._archive.getmembers()]
+                listed = self._archive.getmembers()
         except DAMAGE as error:
             raise UserError(
                 f"{self.path} is damaged: {error}; its {self.path.stat().st_size} bytes are "
                 "incomplete or not an archive: download it again"
             ) from error
+        except (UnicodeDecodeError, NotImplementedError) as error:
+            raise UserError(
+                f"{self.path} cannot be listed ({error}); unpack it, and give the folder"
+            ) from error
+        seen: set[str] = set()
         self._members = {
-            str(PurePosixPath(name)): member
-            for name, member in listed
-            if self._is_file(member, name)
+            self._new_name(member, seen): member for member in listed if self._is_file(member)
         }
+        self._note_empty_folders(listed)
         return self._members
+
+    def _note_empty_folders(self, listed: list[Member]) -> None:
+        folders = {str(PurePosixPath(_name(m))) for m in listed if _is_folder(m)} - {"."}
+        everything = {*folders, *self._members}
+        filled = {str(parent) for name in everything for parent in PurePosixPath(name).parents}
+        for name in sorted(folders - filled):
+            self.left_out.add("empty folders", name)
 
     def _check_end(self) -> None:
         """Raise ReadError if the blocks of zeros at the end of an uncompressed tar are missing.
@@ -157,19 +186,57 @@ class Files:
             if file.read().strip(b"\0"):
                 raise tarfile.ReadError("its end is missing")
 
-    def _is_file(self, member: zipfile.ZipInfo | tarfile.TarInfo, name: str) -> bool:
+    def _is_file(self, member: Member) -> bool:
+        """Whether a member is a file; raise UserError if it is one that no archive should have."""
+        name = _name(member)
         if isinstance(member, zipfile.ZipInfo):
-            is_link, is_file = stat.S_ISLNK(member.external_attr >> 16), not member.is_dir()
+            is_link = stat.S_ISLNK(member.external_attr >> 16)
+            is_file = not _is_folder(member)
         else:
             is_link, is_file = member.issym() or member.islnk(), member.isfile()
-        parts = PurePosixPath(name).parts
-        if is_link or ".." in parts or name.startswith(("/", "\\")):
-            kind = "a link" if is_link else "outside the folder it is unpacked to"
+        if is_link:
             raise UserError(
-                f"{self.path} has the member {name!r}, which is {kind}; no official download "
-                "contains such a member: get the archive from the official page"
+                f"{self.path} has the member {name!r}, which is a link; expected files only, as in "
+                "the official downloads: pack it again with the files that its links name (tar "
+                "--dereference --hard-dereference, or zip without -y), or unpack it and give the "
+                "folder"
             )
+        if _leads_outside(name):
+            raise UserError(
+                f"{self.path} has the member {name!r}, which is outside the folder it is unpacked "
+                "to; no official download contains such a member: get the archive from the "
+                "official page, or pack your own again"
+            )
+        if not is_file and not _is_folder(member):
+            self.left_out.add("pipes or devices", name)
         return is_file
+
+    def _new_name(self, member: Member, seen: set[str]) -> str:
+        name = str(PurePosixPath(_name(member)))
+        if name in seen:
+            raise UserError(
+                f"{self.path} has two members {name!r}, expected one, since only one could be "
+                "kept: pack it again"
+            )
+        seen.add(name)
+        return name
 
     def _damaged(self, name: str, error: object) -> BadSample:
         return BadSample(f"{self.path}: {name} cannot be read: {error}; download the archive again")
+
+
+def _leads_outside(name: str) -> bool:
+    return ".." in PurePosixPath(name).parts or re.match(r"/|[A-Za-z]:/", name) is not None
+
+
+def _name(member: Member) -> str:
+    """The member's name; a backslash, as some Windows tools write it, divides folders too."""
+    name = member.filename if isinstance(member, zipfile.ZipInfo) else member.name
+    return name.replace("\\", "/")
+
+
+def _is_folder(member: Member) -> bool:
+    if isinstance(member, zipfile.ZipInfo):
+        is_marked = bool(member.external_attr & 0x10) and not member.file_size  # by MS-DOS
+        return _name(member).endswith("/") or is_marked
+    return member.isdir()

@@ -45,7 +45,7 @@ import numpy as np
 
 from data import clips, plain_pickle, stills
 from data.clips import clip_example
-from data.family import SPLITS, BadSample, Job, Plan, shards_of
+from data.family import SPLITS, BadSample, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, clip_features, still_features, table
 from data.pictures import labels_or_colours, png, without_alpha
 from data.stills import Stills, check_number
@@ -98,6 +98,8 @@ class AuthorsLmdb(Stills):
                 continue
             with Records(path) as records:
                 keys = records.keys()
+                named = (key.decode(errors="replace") for key in keys)
+                refuse_twice(named, str(path), "record keys", "get the authors' file again")
                 self._check_kind(path, records, keys)
                 first = records.digest(keys[0])
             per_shard = clips.PER_SHARD if self._has_clips() else stills.PER_SHARD

@@ -26,6 +26,7 @@ from data.finished import FORMAT
 from data.shards import read_json, sha256_of
 from smoothsa_jax.errors import UserError, exit_status
 from smoothsa_jax.inputs.manifest import MANIFEST
+from smoothsa_jax.text import say
 
 PICTURES = {"image": "segmentation", "video": "segmentations"}
 
@@ -80,7 +81,7 @@ def check(folder: Path, workers: int = 1) -> list[str]:
             wrong.append(
                 f"{split} has {total} samples in its shards, {found['num_examples']} in {MANIFEST}"
             )
-        print(f"{split}: {total} samples in {len(found['shards'])} shards")
+        say(f"{split}: {total} samples in {len(found['shards'])} shards")
     listed = {
         split["name"]: [int(length) for length in split["shardLengths"]]
         for split in read_json(folder / "dataset_info.json")["splits"]

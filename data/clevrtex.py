@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.clips import is_held_out
-from data.family import SPLITS, Job, Plan, shards_of
+from data.family import SPLITS, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, still_features
 from data.pictures import labels_or_colours, without_alpha
 from data.stills import PER_SHARD, Place, Stills, check_number, some
@@ -24,8 +24,10 @@ NUM_FULL, NUM_PARTS = 50_000, 5
 HOLDOUT = 0.1
 SETS = ("full", "outd", "camo")
 ENDINGS = (".tar.gz", ".tgz", ".tar")
+TWICE = "expected each scene once: remove one, or download the archives again"
 # Limit of bytes held for scenes whose image or labels have not arrived yet, in a sequential tar.
 MAX_WAITING = 1 << 30
+COMPARED = 1 << 16  # bytes at each end of an archive
 
 
 class Clevrtex(Stills):
@@ -88,6 +90,7 @@ class Clevrtex(Stills):
                     if is_held_out(name, self.holdout)
                 ],
             },
+            notes=self.notes(),
         )
 
     @property
@@ -130,6 +133,7 @@ class Clevrtex(Stills):
         With --limit, all compressed tars are one job, because the samples are counted across them.
         """
         limit = self.options.limit
+        _refuse_same(paths)
         if any(self.files(path).is_sequential for path in paths):
             groups = [tuple(paths)] if limit is not None else [(path,) for path in paths]
             return [Job(split, (which, group), limit) for group in groups]
@@ -139,6 +143,8 @@ class Clevrtex(Stills):
             for name, files in self._scenes(path, which).items()
             if self._is_wanted(split, name)
         ]
+        where = ", ".join(map(str, paths))
+        refuse_twice((scene[1] for scene in scenes), where, "scenes", TWICE)
         return shards_of(split, sorted(scenes, key=lambda scene: scene[1])[:limit], PER_SHARD)
 
     def _scenes(self, path: Path, which: str) -> dict[str, tuple[str, str]]:
@@ -147,7 +153,9 @@ class Clevrtex(Stills):
         for file in self.files(path).names():
             if (half := half_of(file, which)) is not None:
                 name, is_flat = half
-                halves.setdefault(name, {})[is_flat] = file
+                if other := halves.setdefault(name, {}).get(is_flat):
+                    raise UserError(f"{path} has {other} and {file}, one scene twice; {TWICE}")
+                halves[name][is_flat] = file
         _check_scenes(path, which, len(halves), [n for n, h in halves.items() if len(h) != 2])
         return {name: (half[False], half[True]) for name, half in halves.items()}
 
@@ -157,12 +165,14 @@ class Clevrtex(Stills):
                 yield name, f"{place}/{image}", _reader(self, place, image, flat)
             return
         which, paths = job.payload
-        found = 0
+        found: set[str] = set()
         for path in paths:
             for name, file, image, flat in self._pairs(path, which, job.split):
-                if found == job.num_items:
+                if len(found) == job.num_items:
                     return
-                found += 1
+                if name in found:
+                    raise UserError(f"{path} has the scene {name} a second time; {TWICE}")
+                found.add(name)
                 yield name, f"{path}: {file}", lambda pair=(image, flat): pair
 
     def _pairs(self, path: Path, which: str, split: str) -> Iterator[tuple[str, str, bytes, bytes]]:
@@ -197,6 +207,20 @@ class Clevrtex(Stills):
         stored = labels_or_colours(flat, f"{where}, its labels {name}_flat.png", self.options)
         picture = without_alpha(image, where, self.options)
         return self.still(picture, labels_of(stored, where), where, name)
+
+
+def _refuse_same(paths: list[Path]) -> None:
+    """Raise UserError if two archives are the same download, by their size and both ends."""
+    known: dict[tuple[int, bytes, bytes], Path] = {}
+    for path in paths if len(paths) > 1 else []:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            first = file.read(COMPARED)
+            file.seek(max(0, size - COMPARED))
+            key = (size, first, file.read(COMPARED))
+        if other := known.get(key):
+            raise UserError(f"{other} and {path} are the same archive; {TWICE}")
+        known[key] = path
 
 
 def scene_name(which: str, index: int) -> str:

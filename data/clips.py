@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,22 @@ def clip_example(
 
 def is_held_out(name: str, part: float) -> bool:
     """Whether a sample belongs to the held-out part; depends on its name only."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < part * 2**64
+    return _place_of(name) < part * 2**64
+
+
+def held_out_of(names: Sequence[str], part: float) -> set[str]:
+    """The held-out names: those of `is_held_out`, but at least one, and not all of them.
+
+    A further name therefore moves no other one, except the only one that was held out. Of a single
+    name, none is held out.
+    """
+    count = sum(is_held_out(name, part) for name in names)
+    count = min(max(count, 1 if part else 0), len(names) - 1)
+    return set(sorted(names, key=_place_of)[:count])
+
+
+def _place_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def require(files: Files, names: Iterable[str], asked_by: str, options: Options) -> None:

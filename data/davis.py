@@ -1,18 +1,20 @@
 """DAVIS 2016 and 2017 at 480p: JPEG frames and label PNGs, from a zip or its folder DAVIS."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.archives import Files
 from data.clips import PER_SHARD, clip_example, read, require
-from data.family import BadSample, Family, Job, Plan, shards_of
+from data.family import BadSample, Family, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, clip_features
 from data.pictures import labels
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut, is_junk
 from smoothsa_jax.inference.sources import natural
+from smoothsa_jax.text import printable, text_of
 
 SPLITS = {"train": "train", "validation": "val"}
 FRAMES = "JPEGImages/480p"
@@ -43,20 +45,22 @@ class Davis(Family):
             )
         path, root, lists = self._find()
         files = Files(path)
-        frames = _by_sequence(files, f"{root}{FRAMES}/")
+        left_out = LeftOut()
+        frames = _by_sequence(files, f"{root}{FRAMES}/", left_out)
         labelling = next((d for d in LABELS if _has_folder(files, f"{root}{d}/")), None)
         if labelling is None:
             raise UserError(
                 f"{path} has no annotations; looked for {' and '.join(root + d for d in LABELS)}: "
                 "get the trainval download, the challenge's test sets have none"
             )
-        jobs = []
+        jobs, pictures = [], {}
         for split in splits:
             name = f"{lists}/{SPLITS.get(split)}.txt"
             if name not in files:
                 continue
             clips = []
-            for sequence in _sequences(files.read(name))[: self.options.limit]:
+            sequences = _sequences(files.read(name), f"{path}: {name}")
+            for sequence in sequences[: self.options.limit]:
                 if not frames.get(sequence):
                     raise UserError(
                         f"{path} has no frames of {sequence}, named by {name}; looked for "
@@ -65,11 +69,14 @@ class Davis(Family):
                 stems = [Path(file).stem for file in frames[sequence]]
                 maps = tuple(f"{root}{labelling}/{sequence}/{stem}.png" for stem in stems)
                 clips.append((sequence, path, tuple(frames[sequence]), maps))
+            pictures[split] = [f"{path}: {clip[2][0]}" for clip in clips]
             wanted = (file for clip in clips for file in clip[3])
             require(files, wanted, f"the frames of {name}", self.options)
             jobs += shards_of(split, clips, PER_SHARD)
         metadata = {"kind": "clips", "no_segment": NO_SEGMENT, "annotations": labelling}
-        return Plan(tuple(jobs), (path,), clip_features(), metadata)
+        left_out.merge(files.left_out)
+        notes = tuple(left_out.lines())
+        return Plan(tuple(jobs), (path,), clip_features(), metadata, pictures, notes)
 
     def items(self, job: Job) -> Iterator[Any]:
         files = None
@@ -80,7 +87,7 @@ class Davis(Family):
     def example(self, item: tuple[str, Files, tuple[str, ...], tuple[str, ...]]) -> dict[str, Any]:
         sequence, files, frames, maps = item
         return clip_example(
-            sequence,
+            printable(sequence),
             ((f"{files.path}: {file}", read(files, file)) for file in frames),
             (self._labels(read(files, file), f"{files.path}: {file}") for file in maps),
             self.options,
@@ -127,12 +134,18 @@ class Davis(Family):
         )
 
 
-def _by_sequence(files: Files, folder: str) -> dict[str, list[str]]:
+def _by_sequence(files: Files, folder: str, left_out: LeftOut) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in files.names():
+        if not name.startswith(folder) or is_junk(name):
+            continue
         sequence, _, file = name.removeprefix(folder).partition("/")
-        if name.startswith(folder) and file.endswith(".jpg") and "/" not in file:
+        if file.lower().endswith(".jpg") and "/" not in file:
             found.setdefault(sequence, []).append(name)
+        elif "/" in file:
+            left_out.add("files in sub-folders of a sequence", name)
+        else:
+            left_out.add_file(name)
     return {sequence: sorted(names, key=natural) for sequence, names in found.items()}
 
 
@@ -140,12 +153,18 @@ def _has_folder(files: Files, folder: str) -> bool:
     return any(name.startswith(folder) for name in files.names())
 
 
-def _sequences(text: bytes) -> list[str]:
+def _sequences(data: bytes, where: str) -> list[str]:
     """The sequences of a list, in order.
 
     Each line is the name of a sequence or, in 2016's lists, the paths of a frame and its labels:
     /JPEGImages/480p/bear/00000.jpg ....
     """
-    first = [line.split()[0] for line in text.decode().splitlines() if line.strip()]
-    names = [entry.split("/")[-2] if "/" in entry else entry for entry in first]
+    first = [line.split()[0] for line in text_of(data, where).splitlines() if line.strip()]
+    refuse_twice(first, where, "lines", "list each sequence, or frame, once")
+    names = [PurePosixPath(entry).parent.name if "/" in entry else entry for entry in first]
+    if "" in names:
+        raise UserError(
+            f"{where} has the line {first[names.index('')]!r}, expected the name of a sequence, or "
+            "paths such as /JPEGImages/480p/bear/00000.jpg; download it again"
+        )
     return list(dict.fromkeys(names))

@@ -1,7 +1,8 @@
 """The interface of a family of data sets, as used by `prepare`."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,19 @@ class Plan:
         sources: files and folders to hash for the manifest, except those that `items` notes itself.
         features: feature name -> feature, see `data.features`.
         metadata: facts for users of the set: category names, license, the label of no segment.
+        pictures: split -> the picture, or first frame, of each sample; empty if they are not known
+            in advance. No two samples share one, neither within a split nor across splits.
+        notes: lines for the user, such as what was left out.
+        settled: options of the family whose values planning decided.
     """
 
     jobs: tuple[Job, ...]
     sources: tuple[Path, ...]
     features: dict[str, Any]
     metadata: dict[str, Any]
+    pictures: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Family:
@@ -133,3 +141,11 @@ def shards_of(split: str, items: list[Any], per_shard: int) -> list[Job]:
         Job(split, tuple(items[start : start + per_shard]), len(items[start : start + per_shard]))
         for start in range(0, len(items), per_shard)
     ]
+
+
+def refuse_twice(names: Iterable[Any], where: str, what: str, fix: str) -> None:
+    """Raise UserError if a name occurs twice; `what` says what such names are, in the plural."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        examples = ", ".join(str(name) for name in twice[:3]) + ", ..." * (len(twice) > 3)
+        raise UserError(f"{where} has {what} more than once: {examples}; expected each once: {fix}")

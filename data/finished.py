@@ -66,6 +66,10 @@ def only_one(out: Path) -> Iterator[None]:
 def settings_of(name: str, options: Options, plan: Plan) -> dict[str, Any]:
     """The settings that determine the bytes of a sample; runs on one folder must agree on them."""
     decides = ("limit", "size", "keep", "uncompressed", "extra")
+    # What planning decided is recorded in place of the option, which was left to it.
+    extra = dict(options.extra)
+    extra |= {k: value for k, value in plan.settled.items() if value or k in extra}
+    options = dataclasses.replace(options, extra=tuple(sorted(extra.items())))
     settings = {
         "format": FORMAT,
         "dataset": name,
@@ -178,9 +182,16 @@ def _compare(there: dict[str, Any], settings: dict[str, Any], out: Path) -> None
                 for k in sorted({*found, *value})
                 if found.get(k) != value.get(k)
             )
+        again = "use another folder"
+        if key == "options.extra":
+            was, now = dict(found), dict(value)
+            name = next(k for k in sorted({*was, *now}) if was.get(k) != now.get(k))
+            key, found, value = f"--{name}", was.get(name), now.get(name)
+            if found is not None:
+                again = f"give {key}={found}, or {again}"
         raise UserError(
             f"--out={out} was prepared with {key} {_short(found)}, now it is {_short(value)}; "
-            "nothing was changed: use another folder"
+            f"nothing was changed: {again}"
         )
 
 

@@ -5,12 +5,19 @@
 
 Labels are gray or palette pictures of integers, 0 = background: `labels/cat.png` for stills and,
 for clips, `labels/run/*.png`, one for each frame. Subfolders `train`, `validation` and `test` are
-the splits, also below the labels.
+the splits, also below the labels. Without them, a tenth of the samples is held out for validation,
+by a hash of their names: at least one, unless there is only one.
+
+Links are followed. Preparation lists what it leaves out: hidden names, files with other endings,
+broken links, links to a folder above them, empty folders, and labels without a sample. A byte of a
+name that is no UTF-8 becomes `\\xe9` in the sample's name.
 """
 
 import contextlib
 import dataclasses
+import functools
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -21,16 +28,21 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.archives import ENDINGS, Files
-from data.clips import PER_SHARD, clip_example, is_held_out, labelled_frame, read
+from data.clips import PER_SHARD, clip_example, held_out_of, labelled_frame, read
 from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features, still_features
 from data.pictures import labels, png
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut, hidden, is_junk
 from smoothsa_jax.inference.sources import IMAGES, VIDEOS, natural
+from smoothsa_jax.text import printable
 
 # The headers of these store the number of frames; those of other formats only estimate it.
 COUNTED = (".mp4", ".m4v", ".mov")
 STILLS_PER_SHARD = 1000
+HELD_OUT = 0.1
+# Names that other programs give to splits.
+LIKE_SPLITS = ("training", "val", "valid", "dev", "eval", "testing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +72,10 @@ class Folder(Family):
     def add_arguments(cls, parser: Any) -> None:
         parser.add_argument("--labels", help="folder of the label PNGs; default SOURCE/labels")
         parser.add_argument(
-            "--holdout", type=float, default=0.0, help="part of the samples for validation, by name"
+            "--holdout",
+            type=float,
+            help=f"part of the samples for validation, by name; default {HELD_OUT}, or none if "
+            "there are sub-folders for splits; 0 keeps all for train",
         )
         parser.add_argument("--void", type=int, help="the label of pixels that are in no segment")
 
@@ -69,24 +84,17 @@ class Folder(Family):
             raise UserError(
                 f"--keep={','.join(self.options.keep)} is not an annotation of a folder"
             )
-        holdout = self.options.get("holdout") or 0.0
-        if not 0 <= holdout < 1:
-            raise UserError(f"--holdout is {holdout}; expected a part from 0 up to 1, such as 0.1")
+        left_out, notes = LeftOut(), []
         files, root = _open(Path(self.source), "--source")
-        names = [name.removeprefix(root) for name in _visible(files) if name.startswith(root)]
-        label_files, label_names, label_root = self._label_files(files, root, names)
-        names = [name for name in names if not name.startswith(self._label_folders())]
-        by_split = _splits(names, self.source)
-        there = set(by_split)
-        if holdout and there != {""}:
-            raise UserError(
-                f"--holdout={holdout} and the sub-folders {', '.join(sorted(there))} both define "
-                "the validation split; use one of them"
-            )
+        names = [n.removeprefix(root) for n in _visible(files, left_out) if n.startswith(root)]
+        label_files, label_names, label_root = self._label_files(files, root, names, left_out)
+        names = self._without_labels(files, names, left_out)
+        by_split = _splits(names, self.source, left_out)
+        holdout = self._holdout(set(by_split))
         entries: dict[str, list[Entry]] = {}
         for split, mine in by_split.items():
             prefix = f"{split}/" if split else ""
-            found = _entries(mine, self.source)
+            found = _entries(mine, self.source, prefix, left_out)
             if not found:
                 continue
             there_too = {n.removeprefix(prefix) for n in label_names if n.startswith(prefix)}
@@ -99,10 +107,16 @@ class Folder(Family):
                 for entry in found
             ]
         everything = [entry for found in entries.values() for entry in found]
+        used = {name for entry in everything for name in entry.labels or ()}
+        for name in sorted(label_names - {name.removeprefix(label_root) for name in used}):
+            left_out.add("label pictures without a sample", label_root + name)
+        for listed in {id(f): f for f in (files, label_files) if f is not None}.values():
+            left_out.merge(listed.left_out)
         if not everything:
+            told = "".join(f"; {line}" for line in left_out.lines())
             raise UserError(
                 f"--source={self.source} has no pictures; looked for images ({', '.join(IMAGES)}), "
-                f"videos ({', '.join(VIDEOS)}) and subfolders of numbered images"
+                f"videos ({', '.join(VIDEOS)}) and subfolders of numbered images{told}"
             )
         stills = {entry.kind == "still" for entry in everything}
         if len(stills) > 1:
@@ -115,13 +129,23 @@ class Folder(Family):
         metadata: dict[str, Any] = {
             "kind": "stills" if stills == {True} else "clips",
             "no_segment": NO_SEGMENT,
-            "labelled": sorted(s for s, found in entries.items() if found[0].labels is not None),
         }
         if holdout:
             both = entries.pop("train")
-            entries["train"] = [e for e in both if not is_held_out(e.name, holdout)]
-            entries["validation"] = [e for e in both if is_held_out(e.name, holdout)]
-            metadata["held_out_of_train"] = sorted(e.name for e in entries["validation"])
+            held_out = held_out_of([entry.name for entry in both], holdout)
+            entries["train"] = [entry for entry in both if entry.name not in held_out]
+            entries["validation"] = [entry for entry in both if entry.name in held_out]
+            metadata["held_out_of_train"] = sorted(held_out)
+            notes.append(_told_of_holdout(len(held_out), len(both), holdout))
+        elif set(by_split) != {""} and "validation" not in entries:
+            notes.append(
+                "there is no validation split: put samples for it into the sub-folder validation "
+                "of --source, beside train"
+            )
+        metadata["labelled"] = sorted(
+            s for s, e in entries.items() if e and e[0].labels is not None
+        )
+        notes += _doubts(by_split, files)
         jobs = []
         for split in splits:
             per_shard = STILLS_PER_SHARD if stills == {True} else PER_SHARD
@@ -130,7 +154,14 @@ class Folder(Family):
         if label_files not in (None, files):
             sources.append(label_files.path)
         features = still_features() if stills == {True} else clip_features()
-        return Plan(tuple(jobs), tuple(path.resolve() for path in sources), features, metadata)
+        return Plan(
+            tuple(jobs),
+            tuple(path.resolve() for path in sources),
+            features,
+            metadata,
+            notes=(*left_out.lines(), *notes),
+            settled={"holdout": holdout},
+        )
 
     def items(self, job: Job) -> Iterator[tuple[Entry, Files, Files]]:
         files, _ = _open(Path(self.source), "--source")
@@ -162,45 +193,79 @@ class Folder(Family):
             frames = _as_many(frames, entry, label_files.path)
         return clip_example(entry.name, frames, maps, self.options)
 
+    def _holdout(self, there: set[str]) -> float:
+        """The part to hold out, given the sub-folders that are splits."""
+        given = self.options.get("holdout")
+        if given is None:
+            return HELD_OUT if there == {""} else 0.0
+        if not 0 <= given < 1:
+            raise UserError(f"--holdout is {given}; expected a part from 0 up to 1, such as 0.1")
+        if given and there != {""}:
+            raise UserError(
+                f"--holdout={given} and the sub-folders {', '.join(sorted(there))} both define "
+                "the validation split; use one of them"
+            )
+        return given
+
     def _label_files(
-        self, files: Files, root: str, names: list[str]
+        self, files: Files, root: str, names: list[str], left_out: LeftOut
     ) -> tuple[Files | None, set[str], str]:
         """The labels' folder or archive, the names in it, and their prefix; None: no labels."""
         if given := self.options.get("labels"):
             found, label_root = _open(Path(given), "--labels")
+            inside = [name for name in _visible(found, left_out) if name.startswith(label_root)]
         elif any(name.startswith("labels/") for name in names):
             found, label_root = files, f"{root}labels/"
+            inside = [root + name for name in names if name.startswith("labels/")]
         else:
             return None, set(), ""
-        inside = {n.removeprefix(label_root) for n in _visible(found) if n.startswith(label_root)}
-        inside = {name for name in inside if name.lower().endswith(".png")}
-        if not inside:
+        pictures = set()
+        for name in inside:
+            if name.lower().endswith(".png"):
+                pictures.add(name.removeprefix(label_root))
+            else:
+                left_out.add("files of the labels that are not .png", name)
+        if not pictures:
             raise UserError(
                 f"{found.path}/{label_root} has no label pictures; expected .png files with the "
                 "samples' names: leave --labels out, or remove the empty folder"
             )
-        return found, inside, label_root
+        return found, pictures, label_root
 
-    def _label_folders(self) -> tuple[str, ...]:
-        """The prefixes of label files below the source; these files are not samples."""
-        found = ["labels/"]
-        if given := self.options.get("labels"):
-            path, source = Path(given).resolve(), Path(self.source).resolve()
-            if source in path.parents:
-                found.append(f"{path.relative_to(source).as_posix()}/")
-        return tuple(found)
+    def _without_labels(self, files: Files, names: list[str], left_out: LeftOut) -> list[str]:
+        """The names that are not below labels/, nor in the folder --labels."""
+        given = self.options.get("labels")
+        source, labels = (Path(os.path.realpath(p)) for p in (self.source, given or self.source))
+
+        @functools.cache
+        def is_of_labels(folder: PurePosixPath) -> bool:
+            place = Path(os.path.realpath(files.path / folder))
+            return labels == place or labels in place.parents
+
+        looks = bool(given) and files.path.is_dir() and labels not in (source, *source.parents)
+        kept = []
+        for name in names:
+            if looks and is_of_labels(PurePosixPath(name).parent):
+                continue
+            if not name.startswith("labels/"):
+                kept.append(name)
+            elif given:
+                left_out.add("files in labels/, since --labels names another folder", name)
+        return kept
 
     def _labels_of(self, entry: Entry, there: set[str], prefix: str) -> tuple[str, ...] | None:
         """The full names of a sample's label files; None if its whole split has no labels."""
         if not there:
             return None
+        # Not the sample's name: that of the file may hold bytes which are no text.
+        stem = str(PurePosixPath(entry.files[0]).with_suffix(""))
         if entry.kind == "still":
-            wanted = [f"{entry.name}.png"]
+            wanted = [f"{stem}.png"]
         elif entry.kind == "frames":
-            wanted = [f"{entry.name}/{PurePosixPath(file).stem}.png" for file in entry.files]
+            wanted = [str(PurePosixPath(file).with_suffix(".png")) for file in entry.files]
         else:
-            wanted = [name for name in there if str(PurePosixPath(name).parent) == entry.name]
-            wanted = sorted(wanted, key=natural) or [f"{entry.name}/*.png"]
+            wanted = [name for name in there if str(PurePosixPath(name).parent) == stem]
+            wanted = sorted(wanted, key=natural) or [f"{stem}/*.png"]
         missing = [name for name in wanted if name not in there]
         if missing and not self.options.skip_bad:
             raise UserError(
@@ -282,42 +347,83 @@ def _open(path: Path, option: str) -> tuple[Files, str]:
         )
     if path.is_dir():
         return files, ""
-    stem = path.name.removesuffix(next(end for end in ENDINGS if path.name.endswith(end)))
-    names = _visible(files)
+    ending = next(end for end in ENDINGS if path.name.lower().endswith(end))
+    stem = path.name[: -len(ending)]
+    names = _visible(files, LeftOut())
     return files, f"{stem}/" if names and all(n.startswith(f"{stem}/") for n in names) else ""
 
 
-def _visible(files: Files) -> list[str]:
-    return [
-        name
-        for name in files.names()
-        if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    ]
+def _visible(files: Files, left_out: LeftOut) -> list[str]:
+    """The files that are neither hidden nor of the kind that systems put into every folder."""
+    found, hidden_ones = [], {}
+    for name in files.names():
+        if is_junk(name):
+            continue
+        if top := hidden(name):
+            hidden_ones[top] = None
+        else:
+            found.append(name)
+    for top in hidden_ones:
+        left_out.add("hidden names", top)
+    return found
 
 
-def _splits(names: list[str], source: str) -> dict[str, list[str]]:
+def _splits(names: list[str], source: str, left_out: LeftOut) -> dict[str, list[str]]:
     """Group names by split, without the split's prefix; under "" if there are no split folders."""
     there = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in names)]
     if not there:
         return {"": names}
-    outside = [n for n in names if n.split("/")[0] not in there and _is_picture(n)]
-    if outside:
+    outside = [name for name in names if name.split("/")[0] not in there]
+    if pictures := [name for name in outside if _is_picture(name)]:
         raise UserError(
-            f"--source={source} has {outside[0]} beside the splits {', '.join(there)}; expected "
+            f"--source={source} has {pictures[0]} beside the splits {', '.join(there)}; expected "
             f"all below one of {', '.join(SPLITS)}: move or rename it"
         )
+    for name in outside:
+        left_out.add_file(name)
     return {
         split: [n.removeprefix(f"{split}/") for n in names if n.startswith(f"{split}/")]
         for split in there
     }
 
 
+def _told_of_holdout(count: int, total: int, part: float) -> str:
+    if not count:
+        return "nothing is held out for validation, since there is only one sample"
+    return (
+        f"{count} of {total} samples are held out for validation (--holdout={part}, by a hash of "
+        "their names); --holdout=0 keeps all for train"
+    )
+
+
+def _doubts(by_split: dict[str, list[str]], files: Files) -> list[str]:
+    """Lines on names that may mean something else."""
+    found = []
+    for folder in sorted({name.split("/")[0] for name in by_split.get("", ()) if "/" in name}):
+        if _is_like_a_split(folder):
+            found.append(
+                f"the folder {printable(folder)} is read as clips, not as a split; if it is a "
+                f"split, rename it to one of {', '.join(SPLITS)}"
+            )
+    names = [name for mine in by_split.values() for name in mine if "\\" in name]
+    if names and files.path.is_dir():
+        found.append(
+            f"{len(names)} names have a backslash, such as {printable(names[0])}, and are read as "
+            "files; if it divides folders, give the zip itself, or unpack it with another program"
+        )
+    return found
+
+
+def _is_like_a_split(folder: str) -> bool:
+    return folder.lower() in (*SPLITS, *LIKE_SPLITS)
+
+
 def _is_picture(name: str) -> bool:
     return name.lower().endswith((*IMAGES, *VIDEOS))
 
 
-def _entries(names: list[str], source: str) -> list[Entry]:
-    """The samples, in natural order of their names."""
+def _entries(names: list[str], source: str, prefix: str, left_out: LeftOut) -> list[Entry]:
+    """The samples, in natural order of their names; `prefix` is that of the names in the source."""
     entries: dict[str, Entry] = {}
     folders: dict[str, list[str]] = {}
 
@@ -332,18 +438,23 @@ def _entries(names: list[str], source: str) -> list[Entry]:
     for name in names:
         path = PurePosixPath(name)
         if name.lower().endswith(VIDEOS):
-            add(Entry(str(path.with_suffix("")), "video", (name,), None))
+            add(Entry(printable(str(path.with_suffix(""))), "video", (name,), None))
         elif name.lower().endswith(IMAGES):
             if "/" in name:
                 folders.setdefault(str(path.parent), []).append(name)
             else:
-                add(Entry(path.stem, "still", (name,), None))
+                add(Entry(printable(path.stem), "still", (name,), None))
+        else:
+            left_out.add_file(prefix + name)
     for folder, frames in folders.items():
         for name in frames:
             if not PurePosixPath(name).stem[-1:].isdecimal():
+                is_split = not prefix and _is_like_a_split(folder.split("/")[0])
                 raise UserError(
                     f"--source={source} has {name}, expected a number at its end: a sub-folder is "
                     "a clip of numbered frames; put stills into the folder itself"
+                    + f", or rename a split to one of {', '.join(SPLITS)}"
+                    * is_split
                 )
         stems = [PurePosixPath(name).stem for name in frames]
         if len(set(stems)) < len(stems):
@@ -352,7 +463,7 @@ def _entries(names: list[str], source: str) -> list[Entry]:
                 f"--source={source} has several files {folder}/{twice}.*; expected one for each "
                 "frame: remove the others"
             )
-        add(Entry(folder, "frames", tuple(sorted(frames, key=natural)), None))
+        add(Entry(printable(folder), "frames", tuple(sorted(frames, key=natural)), None))
     return [entries[name] for name in sorted(entries, key=natural)]
 
 

@@ -13,6 +13,7 @@ from data.family import SPLITS, Plan, Source
 from data.shards import Shard, read_json, sha256_of, size_of, write_description
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
+from smoothsa_jax.text import say
 
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
@@ -97,7 +98,7 @@ def say_end(out: Path) -> None:
     for split, found in manifest["splits"].items():
         left_out = f", {len(found['skipped'])} left out" if found["skipped"] else ""
         size = sum(shard["num_bytes"] for shard in found["shards"])
-        print(f"{split}: {found['num_examples']} samples, {size / 1e6:.1f} MB{left_out}")
+        say(f"{split}: {found['num_examples']} samples, {size / 1e6:.1f} MB{left_out}")
         for line in found["skipped"]:
-            print(f"  left out: {line}")
-    print(f"{out} is prepared; python -m data.check {out} verifies it")
+            say(f"  left out: {line}")
+    say(f"{out} is prepared; python -m data.check {out} verifies it")

@@ -12,10 +12,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data import tfrecords
-from data.family import BadSample, Family, Job, Plan
+from data.family import BadSample, Family, Job, Plan, refuse_twice
 from data.features import categories, clip_features, column, table
 from data.pictures import frame, label_png, labels
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.text import text_of
 
 # Other fields of a record, for `--keep`; for pictures, the number of values per pixel.
 PICTURES = {"depth": 1, "normal": 3, "object_coordinates": 3}
@@ -51,6 +52,8 @@ class Movi(Family):
                 f"of {', '.join(KEPT)}"
             )
         folder, info = find_build(self.source, self.name)
+        splits_named = (entry["name"] for entry in info["splits"])
+        refuse_twice(splits_named, f"{folder}/dataset_info.json", "splits", "download it again")
         there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
         sizes = {entry["name"]: entry.get("numBytes") for entry in info["splits"]}
         jobs = []
@@ -271,10 +274,11 @@ def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _info(folder: str, data: bytes) -> dict[str, Any]:
+    text = text_of(data, f"{folder}/dataset_info.json")
     try:
-        info = json.loads(data)
+        info = json.loads(text)
         for split in info["splits"]:
-            split["name"], split["shardLengths"]
+            split["name"], [int(length) for length in split["shardLengths"]]
         return info
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -314,8 +318,9 @@ def _category_names(folder: str) -> tuple[str, list[str]]:
         file = f"instances-{key}.labels.txt"
         try:
             with tfrecords.staged(folder, file) as path:
-                return key, path.read_text().splitlines()
+                data = path.read_bytes()
         except (OSError, UserError):
             continue
+        return key, text_of(data, f"{folder}/{file}").splitlines()
     wanted = " or ".join(f"instances-{key}.labels.txt" for key in CATEGORY_KEYS)
     raise UserError(f"{folder} has no {wanted}, the names of the categories; download it too")

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from data.authors_lmdb import AuthorsLmdb
 from data.families import FAMILIES, family_of
-from data.family import SPLITS, Job, Options, Plan
+from data.family import SPLITS, Job, Options, Plan, refuse_twice
 from data.finished import (
     STAGING,
     UNFINISHED,
@@ -36,6 +36,7 @@ from data.manifest import plan_splits, say_end, write_manifest
 from data.shards import PARTIAL, shard_name
 from data.workers import make_shards
 from smoothsa_jax.errors import UserError, did_you_mean, exit_status
+from smoothsa_jax.text import say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -161,6 +162,9 @@ def prepare(
     """
     family = family_of(name, options)(name, source, options, out / UNFINISHED / STAGING)
     plan = family.plan(splits)
+    for note in plan.notes:
+        say(note)
+    _refuse_shared_pictures(plan)
     if not plan.jobs:
         raise UserError(
             f"--source={source} has nothing of {name} for {' or '.join(splits)}; check --source "
@@ -178,13 +182,26 @@ def prepare(
         refuse_other_samples(known, wanted, source, out, options)
         missing = {file: job for file, job in wanted.items() if not is_there(out, file, known)}
         if manifest and not missing and set(plan_splits(plan)) <= set(manifest["splits"]):
-            print(f"{out} is prepared already; python -m data.check {out} verifies it")
+            say(f"{out} is prepared already; python -m data.check {out} verifies it")
             return
         make_shards(name, source, options, plan, out, missing, workers, len(wanted) - len(missing))
         known |= in_notes(out, settings)
         write_manifest(out, name, settings, plan, {file: known[file] for file in wanted}, manifest)
         remove_notes(out, wanted)
     say_end(out)
+
+
+def _refuse_shared_pictures(plan: Plan) -> None:
+    """Raise UserError if two samples are the same picture, within a split or across them."""
+    before: dict[str, str] = {}
+    for split, pictures in plan.pictures.items():
+        refuse_twice(pictures, split, "samples", "list each once")
+        if both := [picture for picture in pictures if picture in before]:
+            raise UserError(
+                f"{before[both[0]]} and {split} share {len(both)} samples, such as {both[0]}; "
+                "expected each in one split: take them out of the list of one of them"
+            )
+        before |= dict.fromkeys(pictures, split)
 
 
 def _shards(name: str, plan: Plan) -> dict[str, Job]:

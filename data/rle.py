@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.big_json import LARGEST, short
 from data.family import BadSample
 
 OFFSET, BITS, MORE, SIGN = 48, 5, 32, 16
@@ -32,24 +33,26 @@ def decode(rle: dict[str, Any], shape: tuple[int, int], where: str) -> np.ndarra
             "again"
         )
     size, counts = rle.get("size"), rle.get("counts")
-    if list(size or ()) != list(shape):
+    if not isinstance(size, list) or size != list(shape):
         raise BadSample(
-            f"{where}: the RLE has size {size}, the image {list(shape)}; download the annotations "
-            "again"
+            f"{where}: the RLE has size {short(size)}, the image {list(shape)}; download the "
+            "annotations again"
         )
+    num_pixels = shape[0] * shape[1]
     if isinstance(counts, (str, bytes)):
         counts = counts_of(counts, where)
-    try:
-        lengths = np.array(counts, np.int64).reshape(-1)
-    except (TypeError, ValueError, OverflowError) as error:
+    lengths = _numbers(counts)
+    if lengths is None or lengths.ndim != 1 or (lengths != np.floor(lengths)).any():
         raise BadSample(
-            f"{where}: the RLE's counts are not numbers ({error}); download the annotations again"
-        ) from error
-    if (lengths < 0).any() or lengths.sum() != shape[0] * shape[1]:
-        raise BadSample(
-            f"{where}: the RLE counts {lengths.sum()} pixels, its size {list(shape)} has "
-            f"{shape[0] * shape[1]}; download the annotations again"
+            f"{where}: the RLE's counts are {short(counts)}, expected a text or a list of whole "
+            "numbers; download the annotations again"
         )
+    if (lengths < 0).any() or lengths.sum() != num_pixels:
+        raise BadSample(
+            f"{where}: the RLE counts {lengths.sum():.0f} pixels, its size {list(shape)} has "
+            f"{num_pixels}; download the annotations again"
+        )
+    lengths = lengths.astype(np.int64)
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(shape[::-1]).T
 
@@ -62,7 +65,7 @@ def counts_of(text: str | bytes, where: str) -> list[int]:
     """
     counts: list[int] = []
     value = shift = 0
-    for code in text.encode() if isinstance(text, str) else text:
+    for code in text.encode("utf-8", "replace") if isinstance(text, str) else text:
         group = code - OFFSET
         if not 0 <= group < 2 * MORE:
             raise BadSample(
@@ -88,21 +91,26 @@ def fill(polygons: list[list[float]], shape: tuple[int, int], where: str) -> np.
     times finer and rounds there; the two differ only at pixels on the outline.
 
     Raises:
-        BadSample: a polygon has fewer than three corners, or values that are not numbers.
+        BadSample: a polygon has fewer than three corners, or values that are not finite numbers.
     """
+    if not isinstance(polygons, list):
+        raise BadSample(
+            f"{where}: the segmentation is {short(polygons)}, expected a list of polygons, or an "
+            "RLE; download the annotations again"
+        )
     mask = np.zeros(shape, bool)
     for polygon in polygons:
-        try:
-            corners = np.array(polygon, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError) as error:
+        values = _numbers(polygon)
+        if values is None or values.size % 2 or values.ndim > 2:
             raise BadSample(
-                f"{where}: a polygon is not a list of x, y, ... ({error}); download the "
+                f"{where}: a polygon is {short(polygon)}, expected a list of x, y, ...; download "
+                "the annotations again"
+            )
+        corners = values.reshape(-1, 2)
+        if len(corners) < 3:
+            raise BadSample(
+                f"{where}: a polygon has {len(corners)} corners, expected at least 3; download the "
                 "annotations again"
-            ) from error
-        if len(corners) < 3 or not np.isfinite(corners).all():
-            raise BadSample(
-                f"{where}: a polygon has {len(corners)} corners, expected at least 3, all finite; "
-                "download the annotations again"
             )
         mask |= _fill(corners, shape)
     return mask
@@ -132,3 +140,18 @@ def _fill(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     np.add.at(crossings, (rows - top, columns - left), 1)
     mask[top:bottom, left:right] = np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1
     return mask
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """A list of finite numbers as float64, in which pixels are exact; None if it is no such list.
+
+    NumPy would also take texts of digits for numbers.
+    """
+    try:
+        found = np.array(values) if isinstance(values, list) else None
+    except (ValueError, OverflowError):  # lists of several lengths
+        return None
+    if found is None or found.dtype.kind not in "iuf":
+        return None
+    found = found.astype(np.float64)
+    return found if (np.abs(found) <= LARGEST).all() else None

@@ -15,6 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut, all_files
 
 # One record per group, so that any sample can be read alone. Frames are already compressed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -113,7 +114,7 @@ def sha256_of(path: Path, progress: Callable[[int], Any] = lambda num_bytes: Non
     digest = hashlib.sha256()
     for file in _files(path):
         if file is not path:
-            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            digest.update(os.fsencode(f"{file.relative_to(path)}\0{file.stat().st_size}\0"))
         for chunk in _chunks(file):
             digest.update(chunk)
             progress(len(chunk))
@@ -126,7 +127,7 @@ def size_of(path: Path) -> int:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return sorted(path / name for name in all_files(path, LeftOut())) if path.is_dir() else [path]
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from smoothsa_jax.inputs.augment import drop_absent
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
 from smoothsa_jax.inputs.encoded import decode_frames, decode_labels, parse_clip
 from smoothsa_jax.inputs.prepared import PreparedFolder
+from smoothsa_jax.text import say
 
 TILE = 160  # pixels of the longer side of a picture on the sheet
 MARGIN = 90  # pixels, for the names of the rows
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             sheet(rows, given.num_frames).save(out)
         except (OSError, ValueError) as error:
             raise UserError(f"--out={out} cannot be written: {error}; name another .png") from error
-        print(f"{name}: {out}")
+        say(f"{name}: {out}")
         return 0
 
     return exit_status(work)

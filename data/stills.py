@@ -12,6 +12,7 @@ from data.family import BadSample, Family, Options
 from data.features import NO_SEGMENT
 from data.pictures import frame, label_png, shorter_side
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut
 
 PER_SHARD = 1000  # images; about 160 MB of COCO
 
@@ -37,6 +38,7 @@ class Stills(Family):
     def __init__(self, name: str, source: str, options: Options, staging: Path | None = None):
         super().__init__(name, source, options, staging)
         self._files: dict[Path, Files] = {}
+        self.left_out = LeftOut()
 
     def check_options(self) -> None:
         """Raise UserError for options that no family of single images has."""
@@ -66,6 +68,13 @@ class Stills(Family):
             self._files[path] = Files(path)
         return self._files[path]
 
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what was left out of the folders and archives that were listed."""
+        left_out = self.left_out
+        for files in self._files.values():
+            left_out.merge(files.left_out)
+        return tuple(left_out.lines())
+
     def has(self, place: Place, file: str) -> bool:
         return place.path.exists() and place.name(file) in self.files(place.path)
 
@@ -76,10 +85,16 @@ class Stills(Family):
     def read(self, place: Place, file: str) -> bytes:
         return self.files(place.path).read(place.name(file))
 
+    def inside(self, place: Place) -> list[str]:
+        """The names of all files of `place`, relative to it."""
+        prefix = place.name("")
+        names = self.files(place.path).names()
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
     def absent(self, place: Place, files: Sequence[str]) -> list[str]:
         """Those of `files` that `place` lacks."""
-        there = set(self.files(place.path).names())
-        return [file for file in files if place.name(file) not in there]
+        there = set(self.inside(place))
+        return [file for file in files if file not in there]
 
     def still(
         self, picture: bytes, segmentation: np.ndarray, where: str, name: str, **more: Any

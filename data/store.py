@@ -39,6 +39,7 @@ from data.finished import (
 )
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, serializer, shard_name, write_shard
+from smoothsa_jax import text
 from smoothsa_jax.checkpoints.sources import begin
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.devices import runtime
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         out = given.out or Path(f"{config.data.get('folder', f'prepared/{config.name}')}_features")
         runtime.start(say)
         store(config, out)
-        print(f"train with --config.data.features={out}")
+        text.say(f"train with --config.data.features={out}")
         return 0
 
     try:
@@ -120,12 +121,12 @@ def store(config: ConfigDict, out: Path) -> None:
         say(f"frozen weights: {words}")
     shape = _shape_of(training, source)
     num_bytes = int(lengths.sum()) * math.prod(shape) * STORED.itemsize
-    print(
+    text.say(
         f"features of {len(source)} clips, {lengths.sum()} frames of {shape[0]}x{shape[1]} in "
         f"bfloat16: {num_bytes / 1e9:.3g} GB in {out}"
     )
     if prepared:
-        print(
+        text.say(
             "stored features are those of the largest center square, not flipped: training on them "
             "has no random crops and flips (windows of frames stay random); to train on pixels, "
             "set --config.data.features="
@@ -145,10 +146,10 @@ def store(config: ConfigDict, out: Path) -> None:
         known = {**in_manifest(manifest), **in_notes(out, settings)}
         missing = {file: job for file, job in files.items() if not is_there(out, file, known)}
         if manifest and not missing:
-            print(f"{out} is finished already")
+            text.say(f"{out} is finished already")
             return
         if known:
-            print(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
+            text.say(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
         needed = num_bytes * sum(len(j.payload) for j in missing.values()) // len(source)
         if (free := shutil.disk_usage(out).free) < needed:
             raise UserError(

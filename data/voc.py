@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from data.family import SPLITS, BadSample, Job, Plan, shards_of
+from data.family import SPLITS, BadSample, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, still_features
 from data.pictures import labels
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.text import printable, text_of
 
 # In the order of the values in SegmentationClass, starting at 1.
 CLASSES = (
@@ -47,6 +48,7 @@ class Voc(Stills):
         jobs: list[Job] = []
         sources: list[Path] = []
         looked_for: list[str] = []
+        pictures: dict[str, list[str]] = {}
         augmented = self.name == "voc_trainaug"
         for split in SPLITS:
             if split not in splits:
@@ -61,6 +63,7 @@ class Voc(Stills):
             if place is None:
                 continue
             names = self._names(place, which)[: self.options.limit]
+            pictures[split] = [f"{place}/{_image(name)}" for name in names]
             jobs += shards_of(split, [("voc", place, name) for name in names], PER_SHARD)
             sources.append(place.path)
             if augmented and split == "train":
@@ -77,6 +80,8 @@ class Voc(Stills):
             sources=tuple(dict.fromkeys(sources)),
             features=still_features(categories=categories(CLASSES)),
             metadata={"kind": "stills", "categories": CLASSES, "no_segment": NO_SEGMENT},
+            pictures=pictures,
+            notes=self.notes(),
         )
 
     def _places(self, year: str) -> list[Place]:
@@ -92,11 +97,12 @@ class Voc(Stills):
     def _names(self, place: Place, which: str) -> list[str]:
         """Read an image list, and check that all files of its images exist."""
         file = f"{LIST_FOLDER}/{which}.txt"
-        names = self.read(place, file).decode("ascii", "replace").split()
+        names = self._list(place, which)
         if not names:
             raise UserError(
                 f"{place}/{file} is empty: no annotations; download {place.path.name} again"
             )
+        refuse_twice(names, f"{place}/{file}", "names", "list each image once")
         files = [
             file
             for name in names
@@ -148,7 +154,8 @@ class Voc(Stills):
         return shards_of("train", items, PER_SHARD), place.path
 
     def _list(self, place: Place, which: str) -> list[str]:
-        return self.read(place, f"{LIST_FOLDER}/{which}.txt").decode("ascii", "replace").split()
+        file = f"{LIST_FOLDER}/{which}.txt"
+        return text_of(self.read(place, file), f"{place}/{file}").split()
 
     def items(self, job: Job) -> Iterator[Any]:
         if job.payload[0] != "sbd":
@@ -195,7 +202,7 @@ class Voc(Stills):
             file, read = sbd
             segmentation, found = objects_of_sbd(read(), file)
         picture = self.read(place, _image(name))
-        return self.still(picture, segmentation, where, name, categories=found)
+        return self.still(picture, segmentation, where, printable(name), categories=found)
 
 
 def objects_of(

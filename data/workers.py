@@ -18,6 +18,7 @@ from data.family import BadSample, Family, Job, Options, Plan
 from data.finished import STAGING, UNFINISHED, digest_of
 from data.shards import serializer, write_shard
 from smoothsa_jax.files import atomic_file
+from smoothsa_jax.text import say
 
 # Each worker process has its own copies.
 _family: Family
@@ -40,7 +41,7 @@ def make_shards(
         UserError: a source, sample or disk is unusable. Finished shards are kept.
     """
     if num_done:
-        print(
+        say(
             f"{num_done} of {num_done + len(missing)} shards are finished; continuing with the rest"
         )
     total = sum(job.num_items or 0 for job in missing.values()) or None

@@ -8,27 +8,30 @@ label k. Videos without annotations are left out. The public files differ:
 * 2019 and 2021: only train has public ground truth. A tenth of it, chosen by a hash of the video's
   id, is `validation`.
 * HQ-YTVIS: three JSON files for the frames of 2019's train.
+
+A video is named after the folder of its frames, without the folders that hold all videos.
 """
 
 import dataclasses
 import json
-import re
+import os
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.archives import Files
+from data.big_json import box_of, category_names, entries, is_id, short, sizes_of
 from data.clips import PER_SHARD, clip_example, is_held_out, read, require
-from data.family import BadSample, Family, Job, Plan, shards_of
+from data.family import BadSample, Family, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, clip_features, table
 from data.rle import decode, fill
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.text import printable
 
 HELD_OUT = 0.1
-SPACE = re.compile(r"[ \t\n\r]*")
 PARTS = {"train": "train", "validation": "valid", "test": "test"}  # split -> name in the downloads
 # Possible places of the annotations, best first: a file, one in a zip, or any JSON of a zip.
 JSONS = {
@@ -57,7 +60,7 @@ class Clip:
 
     Attributes:
         container: the folder or archive that holds `files`; their names are relative to it.
-        categories: of each annotation.
+        categories: of each annotation; None: the JSON does not list it.
         annotations: the JSON texts, compressed to unpack only one video's at a time.
     """
 
@@ -66,7 +69,7 @@ class Clip:
     files: tuple[str, ...]
     height: int
     width: int
-    categories: tuple[int, ...]
+    categories: tuple[int | None, ...]
     annotations: tuple[bytes, ...]
 
 
@@ -152,7 +155,7 @@ class YoutubeVis(Family):
                 for split, held_out in (("train", False), ("validation", True))
             }
             metadata["held_out_of_train"] = sorted(clip.name for clip in clips["validation"])
-        jobs, sources = [], {}
+        jobs, sources, pictures = [], {}, {}
         for split in splits:
             mine = clips.get(split, [])[: self.options.limit]
             if not mine:
@@ -169,10 +172,17 @@ class YoutubeVis(Family):
                 Files(container), (file for c in mine for file in c.files), part.file, self.options
             )
             jobs += shards_of(split, mine, PER_SHARD)
+            pictures[split] = [f"{container}/{clip.files[0]}" for clip in mine]
             frames = container / prefix if container.is_dir() else container
             sources |= {part.path: None, frames: None}
         features = clip_features(categories=categories(names), bboxes=table(np.float32, 4))
-        return Plan(tuple(jobs), tuple(sources), features, metadata)
+        return Plan(
+            tuple(jobs),
+            tuple(sources),
+            features,
+            metadata,
+            pictures,
+        )
 
     def items(self, job: Job) -> Iterator[Clip]:
         yield from job.payload
@@ -181,12 +191,19 @@ class YoutubeVis(Family):
         files = self._opened(item.container)
         annotations = [json.loads(zlib.decompress(text)) for text in item.annotations]
         where = f"{item.container}, video {item.name}"
+        height, width = sizes_of(item.height, item.width, self.options.max_pixels, where)
+        item = dataclasses.replace(item, height=height, width=width)
         for k, annotation in enumerate(annotations):
             if len(annotation["segmentations"]) != len(item.files):
                 raise BadSample(
                     f"{where}: annotation {k} has {len(annotation['segmentations'])} masks, the "
                     f"video {len(item.files)} frames; expected equal numbers: the json is damaged, "
                     "download it again"
+                )
+            if item.categories[k] is None:
+                raise BadSample(
+                    f"{where}: annotation {k} has the category_id {annotation['category_id']!r}, "
+                    "which the json does not list; add it to its categories"
                 )
         if len(annotations) >= NO_SEGMENT:
             raise BadSample(
@@ -225,7 +242,7 @@ class YoutubeVis(Family):
                     data = Files(path).read(member) if member else path.read_bytes()
                 except OSError as error:
                     raise UserError(f"{path} cannot be read: {error.strerror}") from error
-                found = _annotations(data, file, path)
+                found = _annotations(data, file, path, self.options.skip_bad)
                 if found is not None:
                     return found
                 without = without or file
@@ -305,7 +322,7 @@ def _places(source: Path, name: str) -> Iterator[tuple[Path, str | None]]:
                 yield archive, member
 
 
-def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
+def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotations | None:
     """Read clips in video order, each with its annotations in file order; None: no annotations.
 
     Annotations are parsed one at a time: hundreds of MB of JSON would be several GB as Python
@@ -314,39 +331,56 @@ def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
     found: dict[str, list[Any]] = {"videos": [], "categories": []}
     of_video: dict[Any, list[_Track]] = {}
     keys = set()
+    for key, value, text in entries(data, file):
+        keys.add(key)
+        if key in found and text:
+            found[key].append(value)
+        elif key == "annotations" and text:
+            _check(value, ("video_id", "category_id"), key, file)
+            of_video.setdefault(value["video_id"], []).append(_track(value, text, file))
+    if not found.keys() <= keys:
+        raise UserError(
+            f"{file} has {', '.join(sorted(keys)) or 'nothing'}, expected videos, categories "
+            "and annotations as in YouTube-VIS; give its own json"
+        )
+    if not of_video:
+        return None
+    names = category_names(found["categories"], file)
     try:
-        for key, value, text in _elements(data.decode()):
-            keys.add(key)
-            if key in found and text:
-                found[key].append(value)
-            elif key == "annotations" and text:
-                of_video.setdefault(value["video_id"], []).append(_track(value, text))
-        if not found.keys() <= keys:
+        places = {number: place for place, number in enumerate(sorted(names))}
+    except TypeError as error:
+        raise UserError(
+            f"{file} has numbers and texts as category ids; expected one kind: number them anew"
+        ) from error
+    for video in found["videos"]:
+        _check(video, ("id",), "videos", file)
+        files = video.get("file_names")
+        if not (isinstance(files, list) and files and all(isinstance(f, str) for f in files)):
             raise UserError(
-                f"{file} has {', '.join(sorted(keys)) or 'nothing'}, expected videos, categories "
-                "and annotations as in YouTube-VIS; give its own json"
+                f"{file}: the video {video['id']} has the file_names {short(files)}, expected a "
+                "list of names; download it again"
             )
-        if not of_video:
-            return None
-        kinds = sorted(found["categories"], key=lambda kind: kind["id"])
-        names = [str(kind["name"]) for kind in kinds]
-        places = {kind["id"]: place for place, kind in enumerate(kinds)}
-        clips, num_skipped = [], 0
-        for video in found["videos"]:
-            tracks = of_video.pop(video["id"], [])
-            if any(track.is_seen for track in tracks):
-                clips.append(_clip(video, tracks, places))
-            else:
-                num_skipped += 1
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{file} differs from YouTube-VIS's json ({error!r}); expected videos with file_names "
-            "and annotations with video_id, category_id and segmentations: download it again"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} is not valid json ({error}): it is damaged, download it again"
-        ) from error
+    refuse_twice(
+        (video["id"] for video in found["videos"]),
+        file,
+        "video ids",
+        "number them anew where sets were joined, or download it again",
+    )
+    root = _root_of(found["videos"])
+    clips, num_skipped = [], 0
+    for video in found["videos"]:
+        tracks = of_video.pop(video["id"], [])
+        for track in tracks:
+            if track.category_id not in places and not skip_bad:
+                raise UserError(
+                    f"{file}: an annotation of the video {video['id']} has the category_id "
+                    f"{track.category_id!r}, which the file does not list; add it to its "
+                    "categories, or skip such videos with --skip-bad"
+                )
+        if any(track.is_seen for track in tracks):
+            clips.append(_clip(video, tracks, places, root))
+        else:
+            num_skipped += 1
     if of_video:
         raise UserError(
             f"{file} has annotations of {len(of_video)} videos that it does not list, such as id "
@@ -357,63 +391,60 @@ def _annotations(data: bytes, file: str, path: Path) -> _Annotations | None:
             f"{file} has annotations without a single mask, expected some in segmentations; "
             "download it again"
         )
-    return _Annotations(file, path, names, clips, num_skipped)
+    refuse_twice(
+        (clip.name for clip in clips),
+        file,
+        "video names (folders of their frames)",
+        "give each video a folder of its own",
+    )
+    ordered = [names[number] for number in places]
+    return _Annotations(file, path, ordered, clips, num_skipped)
 
 
-def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield the key, value and "" of an object's entries; for lists, key, element and its text.
-
-    Raises:
-        json.JSONDecodeError: the text is not such JSON.
-    """
-    decode = json.JSONDecoder().raw_decode
-
-    def skip(place: int, expected: str) -> int:
-        """Skip one of `expected` and the white space after it."""
-        if text[place : place + 1] not in tuple(expected):
-            raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, place)
-        return SPACE.match(text, place + 1).end()
-
-    place = skip(SPACE.match(text).end(), "{")
-    while text[place : place + 1] != "}":
-        key, place = decode(text, place)
-        place = skip(SPACE.match(text, place).end(), ":")
-        if text[place : place + 1] == "[":
-            place = skip(place, "[")
-            yield key, None, ""
-            while text[place : place + 1] != "]":
-                start = place
-                value, place = decode(text, start)
-                yield key, value, text[start:place]
-                place = SPACE.match(text, place).end()
-                if text[place : place + 1] != "]":
-                    place = skip(place, ",")
-            place = skip(place, "]")
-        else:
-            value, place = decode(text, place)
-            yield key, value, ""
-            place = SPACE.match(text, place).end()
-        if text[place : place + 1] != "}":
-            place = skip(place, ",")
+def _check(entry: Any, keys: Sequence[str], what: str, file: str) -> None:
+    """Raise UserError if an entry is no object with these ids."""
+    found = entry if isinstance(entry, dict) else {}
+    if bad := [key for key in keys if not is_id(found.get(key))]:
+        raise UserError(
+            f"{file} differs from YouTube-VIS's json: one of its {what} has the {bad[0]} "
+            f"{short(found.get(bad[0]))} ({short(entry)}), expected a number; download it again"
+        )
 
 
-def _track(annotation: dict[str, Any], text: str) -> _Track:
+def _track(annotation: dict[str, Any], text: str, file: str) -> _Track:
+    masks = annotation.get("segmentations")
+    if not isinstance(masks, list):
+        raise UserError(
+            f"{file}: an annotation of the video {annotation['video_id']} has the segmentations "
+            f"{short(masks)}, expected a list with a mask for each frame; download it again"
+        )
     return _Track(
         annotation["category_id"],
-        any(rle is not None for rle in annotation["segmentations"]),
+        any(rle is not None for rle in masks),
         zlib.compress(text.encode(), 1),
     )
 
 
-def _clip(video: dict[str, Any], tracks: list[_Track], places: dict[Any, int]) -> Clip:
+def _root_of(videos: list[dict[str, Any]]) -> str:
+    """The folder in which the folders of all videos are; "." in the official downloads."""
+    above = {str(PurePosixPath(video["file_names"][0]).parent.parent) for video in videos}
+    try:
+        return os.path.commonpath(above) or "."
+    except ValueError:  # no videos; some paths are absolute
+        return "."
+
+
+def _clip(video: dict[str, Any], tracks: list[_Track], places: dict[Any, int], root: str) -> Clip:
     files = tuple(video["file_names"])
+    folder = str(PurePosixPath(files[0]).parent)
+    name = str(video["id"]) if folder == "." else folder.removeprefix(f"{root}/")
     return Clip(
-        name=files[0].split("/")[0] if "/" in files[0] else str(video["id"]),
+        name=printable(name),
         container=Path(),
         files=files,
-        height=int(video["height"]),
-        width=int(video["width"]),
-        categories=tuple(places[track.category_id] for track in tracks),
+        height=video.get("height"),
+        width=video.get("width"),
+        categories=tuple(places.get(track.category_id) for track in tracks),
         annotations=tuple(track.text for track in tracks),
     )
 
@@ -439,16 +470,17 @@ def _boxes(clip: Clip, annotations: list[Any], where: str) -> np.ndarray:
     scale = np.array([clip.height, clip.width] * 2)
     for k, annotation in enumerate(annotations):
         stored = annotation.get("bboxes") or [None] * len(clip.files)
-        if len(stored) != len(clip.files):
+        if not isinstance(stored, list) or len(stored) != len(clip.files):
             raise BadSample(
-                f"{where}: annotation {k} has {len(stored)} boxes, the video {len(clip.files)} "
-                "frames; download the json again"
+                f"{where}: annotation {k} has the bboxes {short(stored)}, expected a list with one "
+                f"for each of the {len(clip.files)} frames; download the json again"
             )
         for t, rle in enumerate(annotation["segmentations"]):
             if rle is None:
                 continue
             if stored[t]:
-                left, top, width, height = stored[t]
+                told = f"{where}, frame {t}, annotation {k}"
+                left, top, width, height = box_of(stored[t], told)
                 boxes[k, t] = np.array([top, left, top + height, left + width]) / scale
             elif (mask := _mask(clip, annotation, k, t, where)).any():
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -20,7 +20,10 @@ def make(path: Path, contents=CONTENTS) -> Path:
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in contents.items():
-                archive.writestr(name, data)
+                member = zipfile.ZipInfo("x")
+                member.filename = name  # as it is, whatever the system's separator
+                member.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(member, data)
     elif path.suffixes:
         with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
             for name, data in contents.items():
@@ -56,7 +59,10 @@ def test_the_first_bytes_tell_whether_a_tar_is_compressed(tmp_path, made, kept):
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
-@pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["../out.txt", "/etc/out.txt", "a/../../out.txt", "a\\..\\..\\out.txt", "C:\\out.txt", "\\o"],
+)
 def test_members_that_leave_the_folder_are_refused(tmp_path, ending, name):
     files = Files(make(tmp_path / f"x.{ending}", {"fine.txt": b"1", name: b"2"}))
     with pytest.raises(UserError, match="outside the folder"):
@@ -133,3 +139,75 @@ def test_a_compressed_tar_cut_between_members_or_changed_is_told(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(packed)
     with pytest.raises(UserError, match=r"x\.tar\.gz is damaged"):
         list(Files(tmp_path / "x.tar.gz").in_order())
+
+
+BACKSLASHES = {name.replace("/", "\\"): data for name, data in CONTENTS.items()}
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.ZIP", "x.tar", "x.tar.gz"])
+def test_backslashes_divide_folders_in_archives(tmp_path, name):
+    folder = {"a\\b\\": b"", "empty\\": b""} if name.lower().endswith("zip") else {}
+    made = make(tmp_path / name.lower(), {**BACKSLASHES, **folder}).rename(tmp_path / name)
+    files = Files(made)
+    assert dict(files.in_order()) == CONTENTS
+    assert files.left_out.lines() == ["left out: empty folders (1): empty"] * bool(folder)
+
+
+@pytest.mark.parametrize("twice", ["a/one.txt", "a\\one.txt", "./a//one.txt"])
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_refused(tmp_path, ending, twice):
+    path = tmp_path / f"x.{ending}"
+    data = io.BytesIO(b"2")
+    if ending == "zip":
+        with zipfile.ZipFile(make(path), "a") as archive:
+            member = zipfile.ZipInfo("x")
+            member.filename = twice
+            archive.writestr(member, data.getvalue())
+    else:
+        with tarfile.open(path, "w:gz" if ending == "tar.gz" else "w") as archive:
+            for name in ("a/one.txt", twice):
+                member = tarfile.TarInfo(name)
+                member.size = 1
+                archive.addfile(member, io.BytesIO(b"1"))
+    for listed in (lambda files: files.names(), lambda files: list(files.in_order())):
+        with pytest.raises(UserError, match="two members 'a/one.txt', expected one"):
+            listed(Files(path))
+
+
+def test_a_zip_that_python_cannot_unpack_is_told(tmp_path):
+    data = bytearray(make(tmp_path / "x.zip").read_bytes())
+    for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(start) + flags] |= 1  # encrypted
+    (tmp_path / "locked.zip").write_bytes(data)
+    with pytest.raises(
+        BadSample, match="a/one.txt cannot be read: .*encrypted.*without a password"
+    ):
+        Files(tmp_path / "locked.zip").read("a/one.txt")
+    place = data.rindex(b"PK\1\2")
+    data[place + 9] |= 8  # the name is said to be UTF-8
+    data[place + 46] = 0xE9
+    (tmp_path / "name.zip").write_bytes(data)
+    with pytest.raises(UserError, match="name.zip cannot be listed"):
+        Files(tmp_path / "name.zip").names()
+
+
+def test_links_in_folders_are_followed_but_not_in_circles(tmp_path):
+    inside, outside = make(tmp_path / "in"), make(tmp_path / "out")
+    (inside / "linked").symlink_to(outside / "a")
+    (inside / "three2.txt").symlink_to(inside / "three.txt")
+    (inside / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (inside / "a" / "up").symlink_to(tmp_path)
+    (outside / "a" / "back").symlink_to(inside / "a")
+    (inside / "a" / "b" / "again").symlink_to(outside / "a")
+    files = Files(inside)
+    again = [f"a/b/again/{name}" for name in ("one.txt", "b/two.txt")]
+    linked = ["linked/one.txt", "linked/b/two.txt", "linked/back/one.txt", "linked/back/b/two.txt"]
+    assert files.names() == sorted([*CONTENTS, *again, *linked, "three2.txt"])
+    assert files.read("linked/one.txt") == CONTENTS["a/one.txt"]
+    assert files.left_out.lines() == [
+        "followed: links to folders (3): linked, linked/back, ...",
+        "left out: links that lead nowhere (1): gone.txt",
+        "left out: links to a folder above them (4): linked/back/up, linked/back/b/again, ...",
+    ]
+    assert "../out/a/one.txt" not in files and str(outside / "a/one.txt") not in files

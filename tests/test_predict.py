@@ -85,7 +85,9 @@ def test_every_kind_of_input_becomes_a_folder_of_its_name(models, tmp_path, caps
     Image.fromarray(frames[0]).save(source / "trips" / "cat.png")
     (source / "notes.txt").write_text("no picture")
     assert command(models["gaussian"], source, output) == 0
-    assert f"5 done: {output}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"5 done: {output}" in told.out
+    assert "left out: files with other endings (1): .txt: notes.txt" in told.err
 
     video = {"overlay.mp4", "sheet.png", "slots.npz", "boxes.json", "about.json"}
     video |= {f"labels/{t:06d}.png" for t in range(4)}
@@ -119,6 +121,21 @@ def test_every_kind_of_input_becomes_a_folder_of_its_name(models, tmp_path, caps
         assert labels.mode == "P"
         # The colours are those of the overlay.
         assert labels.getpalette()[:3] == list(results.palette(2)[1])
+
+
+def test_names_that_are_not_utf_8_keep_their_bytes(models, tmp_path, capsys):
+    source, output = tmp_path / "mine", tmp_path / "found"
+    source.mkdir()
+    Image.fromarray(clip(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(source / os.fsdecode(b"b\xe4r.png"))
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({os.fsdecode(b"b\xe4r.png"): [[1, 2, 9, 12]]}))
+    assert command(models["boxes"], source, output, f"--boxes={boxes}") == 0
+    assert command(models["boxes"], source, output, f"--boxes={boxes}") == 0
+    assert "0 done, 1 skipped" in capsys.readouterr().out
+    assert {os.fsencode(p.name) for p in output.iterdir()} == {b".lock", b"b\xe4r.png"}
+    about = json.loads((output / os.fsdecode(b"b\xe4r.png") / "about.json").read_text())
+    assert about["made_of"]["boxes"] == [[1, 2, 9, 12]]
 
 
 def test_a_rerun_skips_what_is_finished_and_touches_nothing(models, tmp_path, capsys):

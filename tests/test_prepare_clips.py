@@ -1,8 +1,11 @@
 """Families of clips and the user's own folders, each from a miniature in its real layout."""
 
+import dataclasses
 import io
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +33,8 @@ from raw_clips import (
     ytvis_2022,
 )
 
-from data import check, finished, prepare, ytvis
-from data.clips import is_held_out
+from data import check, finished, prepare, shards
+from data.clips import held_out_of, is_held_out
 from data.family import Options
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.sources import natural
@@ -224,6 +227,14 @@ def fewer_masks(values):
     values["annotations"][0]["segmentations"].pop()
 
 
+def same_frames(values):
+    values["videos"][2]["file_names"] = values["videos"][0]["file_names"]
+
+
+def one_number(values):
+    values["annotations"][0]["segmentations"][0]["size"] = HEIGHT
+
+
 def no_category(values):
     values["annotations"][0]["category_id"] = 99
 
@@ -243,8 +254,14 @@ def unknown_video(values):
         (other_size, "the RLE has size [24, 33], the image [24, 32]"),
         (other_video_size, "has 24x32 pixels (height x width), its labels 25x32"),
         (fewer_masks, "annotation 0 has 2 masks, the video 3 frames"),
-        (no_category, "KeyError(99)"),
+        (no_category, "has the category_id 99, which the file does not list"),
         (unknown_video, "annotations of 1 videos that it does not list, such as id 99"),
+        (lambda values: values["videos"][1].update(id=100), "has video ids more than once: 100"),
+        (same_frames, "(folders of their frames) more than once: 0000f3a9c1"),
+        (lambda values: values["categories"][1].update(id=3), "id 3 twice (ape and person)"),
+        (lambda values: values["categories"][1].update(name="ape"), "name 'ape' twice"),
+        (lambda values: values["videos"][0].update(height="24"), "says height '24' and width 32"),
+        (one_number, "frame 0, annotation 0: the RLE has size 24, the image [24, 32]"),
         (lambda values: values.update(annotations=[]), "has no annotations, expected"),
         (lambda values: values.pop("videos"), "expected videos, categories and annotations"),
     ],
@@ -252,6 +269,39 @@ def unknown_video(values):
 def test_a_json_that_does_not_fit(tmp_path, change, expected):
     source = broken(tmp_path / "in", change)
     assert expected in refuses("ytvis_2022", source, tmp_path / "out")
+
+
+def test_videos_with_unlisted_categories_are_skipped_on_request(tmp_path):
+    source = broken(tmp_path / "in", no_category)
+    prepare.prepare("ytvis_2022", str(source), tmp_path / "out", ("train",), Options(skip_bad=True))
+    found = manifest(tmp_path / "out")["splits"]["train"]
+    assert found["num_examples"] == 2 and "has the category_id 99" in found["skipped"][0]
+
+
+def test_videos_below_a_further_folder_keep_names_and_holdout(tmp_path):
+    """And a JSON as an editor on Windows saves it."""
+    videos = Videos(30, num_frames=1)
+    values = json.loads(videos.json())
+    for video in values["videos"]:
+        video["file_names"] = [f"mine/clips/{file}" for file in video["file_names"]]
+    data = b"\xef\xbb\xbf" + json.dumps(values, indent=1).replace("\n", "\r\n").encode()
+    flat, deep = tmp_path / "flat", tmp_path / "deep"
+    write(flat, {"train.json": videos.json(), **prefixed("train/", videos.frames)})
+    write(deep, {"train.json": data, **prefixed("train/mine/clips/", videos.frames)})
+    for source in (flat, deep):
+        prepare.prepare("ytvis_2021", str(source), tmp_path / f"{source.name}_out")
+    for split in ("train", "validation"):
+        names = [s["name"] for s in read(tmp_path / "deep_out", split)]
+        assert names and names == [s["name"] for s in read(tmp_path / "flat_out", split)]
+
+
+def test_samples_that_two_splits_share_are_refused(tmp_path):
+    videos = Videos(1)
+    write(tmp_path / "in", prefixed("JPEGImages/", videos.frames))
+    for short in ("train", "val"):
+        write(tmp_path / "in", {f"ytvis_hq-{short}.json": videos.json()})
+    text = refuses("ytvis_hq", tmp_path / "in", tmp_path / "out", prepare.SPLITS)
+    assert "train and validation share 1 samples, such as" in text and "0000f3a9c1/" in text
 
 
 def test_annotations_that_are_missing(tmp_path):
@@ -269,26 +319,6 @@ def test_annotations_that_are_missing(tmp_path):
     write(tmp_path / "empty", {"train.json": Videos(1).json()})
     text = refuses("ytvis_2021", tmp_path / "empty", tmp_path / "out2")
     assert "looked for [.../]JPEGImages/0000f3a9c1/00000.jpg in" in text and "train.zip" in text
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_a_json_is_read_element_by_element(indent):
-    values = {"info": {"a": [1]}, "videos": [], "annotations": [{"id": 1, "x": [None, "]}"]}, 7]}
-    found: dict = {}
-    for key, value, text in ytvis._elements(json.dumps(values, indent=indent)):
-        if text:
-            assert json.loads(text) == value
-            found[key].append(value)
-        else:
-            found[key] = [] if value is None else value
-    assert found == values
-    assert list(ytvis._elements(" {} ")) == []
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"a"', '{"a": [1', '{"a": [1 2]}', '{"a": 1 "b": 2}'])
-def test_no_json_of_that_kind(text):
-    with pytest.raises(json.JSONDecodeError):
-        list(ytvis._elements(text))
 
 
 def test_natural_order():
@@ -334,6 +364,18 @@ def test_davis_with_the_unsupervised_labels_and_a_limit(tmp_path):
     assert "unsupervised" in manifest(tmp_path / "out")["metadata"]["annotations"]
 
 
+def test_a_list_of_davis_with_a_byte_order_mark_and_other_files(tmp_path, capsys):
+    contents, _ = davis(2017)
+    contents["ImageSets/2017/train.txt"] = b"\xef\xbb\xbfbear\r\n"
+    contents["JPEGImages/480p/bear/00000.webp"] = contents["JPEGImages/480p/bear/more/1.jpg"] = b""
+    write(tmp_path / "in", contents)
+    prepare.prepare("davis_2017", str(tmp_path / "in"), tmp_path / "out", ("train",))
+    assert [sample["name"] for sample in read(tmp_path / "out", "train")] == ["bear"]
+    lines = capsys.readouterr().out
+    assert "files in sub-folders of a sequence (1): JPEGImages/480p/bear/more/1.jpg" in lines
+    assert "files with other endings (1): .webp: JPEGImages/480p/bear/00000.webp" in lines
+
+
 def test_davis_2016_of_the_download_of_2017(tmp_path):
     contents, drawn = davis(2017)
     contents["ImageSets/2016/train.txt"] = b"bear\n"
@@ -361,6 +403,12 @@ def test_faults_of_davis(tmp_path):
     all_labels = {name: None for name in contents if name.startswith("Annotations")}
     text = refused("no labels", all_labels)
     assert "has no annotations; looked for Annotations/480p" in text
+    for lines, expected in (
+        (b"bear\nbear\n", "train.txt has lines more than once: bear"),
+        (b"/bear.jpg /x.png\n", "has the line '/bear.jpg', expected the name of a sequence"),
+        ("bear\n".encode("utf-16"), "train.txt is UTF-16, expected text in UTF-8"),
+    ):
+        assert expected in refused(expected[-5:], {"ImageSets/2017/train.txt": lines})
     frames = {name: None for name in contents if name.startswith("JPEGImages/480p/bear")}
     assert "has no frames of bear" in refused("no frames", frames)
     other = {labels[0]: palette_png(np.zeros((HEIGHT, WIDTH + 2), np.uint8))}
@@ -407,6 +455,7 @@ def as_source(kind: str, folder: Path, contents: dict[str, bytes]) -> Path:
     return write_zip(folder / "mydata.zip", {**inside, "__MACOSX/._cat.jpg": b"x"})
 
 
+ALL_IN_TRAIN = Options(extra=(("holdout", 0.0),))
 KINDS_OF_SOURCE = ["folder", "zip", "zip of the folder"]
 
 
@@ -427,7 +476,7 @@ def test_stills_with_labels(tmp_path, kind):
         ".DS_Store": b"x",
     }
     source = as_source(kind, tmp_path, contents)
-    prepare.prepare("folder", str(source), tmp_path / "out")
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
     samples = read(tmp_path / "out", "train")
     assert [s["name"] for s in samples] == ["cat 9", "cat 10", "dog"]
     for sample, name in zip(samples, ["cat 9.png", "cat 10.jpg", "dog.bmp"], strict=True):
@@ -453,7 +502,7 @@ def test_folders_of_frames_and_videos(tmp_path, kind):
     for t in range(12):
         contents[f"labels/deep/swim/f{t}.png"] = encoded(drawn_labels(t), "PNG")
     source = as_source(kind, tmp_path, contents)
-    prepare.prepare("folder", str(source), tmp_path / "out")
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
     samples = {s["name"]: s for s in read(tmp_path / "out", "train")}
     assert list(samples) == ["deep/swim", "old", "run", "walk"]
     labels = np.stack([drawn_labels(t) for t in range(12)])
@@ -476,7 +525,8 @@ def test_folders_of_frames_and_videos(tmp_path, kind):
 
 def test_without_labels_all_is_in_no_segment(tmp_path):
     source = write(tmp_path / "in", {f"{k}.jpg": encoded(picture(k), "JPEG") for k in range(3)})
-    prepare.prepare("folder", str(source), tmp_path / "out", options=Options(size=12))
+    options = dataclasses.replace(ALL_IN_TRAIN, size=12)
+    prepare.prepare("folder", str(source), tmp_path / "out", options=options)
     for sample in read(tmp_path / "out", "train"):
         assert sample["image"].shape == (12, 16, 3)
         assert sample["segmentation"].shape == (12, 16, 1) and (sample["segmentation"] == 255).all()
@@ -526,6 +576,155 @@ def test_a_part_held_out_by_name(tmp_path):
     assert "--holdout is 1.5" in refuses("folder", source, tmp_path / "o", extra={"holdout": 1.5})
 
 
+@pytest.mark.parametrize("arguments", [(), ("--split=train",), ("--holdout=0.1",)])
+def test_a_tenth_is_held_out_by_default(tmp_path, capsys, arguments):
+    source = write(tmp_path / "in", {f"video_{k}.png": STILL["a.png"] for k in range(40)})
+    command = ["folder", f"--source={source}", f"--out={tmp_path / 'out'}", "--workers=1"]
+    assert prepare.main([*command, *arguments]) == 0
+    assert "3 of 40 samples are held out for validation (--hold" in capsys.readouterr().out
+    splits = manifest(tmp_path / "out")["splits"]
+    assert splits["train"]["num_examples"] == 37
+    assert ("validation" in splits) == (arguments != ("--split=train",))
+    assert manifest(tmp_path / "out")["metadata"]["held_out_of_train"] == sorted(HELD_OUT_OF_FORTY)
+    if arguments:  # the same settings as by default
+        assert prepare.main(command) == 0
+    assert prepare.main([*command, "--holdout=0"]) == 2
+    text = capsys.readouterr().err
+    assert "was prepared with --holdout 0.1, now it is 0.0; nothing was changed" in text
+
+
+def test_at_least_one_sample_is_held_out_but_never_all():
+    names = [f"video_{k}" for k in range(40)]
+    assert held_out_of(names, 0.1) == set(HELD_OUT_OF_FORTY)
+    few = [name for name in names if name not in HELD_OUT_OF_FORTY]
+    (one,) = held_out_of(few, 0.1)
+    assert is_held_out(one, 0.9) and held_out_of([*few, "video_7"], 0.1) == {"video_7"}
+    assert len(held_out_of(names[:2], 0.1)) == 1
+    assert len(held_out_of(HELD_OUT_OF_FORTY, 0.1)) == 2
+    assert held_out_of(["video_7"], 0.1) == held_out_of(names, 0.0) == set()
+
+
+def test_what_is_said_of_the_validation_split(tmp_path, capsys):
+    def said(name: str, contents: dict[str, bytes], *arguments: str) -> str:
+        source = write(tmp_path / name, contents)
+        out = f"--out={tmp_path / name}_out"
+        assert prepare.main(["folder", f"--source={source}", out, "--workers=1", *arguments]) == 0
+        return capsys.readouterr().out
+
+    assert "nothing is held out for validation, since there is only one" in said("one", STILL)
+    text = said("split", {"train/a.png": STILL["a.png"]})
+    assert "there is no validation split: put samples for it into the sub-folder" in text
+    both = {"train/a.png": STILL["a.png"], "validation/a.png": STILL["a.png"]}
+    assert "validation split" not in said("both", both)
+    assert "held" not in said("all", {**STILL, "b.png": STILL["a.png"]}, "--holdout=0")
+
+
+def test_a_folder_prepared_before_the_default_holdout(tmp_path, capsys):
+    """Going on with it is refused where it would mix, and works where nothing changed."""
+    for name, contents in (("flat", {**STILL, "b.png": STILL["a.png"]}), ("split", None)):
+        contents = contents or {f"{s}/a.png": STILL["a.png"] for s in ("train", "validation")}
+        source, out = write(tmp_path / name, contents), tmp_path / f"{name}_out"
+        command = ["folder", f"--source={source}", f"--out={out}", "--workers=1"]
+        assert prepare.main([*command, "--holdout=0"]) == 0
+        assert manifest(out)["options"]["extra"][0] == ["holdout", 0.0]
+        before = (out / "MANIFEST.json").read_bytes()
+        assert prepare.main(command) == (2 if name == "flat" else 0)
+        assert (out / "MANIFEST.json").read_bytes() == before
+        text = capsys.readouterr()
+        assert ("give --holdout=0.0, or use another folder" in text.err) == (name == "flat")
+        assert prepare.main([*command, "--holdout=0"]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys, kind):
+    contents = {
+        **{f"{name}.png": STILL["a.png"] for name in "ab"},
+        **{f"labels/{name}.png": palette_png(drawn_labels(0)) for name in "abc"},
+        "IMG_1.heic": b"",
+        "IMG_2.HEIC": b"",
+        "notes.txt": b"",
+        "old.zip": b"",
+        "labels/README": b"",
+        ".hidden.png": STILL["a.png"],
+        "Thumbs.db": b"",
+    }
+    source = as_source(kind, tmp_path, contents)
+    prepare.prepare("folder", str(source), tmp_path / "out")
+    lines = capsys.readouterr().out.replace("mydata/", "").splitlines()
+    assert lines[:5] == [
+        "left out: hidden names (1): .hidden.png",
+        "left out: files of the labels that are not .png (1): labels/README",
+        "left out: label pictures without a sample (1): labels/c.png",
+        "left out: archives inside, to be unpacked (1): old.zip",
+        "left out: files with other endings (3): .heic: IMG_1.heic, IMG_2.HEIC; .txt: notes.txt",
+    ]
+
+
+def test_folders_that_are_links_are_read(tmp_path, capsys):
+    source = write(tmp_path / "in", {f"train/{k}.png": STILL["a.png"] for k in range(2)})
+    other = write(tmp_path / "other", {"a.png": STILL["a.png"], "masks/a.png": b"?"})
+    (source / "validation").symlink_to(other)
+    (other / "masks").rename(tmp_path / "masks")
+    (source / "masks").symlink_to(tmp_path / "masks")
+    (source / "train" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (source / "train" / "up").symlink_to("..")
+    write(tmp_path / "masks", {"validation/a.png": palette_png(drawn_labels(0))})
+    arguments = ["folder", f"--source={source}", f"--out={tmp_path / 'out'}", "--workers=1"]
+    assert prepare.main([*arguments, f"--labels={tmp_path / 'masks'}"]) == 0
+    assert [s["name"] for s in read(tmp_path / "out", "train")] == ["0", "1"]
+    (sample,) = read(tmp_path / "out", "validation")
+    assert np.array_equal(sample["segmentation"][..., 0], drawn_labels(0))
+    text = capsys.readouterr().out
+    assert "followed: links to folders (2): masks, validation" in text
+    assert "left out: links that lead nowhere (1): train/gone.png" in text
+    assert "left out: links to a folder above them (1): train/up" in text
+    before = {s["file"]: s["sha256"] for s in manifest(tmp_path / "out")["sources"]}
+    write(other, {"a.png": MADE_GIF["c.gif"]})  # what a link leads to is part of the source
+    assert shards.sha256_of(source) != before["in"]
+
+
+def test_names_that_may_mean_something_else_are_said(tmp_path, capsys):
+    contents = {f"Val/clip/{t}.png": data for t, data in enumerate(CLIP.values())}
+    source = write(tmp_path / "in", {**contents, **CLIP, "a\\1.png": STILL["a.png"]})
+    (source / "a\\1.png").rename(source / "c" / "a\\2.png")
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
+    text = capsys.readouterr().out
+    assert "the folder Val is read as clips, not as a split; if it is a split, rename" in text
+    assert "1 names have a backslash, such as c/a\\2.png" in text
+    (tmp_path / "stills" / "Train").mkdir(parents=True)
+    write(tmp_path / "stills", {"Train/x.png": STILL["a.png"]})
+    text = refuses("folder", tmp_path / "stills", tmp_path / "out2")
+    assert "expected a number at its end" in text and "rename a split to one of train," in text
+
+
+def test_zips_of_windows_are_as_others(tmp_path):
+    contents = {"labels\\train\\a.png": palette_png(drawn_labels(0))}
+    contents |= {f"{split}\\a.png": STILL["a.png"] for split in ("train", "validation")}
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name, data in contents.items():
+            member = zipfile.ZipInfo("x")
+            member.filename = name  # as it is, whatever the system's separator
+            archive.writestr(member, data)
+    prepare.prepare("folder", str(tmp_path / "in.zip"), tmp_path / "out")
+    (train,), (validation,) = (read(tmp_path / "out", s) for s in ("train", "validation"))
+    assert train["name"] == validation["name"] == "a"
+    assert np.array_equal(train["segmentation"][..., 0], drawn_labels(0))
+    assert (validation["segmentation"] == 255).all()
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path, capsys):
+    source = write(tmp_path / "in", STILL)
+    labels = palette_png(drawn_labels(0))
+    write(source, {"labels/a.png": labels, os.fsdecode(b"labels/b\xe4r.png"): labels})
+    write(source, {os.fsdecode(b"b\xe4r.png"): STILL["a.png"]})
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
+    assert [s["name"] for s in read(tmp_path / "out", "train")] == ["a", "b\\xe4r"]
+    prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
+    assert "is prepared already" in capsys.readouterr().out
+    write(source, {"b\\xe4r.jpg": STILL["a.png"]})
+    assert "both named b\\xe4r" in refuses("folder", source, tmp_path / "out2")
+
+
 def test_pixels_in_no_segment_by_their_label(tmp_path):
     labels = drawn_labels(0).astype(np.uint8)
     labels[0] = 255
@@ -556,7 +755,7 @@ MADE_GIF = {"c.gif": gif([picture(0), picture(4)])}
             {"train/a.png": STILL["a.png"], "val/a.png": STILL["a.png"]},
             "has val/a.png beside the splits train",
         ),
-        ({**STILL, "b.png": STILL["a.png"][:300]}, "b.png is not a readable picture"),
+        ({"b.png": STILL["a.png"][:300]}, "b.png is not a readable picture"),
         (
             {**STILL, "b.png": STILL["a.png"], "labels/a.png": palette_png(drawn_labels(0))},
             "the labels have no labels/b.png for b.png",
@@ -615,6 +814,7 @@ def test_sources_and_options_that_are_refused(tmp_path):
 def test_a_bad_clip_is_left_out(tmp_path):
     contents = {"bad.mp4": b"no video at all", **MADE_GIF}
     source = write(tmp_path / "in", contents)
-    prepare.prepare("folder", str(source), tmp_path / "out", options=Options(skip_bad=True))
+    options = dataclasses.replace(ALL_IN_TRAIN, skip_bad=True)
+    prepare.prepare("folder", str(source), tmp_path / "out", options=options)
     assert [s["name"] for s in read(tmp_path / "out", "train")] == ["c"]
     assert "bad.mp4" in manifest(tmp_path / "out")["splits"]["train"]["skipped"][0]

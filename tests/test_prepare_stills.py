@@ -160,6 +160,10 @@ def changed_json(archives: dict, name: str, change) -> dict:
     return archives
 
 
+def many_segments() -> list[dict[str, Any]]:
+    return [{**segment, "id": k + 1} for k, segment in enumerate(segments() * 130)]
+
+
 PANOPTIC = "annotations/panoptic_train2017.json"
 
 
@@ -177,13 +181,83 @@ PANOPTIC = "annotations/panoptic_train2017.json"
             "has no panoptic_train2017/x.png",
         ),
         (lambda j: j["annotations"][0]["segments_info"].pop(), "has the id 300"),
-        (lambda j: j["annotations"][0]["segments_info"][0].pop("bbox"), "KeyError 'bbox'"),
-        (lambda j: j["annotations"][0].update(segments_info=segments() * 130), "260 objects"),
+        (lambda j: j["annotations"][0]["segments_info"][0].pop("bbox"), "the box is None"),
+        (lambda j: j["annotations"][0].update(segments_info=many_segments()), "260 objects"),
     ],
 )
 def test_coco_faults_of_the_json(tmp_path, change, expected):
     archives = changed_json(coco_contents(), PANOPTIC, change)
     assert expected in refuses("coco", coco_source(tmp_path / "coco", archives))
+
+
+TWICE = "more than once: "
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("coco", lambda j: j["images"][1].update(id=7), f"image ids {TWICE}7; expected each once"),
+        (
+            "coco",
+            lambda j: j["images"][1].update(file_name="000000000007.jpg"),
+            f"image file names {TWICE}000000000007.jpg",
+        ),
+        (
+            "coco",
+            lambda j: j["images"][1].update(file_name="sub/000000000007.jpg"),
+            f"image names (file names without folder and ending) {TWICE}000000000007",
+        ),
+        ("coco", lambda j: j["annotations"][1].update(image_id=7), "more than one annotation of 1"),
+        ("coco", lambda j: j["categories"][1].update(id=1), "the category id 1 twice (person and"),
+        ("coco", lambda j: j["categories"][1].update(name="person"), "name 'person' twice"),
+        (
+            "coco",
+            lambda j: j["annotations"][1]["segments_info"][0].update(category_id=77),
+            "such as 77 (annotation 1000 of image 8); add them to its categories",
+        ),
+        (
+            "coco",
+            lambda j: j["annotations"][1]["segments_info"][1].update(id=1000),
+            "000000000008.jpg: its panoptic annotation has a segment with the id 1000, expected",
+        ),
+        ("coco_instances", lambda j: j["annotations"][4].update(id=0), f"annotation ids {TWICE}0"),
+        (
+            "coco_instances",
+            lambda j: j["annotations"][4].update(category_id=77),
+            "such as 77 (annotation 11 of image 8)",
+        ),
+        (
+            "coco_instances",
+            lambda j: j["annotations"][5].update(bbox=[1, 2, float("nan"), 3]),
+            "annotation 12: the box is [1, 2, nan, 3], expected four finite numbers",
+        ),
+    ],
+)
+def test_coco_ids_that_are_not_unique_or_name_nothing(tmp_path, name, change, expected):
+    kind = {"coco": "panoptic", "coco_instances": "instances"}[name]
+    file = f"annotations/{kind}_train2017.json"
+    source = coco_source(tmp_path / "coco", changed_json(coco_contents(), file, change))
+    text = refuses(name, source)
+    assert expected in text and "train2017" in text
+
+
+def test_coco_images_with_unlisted_categories_are_skipped_on_request(tmp_path):
+    def unlist(content):
+        content["annotations"][1]["segments_info"][1]["category_id"] = 77
+
+    source = coco_source(tmp_path / "coco", changed_json(coco_contents(), PANOPTIC, unlist))
+    prepare.prepare("coco", str(source), tmp_path / "out", ("train",), Options(skip_bad=True))
+    assert names_of(tmp_path / "out", "train") == ["000000000007", "000000000009"]
+    (line,) = json.loads((tmp_path / "out/MANIFEST.json").read_text())["splits"]["train"]["skipped"]
+    assert "000000000008.jpg, segment 66000 has the category_id 77" in line
+
+
+def test_coco_pictures_without_annotation_are_listed(tmp_path, capsys):
+    archives = changed_json(coco_contents(), PANOPTIC, lambda j: j["annotations"].pop())
+    prepare.prepare("coco", str(coco_source(tmp_path / "coco", archives)), tmp_path / "out")
+    assert names_of(tmp_path / "out", "train") == ["000000000007", "000000000008"]
+    line = "left out: pictures without an annotation in panoptic_train2017.json (1): 000000000009"
+    assert line in capsys.readouterr().out
 
 
 def test_coco_damaged_json(tmp_path):
@@ -331,6 +405,13 @@ def test_voc_values_that_no_pixel_has_are_left_out(tmp_path):
     np.testing.assert_array_equal(sample["segmentation"][..., 0], voc_labels())
 
 
+def test_voc_a_list_with_a_byte_order_mark(tmp_path):
+    file = "VOCdevkit/VOC2012/ImageSets/Segmentation/trainval.txt"
+    source = voc_source(tmp_path / "voc", **{file: b"\xef\xbb\xbf2008_000001\r\n2007_000032\r\n"})
+    prepare.prepare("voc", str(source), tmp_path / "out", ("train",))
+    assert names_of(tmp_path / "out", "train") == ["2008_000001", "2007_000032"]
+
+
 def test_voc_missing_files(voc, tmp_path):
     write(tmp_path / "empty", {"benchmark.tgz": b""})
     text = refuses("voc", tmp_path / "empty")
@@ -356,6 +437,16 @@ def test_voc_missing_files(voc, tmp_path):
         ),
         ("SegmentationObject/2008_000001.png", picture(0, "PNG"), "has mode RGB, expected a label"),
         ("ImageSets/Segmentation/trainval.txt", b"\n", "trainval.txt is empty: no annotations"),
+        (
+            "ImageSets/Segmentation/trainval.txt",
+            b"2007_000032\n2008_000001\n2007_000032\n",
+            "trainval.txt has names more than once: 2007_000032",
+        ),
+        (
+            "ImageSets/Segmentation/trainval.txt",
+            "2007_000032\n".encode("utf-16"),
+            "trainval.txt is UTF-16, expected text in UTF-8",
+        ),
     ],
 )
 def test_voc_faults(tmp_path, file, data, expected):
@@ -454,6 +545,37 @@ def test_clevrtex_scene_over_two_parts(tmp_path):
     prepare.prepare("clevrtex", str(source), tmp_path / "out", ("train", "test"))
     names = names_of(tmp_path / "out", "train") + names_of(tmp_path / "out", "test")
     assert len(names) == sum(map(len, FULL.values()))
+
+
+def test_clevrtex_scenes_twice(tmp_path):
+    def made(folder: str, change, compression: str = "gz") -> Path:
+        source = clevrtex_source(tmp_path / folder, compression)
+        parts = {part: scenes("full", numbers) for part, numbers in FULL.items()}
+        change(parts)
+        for part, inside in parts.items():
+            name = f"clevrtex_full_part{part}.tar" + f".{compression}" * bool(compression)
+            write(source, {name: tarred(inside, compression)})
+        return source
+
+    def repeat(parts):
+        parts[2] |= scenes("full", [10])
+
+    def elsewhere(parts):
+        moved = {name.replace("/0/", "/1/"): data for name, data in scenes("full", [10]).items()}
+        parts[1] = {**moved, **parts[1]}
+
+    name = "CLEVRTEX_full_000010"
+    assert f"has scenes more than once: {name}" in refuses("clevrtex", made("a", repeat, ""))
+    text = refuses("clevrtex", made("b", elsewhere, ""))
+    assert f"clevrtex_full/1/{name}" in text and "one scene twice" in text
+    text = refuses("clevrtex", made("c", repeat), limit=60, extra=(("holdout", 0.0),))
+    assert f"part2.tar.gz has the scene {name} a second time" in text
+    source = made("d", lambda parts: None)
+    (source / "clevrtex_full_part3.tar.gz").write_bytes(
+        (source / "clevrtex_full_part1.tar.gz").read_bytes()
+    )
+    text = refuses("clevrtex", source)
+    assert "part1.tar.gz and" in text and "part3.tar.gz are the same archive" in text
 
 
 def test_clevrtex_missing_files(clevrtex, tmp_path):

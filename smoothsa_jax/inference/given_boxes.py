@@ -5,9 +5,11 @@ The JSON file holds `{"cat.mp4": [[left, top, right, bottom], ...], ...}`.
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.text import text_of
 
 Boxes = dict[str, list[list[float]]]
 
@@ -21,8 +23,20 @@ def read_boxes(path: str | Path) -> Boxes:
     Raises:
         UserError: the file does not exist, or holds something else.
     """
+
+    def without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        counts = Counter(name for name, _ in pairs)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise UserError(
+                f"--boxes={path} has {_short(twice[0])} twice; expected each input once: remove one"
+            )
+        return dict(pairs)
+
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = text_of(Path(path).read_bytes(), f"--boxes={path}")
+        found = json.loads(text, object_pairs_hook=without_doubles)
+    except UserError:
+        raise
     # Deep nesting raises RecursionError; invalid text or JSON raises ValueError.
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]

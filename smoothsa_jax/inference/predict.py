@@ -19,12 +19,14 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import FPS
 from smoothsa_jax.inference.frames import as_frame, checked_frames
 from smoothsa_jax.inference.given_boxes import Boxes, boxes_for, read_boxes
+from smoothsa_jax.inference.listing import LeftOut
 from smoothsa_jax.inference.load import load
 from smoothsa_jax.inference.results import MAX_SLOTS, Results
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.sources import Source, find_sources
 from smoothsa_jax.inference.videos import read_video
+from smoothsa_jax.text import printable, say
 
 ABOUT_FILE = "about.json"
 STAGING = ".unfinished"  # inside the output folder: renaming is atomic within one file system
@@ -65,7 +67,10 @@ def predict(options: Options) -> None:
         UserError: there is no input, or the options do not fit the model; an output cannot be
             written, for example because the disk is full; at the end, if inputs failed.
     """
-    sources = find_sources(options.input, options.folders, without=options.output)
+    left_out = LeftOut()
+    sources = find_sources(options.input, options.folders, options.output, left_out)
+    for line in left_out.lines():
+        print(line, file=sys.stderr, flush=True)
     model = load(options.workdir)
     boxes = _checked(options, model, [source.name for source in sources])
     with workdir_for_writing(options.output, "output"):
@@ -74,7 +79,7 @@ def predict(options: Options) -> None:
         failed, done, skipped = [], 0, 0
         with tqdm(total=known, unit=" frames", smoothing=0.1, leave=False) as bar:
             for source in sources:
-                bar.set_description(source.name)
+                bar.set_description(printable(source.name))
                 about = _about(options, model, source, boxes)
                 target = options.output / source.name
                 try:
@@ -112,11 +117,11 @@ def predict(options: Options) -> None:
             f"{len(failed)} of {len(sources)} inputs failed ({', '.join(failed[:3])}"
             f"{', ...' * (len(failed) > 3)}), see above; {done} done{skips}: {options.output}"
         )
-    print(f"{done} done{skips}: {options.output}", flush=True)
+    say(f"{done} done{skips}: {options.output}")
 
 
 def _say(bar: tqdm, text: str) -> None:
-    bar.write(text, file=sys.stderr)
+    bar.write(printable(text), file=sys.stderr)
 
 
 def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | None:

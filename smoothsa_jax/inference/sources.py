@@ -1,13 +1,14 @@
 """Find the inputs named by `--input`: pictures, videos, and folders of numbered frames."""
 
+import fnmatch
 import glob
-import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import Folder, LeftOut, is_junk
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
@@ -29,38 +30,45 @@ class Source(NamedTuple):
     files: tuple[Path, ...]
 
 
-def find_sources(named: str, folders: str = "auto", without: Path | None = None) -> list[Source]:
+def find_sources(
+    named: str,
+    folders: str = "auto",
+    without: Path | None = None,
+    left_out: LeftOut | None = None,
+) -> list[Source]:
     """Find the inputs below a path, glob or folder, in natural order.
 
-    Folders are searched recursively. If a folder's pictures are numbered evenly (`0001.jpg`,
-    `0002.jpg`, ...; `a_00.png`, `a_05.png`, ...), they are the frames of one video, and its
-    subfolders are not searched. Otherwise, each picture is an input of its own.
+    Folders are searched recursively, and links are followed. If a folder's pictures are numbered
+    evenly (`0001.jpg`, `0002.jpg`, ...; `a_00.png`, `a_05.png`, ...), they are the frames of one
+    video, and its subfolders are not searched. Otherwise, each picture is an input of its own.
 
     Args:
         named: a path, a glob or a folder.
         folders: "video" or "pictures" treat the pictures of every folder as such, whatever their
             names.
         without: a folder to skip, such as the output folder.
+        left_out: collects what is left out, except in `without`.
 
     Raises:
         UserError: the path does not exist, or contains no readable input.
     """
-    path = Path(named)
+    path, left_out = Path(named), left_out or LeftOut()
     if path.is_file():
         if not named.lower().endswith(IMAGES + VIDEOS):
             raise UserError(f"--input={named} has an unknown format: {EXPECTED}")
         return [_of_file(path, path.name)]
     skipped = None if without is None else without.resolve()
     if path.is_dir():
-        found = list(_of_folder(path, "", folders, skipped))
+        found = list(_of_folder(Folder.begin(path), folders, skipped, left_out))
     elif glob.has_magic(named):
-        found = list(_of_glob(named, folders, skipped))
+        found = list(_of_glob(named, folders, skipped, left_out))
     else:
         raise UserError(
             f"--input={named} does not exist; {EXPECTED}, or a glob such as 'clips/*.mp4'"
         )
     if not found:
-        raise UserError(f"--input={named} contains no readable input; {EXPECTED}")
+        told = "".join(f"; {line}" for line in left_out.lines())
+        raise UserError(f"--input={named} contains no readable input; {EXPECTED}{told}")
     return sorted(found, key=lambda source: natural(source.name))
 
 
@@ -73,21 +81,63 @@ def _of_file(path: Path, name: str) -> Source:
     return Source(name, "video" if name.lower().endswith(VIDEOS) else "picture", (path,))
 
 
-def _of_glob(pattern: str, folders: str, skipped: Path | None) -> Iterator[Source]:
+def _of_glob(
+    pattern: str, folders: str, skipped: Path | None, left_out: LeftOut
+) -> Iterator[Source]:
     fixed = Path(*_before_the_first_wildcard(Path(pattern)))
-    searched: set[Path] = set()  # folders already searched recursively
+    if not fixed.is_dir():
+        return
+    parts = Path(pattern).parts[len(fixed.parts) :]
+    searched: set[str] = set()  # folders already searched recursively
     # A folder sorts before its contents.
-    for match in sorted(set(map(Path, glob.glob(pattern, recursive=True)))):
-        place = match.resolve()
-        around = {place, *place.parents}
-        if skipped in around or searched & around:
+    for name, folder in sorted(dict(_matches(Folder.begin(fixed), parts, left_out)).items()):
+        place = (fixed / name).resolve()
+        around = {name, *map(str, PurePosixPath(name).parents)}
+        if skipped in (place, *place.parents) or searched & around:
             continue
-        name = match.relative_to(fixed).as_posix().removeprefix(".")
-        if match.is_dir():
-            searched.add(place)
-            yield from _of_folder(match, name, folders, skipped)
+        if folder is not None:
+            searched.add(name or ".")
+            yield from _of_folder(folder, folders, skipped, left_out)
         elif name.lower().endswith(IMAGES + VIDEOS):
-            yield _of_file(match, name)
+            yield _of_file(fixed / name, name)
+        elif not is_junk(name):
+            left_out.add_file(name)
+
+
+def _matches(
+    folder: Folder, parts: Sequence[str], left_out: LeftOut
+) -> Iterator[tuple[str, Folder | None]]:
+    """Yield what the parts of a pattern match, as `glob` does: files as their names and None.
+
+    Unlike `glob`, this never walks in circles.
+    """
+    if not parts:
+        yield folder.name, folder
+        return
+    first, *rest = parts
+    files, below = folder.contents(left_out)
+    if first == "**":
+        yield from _matches(folder, rest, left_out)
+        for inner in below:
+            if not _last(inner.name).startswith("."):
+                yield from _matches(inner, parts, left_out)
+        if not rest:
+            yield from ((name, None) for name in files if not _last(name).startswith("."))
+        return
+    for inner in below:
+        if _fits(inner.name, first):
+            yield from _matches(inner, rest, left_out)
+    if not rest:
+        yield from ((name, None) for name in files if _fits(name, first))
+
+
+def _fits(name: str, wanted: str) -> bool:
+    own = _last(name)
+    return fnmatch.fnmatchcase(own, wanted) and own.startswith(".") == wanted.startswith(".")
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _before_the_first_wildcard(path: Path) -> Iterator[str]:
@@ -97,32 +147,48 @@ def _before_the_first_wildcard(path: Path) -> Iterator[str]:
         yield part
 
 
-def _of_folder(folder: Path, name: str, folders: str, skipped: Path | None) -> Iterator[Source]:
-    if folder.resolve() == skipped:
+def _of_folder(
+    folder: Folder, folders: str, skipped: Path | None, left_out: LeftOut
+) -> Iterator[Source]:
+    if folder.way[-1] == str(skipped):
         return
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    files = sorted((e.name for e in entries if e.is_file()), key=natural)
-    images = [file for file in files if file.lower().endswith(IMAGES)]
+    entries, below = folder.contents(left_out)
+    files = sorted((n for n in entries if _is_seen(n, left_out)), key=natural)
+    below = [inner for inner in below if _is_seen(inner.name, left_out)]
+    images = [name for name in files if name.lower().endswith(IMAGES)]
     as_video = _are_numbered_evenly(images) if folders == "auto" else folders == "video"
-    others = [e.name for e in entries if e.is_dir() or e.name.lower().endswith(VIDEOS)]
+    others = [name for name in files if name.lower().endswith(VIDEOS)]
+    others += [inner.name for inner in below if inner.way[-1] != str(skipped)]
+    for name in files:
+        if not name.lower().endswith(IMAGES + VIDEOS):
+            left_out.add_file(name)
     if folders == "auto" and as_video and others:
         raise UserError(
-            f"{folder} holds numbered pictures, which would be one video, and {min(others)}; use "
-            "--folders=video for the pictures alone, or --folders=pictures for everything, each "
-            "picture by itself"
+            f"{folder.path} holds numbered pictures, which would be one video, and "
+            f"{PurePosixPath(min(others)).name}; use --folders=video for the pictures alone, or "
+            "--folders=pictures for everything, each picture by itself"
         )
     if images and as_video:
-        frames = tuple(folder / file for file in images)
-        yield Source(name or folder.resolve().name, "frames", frames)
+        frames = tuple(folder.path / PurePosixPath(name).name for name in images)
+        yield Source(folder.name or folder.path.resolve().name, "frames", frames)
+        for name in others:
+            left_out.add("videos and sub-folders beside frames", name)
         return
-    for file in files:
-        if file.lower().endswith(IMAGES + VIDEOS):
-            yield _of_file(folder / file, f"{name}/{file}".lstrip("/"))
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():  # links may form a cycle
-            yield from _of_folder(
-                folder / entry.name, f"{name}/{entry.name}".lstrip("/"), folders, skipped
-            )
+    for name in files:
+        if name.lower().endswith(IMAGES + VIDEOS):
+            yield _of_file(folder.path / PurePosixPath(name).name, name)
+    for inner in below:
+        yield from _of_folder(inner, folders, skipped, left_out)
+
+
+def _is_seen(name: str, left_out: LeftOut) -> bool:
+    """Whether a name in a folder is neither hidden nor of the kind that systems write."""
+    if is_junk(_last(name)):
+        return False
+    if _last(name).startswith("."):
+        left_out.add("hidden names", name)
+        return False
+    return True
 
 
 def _are_numbered_evenly(names: list[str]) -> bool:
