@@ -8,6 +8,7 @@ failure it sends ("error", reason). The pipe holds one message at a time, so mem
 grow.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from smoothsa_jax.inference.truncation import is_cut
-from smoothsa_jax.inputs.media import Unreadable, decoder_of, film_of, open_video, pixels_of
+from smoothsa_jax.inputs import media
 
 DEFAULT_FPS = 25.0  # if the file does not give a rate
 LATE = 1.5  # frames; a video of less than this is missing is complete
@@ -30,7 +32,7 @@ def main(path: Path, descriptor: int, max_pixels: int) -> None:
                 out.send(message)
         except BrokenPipeError:  # the reader has left
             pass
-        except Unreadable as error:
+        except media.Unreadable as error:
             out.send(("error", str(error)))
         # FFmpeg and its binding raise many exceptions for damaged files, including built-in ones.
         except Exception as error:
@@ -39,19 +41,21 @@ def main(path: Path, descriptor: int, max_pixels: int) -> None:
 
 
 def _messages(path: Path, max_pixels: int) -> Iterator[tuple]:
-    with open_video(path) as container:
-        stream = film_of(container, path)
+    with media.open_video(path) as container:
+        stream = media.film_of(container, path)
         height, width = stream.codec_context.height, stream.codec_context.width
-        decoder = decoder_of(stream)
-        decoder.thread_type = "AUTO"
-        decoder.options = {"max_pixels": str(max_pixels)}
         fps = float(stream.average_rate or DEFAULT_FPS)
         declared = stream.frames or None
         if declared is None and container.duration and len(container.streams) == 1:
             declared = round(container.duration / av.time_base * fps)
         yield "start", fps, declared, height, width
+        media.check_size(height, width, max_pixels)
         found, damaged = 0, []
-        for frame in _frames(container, stream, decoder, damaged):
+        if container.format.name == "gif":
+            frames = _gif_frames(path, damaged)
+        else:
+            frames = _frames(container, stream, max_pixels, damaged)
+        for frame in frames:
             found += 1
             yield "frame", frame
         if not damaged and path.is_file() and is_cut(path):
@@ -67,10 +71,13 @@ def _messages(path: Path, max_pixels: int) -> Iterator[tuple]:
 def _frames(
     container: av.container.InputContainer,
     stream: av.VideoStream,
-    decoder: av.VideoCodecContext,
+    max_pixels: int,
     damaged: list[str],
 ) -> Iterator[np.ndarray]:
     """Yield all decodable frames as displayed, and note why others are not decodable."""
+    decoder = media.decoder_of(stream)
+    decoder.thread_type = "AUTO"
+    decoder.options = {"max_pixels": str(max_pixels)}
     packets = container.demux(stream)
     end = 0
     while True:
@@ -81,6 +88,8 @@ def _frames(
         except av.FFmpegError as error:  # nothing after this can be found
             damaged.append(error.strerror)
             break
+        if not packet.size and packet.dts is not None:
+            continue  # AVI: the frame before stays; the decoder would take it for the end
         if packet.is_corrupt:
             damaged.append("the file ends within a frame")
         # Packets to discard are outside of what an edit list shows; the decoder drops their frames.
@@ -94,9 +103,24 @@ def _frames(
         for frame in frames:
             if frame.is_corrupt:
                 damaged.append("parts of frames are missing")
-            yield pixels_of(frame)
+            yield media.pixels_of(frame)
     if not damaged and _ends_early(container, stream, end):
         damaged.append("it ends too early")
+
+
+def _gif_frames(path: Path, damaged: list[str]) -> Iterator[np.ndarray]:
+    """The same for a GIF, with Pillow: FFmpeg finds one frame where no delays are stored."""
+    with media.without_limit(), Image.open(path) as image:
+        for number in itertools.count():
+            try:
+                image.seek(number)
+                pixels = media.rgb(image)
+            except EOFError:
+                return
+            except Exception as error:  # of many kinds, for damaged files
+                damaged.append(str(error))
+                return
+            yield pixels
 
 
 def _ends_early(container: av.container.InputContainer, stream: av.VideoStream, end: int) -> bool:

@@ -39,6 +39,7 @@ METHODS = {  # from stored to displayed pixels
 }
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 LOOKED_AT = 1000  # packets, to tell a film from a single picture
+PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp", "jpeg2000")
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore WebM's alpha
 
 
@@ -48,6 +49,12 @@ class Unreadable(Exception):  # noqa: N818, its message is part of an error line
 
 class TooLarge(Unreadable):
     """A picture or frame has too many pixels."""
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raise TooLarge if a picture has more than `max_pixels`."""
+    if height * width > max_pixels:
+        raise TooLarge(f"it has {width}x{height} pixels, more than {max_pixels}")
 
 
 # ------------------------------------------------------------------------------------- orientation
@@ -134,14 +141,10 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
         Unreadable: the file is damaged, not a picture, or `TooLarge`.
     """
     try:
-        with (
-            _without_limit(),
-            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
-        ):
-            if image.width * image.height > max_pixels:
-                raise TooLarge(
-                    f"it has {image.width}x{image.height} pixels, more than {max_pixels}"
-                )
+        # Pillow scrambles turned TIFFs that it maps from a file into memory.
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with without_limit(), Image.open(io.BytesIO(data)) as image:
+            check_size(image.height, image.width, max_pixels)
             is_deep = _correct_transparency(image)
             orientation = orientation_of(image)
             image.load()
@@ -166,8 +169,8 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
 
 
 @contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
-    """Switch off Pillow's own limit of pixels, which warns first; `opened` has its own."""
+def without_limit() -> Iterator[None]:
+    """Switch off Pillow's own limit of pixels; the readers check sizes themselves."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -176,12 +179,13 @@ def _without_limit() -> Iterator[None]:
 
 
 def _correct_transparency(image: Image.Image) -> bool:
-    """Scale the transparent color of a PNG as Pillow scales its pixels.
+    """Scale the transparent color of a PNG, before it is loaded, as Pillow scales its pixels.
 
     Returns:
         Whether Pillow reduces 16-bit colors to 8 bits.
     """
-    raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
+    is_unread_png = image.format == "PNG" and getattr(image, "tile", None)
+    raw = image.tile[0][3] if is_unread_png else None
     color = image.info.get("transparency")
     if raw in ("L;2", "L;4") and isinstance(color, int):
         image.info["transparency"] = color * {"L;2": 85, "L;4": 17}[raw]
@@ -197,6 +201,8 @@ def rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         Unreadable: the mode cannot be converted, the image is damaged, or floats are outside 0..1.
     """
     try:
+        _correct_transparency(image)  # if it is not loaded yet
+        image.load()
         color = image.info.get("transparency")
         if image.mode == "F":
             return np.repeat(from_floats(np.asarray(image))[..., None], 3, axis=-1)
@@ -249,7 +255,7 @@ def _first_line(error: Exception) -> str:
 
 
 def file_name(path: str | os.PathLike) -> str:
-    """Name a file for FFmpeg, which would take `12:30.mp4` for a protocol and `-x.mp4` as is."""
+    """Name a file for FFmpeg, which would read `12:30.mp4` as the name of a protocol."""
     return f"file:{Path(path).absolute()}"
 
 
@@ -269,17 +275,18 @@ def film_of(container: av.container.InputContainer, path: str | os.PathLike) -> 
     if not container.streams.video:
         raise Unreadable("it holds no video")
     films = [stream for stream in container.streams.video if not stream.disposition & COVERS]
+    if films and not (films := [stream for stream in films if stream.codec_context is not None]):
+        raise Unreadable("its codec is not supported")
+    # Many programs store the cover of a song as a video of one frame.
+    may_be_cover = any(stream.codec_context.name in PICTURE_CODECS for stream in films)
+    if len(films) > 1 or (may_be_cover and container.streams.audio):
+        several = _with_several_frames(path, {stream.index for stream in films})
+        films.sort(key=lambda s: (s.index not in several, not s.disposition & Disposition.default))
+        if may_be_cover and container.streams.audio and not several:
+            films = [s for s in films if s.codec_context.name not in PICTURE_CODECS]
     if not films:
         raise Unreadable("it holds a cover picture, and no video")
-    films = [stream for stream in films if stream.codec_context is not None]
-    if not films:
-        raise Unreadable("its codec is not supported")
-    if len(films) == 1:
-        return films[0]
-    several = _with_several_frames(path, {stream.index for stream in films})
-    return min(
-        films, key=lambda s: (s.index not in several, not s.disposition & Disposition.default)
-    )
+    return films[0]
 
 
 def _with_several_frames(path: str | os.PathLike, streams: set[int]) -> set[int]:
