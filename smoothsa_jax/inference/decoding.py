@@ -22,7 +22,6 @@ from smoothsa_jax.inference.truncation import is_cut
 from smoothsa_jax.inputs import media
 
 DEFAULT_FPS = 25.0  # if the file does not give a rate
-LATE = 1.5  # frames; a video of less than this is missing is complete
 
 
 def main(path: Path, descriptor: int, max_pixels: int) -> None:
@@ -79,7 +78,6 @@ def _frames(
     decoder.thread_type = "AUTO"
     decoder.options = {"max_pixels": str(max_pixels)}
     packets = container.demux(stream)
-    end = 0
     while True:
         try:
             packet = next(packets)
@@ -92,9 +90,6 @@ def _frames(
             continue  # AVI: the frame before stays; the decoder would take it for the end
         if packet.is_corrupt:
             damaged.append("the file ends within a frame")
-        # Packets to discard are outside of what an edit list shows; the decoder drops their frames.
-        if packet.pts is not None and not packet.is_discard:
-            end = max(end, packet.pts + (packet.duration or 0))
         try:
             frames = decoder.decode(packet)
         except av.FFmpegError as error:
@@ -104,8 +99,6 @@ def _frames(
             if frame.is_corrupt:
                 damaged.append("parts of frames are missing")
             yield media.pixels_of(frame)
-    if not damaged and _ends_early(container, stream, end):
-        damaged.append("it ends too early")
 
 
 def _gif_frames(path: Path, damaged: list[str]) -> Iterator[np.ndarray]:
@@ -121,17 +114,6 @@ def _gif_frames(path: Path, damaged: list[str]) -> Iterator[np.ndarray]:
                 damaged.append(str(error))
                 return
             yield pixels
-
-
-def _ends_early(container: av.container.InputContainer, stream: av.VideoStream, end: int) -> bool:
-    """Whether an mp4 or mov has frames after `end`, by the list of its frames' durations.
-
-    Other containers have no such list; their durations are estimates or made of a count.
-    """
-    if "mp4" not in container.format.name or stream.duration is None:
-        return False
-    late = (stream.start_time or 0) + stream.duration - end
-    return late * stream.time_base * (stream.average_rate or DEFAULT_FPS) > LATE
 
 
 if __name__ == "__main__":

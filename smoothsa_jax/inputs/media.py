@@ -319,7 +319,14 @@ def pixels_of(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
         pixels = on_black(Image.fromarray(frame.to_ndarray(format="rgba")))
     else:
         pixels = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return turned(pixels, _orientation_of_frame(frame))
+
+
+def _orientation_of_frame(frame: av.VideoFrame) -> int:
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV before 19 does not know some data, and cannot list the rest then
+        return {90: 8, 180: 3, 270: 6}.get(frame.rotation % 360, 1)
     if matrix is None:
-        return pixels
-    return turned(pixels, orientation_of_matrix(np.frombuffer(bytes(matrix), np.int32)))
+        return 1
+    return orientation_of_matrix(np.frombuffer(bytes(matrix), np.int32))
