@@ -282,8 +282,8 @@ class Folder(Family):
                 ) from error
         if video.missing:
             raise BadSample(
-                f"{where}: {video.missing}; expected a complete video: copy it again, or skip such "
-                "samples with --skip-bad"
+                f"{where}: {video.missing}; expected a complete video: copy it again, encode it "
+                "again, or skip such samples with --skip-bad"
             )
 
 

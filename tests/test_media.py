@@ -652,6 +652,9 @@ def test_gifs_without_times_have_all_their_frames(tmp_path):
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     found, missing = seen(tmp_path / "a.gif")
     assert [length(frame) for frame in found] == [*range(5)] and not missing
+    with open(tmp_path / "a.gif", "ab") as file:
+        file.write(b"what a program appends")
+    assert not seen(tmp_path / "a.gif")[1]
 
 
 def test_prepared_manifests_keep_the_notes(tmp_path):

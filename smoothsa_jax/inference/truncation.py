@@ -23,8 +23,7 @@ def is_cut(path: Path) -> bool:
         if start.startswith(b"RIFF"):
             return _end_of_riffs(file, size) > size + TOLERANCE
         if start.startswith(b"GIF8"):
-            file.seek(max(0, size - 64))
-            return not file.read().rstrip(b"\0\r\n ").endswith(b";")
+            return not _gif_ends(file)
         return _end_of_boxes(file, size) > size
 
 
@@ -74,3 +73,24 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         end += length
         file.seek(min(end, size))
     return end
+
+
+def _gif_ends(file: BinaryIO) -> bool:
+    """Whether the mark of the end follows the blocks of a GIF."""
+    file.seek(10)
+    _skip_palette(file, after=2)
+    while (kind := file.read(1)) in (b"!", b","):
+        if kind == b",":
+            file.seek(8, 1)
+            _skip_palette(file)
+        file.seek(1, 1)  # the kind of an extension, or the size of codes
+        while length := int.from_bytes(file.read(1), "big"):
+            file.seek(length, 1)
+    return kind != b""
+
+
+def _skip_palette(file: BinaryIO, after: int = 0) -> None:
+    """Read the flags of a palette, and skip it and `after` bytes before it."""
+    flags = int.from_bytes(file.read(1), "big")
+    colors = 2 << (flags & 7) if flags & 0x80 else 0
+    file.seek(after + 3 * colors, 1)
