@@ -25,6 +25,7 @@ DEFAULT_FPS = 25.0  # if the file does not give a rate
 
 
 def main(path: Path, descriptor: int, max_pixels: int) -> None:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it warns
     with Connection(descriptor, readable=False) as out:
         try:
             for message in _messages(path, max_pixels):
@@ -103,7 +104,7 @@ def _frames(
 
 def _gif_frames(path: Path, damaged: list[str]) -> Iterator[np.ndarray]:
     """The same for a GIF, with Pillow: FFmpeg finds one frame where no delays are stored."""
-    with media.without_limit(), Image.open(path) as image:
+    with Image.open(path) as image:
         for number in itertools.count():
             try:
                 image.seek(number)

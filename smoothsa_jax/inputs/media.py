@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 
 import av
@@ -41,6 +41,8 @@ COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 LOOKED_AT = 1000  # packets, to tell a film from a single picture
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp", "jpeg2000")
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore WebM's alpha
+
+_limit_is_off = threading.Lock()  # Pillow's limit is the same for all threads
 
 
 class Unreadable(Exception):  # noqa: N818, its message is part of an error line
@@ -143,7 +145,7 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
     try:
         # Pillow scrambles turned TIFFs that it maps from a file into memory.
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        with without_limit(), Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             check_size(image.height, image.width, max_pixels)
             is_deep = _correct_transparency(image)
             orientation = orientation_of(image)
@@ -168,14 +170,14 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
         raise Unreadable(_first_line(error)) from error
 
 
-@contextlib.contextmanager
-def without_limit() -> Iterator[None]:
-    """Switch off Pillow's own limit of pixels; the readers check sizes themselves."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def _open(data: bytes) -> Image.Image:
+    """Open a picture without Pillow's own limit of pixels; `opened` has another."""
+    with _limit_is_off:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _correct_transparency(image: Image.Image) -> bool:
@@ -281,7 +283,13 @@ def film_of(container: av.container.InputContainer, path: str | os.PathLike) -> 
     may_be_cover = any(stream.codec_context.name in PICTURE_CODECS for stream in films)
     if len(films) > 1 or (may_be_cover and container.streams.audio):
         several = _with_several_frames(path, {stream.index for stream in films})
-        films.sort(key=lambda s: (s.index not in several, not s.disposition & Disposition.default))
+        films.sort(
+            key=lambda s: (
+                s.index not in several,
+                s.index not in several and s.codec_context.name in PICTURE_CODECS,
+                not s.disposition & Disposition.default,
+            )
+        )
         if may_be_cover and container.streams.audio and not several:
             films = [s for s in films if s.codec_context.name not in PICTURE_CODECS]
     if not films:
