@@ -6,7 +6,6 @@ Prints one line per split and one per problem. The exit status is 2 if there are
 """
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
@@ -25,6 +23,7 @@ from data.features import NO_SEGMENT
 from data.finished import FORMAT
 from data.shards import read_json, sha256_of
 from smoothsa_jax.errors import UserError, exit_status
+from smoothsa_jax.inputs import media
 from smoothsa_jax.inputs.manifest import MANIFEST
 from smoothsa_jax.text import say
 
@@ -136,7 +135,7 @@ def _check_record(features: Any) -> Iterator[str]:
     for t, (frame, labels) in enumerate(zip(frames, maps, strict=False)):
         try:
             pixels, segmentation = _decode(frame), _decode(labels)
-        except (OSError, SyntaxError, ValueError) as error:
+        except media.Unreadable as error:
             yield f"frame {t} cannot be read: {error}"
             continue
         if pixels.shape[:2] != segmentation.shape:
@@ -147,7 +146,7 @@ def _check_record(features: Any) -> Iterator[str]:
 
 
 def _decode(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
+    return np.asarray(media.opened(data, max_pixels=sys.maxsize).image)
 
 
 if __name__ == "__main__":

@@ -109,10 +109,15 @@ class Family:
         """Bind the family to a source; `staging` is a temporary folder for unpacked files."""
         self.name, self.source, self.options, self.staging = name, source, options, staging
         self.sources_read: list[Source] = []
+        self.remarks: list[tuple[str, str]] = []
 
     def note_source(self, file: str, num_bytes: int, sha256: str) -> None:
         """Record a file that `items` has read completely, for the manifest."""
         self.sources_read.append(Source(file, num_bytes, sha256))
+
+    def remark(self, text: str, file: str) -> None:
+        """Record in `example` that a file needs a remark; there is one line for each text."""
+        self.remarks.append((text, file))
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         """Inspect the source without reading samples.

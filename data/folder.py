@@ -11,38 +11,49 @@ by a hash of their names: at least one, unless there is only one.
 Links are followed. Preparation lists what it leaves out: hidden names, files with other endings,
 broken links, links to a folder above them, empty folders, and labels without a sample. A byte of a
 name that is no UTF-8 becomes `\\xe9` in the sample's name.
+
+Pictures are taken as displayed, that is, turned as their EXIF says. Where that does not fit the
+shape of the labels and the stored pixels do, these are taken. Videos are read as a player shows
+them.
 """
 
 import contextlib
 import dataclasses
 import functools
-import io
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from data.archives import ENDINGS, Files
 from data.clips import PER_SHARD, clip_example, held_out_of, labelled_frame, read
 from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features, still_features
-from data.pictures import labels, png
+from data.pictures import displayed, labels, open_picture, png
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, hidden, is_junk
 from smoothsa_jax.inference.sources import IMAGES, VIDEOS, natural
+from smoothsa_jax.inference.videos import UnreadableVideo, read_video
+from smoothsa_jax.inputs.media import UNKNOWN
 from smoothsa_jax.text import printable
 
-# The headers of these store the number of frames; those of other formats only estimate it.
-COUNTED = (".mp4", ".m4v", ".mov")
 STILLS_PER_SHARD = 1000
 HELD_OUT = 0.1
 # Names that other programs give to splits.
 LIKE_SPLITS = ("training", "val", "valid", "dev", "eval", "testing")
+AS_STORED = (
+    "taken as stored, not turned as the EXIF orientation says, because the labels have the shape "
+    "of the stored pixels"
+)
+AS_DISPLAYED = (
+    "turned as the EXIF orientation says; the labels' shape does not tell whether that is right: "
+    "look with python -m data.show, and if labels and picture differ, remove the orientation from "
+    "the file"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +187,15 @@ class Folder(Family):
         if entry.labels is not None:
             maps = (self._labels(label_files, name) for name in entry.labels)
         if entry.kind == "still":
-            (file,) = entry.files
+            ((where, picture),) = self._pictures(entry, files, label_files)
+            segmentation = None if maps is None else next(maps)
             image, segmentation, height, width = labelled_frame(
-                read(files, file),
-                None if maps is None else next(maps),
-                f"{files.path}/{file}",
-                self.options,
+                picture, segmentation, where, self.options
             )
             metadata = {"name": entry.name, "height": height, "width": width}
             return {"image": image, "segmentation": segmentation, "metadata": metadata}
         if entry.kind == "frames":
-            frames = ((f"{files.path}/{file}", read(files, file)) for file in entry.files)
+            frames = self._pictures(entry, files, label_files)
         else:
             frames = self._video_frames(files, entry.files[0])
         if maps is not None:
@@ -290,48 +299,56 @@ class Folder(Family):
             )
         return np.where(in_no_segment, NO_SEGMENT, values).astype(np.uint8)
 
+    def _pictures(
+        self, entry: Entry, files: Files, label_files: Files
+    ) -> Iterator[tuple[str, bytes]]:
+        """The picture files of a still or clip, turned as displayed or to fit their labels."""
+        for file, label in zip(entry.files, entry.labels or itertools.repeat(None), strict=False):
+            where, data = f"{files.path}/{file}", read(files, file)
+            picture = open_picture(data, where, self.options)
+            if picture.orientation in (1, UNKNOWN):
+                yield where, data
+                continue
+            if label is not None:
+                shape = self._labels(label_files, label).shape
+                if shape == picture.displayed_shape == picture.shape:
+                    self.remark(AS_DISPLAYED, file)
+                elif shape == picture.shape:
+                    self.remark(AS_STORED, file)
+                    yield where, data
+                    continue
+            yield where, displayed(picture, where)
+
     def _video_frames(self, files: Files, name: str) -> Iterator[tuple[str, bytes]]:
         where = f"{files.path}/{name}"
-        if name.lower().endswith(".gif"):
-            frames = _gif_frames(read(files, name), where, self.options.max_pixels)
-        else:
-            frames = self._decoded(files, name, where)
-        for t, pixels in enumerate(frames):
+        for t, pixels in enumerate(self._decoded(files, name, where)):
             yield f"{where}, frame {t}", png(pixels)
 
     def _decoded(self, files: Files, name: str, where: str) -> Iterator[np.ndarray]:
         with contextlib.ExitStack() as stack:
             path = files.path / name
             if not files.path.is_dir():
-                # OpenCV reads files only. The disk of the prepared folder has space for one.
+                # FFmpeg reads files only. The disk of the prepared folder has space for one.
                 if self.staging is not None:
                     self.staging.mkdir(parents=True, exist_ok=True)
                 folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.staging))
                 path = Path(folder) / f"video{PurePosixPath(name).suffix}"
                 path.write_bytes(read(files, name))
-            video = cv2.VideoCapture(str(path))
-            stack.callback(video.release)
-            width, height = (
-                int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
-            )
-            _check_size(height, width, where, self.options.max_pixels)
-            expected, found = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
-            while True:
-                is_there, pixels = video.read()
-                if not is_there:
-                    break
-                found += 1
-                yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        if found == 0:
+            try:
+                video = stack.enter_context(read_video(path, max_pixels=self.options.max_pixels))
+                _check_size(video.height, video.width, where, self.options.max_pixels)
+                for pixels in video:
+                    _check_size(*pixels.shape[:2], where, self.options.max_pixels)
+                    yield pixels
+            except UnreadableVideo as error:
+                raise BadSample(
+                    f"{where} is not a readable video: {error.reason}; encode it again, for "
+                    "example as H.264 in mp4, or skip such samples with --skip-bad"
+                ) from error
+        if video.missing:
             raise BadSample(
-                f"{where} is not a readable video; expected one that OpenCV decodes, such as H.264 "
-                "in mp4: encode it again, or skip such samples with --skip-bad"
-            )
-        # One frame fewer is normal: an edit list may hide a frame.
-        if name.lower().endswith(COUNTED) and found < expected - 1:
-            raise BadSample(
-                f"{where} ends after {found} of {expected} frames; expected all: copy it again, or "
-                "skip such samples with --skip-bad"
+                f"{where}: {video.missing}; expected a complete video: copy it again, encode it "
+                "again, or skip such samples with --skip-bad"
             )
 
 
@@ -482,22 +499,6 @@ def _as_many(
             f"{entry.files[0]} has {there} frames, {path} has {count} labels for it "
             f"({entry.labels[0]} ...); expected one for each frame"
         )
-
-
-def _gif_frames(data: bytes, where: str, max_pixels: int) -> Iterator[np.ndarray]:
-    try:
-        picture = Image.open(io.BytesIO(data))
-        _check_size(picture.height, picture.width, where, max_pixels)
-        for t in range(getattr(picture, "n_frames", 1)):
-            picture.seek(t)
-            frame = picture.convert("RGBA")
-            black = Image.new("RGBA", frame.size, "black")
-            yield np.asarray(Image.alpha_composite(black, frame).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise BadSample(
-            f"{where} is not a readable gif ({error}); save it again, or skip such samples with "
-            "--skip-bad"
-        ) from error
 
 
 def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:

@@ -101,4 +101,10 @@ def say_end(out: Path) -> None:
         say(f"{split}: {found['num_examples']} samples, {size / 1e6:.1f} MB{left_out}")
         for line in found["skipped"]:
             say(f"  left out: {line}")
+    shards = [shard for found in manifest["splits"].values() for shard in found["shards"]]
+    remarks = [shard.get("remarks", {}) for shard in shards]  # folders made earlier have none
+    for text in dict.fromkeys(text for found in remarks for text in found):
+        mine = [found[text] for found in remarks if text in found]
+        count = sum(count for count, _ in mine)
+        say(f"note: {count} picture{'s' * (count > 1)}, first {mine[0][1]}: {text}")
     say(f"{out} is prepared; python -m data.check {out} verifies it")

@@ -1,43 +1,77 @@
 """Encoded pictures: kept if every reader decodes them alike, else rewritten losslessly."""
 
 import io
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from data.family import BadSample, Options
-from smoothsa_jax.inputs.colours import rgb_of
+from smoothsa_jax.inputs import media
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
-
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` limits the size, with its own message
-ORIENTATION = 0x0112  # EXIF tag
 
 
 def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
     """Encode a color picture for storage; also return its height and width in pixels.
 
+    The pixels are the stored ones: EXIF orientation is ignored, because the masks of the official
+    data sets lie in them. `displayed` turns pictures beforehand where that is wanted.
+
     8-bit RGB JPEG and PNG keep their bytes, unless `options` ask for another size or no
-    compression. Gray, palette, CMYK and 16-bit pictures become 8-bit RGB, transparent pictures are
-    composited on black, and EXIF rotation is applied; these are written as PNG.
+    compression. Gray, palette, CMYK and 16-bit pictures become 8-bit RGB, and transparent pictures
+    are composited on black; these are written as PNG, and so is what has an EXIF orientation, which
+    other readers would apply.
 
     Raises:
         BadSample: the picture is damaged, of another format, or larger than `options.max_pixels`.
     """
-    picture = _open(data, where, options)
-    if (
-        options.size is None
-        and not options.uncompressed
-        and picture.format in ("JPEG", "PNG")
-        and picture.mode == "RGB"
-        and picture.getexif().get(ORIENTATION, 1) == 1
-        and "transparency" not in picture.info
-    ):
-        return data, picture.height, picture.width
-    pixels = rgb_of(ImageOps.exif_transpose(picture))
+    picture = open_picture(data, where, options)
+    if options.size is None and not options.uncompressed and picture.is_plain:
+        return data, *picture.shape
+    pixels = _converted(picture.stored, where)
     if options.size is not None:
         pixels = resize_pixels(pixels, shorter_side(pixels.shape[0], pixels.shape[1], options.size))
     return png(pixels, options.uncompressed), pixels.shape[0], pixels.shape[1]
+
+
+def displayed(picture: media.Picture, where: str) -> bytes:
+    """Encode the displayed pixels of a picture as PNG.
+
+    Raises:
+        BadSample: the picture's color space is unknown.
+    """
+    return png(_converted(picture.displayed, where))
+
+
+def open_picture(data: bytes, where: str, options: Options) -> media.Picture:
+    """Decode a picture.
+
+    Raises:
+        BadSample: the picture is damaged, or larger than `options.max_pixels`.
+    """
+    try:
+        return media.opened(data, options.max_pixels)
+    except media.TooLarge as error:
+        raise BadSample(
+            f"{where} is too large: {error}; raise --max_pixels if you want this picture"
+        ) from error
+    except media.Unreadable as error:
+        raise _not_readable(where, error) from error
+
+
+def _converted(convert: Callable[[], np.ndarray], where: str) -> np.ndarray:
+    try:
+        return convert()
+    except media.Unreadable as error:
+        raise _not_readable(where, error) from error
+
+
+def _not_readable(where: str, reason: media.Unreadable) -> BadSample:
+    return BadSample(
+        f"{where} is not a readable picture ({reason}); download it again, or skip such samples "
+        "with --skip-bad"
+    )
 
 
 def labels(data: bytes, where: str, options: Options) -> np.ndarray:
@@ -77,7 +111,7 @@ def labels_or_colours(data: bytes, where: str, options: Options) -> np.ndarray:
 
 
 def _segmentation(data: bytes, where: str, options: Options) -> tuple[np.ndarray, str]:
-    picture = _open(data, where, options)
+    picture = open_picture(data, where, options).image
     if picture.mode == "LA":  # bear/00077.png of DAVIS 2016
         picture = picture.getchannel("L")
     if picture.mode in ("RGB", "RGBA"):
@@ -96,7 +130,7 @@ def without_alpha(data: bytes, where: str, options: Options) -> bytes:
     Raises:
         BadSample: the picture is damaged or too large.
     """
-    picture = _open(data, where, options)
+    picture = open_picture(data, where, options).image
     return png(np.asarray(picture)[..., :3]) if picture.mode == "RGBA" else data
 
 
@@ -128,20 +162,3 @@ def png(pixels: np.ndarray, uncompressed: bool = False) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _open(data: bytes, where: str, options: Options) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data))
-        if picture.width * picture.height > options.max_pixels:
-            raise BadSample(
-                f"{where} has {picture.width}x{picture.height} pixels, more than "
-                f"{options.max_pixels}; raise --max_pixels if you want this picture"
-            )
-        picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise BadSample(
-            f"{where} is not a readable picture ({error}); download it again, or skip such samples "
-            "with --skip-bad"
-        ) from error
-    return picture

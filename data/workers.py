@@ -100,8 +100,10 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     """Write one shard and its note."""
     skipped: list[str] = []
     frames: list[int] = []
+    remarks: dict[str, list[str]] = {}
     _family.sources_read.clear()
-    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped, frames))
+    records = _records(job, skipped, frames, remarks)
+    num_examples, num_bytes, sha256 = write_shard(out / file, records)
     note = {
         "file": file,
         "job": digest_of(job),
@@ -111,6 +113,7 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         "sha256": sha256,
         "frames": frames,
         "skipped": skipped,
+        "remarks": {text: [len(files), files[0]] for text, files in remarks.items()},
         "sources": [dataclasses.astuple(source) for source in _family.sources_read],
     }
     with atomic_file(out / UNFINISHED / f"{file}.json") as path:
@@ -118,9 +121,15 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     return note
 
 
-def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]:
-    """Yield the records of a shard; note skipped samples and the number of frames of each clip."""
+def _records(
+    job: Job, skipped: list[str], frames: list[int], remarks: dict[str, list[str]]
+) -> Iterable[bytes]:
+    """Yield the records of a shard.
+
+    Note skipped samples, the number of frames of each clip, and the files that need each remark.
+    """
     for item in _family.items(job):
+        _family.remarks.clear()
         try:
             example = _family.example(item)
             record = _serialize(example)
@@ -131,4 +140,6 @@ def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]
             continue
         if "video" in example:
             frames.append(len(example["video"]))
+        for text, file in _family.remarks:
+            remarks.setdefault(text, []).append(file)
         yield record

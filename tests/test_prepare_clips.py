@@ -787,7 +787,7 @@ MADE_GIF = {"c.gif": gif([picture(0), picture(4)])}
             "the labels have no labels/c/*.png for c.gif",
         ),
         ({"c.mp4": b"no video at all"}, "c.mp4 is not a readable video"),
-        ({"c.gif": b"no video at all"}, "c.gif is not a readable gif"),
+        ({"c.gif": b"no video at all"}, "c.gif is not a readable video"),
     ],
 )
 def test_folders_that_are_refused(tmp_path, contents, expected):

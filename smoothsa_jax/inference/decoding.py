@@ -1,35 +1,38 @@
 """The process that decodes a video, so that a crash ends only this process; see `videos.py`.
 
-    python -m smoothsa_jax.inference.decoding PATH DESCRIPTOR
+    python -m smoothsa_jax.inference.decoding PATH DESCRIPTOR MAX_PIXELS
 
-It sends ("start", frames per second, number of frames or None), then ("frame", (H,W,3) uint8) for
-each frame, then ("end", a description of what could not be read or ""). On failure it sends
-("error", reason). The pipe holds one message at a time, so memory use does not grow.
+It sends ("start", frames per second, number of frames or None, height, width), then ("frame",
+(H,W,3) uint8) for each frame, then ("end", a description of what could not be read or ""). On
+failure it sends ("error", reason). The pipe holds one message at a time, so memory use does not
+grow.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-MAX_PIXELS = 100_000_000  # per frame
+from smoothsa_jax.inference.truncation import is_cut
+from smoothsa_jax.inputs import media
+
 DEFAULT_FPS = 25.0  # if the file does not give a rate
 
 
-class Unreadable(Exception):  # noqa: N818, its message is part of an error line
-    """The reason why a file is unusable."""
-
-
-def main(path: str, descriptor: int) -> None:
+def main(path: Path, descriptor: int, max_pixels: int) -> None:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it warns
     with Connection(descriptor, readable=False) as out:
         try:
-            for message in _messages(path):
+            for message in _messages(path, max_pixels):
                 out.send(message)
         except BrokenPipeError:  # the reader has left
             pass
-        except Unreadable as error:
+        except media.Unreadable as error:
             out.send(("error", str(error)))
         # FFmpeg and its binding raise many exceptions for damaged files, including built-in ones.
         except Exception as error:
@@ -37,55 +40,82 @@ def main(path: str, descriptor: int) -> None:
             out.send(("error", " ".join(reason.split())))
 
 
-def _messages(path: str) -> Iterator[tuple]:
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise Unreadable("it holds no video")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise Unreadable("its codec is not supported")
-        stream.thread_type = "AUTO"
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+def _messages(path: Path, max_pixels: int) -> Iterator[tuple]:
+    with media.open_video(path) as container:
+        stream = media.film_of(container, path)
+        height, width = stream.codec_context.height, stream.codec_context.width
         fps = float(stream.average_rate or DEFAULT_FPS)
         declared = stream.frames or None
         if declared is None and container.duration and len(container.streams) == 1:
             declared = round(container.duration / av.time_base * fps)
-        yield "start", fps, declared
+        yield "start", fps, declared, height, width
+        media.check_size(height, width, max_pixels)
         found, damaged = 0, []
-        for frame in _frames(container, stream, damaged):
+        if container.format.name == "gif":
+            frames = _gif_frames(path, damaged)
+        else:
+            frames = _frames(container, stream, max_pixels, damaged)
+        for frame in frames:
             found += 1
             yield "frame", frame
+        if not damaged and path.is_file() and is_cut(path):
+            damaged.append("the file ends too early")
         missing = ""
-        if damaged or (declared and found < 0.95 * declared - 1):
-            of = f" of {declared}" if declared and declared >= found else ""
-            why = f" ({damaged[0]})" if damaged else ""
-            missing = f"{found}{of} frames could be read, the file is cut or damaged{why}"
+        if damaged:
+            of = f" of {declared}" if declared and declared > found else ""
+            why = damaged[0]
+            missing = f"{found}{of} frames could be read, the file is cut or damaged ({why})"
         yield "end", missing
 
 
-def _frames(container, stream, damaged: list[str]) -> Iterator[np.ndarray]:
-    """Yield all decodable frames upright, and note why others are not decodable."""
+def _frames(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    max_pixels: int,
+    damaged: list[str],
+) -> Iterator[np.ndarray]:
+    """Yield all decodable frames as displayed, and note why others are not decodable."""
+    decoder = media.decoder_of(stream)
+    decoder.thread_type = "AUTO"
+    decoder.options = {"max_pixels": str(max_pixels)}
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets)
         except StopIteration:
-            return
+            break
         except av.FFmpegError as error:  # nothing after this can be found
             damaged.append(error.strerror)
-            return
+            break
+        if not packet.size and packet.dts is not None:
+            continue  # AVI: the frame before stays; the decoder would take it for the end
+        if packet.is_corrupt:
+            damaged.append("the file ends within a frame")
         try:
-            frames = packet.decode()
+            frames = decoder.decode(packet)
         except av.FFmpegError as error:
             damaged.append(error.strerror)
             continue
         for frame in frames:
             if frame.is_corrupt:
                 damaged.append("parts of frames are missing")
-            pixels = frame.to_ndarray(format="rgb24")
-            # Phones record sideways and store the rotation.
-            yield np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+            yield media.pixels_of(frame)
+
+
+def _gif_frames(path: Path, damaged: list[str]) -> Iterator[np.ndarray]:
+    """The same for a GIF, with Pillow: FFmpeg finds one frame where no delays are stored."""
+    with Image.open(path) as image:
+        for number in itertools.count():
+            try:
+                image.seek(number)
+                pixels = media.rgb(image)
+            except EOFError:
+                return
+            except Exception as error:  # of many kinds, for damaged files
+                damaged.append(str(error))
+                return
+            yield pixels
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

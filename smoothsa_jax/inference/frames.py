@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inputs.colours import rgb_of
+from smoothsa_jax.inputs import media
 
 Picture = Any  # a NumPy or JAX array, a PIL image, or the path of an image file
 
@@ -19,19 +19,16 @@ def as_frame(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
 
     Args:
         picture: an array (H,W), (H,W,1), (H,W,3) or (H,W,4), uint8 in 0..255 or floats in 0..1; a
-            PIL image of any mode; or the path of an image, which is rotated as its EXIF says. Gray
-            becomes three equal channels, and transparent pictures are composited on black.
+            PIL image of any mode; or the path of an image. Images are turned and mirrored as their
+            EXIF says, gray becomes three equal channels, and transparency is composited on black.
 
     Raises:
         UserError: the shape, type or range is wrong, a value is NaN, or the file is unreadable.
     """
     if isinstance(picture, str | os.PathLike):
-        picture = _opened(picture)
+        return _of_file(picture)
     if isinstance(picture, Image.Image):
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode != "F":
-            return rgb_of(picture)
-        picture = np.asarray(picture)
+        return _of_image(picture)
     array = np.asarray(picture)
     if array.ndim == 2:
         array = array[..., None]
@@ -42,7 +39,7 @@ def as_frame(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
         )
     array = _as_uint8(array)
     if array.shape[-1] == 4:
-        return rgb_of(Image.fromarray(array))
+        return media.on_black(Image.fromarray(array))
     return np.broadcast_to(array, (*array.shape[:2], 3)) if array.shape[-1] == 1 else array
 
 
@@ -77,17 +74,25 @@ def checked_frames(pictures: Iterable[Picture]) -> Iterator[UInt8[np.ndarray, "H
         yield frame
 
 
-def _opened(path: str | os.PathLike) -> Image.Image:
+def _of_file(path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        return media.opened(path).displayed()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give the path of an image") from error
-    # Pillow raises many exceptions for truncated files and for files that are not images.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as an image: {reason}") from error
+    except media.Unreadable as error:
+        raise UserError(
+            f"{path} cannot be read as an image: {error}; save it again, or convert it to PNG"
+        ) from error
+
+
+def _of_image(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    try:
+        pixels = media.rgb(image)  # loads it; Pillow turns a TIFF then, and forgets its orientation
+    except media.Unreadable as error:
+        raise UserError(
+            f"a picture cannot be read: {error}; load the image, or convert it to mode RGB, first"
+        ) from error
+    return media.turned(pixels, media.orientation_of(image))
 
 
 def _as_uint8(array: np.ndarray) -> UInt8[np.ndarray, "H W k"]:
@@ -100,15 +105,4 @@ def _as_uint8(array: np.ndarray) -> UInt8[np.ndarray, "H W k"]:
             f"a picture is {array.dtype}, expected uint8 in 0..255 or floats in 0..1; convert it "
             "first"
         )
-    if not np.isfinite(array).all():
-        raise UserError(
-            f"a picture has {int((~np.isfinite(array)).sum())} values that are not finite (NaN or "
-            "infinite); remove them first"
-        )
-    low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 1:
-        raise UserError(
-            f"a picture of floats has values from {low:g} to {high:g}, expected 0..1; divide by "
-            "255, or give uint8"
-        )
-    return np.rint(array * 255).astype(np.uint8)
+    return media.from_floats(array)

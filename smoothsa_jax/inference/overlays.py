@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from smoothsa_jax.evaluation.pictures import animation, contact_sheet, enlarge_factor, overlay
+from smoothsa_jax.inputs.media import file_name
 
 ENCODER = "libx264"  # H.264, supported everywhere
 OPTIONS = {"preset": "veryfast", "crf": "20"}
@@ -28,7 +29,7 @@ class Overlay:
         # Limit the denominator, since players need a simple rate; the error is below 0.1 %.
         self._rate = Fraction(min(max(fps, 1.0), 240.0)).limit_denominator(1001)
         options = {"movflags": "faststart"}  # playable during download
-        self._container = av.open(str(folder / "overlay.mp4"), "w", options=options)
+        self._container = av.open(file_name(folder / "overlay.mp4"), "w", options=options)
         self._stream = None
 
     def add(self, frame: UInt8[np.ndarray, "H W 3"], masks: Int[np.ndarray, "H W"]) -> None:

@@ -13,26 +13,44 @@ from jaxtyping import UInt8
 
 import smoothsa_jax
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.media import MAX_PIXELS
 
 DECODER = (sys.executable, "-P", "-m", "smoothsa_jax.inference.decoding")
 TIME_LIMIT = 60.0  # seconds without a frame
 ADVICE = "copy it again, or convert it, for example with: ffmpeg -i {name} new.mp4"
 
 
-def read_video(path: str | os.PathLike, time_limit: float = TIME_LIMIT) -> "Video":
+class UnreadableVideo(UserError):
+    """A video file is unusable.
+
+    Attributes:
+        reason: why, without the file's name and advice.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        advice = ADVICE.format(name=path.name)
+        super().__init__(f"{path} cannot be read as a video: {reason}; {advice}")
+        self.reason = reason
+
+
+def read_video(
+    path: str | os.PathLike, time_limit: float = TIME_LIMIT, max_pixels: int = MAX_PIXELS
+) -> "Video":
     """Read the frames of a video or GIF in order: `for frame in read_video("clip.mp4"): ...`.
 
     A separate process decodes frames on demand. Memory does not grow with the length of the video,
     and a file that crashes or hangs the decoder raises `UserError`.
 
     Args:
-        path: a file in any format that FFmpeg reads. Frames are rotated upright, as in a player.
+        path: a file in any format that FFmpeg reads. The frames are those that a player shows,
+            turned and mirrored as the file says; transparency is composited on black.
         time_limit: maximum time in seconds for opening the file, and for each frame.
+        max_pixels: refuse larger frames.
 
     Raises:
         UserError: the file does not exist or is unreadable; also raised while reading frames.
     """
-    return Video(Path(path), time_limit)
+    return Video(Path(path), time_limit, max_pixels)
 
 
 class Video:
@@ -41,10 +59,12 @@ class Video:
     Attributes:
         fps: frames per second.
         num_frames: the number stored in the file, which may be wrong; None if there is none.
+        height: of the stored frames in pixels, according to the file's header.
+        width: the same.
         missing: after the last frame, a description of what was unreadable, or "".
     """
 
-    def __init__(self, path: Path, time_limit: float):
+    def __init__(self, path: Path, time_limit: float, max_pixels: int):
         self._path, self._time_limit = path, time_limit
         self.missing = ""
         if not path.exists():
@@ -56,7 +76,7 @@ class Video:
         root = str(Path(smoothsa_jax.__file__).parent.parent)
         search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [*DECODER, str(path), str(sender)],
+            [*DECODER, path.absolute(), str(sender), str(max_pixels)],
             pass_fds=[sender],
             env={**os.environ, "PYTHONPATH": search},
             stdin=subprocess.DEVNULL,
@@ -66,7 +86,7 @@ class Video:
         os.close(sender)
         self._frames = Connection(receiver, writable=False)
         try:
-            self.fps, self.num_frames = self._next()[1:]
+            self.fps, self.num_frames, self.height, self.width = self._next()[1:]
         except BaseException:
             self.close()
             raise
@@ -112,6 +132,5 @@ class Video:
             raise self._error(message[1])
         return message
 
-    def _error(self, reason: str) -> UserError:
-        advice = ADVICE.format(name=self._path.name)
-        return UserError(f"{self._path} cannot be read as a video: {reason}; {advice}")
+    def _error(self, reason: str) -> UnreadableVideo:
+        return UnreadableVideo(self._path, reason)

@@ -3,6 +3,8 @@
     sprites     generated on the fly
     prepared    records -> encoded clips -> augment (window, crop, flip, labels) -> boxes
 
+`media.py` reads the pictures and videos that `data.prepare` and inference get.
+
 A source has `__len__` and `__getitem__(index)`. A sample is a dict; a batch has the same keys with
 a leading axis B. An image is a video with T = 1.
 
