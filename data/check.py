@@ -5,10 +5,16 @@
 Prints one line per split and one per problem. The exit status is 2 if there are problems.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("data.check"))
+
 import argparse
 import io
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -24,7 +30,8 @@ from tqdm import tqdm
 from data.features import NO_SEGMENT
 from data.finished import FORMAT
 from data.shards import read_json, sha256_of
-from smoothsa_jax.errors import UserError, exit_status
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.manifest import MANIFEST
 
 PICTURES = {"image": "segmentation", "video": "segmentations"}
@@ -147,7 +154,3 @@ def _check_record(features: Any) -> Iterator[str]:
 
 def _decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
