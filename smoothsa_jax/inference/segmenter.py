@@ -364,7 +364,7 @@ class Segmenter:
             error = jnp.square(prediction - target).mean(-1)
             return {**found, "reconstruction_error": error.reshape(grid)}
         # A prediction that is no feature of a token has no error there.
-        return {**found, "reconstruction_error": jnp.full(grid, jnp.nan)}
+        return {**found, "reconstruction_error": jnp.full(grid, jnp.nan, jnp.float32)}
 
     def _segmentation(
         self,
