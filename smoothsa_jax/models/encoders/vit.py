@@ -158,9 +158,8 @@ class PatchTransformer(nnx.Module):
         self.patch = patch
         self.width = width
         self.num_tokens = self.grid[0] * self.grid[1]
-        normal = lambda shape: nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
-        )  # noqa: E731
+        draw = lambda shape: jax.random.normal(rngs.params(), shape, jnp.float32)  # noqa: E731
+        normal = lambda shape: nnx.Param(0.02 * draw(shape))  # noqa: E731
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
         self.position = normal((1, self.num_tokens, width)) if positions else None
         self.class_token = normal((1, 1, width))  # includes its position, if any
