@@ -18,8 +18,13 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     or is removed if the body fails. Missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is atomic within one file system only.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    prefix = f".{path.stem}-"
+    try:
+        # In the same folder: a rename is atomic within one file system only.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+    except OSError as error:
+        error.filename = str(path)  # not the temporary name
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
