@@ -36,8 +36,14 @@ can fix, described in one line; 130 stopped by Ctrl-C and 143 by SIGTERM, after 
 another process died.
 """
 
-import shlex
 import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("main"))
+
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +51,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from smoothsa_jax.config.load import Overrides, config_from_command_line, split_command_line
-from smoothsa_jax.errors import UserError, exit_status
+from smoothsa_jax.environment import settle
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.guard import exit_status
 
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
 PREDICT_FLAGS = "input output boxes num_slots seed shot_cuts overwrite folders".split()
@@ -54,21 +62,13 @@ DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
 
 def main(arguments: list[str]) -> int:
     """Run a command line (without the program's name) and return the exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    return status_of(lambda: run(arguments))
-
-
-def status_of(work: Callable[[], int]) -> int:
-    """Return the exit status of some work, also where Ctrl-C stops it."""
-    try:
-        return exit_status(work)
-    except KeyboardInterrupt:
-        return leave("stopped by Ctrl-C", 130)
+    return exit_status(lambda: run(arguments))
 
 
 def run(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
     for_config, others = split_command_line(arguments)
     given = read_flags(others)
     connected = given.distributed or given.coordinator is not None
@@ -90,12 +90,13 @@ def run(arguments: list[str]) -> int:
     def work() -> int:
         return run_training(given, config, choose, folder, arguments if connected else None)
 
+    settle()
     if not connected:
         return work()
     from smoothsa_jax.devices import hosts
 
     hosts.connect(**{name: given[name].value for name in CONNECT_FLAGS})
-    return hosts.to_the_end(lambda: status_of(work))
+    return hosts.to_the_end(lambda: exit_status(work))
 
 
 def run_training(
@@ -164,6 +165,7 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
         if not given[name].value:
             raise UserError(f"--mode=predict needs --{name}=...; see python main.py --help")
 
+    settle()
     from smoothsa_jax.devices import runtime
     from smoothsa_jax.inference import predict, shot_cuts
     from smoothsa_jax.training import signals
@@ -235,7 +237,3 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
 def leave(message: str, status: int) -> int:
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

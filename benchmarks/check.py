@@ -26,7 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from smoothsa_jax.errors import UserError, exit_status
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.guard import exit_status
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
 

@@ -5,9 +5,15 @@
 Prints one line per split and one per problem. The exit status is 2 if there are problems.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("data.check"))
+
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -22,7 +28,8 @@ from tqdm import tqdm
 from data.features import NO_SEGMENT
 from data.finished import FORMAT
 from data.shards import read_json, sha256_of
-from smoothsa_jax.errors import UserError, exit_status
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs import media
 from smoothsa_jax.inputs.manifest import MANIFEST
 from smoothsa_jax.text import say
@@ -147,7 +154,3 @@ def _check_record(features: Any) -> Iterator[str]:
 
 def _decode(data: bytes) -> np.ndarray:
     return np.asarray(media.opened(data, max_pixels=sys.maxsize).image)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

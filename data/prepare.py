@@ -9,9 +9,15 @@ Run the same command again to resume an interrupted preparation; a finished one 
 The number of workers does not affect the bytes written.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("data.prepare"))
+
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -35,7 +41,8 @@ from data.finished import (
 from data.manifest import plan_splits, say_end, write_manifest
 from data.shards import PARTIAL, shard_name
 from data.workers import make_shards
-from smoothsa_jax.errors import UserError, did_you_mean, exit_status
+from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.guard import exit_status
 from smoothsa_jax.text import say
 
 
@@ -51,11 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             ) from error
         return 0
 
-    try:
-        return exit_status(work)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command resumes with the next shard", file=sys.stderr)
-        return 130
+    return exit_status(work, "stopped by Ctrl-C; the same command resumes with the next shard")
 
 
 def read_command_line(
@@ -212,7 +215,3 @@ def _shards(name: str, plan: Plan) -> dict[str, Job]:
         shards[shard_name(name, job.split, index[job.split], counts[job.split])] = job
         index[job.split] += 1
     return shards
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

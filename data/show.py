@@ -7,16 +7,23 @@ center square used in evaluation. Boxes are computed from the displayed labels; 
 keep the frame's colors.
 """
 
-import argparse
 import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("data.show"))
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from smoothsa_jax.errors import UserError, exit_status
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import overlay
+from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.augment import drop_absent
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
 from smoothsa_jax.inputs.encoded import decode_frames, decode_labels, parse_clip
@@ -145,7 +152,3 @@ def _tiles(video: np.ndarray, labels: np.ndarray, num_columns: int) -> list[Imag
 
 def _evenly(num_frames: int, count: int) -> list[int]:
     return np.rint(np.linspace(0, num_frames - 1, min(num_frames, count))).astype(int).tolist()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,13 +8,19 @@ The same command resumes an interrupted one. Features are bfloat16, of all frame
 in a fixed view.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("data.store", uses_jax=True))
+
 import argparse
 import dataclasses
 import itertools
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +49,9 @@ from smoothsa_jax import text
 from smoothsa_jax.checkpoints.sources import begin
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.devices import runtime
-from smoothsa_jax.errors import UserError, exit_status
-from smoothsa_jax.files import atomic_file
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import atomic_file, expanded
+from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.features import STORED
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
@@ -83,11 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         text.say(f"train with --config.data.features={out}")
         return 0
 
-    try:
-        return exit_status(work)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command resumes with the next shard", file=sys.stderr)
-        return 130
+    return exit_status(work, "stopped by Ctrl-C; the same command resumes with the next shard")
 
 
 def store(config: ConfigDict, out: Path) -> None:
@@ -166,7 +169,7 @@ def store(config: ConfigDict, out: Path) -> None:
 def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
     """Return the number of frames of each clip."""
     if config.data.name == "prepared":
-        return frame_counts(Path(config.data.folder).expanduser(), SPLIT)[:num_clips]
+        return frame_counts(expanded(config.data.folder), SPLIT)[:num_clips]
     return np.full(num_clips, config.data.num_frames)
 
 
@@ -257,7 +260,3 @@ def _make_shards(
             }
             with atomic_file(out / UNFINISHED / f"{file}.json") as path:
                 path.write_text(json.dumps(note))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -12,10 +12,16 @@ config. If several configs fit, choose one with --config: a name in configs/, or
 with any --config.key=value.
 """
 
+import sys
+
+if __name__ == "__main__":  # before the imports: what makes one of them fail is explained as well
+    from smoothsa_jax.guard import run_module
+
+    sys.exit(run_module("smoothsa_jax.convert"))
+
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,8 +34,10 @@ from smoothsa_jax.config.load import (
     load_config,
     split_command_line,
 )
-from smoothsa_jax.errors import UserError, did_you_mean, exit_status
+from smoothsa_jax.environment import settle
+from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.files import whole_folder
+from smoothsa_jax.guard import exit_status
 from smoothsa_jax.interop import state_dicts
 
 RECORD = (
@@ -52,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> int:
         for_config, others = split_command_line(arguments)
         given = parser.parse_args(others)
+        settle()
         if given.source.is_dir() and state_dicts.is_state_dict(given.target):
             to_file(given.source, given.target, given.overwrite)
         elif not given.source.is_dir() and not state_dicts.is_state_dict(given.target):
@@ -293,7 +302,3 @@ def _renamed(
         name.removeprefix(mine) if name.startswith(mine) else f"{other}{name}": array
         for name, array in arrays.items()
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

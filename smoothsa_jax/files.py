@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from smoothsa_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -16,16 +18,47 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     or is removed if the body fails. Missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is atomic within one file system only.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    prefix = f".{path.stem}-"
+    try:
+        # In the same folder: a rename is atomic within one file system only.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+    except OSError as error:
+        error.filename = str(path)  # not the temporary name
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner only
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of writing it: the system names none if the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """Return the path with its `~` expanded.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} starts with ~, and there is no home folder; set HOME, or give the whole path"
+        ) from error
 
 
 @contextlib.contextmanager

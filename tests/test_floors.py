@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "smoothsa_jax"
 # Bottom up. The longest name that fits a module counts.
 FLOORS = (
-    ("errors", "files", "parts", "schedules", "text"),
+    ("errors", "environment", "guard", "files", "parts", "schedules", "text"),
     ("models.interfaces", "models.layers", "models.backend", "inputs", "losses"),
     (
         "models.encoders",

@@ -22,6 +22,7 @@ from smoothsa_jax.config.load import known_words, load_config
 from smoothsa_jax.config.values import canonical, differences, image_size_of, to_json
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.interop.encoder_weights import load_encoder
@@ -54,7 +55,7 @@ class Trained(NamedTuple):
 
 def is_trained(source: str) -> bool:
     """Tell whether a source is a workdir or a saved model of ours."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     saved = (folder / WEIGHTS_FILE).is_file() and (folder / ABOUT_FILE).is_file()
     return bool(source) and (saved or (folder / FOLDER).is_dir())
 
@@ -74,7 +75,7 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
     Raises:
         UserError: a saved model is damaged, or a state dict fits no recipe or several.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if state_dicts.is_state_dict(path) and not path.is_dir():
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():

@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -81,6 +84,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._frozen_listed: dict[str, list[Any]] | None = None
+        _drop_reports_of_failed_saves()
         worst = math.inf if best_mode == "min" else -math.inf
         options: dict[str, Any] = {}
         if best_metric:  # a save after a signal comes without it
@@ -260,6 +264,31 @@ class CheckpointWriter:
                 f"checkpoint of step {step} could not be written to {self.folder}: {reason}; "
                 f"{self._last_good_text()}; {advice}"
             ) from error
+
+
+def _drop_reports_of_failed_saves() -> None:
+    """Keep the threads of a failed save from printing a traceback for each array.
+
+    Orbax closes its event loop at the first array that cannot be written. The writes of the others
+    then fail unseen, or fail to report to the loop. `CheckpointWriter` reports the failure.
+    """
+    logging.getLogger("asyncio").addFilter(_is_kept)
+    report = sys.unraisablehook
+    if report.__module__ == __name__:  # replaced already
+        return
+
+    def report_others(unraisable: Any) -> None:
+        if not (str(unraisable.exc_value) == "Event loop is closed" and unraisable.object is None):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
+def _is_kept(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio's log is about anything but a task of Orbax."""
+    trace = record.exc_info[2] if record.exc_info else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    return not any(os.path.join("orbax", "checkpoint") in file for file in files)
 
 
 def _why_not_written(error: BaseException) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import smoothsa_jax
+from smoothsa_jax.devices import runtime
 from smoothsa_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -62,7 +63,8 @@ def connect(
             the others are ended.
 
     Raises:
-        UserError: an argument is neither given nor detected, or the coordinator does not answer.
+        UserError: an argument is neither given nor detected, the coordinator does not answer, or
+            JAX finds no device.
     """
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise UserError(
@@ -85,7 +87,8 @@ def connect(
             "--coordinator=HOST:PORT, --num_processes and --process_id, or start them with SLURM, "
             "Open MPI, or on a TPU pod"
         ) from error
-    refuse_uneven(Counter(device.process_index for device in jax.devices()))
+    devices = runtime.find_devices(lambda line: print(line, file=sys.stderr))
+    refuse_uneven(Counter(device.process_index for device in devices))
 
 
 def refuse_uneven(devices: Mapping[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -12,19 +13,63 @@ import absl.logging
 import jax
 
 from smoothsa_jax.devices.memory_allocator import keep_freed_memory
+from smoothsa_jax.errors import UserError
 
 CACHE_VARIABLE = "SMOOTHSA_JAX_CACHE"
 
 
 def start(say: Callable[[str], None]) -> None:
-    """Set up the process: library logs and compilation cache; then describe the machine."""
+    """Set up the process: library logs and compilation cache; then describe the machine.
+
+    Raises:
+        UserError: JAX finds no device of the platform that it is to use.
+    """
     # Orbax logs every file, and long tracebacks for errors that are reported in one line here.
     absl.logging.set_verbosity(absl.logging.FATAL)
     keep_freed_memory()
+    find_devices(say)
     use_compilation_cache()
     say(describe_machine())
     if warning := idle_accelerator():
         say(f"warning: {warning}")
+
+
+def find_devices(say: Callable[[str], None]) -> list[jax.Device]:
+    """Start JAX's backends, and return the devices.
+
+    Args:
+        say: called with a warning for each plugin of JAX that cannot be started.
+
+    Raises:
+        UserError: there is no device of a platform that JAX_PLATFORMS names.
+    """
+    failures: list[str] = []
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        """Keep what JAX logs, but for failures with their tracebacks."""
+        if record.exc_info is None:
+            return True
+        failures.append(f"{record.getMessage()}: {record.exc_info[1]}")
+        return False
+
+    logger = logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(is_kept)
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it found one
+        asked = jax.config.jax_platforms or jax.config.jax_platform_name
+        told = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        reason = "; ".join(filter(None, [*failures, told])) or "no such device was found"
+        choice = f"JAX_PLATFORMS={asked} is set" if asked else "JAX finds no device"
+        raise UserError(
+            f"{choice}, and JAX cannot start it: {reason}; "
+            "unset JAX_PLATFORMS to use what there is, or set JAX_PLATFORMS=cpu"
+        ) from error
+    finally:
+        logger.removeFilter(is_kept)
+    for failure in failures:
+        say(f"warning: {failure}")
+    return devices
 
 
 def use_compilation_cache() -> Path | None:
@@ -34,12 +79,13 @@ def use_compilation_cache() -> Path | None:
     `~/.cache/smoothsa_jax`.
 
     Returns:
-        The folder, or None if it is not writable or the variable is empty; a run works without it.
+        The folder, or None if there is none to write to (no home folder, no permission) or the
+        variable is empty; a run works without it.
     """
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
-    root = os.environ.get(CACHE_VARIABLE, str(Path.home() / ".cache" / "smoothsa_jax"))
-    if not root:
+    root = os.path.expanduser(os.environ.get(CACHE_VARIABLE, "~/.cache/smoothsa_jax"))
+    if not root or root.startswith("~"):  # it stays where there is no home folder
         return None
     # Programs compiled for one kind of CPU run only there, and hosts of several kinds may share a
     # home folder.

@@ -22,8 +22,9 @@ PREFIX = "authors/"  # of the names passed to `load`
 
 def path_of(recipe: str) -> Path:
     """The path of a checkpoint, in `SMOOTHSA_JAX_MODELS` or a folder in the user's cache."""
-    folder = os.environ.get("SMOOTHSA_JAX_MODELS") or Path.home() / ".cache/smoothsa_jax/models"
-    return Path(folder) / f"{recipe}.pth"
+    folder = os.environ.get("SMOOTHSA_JAX_MODELS") or "~/.cache/smoothsa_jax/models"
+    # Without a home folder, ~ stays: no file is there, and the advice is still right.
+    return Path(os.path.expanduser(folder)) / f"{recipe}.pth"
 
 
 def find(recipe: str) -> Path:

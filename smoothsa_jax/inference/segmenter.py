@@ -364,7 +364,7 @@ class Segmenter:
             error = jnp.square(prediction - target).mean(-1)
             return {**found, "reconstruction_error": error.reshape(grid)}
         # A prediction that is not a feature per token has no error per token.
-        return {**found, "reconstruction_error": jnp.full(grid, jnp.nan)}
+        return {**found, "reconstruction_error": jnp.full(grid, jnp.nan, jnp.float32)}
 
     def _segmentation(
         self,

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from tensorflow_datasets.proto import tf_example_pb2
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
 
@@ -70,7 +71,7 @@ class CachedFeatures:
 
     def __init__(self, source: FixedViewSource, folder: str | Path, split: str):
         self._source, self._split = source, split
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         if not (folder / MANIFEST).is_file():
             raise UserError(
                 f"data.features {folder} has no {MANIFEST}, expected a finished folder of "

@@ -10,6 +10,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import expanded
 
 PREPARE = "python -m data.prepare NAME --source PATH --out"
 # Without this option, every read would also fetch the megabytes that follow.
@@ -36,7 +37,7 @@ class Records:
     """
 
     def __init__(self, folder: str | Path, split: str):
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         dataset, splits = _described(self.folder)
         if split not in splits:
             found = ", ".join(sorted(splits)) or "none"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import hub, state_dicts
 from smoothsa_jax.interop.architecture import check_architecture, read_architecture
 from smoothsa_jax.interop.dinov2 import HUGGING_FACE, TIMM, is_hugging_face, vit_arrays
@@ -46,7 +47,7 @@ def load_encoder(
             "'facebook/dinov2-with-registers-small', a folder or a file; set "
             "--config.weights.encoder.source"
         )
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     if path.is_dir():
         what, arrays = str(path), _from_folder(path, config, grid, str(path))
     elif path.is_file() or _looks_like_a_path(weights):

@@ -36,10 +36,10 @@ def fetch(name: str) -> Path:
             tag.
 
     Raises:
-        UserError: the repository or revision is unknown, its license has not been accepted, or the
-            Hub is unreachable.
+        UserError: the repository or revision is unknown, its license has not been accepted, the
+            Hub is unreachable, or the cache has no place.
     """
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, hf_hub_download
 
     repository, _, revision = name.partition("@")
     if repository not in REVISIONS:
@@ -47,6 +47,11 @@ def fetch(name: str) -> Path:
             f"weights.encoder.source is {name!r}: expected 'random', a folder, a .safetensors or "
             ".pth file of timm's, or one of "
             f"{', '.join(REVISIONS)}{did_you_mean(repository, REVISIONS)}"
+        )
+    if constants.HF_HUB_CACHE.startswith("~"):  # it stays where there is no home folder
+        raise UserError(
+            f"{repository} has no place to be kept: there is no home folder; set HF_HOME to a "
+            "folder that can be written"
         )
     revision = revision or REVISIONS[repository]
 

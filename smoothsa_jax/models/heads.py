@@ -58,4 +58,4 @@ class RecognitionHead(nnx.Module):
         if not training or self.dropout_rate == 0.0:
             return None
         shape = (sizes.batch, sizes.frames, sizes.slots, 2 * self.slot_size)
-        return jax.random.bernoulli(keys[0], 1.0 - self.dropout_rate, shape)
+        return jax.random.bernoulli(keys[0], jnp.float32(1.0 - self.dropout_rate), shape)

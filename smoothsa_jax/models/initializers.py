@@ -38,7 +38,7 @@ class Gaussian(nnx.Module):
     ):
         del width, num_slots, rngs
         self.slot_size = slot_size
-        self.mean = nnx.Param(jnp.zeros((1, 1, slot_size)))
+        self.mean = nnx.Param(jnp.zeros((1, 1, slot_size), jnp.float32))
         self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
 
     def __call__(
@@ -54,7 +54,7 @@ class Gaussian(nnx.Module):
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
         del training
-        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size))
+        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size), jnp.float32)
 
 
 class Boxes(nnx.Module):
@@ -101,7 +101,7 @@ class Boxes(nnx.Module):
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
         del training
-        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size))
+        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size), jnp.float32)
 
 
 class Warmer(nnx.Module):
@@ -211,5 +211,5 @@ class Warmed(nnx.Module):
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
         shape = (sizes.batch, sizes.slots, self.slot_size)
-        noise = jax.random.normal(keys[1], shape) if training else None
+        noise = jax.random.normal(keys[1], shape, jnp.float32) if training else None
         return {"cold": self.cold.draw(keys, sizes, training), "noise": noise}

@@ -45,7 +45,9 @@ class RandSFQ(nnx.Module):
         size = f"model.slot_size {slot_size}"
         check_heads("model.transition.num_heads", num_heads, slot_size, size)
         self.history = history
-        self.offset_embedding = nnx.Param(jax.random.normal(rngs.params(), (history, slot_size)))
+        self.offset_embedding = nnx.Param(
+            jax.random.normal(rngs.params(), (history, slot_size), jnp.float32)
+        )
         self.memory = linear(width, slot_size, zero_bias=True, rngs=rngs)
         self.layer = PostNormLayer(slot_size, num_heads, dropout_rate, rngs=rngs)
 
@@ -124,7 +126,7 @@ class RandSFQ(nnx.Module):
         available = jnp.minimum(jnp.arange(1, sizes.frames), self.history - 1)
         offsets = (sizes.batch, sizes.frames - 1)
         return {
-            "slot_offset": jax.random.randint(slot, offsets, 1, available + 1),
-            "feature_offset": jax.random.randint(feature, offsets, 0, available),
+            "slot_offset": jax.random.randint(slot, offsets, 1, available + 1, jnp.int32),
+            "feature_offset": jax.random.randint(feature, offsets, 0, available, jnp.int32),
             "dropout": jax.random.split(dropout, sizes.batch),
         }

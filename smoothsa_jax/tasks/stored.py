@@ -1,7 +1,6 @@
 """Check that stored features equal those that the run's own encoder would compute."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +9,7 @@ from smoothsa_jax.checkpoints.sources import digest
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.models.parameters import ENCODER, Parameters, frozen_patterns
 
@@ -63,7 +63,7 @@ def clips_of(config: ConfigDict) -> str:
     """Identify the training clips: a prepared folder by its bytes, generated clips by options."""
     data = config.data
     if data.name == "prepared":
-        return str(fingerprint(Path(data.folder).expanduser(), "train"))
+        return str(fingerprint(expanded(data.folder), "train"))
     without_effect = ("num_samples", "keep", "features", "boxes", "background_box")
     drawn = {key: data[key] for key in data if key not in without_effect}
     return json.dumps(drawn, sort_keys=True)

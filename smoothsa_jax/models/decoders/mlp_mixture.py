@@ -53,7 +53,7 @@ class MLPMixtureDecoder(nnx.Module):
         # Random, but smooth over the grid: with independent draws, the shape of a mask would have
         # to be learned token by token.
         waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
-        mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size))
+        mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size), jnp.float32)
         self.position = nnx.Param(waves @ mixing / waves.shape[1] ** 0.5)
         self.remat = False  # as in `RandomARDecoder`
         self.project_slots = linear(slot_size, hidden_size, rngs=rngs)

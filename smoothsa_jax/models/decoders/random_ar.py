@@ -51,9 +51,11 @@ class RandomARDecoder(nnx.Module):
         self.norm_features = layer_norm(width, rngs=rngs)
         self.project_slots = linear(slot_size, width, bias=False, rngs=rngs)
         self.norm_slots = layer_norm(width, rngs=rngs)
-        position = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, (1, num_tokens, width))
+        position = jax.random.truncated_normal(
+            rngs.params(), -2.0, 2.0, (1, num_tokens, width), jnp.float32
+        )
         self.position = nnx.Param(position)
-        mask_token = jax.random.normal(rngs.params(), (1, 1, width)) * width**-0.5
+        mask_token = jax.random.normal(rngs.params(), (1, 1, width), jnp.float32) * width**-0.5
         self.mask_token = nnx.Param(mask_token)
         self.norm_input = layer_norm(width, bias=False, rngs=rngs)
         self.remat = False  # whether the backward pass recomputes a layer's activations
@@ -123,10 +125,12 @@ def sample_visible(
     the permutation, up to the order of summation.
     """
     order, uniform, coin = jax.random.split(key, 3)
-    rank = jax.random.uniform(order, (*batch_shape, num_tokens)).argsort(-1).argsort(-1)
+    rank = (
+        jax.random.uniform(order, (*batch_shape, num_tokens), jnp.float32).argsort(-1).argsort(-1)
+    )
     num_visible = jnp.where(
-        jax.random.bernoulli(coin, 0.5, batch_shape),
-        jax.random.randint(uniform, batch_shape, 0, num_tokens - 1),
+        jax.random.bernoulli(coin, jnp.float32(0.5), batch_shape),
+        jax.random.randint(uniform, batch_shape, 0, num_tokens - 1, jnp.int32),
         max(int(0.1 * num_tokens) - 1, 0),
     )
     return rank < num_visible[..., None]

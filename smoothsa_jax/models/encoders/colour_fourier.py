@@ -59,15 +59,20 @@ class ColourFourier(nnx.Module):
         self.width = width
         self.num_tokens = self.grid[0] * self.grid[1]
         waves = width - position_width
-        self.frequencies = nnx.Variable(bandwidth * jax.random.normal(rngs.params(), (9, waves)))
-        self.phases = nnx.Variable(2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,)))
+        self.frequencies = nnx.Variable(
+            bandwidth * jax.random.normal(rngs.params(), (9, waves), jnp.float32)
+        )
+        self.phases = nnx.Variable(
+            2 * jnp.pi * jax.random.uniform(rngs.params(), (waves,), jnp.float32)
+        )
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
         """Return `features`: tokens of ImageNet-normalized images.
 
         All values are float32, because covariances are small differences.
         """
-        colours = (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) / 255.0
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        colours = (images * std + mean) / 255.0
         red, green, blue = (colours[..., channel] for channel in range(3))
         products = jnp.stack(
             [red * red, green * green, blue * blue, red * green, green * blue, blue * red], axis=-1
@@ -94,4 +99,4 @@ class ColourFourier(nnx.Module):
         window, stride = (1, self.window, self.window, 1), (1, self.patch, self.patch, 1)
         padding = ((0, 0), (low, margin - low), (low, margin - low), (0, 0))
         add = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, window, stride, padding)  # noqa: E731
-        return add(pixels) / add(jnp.ones((1, *pixels.shape[1:3], 1)))
+        return add(pixels) / add(jnp.ones((1, *pixels.shape[1:3], 1), pixels.dtype))

@@ -16,7 +16,7 @@ def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
     """Normalize uint8 pixels by ImageNet statistics; floats must be normalized already."""
     if not jnp.issubdtype(pixels.dtype, jnp.integer):
         return pixels
-    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels.astype(jnp.float32) - mean) / std
 
 

@@ -84,13 +84,13 @@ class ViTBlock(nnx.Module):
         self.norm_attention = layer_norm(width, epsilon=epsilon, rngs=rngs)
         self.qkv = linear(width, 3 * width, bias=qkv_bias, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
-        self.scale_attention = nnx.Param(jnp.ones(width))
+        self.scale_attention = nnx.Param(jnp.ones(width, jnp.float32))
         self.norm_mlp = layer_norm(width, epsilon=epsilon, rngs=rngs)
         if swiglu is None:
             self.mlp = MLP((width, 4 * width, width), rngs=rngs)
         else:
             self.mlp = SwiGLU(width, swiglu, rngs=rngs)
-        self.scale_mlp = nnx.Param(jnp.ones(width))
+        self.scale_mlp = nnx.Param(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         return self.update(x, *self.project(x))
@@ -158,7 +158,8 @@ class PatchTransformer(nnx.Module):
         self.patch = patch
         self.width = width
         self.num_tokens = self.grid[0] * self.grid[1]
-        normal = lambda shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))  # noqa: E731
+        draw = lambda shape: jax.random.normal(rngs.params(), shape, jnp.float32)  # noqa: E731
+        normal = lambda shape: nnx.Param(0.02 * draw(shape))  # noqa: E731
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
         self.position = normal((1, self.num_tokens, width)) if positions else None
         self.class_token = normal((1, 1, width))  # includes its position, if any

@@ -162,7 +162,7 @@ def _backward(residuals, cotangent):
     # The decrease that all logits of a query share, because the weights sum to one: the sum over
     # each head's channels. It is a matrix product, since a TPU would transpose the array for a sum.
     products = (cotangent * mixed.astype(float32)).reshape(*mixed.shape[:-2], -1)
-    of_head = jnp.repeat(jnp.eye(mixed.shape[-2]), mixed.shape[-1], axis=0)
+    of_head = jnp.repeat(jnp.eye(mixed.shape[-2], dtype=float32), mixed.shape[-1], axis=0)
     shared = jnp.einsum("...qe,eh->...hq", products, of_head, precision="highest")[..., None]
     cotangent = cotangent.astype(dtype)
     to_value = jnp.einsum("...hqs,...qhd->...shd", weights, cotangent)

@@ -177,7 +177,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
     """
     if key is None or rate == 0.0:
         return x
-    draw = lambda key, shape: jax.random.bernoulli(key, 1.0 - rate, shape)  # noqa: E731
+    draw = lambda key, shape: jax.random.bernoulli(key, jnp.float32(1.0 - rate), shape)  # noqa: E731
     keep = jax.vmap(lambda key: draw(key, x.shape[1:]))(key) if key.ndim else draw(key, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 

@@ -10,8 +10,8 @@ def position_waves(grid: tuple[int, int], width: int) -> Float[Array, "h w P"]:
     There are `width` functions, half of them along either axis, each of mean 0 and variance 1 over
     the grid.
     """
-    waves = jnp.pi * jnp.arange(1, width // 2 + 1)
-    rows, columns = ((jnp.arange(side) + 0.5) / side for side in grid)
+    waves = jnp.pi * jnp.arange(1, width // 2 + 1, dtype=jnp.float32)
+    rows, columns = ((jnp.arange(side, dtype=jnp.float32) + 0.5) / side for side in grid)
     y = jnp.cos(rows[:, None, None] * waves)
     x = jnp.cos(columns[None, :, None] * waves)
     shape = (*grid, width // 2)
