@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from av.stream import Disposition
+from fuzz_readers import clip as noise
+from fuzz_readers import write_gif, write_video
 from PIL import Image
 
-from benchmarks.fuzz_readers import clip as noise
-from benchmarks.fuzz_readers import write_gif, write_video
 from data import pictures, prepare
 from data.family import BadSample, Options
 from smoothsa_jax.errors import UserError
