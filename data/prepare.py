@@ -132,7 +132,10 @@ def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None
     parser.add_argument("--keep", default="", help="additional annotations, separated by commas")
     parser.add_argument("--skip-bad", action="store_true", help="skip unreadable samples")
     parser.add_argument(
-        "--max_pixels", type=int, default=Options.max_pixels, help="refuse larger pictures"
+        "--max_pixels",
+        type=int,
+        default=Options.max_pixels,
+        help="refuse pictures and frames of videos with more pixels",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
 

@@ -131,6 +131,23 @@ def test_coco_instances(coco, tmp_path, unpacked):
     assert list(samples(tmp_path / "out", "train")[1]["categories"]) == [0, 1]
 
 
+def test_coco_masks_lie_in_the_stored_pixels(coco, tmp_path):
+    """Whatever the orientation in EXIF; what is stored has none that another reader would apply."""
+    unpack(coco)
+    for orientation, path in zip((3, 6, 2), sorted((coco / "train2017").iterdir()), strict=True):
+        image = Image.open(path)
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(path, exif=exif)
+    prepare.prepare("coco_instances", str(coco), tmp_path / "out")
+    check_coco(tmp_path / "out", coco, lambda i: instance_labels(i, NO_SEGMENT, 2), 2)
+    source = tfds.builder_from_directory(tmp_path / "out").as_data_source(
+        split="train", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    for sample in source:
+        assert 0x0112 not in Image.open(io.BytesIO(sample["image"])).getexif()
+
+
 def test_coco_workers_change_no_byte(coco, tmp_path):
     arguments = ["coco", f"--source={coco}"]
     for workers in (1, 2):
