@@ -11,20 +11,21 @@ import numpy as np
 from data.archives import Files
 from data.family import BadSample, Options
 from data.features import NO_SEGMENT
-from data.pictures import frame, label_png
+from data.pictures import frame, label_png, open_picture
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.media import Picture
 
 PER_SHARD = 32  # clips; an interrupted preparation loses at most this many per worker
 MAX_BYTES = 1_900_000_000  # per sample; protocol buffers are limited to 2 GiB
 
 
 def labelled_frame(
-    data: bytes, segmentation: np.ndarray | None, where: str, options: Options
+    source: bytes | Picture, segmentation: np.ndarray | None, where: str, options: Options
 ) -> tuple[bytes, bytes, int, int]:
     """Encode a frame and its labels for storage; also return their height and width in pixels.
 
     Args:
-        data: the encoded frame.
+        source: the encoded frame, or the same decoded.
         segmentation: (H,W) uint8; None: no pixel is in a segment.
         where: the name of the frame in error messages.
         options: decide the size and compression.
@@ -32,7 +33,8 @@ def labelled_frame(
     Raises:
         BadSample: the frame is unreadable, or differs in size from its labels.
     """
-    picture, height, width = frame(data, where, dataclasses.replace(options, size=None))
+    source = open_picture(source, where, options)
+    picture, height, width = frame(source, where, dataclasses.replace(options, size=None))
     if segmentation is None:
         segmentation = np.full((height, width), NO_SEGMENT, np.uint8)
     if segmentation.shape != (height, width):
@@ -43,13 +45,13 @@ def labelled_frame(
         )
     maps = label_png(segmentation, options)
     if options.size is not None:
-        picture, height, width = frame(data, where, options)
+        picture, height, width = frame(source, where, options)
     return picture, maps, height, width
 
 
 def clip_example(
     name: str,
-    frames: Iterable[tuple[str, bytes]],
+    frames: Iterable[tuple[str, bytes | Picture]],
     segmentations: Iterable[np.ndarray] | None,
     options: Options,
 ) -> dict[str, Any]:
@@ -57,7 +59,8 @@ def clip_example(
 
     Args:
         name: the name of the clip.
-        frames: for each frame, its name for error messages and its encoded bytes.
+        frames: for each frame, its name for error messages and its encoded bytes, or the same
+            decoded.
         segmentations: a label map (H,W) uint8 for each frame; None: no pixel is in a segment.
         options: decide the size and compression.
 
@@ -69,8 +72,8 @@ def clip_example(
         pairs = zip(frames, itertools.repeat(None), strict=False)
     else:
         pairs = zip(frames, segmentations, strict=True)
-    for (where, data), segmentation in pairs:
-        picture, label_map, height, width = labelled_frame(data, segmentation, where, options)
+    for (where, source), segmentation in pairs:
+        picture, label_map, height, width = labelled_frame(source, segmentation, where, options)
         first = first or (height, width)
         if (height, width) != first:
             raise BadSample(

@@ -38,7 +38,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, hidden, is_junk
 from smoothsa_jax.inference.sources import IMAGES, VIDEOS, natural
 from smoothsa_jax.inference.videos import UnreadableVideo, read_video
-from smoothsa_jax.inputs.media import UNKNOWN
+from smoothsa_jax.inputs.media import UNKNOWN, Picture
 from smoothsa_jax.text import printable
 
 STILLS_PER_SHARD = 1000
@@ -301,13 +301,13 @@ class Folder(Family):
 
     def _pictures(
         self, entry: Entry, files: Files, label_files: Files
-    ) -> Iterator[tuple[str, bytes]]:
+    ) -> Iterator[tuple[str, bytes | Picture]]:
         """The picture files of a still or clip, turned as displayed or to fit their labels."""
         for file, label in zip(entry.files, entry.labels or itertools.repeat(None), strict=False):
-            where, data = f"{files.path}/{file}", read(files, file)
-            picture = open_picture(data, where, self.options)
+            where = f"{files.path}/{file}"
+            picture = open_picture(read(files, file), where, self.options)
             if picture.orientation in (1, UNKNOWN):
-                yield where, data
+                yield where, picture
                 continue
             if label is not None:
                 shape = self._labels(label_files, label).shape
@@ -315,7 +315,7 @@ class Folder(Family):
                     self.remark(AS_DISPLAYED, file)
                 elif shape == picture.shape:
                     self.remark(AS_STORED, file)
-                    yield where, data
+                    yield where, picture
                     continue
             yield where, displayed(picture, where)
 
@@ -485,8 +485,8 @@ def _entries(names: list[str], source: str, prefix: str, left_out: LeftOut) -> l
 
 
 def _as_many(
-    frames: Iterator[tuple[str, bytes]], entry: Entry, path: Path
-) -> Iterator[tuple[str, bytes]]:
+    frames: Iterator[tuple[str, bytes | Picture]], entry: Entry, path: Path
+) -> Iterator[tuple[str, bytes | Picture]]:
     """Yield the same frames; raise BadSample if there are more or fewer frames than labels."""
     count, found = len(entry.labels), 0
     for found, frame in enumerate(frames, 1):

@@ -12,7 +12,7 @@ from smoothsa_jax.inputs import media
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 
 
-def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
+def frame(source: bytes | media.Picture, where: str, options: Options) -> tuple[bytes, int, int]:
     """Encode a color picture for storage; also return its height and width in pixels.
 
     The pixels are the stored ones: EXIF orientation is ignored, because the masks of the official
@@ -26,9 +26,9 @@ def frame(data: bytes, where: str, options: Options) -> tuple[bytes, int, int]:
     Raises:
         BadSample: the picture is damaged, of another format, or larger than `options.max_pixels`.
     """
-    picture = open_picture(data, where, options)
+    picture = open_picture(source, where, options)
     if options.size is None and not options.uncompressed and picture.is_plain:
-        return data, *picture.shape
+        return picture.data, *picture.shape
     pixels = _converted(picture.stored, where)
     if options.size is not None:
         pixels = resize_pixels(pixels, shorter_side(pixels.shape[0], pixels.shape[1], options.size))
@@ -44,14 +44,16 @@ def displayed(picture: media.Picture, where: str) -> bytes:
     return png(_converted(picture.displayed, where))
 
 
-def open_picture(data: bytes, where: str, options: Options) -> media.Picture:
-    """Decode a picture.
+def open_picture(source: bytes | media.Picture, where: str, options: Options) -> media.Picture:
+    """Decode a picture, unless it is decoded already.
 
     Raises:
         BadSample: the picture is damaged, or larger than `options.max_pixels`.
     """
+    if isinstance(source, media.Picture):
+        return source
     try:
-        return media.opened(data, options.max_pixels)
+        return media.opened(source, options.max_pixels)
     except media.TooLarge as error:
         raise BadSample(
             f"{where} is too large: {error}; raise --max_pixels if you want this picture"

@@ -506,6 +506,22 @@ def test_frames_may_last_for_different_times(tmp_path, name):
     assert [length(frame) for frame in frames] == [*range(6)] and not missing
 
 
+@pytest.mark.parametrize("flags", ["dash", "frag_keyframe+empty_moov", "negative_cts_offsets", ""])
+def test_videos_in_fragments_and_those_that_start_late_are_complete(tmp_path, flags):
+    """Their headers have no count, or times that include what comes before the first frame."""
+    options = {"movflags": flags} if flags else {}
+    with av.open(str(tmp_path / "a.mp4"), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "4"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for t, pixels in enumerate(clip(10)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = t + 30
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames, missing = seen(tmp_path / "a.mp4")
+    assert [length(frame) for frame in frames] == [*range(10)] and not missing
+
+
 @pytest.mark.parametrize("count", [72_000, 3, 1, 0])
 def test_a_wrong_count_in_a_header_changes_nothing(tmp_path, count):
     (tmp_path / "in").mkdir()

@@ -106,12 +106,14 @@ class Picture:
     """A decoded picture file.
 
     Attributes:
+        data: the file's contents.
         image: its stored pixels.
         orientation: of EXIF, 1 to 8, or `UNKNOWN`.
         is_plain: it is a JPEG or PNG that every reader decodes alike: 8-bit RGB and upright, with
             neither transparency nor further frames.
     """
 
+    data: bytes
     image: Image.Image
     orientation: int
     is_plain: bool
@@ -153,7 +155,7 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
             if image.format == "TIFF" and orientation in METHODS:  # Pillow has turned it
                 back = {6: 8, 8: 6}.get(orientation, orientation)
                 image = image.transpose(METHODS[back])
-                return Picture(image, orientation, is_plain=False)
+                return Picture(data, image, orientation, is_plain=False)
             is_plain = (
                 image.format in ("JPEG", "PNG")
                 and image.mode == "RGB"
@@ -162,7 +164,7 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
                 and not is_deep
                 and not getattr(image, "is_animated", False)
             )
-            return Picture(image, orientation, is_plain)
+            return Picture(data, image, orientation, is_plain)
     except (Unreadable, FileNotFoundError):
         raise
     # Pillow raises many exceptions for truncated files and for files that are not pictures.
