@@ -100,8 +100,10 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     """Write one shard and its note."""
     skipped: list[str] = []
     frames: list[int] = []
+    names: list[str] = []
     _family.sources_read.clear()
-    num_examples, num_bytes, sha256 = write_shard(out / file, _records(job, skipped, frames))
+    records = _records(job, skipped, frames, names)
+    num_examples, num_bytes, sha256 = write_shard(out / file, records)
     note = {
         "file": file,
         "job": digest_of(job),
@@ -112,14 +114,19 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         "frames": frames,
         "skipped": skipped,
         "sources": [dataclasses.astuple(source) for source in _family.sources_read],
+        # Elsewhere, planning has checked that they are unique.
+        "names": names if job.num_items is None else [],
     }
     with atomic_file(out / UNFINISHED / f"{file}.json") as path:
         path.write_text(json.dumps(note))
     return note
 
 
-def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]:
-    """Yield the records of a shard; note skipped samples and the number of frames of each clip."""
+def _records(job: Job, skipped: list[str], frames: list[int], names: list[str]) -> Iterable[bytes]:
+    """Yield the records of a shard.
+
+    Note skipped samples, the number of frames of each clip, and the samples' names.
+    """
     for item in _family.items(job):
         try:
             example = _family.example(item)
@@ -129,6 +136,7 @@ def _records(job: Job, skipped: list[str], frames: list[int]) -> Iterable[bytes]
                 raise
             skipped.append(str(error))
             continue
+        names.append(example["metadata"]["name"])
         if "video" in example:
             frames.append(len(example["video"]))
         yield record
