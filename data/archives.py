@@ -14,7 +14,7 @@ from typing import IO
 
 from data.family import BadSample
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inference.listing import LeftOut, all_files
+from smoothsa_jax.inference.listing import LeftOut, all_files, hidden, is_junk
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 GZIP = b"\x1f\x8b"  # how a compressed file begins
@@ -198,7 +198,8 @@ class Files:
         everything = {*folders, *self._members}
         filled = {str(parent) for name in everything for parent in PurePosixPath(name).parents}
         for name in sorted(folders - filled):
-            self.left_out.add("empty folders", name)
+            if not hidden(name) and not is_junk(name):
+                self.left_out.add("empty folders", name)
 
     def _check_end(self) -> None:
         """Raise ReadError if the blocks of zeros at the end of an uncompressed tar are missing.

@@ -646,13 +646,16 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys, kind):
         "old.zip": b"",
         "labels/README": b"",
         ".hidden.png": STILL["a.png"],
+        ".git/hooks/x": b"",
         "Thumbs.db": b"",
     }
     source = as_source(kind, tmp_path, contents)
+    if kind == "folder":
+        (source / ".git" / "empty").mkdir()
     prepare.prepare("folder", str(source), tmp_path / "out")
     lines = capsys.readouterr().out.replace("mydata/", "").splitlines()
     assert lines[:5] == [
-        "left out: hidden names (1): .hidden.png",
+        "left out: hidden names (2): .git, .hidden.png",
         "left out: files of the labels that are not .png (1): labels/README",
         "left out: label pictures without a sample (1): labels/c.png",
         "left out: archives inside, to be unpacked (1): old.zip",

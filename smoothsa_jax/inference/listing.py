@@ -129,10 +129,15 @@ def leads_back(target: str, way: tuple[str, ...]) -> bool:
 
 
 def all_files(folder: Path, left_out: LeftOut) -> list[str]:
-    """The names of all files below a folder, relative to it, in no order."""
+    """The names of all files below a folder, relative to it, in no order.
+
+    Nothing is said of what hidden folders hold.
+    """
     found, waiting = [], [Folder.begin(folder)]
     while waiting:
-        files, folders = waiting.pop().contents(left_out)
+        inner = waiting.pop()
+        is_silent = hidden(inner.name) or is_junk(inner.name)
+        files, folders = inner.contents(LeftOut() if is_silent else left_out)
         found += files
         waiting += folders
     return found
