@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 import stat
 import struct
 import tarfile
@@ -9,14 +10,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from data.family import BadSample
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inference.listing import LeftOut, all_files
+from smoothsa_jax.inference.listing import LeftOut, all_files, hidden, is_junk
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError)
+CHUNK = 1 << 22
 Member = zipfile.ZipInfo | tarfile.TarInfo
 
 
@@ -106,6 +109,29 @@ class Files:
             raise self._damaged(name, f"it ends after {len(data)} of {member.size} bytes")
         return data
 
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a file that need not fit into memory.
+
+        Raises:
+            UserError: the file is damaged, or cannot be written.
+        """
+        try:
+            with self._stream(name) as stream, open(target, "wb") as file:
+                shutil.copyfileobj(stream, file, CHUNK)
+        except (*DAMAGE, RuntimeError) as error:
+            raise UserError(
+                f"{self.path}: {name} cannot be copied to {target.parent}: {error}; download it "
+                "again, unless the disk is full"
+            ) from error
+
+    def _stream(self, name: str) -> IO[bytes]:
+        if self.path.is_dir():
+            return open(self.path / name, "rb")
+        member = self._open()[name]
+        if isinstance(self._archive, zipfile.ZipFile):
+            return self._archive.open(member)
+        return self._archive.extractfile(member)
+
     def in_order(self) -> Iterator[tuple[str, bytes]]:
         """Yield each file's name and contents in stored order.
 
@@ -172,7 +198,8 @@ class Files:
         everything = {*folders, *self._members}
         filled = {str(parent) for name in everything for parent in PurePosixPath(name).parents}
         for name in sorted(folders - filled):
-            self.left_out.add("empty folders", name)
+            if not hidden(name) and not is_junk(name):
+                self.left_out.add("empty folders", name)
 
     def _check_end(self) -> None:
         """Raise ReadError if the blocks of zeros at the end of an uncompressed tar are missing.

@@ -3,8 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from data import rle
-from data.archives import DAMAGE
+from data.archives import Files
 from data.big_json import box_of, category_names, entries, is_id, is_whole, short, sizes_of
 from data.family import SPLITS, BadSample, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, column, still_features
 from data.pictures import colours
-from data.shards import CHUNK
 from data.stills import PER_SHARD, Place, Stills, check_number, some
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
@@ -289,9 +286,10 @@ class Coco(Stills):
             return place
         inner = annotations.name(f"{name}.zip")
         unpacked = annotations.name(f"{name}")
-        if inner in self.files(annotations.path):
-            return Place(copy_out(annotations.path, inner, self.staging / f"{name}.zip"), name)
-        if any(file.startswith(f"{unpacked}/") for file in self.files(annotations.path).names()):
+        archive = self.files(annotations.path)
+        if inner in archive:
+            return Place(_copy_out(archive, inner, self.staging / f"{name}.zip"), name)
+        if any(file.startswith(f"{unpacked}/") for file in archive.names()):
             return Place(annotations.path, unpacked)
         raise UserError(f"{annotations.path} has no {inner} with the label maps; download it again")
 
@@ -448,25 +446,18 @@ def _map_places(annotations: Path, stem: str) -> list[Place]:
     ]
 
 
-def copy_out(archive: Path, inner: str, target: Path) -> Path:
-    """Copy a file of a zip to `target`; other processes that need it wait for the first one.
+def _copy_out(archive: Files, inner: str, target: Path) -> Path:
+    """Copy a file of an archive to `target`; other processes that need it wait for the first one.
 
     Raises:
         UserError: the archive is damaged, or the disk is full.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target.with_name(f".{target.name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
-                with atomic_file(target) as partial, open(partial, "wb") as file:
-                    with zipfile.ZipFile(archive) as outer, outer.open(inner) as stream:
-                        shutil.copyfileobj(stream, file, CHUNK)
-    except DAMAGE as error:
-        raise UserError(
-            f"{archive}: {inner} cannot be copied to {target.parent}: {error}; download it again, "
-            "unless the disk is full"
-        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with atomic_file(target) as partial:
+                archive.copy(inner, partial)
     return target
 
 

@@ -20,6 +20,7 @@ from data.shards import read_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
+from smoothsa_jax.text import printable
 
 FORMAT = 1  # of prepared folders; any other number is refused
 UNFINISHED = ".unfinished"  # notes on finished shards, until the folder is complete
@@ -32,8 +33,13 @@ def only_one(out: Path) -> Iterator[None]:
     """Lock this folder so that no other process prepares it.
 
     Raises:
-        UserError: another process is preparing the folder, or it is not writable.
+        UserError: another process is preparing the folder, or it cannot be written.
     """
+    if printable(str(out)) != str(out):
+        raise UserError(
+            f"--out={out} has a byte that is no UTF-8, and ArrayRecord needs a name in UTF-8; use "
+            "another folder"
+        )
     try:
         (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
         handle = open(out / ".lock", "a+")  # noqa: SIM115, closed below
@@ -184,7 +190,7 @@ def _compare(there: dict[str, Any], settings: dict[str, Any], out: Path) -> None
             )
         again = "use another folder"
         if key == "options.extra":
-            was, now = dict(found), dict(value)
+            was, now = dict(found or ()), dict(value or ())
             name = next(k for k in sorted({*was, *now}) if was.get(k) != now.get(k))
             key, found, value = f"--{name}", was.get(name), now.get(name)
             if found is not None:

@@ -43,7 +43,8 @@ from smoothsa_jax.text import printable
 
 STILLS_PER_SHARD = 1000
 HELD_OUT = 0.1
-# Names that other programs give to splits.
+# Names that other programs give to labels and splits.
+LIKE_LABELS = ("labels", "label", "masks", "mask", "annotations", "segmentations")
 LIKE_SPLITS = ("training", "val", "valid", "dev", "eval", "testing")
 AS_STORED = (
     "taken as stored, not turned as the EXIF orientation says, because the labels have the shape "
@@ -416,12 +417,18 @@ def _told_of_holdout(count: int, total: int, part: float) -> str:
 def _doubts(by_split: dict[str, list[str]], files: Files) -> list[str]:
     """Lines on names that may mean something else."""
     found = []
-    for folder in sorted({name.split("/")[0] for name in by_split.get("", ()) if "/" in name}):
-        if _is_like_a_split(folder):
-            found.append(
-                f"the folder {printable(folder)} is read as clips, not as a split; if it is a "
-                f"split, rename it to one of {', '.join(SPLITS)}"
-            )
+    for split, mine in by_split.items():
+        for folder in sorted({name.split("/")[0] for name in mine if "/" in name}):
+            told = f"the folder {printable(f'{split}/{folder}'.lstrip('/'))} is read as clips, not"
+            if not split and _is_like_a_split(folder):
+                found.append(
+                    f"{told} as a split; if it is a split, rename it to one of {', '.join(SPLITS)}"
+                )
+            elif folder.lower() in LIKE_LABELS:
+                found.append(
+                    f"{told} as labels; labels/ of --source holds labels, or another folder with "
+                    "--labels"
+                )
     names = [name for mine in by_split.values() for name in mine if "\\" in name]
     if names and files.path.is_dir():
         found.append(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.family import SPLITS, Plan, Source
+from data.family import SPLITS, Plan, Source, refuse_twice
 from data.shards import Shard, read_json, sha256_of, size_of, write_description
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
@@ -40,6 +40,9 @@ def write_manifest(
         plan: the plan of this preparation.
         notes: what is known of each shard of this preparation, by file.
         before: the manifest of an earlier preparation of other splits, which are kept.
+
+    Raises:
+        UserError: a sample is there twice.
     """
     splits = dict(before["splits"]) if before else {}
     metadata = dict(before["metadata"]) if before else {}
@@ -50,11 +53,18 @@ def write_manifest(
     sources = [tuple(source.values()) for source in before["sources"]] if before else []
     for split in plan_splits(plan):
         mine = {file: note for file, note in notes.items() if file.startswith(f"{name}-{split}.")}
+        names = [name for note in mine.values() for name in note.get("names", ())]
+        refuse_twice(
+            names,
+            f"{split} of {out}",
+            "samples",
+            "take the archive that repeats them away, and prepare into another folder",
+        )
         splits[split] = {
             "num_examples": sum(note["num_examples"] for note in mine.values()),
             "skipped": [line for note in mine.values() for line in note["skipped"]],
             "shards": [
-                {key: value for key, value in note.items() if key != "sources"}
+                {key: value for key, value in note.items() if key not in ("sources", "names")}
                 for note in mine.values()
             ],
         }

@@ -100,9 +100,10 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     """Write one shard and its note."""
     skipped: list[str] = []
     frames: list[int] = []
+    names: list[str] = []
     remarks: dict[str, list[str]] = {}
     _family.sources_read.clear()
-    records = _records(job, skipped, frames, remarks)
+    records = _records(job, skipped, frames, names, remarks)
     num_examples, num_bytes, sha256 = write_shard(out / file, records)
     note = {
         "file": file,
@@ -115,6 +116,8 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         "skipped": skipped,
         "remarks": {text: [len(files), files[0]] for text, files in remarks.items()},
         "sources": [dataclasses.astuple(source) for source in _family.sources_read],
+        # Elsewhere, planning has checked that they are unique.
+        "names": names if job.num_items is None else [],
     }
     with atomic_file(out / UNFINISHED / f"{file}.json") as path:
         path.write_text(json.dumps(note))
@@ -122,11 +125,16 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
 
 
 def _records(
-    job: Job, skipped: list[str], frames: list[int], remarks: dict[str, list[str]]
+    job: Job,
+    skipped: list[str],
+    frames: list[int],
+    names: list[str],
+    remarks: dict[str, list[str]],
 ) -> Iterable[bytes]:
     """Yield the records of a shard.
 
-    Note skipped samples, the number of frames of each clip, and the files that need each remark.
+    Note skipped samples, the number of frames of each clip, the samples' names, and the files that
+    need each remark.
     """
     for item in _family.items(job):
         _family.remarks.clear()
@@ -138,6 +146,7 @@ def _records(
                 raise
             skipped.append(str(error))
             continue
+        names.append(example["metadata"]["name"])
         if "video" in example:
             frames.append(len(example["video"]))
         for text, file in _family.remarks:

@@ -197,6 +197,7 @@ def test_links_in_folders_are_followed_but_not_in_circles(tmp_path):
     (inside / "linked").symlink_to(outside / "a")
     (inside / "three2.txt").symlink_to(inside / "three.txt")
     (inside / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (inside / "circle").symlink_to(inside / "circle")
     (inside / "a" / "up").symlink_to(tmp_path)
     (outside / "a" / "back").symlink_to(inside / "a")
     (inside / "a" / "b" / "again").symlink_to(outside / "a")
@@ -207,7 +208,7 @@ def test_links_in_folders_are_followed_but_not_in_circles(tmp_path):
     assert files.read("linked/one.txt") == CONTENTS["a/one.txt"]
     assert files.left_out.lines() == [
         "followed: links to folders (3): linked, linked/back, ...",
-        "left out: links that lead nowhere (1): gone.txt",
+        "left out: links that lead nowhere (2): circle, gone.txt",
         "left out: links to a folder above them (4): linked/back/up, linked/back/b/again, ...",
     ]
     assert "../out/a/one.txt" not in files and str(outside / "a/one.txt") not in files

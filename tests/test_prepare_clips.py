@@ -646,13 +646,16 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys, kind):
         "old.zip": b"",
         "labels/README": b"",
         ".hidden.png": STILL["a.png"],
+        ".git/hooks/x": b"",
         "Thumbs.db": b"",
     }
     source = as_source(kind, tmp_path, contents)
+    if kind == "folder":
+        (source / ".git" / "empty").mkdir()
     prepare.prepare("folder", str(source), tmp_path / "out")
     lines = capsys.readouterr().out.replace("mydata/", "").splitlines()
     assert lines[:5] == [
-        "left out: hidden names (1): .hidden.png",
+        "left out: hidden names (2): .git, .hidden.png",
         "left out: files of the labels that are not .png (1): labels/README",
         "left out: label pictures without a sample (1): labels/c.png",
         "left out: archives inside, to be unpacked (1): old.zip",
@@ -685,11 +688,13 @@ def test_folders_that_are_links_are_read(tmp_path, capsys):
 
 def test_names_that_may_mean_something_else_are_said(tmp_path, capsys):
     contents = {f"Val/clip/{t}.png": data for t, data in enumerate(CLIP.values())}
+    contents |= {f"masks/{t}.png": data for t, data in enumerate(CLIP.values())}
     source = write(tmp_path / "in", {**contents, **CLIP, "a\\1.png": STILL["a.png"]})
     (source / "a\\1.png").rename(source / "c" / "a\\2.png")
     prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
     text = capsys.readouterr().out
     assert "the folder Val is read as clips, not as a split; if it is a split, rename" in text
+    assert "the folder masks is read as clips, not as labels; labels/ of --source holds" in text
     assert "1 names have a backslash, such as c/a\\2.png" in text
     (tmp_path / "stills" / "Train").mkdir(parents=True)
     write(tmp_path / "stills", {"Train/x.png": STILL["a.png"]})
@@ -721,6 +726,8 @@ def test_names_that_are_not_utf_8_are_read(tmp_path, capsys):
     assert [s["name"] for s in read(tmp_path / "out", "train")] == ["a", "b\\xe4r"]
     prepare.prepare("folder", str(source), tmp_path / "out", options=ALL_IN_TRAIN)
     assert "is prepared already" in capsys.readouterr().out
+    text = refuses("folder", source, tmp_path / os.fsdecode(b"\xe4"))
+    assert "ArrayRecord needs a name in UTF-8" in text
     write(source, {"b\\xe4r.jpg": STILL["a.png"]})
     assert "both named b\\xe4r" in refuses("folder", source, tmp_path / "out2")
 

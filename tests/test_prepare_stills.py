@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,29 @@ def test_coco_masks_lie_in_the_stored_pixels(coco, tmp_path):
     )
     for sample in source:
         assert 0x0112 not in Image.open(io.BytesIO(sample["image"])).getexif()
+
+
+def test_coco_zips_of_windows(tmp_path):
+    """Backslashes divide folders in them, also in the zip inside."""
+    archives = coco_contents()
+    inside = archives["panoptic_annotations_trainval2017.zip"]
+    inside |= {name: backslashes(data) for name, data in inside.items() if name.endswith("zip")}
+    source = coco_source(tmp_path / "coco", archives)
+    for path in source.iterdir():
+        path.write_bytes(backslashes(path.read_bytes()))
+    prepare.prepare("coco", str(source), tmp_path / "out")
+    check_coco(tmp_path / "out", source, lambda index: panoptic_labels(crowd=NO_SEGMENT), 2)
+
+
+def backslashes(data: bytes) -> bytes:
+    """The same zip, with names as some tools for Windows write them."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            member = zipfile.ZipInfo("x")
+            member.filename = name.replace("/", "\\")
+            new.writestr(member, old.read(name))
+    return changed.getvalue()
 
 
 def test_coco_workers_change_no_byte(coco, tmp_path):
@@ -587,6 +611,8 @@ def test_clevrtex_scenes_twice(tmp_path):
     assert f"clevrtex_full/1/{name}" in text and "one scene twice" in text
     text = refuses("clevrtex", made("c", repeat), limit=60, extra=(("holdout", 0.0),))
     assert f"part2.tar.gz has the scene {name} a second time" in text
+    text = refuses("clevrtex", made("e", repeat), extra=(("holdout", 0.0),))
+    assert f"has samples more than once: {name}; expected each once: take the archive" in text
     source = made("d", lambda parts: None)
     (source / "clevrtex_full_part3.tar.gz").write_bytes(
         (source / "clevrtex_full_part1.tar.gz").read_bytes()

@@ -94,14 +94,18 @@ class Folder(NamedTuple):
         for entry in entries:
             name = f"{self.name}/{entry.name}" if self.name else entry.name
             is_empty = is_empty and is_junk(name)
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # links in a circle
+                is_folder = is_file = False
+            if is_folder:
                 if (way := self._way_to(entry)) is None:
                     left_out.add("links to a folder above them", name)
                     continue
                 folders.append(Folder(self.path / entry.name, name, way))
                 if entry.is_symlink():
                     left_out.follow(name)
-            elif entry.is_file():
+            elif is_file:
                 files.append(name)
             elif entry.is_symlink():
                 left_out.add("links that lead nowhere", name)
@@ -125,10 +129,15 @@ def leads_back(target: str, way: tuple[str, ...]) -> bool:
 
 
 def all_files(folder: Path, left_out: LeftOut) -> list[str]:
-    """The names of all files below a folder, relative to it, in no order."""
+    """The names of all files below a folder, relative to it, in no order.
+
+    Nothing is said of what hidden folders hold.
+    """
     found, waiting = [], [Folder.begin(folder)]
     while waiting:
-        files, folders = waiting.pop().contents(left_out)
+        inner = waiting.pop()
+        is_silent = hidden(inner.name) or is_junk(inner.name)
+        files, folders = inner.contents(LeftOut() if is_silent else left_out)
         found += files
         waiting += folders
     return found
