@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -258,6 +259,25 @@ def test_a_command_without_a_home_folder(tmp_path):
     result = shell(command, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: nothing to restore")
+
+
+def test_a_cache_on_a_full_disk_keeps_what_is_whole(tmp_path, capfd):
+    whole, cut = tmp_path / "whole-cache", tmp_path / "cut-cache"
+    reason = "for 'jit_step': OSError: [Errno 28] No space left on device"
+    with warnings.catch_warnings():
+        runtime.drop_unfinished_entries(tmp_path)
+        for _ in range(2):
+            for file, age in ((whole, 100), (cut, 0)):
+                file.touch()
+                os.utime(file, times=(file.stat().st_atime, file.stat().st_mtime - age))
+            warnings.warn(f"{runtime.NOT_CACHED} {reason}", stacklevel=1)
+            assert whole.exists() and not cut.exists()
+        warnings.warn(f"{runtime.NOT_CACHED} {reason}", stacklevel=1)
+        assert whole.exists()
+    assert capfd.readouterr().err == (
+        f"warning: compiled programs cannot be kept in {tmp_path} (No space left on device); later "
+        "starts compile again\n"
+    )
 
 
 def test_importing_the_old_place_of_runtime_stays_cheap():
