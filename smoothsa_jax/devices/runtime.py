@@ -1,11 +1,15 @@
 """The environment of a run: the compilation cache, a description of the machine, library logs."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
 import os
 import platform
 import shutil
+import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 from smoothsa_jax.errors import UserError
 
 CACHE_VARIABLE = "SMOOTHSA_JAX_CACHE"
+NOT_CACHED = "Error writing persistent compilation cache entry"  # so JAX's warning begins
 
 
 def start(say: Callable[[str], None]) -> None:
@@ -57,13 +62,15 @@ def find_devices(say: Callable[[str], None]) -> list[jax.Device]:
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that it found one
-        asked = jax.config.jax_platforms or jax.config.jax_platform_name
+        by_name = jax.config.jax_platform_name  # the older of the two variables
+        variable = "JAX_PLATFORM_NAME" if by_name else "JAX_PLATFORMS"
+        asked = by_name or jax.config.jax_platforms
         told = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         reason = "; ".join(filter(None, [*failures, told])) or "no such device was found"
-        choice = f"JAX_PLATFORMS={asked} is set" if asked else "JAX finds no device"
+        choice = f"{variable}={asked} is set" if asked else "JAX finds no device"
         raise UserError(
             f"{choice}, and JAX cannot start it: {reason}; "
-            "unset JAX_PLATFORMS to use what there is, or set JAX_PLATFORMS=cpu"
+            f"unset {variable} to use what there is, or set {variable}=cpu"
         ) from error
     finally:
         logger.removeFilter(is_kept)
@@ -100,7 +107,35 @@ def use_compilation_cache() -> Path | None:
     # Cache small programs too: about forty of them make the initial values, ten seconds in total.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    drop_unfinished_entries(folder)
     return folder
+
+
+def drop_unfinished_entries(folder: Path) -> None:
+    """Remove what JAX leaves in its cache of a program that it cannot write, as on a full disk.
+
+    Otherwise JAX fails to read it, and compiles again, in every later start. The first such program
+    is reported in one line.
+    """
+    show, told = warnings.showwarning, False
+
+    def show_others(message, *details, **options) -> None:
+        nonlocal told
+        if not str(message).startswith(NOT_CACHED):
+            show(message, *details, **options)
+            return
+        with contextlib.suppress(OSError, ValueError):  # another process may have removed it
+            newest = max(folder.glob("*-cache"), key=lambda file: file.stat().st_mtime)
+            if time.time() - newest.stat().st_mtime < 10:
+                newest.unlink()
+        if not told:
+            reason = str(message).rpartition("] ")[2]
+            text = f"warning: compiled programs cannot be kept in {folder} ({reason}); "
+            print(f"{text}later starts compile again", file=sys.stderr, flush=True)
+        told = True
+
+    warnings.filterwarnings("always", NOT_CACHED)
+    warnings.showwarning = show_others
 
 
 def _cpu_kind() -> str:

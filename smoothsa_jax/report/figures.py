@@ -24,12 +24,22 @@ ROWS = {COLD: "without the warmer", WARM: "with the warmer"}
 
 
 def check_matplotlib() -> None:
-    """Raise UserError if matplotlib is missing; called before anything is computed."""
+    """Import matplotlib, before anything is computed.
+
+    Raises:
+        UserError: it is missing, or it refuses its settings.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError(
             "a report needs matplotlib, which is not installed: pip install 'smoothsa_jax[report]'"
+        ) from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 120 else f"{reason[:120]}..."
+        raise UserError(
+            f"matplotlib refuses its settings: {reason}; correct or unset MPLBACKEND"
         ) from error
 
 
