@@ -2,6 +2,7 @@
 
     mydata/0001.jpg, mydata/cat.png ...                            stills, named after their files
     mydata/run.mp4, mydata/walk.gif, mydata/swim/frame_0001.jpg    clips, named after file or folder
+    mydata/2024/IMG_01.jpg, mydata/2025/beach.jpg ...              stills, with --folders=pictures
 
 Labels are gray or palette pictures of integers, 0 = background: `labels/cat.png` for stills and,
 for clips, `labels/run/*.png`, one for each frame. Subfolders `train`, `validation` and `test` are
@@ -17,6 +18,7 @@ shape of the labels and the stored pixels do, these are taken. Videos are read a
 them.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -42,6 +44,7 @@ from smoothsa_jax.inputs.media import UNKNOWN, Picture
 from smoothsa_jax.text import printable
 
 STILLS_PER_SHARD = 1000
+FOLDERS = ("video", "pictures")
 HELD_OUT = 0.1
 # Names that other programs give to labels and splits.
 LIKE_LABELS = ("labels", "label", "masks", "mask", "annotations", "segmentations")
@@ -89,6 +92,13 @@ class Folder(Family):
             help=f"part of the samples for validation, by name; default {HELD_OUT}, or none if "
             "there are sub-folders for splits; 0 keeps all for train",
         )
+        parser.add_argument(
+            "--folders",
+            choices=FOLDERS,
+            default=argparse.SUPPRESS,  # folders prepared without this option stay valid
+            help="how to treat pictures in subfolders: as the frames of a video (the default), or "
+            "each by itself",
+        )
         parser.add_argument("--void", type=int, help="the label of pixels that are in no segment")
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
@@ -106,7 +116,8 @@ class Folder(Family):
         entries: dict[str, list[Entry]] = {}
         for split, mine in by_split.items():
             prefix = f"{split}/" if split else ""
-            found = _entries(mine, self.source, prefix, left_out)
+            alone = self.options.get("folders") == "pictures"
+            found = _entries(mine, self.source, prefix, left_out, alone)
             if not found:
                 continue
             there_too = {n.removeprefix(prefix) for n in label_names if n.startswith(prefix)}
@@ -446,8 +457,18 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith((*IMAGES, *VIDEOS))
 
 
-def _entries(names: list[str], source: str, prefix: str, left_out: LeftOut) -> list[Entry]:
-    """The samples, in natural order of their names; `prefix` is that of the names in the source."""
+def _entries(
+    names: list[str], source: str, prefix: str, left_out: LeftOut, alone: bool
+) -> list[Entry]:
+    """The samples, in natural order of their names.
+
+    Args:
+        names: file names, relative to the split.
+        source: the source, for error messages.
+        prefix: that of the names in the source.
+        left_out: collects what is left out.
+        alone: whether pictures in subfolders are stills, and not the frames of clips.
+    """
     entries: dict[str, Entry] = {}
     folders: dict[str, list[str]] = {}
 
@@ -464,10 +485,10 @@ def _entries(names: list[str], source: str, prefix: str, left_out: LeftOut) -> l
         if name.lower().endswith(VIDEOS):
             add(Entry(printable(str(path.with_suffix(""))), "video", (name,), None))
         elif name.lower().endswith(IMAGES):
-            if "/" in name:
+            if "/" in name and not alone:
                 folders.setdefault(str(path.parent), []).append(name)
             else:
-                add(Entry(printable(path.stem), "still", (name,), None))
+                add(Entry(printable(str(path.with_suffix(""))), "still", (name,), None))
         else:
             left_out.add_file(prefix + name)
     for folder, frames in folders.items():
@@ -476,7 +497,7 @@ def _entries(names: list[str], source: str, prefix: str, left_out: LeftOut) -> l
                 is_split = not prefix and _is_like_a_split(folder.split("/")[0])
                 raise UserError(
                     f"--source={source} has {name}, expected a number at its end: a sub-folder is "
-                    "a clip of numbered frames; put stills into the folder itself"
+                    "a clip of numbered frames; for pictures, give --folders=pictures"
                     + f", or rename a split to one of {', '.join(SPLITS)}"
                     * is_split
                 )

@@ -635,6 +635,27 @@ def test_a_folder_prepared_before_the_default_holdout(tmp_path, capsys):
         assert prepare.main([*command, "--holdout=0"]) == 0
 
 
+def test_pictures_in_sub_folders_are_frames_or_stills(tmp_path):
+    contents = {
+        "beach.png": encoded(picture(0), "PNG"),
+        "2024/IMG_1.png": encoded(picture(1), "PNG"),
+        "2024/sunset.png": encoded(picture(2), "PNG"),
+        "labels/2024/IMG_1.png": encoded(drawn_labels(1), "PNG"),
+        "labels/2024/sunset.png": encoded(drawn_labels(2), "PNG"),
+        "labels/beach.png": encoded(drawn_labels(0), "PNG"),
+    }
+    arguments = ["folder", f"--source={write(tmp_path / 'in', contents)}", "--workers=1"]
+    arguments += [f"--out={tmp_path / 'out'}", "--holdout=0"]
+    assert prepare.main(arguments) == 2
+    assert prepare.main([*arguments, "--folders=pictures"]) == 0
+    samples = read(tmp_path / "out", "train")
+    names = [sample["metadata"]["name"].decode() for sample in samples]
+    assert names == ["2024/IMG_1", "2024/sunset", "beach"]
+    for sample, i in zip(samples, (1, 2, 0), strict=True):
+        assert np.array_equal(sample["image"], picture(i))
+        assert np.array_equal(sample["segmentation"][..., 0], drawn_labels(i))
+
+
 @pytest.mark.parametrize("kind", KINDS_OF_SOURCE)
 def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys, kind):
     contents = {
