@@ -14,7 +14,7 @@ model, or the name of a bundled model.
     --input=PATH|GLOB|FOLDER    pictures, videos (mp4, webm, gif, ...), folders of frames
     --output=DIR                gets a folder of results for each input; finished ones are skipped
     --overwrite                 replaces finished results
-    --folders=video|pictures    what folders of pictures are; default: evenly numbered ones are
+    --folders=video|pictures    how to treat folders of pictures; default: evenly numbered ones are
                                 videos
     --boxes=FILE.json           for models that start from boxes:
                                 {"clip.mp4": [[left, top, right, bottom], ...], ...}
@@ -29,7 +29,7 @@ host, with a workdir that all of them share.
     --coordinator=HOST:PORT --num_processes=N --process_id=I
                                 names them instead; a free port on the host of process 0
     --heartbeat_timeout_seconds=100
-                                after so long a silent process counts as dead, and the others end
+                                a process silent for this long counts as dead, and the others exit
 
 The same command resumes a run that was stopped or killed. Exit status: 0 done; 2 an error that you
 can fix, described in one line; 130 stopped by Ctrl-C and 143 by SIGTERM, after saving; 3 or 134
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
         if given[name].present:
             raise UserError(f"--{name} belongs to --mode=predict; leave it out, or add that")
     names_config = any(name == "config" for name, _ in for_config)
-    # A mistyped override is told at once; JAX takes a second to import.
+    # Report a mistyped override immediately; importing JAX takes a second.
     needs_config = given.mode == "train" or names_config or given.workdir is None
     config = config_from_command_line(for_config, DEFAULT_CONFIG) if needs_config else None
     folder = Path("runs") / config.name if given.workdir is None else Path(given.workdir)
@@ -183,7 +183,7 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
 
 
 def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
-    """Refuse flags of several processes where they mean nothing."""
+    """Refuse flags of several processes in modes that take one process."""
     if connected and given.mode in ("predict", "report"):
         raise UserError(
             f"--mode={given.mode} takes one process; leave --distributed and --coordinator out"
@@ -209,7 +209,7 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("num_slots", None, "of Gaussian queries", lower_bound=1, **here)
     flags.DEFINE_integer("seed", 0, "of queries", lower_bound=0, upper_bound=2**32 - 1, **here)
     flags.DEFINE_string("shot_cuts", None, "threshold", **here)
-    flags.DEFINE_bool("overwrite", False, "make finished outputs anew", **here)
+    flags.DEFINE_bool("overwrite", False, "replace finished outputs", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)

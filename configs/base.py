@@ -129,7 +129,7 @@ class DataSet:
         num_slots, num_steps, batch_size: of a training run.
         encoder: the config's `model.encoder`.
         encoder_source: where its frozen weights come from; "random" for an encoder without any.
-        num_classes: of the objects, for recognition; None where it makes no sense.
+        num_classes: of the objects, for recognition; None: no recognition.
         settings: other keys of the config that this data set changes, nested.
         small: for embedded data, what makes any system small, in four groups: `model` (keys of the
             model itself), `parts` (settings by the part's name; settings with another `name`
@@ -313,7 +313,7 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
             _function(chosen, kind)(config, data)
     if "smooth" in chosen:
         if config.model.initializer.name == "warmed":
-            raise UserError(f"{system.TITLE} has what 'smooth' adds already; leave that word out")
+            raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
         systems()[DEFAULT_SYSTEM].smooth(config)
         config.title += ", smooth"
     config.update(data.settings)
@@ -380,7 +380,7 @@ def _function(chosen: Mapping[str, str], kind: str) -> Callable[..., None]:
     if word not in words or words[word][0] != kind:
         owners = [n for n, m in systems().items() if word in getattr(m, "WORDS", {})]
         raise UserError(
-            f"{word!r} is no word of {system}, but of {', '.join(owners)}; write {owners[0]},{word}"
+            f"{word!r} is a word of {', '.join(owners)}, not of {system}; write {owners[0]},{word}"
         )
     return words[word][1]
 

@@ -222,7 +222,7 @@ def test_the_command_line(tmp_path, capsys):
     other = write(tmp_path / "y" / "train.lmdb", [clevrtex(maps(3)[0]) for _ in range(5)])
     write(other / "val.lmdb", [clevrtex(maps(2)[0])])
     assert prepare.main([*arguments[:3], f"--source={other}", arguments[4], "--limit=3"]) == 2
-    assert "was made of other samples than --source" in capsys.readouterr().err
+    assert "was made from other samples than --source" in capsys.readouterr().err
     # The name may stand anywhere.
     late = ["--from", "lmdb", "--source", str(source), "clevrtex", "--out", str(tmp_path / "late")]
     assert prepare.main([*late, "--workers=1"]) == 0

@@ -249,7 +249,7 @@ def test_a_device_that_is_out_of_memory(tmp_path, capfd, monkeypatch):
     fake_training.use(monkeypatch)
     again = ("--config.train.batch_size=4", "--config.train.accumulate=2")
     assert train_fake(tmp_path, *again) == 0
-    assert "going on from step 3 of 9" in capfd.readouterr().err
+    assert "resuming from step 3 of 9" in capfd.readouterr().err
 
 
 def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatch):
@@ -268,7 +268,7 @@ def test_out_of_memory_in_a_validation_loses_nothing(tmp_path, capfd, monkeypatc
     assert "run the same command with --config.eval.batch_size=1, or more devices" in text
     assert text.endswith(f"the last good checkpoint is {tmp_path / FOLDER / '3'}")
     assert train_fake(tmp_path, *best, "--config.eval.batch_size=1") == 0
-    assert "going on from step 3 of 9" in capfd.readouterr().err
+    assert "resuming from step 3 of 9" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, capfd, monkeypatch):
     assert restore_latest(tmp_path, warn=pytest.fail).step == 6
     # With space again, the same command resumes.
     assert train_fake(tmp_path) == 0
-    assert "going on from step 6 of 9" in capfd.readouterr().err
+    assert "resuming from step 6 of 9" in capfd.readouterr().err
     assert restore_latest(tmp_path, warn=pytest.fail).step == 9
 
 

@@ -48,7 +48,7 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
         ({"model.encoder.position_width": 7}, "an even number below the width 32"),
         ({"model.decoder.num_layers": 1}, "expected at least 2"),
         ({"train.num_steps": 10, "optimizer.learning_rate.warmup": 0.95}, "no step of 10"),
-        ({"eval.checkpoint": "best", "checkpoint.max_to_keep": 1}, "keeps the latest alone"),
+        ({"eval.checkpoint": "best", "checkpoint.max_to_keep": 1}, "keeps only the latest"),
         ({"eval.split": "tset"}, "did you mean 'test'"),
         ({"checkpoint.best_metric": "fg_ari"}, "set --config.checkpoint.best_mode=max"),
         (

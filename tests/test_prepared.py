@@ -516,7 +516,7 @@ def test_a_run_goes_on_where_its_data_moved_to_and_not_with_others(
         train(config, tmp_path / "run")
     config.data.folder = str(tmp_path / "moved")
     train(config, tmp_path / "run")
-    assert "going on from step 2 of 4" in capsys.readouterr().err
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # the chains of test_gallery_runs.py go the same way

@@ -122,7 +122,7 @@ def test_no_step_is_logged_twice_after_a_crash(whole, tmp_path, monkeypatch, cap
         log.write('{"step": 10, "lo')  # a row that was being written
     fake_training.use(monkeypatch)
     assert here(*SHORT, f"--workdir={workdir}") == 0
-    assert "going on from step 8 of 12" in capfd.readouterr().err
+    assert "resuming from step 8 of 12" in capfd.readouterr().err
     assert_same_run(workdir, whole, 12)
 
 
@@ -152,7 +152,7 @@ def test_broken_newest_checkpoints_are_passed_over_and_kept(whole, tmp_path, mon
         assert reason in err
         assert (workdir / BROKEN_FOLDER / str(step)).is_dir()
     assert (workdir / BROKEN_FOLDER / "8" / "config").is_dir()
-    assert "going on from step 4 of 12" in err
+    assert "resuming from step 4 of 12" in err
     assert_same_run(workdir, whole, 12)
 
 
@@ -230,7 +230,7 @@ def test_stopped_and_killed_the_real_run_ends_with_the_same_bits(
     process.kill()
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
-    assert f"going on from step {stopped} of 60" in err
+    assert f"resuming from step {stopped} of 60" in err
 
     result = run(*command, cache=compilation_cache)
     assert result.returncode == 0, result.stderr

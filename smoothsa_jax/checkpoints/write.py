@@ -299,15 +299,15 @@ def _why_not_written(error: BaseException) -> tuple[str, str]:
     codes = {link.errno for link in links if isinstance(link, OSError)}
     everything = " ".join(str(link) for link in links)
     for code, advice in (
-        (errno.ENOSPC, "free some space, then run the same command to go on"),
-        (errno.EDQUOT, "free some of your quota, then run the same command to go on"),
-        (errno.EFBIG, "raise the limit on file sizes, then run the same command to go on"),
-        (errno.EACCES, "mend its permissions, then run the same command to go on"),
+        (errno.ENOSPC, "free some space, then run the same command to resume"),
+        (errno.EDQUOT, "free some of your quota, then run the same command to resume"),
+        (errno.EFBIG, "raise the limit on file sizes, then run the same command to resume"),
+        (errno.EACCES, "fix its permissions, then run the same command to resume"),
         (errno.EROFS, "use a --workdir that can be written"),
     ):
         if code in codes or os.strerror(code) in everything:
             return os.strerror(code), advice
-    return f"{type(error).__name__}: {text}"[:200], "fix that, then run the same command to go on"
+    return f"{type(error).__name__}: {text}"[:200], "fix that, then run the same command to resume"
 
 
 def _files(folder: Path) -> list[Path]:

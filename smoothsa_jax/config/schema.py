@@ -348,12 +348,12 @@ def _check_best(flat: Mapping[str, Any]) -> None:
         return
     if not flat["checkpoint.best_metric"]:
         raise UserError(
-            "eval.checkpoint is 'best', but checkpoint.best_metric names none to choose by; "
+            "eval.checkpoint is 'best', but checkpoint.best_metric names no metric; "
             "set --config.checkpoint.best_metric=loss, or --config.eval.checkpoint=latest"
         )
     if flat["checkpoint.max_to_keep"] < 2:
         raise UserError(
-            "eval.checkpoint is 'best', but checkpoint.max_to_keep 1 keeps the latest alone; "
+            "eval.checkpoint is 'best', but checkpoint.max_to_keep 1 keeps only the latest; "
             "set --config.checkpoint.max_to_keep to at least 2"
         )
 

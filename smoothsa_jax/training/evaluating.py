@@ -343,7 +343,7 @@ def evaluate_split(
 
 
 def without_untrained(what: str, elsewhere: list[str]) -> str:
-    """Say why something of the first parameters is left out.
+    """Explain why a result that needs the initial parameters is left out.
 
     Args:
         what: what is left out.

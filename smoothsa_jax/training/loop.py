@@ -66,7 +66,7 @@ from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
 
 SMALLER = (
-    "cut it over more devices with --config.mesh.fsdp, or use a smaller model with another "
+    "shard it over more devices with --config.mesh.fsdp, or use a smaller model with another "
     "--workdir"
 )
 
@@ -154,11 +154,11 @@ def _train_steps(
     checkpoint: Checkpoint | None,
     guard: SignalGuard,
 ) -> TrainState:
-    """Do the steps that are missing; return the state after the last one."""
+    """Run the remaining steps; return the state after the last one."""
     batches, fingerprint = _open_data(config, training, checkpoint)
     done, num_steps = 0 if checkpoint is None else checkpoint.step, config.train.num_steps
     if checkpoint is not None:
-        say(f"going on from step {done} of {num_steps}")
+        say(f"resuming from step {done} of {num_steps}")
     if hosts.is_primary():
         write_config(config, workdir)
     books = _Books(config, workdir, training, fingerprint, checkpoint)
@@ -193,7 +193,7 @@ def _train_steps(
         raise Stopped(
             received,
             f"stopped by {signal.Signals(received).name} after step {done} of {num_steps}, saved "
-            f"in {books.writer.folder / str(done)}; the same command goes on from there",
+            f"in {books.writer.folder / str(done)}; the same command resumes",
         )
     return state
 
@@ -213,7 +213,7 @@ def _open_data(
         UserError: a split is missing, or the samples are not those of the checkpoint.
     """
     num_slots = training.task.slot_model.num_slots
-    # Looked for now, and not after hours of training: a split that is missing.
+    # A missing split fails now, not after hours of training.
     source_of_split(config, num_slots, config.eval.split, None)
     source = build_dataset(config.data, "train", num_slots=num_slots)
     if config.data.get("features"):
@@ -286,7 +286,7 @@ def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: Config
     if before is not None and found != before:
         raise UserError(
             f"data.folder {config.data.get('folder')} holds other training samples than the run of "
-            f"{checkpoint.path} was trained on; give the same ones to go on, or another --workdir"
+            f"{checkpoint.path} was trained on; give the same ones to resume, or another --workdir"
         )
 
 
