@@ -159,8 +159,8 @@ def refuse_other_samples(
             continue
         if file not in wanted or note["job"] != digest_of(wanted[file]):
             raise UserError(
-                f"--out={out} holds {file}, which was made from other samples than --source={source} "
-                "has now; nothing was changed: use another folder, or remove this one"
+                f"--out={out} holds {file}, which was made from other samples than "
+                f"--source={source} has now; nothing was changed: use another folder, or remove this one"
             )
         if note["skipped"] and not options.skip_bad:
             raise UserError(

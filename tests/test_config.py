@@ -187,8 +187,8 @@ def test_words_come_in_any_order_and_name_the_run():
         (f"{COCO}:recogniton", "did you mean 'recognition'?"),
         (f"{COCO}:gaussian", "it takes recognition, smoke, smooth, smoothsa"),
         (f"{COCO}:smoke,", "no word '' fits here"),
-        (f"{COCO}:smooth", "SmoothSA has what 'smooth' adds already"),
-        (f"{COCO}:smooth,smoothsa", "SmoothSA has what 'smooth' adds already"),
+        (f"{COCO}:smooth", "SmoothSA already has what 'smooth' adds"),
+        (f"{COCO}:smooth,smoothsa", "SmoothSA already has what 'smooth' adds"),
     ],
 )
 def test_words_that_do_not_fit_are_one_clear_line(spec, expected):
@@ -279,7 +279,7 @@ def test_a_system_is_a_file(plain_system):
     clash = error_of(load_config, f"{SPRITES}:plain,smoothsa")
     assert "'plain' and 'smoothsa' are both of the kind 'system'" in clash
     missing = error_of(load_config, f"{SPRITES}:student")
-    assert "'student' is no word of smoothsa, but of plain; write plain,student" in missing
+    assert "'student' is a word of plain, not of smoothsa; write plain,student" in missing
 
 
 # ------------------------------------------------------------------------- the closed contract

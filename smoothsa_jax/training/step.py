@@ -321,8 +321,8 @@ class _Programs:
     def _merged(self, arrays: Sequence[Parameters], differentiated: bool) -> dict[str, nnx.Module]:
         flat = {name: x for tree in arrays for name, x in tree.items()}
         for average in self.averaged:
-            # There is one copy of the frozen arrays. At evaluation, where averages are not given, the
-            # trained model stands for them.
+            # There is one copy of the frozen arrays. At evaluation, where averages are not given,
+            # the trained model stands for them.
             names = self.definitions[MODEL].names
             flat = {f"{average}.{name}": flat[name] for name in names} | flat
         return {
