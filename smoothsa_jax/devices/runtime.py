@@ -62,15 +62,15 @@ def find_devices(say: Callable[[str], None]) -> list[jax.Device]:
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that it found one
-        by_name = jax.config.jax_platform_name  # the older of the two variables
-        variable = "JAX_PLATFORM_NAME" if by_name else "JAX_PLATFORMS"
-        asked = by_name or jax.config.jax_platforms
+        variable = "JAX_PLATFORM_NAME"  # the older of the two variables
+        variable = variable if os.environ.get(variable) else "JAX_PLATFORMS"
+        asked = os.environ.get(variable) or jax.config.jax_platforms
         told = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         reason = "; ".join(filter(None, [*failures, told])) or "no such device was found"
         choice = f"{variable}={asked} is set" if asked else "JAX finds no device"
         raise UserError(
-            f"{choice}, and JAX cannot start it: {reason}; "
-            f"unset {variable} to use what there is, or set {variable}=cpu"
+            f"{choice}, and JAX cannot start it: {reason}; unset {variable} to use what there is, "
+            f"or set {variable}=cpu"
         ) from error
     finally:
         logger.removeFilter(is_kept)
