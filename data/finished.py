@@ -160,7 +160,8 @@ def refuse_other_samples(
         if file not in wanted or note["job"] != digest_of(wanted[file]):
             raise UserError(
                 f"--out={out} holds {file}, which was made from other samples than "
-                f"--source={source} has now; nothing was changed: use another folder, or remove this one"
+                f"--source={source} has now; nothing was changed: use another folder, or remove "
+                "this one"
             )
         if note["skipped"] and not options.skip_bad:
             raise UserError(
