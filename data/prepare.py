@@ -1,5 +1,6 @@
-"""Turn an official download into a prepared folder.
+"""Turn an official download, or a folder of your own files, into a prepared folder.
 
+    python -m data.prepare folder --source my_pictures --out prepared/own
     python -m data.prepare movi_c --source ~/downloads/movi_c --out prepared/movi_c
     python -m data.prepare movi_c --source gs://kubric-public/tfds/movi_c/256x256/1.0.0 \\
         --out prepared/movi_c
@@ -119,7 +120,7 @@ def read_command_line(
 def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options that all data sets have."""
     parser.add_argument("name", nargs=None if required else "?", help="which data set; see below")
-    parser.add_argument("--source", required=required, help="the download")
+    parser.add_argument("--source", required=required, help="the download, or your folder")
     parser.add_argument("--out", required=required, type=Path, help="the folder to write")
     parser.add_argument("--split", choices=SPLITS, help="only this split; default all")
     parser.add_argument("--limit", type=int, help="maximum number of samples per split")
