@@ -145,6 +145,7 @@ def store_features(config: ConfigDict) -> None:
     """
     from smoothsa_jax.inputs.features import AUTO, features_folder
     from smoothsa_jax.inputs.manifest import MANIFEST
+    from smoothsa_jax.training.signals import SignalGuard
 
     if config.data.get("features") != AUTO:
         return
@@ -152,7 +153,8 @@ def store_features(config: ConfigDict) -> None:
     if not (folder / MANIFEST).is_file():
         from data.store import store
 
-        store(config, folder)
+        with SignalGuard():
+            store(config, folder)
 
 
 def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:

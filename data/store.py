@@ -53,7 +53,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.features import STORED
+from smoothsa_jax.inputs.features import STORED, beside
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
 from smoothsa_jax.tasks.checks import check
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         given = parser.parse_args(others)
         config = config_from_command_line(for_config, given.config)
-        out = given.out or Path(f"{config.data.get('folder', f'prepared/{config.name}')}_features")
+        out = beside(config.data.get("folder", f"prepared/{config.name}"))
+        out = out if given.out is None else expanded(given.out)
         runtime.start(say)
         store(config, out)
         text.say(f"train with --config.data.features={out}")

@@ -9,6 +9,7 @@ from typing import Any
 from smoothsa_jax.errors import UserError, did_you_mean
 
 Table = Mapping[str, Callable | None]
+LARGEST = 2**63 - 1  # whole number, as JAX takes seeds
 
 
 def is_schedule(value: Any) -> bool:
@@ -155,7 +156,7 @@ def _refuse_settings(path: str, config: Mapping[str, Any]) -> None:
 
 
 def check_whole(key: str, value: Any, least: int = 1) -> None:
-    """Refuse a setting that is not a whole number of at least `least`.
+    """Refuse a setting that is not a whole number of at least `least`, or needs over 64 bits.
 
     Raises:
         UserError: names the key of the config, such as "model.aggregator.first".
@@ -165,6 +166,8 @@ def check_whole(key: str, value: Any, least: int = 1) -> None:
             f"{key} is {value!r}; expected a whole number of at least {least}; "
             f"set --config.{key}={max(least, 1)} or more"
         )
+    if value > LARGEST:
+        raise UserError(f"{key} is {value}; expected at most {LARGEST}; set a smaller number")
 
 
 def check_heads(key: str, value: Any, size: int, what: str) -> None:

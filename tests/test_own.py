@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import jax
@@ -18,7 +20,7 @@ from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.features import features_folder
 from smoothsa_jax.inputs.prepared import PreparedFolder
-from smoothsa_jax.training.evaluating import training_clips
+from smoothsa_jax.training.evaluating import evaluate_split, source_of_split, training_clips
 from smoothsa_jax.training.logging import read_log
 from smoothsa_jax.training.step import build_training
 
@@ -150,6 +152,18 @@ def test_features_are_stored_once_before_training(pictures, tmp_path):
         features_folder({"name": "sprites", "features": "auto"})
 
 
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("prepared/own", "prepared/own_features"), ("own/", "own_features"), ("~/own", "HOME")],
+)
+def test_features_are_beside_the_folder(folder, expected, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = tmp_path / "own_features" if expected == "HOME" else Path(expected)
+    assert features_folder({"folder": folder, "features": "auto"}) == expected
+    monkeypatch.chdir(tmp_path)
+    assert features_folder({"folder": ".", "features": "auto"}) == Path(f"{tmp_path}_features")
+
+
 # --------------------------------------------------------------------- without a validation split
 
 
@@ -206,6 +220,26 @@ def test_videos_shorter_than_a_training_clip_have_no_loss(tmp_path):
     clips = training_clips(config, 7, "validation", None)
     assert [str(clips[i]["name"]) for i in range(len(clips))] == ["clip_1", "clip_2"]
     assert all(len(clips[i]["video"]) == 4 for i in range(len(clips)))
+    # As many as asked for, without the short ones before them; pictures are of the same.
+    for source in (training_clips, source_of_split):
+        (first,) = source(config, 7, "validation", 1)
+        assert str(first["name"]) == "clip_1"
     config.data.num_frames = 9
     with pytest.raises(UserError, match="none of the 3 samples to score has the 9 frames"):
         training_clips(config, 7, "validation", None)
+
+
+def test_clips_that_have_a_loss_are_not_padded(videos):
+    """Scored videos may be padded to another length, the clips of their losses never are."""
+    config = load_config(f"{CONFIG}:video,smoke")
+    config.data.folder, config.data.num_frames = str(videos), 5  # padded, they would have 6
+    assert config.eval.num_frames < 0
+    training = SimpleNamespace(
+        cast=lambda params: params,
+        cast_frozen={},
+        task=SimpleNamespace(slot_model=config.model, evaluator=None),
+        place=lambda batch: batch,
+        losses=lambda params, frozen, batch, key: {"loss": np.full(1, batch["video"].shape[1])},
+    )
+    found = evaluate_split(config, training, {}, "validation", None, (0,))
+    assert (found.scores["loss"] == 5).all()

@@ -58,7 +58,7 @@ def load_config(spec: str) -> ConfigDict:
         config = module.get_config(words) if words else module.get_config()
     except UserError as error:
         raise UserError(f"config {spec}: {error}") from error
-    except Exception as error:  # a config file may raise anything; the message names the file
+    except (Exception, SystemExit) as error:  # a file may raise anything; the message names it
         raise UserError(f"config {spec} cannot be made: {_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -97,7 +97,7 @@ def _run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"config file {path} cannot be run: {_one_line(error)}") from error
     return module
 

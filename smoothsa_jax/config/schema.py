@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config.values import flatten
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.parts import check_number, check_whole, is_schedule
+from smoothsa_jax.parts import LARGEST, check_number, check_whole, is_schedule
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
 MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
@@ -97,11 +97,11 @@ def seeds(key: str, value: Any) -> None:
     good = (
         isinstance(value, tuple)
         and value
-        and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+        and all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s <= LARGEST for s in value)
     )
     if not good:
         raise UserError(
-            f"{key} is {value!r}; expected whole numbers of at least 0; "
+            f"{key} is {value!r}; expected whole numbers from 0 to {LARGEST}; "
             f'write --config.{key}="(0, 1, 2)"'
         )
 

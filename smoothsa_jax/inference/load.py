@@ -9,6 +9,7 @@ from typing import NamedTuple
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
 from smoothsa_jax.checkpoints.read import FOLDER
 from smoothsa_jax.checkpoints.sources import Trained, open_trained
+from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inference import released
 from smoothsa_jax.inference.segmenter import Segmenter
@@ -57,8 +58,9 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
             the same model.
 
     Raises:
-        UserError: there is no such model, or its files are damaged.
+        UserError: there is no such model, its files are damaged, or JAX finds no device.
     """
+    find_devices(_warn)
     source = os.fspath(source)
     if state_dicts.is_state_dict(source) and not Path(source).is_dir():
         return _segmenter(open_trained(source, _warn, config))

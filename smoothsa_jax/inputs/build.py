@@ -132,13 +132,18 @@ def is_labelled(source: Source) -> bool:
     return getattr(source, "is_labelled", True)
 
 
-def long_enough(source: Source, num_frames: int) -> Source:
-    """The samples of a source that have at least `num_frames` frames, as far as it knows.
+def long_enough(source: Source, num_frames: int, num_samples: int | None = None) -> Source:
+    """The first samples of a source that have at least `num_frames` frames, as far as it knows.
+
+    Args:
+        source: all samples.
+        num_frames: frames that a sample needs.
+        num_samples: how many of these samples to take; None: all.
 
     Raises:
         UserError: none has.
     """
-    indices = _long_enough(source, num_frames)
+    indices = _long_enough(source, num_frames)[:num_samples]
     if not len(indices):
         raise UserError(
             f"none of the {len(source)} samples to score has the {num_frames} frames of a training "

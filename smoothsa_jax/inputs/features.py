@@ -38,8 +38,15 @@ def features_folder(data: Mapping[str, Any]) -> Path | None:
             "name a folder"
         )
     if named == AUTO:
-        named = f"{str(data['folder']).rstrip('/')}_features"
-    return Path(named).expanduser() if named else None
+        return beside(data["folder"])
+    return expanded(named) if named else None
+
+
+def beside(folder: str | Path) -> Path:
+    """The default folder of the features of a prepared folder."""
+    folder = expanded(folder)
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return Path(f"{folder}_features")
 
 
 class FixedViewSource(Protocol):

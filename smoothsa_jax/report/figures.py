@@ -106,7 +106,7 @@ def scores(
     if validation:
         for name, curve in validation.items():
             axes[0, 0].plot(*curve, label=title_of(name), marker=".", linewidth=1.4)
-        what = "losses" if is_loss(metric) else "scores"
+        what = "losses" if all(map(is_loss, validation)) else "scores"
         _plain(axes[0, 0], f"validation {what} in the log", "step")
         axes[0, 0].legend(fontsize=8)
     spread = axes[0, -1]

@@ -206,7 +206,7 @@ def validation_scores(
         config, training, params, "validation", samples, seeds, keep_samples=shown
     )
     if hosts.is_primary():
-        with _writing_to(workdir):
+        with _writing_to(workdir, "run the same command to resume"):
             _draw(found.samples, labelled, "validation", workdir)
     return {name: float(value[0]) for name, value in evaluator.means(found.scores).items()}
 
@@ -278,7 +278,7 @@ def report(
     )
     if not hosts.is_primary():
         return scores
-    with _writing_to(workdir):
+    with _writing_to(workdir, "use --mode=evaluate"):
         write_sample_scores(workdir / SAMPLE_SCORES_FILE, found.names, rows)
         write_scores(workdir / SCORES_FILE, scores)
         _draw(found.samples, labelled, split, workdir)
@@ -324,7 +324,9 @@ def evaluate_split(
     def merged(
         source: Source, outputs_of: Callable, evaluator: Evaluator, **options: Any
     ) -> Evaluation:
-        own = evaluate(outputs_of, batches_of(config, source), evaluator, seeds, **options)
+        varying = _vary(config) and outputs_of is predict  # clips of a loss are equally long
+        batches = batches_of(config, source, varying)
+        own = evaluate(outputs_of, batches, evaluator, seeds, **options)
         return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
 
     evaluator = evaluator_of(config, training.task, split)
@@ -397,9 +399,12 @@ def source_of_split(
     if (frames := config.eval.num_frames) is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
     data = _without_training(config)
-    source = build_dataset(data, split, may_be_shorter=_vary(config), **options)
-    # The same samples as their losses are of.
-    return source if is_labelled(source) else long_enough(source, _training_frames(config))
+    build = lambda: build_dataset(data, split, may_be_shorter=_vary(config), **options)  # noqa: E731
+    source = build()
+    if is_labelled(source):
+        return source
+    options["num_samples"] = None  # counted after short ones are left out, as of the losses
+    return long_enough(build(), _training_frames(config), num_samples)
 
 
 def training_clips(
@@ -412,9 +417,9 @@ def training_clips(
     Raises:
         UserError: there is no such split, or no clip is long enough.
     """
-    options = {"num_slots": num_slots, "num_samples": num_samples}
+    options = {"num_slots": num_slots, "num_samples": None}
     source = build_dataset(_without_training(config), split, may_be_shorter=True, **options)
-    return long_enough(source, _training_frames(config))
+    return long_enough(source, _training_frames(config), num_samples)
 
 
 def _without_training(config: ConfigDict) -> dict[str, Any]:
@@ -432,12 +437,20 @@ def _vary(config: ConfigDict) -> bool:
     return (config.eval.num_frames or 1) < 0
 
 
-def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of a split that this process scores."""
+def batches_of(
+    config: ConfigDict, source: Source, may_vary: bool | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of a split that this process scores.
+
+    Args:
+        config: the config of the run.
+        source: the samples.
+        may_vary: whether clips may differ in length; None: as `eval.num_frames` says.
+    """
     return evaluation_batches(
         source,
         config.eval.batch_size,
-        fill_lengths=_vary(config),
+        fill_lengths=_vary(config) if may_vary is None else may_vary,
         num_threads=config.train.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -445,8 +458,12 @@ def batches_of(config: ConfigDict, source: Source) -> Iterator[dict[str, np.ndar
 
 
 @contextlib.contextmanager
-def _writing_to(workdir: Path) -> Iterator[None]:
+def _writing_to(workdir: Path, advice: str) -> Iterator[None]:
     """Turn an error of the file system, such as a full disk, into a one-line error.
+
+    Args:
+        workdir: the run's folder.
+        advice: what to do once the cause is fixed.
 
     Raises:
         UserError: the scores cannot be written.
@@ -455,8 +472,8 @@ def _writing_to(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"scores cannot be written to {workdir}: {error.strerror}; fix that and use "
-            "--mode=evaluate"
+            f"scores and pictures cannot be written to {workdir}: {error.strerror or error}; fix "
+            f"that, then {advice}"
         ) from error
 
 
