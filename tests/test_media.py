@@ -55,20 +55,24 @@ MATRICES = {
 }
 
 
+ALL = (("holdout", 0.0),)  # nothing is held out
+
+
 def samples(folder: Path, split: str = "train") -> dict[str, dict]:
     """Samples of a prepared folder by name, as another program reads them."""
     source = tfds.builder_from_directory(folder).as_data_source(split=split)
     return {sample["metadata"]["name"].decode(): sample for sample in source}
 
 
-def prepared(source: Path, out: Path, options: Options | None = None) -> dict[str, dict]:
-    prepare.prepare("folder", str(source), out, ("train",), options or Options())
+def prepared(source: Path, out: Path, **options) -> dict[str, dict]:
+    """The samples of a folder, with nothing held out."""
+    prepare.prepare("folder", str(source), out, ("train",), Options(extra=ALL, **options))
     return samples(out)
 
 
 def refused(source: Path, out: Path) -> str:
     with pytest.raises(UserError) as error:
-        prepare.prepare("folder", str(source), out, ("train",), Options())
+        prepare.prepare("folder", str(source), out, ("train",), Options(extra=ALL))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -293,7 +297,7 @@ def test_the_shape_of_labels_decides_whether_pictures_are_turned(tmp_path, capsy
     assert "neither.jpg has 24x16 pixels (height x width), its labels 5x5" in refused(
         source, tmp_path / "out2"
     )
-    found = prepared(source, tmp_path / "out3", Options(skip_bad=True, size=8))
+    found = prepared(source, tmp_path / "out3", skip_bad=True, size=8)
     assert found["stored"]["image"].shape == (8, 12, 3)
     assert found["displayed"]["image"].shape == (12, 8, 3)
 

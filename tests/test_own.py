@@ -80,10 +80,9 @@ def train(words, folder, workdir, *more):
 
 
 def rows_of_sheet(path):
-    """The tiles of each row of a contact sheet, between its white gaps."""
-    pixels = np.asarray(Image.open(path).convert("RGB"))
-    filled = (pixels[:, -20] != 255).any(axis=-1)[20:]  # below the frames' numbers
-    return np.count_nonzero(np.diff(np.concatenate([[False], filled]).astype(int)) == 1)
+    """The number of rows of a contact sheet: below 20 pixels, 128 and a gap of 4 for each."""
+    with Image.open(path) as sheet:
+        return (sheet.height - 20) / 132
 
 
 # ------------------------------------------------------------------------------- whole runs
@@ -119,6 +118,7 @@ def test_twenty_pictures_without_labels(pictures, tmp_path, capfd):
     assert (tmp_path / "run" / "scores.json").read_bytes() == before
     assert here("--mode=report", f"--workdir={tmp_path / 'run'}") == 0
     page = (tmp_path / "run" / "report" / "index.html").read_text()
+    page = re.sub(r"base64,[^\"]*", "", page)
     assert "without labels" in page and "true segments" not in page and "nan" not in page
 
 

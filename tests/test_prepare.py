@@ -319,7 +319,7 @@ def test_other_samples_are_not_mixed_in(prepared, source, tmp_path):
     info = source / BUILD / "dataset_info.json"
     info.write_text(info.read_text().replace('"974192"', '"974193"'))  # as of another build
     before = files_of(folder)
-    assert "made of other samples than --source" in refuses(source, folder)
+    assert "made from other samples than --source" in refuses(source, folder)
     assert files_of(folder) == before
 
 
