@@ -62,7 +62,8 @@ def samples(folder: Path, split: str = "train") -> dict[str, dict]:
 
 
 def prepared(source: Path, out: Path, options: Options | None = None) -> dict[str, dict]:
-    prepare.prepare("folder", str(source), out, ("train",), options or Options())
+    options = options or Options(extra=(("holdout", 0.0),))
+    prepare.prepare("folder", str(source), out, ("train",), options)
     return samples(out)
 
 
@@ -220,7 +221,7 @@ def test_damaged_exif_turns_nothing_and_is_not_passed_on(monkeypatch):
     assert pictures.frame(data, "a.jpg", Options())[0][:4] == b"\x89PNG"
 
 
-def test_animated_pictures_are_their_first_frame(tmp_path):
+def test_animated_pictures_are_their_first_frame(tmp_path, capsys):
     frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
     data = saved(frames[0], save_all=True, append_images=frames[1:])
     stored, *_ = pictures.frame(data, "a.png", Options())
@@ -228,6 +229,8 @@ def test_animated_pictures_are_their_first_frame(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), PIXELS)
     (tmp_path / "a.png").write_bytes(data)
     np.testing.assert_array_equal(as_frame(tmp_path / "a.png"), PIXELS)
+    prepared(tmp_path, tmp_path.with_name("out"))
+    assert "a single picture, the first of its frames or pages" in capsys.readouterr().out
 
 
 def test_huge_and_odd_pictures_are_refused_in_one_line(tmp_path):
