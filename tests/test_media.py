@@ -1,5 +1,6 @@
 """Pictures and videos look the same to every reader, and as viewers and players show them."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -28,6 +29,7 @@ from smoothsa_jax.inference.truncation import is_cut
 from smoothsa_jax.inference.videos import read_video
 from smoothsa_jax.inputs import media
 
+ALL = Options(extra=(("holdout", 0.0),))  # nothing is held out
 HEIGHT, WIDTH = 16, 24
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 # What is displayed for each orientation of EXIF, from its definition: where the first row and the
@@ -62,14 +64,13 @@ def samples(folder: Path, split: str = "train") -> dict[str, dict]:
 
 
 def prepared(source: Path, out: Path, options: Options | None = None) -> dict[str, dict]:
-    options = options or Options(extra=(("holdout", 0.0),))
-    prepare.prepare("folder", str(source), out, ("train",), options)
+    prepare.prepare("folder", str(source), out, ("train",), options or ALL)
     return samples(out)
 
 
 def refused(source: Path, out: Path) -> str:
     with pytest.raises(UserError) as error:
-        prepare.prepare("folder", str(source), out, ("train",), Options())
+        prepare.prepare("folder", str(source), out, ("train",), ALL)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -296,7 +297,7 @@ def test_the_shape_of_labels_decides_whether_pictures_are_turned(tmp_path, capsy
     assert "neither.jpg has 24x16 pixels (height x width), its labels 5x5" in refused(
         source, tmp_path / "out2"
     )
-    found = prepared(source, tmp_path / "out3", Options(skip_bad=True, size=8))
+    found = prepared(source, tmp_path / "out3", dataclasses.replace(ALL, skip_bad=True, size=8))
     assert found["stored"]["image"].shape == (8, 12, 3)
     assert found["displayed"]["image"].shape == (12, 8, 3)
 
