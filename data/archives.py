@@ -23,6 +23,17 @@ CHUNK = 1 << 22
 Member = zipfile.ZipInfo | tarfile.TarInfo
 
 
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises ReadError for a damaged header, which tarfile takes for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:
+            raise tarfile.ReadError(f"a member has a damaged header ({error})") from error
+
+
 class Files:
     """The files in a folder or archive, by name, such as `train2017/000000000009.jpg`.
 
@@ -147,7 +158,7 @@ class Files:
         try:
             # Read gzip to its end, which verifies the checksum and length; tarfile would not.
             with gzip.open(self.path) as stream:
-                with tarfile.open(fileobj=stream, mode="r|") as archive:
+                with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
                     for member in archive:
                         if self._is_file(member):
                             name = self._new_name(member, seen)
@@ -175,7 +186,9 @@ class Files:
             else:
                 self._check_end()
                 mode = "r:gz" if self.is_sequential else "r:"
-                self._archive = tarfile.open(self.path, mode)  # noqa: SIM115, kept open
+                self._archive = tarfile.open(  # noqa: SIM115, kept open
+                    self.path, mode, tarinfo=_StrictTarInfo
+                )
                 listed = self._archive.getmembers()
         except DAMAGE as error:
             raise UserError(

@@ -161,6 +161,8 @@ def _sequences(data: bytes, where: str) -> list[str]:
     """
     first = [line.split()[0] for line in text_of(data, where).splitlines() if line.strip()]
     refuse_twice(first, where, "lines", "list each sequence, or frame, once")
+    if not first:
+        raise UserError(f"{where} is empty, expected names of sequences; download it again")
     names = [PurePosixPath(entry).parent.name if "/" in entry else entry for entry in first]
     if "" in names:
         raise UserError(

@@ -53,6 +53,10 @@ AS_STORED = (
     "taken as stored, not turned as the EXIF orientation says, because the labels have the shape "
     "of the stored pixels"
 )
+FIRST_FRAME = (
+    "read as a single picture, the first of its frames or pages; for a clip, convert it to .gif or "
+    ".mp4"
+)
 AS_DISPLAYED = (
     "turned as the EXIF orientation says; the labels' shape does not tell whether that is right: "
     "look with python -m data.show, and if labels and picture differ, remove the orientation from "
@@ -318,6 +322,8 @@ class Folder(Family):
         for file, label in zip(entry.files, entry.labels or itertools.repeat(None), strict=False):
             where = f"{files.path}/{file}"
             picture = open_picture(read(files, file), where, self.options)
+            if picture.is_animated:
+                self.remark(FIRST_FRAME, file)
             if picture.orientation in (1, UNKNOWN):
                 yield where, picture
                 continue

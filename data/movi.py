@@ -60,6 +60,11 @@ class Movi(Family):
         for split in splits:
             if split not in there:
                 continue
+            if min(there[split], default=0) < 1:
+                raise UserError(
+                    f"{folder}/dataset_info.json says that {split} has the shardLengths "
+                    f"{there[split]}, expected at least one record in each; download it again"
+                )
             left = self.options.limit
             count = len(there[split])
             for index, length in enumerate(there[split]):
@@ -105,7 +110,7 @@ class Movi(Family):
                 features["metadata"][key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
         return features
 
-    def items(self, job: Job) -> Iterator[Any]:
+    def items(self, job: Job) -> Iterator[tuple[str, bytes, int]]:
         folder, file, length, _ = job.payload
         with tfrecords.staged(folder, file) as path:
             if not path.is_file():
@@ -113,10 +118,11 @@ class Movi(Family):
                     f"{path} is missing, but dataset_info.json names it; download it too"
                 )
             digest, found = hashlib.sha256(), 0
+            num_categories = len(_category_names(folder)[1])
             for index, record in enumerate(tfrecords.read_records(path, digest)):
                 found += 1
                 if index < job.num_items:
-                    yield f"{file}, record {index}", record
+                    yield f"{file}, record {index}", record, num_categories
             if found != length:
                 raise UserError(
                     f"{path} holds {found} records, dataset_info.json says {length}; download this "
@@ -124,10 +130,10 @@ class Movi(Family):
                 )
             self.note_source(file, path.stat().st_size, digest.hexdigest())
 
-    def example(self, item: tuple[str, bytes]) -> dict[str, Any]:
-        where, record = item
+    def example(self, item: tuple[str, bytes, int]) -> dict[str, Any]:
+        where, record, num_categories = item
         try:
-            return self._example(where, record)
+            return self._example(where, record, num_categories)
         except BadSample as error:
             raise error if where in str(error) else BadSample(f"{where}: {error}") from error
         except (KeyError, IndexError, ValueError, StopIteration) as error:
@@ -136,7 +142,7 @@ class Movi(Family):
                 "it again"
             ) from error
 
-    def _example(self, where: str, record: bytes) -> dict[str, Any]:
+    def _example(self, where: str, record: bytes, num_categories: int) -> dict[str, Any]:
         try:
             values = _Values(tf_example_pb2.Example.FromString(record))
         except Exception as error:  # protobuf raises several types
@@ -162,6 +168,13 @@ class Movi(Family):
             raise BadSample(f"{where} has frames of several sizes: {sorted(sizes)}")
         height, width = sizes.pop()
         key = next(key for key in CATEGORY_KEYS if f"instances/{key}" in values)
+        objects = [int(k) for k in values.numbers(f"instances/{key}")]
+        if objects and not 0 <= min(objects) <= max(objects) < num_categories:
+            raise BadSample(
+                f"{where} has the categories {objects}, expected numbers below "
+                f"{num_categories}, the count of names in instances-{key}.labels.txt; "
+                "download both again"
+            )
         example = {
             "video": video,
             "segmentations": maps,
@@ -171,7 +184,7 @@ class Movi(Family):
                 "height": height,
                 "width": width,
             },
-            "categories": [int(k) for k in values.numbers(f"instances/{key}")],
+            "categories": objects,
             "bboxes": _boxes(values, num_objects, num_frames),
             "visibility": values.numbers("instances/visibility")
             .astype(np.int32)
@@ -278,7 +291,9 @@ def _info(folder: str, data: bytes) -> dict[str, Any]:
     try:
         info = json.loads(text)
         for split in info["splits"]:
-            split["name"], [int(length) for length in split["shardLengths"]]
+            if not isinstance(split["name"], str):
+                raise TypeError(f"a split has the name {split['name']!r}")
+            [int(length) for length in split["shardLengths"]]
         return info
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -321,6 +336,11 @@ def _category_names(folder: str) -> tuple[str, list[str]]:
                 data = path.read_bytes()
         except (OSError, UserError):
             continue
-        return key, text_of(data, f"{folder}/{file}").splitlines()
+        where = f"{folder}/{file}"
+        names = [line.strip() for line in text_of(data, where).splitlines() if line.strip()]
+        refuse_twice(names, where, "category names", "download it again")
+        if not names:
+            raise UserError(f"{where} is empty, expected category names; download it again")
+        return key, names
     wanted = " or ".join(f"instances-{key}.labels.txt" for key in CATEGORY_KEYS)
     raise UserError(f"{folder} has no {wanted}, the names of the categories; download it too")

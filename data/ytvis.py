@@ -29,6 +29,7 @@ from data.family import BadSample, Family, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, clip_features, table
 from data.rle import decode, fill
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.listing import LeftOut
 from smoothsa_jax.text import printable
 
 HELD_OUT = 0.1
@@ -77,6 +78,7 @@ class Clip:
 class _Track:
     """An annotation: one object throughout its video."""
 
+    id: Any
     category_id: Any
     is_seen: bool
     text: bytes
@@ -90,7 +92,7 @@ class _Annotations:
     path: Path
     names: list[str]
     clips: list[Clip]
-    num_skipped: int
+    without_mask: list[str]
 
 
 class YoutubeVis(Family):
@@ -146,7 +148,7 @@ class YoutubeVis(Family):
             "kind": "clips",
             "categories": names,
             "no_segment": NO_SEGMENT,
-            "without_annotation": {split: part.num_skipped for split, part in found.items()},
+            "without_annotation": {s: len(part.without_mask) for s, part in found.items()},
         }
         if self.name in ("ytvis_2019", "ytvis_2021"):
             both = clips["train"]
@@ -155,12 +157,14 @@ class YoutubeVis(Family):
                 for split, held_out in (("train", False), ("validation", True))
             }
             metadata["held_out_of_train"] = sorted(clip.name for clip in clips["validation"])
-        jobs, sources, pictures = [], {}, {}
+        jobs, sources, pictures, left_out = [], {}, {}, LeftOut()
         for split in splits:
             mine = clips.get(split, [])[: self.options.limit]
             if not mine:
                 continue
             part = found.get(split, found["train"] if "train" in found else None)
+            for name in part.without_mask:
+                left_out.add(f"videos without a mask in {part.file}", name)
             container, prefix = self._frames(source, split, mine, part.file)
             mine = [
                 dataclasses.replace(
@@ -182,6 +186,7 @@ class YoutubeVis(Family):
             features,
             metadata,
             pictures,
+            notes=tuple(left_out.lines()),
         )
 
     def items(self, job: Job) -> Iterator[Clip]:
@@ -367,9 +372,15 @@ def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotat
         "number them anew where sets were joined, or download it again",
     )
     root = _root_of(found["videos"])
-    clips, num_skipped = [], 0
+    clips, without_mask = [], []
     for video in found["videos"]:
         tracks = of_video.pop(video["id"], [])
+        refuse_twice(
+            (track.id for track in tracks if track.id is not None),
+            f"{file}: the video {video['id']}",
+            "annotation ids",
+            "remove one of each",
+        )
         for track in tracks:
             if track.category_id not in places and not skip_bad:
                 raise UserError(
@@ -377,10 +388,11 @@ def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotat
                     f"{track.category_id!r}, which the file does not list; add it to its "
                     "categories, or skip such videos with --skip-bad"
                 )
+        clip = _clip(video, tracks, places, root)
         if any(track.is_seen for track in tracks):
-            clips.append(_clip(video, tracks, places, root))
+            clips.append(clip)
         else:
-            num_skipped += 1
+            without_mask.append(clip.name)
     if of_video:
         raise UserError(
             f"{file} has annotations of {len(of_video)} videos that it does not list, such as id "
@@ -398,7 +410,7 @@ def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotat
         "give each video a folder of its own",
     )
     ordered = [names[number] for number in places]
-    return _Annotations(file, path, ordered, clips, num_skipped)
+    return _Annotations(file, path, ordered, clips, without_mask)
 
 
 def _check(entry: Any, keys: Sequence[str], what: str, file: str) -> None:
@@ -419,6 +431,7 @@ def _track(annotation: dict[str, Any], text: str, file: str) -> _Track:
             f"{short(masks)}, expected a list with a mask for each frame; download it again"
         )
     return _Track(
+        annotation["id"] if is_id(annotation.get("id")) else None,
         annotation["category_id"],
         any(rle is not None for rle in masks),
         zlib.compress(text.encode(), 1),

@@ -141,6 +141,17 @@ def test_a_compressed_tar_cut_between_members_or_changed_is_told(tmp_path):
         list(Files(tmp_path / "x.tar.gz").in_order())
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_a_damaged_header_within_a_tar_is_told(tmp_path, name):
+    """tarfile alone takes it for the end of the archive."""
+    path = make(tmp_path / name)
+    data = bytearray(path.read_bytes() if name == "x.tar" else gzip.decompress(path.read_bytes()))
+    data[512 + 5120] ^= 1  # the second member's name
+    path.write_bytes(data if name == "x.tar" else gzip.compress(bytes(data)))
+    with pytest.raises(UserError, match="damaged header"):
+        list(Files(path).in_order())
+
+
 BACKSLASHES = {name.replace("/", "\\"): data for name, data in CONTENTS.items()}
 
 

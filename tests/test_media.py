@@ -1,5 +1,6 @@
 """Pictures and videos look the same to every reader, and as viewers and players show them."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -28,6 +29,7 @@ from smoothsa_jax.inference.truncation import is_cut
 from smoothsa_jax.inference.videos import read_video
 from smoothsa_jax.inputs import media
 
+ALL = Options(extra=(("holdout", 0.0),))  # nothing is held out
 HEIGHT, WIDTH = 16, 24
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 # What is displayed for each orientation of EXIF, from its definition: where the first row and the
@@ -55,24 +57,20 @@ MATRICES = {
 }
 
 
-ALL = (("holdout", 0.0),)  # nothing is held out
-
-
 def samples(folder: Path, split: str = "train") -> dict[str, dict]:
     """Samples of a prepared folder by name, as another program reads them."""
     source = tfds.builder_from_directory(folder).as_data_source(split=split)
     return {sample["metadata"]["name"].decode(): sample for sample in source}
 
 
-def prepared(source: Path, out: Path, **options) -> dict[str, dict]:
-    """The samples of a folder, with nothing held out."""
-    prepare.prepare("folder", str(source), out, ("train",), Options(extra=ALL, **options))
+def prepared(source: Path, out: Path, options: Options | None = None) -> dict[str, dict]:
+    prepare.prepare("folder", str(source), out, ("train",), options or ALL)
     return samples(out)
 
 
 def refused(source: Path, out: Path) -> str:
     with pytest.raises(UserError) as error:
-        prepare.prepare("folder", str(source), out, ("train",), Options(extra=ALL))
+        prepare.prepare("folder", str(source), out, ("train",), ALL)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -224,7 +222,7 @@ def test_damaged_exif_turns_nothing_and_is_not_passed_on(monkeypatch):
     assert pictures.frame(data, "a.jpg", Options())[0][:4] == b"\x89PNG"
 
 
-def test_animated_pictures_are_their_first_frame(tmp_path):
+def test_animated_pictures_are_their_first_frame(tmp_path, capsys):
     frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
     data = saved(frames[0], save_all=True, append_images=frames[1:])
     stored, *_ = pictures.frame(data, "a.png", Options())
@@ -232,6 +230,8 @@ def test_animated_pictures_are_their_first_frame(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), PIXELS)
     (tmp_path / "a.png").write_bytes(data)
     np.testing.assert_array_equal(as_frame(tmp_path / "a.png"), PIXELS)
+    prepared(tmp_path, tmp_path.with_name("out"))
+    assert "a single picture, the first of its frames or pages" in capsys.readouterr().out
 
 
 def test_huge_and_odd_pictures_are_refused_in_one_line(tmp_path):
@@ -297,7 +297,7 @@ def test_the_shape_of_labels_decides_whether_pictures_are_turned(tmp_path, capsy
     assert "neither.jpg has 24x16 pixels (height x width), its labels 5x5" in refused(
         source, tmp_path / "out2"
     )
-    found = prepared(source, tmp_path / "out3", skip_bad=True, size=8)
+    found = prepared(source, tmp_path / "out3", dataclasses.replace(ALL, skip_bad=True, size=8))
     assert found["stored"]["image"].shape == (8, 12, 3)
     assert found["displayed"]["image"].shape == (12, 8, 3)
 

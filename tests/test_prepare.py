@@ -292,6 +292,35 @@ def test_a_record_that_is_not_as_movis_are_is_one_bad_sample(source, tmp_path):
     assert f"{TRAIN}, record 0 does not match MOVi's format" in text and "disk" not in text
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (b"", "instances-category.labels.txt is empty"),
+        (b"Bag\r\nHat\r\nBag\r\n", "has category names more than once: Bag; expected"),
+        (b"Bag\nHat\n", "expected numbers below 2, the count of names"),
+    ],
+)
+def test_faults_of_the_names_of_categories(source, tmp_path, names, expected):
+    (source / BUILD / "instances-category.labels.txt").write_bytes(names)
+    assert expected in refuses(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"name": [1]}, "is damaged (TypeError: a split has the name [1])"),
+        ({"shardLengths": ["0", "2"]}, "train has the shardLengths [0, 2], expected at least one"),
+        ({"shardLengths": []}, "train has the shardLengths [], expected at least one"),
+    ],
+)
+def test_faults_of_the_description(source, tmp_path, change, expected):
+    path = source / BUILD / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0] |= change
+    path.write_text(json.dumps(info))
+    assert expected in refuses(source, tmp_path / "out")
+
+
 def test_pictures_of_absurd_size_are_refused(tmp_path):
     text = refuses(MOVI, tmp_path, max_pixels=1000)
     assert "64x64 pixels, more than 1000" in text and "--max_pixels" in text

@@ -239,6 +239,10 @@ def no_category(values):
     values["annotations"][0]["category_id"] = 99
 
 
+def annotation_twice(values):
+    values["annotations"].append(values["annotations"][0])
+
+
 def unknown_video(values):
     values["annotations"][0]["video_id"] = 99
 
@@ -257,6 +261,7 @@ def unknown_video(values):
         (no_category, "has the category_id 99, which the file does not list"),
         (unknown_video, "annotations of 1 videos that it does not list, such as id 99"),
         (lambda values: values["videos"][1].update(id=100), "has video ids more than once: 100"),
+        (annotation_twice, "the video 100 has annotation ids more than once: 1; expected each"),
         (same_frames, "(folders of their frames) more than once: 0000f3a9c1"),
         (lambda values: values["categories"][1].update(id=3), "id 3 twice (ape and person)"),
         (lambda values: values["categories"][1].update(name="ape"), "name 'ape' twice"),
@@ -269,6 +274,15 @@ def unknown_video(values):
 def test_a_json_that_does_not_fit(tmp_path, change, expected):
     source = broken(tmp_path / "in", change)
     assert expected in refuses("ytvis_2022", source, tmp_path / "out")
+
+
+def test_videos_without_a_mask_are_listed(tmp_path, capsys):
+    def change(values):
+        values["annotations"] = values["annotations"][2:]
+
+    prepare.prepare("ytvis_2022", str(broken(tmp_path / "in", change)), tmp_path / "out")
+    out = capsys.readouterr().out
+    assert "train/instances.json (2): 0000f3a9c1, 0001f3a9c1" in out
 
 
 def test_videos_with_unlisted_categories_are_skipped_on_request(tmp_path):
@@ -397,6 +411,7 @@ def test_faults_of_davis(tmp_path):
         source = write(tmp_path / name, {f: data for f, data in kept.items() if data is not None})
         return refuses("davis_2017", source, tmp_path / "out")
 
+    assert "train.txt is empty" in refused("no_sequence", {"ImageSets/2017/train.txt": b"\n"})
     labels = [name for name in contents if name.startswith("Annotations/480p/bear")]
     text = refused("one label", {labels[1]: None})
     assert f"has no {labels[1]}, named by the frames of ImageSets/2017/train.txt" in text

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from smoothsa_jax.errors import UserError
 
@@ -111,12 +111,14 @@ class Picture:
         orientation: of EXIF, 1 to 8, or `UNKNOWN`.
         is_plain: it is a JPEG or PNG that every reader decodes alike: 8-bit RGB and upright, with
             neither transparency nor further frames.
+        is_animated: it has further frames, or a TIFF further pages, which are not read.
     """
 
     data: bytes
     image: Image.Image
     orientation: int
     is_plain: bool
+    is_animated: bool
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -150,23 +152,27 @@ def opened(source: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> P
         with _open(data) as image:
             check_size(image.height, image.width, max_pixels)
             is_deep = _correct_transparency(image)
+            # The further pictures of an MPO are a camera's previews.
+            is_animated = image.format != "MPO" and getattr(image, "is_animated", False)
             orientation = orientation_of(image)
             image.load()
             if image.format == "TIFF" and orientation in METHODS:  # Pillow has turned it
                 back = {6: 8, 8: 6}.get(orientation, orientation)
                 image = image.transpose(METHODS[back])
-                return Picture(data, image, orientation, is_plain=False)
+                return Picture(data, image, orientation, False, is_animated)
             is_plain = (
                 image.format in ("JPEG", "PNG")
                 and image.mode == "RGB"
                 and orientation == 1
                 and "transparency" not in image.info
                 and not is_deep
-                and not getattr(image, "is_animated", False)
+                and not is_animated
             )
-            return Picture(data, image, orientation, is_plain)
+            return Picture(data, image, orientation, is_plain, is_animated)
     except (Unreadable, FileNotFoundError):
         raise
+    except UnidentifiedImageError as error:
+        raise Unreadable("it has no known format") from error
     # Pillow raises many exceptions for truncated files and for files that are not pictures.
     except Exception as error:
         raise Unreadable(_first_line(error)) from error
