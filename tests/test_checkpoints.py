@@ -348,3 +348,8 @@ def test_no_permission_is_told_and_is_no_broken_checkpoint(copy, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         restore_latest(copy, warn=pytest.fail)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(UserError, match=r"w\\xffr/checkpoints, whose name is not UTF-8"):
+        CheckpointWriter(f"{tmp_path}/w\udcffr", get_config("image"))

@@ -96,6 +96,8 @@ BAD = [
     ("--config.eval.num_samples=0", "eval.num_samples is 0"),
     ("--config.eval.num_samples=all", "eval.num_samples is 'all'"),
     ("--config.eval.seeds=(0, -1)", "eval.seeds is (0, -1)"),
+    (f"--config.eval.seeds=({2**63},)", "expected whole numbers from 0 to"),
+    (f"--config.seed={2**63}", f"seed is {2**63}; expected at most"),
     ("--config.eval.split=tset", "did you mean 'test'?"),
     ("--config.eval.masks=decoders", "eval.masks is 'decoders'; expected one of aggregator"),
     ("--config.mesh.data=4", "mesh.data asks for 4 devices, 2 found"),
@@ -154,6 +156,7 @@ def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path):
     for text, expected in [
         ("def get_config(:", "SyntaxError"),
         ("def get_config(words=''):\n    raise KeyError('lost')", "KeyError: 'lost'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("def get_config(words=''):\n    return {}", "returned dict"),
         ("x = 1", "has no get_config"),
     ]:

@@ -141,6 +141,12 @@ def test_a_variable_that_is_refused_is_one_line(tmp_path, name, value, expected)
     assert expected in line
 
 
+def test_a_library_whose_platform_is_not_there():
+    script = "import smoothsa_jax; smoothsa_jax.load('sprites_gaussian')"
+    result = shell(f'{sys.executable} -c "{script}"', JAX_PLATFORMS="nowhere")
+    assert "UserError: JAX_PLATFORMS=nowhere is set" in result.stderr.splitlines()[-1]
+
+
 def test_a_platform_without_devices(monkeypatch):
     """JAX logs a traceback of its plugin, and fails with an empty assertion."""
     logger = logging.getLogger("jax._src.xla_bridge")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,6 +151,13 @@ def test_features_are_stored_once_before_training(pictures, tmp_path):
     assert load_config(CONFIG).data.features == "auto"  # what the config does without `smoke`
     with pytest.raises(UserError, match="this data set has none"):
         features_folder({"name": "sprites", "features": "auto"})
+
+
+def test_stopping_while_features_are_stored(pictures, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("data.store.store", lambda *ignored: signal.raise_signal(signal.SIGTERM))
+    folder = shutil.copytree(pictures, tmp_path / "own")
+    assert train("smoke", folder, tmp_path / "run", "--config.data.features=auto") == 143
+    assert capfd.readouterr().err.endswith("stopped by SIGTERM; the same command resumes\n")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from smoothsa_jax.config.values import to_json
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.host_arrays import copies, on_host
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,12 @@ class CheckpointWriter:
         best_mode: str = "min",
     ):
         self.folder = Path(workdir) / FOLDER
+        path = str(self.folder.absolute())
+        if printable(path) != path:  # Orbax takes no other names
+            raise UserError(
+                f"checkpoints cannot be written to {printable(path)}, whose name is not UTF-8; use "
+                "another --workdir"
+            )
         self.config = config
         self.best_metric = best_metric
         self.last_good: int | None = None

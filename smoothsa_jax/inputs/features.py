@@ -93,8 +93,8 @@ class CachedFeatures:
         if len(self._ends) < len(source):
             raise UserError(
                 f"data.features {folder} holds {len(self._ends)} clips, training has "
-                f"{len(source)}: set data.num_samples={len(self._ends)}, or store the features of "
-                "all with python -m data.store"
+                f"{len(source)}: set data.num_samples={len(self._ends)}, or remove that folder and "
+                "store the features of all with python -m data.store"
             )
 
     def __len__(self) -> int:

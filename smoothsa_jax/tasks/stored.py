@@ -54,9 +54,8 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
         if (found := source.made_of.get(key)) != mine:
             raise UserError(
                 f"data.features {source.folder} holds features of other {key}: found {found}, the "
-                f"run has {mine}; store them again with python -m data.store and another --out "
-                f"(data.features=auto: after you remove {source.folder}), or set "
-                "--config.data.features="
+                f"run has {mine}; remove that folder and store them again with python -m "
+                "data.store, or set --config.data.features="
             )
 
 
