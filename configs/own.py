@@ -32,11 +32,11 @@ def video(data: base.DataSet) -> base.DataSet:
 DATA = base.prepared(
     "own",
     num_slots=7,
-    num_steps=4_000,
+    num_steps=6_000,
     batch_size=8,
     features="auto",
     eval={"batch_size": 8},
-).changed(settings={"checkpoint": {"every": 200}}, variants={"image": image, "video": video})
+).changed(settings={"checkpoint": {"every": 300}}, variants={"image": image, "video": video})
 WORDS = base.words_of(DATA)
 
 
