@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import huggingface_hub.constants  # noqa: F401, read with a home folder
 import jax
 import numpy as np
 import pytest
@@ -310,8 +311,12 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     assert "scores.json" not in str(error.value.filename)  # the folder is what is wrong
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_the_last_line_and_loses_nothing(tmp_path, compilation_cache):
-    """No file may grow beyond 20 kB, so the arrays of a checkpoint cannot be written."""
+    """No file may grow beyond 20 kB, so the arrays of a checkpoint cannot be written.
+
+    `test_faults.py` has a quicker form, with the writer of checkpoints alone.
+    """
     options = ["--config.train.num_steps=3", "--config.checkpoint.every=3"]
     arguments = [f"--config={IMAGE}", *options]
     # First, so that the other finds its programs compiled.

@@ -110,6 +110,7 @@ def run(*arguments: str) -> None:
     assert main.main(list(arguments)) == 0, arguments
 
 
+@pytest.mark.slow  # the examples of the page train in the ordinary tests
 def test_a_part_from_outside_goes_through_the_whole_program(outside, capsys):
     pytest.importorskip("matplotlib")
     workdir = outside / "run"
