@@ -1,4 +1,5 @@
-"""Settings of JAX and XLA in the environment: checked, and set where results depend on them."""
+"""Variables of the environment that libraries read: checked, and JAX's set where results depend
+on them."""
 
 import os
 import subprocess
@@ -25,6 +26,23 @@ PINNED = {
 }
 # What XLA does when it reads its flags; it ends the process at one that it does not know.
 READ_FLAGS = "import jaxlib.xla_client; jaxlib.xla_client.CompileOptions()"
+
+
+def check_progress_bars() -> None:
+    """Import tqdm, which reads variables, if any of them is set.
+
+    Raises:
+        UserError: tqdm refuses a variable.
+    """
+    names = sorted(name for name in os.environ if name.startswith("TQDM_"))
+    if not names:
+        return
+    try:
+        import tqdm  # noqa: F401
+    except ValueError as error:
+        raise UserError(
+            f"tqdm refuses {' or '.join(names)}: {error}; correct or unset the variable"
+        ) from error
 
 
 def settle() -> None:

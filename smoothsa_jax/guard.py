@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from smoothsa_jax.environment import settle
+from smoothsa_jax.environment import check_progress_bars, settle
 from smoothsa_jax.errors import UserError
 
 FIXABLE = 2
@@ -31,6 +31,7 @@ def run_module(name: str, uses_jax: bool = False) -> int:
     """
 
     def work() -> int:
+        check_progress_bars()
         if uses_jax:
             settle()
         return importlib.import_module(name).main(sys.argv[1:])

@@ -296,6 +296,7 @@ def test_recorded_rows_are_whole():
         assert {"device", "title"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_the_training_step_is_timed(capsys):
     train_step = load("train_step")
     train_step.PEAK_SIZE["cpu"] = 256

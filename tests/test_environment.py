@@ -131,6 +131,7 @@ def test_the_current_folder_is_gone(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
+        ("TQDM_NCOLS", "junk", "tqdm refuses TQDM_NCOLS: invalid literal"),
         ("JAX_ENABLE_X64", "perhaps", "JAX refuses a variable of the environment: invalid truth"),
         ("XLA_FLAGS", "--xla_no_flag=1", "XLA refuses XLA_FLAGS=--xla_no_flag=1: Unknown flag"),
         ("XLA_FLAGS", "--xla_dump_hlo_as_text=9x", "Couldn't interpret value 9x for flag xla_dum"),

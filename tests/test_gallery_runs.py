@@ -46,7 +46,7 @@ def shapes(tree):
 
 
 # The others differ from these in numbers of slots and steps alone.
-@pytest.mark.parametrize("name", quick(REAL, "movi_e", "coco"))
+@pytest.mark.parametrize("name", quick(REAL, "movi_e"))
 def test_full_sizes_fit_together(name):
     """The real train step, on shapes alone."""
     config = load_config(f"configs/{name}.py")
