@@ -11,7 +11,7 @@ from typing import Any
 
 from data.family import BadSample
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.text import text_of
+from smoothsa_jax.text import short, text_of
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 LARGEST = 1e9  # of coordinates in pixels
@@ -150,9 +150,3 @@ def _is_name(name: Any) -> bool:
     if not isinstance(name, str) or not name or len(name.splitlines()) != 1:
         return False
     return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def short(value: Any) -> str:
-    """A value for an error message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import rle
 from data.archives import Files
-from data.big_json import box_of, category_names, entries, is_id, is_whole, short, sizes_of
+from data.big_json import box_of, category_names, entries, is_id, is_whole, sizes_of
 from data.family import SPLITS, BadSample, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, column, still_features
 from data.pictures import colours
@@ -20,7 +20,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inference.listing import is_junk
 from smoothsa_jax.inference.sources import IMAGES
-from smoothsa_jax.text import printable
+from smoothsa_jax.text import printable, short
 
 YEAR_SPLITS = {"train": "train2017", "validation": "val2017"}
 KINDS = {"coco": "panoptic", "coco_instances": "instances"}

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.big_json import LARGEST, short
+from data.big_json import LARGEST
 from data.family import BadSample
+from smoothsa_jax.text import short
 
 OFFSET, BITS, MORE, SIGN = 48, 5, 32, 16
 

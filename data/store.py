@@ -52,7 +52,7 @@ from smoothsa_jax.devices import runtime
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.guard import exit_status
-from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.build import Subset, build_dataset
 from smoothsa_jax.inputs.features import STORED, beside
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
@@ -204,19 +204,6 @@ def _plan(name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, in
     )
 
 
-class _Some:
-    """Clips of a source by their numbers, with nothing but their pixels."""
-
-    def __init__(self, source: Source, indices: Sequence[int]):
-        self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"video": self._source[self._indices[index]]["video"]}
-
-
 def _make_shards(
     out: Path, training: Training, source: Source, missing: dict[str, Job], plan: Plan
 ) -> None:
@@ -239,7 +226,7 @@ def _make_shards(
             lengths: list[int] = []
 
             def frames(job: Job = job, lengths: list[int] = lengths) -> Iterator[np.ndarray]:
-                for batch in evaluation_batches(_Some(source, job.payload), 1, num_threads=2):
+                for batch in evaluation_batches(Subset(source, job.payload), 1, num_threads=2):
                     lengths.append(len(batch["video"][0]))
                     yield from batch["video"][0]
 

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from data.archives import Files
-from data.big_json import box_of, category_names, entries, is_id, short, sizes_of
+from data.big_json import box_of, category_names, entries, is_id, sizes_of
 from data.clips import PER_SHARD, clip_example, is_held_out, read, require
 from data.family import BadSample, Family, Job, Plan, refuse_twice, shards_of
 from data.features import NO_SEGMENT, categories, clip_features, table
 from data.rle import decode, fill
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut
-from smoothsa_jax.text import printable
+from smoothsa_jax.text import printable, short
 
 HELD_OUT = 0.1
 PARTS = {"train": "train", "validation": "valid", "test": "test"}  # split -> name in the downloads

@@ -35,6 +35,12 @@ def printable(name: str) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
+def short(value: object) -> str:
+    """A value for an error message, in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def say(text: str) -> None:
     """Print a line to stdout; what the terminal's encoding lacks becomes escapes."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

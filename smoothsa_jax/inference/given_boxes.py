@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.text import text_of
+from smoothsa_jax.text import short, text_of
 
 Boxes = dict[str, list[list[float]]]
 
@@ -28,7 +28,7 @@ def read_boxes(path: str | Path) -> Boxes:
         counts = Counter(name for name, _ in pairs)
         if twice := [name for name, count in counts.items() if count > 1]:
             raise UserError(
-                f"--boxes={path} has {_short(twice[0])} twice; expected each input once: remove one"
+                f"--boxes={path} has {short(twice[0])} twice; expected each input once: remove one"
             )
         return dict(pairs)
 
@@ -45,11 +45,11 @@ def read_boxes(path: str | Path) -> Boxes:
         'expected {"cat.mp4": [[left, top, right, bottom], ...], ...} in pixels of the first frame'
     )
     if not isinstance(found, dict):
-        raise UserError(f"--boxes={path} holds {_short(found)}; {expected}")
+        raise UserError(f"--boxes={path} holds {short(found)}; {expected}")
     for name, boxes in found.items():
         good = isinstance(boxes, list) and boxes and all(map(_is_box, boxes))
         if not good:
-            raise UserError(f"--boxes={path} has {_short(boxes)} for {_short(name)}; {expected}")
+            raise UserError(f"--boxes={path} has {short(boxes)} for {short(name)}; {expected}")
     return found
 
 
@@ -74,8 +74,3 @@ def _is_box(box: object) -> bool:
         and all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
         and all(abs(x) < 1e9 and math.isfinite(x) for x in box)
     )
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

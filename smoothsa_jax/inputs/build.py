@@ -149,7 +149,7 @@ def long_enough(source: Source, num_frames: int, num_samples: int | None = None)
             f"none of the {len(source)} samples to score has the {num_frames} frames of a training "
             "clip; lower data.num_frames, or hold out longer videos"
         )
-    return source if len(indices) == len(source) else _Some(source, indices)
+    return source if len(indices) == len(source) else Subset(source, indices)
 
 
 def _long_enough(source: Source, num_frames: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def _long_enough(source: Source, num_frames: int) -> np.ndarray:
     return np.arange(len(source)) if known is None else known(num_frames)
 
 
-class _Some:
+class Subset:
     """Some samples of a source, by their indices."""
 
     def __init__(self, source: Source, indices: Sequence[int]):

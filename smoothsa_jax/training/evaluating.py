@@ -322,10 +322,9 @@ def evaluate_split(
         return training.losses(params, frozen, training.place(batch), key)
 
     def merged(
-        source: Source, outputs_of: Callable, evaluator: Evaluator, **options: Any
+        source: Source, outputs_of: Callable, evaluator: Evaluator, may_vary: bool, **options: Any
     ) -> Evaluation:
-        varying = _vary(config) and outputs_of is predict  # clips of a loss are equally long
-        batches = batches_of(config, source, varying)
+        batches = batches_of(config, source, may_vary)
         own = evaluate(outputs_of, batches, evaluator, seeds, **options)
         return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
 
@@ -333,14 +332,16 @@ def evaluate_split(
     if evaluator is training.task.evaluator:
         source = source_of_split(config, num_slots, split, num_samples)
         options = {"match_paper": match_paper, "keep_samples": keep_samples}
-        found = merged(source, predict, evaluator, **options)
+        found = merged(source, predict, evaluator, _vary(config), **options)
         return dataclasses.replace(found, samples=found.samples[:keep_samples])
-    found = merged(training_clips(config, num_slots, split, num_samples), losses, evaluator)
+    source = training_clips(config, num_slots, split, num_samples)
+    found = merged(source, losses, evaluator, may_vary=False)
     if not keep_samples:
         return found
     shown = min(keep_samples, num_samples or keep_samples)
     source = source_of_split(config, num_slots, split, shown)
-    pictures = merged(source, predict, training.task.evaluator, keep_samples=shown)
+    evaluator = training.task.evaluator
+    pictures = merged(source, predict, evaluator, _vary(config), keep_samples=shown)
     return dataclasses.replace(found, samples=pictures.samples[:shown])
 
 
@@ -395,16 +396,16 @@ def source_of_split(
     Raises:
         UserError: there is no such split, or an option does not fit.
     """
-    options = {"num_slots": num_slots, "num_samples": num_samples}
+    options = {"num_slots": num_slots, "may_be_shorter": _vary(config)}
     if (frames := config.eval.num_frames) is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
     data = _without_training(config)
-    build = lambda: build_dataset(data, split, may_be_shorter=_vary(config), **options)  # noqa: E731
-    source = build()
+    source = build_dataset(data, split, num_samples=num_samples, **options)
     if is_labelled(source):
         return source
-    options["num_samples"] = None  # counted after short ones are left out, as of the losses
-    return long_enough(build(), _training_frames(config), num_samples)
+    # The same samples as their losses are of: counted after short ones are left out.
+    source = build_dataset(data, split, num_samples=None, **options)
+    return long_enough(source, _training_frames(config), num_samples)
 
 
 def training_clips(
@@ -417,8 +418,8 @@ def training_clips(
     Raises:
         UserError: there is no such split, or no clip is long enough.
     """
-    options = {"num_slots": num_slots, "num_samples": None}
-    source = build_dataset(_without_training(config), split, may_be_shorter=True, **options)
+    options = {"num_slots": num_slots, "num_samples": None, "may_be_shorter": True}
+    source = build_dataset(_without_training(config), split, **options)
     return long_enough(source, _training_frames(config), num_samples)
 
 
