@@ -14,12 +14,12 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data.archives import CHUNK
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, all_files
 
 # One record per group, so that any sample can be read alone. Frames are already compressed.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-CHUNK = 1 << 22
 PARTIAL = ".partial"  # suffix of a shard that is being written
 
 
