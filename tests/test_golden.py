@@ -7,21 +7,37 @@ writes a table of the largest errors.
 A `Golden` file is read in a `with` block; it fails if an array of results was not compared.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
+from golden_files import (
+    BFLOAT16,
+    FOLDER,
+    FORWARD,
+    FORWARD_BACKBONE,
+    GRADIENT,
+    LOSS,
+    METRIC,
+    OWN_FOLDER,
+    TRAINED,
+    Golden,
+    adam_state,
+    golden,
+    inner,
+    loaded,
+    with_prefix,
+    worst,
+    write_report,
+)
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
@@ -29,18 +45,14 @@ from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.evaluation import metrics, recognition
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
-from smoothsa_jax.interop.authors import from_authors, name_of
+from smoothsa_jax.interop.authors import name_of
 from smoothsa_jax.interop.torch_files import read_state_dict
 from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
-from smoothsa_jax.models.parameters import split
 from smoothsa_jax.training.optimizer import learning_rate_schedule
 from smoothsa_jax.training.step import build_training
-
-OWN_FOLDER = Path(__file__).parent / "golden"
-FOLDER = Path(os.environ.get("GOLDEN_DIR") or OWN_FOLDER)
 
 # Stated in the golden README only.
 HEADS = int(os.environ.get("GOLDEN_HEADS", 4))  # of all attention but the ViT's
@@ -52,12 +64,6 @@ TEMPERATURE = 0.1  # of the contrast
 LOSSES = {"recon": "reconstruction", "preheat": "distillation", "ssc": "slot_contrast"}
 CLIP = {"image": 1.0, "video": 0.05}
 DETACHED_STEPS = 3  # of a trajectory
-ZERO_GRADIENT = "norm1q.bias"  # analytically zero, holds rounding noise
-
-# Largest error over the largest value of an array.
-FORWARD, FORWARD_BACKBONE, GRADIENT, LOSS, TRAINED, METRIC = 1e-5, 3e-5, 1e-4, 1e-5, 1e-3, 1e-6
-BFLOAT16 = 2e-2  # all outputs of a model that computes in bfloat16
-NOISE = 1e-6  # absolute, for what is analytically zero
 
 MODULES = [
     "slot_attention_bilevel",
@@ -85,115 +91,6 @@ OTHERS = [
 RECOGNITION = ["recognition_matching", "box_iou"]
 # Of SPOT and of DIAS: not part of this program yet.
 LATER = {"decoder_spot_permutations", "loss_attention_match", "loss_attention_distill"}
-RESULTS = ("out/", "grad/", "loss/", "param_end/")
-
-worst: dict[tuple[str, str], float] = {}  # (file, kind of result) -> largest error
-
-
-class Golden:
-    """One golden file, and which of its arrays were used."""
-
-    def __init__(self, name: str):
-        self.name = name
-        with np.load(FOLDER / f"{name}.npz") as file:
-            self.arrays = dict(file)
-        self.used: set[str] = set()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.arrays
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        """An input, or a result that the caller compares on its own."""
-        self.used.add(key)
-        return self.arrays[key]
-
-    def group(self, prefix: str) -> dict[str, np.ndarray]:
-        """All arrays of a prefix, without it."""
-        return {
-            key.removeprefix(prefix): self[key] for key in self.arrays if key.startswith(prefix)
-        }
-
-    def compare(self, key: str, actual, tolerance: float, *, change=lambda x: x) -> None:
-        """Fail if `actual` is further from the recorded array than `tolerance` times its maximum.
-
-        Args:
-            change: brings the recorded array to our layout.
-        """
-        expected = np.asarray(change(self[key]), np.float64)
-        actual = np.asarray(actual, np.float64)
-        assert actual.shape == expected.shape, f"{key}: {actual.shape}, recorded {expected.shape}"
-        missing = np.isnan(expected)
-        np.testing.assert_array_equal(np.isnan(actual), missing, err_msg=key)
-        error = np.abs(actual - expected)[~missing].max(initial=0.0)
-        if key.endswith(ZERO_GRADIENT) and key.startswith("grad/"):
-            largest, tolerance = 1.0, NOISE
-        else:
-            largest = np.abs(expected[~missing]).max(initial=0.0)
-            kind = key.split("/")[0]
-            relative = error / largest if largest else error
-            worst[self.name, kind] = max(worst.get((self.name, kind), 0.0), relative)
-        assert error <= tolerance * largest, (
-            f"{key}: error {error:.2e}, largest value {largest:.2e}"
-        )
-
-    def compare_gradients(self, prefix: str, gradients: Mapping, module: str = "") -> None:
-        """Compare gradients by parameter; without a recorded gradient, ours must be exactly zero.
-
-        Args:
-            prefix: of the recorded ones.
-            module: the part of the model that these are in, in the authors' names.
-        """
-        rest = dict(gradients)
-        for key in self.group(prefix):
-            name, transform = name_of(module + key)
-            self.compare(prefix + key, rest.pop(name), GRADIENT, change=transform)
-        for name, gradient in rest.items():
-            assert not np.any(gradient), f"{name} has a gradient, the authors' has none"
-
-    def finish(self, parts: tuple[str, ...]) -> None:
-        left = [key for key in self.arrays if key.startswith(parts) and key not in self.used]
-        assert not left, f"{self.name}: never used or compared: {left}"
-
-
-@contextlib.contextmanager
-def golden(
-    name: str, *, parts: tuple[str, ...] = ("inp/", *RESULTS), unused: tuple[str, ...] = ()
-) -> Iterator[Golden]:
-    """A golden file; all arrays in these parts of it have to be used, but for the `unused`."""
-    file = Golden(name)
-    yield file
-    file.used |= set(unused)
-    file.finish(parts)
-
-
-def loaded(
-    make,
-    recorded: Mapping[str, np.ndarray],
-    theirs: str,
-    ours: str,
-    patterns: tuple[str, ...] = (),
-):
-    """A module's definition, and the recorded parameters under its names, in full.
-
-    Args:
-        make: makes the module; it is only traced, as its own initial values are not wanted.
-        patterns: of the names that are frozen.
-    """
-    definition, params, frozen = split(nnx.eval_shape(make), frozen=patterns)
-    expected = {name: array.shape for name, array in {**params, **frozen}.items()}
-    arrays = from_authors({theirs + key: array for key, array in recorded.items()})
-    arrays = {name.removeprefix(ours): jnp.asarray(array) for name, array in arrays.items()}
-    assert {name: array.shape for name, array in arrays.items()} == expected
-    return definition, arrays
-
-
-def with_prefix(arrays: Mapping, prefix: str) -> dict:
-    return {prefix + name: array for name, array in arrays.items()}
-
-
-def inner(pairs: list[tuple[jax.Array, np.ndarray]]) -> jax.Array:
-    """The scalar whose gradient was recorded."""
-    return sum(jnp.sum(x * cotangent) for x, cotangent in pairs)
 
 
 def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: dict):
@@ -235,13 +132,7 @@ def num_layers(keys, pattern: str) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def report():
     yield
-    if "GOLDEN_REPORT" in os.environ:
-        kinds = [kind.rstrip("/") for kind in RESULTS]
-        lines = [f"| file | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
-        for name in sorted({name for name, _ in worst}):
-            cells = [f"{worst[name, k]:.1e}" if (name, k) in worst else "" for k in kinds]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        Path(os.environ["GOLDEN_REPORT"]).write_text("\n".join(lines) + "\n")
+    write_report()
 
 
 def test_every_file_is_here_and_tested():
@@ -722,11 +613,6 @@ def test_training(name):
                 ours, transform = known
                 actual = final[ours] if ours in final else frozen[ours]
                 file.compare(f"param_end/{key}", actual, TRAINED, change=transform)
-
-
-def adam_state(state) -> optax.ScaleByAdamState:
-    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
-    return next(x for x in jax.tree.leaves(state.opt_state, is_leaf=is_adam) if is_adam(x))
 
 
 def without_head(keys: Mapping[str, list[int]]) -> dict[str, list[int]]:
