@@ -64,7 +64,8 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                     "warmup": 0.05,
                     "end_ratio": 1e-3,
                 },
-                "clip_norm": 1.0,  # of the global gradient norm; 0: no clipping
+                "clip_norm": 1.0,  # of the gradient; 0: no clipping
+                "clip_by": "norm",  # the global norm; or largest, the largest entry
             },
             "train": {
                 "num_steps": num_steps,

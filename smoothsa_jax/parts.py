@@ -191,6 +191,21 @@ def check_number(
         )
 
 
+def check_one_of(key: str, value: Any, names: Iterable[str]) -> None:
+    """Refuse a setting that is not one of these names."""
+    if value not in names:
+        raise UserError(
+            f"{key} is {value!r}; expected one of {', '.join(sorted(names))}"
+            f"{did_you_mean(value, names)}"
+        )
+
+
+def check_flag(key: str, value: Any) -> None:
+    """Refuse a setting that is not True or False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{key} is {value!r}; expected True or False; change --config.{key}")
+
+
 def check_dropout(key: str, value: Any) -> None:
     """Refuse a rate of dropout that is not a number of at least 0 and below 1."""
     check_number(key, value, below=1.0)

@@ -94,7 +94,6 @@ KEYS = {
     "model.slot_attention.first_iterations": "model.aggregator.first",
     "model.slot_attention.later_iterations": "model.aggregator.later",
     "model.slot_attention.name": "model.aggregator.name",
-    "model.slot_attention.truncate": "model.aggregator.truncate",
     "model.initializer.name": "model.initializer.cold.name",
     "model.initializer.cold_log_std": "model.initializer.cold.log_std",
     "model.initializer.query_log_std": "model.initializer.log_std",
@@ -225,7 +224,7 @@ def test_keys_that_older_configs_lack_get_what_they_stood_for():
         "backbone.position_width backbone.position_scale"
     ).split()
     model = convert_config(old_config(**{f"model.{part}": ... for part in parts})).model
-    assert model.aggregator.truncate is True and model.decoder.uniform_values is False
+    assert model.aggregator.gradient == "last_and_queries" and model.decoder.uniform_values is False
     warmed = model.initializer
     assert (warmed.cold.log_std, warmed.log_std, warmed.straight_through) == (0.0, 0.0, False)
     assert (model.encoder.position_width, model.encoder.position_scale) == (8, 0.3)
@@ -254,7 +253,12 @@ def test_the_new_config_of_the_default():
             "straight_through": True,
             "detach": {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 1.0},
         },
-        "aggregator": {"name": "slot_attention", "truncate": True, "first": 3, "later": 1},
+        "aggregator": {
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 1,
+        },
         "transition": {"name": "randsfq", "num_heads": 4, "history": 6, "dropout_rate": 0.5},
         "decoder": {
             "name": "mlp_mixture",

@@ -50,9 +50,14 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             }
         ],
     },
-    "projection": {"mlp": [{}]},
+    "projection": {"mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}]},
     "initializer": {
-        "gaussian": [{"log_std": -1.0}],
+        "gaussian": [
+            {"log_std": -1.0},
+            {"log_std": "xavier", "mean": "xavier"},
+            {"log_std": -1.0, "mean": "xavier", "separate": True, "noise": "training"},
+        ],
+        "learned": [{"start": "xavier", "noise": 0.5}, {"start": "normal", "noise": 0.0}],
         "boxes": [{"log_std": -1.0}],
         "warmed": [
             {**WARMED, "cold": GAUSSIAN},
@@ -62,8 +67,18 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     },
     "aggregator": {
         "slot_attention": [
-            {"first": 2, "later": 1, "truncate": True},
-            {"first": 2, "later": 1, "truncate": False},
+            {"first": 2, "later": 1, "gradient": "last_and_queries"},
+            {"first": 2, "later": 1, "gradient": "full"},
+            {
+                "first": 2,
+                "later": 1,
+                "gradient": "last",
+                "epsilon": 1e-8,
+                "epsilon_in": "weights",
+                "mlp_ratio": 2.0,
+                "activation": "relu",
+                "start": "xavier",
+            },
         ]
     },
     "transition": {"randsfq": [{"num_heads": 2, "history": 3, "dropout_rate": 0.0}], "none": [{}]},
@@ -92,6 +107,7 @@ SIZES: dict[str, tuple] = {
     "target": (ENCODER_STUB, IMAGE),
     "head": (SIZE,),
 }
+GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +145,12 @@ def of_rows(*kinds: str) -> Callable:
 def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[ModelDefinition, dict]:
     """A row's definition and all its arrays, which differ from entry to entry."""
     make_it = lambda: make(  # noqa: E731
-        f"model.{row.kind}", row.settings, TABLES[row.kind], *SIZES[row.kind], rngs=nnx.Rngs(0)
+        f"model.{row.kind}",
+        row.settings,
+        TABLES[row.kind],
+        *SIZES[row.kind],
+        **GIVEN.get(row.kind, {}),
+        rngs=nnx.Rngs(0),
     )
     definition, params, rest = split(make_it(), dtype, frozen=("*",) if frozen else ())
     rng = np.random.default_rng(0)

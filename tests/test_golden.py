@@ -59,6 +59,7 @@ HEADS = int(os.environ.get("GOLDEN_HEADS", 4))  # of all attention but the ViT's
 VIT_HEADS = int(os.environ.get("GOLDEN_VIT_HEADS", 3))
 RESIZE = 0.875  # of the image in front of the ViT
 FIRST_ITERATIONS, LATER_ITERATIONS = 3, 1
+GRADIENTS = {"bilevel": "last_and_queries", "full": "full"}
 WEIGHTS = {"reconstruction": 1.0, "distillation": 100.0, "slot_contrast": 0.5}
 TEMPERATURE = 0.1  # of the contrast
 LOSSES = {"recon": "reconstruction", "preheat": "distillation", "ssc": "slot_contrast"}
@@ -103,7 +104,12 @@ def part(name: str, tokens: int, feature_size: int, slot_size: int, **choices: d
         "encoder": {"name": "vit", **vit},
         "projection": {"name": "mlp"},
         "initializer": warmed("gaussian"),
-        "aggregator": {"name": "slot_attention", "truncate": True, "first": 1, "later": 1},
+        "aggregator": {
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 1,
+            "later": 1,
+        },
         "transition": {"name": "none"},
         "decoder": {"name": "random_ar", "num_layers": 1, "num_heads": HEADS},
         "target": {"name": "features"},
@@ -166,7 +172,7 @@ def test_slot_attention(truncation):
         recorded = file.group("param/")
 
         def load(count):
-            settings = {"truncate": truncation == "bilevel", "first": count}
+            settings = {"gradient": GRADIENTS[truncation], "first": count}
             make = part("aggregator", *sizes, aggregator=settings)
             return loaded(make, recorded, "aggregat.", "aggregator.")
 
@@ -412,7 +418,7 @@ def model_config(keys: Mapping[str, tuple[int, ...]], num_slots: int) -> ConfigD
             "projection": {"name": "mlp"},
             "aggregator": {
                 "name": "slot_attention",
-                "truncate": True,
+                "gradient": "last_and_queries",
                 "first": FIRST_ITERATIONS,
                 "later": LATER_ITERATIONS,
             },

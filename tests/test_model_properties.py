@@ -325,8 +325,8 @@ def test_bi_level_truncation():
     def split_of(**settings):
         return nnx.split(SlotAttention(6, 4, **settings, later=1, rngs=nnx.Rngs(0)))
 
-    truncated = split_of(truncate=True, first=3)
-    whole, last, first_two = (split_of(truncate=False, first=count) for count in (3, 1, 2))
+    truncated = split_of(gradient="last_and_queries", first=3)
+    whole, last, first_two = (split_of(gradient="full", first=count) for count in (3, 1, 2))
     no_shift = np.zeros_like(queries)
 
     @jax.jit

@@ -55,7 +55,12 @@ def tiny_config(
                     "straight_through": False,
                     "detach": {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 0.1},
                 },
-                "aggregator": {"name": "slot_attention", "truncate": True, "first": 2, "later": 1},
+                "aggregator": {
+                    "name": "slot_attention",
+                    "gradient": "last_and_queries",
+                    "first": 2,
+                    "later": 1,
+                },
                 "transition": transition if num_frames > 1 else {"name": "none"},
                 "decoder": decoders[decoder],
                 "target": {"name": "features"},
@@ -73,6 +78,7 @@ def tiny_config(
                     "end_ratio": 1e-3,
                 },
                 "clip_norm": 1.0,
+                "clip_by": "norm",
             },
             "train": {
                 "num_steps": 20,

@@ -17,7 +17,12 @@ def apply(config: ConfigDict, data: DataSet) -> None:
         slot_size=256,
         projection={"name": "mlp"},
         initializer={"name": "boxes" if data.boxes else "gaussian", "log_std": 0.0},
-        aggregator={"name": "slot_attention", "truncate": True, "first": 3, "later": 3},
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 3,
+        },
         transition={"name": "none"},
         decoder={"name": "random_ar", "num_layers": 4, "num_heads": 4},
         target={"name": "features"},

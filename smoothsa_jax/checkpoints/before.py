@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config.renewed import renewed
 from smoothsa_jax.config.values import canonical, flatten
 from smoothsa_jax.errors import UserError
 
@@ -38,7 +39,7 @@ _BACKBONES = {
     },
 }
 _PROJECTIONS: dict[str, dict[str, Any]] = {"mlp": {}}
-_SLOT_ATTENTIONS = {"slot_attention": {"truncate": True}}
+_SLOT_ATTENTIONS = {"slot_attention": {"truncate": True}}  # renamed by config/renewed.py
 _RANDSFQ = {"num_heads": _NEEDED, "history": _NEEDED, "dropout_rate": _NEEDED}
 _TRANSITIONS: dict[str, dict[str, Any]] = {"randsfq": _RANDSFQ, "none": {}}
 _DECODERS = {
@@ -209,7 +210,7 @@ def convert_config(old: Config) -> ConfigDict:
         "mesh": {"data": keys.take("mesh.data", -1), "fsdp": keys.take("mesh.fsdp", 1)},
     }
     keys.refuse_rest()
-    return canonical(ConfigDict(new))
+    return canonical(ConfigDict(renewed(new)))
 
 
 def _convert_model(keys: _Keys) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,8 +13,15 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config.values import flatten
 from smoothsa_jax.devices.mesh_shape import mesh_shape
-from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.parts import LARGEST, check_number, check_whole, is_schedule
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.parts import (
+    LARGEST,
+    check_flag,
+    check_number,
+    check_one_of,
+    check_whole,
+    is_schedule,
+)
 
 DTYPES = ("bfloat16", "float32")  # in which a model may compute
 MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 matrix products
@@ -50,11 +57,7 @@ def number(least: float = 0.0, above: bool = False, below: float | None = None) 
 
 def one_of(*names: str) -> Check:
     def check(key: str, value: Any) -> None:
-        if value not in names:
-            raise UserError(
-                f"{key} is {value!r}; expected one of {', '.join(sorted(names))}"
-                f"{did_you_mean(value, names)}"
-            )
+        check_one_of(key, value, names)
 
     return check
 
@@ -71,8 +74,7 @@ def none_or(check: Check) -> Check:
 
 
 def flag(key: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise UserError(f"{key} is {value!r}; expected True or False; change --config.{key}")
+    check_flag(key, value)
 
 
 def text(key: str, value: Any) -> None:
@@ -142,6 +144,7 @@ KEYS: dict[str, Check] = {
     "matmul_precision": one_of(*MATMUL_PRECISIONS),
     "optimizer.learning_rate": number_or_schedule(above=True),
     "optimizer.clip_norm": number(),
+    "optimizer.clip_by": one_of("norm", "largest"),
     "train.num_steps": whole(1),
     "train.batch_size": whole(1),
     "train.accumulate": whole(1),

@@ -11,6 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config.renewed import renewed
+
 # What may change between two runs in one workdir: how the run is watched, kept, measured or spread
 # over devices, or where its data lie. None of it enters the weights. `*` stands for any name.
 FREE_TO_DIFFER = (
@@ -67,8 +69,8 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that `to_json` wrote."""
-    return canonical(ConfigDict(_tuples(json.loads(text))))
+    """The config that `to_json` wrote, with today's keys (see `renewed.py`)."""
+    return canonical(ConfigDict(_tuples(renewed(json.loads(text)))))
 
 
 def differences(stored: ConfigDict, asked: ConfigDict) -> list[str]:

@@ -14,7 +14,7 @@ from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
-from smoothsa_jax.models.initializers import Boxes, Gaussian, Warmed
+from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
 from smoothsa_jax.models.slot_model import Projection, SlotModel
 from smoothsa_jax.models.targets import Features
 from smoothsa_jax.models.transitions import RandSFQ
@@ -23,7 +23,12 @@ from smoothsa_jax.parts import choose, make, scheduled_settings
 # A new part is one line here. The property tests run on every part in these tables.
 ENCODERS: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
 PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
-INITIALIZERS: dict[str, Callable] = {"gaussian": Gaussian, "boxes": Boxes, "warmed": Warmed}
+INITIALIZERS: dict[str, Callable] = {
+    "gaussian": Gaussian,
+    "learned": Learned,
+    "boxes": Boxes,
+    "warmed": Warmed,
+}
 AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention}
 TRANSITIONS: dict[str, Callable | None] = {"randsfq": RandSFQ, "none": None}
 DECODERS: dict[str, Callable] = {"random_ar": RandomARDecoder, "mlp_mixture": MLPMixtureDecoder}
@@ -65,9 +70,9 @@ def build_slot_model(
     num_slots, slot_size = (_whole(config, key) for key in SIZES)
     rngs, own = nnx.Rngs(seed), dict(part_seeds or {})
 
-    def part(name: str, *sizes: Any) -> Any:
+    def part(name: str, *sizes: Any, **more: Any) -> Any:
         def build(rngs: nnx.Rngs) -> Any:
-            return make(f"model.{name}", config[name], PARTS[name], *sizes, rngs=rngs)
+            return make(f"model.{name}", config[name], PARTS[name], *sizes, **more, rngs=rngs)
 
         if name in shapes:
             return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
@@ -80,7 +85,7 @@ def build_slot_model(
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
     decoder = part("decoder", encoder.grid, target.width, slot_size)
-    projection = part("projection", encoder.width)
+    projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
     return SlotModel(
         encoder,
@@ -97,8 +102,9 @@ def build_slot_model(
 
 def choose_width(config: ConfigDict, width: int) -> int:
     """Return the width of the tokens that the projection makes of features of width `width`."""
+    given = {"slot_size": _whole(config, "slot_size")}
     build = lambda: make(  # noqa: E731
-        "model.projection", config.projection, PROJECTIONS, width, rngs=nnx.Rngs(0)
+        "model.projection", config.projection, PROJECTIONS, width, **given, rngs=nnx.Rngs(0)
     )
     return nnx.eval_shape(build).width
 

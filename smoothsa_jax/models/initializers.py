@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Initializer, Scheduled, Sizes
 from smoothsa_jax.models.layers.attention import MultiHeadAttention
-from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear
-from smoothsa_jax.parts import check_heads
+from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear, uniform
+from smoothsa_jax.parts import check_flag, check_heads, check_one_of
 
 Queries = tuple[Float[Array, "B N D"], dict[str, Array]]
 
@@ -21,40 +21,147 @@ def scaled(noise: Float[Array, "B N D"], log_std: nnx.Param) -> Float[Array, "B 
     return jnp.exp(log_std[...]) * noise.astype(log_std.dtype)
 
 
+def standard_noise(key: Array, sizes: Sizes, slot_size: int) -> Float[Array, "B N D"]:
+    """Draw standard normal noise for all slots of a batch."""
+    return jax.random.normal(key, (sizes.batch, sizes.slots, slot_size), jnp.float32)
+
+
+def xavier(rngs: nnx.Rngs, num_slots: int, slot_size: int) -> Float[Array, "1 N D"]:
+    """Draw initial values as torch's `xavier_uniform_` does for an array (1,N,D).
+
+    For it, each of the N rows has D inputs, so the bound is sqrt(6 / (N D + D)).
+    """
+    bound = (6.0 / ((num_slots + 1) * slot_size)) ** 0.5
+    return uniform(bound)(rngs.params(), (1, num_slots, slot_size), jnp.float32)
+
+
 class Gaussian(nnx.Module):
-    """An initializer that draws every query from one learned Gaussian, at evaluation too.
+    """An initializer that draws every query from a learned Gaussian.
 
     Args:
         width: C of the tokens; unused.
         slot_size: D.
-        num_slots: N; unused, since any number of slots can be drawn.
-        log_std: initial value of the learned log standard deviation.
+        num_slots: N; matters only if Gaussians are separate.
+        log_std: initial value of the learned log standard deviation; or "xavier", as for `mean`.
+        mean: initial value of the learned mean: "zero", or "xavier", a random one (DINOSAUR, SPOT,
+            DIAS).
+        separate: whether each slot has a Gaussian of its own. Then there are always N slots.
+        noise: "always", at evaluation too; or "training", so that slots start from their means at
+            evaluation.
     """
 
     starts_from_boxes = False
 
     def __init__(
-        self, width: int, slot_size: int, num_slots: int, *, log_std: float, rngs: nnx.Rngs
+        self,
+        width: int,
+        slot_size: int,
+        num_slots: int,
+        *,
+        log_std: float | str,
+        mean: str = "zero",
+        separate: bool = False,
+        noise: str = "always",
+        rngs: nnx.Rngs,
     ):
-        del width, num_slots, rngs
+        del width
+        path = "model.initializer"
+        check_one_of(f"{path}.mean", mean, ("zero", "xavier"))
+        check_flag(f"{path}.separate", separate)
+        check_one_of(f"{path}.noise", noise, ("always", "training"))
+        if isinstance(log_std, str):
+            check_one_of(f"{path}.log_std", log_std, ("xavier",))
+        if noise == "training" and not separate:
+            raise UserError(
+                f"{path}.noise is 'training', but all slots share one Gaussian, so that they would "
+                f"be alike at evaluation; set --config.{path}.separate=True"
+            )
         self.slot_size = slot_size
-        self.mean = nnx.Param(jnp.zeros((1, 1, slot_size), jnp.float32))
-        self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
+        self.any_number, self.always = not separate, noise == "always"
+        slots = num_slots if separate else 1
+        shape = (1, slots, slot_size)
+        draw = lambda: xavier(rngs, slots, slot_size)  # noqa: E731
+        self.mean = nnx.Param(jnp.zeros(shape, jnp.float32) if mean == "zero" else draw())
+        self.log_std = nnx.Param(
+            draw() if log_std == "xavier" else jnp.full(shape, log_std, jnp.float32)
+        )
 
     def __call__(
         self,
         tokens: Float[Array, "B M C"],
         boxes: Float[Array, "B N 4"] | None,
         slot_mask: Bool[Array, "B N"] | None,
-        draws: Float[Array, "B N D"],
+        draws: Float[Array, "B N D"] | None,
         scheduled: Scheduled,
     ) -> Queries:
-        del tokens, boxes, slot_mask, scheduled
+        del boxes, slot_mask, scheduled
+        if draws is None:
+            return _for_all(self.mean, tokens), {}
         return self.mean[...] + scaled(draws, self.log_std), {}
 
-    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
-        del training
-        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size), jnp.float32)
+    def draw(
+        self, keys: Sequence[Array], sizes: Sizes, training: bool
+    ) -> Float[Array, "B N D"] | None:
+        if not (training or self.always):
+            return None
+        return standard_noise(keys[0], sizes, self.slot_size)
+
+
+class Learned(nnx.Module):
+    """An initializer with one learned query for each slot, and with BO-QSA's noise.
+
+    The noise is sigma * z * mean, with z standard normal for each sample, no gradient through that
+    mean, and a sigma that a schedule sets in training. At evaluation there is none. From BO-QSA
+    (Jia et al. 2023, arXiv 2210.08990); with a sigma of 0, also SPOT's student.
+
+    Args:
+        width: C of the tokens; unused.
+        slot_size: D.
+        num_slots: N.
+        start: initial values: "xavier", uniform in +-sqrt(6/(N+D)), or "normal", standard normal.
+
+    Scheduled:
+        noise: sigma.
+    """
+
+    scheduled = ("noise",)
+    starts_from_boxes = False
+    any_number = False
+
+    def __init__(self, width: int, slot_size: int, num_slots: int, *, start: str, rngs: nnx.Rngs):
+        del width
+        check_one_of("model.initializer.start", start, ("xavier", "normal"))
+        self.slot_size = slot_size
+        init = nnx.initializers.normal(1.0)
+        if start == "xavier":
+            init = uniform((6.0 / (num_slots + slot_size)) ** 0.5)
+        self.mean = nnx.Param(init(rngs.params(), (1, num_slots, slot_size), jnp.float32))
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B M C"],
+        boxes: Float[Array, "B N 4"] | None,
+        slot_mask: Bool[Array, "B N"] | None,
+        draws: Float[Array, "B N D"] | None,
+        scheduled: Scheduled,
+    ) -> Queries:
+        del boxes, slot_mask
+        queries = _for_all(self.mean, tokens)
+        if draws is None or "noise" not in scheduled:
+            return queries, {}
+        sigma = jnp.asarray(scheduled["noise"], queries.dtype)
+        noise = sigma * draws.astype(queries.dtype)
+        return queries + noise * jax.lax.stop_gradient(queries), {}
+
+    def draw(
+        self, keys: Sequence[Array], sizes: Sizes, training: bool
+    ) -> Float[Array, "B N D"] | None:
+        return standard_noise(keys[0], sizes, self.slot_size) if training else None
+
+
+def _for_all(mean: nnx.Param, tokens: Float[Array, "B M C"]) -> Float[Array, "B N D"]:
+    """Return the same queries for every sample."""
+    return jnp.broadcast_to(mean[...], (len(tokens), *mean.shape[1:]))
 
 
 class Boxes(nnx.Module):
@@ -72,6 +179,7 @@ class Boxes(nnx.Module):
     """
 
     starts_from_boxes = True
+    any_number = True
 
     def __init__(
         self, width: int, slot_size: int, num_slots: int, *, log_std: float, rngs: nnx.Rngs
@@ -101,7 +209,7 @@ class Boxes(nnx.Module):
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
         del training
-        return jax.random.normal(keys[0], (sizes.batch, sizes.slots, self.slot_size), jnp.float32)
+        return standard_noise(keys[0], sizes, self.slot_size)
 
 
 class Warmer(nnx.Module):
@@ -186,6 +294,11 @@ class Warmed(nnx.Module):
         """Whether the cold-start samples need a box for each slot."""
         return self.cold.starts_from_boxes
 
+    @property
+    def any_number(self) -> bool:
+        """Whether the cold-start samples may have any number."""
+        return self.cold.any_number
+
     def __call__(
         self,
         tokens: Float[Array, "B M C"],
@@ -210,6 +323,5 @@ class Warmed(nnx.Module):
         return queries, {"warm_queries": warm_queries, "cold_queries": samples}
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
-        shape = (sizes.batch, sizes.slots, self.slot_size)
-        noise = jax.random.normal(keys[1], shape, jnp.float32) if training else None
+        noise = standard_noise(keys[1], sizes, self.slot_size) if training else None
         return {"cold": self.cold.draw(keys, sizes, training), "noise": noise}

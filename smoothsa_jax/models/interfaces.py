@@ -81,7 +81,8 @@ class Encoder(Protocol):
 class Projection(Protocol):
     """A part that turns features into tokens, each on its own.
 
-    Sizes of the constructor: width (of the features).
+    Sizes of the constructor: width (of the features), and, by keyword for a class that takes it,
+    slot_size (D).
 
     Attributes:
         width: C, the width of the tokens.
@@ -100,9 +101,11 @@ class Initializer(Protocol):
 
     Attributes:
         starts_from_boxes: whether it needs a box for each slot.
+        any_number: whether it can make any number of queries, not only N.
     """
 
     starts_from_boxes: bool
+    any_number: bool
 
     def __call__(
         self,
@@ -161,6 +164,7 @@ class Aggregator(Protocol):
         slot_mask: Bool[Array, "B N"] | None,
         draws: Draws,
         first: bool,
+        iterations: int | None = None,
     ) -> Aggregated:
         """Aggregate one frame.
 
@@ -170,6 +174,8 @@ class Aggregator(Protocol):
             slot_mask: true = valid.
             draws: what `draw` returned.
             first: whether this is the first frame of its clip; static.
+            iterations: how many iterations, in place of the setting; None: as the setting says. A
+                class without this argument cannot be used with pruning.
         """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...

@@ -26,7 +26,8 @@ from smoothsa_jax.models.interfaces import (
     Target,
     Transition,
 )
-from smoothsa_jax.models.layers.basic import MLP, layer_norm
+from smoothsa_jax.models.layers.basic import ACTIVATIONS, MLP, check_start, layer_norm
+from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of
 
 # The random keys of each part at a step. They are fixed, so that a seed gives the same training
 # when parts are added; a new random part takes new keys.
@@ -41,18 +42,39 @@ NUM_KEYS = 8
 
 
 class Projection(nnx.Module):
-    """LayerNorm, Linear, GELU, Linear: features -> tokens, both of width C.
+    """LayerNorm, Linear, GELU or ReLU, Linear: features -> tokens.
 
     Args:
-        width: C.
+        width: C of the features.
+        slot_size: D.
+        hidden_ratio: hidden width, as a multiple of C.
+        to_slots: whether the tokens are as wide as slots; otherwise as wide as the features.
+        activation: "gelu" or "relu".
+        start: initial values, "torch" or "xavier".
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.width = width
+    def __init__(
+        self,
+        width: int,
+        *,
+        slot_size: int,
+        hidden_ratio: float = 1.0,
+        to_slots: bool = False,
+        activation: str = "gelu",
+        start: str = "torch",
+        rngs: nnx.Rngs,
+    ):
+        path = "model.projection"
+        check_above_zero(f"{path}.hidden_ratio", hidden_ratio)
+        check_flag(f"{path}.to_slots", to_slots)
+        check_one_of(f"{path}.activation", activation, ACTIVATIONS)
+        check_start(f"{path}.start", start)
+        self.width = slot_size if to_slots else width
         self.norm = layer_norm(width, rngs=rngs)
-        self.mlp = MLP((width,) * 3, zero_bias=True, rngs=rngs)
+        sizes = width, round(hidden_ratio * width), self.width
+        self.mlp = MLP(sizes, zero_bias=True, activation=activation, start=start, rngs=rngs)
 
-    def __call__(self, features: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
         return self.mlp(self.norm(features))
 
 

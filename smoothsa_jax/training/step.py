@@ -42,7 +42,7 @@ from smoothsa_jax.models.parameters import (
 from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
-from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule, norm_of
 from smoothsa_jax.training.state import TrainState, create_state
 
 
@@ -250,7 +250,12 @@ class _Programs:
             return sum(terms.values()), terms
 
         state, metrics = apply_gradients(
-            loss_function, state, self.optimizer, self.learning_rate, mesh
+            loss_function,
+            state,
+            self.optimizer,
+            self.learning_rate,
+            mesh,
+            self.config.optimizer.clip_by,
         )
         averages = _averaged(state, self.config.companions)
         return state.replace(averages=averages), {**metrics, **task.monitor(constants)}
@@ -337,6 +342,7 @@ def apply_gradients(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     mesh: Mesh,
+    clip_by: str = "norm",
 ) -> tuple[TrainState, dict[str, Array]]:
     """Make one gradient step; called inside a jitted step.
 
@@ -346,9 +352,10 @@ def apply_gradients(
         optimizer: the optimizer.
         learning_rate: the schedule, for the metrics.
         mesh: the devices.
+        clip_by: which size of the gradient is clipped, and logged; see `optimizer.norm_of`.
 
     Returns:
-        The new state, and metrics: losses, norm of the gradient, learning rate.
+        The new state, and metrics: losses, size of the gradient, learning rate.
     """
     (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
@@ -356,7 +363,7 @@ def apply_gradients(
     metrics = {
         "loss": total,
         **{f"loss/{name}": loss for name, loss in losses.items()},
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": norm_of(grads, clip_by),
         "learning_rate": learning_rate(state.step),
     }
     params = optax.apply_updates(state.params, updates)

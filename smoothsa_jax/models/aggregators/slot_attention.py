@@ -1,14 +1,26 @@
-"""Slot attention with bi-level truncation (docs/design.md, section 1.1)."""
+"""Slot attention (Locatello et al. 2020, arXiv 2006.15055) with its published variants.
+
+The defaults are those of SmoothSA (docs/design.md, section 1.1).
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from smoothsa_jax.models.interfaces import Aggregated
+from smoothsa_jax.models.interfaces import Aggregated, Sizes
 from smoothsa_jax.models.layers.attention import KeysValues
-from smoothsa_jax.models.layers.basic import MLP, GRUCell, layer_norm, linear
-from smoothsa_jax.parts import check_whole
+from smoothsa_jax.models.layers.basic import (
+    MLP,
+    GRUCell,
+    check_start,
+    layer_norm,
+    linear,
+    split_key,
+)
+from smoothsa_jax.parts import check_above_zero, check_dropout, check_one_of, check_whole
+
+GRADIENTS = ("full", "last", "last_and_queries")
 
 
 class SlotAttention(nnx.Module):
@@ -19,8 +31,16 @@ class SlotAttention(nnx.Module):
         slot_size: D.
         first: number of iterations on the first frame.
         later: number of iterations on every later frame.
-        truncate: whether to use bi-level truncation: the gradient passes through the last iteration
-            only, and from there straight to the queries.
+        gradient: what the gradient passes through. "full": all iterations. "last": the last one
+            only, so the queries get none (Chang et al. 2022). "last_and_queries": the last one,
+            and from there straight to the queries (bi-level truncation: BO-QSA, SmoothSA).
+        epsilon: keeps the average over tokens finite; 1e-5 in SmoothSA, 1 in BO-QSA.
+        epsilon_in: "sum": added to each slot's sum of weights. "weights": added to every weight
+            before they are summed, as in the original and in DINOSAUR (1e-8).
+        mlp_ratio: hidden width of the MLP, as a multiple of D.
+        activation: "gelu" or "relu", of the MLP.
+        dropout_rate: in training, of the MLP's hidden units.
+        start: initial values: those of "torch", or "xavier" with an orthogonal GRU, as in SPOT.
     """
 
     def __init__(
@@ -30,21 +50,43 @@ class SlotAttention(nnx.Module):
         *,
         first: int,
         later: int,
-        truncate: bool = False,
+        gradient: str = "full",
+        epsilon: float = 1e-5,
+        epsilon_in: str = "sum",
+        mlp_ratio: float = 4.0,
+        activation: str = "gelu",
+        dropout_rate: float = 0.0,
+        start: str = "torch",
         rngs: nnx.Rngs,
     ):
-        check_whole("model.aggregator.first", first)
-        check_whole("model.aggregator.later", later)
+        path = "model.aggregator"
+        check_whole(f"{path}.first", first)
+        check_whole(f"{path}.later", later)
+        check_one_of(f"{path}.gradient", gradient, GRADIENTS)
+        check_above_zero(f"{path}.epsilon", epsilon)
+        check_one_of(f"{path}.epsilon_in", epsilon_in, ("sum", "weights"))
+        check_above_zero(f"{path}.mlp_ratio", mlp_ratio)
+        check_dropout(f"{path}.dropout_rate", dropout_rate)
+        check_start(f"{path}.start", start)
         self.first, self.later = first, later
-        self.truncate = truncate
+        self.gradient = gradient
+        self.epsilon, self.epsilon_in = epsilon, epsilon_in
+        self.dropout_rate = dropout_rate
         self.norm_features = layer_norm(width, rngs=rngs)
         self.norm_slots = layer_norm(slot_size, rngs=rngs)
         self.norm_mlp = layer_norm(slot_size, rngs=rngs)
-        self.query = linear(slot_size, slot_size, bias=False, rngs=rngs)
-        self.key = linear(width, slot_size, bias=False, rngs=rngs)
-        self.value = linear(width, slot_size, bias=False, rngs=rngs)
-        self.gru = GRUCell(slot_size, rngs=rngs)
-        self.mlp = MLP((slot_size, 4 * slot_size, slot_size), zero_bias=True, rngs=rngs)
+        self.query = linear(slot_size, slot_size, bias=False, start=start, rngs=rngs)
+        self.key = linear(width, slot_size, bias=False, start=start, rngs=rngs)
+        self.value = linear(width, slot_size, bias=False, start=start, rngs=rngs)
+        self.gru = GRUCell(slot_size, start=start, rngs=rngs)
+        hidden = round(mlp_ratio * slot_size)
+        self.mlp = MLP(
+            (slot_size, hidden, slot_size),
+            zero_bias=True,
+            activation=activation,
+            start=start,
+            rngs=rngs,
+        )
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> KeysValues:
         """Return keys and values (*batch, M, D)."""
@@ -56,34 +98,56 @@ class SlotAttention(nnx.Module):
         prepared: KeysValues,
         queries: Float[Array, "B N D"],
         slot_mask: Bool[Array, "B N"] | None = None,
-        draws: None = None,
+        draws: Array | None = None,
         first: bool = True,
+        iterations: int | None = None,
     ) -> Aggregated:
         """Run the iterations; see `interfaces.Aggregator`.
 
-        The returned attention is not yet normalized over tokens.
+        The returned attention is not yet normalized over tokens. The extra `logits` (B,N,M) are
+        those of the last iteration, before the softmax over slots.
         """
-        del draws
-        num_iterations = self.first if first else self.later
-        slots, states, attentions = queries, [], []
+        num_iterations = iterations or (self.first if first else self.later)
+        keys = [None] * num_iterations
+        if draws is not None:
+            keys = split_key(draws, num_iterations)
+        slots, states, attentions, logits = queries, [], [], None
         for iteration in range(num_iterations):
-            if self.truncate and iteration == num_iterations - 1:
-                # Same values; the gradient with respect to the queries is the identity.
-                slots = jax.lax.stop_gradient(slots) + (queries - jax.lax.stop_gradient(queries))
-            slots, attention = self._iterate(slots, *prepared, slot_mask)
+            if iteration == num_iterations - 1:
+                slots = self._last(slots, queries)
+            slots, attention, logits = self._iterate(slots, *prepared, slot_mask, keys[iteration])
             states.append(slots)
             attentions.append(attention)
-        return Aggregated(slots, jnp.stack(attentions), jnp.stack(states), slot_mask)
+        extras = {"logits": logits}
+        return Aggregated(slots, jnp.stack(attentions), jnp.stack(states), slot_mask, extras)
 
-    def _iterate(self, slots, keys, values, slot_mask):
+    def _last(self, slots, queries):
+        """Return what enters the last iteration: the same values, with another gradient."""
+        if self.gradient == "full":
+            return slots
+        slots = jax.lax.stop_gradient(slots)
+        if self.gradient == "last":
+            return slots
+        return slots + (queries - jax.lax.stop_gradient(queries))
+
+    def _iterate(self, slots, keys, values, slot_mask, dropout_key=None):
         query = self.query(self.norm_slots(slots)) * slots.shape[-1] ** -0.5
         logits = jnp.einsum("bnd,bmd->bnm", query, keys).astype(jnp.float32)
         if slot_mask is not None:
             logits = jnp.where(slot_mask[:, :, None], logits, -jnp.inf)
         attention = jax.nn.softmax(logits, axis=1)
-        weights = attention / (attention.sum(axis=-1, keepdims=True) + 1e-5)
+        if self.epsilon_in == "sum":
+            weights = attention / (attention.sum(axis=-1, keepdims=True) + self.epsilon)
+        else:
+            weights = attention + self.epsilon
+            weights = weights / weights.sum(axis=-1, keepdims=True)
         slots = self.gru(jnp.einsum("bnm,bmd->bnd", weights.astype(values.dtype), values), slots)
-        return slots + self.mlp(self.norm_mlp(slots)), attention
+        update = self.mlp(self.norm_mlp(slots), self.dropout_rate, dropout_key)
+        return slots + update, attention, logits
 
-    def draw(self, keys, sizes, training) -> None:
-        """Return None: nothing is random."""
+    def draw(self, keys, sizes: Sizes, training: bool) -> Array | None:
+        """Return the keys (B,T) of dropout; None: no dropout."""
+        if not training or not self.dropout_rate:
+            return None
+        found = jax.random.split(keys[0], sizes.batch * sizes.frames)
+        return found.reshape(sizes.batch, sizes.frames)

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from smoothsa_jax.models.backend import CPU, Backend
+from smoothsa_jax.parts import check_one_of
 
 FEW_ROWS = 64
 MERGED_ON_A_GPU = 2**24  # elements; XLA's limit is 32 MB per product
@@ -32,6 +33,13 @@ def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
     else:
         erf = jax.lax.erf(wide * 0.5**0.5)
     return (0.5 * wide * (1.0 + erf)).astype(x.dtype)
+
+
+def activate(
+    x: Float[Array, "..."], activation: str, backend: Backend = CPU
+) -> Float[Array, "..."]:
+    """Apply the "gelu" or the "relu"."""
+    return jax.nn.relu(x) if activation == "relu" else gelu(x, backend)
 
 
 def uniform(bound: float) -> nnx.Initializer:
@@ -117,22 +125,47 @@ class Linear(nnx.Linear):
         return out if self.bias is None else out + self.bias[...]
 
 
+STARTS = ("torch", "xavier")
+ACTIVATIONS = ("gelu", "relu")
+
+
+def check_start(key: str, value: str) -> None:
+    """Refuse a name of initial values that does not exist."""
+    check_one_of(key, value, STARTS)
+
+
 def linear(
     in_features: int,
     out_features: int,
     *,
     bias: bool = True,
     zero_bias: bool = False,
+    start: str = "torch",
+    before_relu: bool = False,
     rngs: nnx.Rngs,
 ) -> Linear:
-    """A Linear layer, initially uniform in +-1/sqrt(fan_in), like torch's; bias likewise or 0."""
-    bound = in_features**-0.5
+    """A Linear layer with one of two kinds of initial values.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: whether it has a bias.
+        zero_bias: whether the bias starts at 0; it does with "xavier".
+        start: "torch": uniform in +-1/sqrt(fan_in), the bias likewise. "xavier": uniform in
+            +-sqrt(6/(fan_in+fan_out)) (Glorot and Bengio 2010).
+        before_relu: with "xavier", whether a ReLU follows; then uniform in +-sqrt(6/fan_in) (He et
+            al. 2015).
+    """
+    bound = like_torch = in_features**-0.5
+    if start == "xavier":
+        bound = (6.0 / (in_features if before_relu else in_features + out_features)) ** 0.5
+    zero_bias = zero_bias or start == "xavier"
     return Linear(
         in_features,
         out_features,
         use_bias=bias,
         kernel_init=uniform(bound),
-        bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(bound),
+        bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(like_torch),
         rngs=rngs,
     )
 
@@ -189,12 +222,14 @@ def split_key(key: Array, num: int) -> Array:
 
 
 class MLP(nnx.Module):
-    """Linear, GELU, Linear.
+    """Linear, GELU or ReLU, Linear.
 
     Args:
         sizes: input, hidden and output width.
         bias: whether the two Linear layers have biases.
         zero_bias: whether the biases start at 0.
+        activation: "gelu" or "relu".
+        start: initial values; see `linear`.
     """
 
     def __init__(
@@ -203,15 +238,25 @@ class MLP(nnx.Module):
         *,
         bias: bool = True,
         zero_bias: bool = False,
+        activation: str = "gelu",
+        start: str = "torch",
         rngs: nnx.Rngs,
     ):
-        self.hidden = linear(sizes[0], sizes[1], bias=bias, zero_bias=zero_bias, rngs=rngs)
-        self.out = linear(sizes[1], sizes[2], bias=bias, zero_bias=zero_bias, rngs=rngs)
+        self.activation = activation
+        self.hidden = linear(
+            *sizes[:2],
+            bias=bias,
+            zero_bias=zero_bias,
+            start=start,
+            before_relu=activation == "relu",
+            rngs=rngs,
+        )
+        self.out = linear(*sizes[1:], bias=bias, zero_bias=zero_bias, start=start, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "... in"], dropout_rate: float = 0.0, key: Array | None = None
     ) -> Float[Array, "... out"]:
-        hidden = gelu(self.hidden(x), self.hidden.backend)
+        hidden = activate(self.hidden(x), self.activation, self.hidden.backend)
         return self.out(dropout(hidden, dropout_rate, key))
 
 
@@ -231,11 +276,19 @@ class GRUCell(nnx.Module):
     """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, including the hidden bias.
 
     (`nnx.GRUCell` has no hidden bias.) Gates are packed in the order reset, update, new.
+
+    Args:
+        size: D.
+        start: initial values: those of "torch"; or "xavier" for the input's kernel and an
+            orthogonal matrix for the hidden one.
     """
 
-    def __init__(self, size: int, *, rngs: nnx.Rngs):
-        self.input = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+    def __init__(self, size: int, *, start: str = "torch", rngs: nnx.Rngs):
+        self.input = linear(size, 3 * size, zero_bias=True, start=start, rngs=rngs)
         self.hidden = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+        if start == "xavier":
+            orthogonal = nnx.initializers.orthogonal()
+            self.hidden.kernel[...] = orthogonal(rngs.params(), (size, 3 * size), jnp.float32)
 
     def __call__(
         self, x: Float[Array, "... D"], state: Float[Array, "... D"]
