@@ -28,6 +28,7 @@ from smoothsa_jax.checkpoints.read import (
     steps_found,
 )
 from smoothsa_jax.checkpoints.workdir import config_of
+from smoothsa_jax.config import renewed
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
@@ -94,6 +95,7 @@ KEYS = {
     "model.slot_attention.first_iterations": "model.aggregator.first",
     "model.slot_attention.later_iterations": "model.aggregator.later",
     "model.slot_attention.name": "model.aggregator.name",
+    "model.slot_attention.truncate": "model.aggregator.gradient",
     "model.initializer.name": "model.initializer.cold.name",
     "model.initializer.cold_log_std": "model.initializer.cold.log_std",
     "model.initializer.query_log_std": "model.initializer.log_std",
@@ -118,6 +120,7 @@ ADDED = {
     "title": "SmoothSA",
     "eval.masks": "decoder",
     "optimizer.learning_rate.schedule": "warmup_cosine",
+    **renewed.ADDED,
 }
 
 
@@ -132,6 +135,8 @@ def test_every_value_of_a_config_is_under_its_new_key(name):
     for key, value in flatten(old).items():
         value = tuple(value) if isinstance(value, list) else value
         today = KEYS.get(key, key).replace("model.backbone.", "model.encoder.")
+        if key == "model.slot_attention.truncate":
+            value = {True: "last_and_queries", False: "full"}[value]
         if is_recognition and key.startswith("model."):
             today = f"companions.slot_model.{today}"
         if key == "model.backbone.seed":

@@ -20,6 +20,8 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
             `checkpoints/before.py`.
     """
     config = {key: _copied(value) for key, value in config.items()}
+    if "losses" not in config:
+        return config
     for path, value in ADDED.items():
         group, _, key = path.rpartition(".")
         if isinstance(config.get(group), dict):
