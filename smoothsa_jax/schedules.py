@@ -3,9 +3,11 @@
     {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 0.1}     `begin` for the first tenth
     {"schedule": "cosine", "begin": 0.0, "end": 1.0}              half a cosine over all steps
     {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
+    {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}
+    {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.12}   half a cosine, and then 0
     {"schedule": "package.module:function", ...}                  a function of your own
 
-`at` and `warmup` are fractions of `train.num_steps`. A schedule is a function from the number of
+`at`, `warmup`, `half_life` and `until` are fractions of `train.num_steps`. A schedule is a function from the number of
 steps and keyword-only settings to an `optax.Schedule`, and checks its settings itself. If it takes
 `path`, it gets the setting's place in the config, for messages.
 """
@@ -41,8 +43,25 @@ def cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Sche
     return value_at
 
 
+def cosine_to_zero(num_steps: int, *, path: str, begin: float, until: float) -> optax.Schedule:
+    """Return a schedule: half a cosine from `begin` to 0 at the fraction `until`, and then 0.
+
+    The noise of BO-QSA's queries (Jia et al. 2023, arXiv 2210.08990) decreases in this way.
+    """
+    check_number(f"{path}.begin", begin)
+    check_number(f"{path}.until", until, above=True)
+    last = until * num_steps
+    return lambda count: begin * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / last, 1.0)))
+
+
 def warmup_cosine(
-    num_steps: int, *, path: str, peak: float, warmup: float, end_ratio: float
+    num_steps: int,
+    *,
+    path: str,
+    peak: float,
+    warmup: float,
+    end_ratio: float,
+    ends_at_peak: bool = False,
 ) -> optax.Schedule:
     """Return a schedule: a linear warm-up, then a cosine.
 
@@ -52,31 +71,79 @@ def warmup_cosine(
         peak: value after the warm-up, which starts at 0.
         warmup: length of the warm-up, as a fraction of the steps.
         end_ratio: final value, relative to `peak`.
+        ends_at_peak: whether the last step of the warm-up already has the peak value, so that two
+            steps have it, as in the program of SPOT.
 
     Raises:
         UserError: a setting is out of range, or the warm-up leaves no step.
     """
     check_number(f"{path}.peak", peak, above=True)
-    check_number(f"{path}.warmup", warmup, below=1.0)
     check_number(f"{path}.end_ratio", end_ratio)
+    warmup_steps = _warmup_steps(path, warmup, num_steps)
+    whole = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=peak,
+        warmup_steps=warmup_steps,
+        decay_steps=num_steps,
+        end_value=end_ratio * peak,
+    )
+    if not ends_at_peak:
+        return whole
+    rise = lambda count: peak * count / max(warmup_steps - 1, 1)  # noqa: E731
+    return lambda count: jnp.where(count < warmup_steps, rise(count), whole(count))
+
+
+def warmup_halving(
+    num_steps: int,
+    *,
+    path: str,
+    peak: float,
+    warmup: float,
+    half_life: float,
+    from_zero: bool = False,
+) -> optax.Schedule:
+    """Return a schedule: a linear warm-up, then an exponential decay.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        path: path of the setting, for messages.
+        peak: value after the warm-up, which starts at 0.
+        warmup: length of the warm-up, as a fraction of the steps.
+        half_life: in which the value halves, as a fraction of the steps.
+        from_zero: whether the decay begins at step 0, as in slot attention's and BO-QSA's programs;
+            otherwise after the warm-up, as in DINOSAUR's.
+
+    Raises:
+        UserError: a setting is out of range, or the warm-up leaves no step.
+    """
+    check_number(f"{path}.peak", peak, above=True)
+    check_number(f"{path}.half_life", half_life, above=True)
+    warmup_steps = _warmup_steps(path, warmup, num_steps)
+    begin, period = 0 if from_zero else warmup_steps, half_life * num_steps
+
+    def value_at(count: Int[Array, ""]) -> Array:
+        rise = jnp.minimum(count / max(warmup_steps, 1), 1.0) if warmup_steps else 1.0
+        return peak * rise * 0.5 ** (jnp.maximum(count - begin, 0) / period)
+
+    return value_at
+
+
+def _warmup_steps(path: str, warmup: float, num_steps: int) -> int:
+    check_number(f"{path}.warmup", warmup, below=1.0)
     if round(warmup * num_steps) >= num_steps:
         raise UserError(
             f"{path}.warmup is {warmup}, which leaves no step of {num_steps} after the warm-up; "
             "lower it or raise train.num_steps"
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=peak,
-        warmup_steps=round(warmup * num_steps),
-        decay_steps=num_steps,
-        end_value=end_ratio * peak,
-    )
+    return round(warmup * num_steps)
 
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "step": step,
     "cosine": cosine,
+    "cosine_to_zero": cosine_to_zero,
     "warmup_cosine": warmup_cosine,
+    "warmup_halving": warmup_halving,
 }
 
 

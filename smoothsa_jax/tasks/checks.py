@@ -25,6 +25,7 @@ from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, below, frozen_patterns, matching, split
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.discovery import TEACHER
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
@@ -67,6 +68,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
+    _check_teacher(config, losses, models)
     outputs = _outputs(config, task, models)
     losses.check_reads(outputs)
     for name in task.evaluator.outputs if outputs is not None else ():
@@ -89,6 +91,33 @@ def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
             f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
             f"set --config.checkpoint.best_mode={right}"
         )
+
+
+def _check_teacher(config: ConfigDict, losses: Losses, models: Models) -> None:
+    """Check that a teacher is there if a loss or the target needs it, and that it fits."""
+    needs = [
+        f"losses.{name}" for name, term in losses.terms.items() if "teacher.masks" in term.reads
+    ]
+    if config.model.get("target", {}).get("of") == TEACHER:
+        needs.append("model.target.of")
+    if not needs:
+        return
+    if TEACHER not in models:
+        raise UserError(
+            f"{needs[0]} needs a teacher, but the config has no companions.{TEACHER}; set "
+            f"--config.companions.{TEACHER}.source to the workdir of the first stage"
+        )
+    model, teacher = models[MODEL], models[TEACHER]
+    for what, mine, found in (
+        ("num_slots", model.num_slots, teacher.num_slots),
+        ("a grid of tokens", model.encoder.grid, teacher.encoder.grid),
+    ):
+        if mine != found:
+            raise UserError(
+                f"companions.{TEACHER} has {what} {found}, but the student has {mine}, and their "
+                "masks are compared; train the first stage with the same settings, or change the "
+                "student's"
+            )
 
 
 def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:

@@ -1,8 +1,14 @@
-"""Discovery: train a slot model to predict a target from its slots, and score its masks."""
+"""Discovery: train a slot model to predict a target from its slots, and score its masks.
+
+A run may have a frozen slot model as the companion `teacher`. Its features can be the target, and
+its masks (B,T,N,h,w) enter losses. The trained model and its scores need neither its slots nor its
+masks, so the compiler leaves these out at evaluation.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -22,15 +28,18 @@ from smoothsa_jax.models.build import (
 )
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
+from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.parts import choose
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
+
+TEACHER = "teacher"  # the companion
 
 
 class Discovery:
     """See `task.Task`. The trained model is a `SlotModel`."""
 
     untrained = "untrained model"
-    companions: tuple[str, ...] = ()
+    companions = (TEACHER,)
     averages = True
 
     def __init__(self, config: ConfigDict):
@@ -38,6 +47,8 @@ class Discovery:
         self.slot_model = config.model
         self.schedules = part_schedules(config.model)
         self._more = batch_reads(config.model, config.losses)
+        teacher = config.companions.get(TEACHER)
+        self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
         # Pixels or stored features.
         self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
         self.evaluator = MaskEvaluator(config.eval.masks, config.eval.background_column_always)
@@ -63,17 +74,26 @@ class Discovery:
                 )
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
-        return models[MODEL].draw(key, sizes, training)
+        drawn = models[MODEL].draw(key, sizes, training)
+        if TEACHER in models:
+            as_in_training = training and self._teacher_trains
+            own_key = jax.random.fold_in(key, 1) if training else key
+            drawn[TEACHER] = models[TEACHER].draw(own_key, sizes, as_in_training)
+        return drawn
 
     def constants(
         self, models: Models, batch: Mapping[str, Array], draws: Draws, match_paper: bool
     ) -> Outputs:
-        del draws, match_paper
+        del match_paper
+        found = {}
         if "features" in batch:
-            return {"features": batch["features"].astype(jnp.float32)}
-        if ENCODER not in models[MODEL].frozen_parts:
-            return {}
-        return models[MODEL].encode(batch["video"], batch.get("cameras"))
+            found["features"] = batch["features"].astype(jnp.float32)
+        elif ENCODER in models[MODEL].frozen_parts:
+            found = models[MODEL].encode(batch["video"], batch.get("cameras"))
+        if TEACHER in models:
+            seen = _of_teacher(models[TEACHER], batch, (draws or {}).get(TEACHER))
+            found |= {f"{TEACHER}.{name}": x for name, x in seen.items()}
+        return found
 
     def targets(
         self, models: Models, batch: Mapping[str, Array], constants: Outputs, draws: Draws
@@ -109,6 +129,21 @@ class Discovery:
     ) -> dict[str, dict[str, np.ndarray]]:
         boxes = bool(self._config.data.get("boxes", False))
         return evaluate_baselines(batches(), features, with_boxes=boxes)
+
+
+def _of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Outputs:
+    """Return the teacher's features, and its masks unless there are no draws."""
+    if "features" in batch:  # `stored.refuse_other_features` has compared the encoders
+        features = batch["features"].astype(jnp.float32)
+    else:
+        features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
+    found = {"features": features}
+    if draws is None:
+        return found
+    target = teacher.target(batch, {"features": features}, draws.get("target"))["target"]
+    given = {"target": target}
+    outputs = teacher(features, given, draws, batch.get("boxes"), batch.get("slot_mask"))
+    return {**found, "masks": jax.lax.stop_gradient(outputs["masks"])}
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:
