@@ -7,9 +7,9 @@
     {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.12}   half a cosine, and then 0
     {"schedule": "package.module:function", ...}                  a function of your own
 
-`at`, `warmup`, `half_life` and `until` are fractions of `train.num_steps`. A schedule is a function from the number of
-steps and keyword-only settings to an `optax.Schedule`, and checks its settings itself. If it takes
-`path`, it gets the setting's place in the config, for messages.
+`at`, `warmup`, `half_life` and `until` are fractions of `train.num_steps`. A schedule is a function
+from the number of steps and keyword-only settings to an `optax.Schedule`, and checks its settings
+itself. If it takes `path`, it gets the setting's place in the config, for messages.
 """
 
 from collections.abc import Callable, Mapping
