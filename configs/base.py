@@ -15,7 +15,8 @@ A file of `configs/systems/` states:
     KIND                            "system", or "task" for a model trained on top of another run
     TITLE                           of a system, as tables and plots show it
     apply(config, data)             puts the system's parts, losses and optimizer on a config
-    apply(config, data, source)     the same for a task; `source` is the workdir of the run it reads
+    apply(config, data, source)     the same for a task; `source` is the workdir of the run it
+                                    reads. With an argument `version`, it gets the word of that kind
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
                                     kind is "system variant", "version" or "task"
@@ -26,6 +27,7 @@ A new file there is a new word; there is no list to extend.
 import dataclasses
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -229,7 +231,98 @@ SMOKE = {
 }
 _SMOKE_VIT = {"width": 32, "depth": 1, "num_heads": 2, "registers": 1}
 SMOKE_SLOT_SIZE = 32
-SMOKE_PARTS = {"vit": _SMOKE_VIT, "dinov3": _SMOKE_VIT, "random_ar": {"num_layers": 1}}
+SMOKE_PARTS = {
+    "vit": _SMOKE_VIT,
+    "dinov3": _SMOKE_VIT,
+    "random_ar": {"num_layers": 1},
+    "permuted_ar": {"num_layers": 1, "num_heads": 2},
+    "mlp_mixture": {"hidden_size": 32},
+    "metaslot": {"codes": 16},
+}
+
+
+# ------------------------------------------------------------------- what several systems share
+
+
+def predict_features(config: ConfigDict, **parts: Settings) -> None:
+    """A model of images that predicts the features of its frozen encoder from its slots.
+
+    Args:
+        **parts: projection, initializer, aggregator, decoder.
+    """
+    config.model.update(
+        slot_size=256, transition={"name": "none"}, target={"name": "features"}, **parts
+    )
+    config.losses.reconstruction = ConfigDict({"weight": 1.0})
+
+
+def follow(config: ConfigDict, data: DataSet) -> None:
+    """On video, carry slots from frame to frame as SmoothSA does: RandSF.Q's transition and the
+    contrast of slots over time."""
+    if not data.is_video:
+        return
+    # The transition sees at most as many frames as a training clip has.
+    history = data.data["num_frames"]
+    config.model.transition.update(name="randsfq", num_heads=4, history=history, dropout_rate=0.5)
+    config.losses.slot_contrast = ConfigDict({"weight": 0.5, "temperature": 0.1})
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
+
+
+def refuse_boxes(data: DataSet, title: str) -> None:
+    """Refuse a data set whose slots start from boxes, for a system with queries of its own."""
+    if data.boxes:
+        without = [word for word, change in data.variants.items() if not change(data).boxes]
+        add = f"add the word {' or '.join(without)}" if without else "choose another data set"
+        raise UserError(
+            f"{title} has queries of its own, but the slots of {data.name} start from boxes; {add}"
+        )
+
+
+def single_frames(num_slots: int) -> Callable[[DataSet], DataSet]:
+    """The data variant `image`: each frame of a video is a sample of its own, without boxes."""
+
+    def image(data: DataSet) -> DataSet:
+        return data.changed(
+            data={"boxes": False, "num_frames": 1},
+            settings={"eval": {"num_frames": 1, "batch_size": 32}},
+            num_slots=num_slots,
+            batch_size=32,
+        )
+
+    return image
+
+
+# The encoders of published recipes: DINO (v1), and DINOv2 without registers and with its last
+# LayerNorm.
+def dino(size: str, patch: int) -> tuple[Settings, str]:
+    """Settings and source of a ViT of DINO, of size "small" or "base"."""
+    width, heads, letter = {"small": (384, 6, "s"), "base": (768, 12, "b")}[size]
+    settings = {"width": width, "num_heads": heads, "patch": patch, "registers": 0, "resize": 1.0}
+    more = {"layer_scale": False, "class_position": True}
+    return {**DINOV2_SMALL, **settings, **more}, f"facebook/dino-vit{letter}{patch}"
+
+
+DINOV2_SMALL_NORMED = (
+    {**DINOV2_SMALL, "registers": 0, "final_norm": True, "class_position": True},
+    "facebook/dinov2-small",
+)
+
+
+def use_encoder(config: ConfigDict, data: DataSet, encoder: tuple[Settings, str]) -> None:
+    """Replace the encoder by that of a published recipe; embedded data keep their own."""
+    if data.small is None:
+        config.model.encoder = ConfigDict(encoder[0])
+        config.weights.encoder.source = encoder[1]
+
+
+def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
+    """Patterns of a ViT's arrays that freeze all but the last third of its blocks."""
+    tuned = encoder["depth"] // 3
+    names = ["embed.*", "position", "class_token"]
+    names += ["class_position"] if encoder.get("class_position", False) else []
+    names += ["registers"] if encoder["registers"] else []
+    names += ["norm.*"] if encoder.get("final_norm", False) else []
+    return (*names, *(f"blocks.{i}.*" for i in range(encoder["depth"] - tuned)))
 
 
 # ------------------------------------------------------------------------------------- composing
@@ -265,7 +358,10 @@ def compose(data: DataSet, words: str = "") -> ConfigDict:
     config.name = _name(data, chosen, without=("task", "smoke"))
     earlier = config.copy_and_resolve_references()
     if task:
-        _function(chosen, "task")(config, data, f"runs/{config.name}")
+        add_task, source = _function(chosen, "task"), f"runs/{config.name}"
+        takes = inspect.signature(add_task).parameters
+        more = {"version": chosen.get("version")} if "version" in takes else {}
+        add_task(config, data, source, **more)
     if "smoke" in chosen:
         _smoke(config, data)
         _smoke(earlier, data)

@@ -17,6 +17,9 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+# The plain mixture decoder learns masks in fewer steps than the autoregressive one. Each slot has
+# one appearance for all its tokens: otherwise slots share the scene, add up, and no masks form.
+DECODER = {"num_layers": 3, "hidden_size": 64, "uniform_values": True, "position": "waves"}
 SMALL = {
     "model": {"slot_size": 48},
     "parts": {
@@ -29,15 +32,9 @@ SMALL = {
         "boxes": {"log_std": -4.0},
         "gaussian": {"log_std": -1.0},  # this noise alone tells the slots apart
         "randsfq": {"history": 6},
-        # The plain mixture decoder learns masks in fewer steps than the autoregressive one. Each
-        # slot has one appearance for all its tokens: otherwise slots share the scene, add up, and
-        # no masks form.
-        "random_ar": {
-            "name": "mlp_mixture",
-            "num_layers": 3,
-            "hidden_size": 64,
-            "uniform_values": True,
-        },
+        "random_ar": {"name": "mlp_mixture", **DECODER},
+        "mlp_mixture": DECODER,
+        "permuted_ar": {"num_layers": 2, "num_heads": 4},
     },
     # The paper's 100 and 0.5 are set against DINOv2's features, of much larger variance.
     "losses": {"distillation": 0.1, "slot_contrast": 0.02},

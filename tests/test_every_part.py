@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     "initializer": {
         "gaussian": [
             {"log_std": -1.0},
-            {"log_std": "xavier", "mean": "xavier"},
+            {"log_std": None, "mean": "xavier"},
             {"log_std": -1.0, "mean": "xavier", "separate": True, "noise": "training"},
         ],
         "learned": [{"start": "xavier", "noise": 0.5}, {"start": "normal", "noise": 0.0}],

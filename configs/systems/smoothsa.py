@@ -6,15 +6,15 @@ videos, on frozen features; a video's slots are carried from frame to frame by a
 
 from ml_collections import ConfigDict
 
-from configs.base import DataSet
+from configs import base
 
 TITLE = "SmoothSA"
 KIND = "system"
 
 
-def apply(config: ConfigDict, data: DataSet) -> None:
-    config.model.update(
-        slot_size=256,
+def apply(config: ConfigDict, data: base.DataSet) -> None:
+    base.predict_features(
+        config,
         projection={"name": "mlp"},
         initializer={"name": "boxes" if data.boxes else "gaussian", "log_std": 0.0},
         aggregator={
@@ -23,20 +23,10 @@ def apply(config: ConfigDict, data: DataSet) -> None:
             "first": 3,
             "later": 3,
         },
-        transition={"name": "none"},
         decoder={"name": "random_ar", "num_layers": 4, "num_heads": 4},
-        target={"name": "features"},
     )
-    config.losses.reconstruction = ConfigDict({"weight": 1.0})
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
-    if data.is_video:
-        # The transition sees at most as many frames as a training clip has.
-        history = data.data["num_frames"]
-        config.model.transition.update(
-            name="randsfq", num_heads=4, history=history, dropout_rate=0.5
-        )
-        config.losses.slot_contrast = ConfigDict({"weight": 0.5, "temperature": 0.1})
-        config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
+    base.follow(config, data)
     smooth(config)
 
 

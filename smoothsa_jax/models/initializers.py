@@ -42,7 +42,8 @@ class Gaussian(nnx.Module):
         width: C of the tokens; unused.
         slot_size: D.
         num_slots: N; matters only if Gaussians are separate.
-        log_std: initial value of the learned log standard deviation; or "xavier", as for `mean`.
+        log_std: initial value of the learned log standard deviation; None: random ones, as of the
+            mean "xavier".
         mean: initial value of the learned mean: "zero", or "xavier", a random one (DINOSAUR, SPOT,
             DIAS).
         separate: whether each slot has a Gaussian of its own. Then there are always N slots.
@@ -58,7 +59,7 @@ class Gaussian(nnx.Module):
         slot_size: int,
         num_slots: int,
         *,
-        log_std: float | str,
+        log_std: float | None,
         mean: str = "zero",
         separate: bool = False,
         noise: str = "always",
@@ -69,8 +70,6 @@ class Gaussian(nnx.Module):
         check_one_of(f"{path}.mean", mean, ("zero", "xavier"))
         check_flag(f"{path}.separate", separate)
         check_one_of(f"{path}.noise", noise, ("always", "training"))
-        if isinstance(log_std, str):
-            check_one_of(f"{path}.log_std", log_std, ("xavier",))
         if noise == "training" and not separate:
             raise UserError(
                 f"{path}.noise is 'training', but all slots share one Gaussian, so that they would "
@@ -83,7 +82,7 @@ class Gaussian(nnx.Module):
         draw = lambda: xavier(rngs, slots, slot_size)  # noqa: E731
         self.mean = nnx.Param(jnp.zeros(shape, jnp.float32) if mean == "zero" else draw())
         self.log_std = nnx.Param(
-            draw() if log_std == "xavier" else jnp.full(shape, log_std, jnp.float32)
+            draw() if log_std is None else jnp.full(shape, log_std, jnp.float32)
         )
 
     def __call__(

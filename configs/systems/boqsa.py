@@ -1,0 +1,58 @@
+"""BO-QSA: learned queries with bi-level optimization (Jia et al. 2023, arXiv 2210.08990).
+
+Each slot has a learned query, to which training adds noise that decreases to nothing. The gradient
+passes through the last iteration alone, and from there straight to the queries. Here on features of
+the frozen encoder with DINOSAUR's MLP decoder; the paper's models of pixels need an encoder and a
+decoder of pixels.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+TITLE = "BO-QSA"
+KIND = "system"
+
+
+def apply(config: ConfigDict, data: base.DataSet) -> None:
+    base.refuse_boxes(data, TITLE)
+    base.predict_features(
+        config,
+        projection={"name": "mlp", "to_slots": True, "activation": "relu", "start": "xavier"},
+        initializer={
+            "name": "learned",
+            "start": "xavier",
+            # Over 30,000 of 250,000 steps.
+            "noise": {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.12},
+        },
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 3,
+            "epsilon": 1.0,
+            "epsilon_in": "sum",
+            "activation": "relu",
+            "start": "xavier",
+        },
+        decoder={
+            "name": "mlp_mixture",
+            "num_layers": 4,
+            "hidden_size": 2048,
+            "position": "slots",
+            "position_std": 0.02,
+            "activation": "relu",
+        },
+    )
+    # The program multiplies the warm-up by the decay too: 5,000 and 50,000 of 250,000 steps.
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_halving",
+            "peak": 4e-4,
+            "warmup": 0.02,
+            "half_life": 0.2,
+            "from_zero": True,
+        }
+    )
+    config.optimizer.clip_norm = 1.0
+    base.follow(config, data)

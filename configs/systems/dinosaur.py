@@ -1,0 +1,119 @@
+"""DINOSAUR: reconstruct frozen features from slots (Seitzer et al. 2023, arXiv 2209.14860).
+
+    (no word)   the MLP decoder and the original's parts, on this program's encoder and schedule
+                length
+    ar          the autoregressive decoder
+    original    the published recipe: DINO (v1) features of 224 pixels, 500,000 steps of 64 images
+                (VOC: 300,000)
+    genera1z    the re-implementation by SmoothSA's author: DINOv2, separate Gaussians, bi-level
+                truncation
+
+The authors' rule of thumb: the MLP decoder gives the higher FG-ARI, the autoregressive one the
+higher mBO.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+TITLE = "DINOSAUR"
+KIND = "system"
+
+
+def apply(config: ConfigDict, data: base.DataSet) -> None:
+    base.refuse_boxes(data, TITLE)
+    base.predict_features(
+        config,
+        projection={"name": "mlp", "to_slots": True, "activation": "relu"},
+        initializer={"name": "gaussian", "log_std": None, "mean": "xavier"},
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "full",
+            "first": 3,
+            "later": 3,
+            "epsilon": 1e-8,
+            "epsilon_in": "weights",
+            "activation": "relu",
+        },
+        decoder={
+            "name": "mlp_mixture",
+            "num_layers": 4,
+            "hidden_size": 1024 if _is_movi(data) else 2048,
+            "position": "slots",
+            "position_std": 0.02,
+            "activation": "relu",
+        },
+    )
+    config.optimizer.learning_rate = ConfigDict(
+        {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}
+    )
+    config.optimizer.clip_norm = 1.0
+    base.follow(config, data)
+
+
+def ar(config: ConfigDict, data: base.DataSet) -> None:
+    config.title = f"{TITLE}, autoregressive"
+    config.model.decoder = ConfigDict(
+        {
+            "name": "permuted_ar",
+            "num_layers": 4,
+            "num_heads": 4 if data.name == "voc" else 8,
+            "orders": 1,
+            "evaluate": "first",
+            "bias": True,
+            "activation": "relu",
+            "final_norm": False,
+            "first_norm": "branch",
+            "bos_std": config.model.encoder.width**-0.5,
+        }
+    )
+
+
+def original(config: ConfigDict, data: base.DataSet) -> None:
+    base.use_encoder(config, data, base.dino(*(("small", 8) if _is_movi(data) else ("base", 16))))
+    config.data.image_size = 224 if data.small is None else config.data.image_size
+    config.model.slot_size = 128 if _is_movi(data) else 256
+    config.train.batch_size = 64
+    config.train.num_steps = 300_000 if data.name == "voc" else 500_000
+    rate = config.optimizer.learning_rate
+    rate.warmup, rate.half_life = (x / config.train.num_steps for x in (10_000, 100_000))
+
+
+def genera1z(config: ConfigDict, data: base.DataSet) -> None:
+    base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
+    config.model.update(
+        projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True, "activation": "gelu"},
+        initializer={
+            "name": "gaussian",
+            "log_std": -2.7725887,  # log(256**-0.5)
+            "mean": "xavier",
+            "separate": True,
+            "noise": "training",
+        },
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 3,
+            "epsilon": 1e-5,
+            "epsilon_in": "sum",
+            "activation": "gelu",
+            "dropout_rate": 0.01,
+        },
+    )
+    config.model.decoder.update(hidden_size=2048, position_std=1.0, activation="gelu")
+    config.optimizer.learning_rate = base.defaults(
+        data.name, num_steps=1, batch_size=1
+    ).optimizer.learning_rate
+    config.train.num_steps = 50_000
+
+
+def _is_movi(data: base.DataSet) -> bool:
+    return data.name.startswith("movi")
+
+
+WORDS = {
+    "ar": ("system variant", ar),
+    "original": ("version", original),
+    "genera1z": ("version", genera1z),
+}
