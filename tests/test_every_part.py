@@ -31,13 +31,25 @@ BFLOAT16 = 5e-2  # of the largest value
 TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
+PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
 GAUSSIAN, BOXES = ({"name": name, "log_std": -1.0} for name in ("gaussian", "boxes"))
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
 # to places, not to slots.
 SETTINGS: dict[str, dict[str, list[dict]]] = {
     "encoder": {
-        "vit": [{**VIT, "width": 12, "swiglu": False}, {**VIT, "width": 12, "swiglu": True}],
+        "vit": [
+            {**VIT, "width": 12, "swiglu": False},
+            {**VIT, "width": 12, "swiglu": True},
+            {
+                **VIT,
+                "width": 12,
+                "registers": 0,
+                "layer_scale": False,
+                "class_position": True,
+                "final_norm": True,
+            },
+        ],
         "dinov3": [{**VIT, "width": 16, "swiglu": False}],
         "colour_fourier": [
             {
@@ -84,9 +96,29 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     "transition": {"randsfq": [{"num_heads": 2, "history": 3, "dropout_rate": 0.0}], "none": [{}]},
     "decoder": {
         "random_ar": [{"num_layers": 2, "num_heads": 2}],
+        "permuted_ar": [
+            {
+                **PERMUTED,
+                "orders": 9,
+                "evaluate": "all",
+                "biases": "all_but_attention",
+                "final_norm": True,
+                "first_norm": "stream",
+                "start": "xavier",
+            },
+            {
+                **PERMUTED,
+                "orders": 1,
+                "evaluate": "first",
+                "biases": "all",
+                "final_norm": False,
+                "first_norm": "branch",
+            },
+        ],
         "mlp_mixture": [
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
+            {"num_layers": 2, "hidden_size": 16, "position": "slots", "activation": "gelu"},
         ],
     },
     "target": {"features": [{}]},

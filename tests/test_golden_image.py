@@ -13,8 +13,10 @@ import pytest
 from flax import nnx
 from golden_files import FORWARD, GRADIENT, LOSS, METRIC, Golden, golden, inner
 
+from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.losses.matching import attention_match_loss
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
+from smoothsa_jax.models.decoders.permuted_ar import NUM_ORDERS, PermutedARDecoder, patch_orders
 from smoothsa_jax.models.initializers import Gaussian
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.schedules import schedule_of
@@ -24,9 +26,19 @@ FILES = [
     "boqsa_gaussian",
     "loss_attention_match",
     "schedules_inverted",
+    "spot_orders",
+    "decoder_spot_permutations",
 ]
 # Stated in the READMEs only.
 ITERATIONS = 3
+HEADS = 4
+SPOT_GENERA1Z = {
+    "biases": "none",
+    "activation": "gelu",
+    "final_norm": False,
+    "first_norm": "stream",
+    "bos_std": 1.0,
+}
 BOQSA = {"epsilon": 1.0, "activation": "relu"}
 NULL = "norm_slots.bias"  # its gradient is zero in exact arithmetic
 BOQSA_GRADIENTS = {"bi-level": "last_and_queries", "fixed-point": "last", "none": "full"}
@@ -196,3 +208,54 @@ def test_decay_of_boqsa():
         schedule = schedule_of("optimizer.learning_rate", settings, num_steps)
         found = np.array([schedule(step) for step in steps])
         file.compare("out/boqsa", found, METRIC)
+
+
+def test_orders_of_spot():
+    with golden("spot_orders") as file:
+        recorded = file["out/orders"]
+        side = round(recorded.shape[1] ** 0.5)
+        np.testing.assert_array_equal(patch_orders((side, side)), recorded)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 2), (3, 6)])
+def test_orders_of_any_grid_are_permutations(grid):
+    orders = patch_orders(grid)
+    assert orders.shape == (NUM_ORDERS, grid[0] * grid[1])
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(orders[:1], (NUM_ORDERS, 1)))
+
+
+def test_permuted_decoder_of_the_reimplementation():
+    """SPOT's decoder in the program of SmoothSA's author: first order, and the mean over nine."""
+    with golden("decoder_spot_permutations") as file:
+        features, slots = file["inp/features"], file["inp/slots"]
+        recorded = file.group("param/")
+        side = round(features.shape[1] ** 0.5)
+        np.testing.assert_array_equal(patch_orders((side, side)), file["out/permutations"])
+        # Its first LayerNorm stands before the layers; the others have the names of SmoothSA's.
+        renamed = {"bos": "decoder.bos", "norm0.weight": "decoder.layers.0.norm_self.scale"}
+        arrays = {renamed[key]: jnp.asarray(recorded.pop(key)) for key in renamed}
+        known = from_authors({f"decode.{key}": x for key, x in recorded.items()})
+        arrays |= {name: jnp.asarray(x) for name, x in known.items()}
+        arrays = {name.removeprefix("decoder."): x for name, x in arrays.items()}
+        layers = {name.split(".")[1] for name in arrays if name.startswith("layers.")}
+        for evaluate, ending in (("first", "default"), ("all", "all")):
+            make = lambda evaluate=evaluate: PermutedARDecoder(  # noqa: E731
+                (side, side),
+                features.shape[-1],
+                slots.shape[-1],
+                num_layers=len(layers),
+                num_heads=HEADS,
+                orders=len(arrays["bos"]),
+                evaluate=evaluate,
+                rngs=nnx.Rngs(0),
+                **SPOT_GENERA1Z,
+            )
+            definition, expected, _ = split(nnx.eval_shape(make))
+            assert {n: x.shape for n, x in arrays.items()} == {
+                n: x.shape for n, x in expected.items()
+            }
+            run = jax.jit(lambda arrays, x, d=definition: d.merge(arrays)(slots, None, x, None))
+            prediction, masks = run(arrays, {"target": features})
+            file.compare(f"out/recon_{ending}", prediction, FORWARD)
+            tokens = masks.reshape(*masks.shape[:2], -1)
+            file.compare(f"out/attention_{ending}", tokens, FORWARD)

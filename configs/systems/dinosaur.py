@@ -60,7 +60,7 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
             "num_heads": 4 if data.name == "voc" else 8,
             "orders": 1,
             "evaluate": "first",
-            "bias": True,
+            "biases": "all",
             "activation": "relu",
             "final_norm": False,
             "first_norm": "branch",

@@ -42,11 +42,12 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "num_heads": 6,
             "orders": 9,
             "evaluate": "all",
-            "bias": False,
+            "biases": "all_but_attention",
             "activation": "relu",
             "final_norm": True,
             "first_norm": "stream",
             "bos_std": 0.02,
+            "start": "xavier",
         },
     )
     config.optimizer.learning_rate = ConfigDict(
@@ -90,7 +91,9 @@ def genera1z(config: ConfigDict, data: base.DataSet) -> None:
         num_heads=4,
         evaluate="first",
         activation="gelu",
+        biases="none",
         final_norm=False,
+        start="torch",
         bos_std=config.model.encoder.width**-0.5,
     )
     config.optimizer.learning_rate.update(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
+from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
@@ -31,7 +32,11 @@ INITIALIZERS: dict[str, Callable] = {
 }
 AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention}
 TRANSITIONS: dict[str, Callable | None] = {"randsfq": RandSFQ, "none": None}
-DECODERS: dict[str, Callable] = {"random_ar": RandomARDecoder, "mlp_mixture": MLPMixtureDecoder}
+DECODERS: dict[str, Callable] = {
+    "random_ar": RandomARDecoder,
+    "permuted_ar": PermutedARDecoder,
+    "mlp_mixture": MLPMixtureDecoder,
+}
 TARGETS: dict[str, Callable] = {"features": Features}
 PARTS = {
     "encoder": ENCODERS,

@@ -8,15 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.layers.basic import MLP, linear
+from smoothsa_jax.models.layers.basic import ACTIVATIONS, MLP, activate, linear
 from smoothsa_jax.models.layers.positions import position_waves
-from smoothsa_jax.parts import check_whole
+from smoothsa_jax.parts import check_above_zero, check_one_of, check_whole
 
 
 class MLPMixtureDecoder(nnx.Module):
     """A decoder that applies an MLP to every slot at every position and mixes the results.
 
-    Slots are broadcast to all positions and pass through an MLP with ReLU. Alpha, a softmax over
+    Slots are broadcast to all positions and pass through an MLP. Alpha, a softmax over
     slots, weights their sum and serves as masks. This is the MLP decoder of DINOSAUR (Seitzer et
     al. 2023, appendix B). It sees nothing of the target and draws no random numbers, so `given` and
     `draws` are unused.
@@ -30,6 +30,11 @@ class MLPMixtureDecoder(nnx.Module):
         uniform_values: whether a slot's features are the same at every position, so that only its
             alpha varies. This keeps slots from sharing the scene and adding up to it, as they do on
             simple data before masks form.
+        position: "waves": random, smooth over the grid, and added after the first Linear. "slots":
+            independent at each place, and added to the slots in front of the first Linear, as in
+            DINOSAUR.
+        position_std: standard deviation of the initial position "slots".
+        activation: "relu" or "gelu".
     """
 
     def __init__(
@@ -41,20 +46,31 @@ class MLPMixtureDecoder(nnx.Module):
         num_layers: int,
         hidden_size: int,
         uniform_values: bool = False,
+        position: str = "waves",
+        position_std: float = 1.0,
+        activation: str = "relu",
         rngs: nnx.Rngs,
     ):
-        self.grid = grid
+        check_one_of("model.decoder.position", position, ("waves", "slots"))
+        check_above_zero("model.decoder.position_std", position_std)
+        check_one_of("model.decoder.activation", activation, ACTIVATIONS)
+        self.grid, self.on_slots, self.activation = grid, position == "slots", activation
         check_whole("model.decoder.hidden_size", hidden_size)
         if num_layers < 2:
             raise UserError(
                 f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last "
                 "Linear included"
             )
-        # Random, but smooth over the grid: with independent draws, the shape of a mask would have
-        # to be learned token by token.
-        waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
-        mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size), jnp.float32)
-        self.position = nnx.Param(waves @ mixing / waves.shape[1] ** 0.5)
+        if self.on_slots:
+            shape = (1, grid[0] * grid[1], slot_size)
+            drawn = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
+            self.position = nnx.Param(position_std * drawn)
+        else:
+            # Random, but smooth over the grid: with independent draws, the shape of a mask would
+            # have to be learned token by token.
+            waves = position_waves(grid, 8).reshape(grid[0] * grid[1], -1)
+            mixing = jax.random.normal(rngs.params(), (waves.shape[1], hidden_size), jnp.float32)
+            self.position = nnx.Param(waves @ mixing / waves.shape[1] ** 0.5)
         self.remat = False  # as in `RandomARDecoder`
         self.project_slots = linear(slot_size, hidden_size, rngs=rngs)
         self.layers = nnx.List(
@@ -73,10 +89,14 @@ class MLPMixtureDecoder(nnx.Module):
         """Return the prediction and alpha."""
         del given, draws
         # The first layer is linear in slot + position, so it is applied before broadcasting.
-        x = jax.nn.relu(self.project_slots(slots)[:, :, None, :] + self.position[...])
+        position = self.position[...]
+        if self.on_slots:
+            position = position[0] @ self.project_slots.kernel[...]
+        active = lambda x: activate(x, self.activation, self.out.backend)  # noqa: E731
+        x = active(self.project_slots(slots)[:, :, None, :] + position)
         again = jax.checkpoint if self.remat else lambda function: function
         for layer in self.layers:
-            x = again(lambda x, layer=layer: jax.nn.relu(layer(x)))(x)
+            x = again(lambda x, layer=layer: active(layer(x)))(x)
         x = self.out(x)
         logits = x[..., -1].astype(jnp.float32)
         if slot_mask is not None:

@@ -1,4 +1,4 @@
-"""Vision transformers as frozen feature extractors: pixels -> tokens, never with a gradient."""
+"""Vision transformers as feature extractors: pixels -> tokens."""
 
 import functools
 
@@ -19,7 +19,7 @@ from smoothsa_jax.models.layers.basic import (
     linear,
     packed_products,
 )
-from smoothsa_jax.parts import check_heads, check_whole
+from smoothsa_jax.parts import check_flag, check_heads, check_whole
 
 VIT_EPSILON = 1e-6
 
@@ -57,13 +57,14 @@ def _cubic_weights(num_out: int, num_in: int) -> Float[np.ndarray, "out in"]:
 
 
 class ViTBlock(nnx.Module):
-    """Pre-norm attention and MLP (or SwiGLU), each with LayerScale.
+    """Pre-norm attention and MLP (or SwiGLU), each with LayerScale if there is one.
 
     Args:
         width: C.
         num_heads: number of attention heads.
         swiglu: hidden width of a SwiGLU; None: an MLP of hidden width 4 * `width`.
         qkv_bias: whether query, key and value have biases.
+        layer_scale: whether each branch has a learned scale.
         epsilon: epsilon of the LayerNorms.
     """
 
@@ -77,6 +78,7 @@ class ViTBlock(nnx.Module):
         swiglu: int | None = None,
         *,
         qkv_bias: bool = True,
+        layer_scale: bool = True,
         epsilon: float = VIT_EPSILON,
         rngs: nnx.Rngs,
     ):
@@ -84,13 +86,14 @@ class ViTBlock(nnx.Module):
         self.norm_attention = layer_norm(width, epsilon=epsilon, rngs=rngs)
         self.qkv = linear(width, 3 * width, bias=qkv_bias, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
-        self.scale_attention = nnx.Param(jnp.ones(width, jnp.float32))
+        scale = lambda: nnx.Param(jnp.ones(width, jnp.float32)) if layer_scale else None  # noqa: E731
+        self.scale_attention = scale()
         self.norm_mlp = layer_norm(width, epsilon=epsilon, rngs=rngs)
         if swiglu is None:
             self.mlp = MLP((width, 4 * width, width), rngs=rngs)
         else:
             self.mlp = SwiGLU(width, swiglu, rngs=rngs)
-        self.scale_mlp = nnx.Param(jnp.ones(width, jnp.float32))
+        self.scale_mlp = scale()
 
     def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         return self.update(x, *self.project(x))
@@ -119,8 +122,12 @@ class ViTBlock(nnx.Module):
             backend=self.backend,
             differentiated=self.differentiated,
         )
-        x = x + self.scale_attention[...] * self.out(mixed)
-        return x + self.scale_mlp[...] * self.mlp(self.norm_mlp(x))
+        x = x + _scaled(self.out(mixed), self.scale_attention)
+        return x + _scaled(self.mlp(self.norm_mlp(x)), self.scale_mlp)
+
+
+def _scaled(x: Float[Array, "B S C"], scale: nnx.Param | None) -> Float[Array, "B S C"]:
+    return x if scale is None else scale[...] * x
 
 
 class PatchTransformer(nnx.Module):
@@ -133,6 +140,9 @@ class PatchTransformer(nnx.Module):
         registers: number of register tokens, after the class token.
         resize: factor by which the input is resized first.
         positions: whether each patch has a learned position, which is added to its token.
+        class_position: whether the class token has one, which is added to it; otherwise the class
+            token includes it.
+        final_norm: whether a LayerNorm follows the last block.
     """
 
     backend = CPU
@@ -147,9 +157,13 @@ class PatchTransformer(nnx.Module):
         registers: int,
         resize: float,
         positions: bool,
+        class_position: bool = False,
+        final_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         check_whole("model.encoder.width", width)
+        check_flag("model.encoder.class_position", class_position)
+        check_flag("model.encoder.final_norm", final_norm)
         check_whole("model.encoder.registers", registers, least=0)
         self.size = tuple(round(side * resize) for side in image_size)
         self.grid = grid_of(
@@ -162,13 +176,15 @@ class PatchTransformer(nnx.Module):
         normal = lambda shape: nnx.Param(0.02 * draw(shape))  # noqa: E731
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
         self.position = normal((1, self.num_tokens, width)) if positions else None
-        self.class_token = normal((1, 1, width))  # includes its position, if any
+        self.class_token = normal((1, 1, width))
+        self.class_position = normal((1, 1, width)) if class_position else None
+        self.norm = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs) if final_norm else None
         self.num_prefix = 1 + registers
         # An array without elements cannot be saved.
         self.registers = normal((1, registers, width)) if registers else None
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
-        """Return `features`: patch tokens before the final LayerNorm; `images` are normalized."""
+        """Return `features`: patch tokens after the last block; `images` are normalized."""
         if not self.backend.is_tpu:
             return {"features": self._tokens(images)}
         length = self.num_tokens + self.num_prefix
@@ -183,10 +199,13 @@ class PatchTransformer(nnx.Module):
         if self.position is not None:
             x = x + self.position[...]
         prefix = self.class_token[...]
+        if self.class_position is not None:
+            prefix = prefix + self.class_position[...]
         if self.registers is not None:
             prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
-        return self.encode(x)[:, prefix.shape[1] :]
+        x = self.encode(x)[:, prefix.shape[1] :]
+        return x if self.norm is None else self.norm(x)
 
     def _embedded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         """Embed each patch as a token."""
@@ -223,6 +242,9 @@ class ViT(PatchTransformer):
         swiglu: whether the feed-forward is a SwiGLU, as in DINOv2 giant.
         resize: factor by which the input is resized first (bicubic, coefficient -0.75, no
             antialiasing); 0.875 in the paper.
+        layer_scale: whether the blocks have a LayerScale; DINO (v1) has none.
+        class_position: whether the position of the class token is an array of its own.
+        final_norm: whether the features are those after the last LayerNorm.
 
     Raises:
         UserError: the resized image does not divide into patches.
@@ -239,9 +261,13 @@ class ViT(PatchTransformer):
         registers: int,
         swiglu: bool = False,
         resize: float,
+        layer_scale: bool = True,
+        class_position: bool = False,
+        final_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         check_whole("model.encoder.depth", depth)
+        check_flag("model.encoder.layer_scale", layer_scale)
         check_heads("model.encoder.num_heads", num_heads, width, f"model.encoder.width {width}")
         super().__init__(
             image_size,
@@ -250,8 +276,11 @@ class ViT(PatchTransformer):
             registers=registers,
             resize=resize,
             positions=True,
+            class_position=class_position,
+            final_norm=final_norm,
             rngs=rngs,
         )
         # Two thirds of the MLP's hidden width, up to a multiple of 8.
         gated = (int(4 * width * 2 / 3) + 7) // 8 * 8 if swiglu else None
-        self.blocks = nnx.List([ViTBlock(width, num_heads, gated, rngs=rngs) for _ in range(depth)])
+        more = {"layer_scale": layer_scale, "rngs": rngs}
+        self.blocks = nnx.List([ViTBlock(width, num_heads, gated, **more) for _ in range(depth)])

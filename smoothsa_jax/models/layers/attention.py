@@ -34,6 +34,7 @@ def attend(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     *,
+    causal: bool = False,
     backend: Backend,
     differentiated: bool,
 ) -> Float[Array, "B Q E"]:
@@ -49,6 +50,7 @@ def attend(
         dropout_rate: rate of dropout on the weights; used only with `dropout_key`.
         dropout_key: random key of dropout; None: no dropout. With a key, the weights are written
             out.
+        causal: whether query i sees keys up to i alone.
         backend: the backend to compile for.
         differentiated: whether a gradient may pass through.
 
@@ -63,12 +65,14 @@ def attend(
     # A GPU compiler makes one kernel of the plain form: scale, mask, softmax and cast.
     if dropped or (backend.is_gpu and not cudnn):
         return attend_with_weights(
-            query, key, value, num_heads, key_mask, dropout_rate, dropout_key
+            query, key, value, num_heads, key_mask, dropout_rate, dropout_key, causal=causal
         )[0]
     query, key, value = (_heads(x, num_heads) for x in (query, key, value))
-    mask = None if key_mask is None else key_mask[:, None, None, :]
+    mask = _mask(key_mask, lengths, causal)
     if cudnn:
-        mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation="cudnn"
+        )
     elif backend.is_cpu:
         mixed = _attend_on_cpu(query, key, value, mask)
     else:
@@ -84,6 +88,8 @@ def attend_with_weights(
     key_mask: Bool[Array, "B S"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
+    *,
+    causal: bool = False,
 ) -> tuple[Float[Array, "B Q E"], Float[Array, "B Q S"]]:
     """Scaled dot-product attention, written out; see `attend`.
 
@@ -93,12 +99,24 @@ def attend_with_weights(
     query, key, value = (_heads(x, num_heads) for x in (query, key, value))
     logits = jnp.einsum("bqhd,bshd->bhqs", query, key).astype(jnp.float32)
     logits = logits * query.shape[-1] ** -0.5
-    if key_mask is not None:
-        logits = jnp.where(key_mask[:, None, None, :], logits, -jnp.inf)
+    mask = _mask(key_mask, logits.shape[-2:], causal)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1)
     dropped = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
     mixed = jnp.einsum("bhqs,bshd->bqhd", dropped, value)
     return mixed.reshape(*mixed.shape[:2], -1), weights.mean(axis=1)
+
+
+def _mask(
+    key_mask: Bool[Array, "B S"] | None, lengths: tuple[int, int], causal: bool
+) -> Bool[Array, "#B 1 #Q S"] | None:
+    """Return which keys each query sees; None: all."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if not causal:
+        return mask
+    earlier = jnp.tril(jnp.ones(lengths, bool))[None, None]
+    return earlier if mask is None else mask & earlier
 
 
 def takes_cudnn(
@@ -130,11 +148,14 @@ def _attend_on_cpu(query, key, value, mask):
     num_heads, keys = query.shape[-2], key.shape[-3]
     # Sample by sample, the logits stay in the cache.
     large = num_heads * query.shape[-3] * keys >= ONE_BY_ONE
-    if not large or mask is not None:
+    shared = mask is None or len(mask) == 1
+    if not large or not shared:
         return _divided_last(query, key, value, mask)
+    of_all = None if mask is None else mask[0]
+    alone = lambda sample: _divided_last(*sample, of_all)  # noqa: E731
     if len(query) <= WRITTEN_OUT:
-        return jnp.stack([_divided_last(*sample) for sample in zip(query, key, value, strict=True)])
-    return jax.lax.map(lambda sample: _divided_last(*sample), (query, key, value))
+        return jnp.stack([alone(sample) for sample in zip(query, key, value, strict=True)])
+    return jax.lax.map(alone, (query, key, value))
 
 
 def _divided_last(query, key, value, mask=None):
@@ -213,20 +234,41 @@ def _heads(x: Float[Array, "B S E"], num_heads: int) -> Float[Array, "B S H D"]:
 
 
 class MultiHeadAttention(nnx.Module):
-    """Bias-free multi-head attention with torch's initial values.
+    """Multi-head attention with torch's initial values, or with those of SLATE and SPOT.
 
-    The three input projections are packed in one (E, 3 E) kernel, which starts Xavier-uniform as a
-    whole.
+    The three input projections are packed in one (E, 3 E) kernel.
+
+    Args:
+        width: E.
+        num_heads: number of attention heads.
+        bias: whether the four projections have biases, which start at 0.
+        causal: whether attention to `x` itself sees earlier entries alone.
+        start: "torch": the packed kernel starts Xavier-uniform as a whole. "xavier": each
+            projection does.
+        out_gain: factor of the initial output projection, with "xavier".
     """
 
     backend = CPU
     differentiated = True
 
-    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
-        self.num_heads = num_heads
-        xavier = uniform((6.0 / (4 * width)) ** 0.5)
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        bias: bool = False,
+        causal: bool = False,
+        start: str = "torch",
+        out_gain: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads, self.causal = num_heads, causal
+        xavier = uniform((6.0 / ((4 if start == "torch" else 2) * width)) ** 0.5)
         self.in_projection = nnx.Param(xavier(rngs.params(), (width, 3 * width)))
-        self.out = linear(width, width, bias=False, rngs=rngs)
+        self.in_bias = nnx.Param(jnp.zeros(3 * width, jnp.float32)) if bias else None
+        self.out = linear(width, width, bias=bias, zero_bias=True, start=start, rngs=rngs)
+        if out_gain != 1.0:
+            self.out.kernel[...] = out_gain * self.out.kernel[...]
 
     def __call__(
         self,
@@ -243,6 +285,7 @@ class MultiHeadAttention(nnx.Module):
             key_mask,
             dropout_rate,
             dropout_key,
+            causal=self.causal,
             backend=self.backend,
             differentiated=self.differentiated,
         )
@@ -255,7 +298,8 @@ class MultiHeadAttention(nnx.Module):
         key_mask: Bool[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B Q E"], Float[Array, "B Q S"]]:
         """Attend as in `__call__`, and also return the weights; see `attend_with_weights`."""
-        mixed, weights = attend_with_weights(*self._project(x, memory), self.num_heads, key_mask)
+        inputs = self._project(x, memory)
+        mixed, weights = attend_with_weights(*inputs, self.num_heads, key_mask, causal=self.causal)
         return self.out(mixed), weights
 
     def remember(self, memory: Float[Array, "... S E"]) -> KeysValues:
@@ -266,10 +310,18 @@ class MultiHeadAttention(nnx.Module):
         width = memory.shape[-1]
         kernel = self.in_projection[...][:, width:]
         key, value = packed_products(memory, kernel, 2, self.backend)
-        return key, value
+        return self._biased((key, value), 1)
 
     def _project(self, x, memory):
         kernel, width = self.in_projection[...], x.shape[-1]
         if memory is None:
-            return packed_products(x, kernel, 3, self.backend)
-        return product(x, kernel[:, :width], self.backend), *memory
+            return self._biased(packed_products(x, kernel, 3, self.backend), 0)
+        (query,) = self._biased((product(x, kernel[:, :width], self.backend),), 0)
+        return query, *memory
+
+    def _biased(self, projected, first: int):
+        """Add the biases, of which those from the number `first` on belong to `projected`."""
+        if self.in_bias is None:
+            return tuple(projected)
+        biases = jnp.split(self.in_bias[...], 3)[first:]
+        return tuple(x + bias for x, bias in zip(projected, biases, strict=False))

@@ -1,4 +1,4 @@
-"""The transformer decoder layers: post-norm (transition) and pre-norm (random AR decoder).
+"""The transformer decoder layers: post-norm (transition) and pre-norm (autoregressive decoders).
 
 The warmer's layer differs from both, and is in `initializers.py`.
 """
@@ -55,23 +55,58 @@ class PostNormLayer(nnx.Module):
         return self.norm_feed_forward(x + dropout(update, rate, keys[5]))
 
 
+BIASES = ("none", "all_but_attention", "all")
+
+
 class PreNormLayer(nnx.Module):
-    """Self-attention, cross-attention, feed-forward; each after a LayerNorm. No biases or dropout.
+    """Self-attention, cross-attention, feed-forward of width 4 E; each after a LayerNorm.
 
     Args:
         width: E.
         num_heads: number of attention heads.
         norm_self: whether self-attention has its own LayerNorm. The first layer of the random AR
             decoder does not: its input is normalized as a whole, including the residual branch.
+        norm_stream: whether that LayerNorm replaces the stream, and so also enters the residual
+            branch, as in the first layer of SLATE's and SPOT's decoder.
+        causal: whether self-attention sees earlier entries alone.
+        biases: which parts have them: "none", "all_but_attention" or "all"; with any, LayerNorms
+            do.
+        activation: "gelu" or "relu".
+        start: initial values, "torch" or "xavier".
+        out_gain: factor of the initial projections that add to the stream, with "xavier".
     """
 
-    def __init__(self, width: int, num_heads: int, norm_self: bool = True, *, rngs: nnx.Rngs):
-        self.self_attention = MultiHeadAttention(width, num_heads, rngs=rngs)
-        self.cross_attention = MultiHeadAttention(width, num_heads, rngs=rngs)
-        self.feed_forward = MLP((width, 4 * width, width), bias=False, rngs=rngs)
-        self.norm_self = layer_norm(width, bias=False, rngs=rngs) if norm_self else None
-        self.norm_cross = layer_norm(width, bias=False, rngs=rngs)
-        self.norm_feed_forward = layer_norm(width, bias=False, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        norm_self: bool = True,
+        *,
+        norm_stream: bool = False,
+        causal: bool = False,
+        biases: str = "none",
+        activation: str = "gelu",
+        start: str = "torch",
+        out_gain: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        self.norm_stream = norm_stream
+        bias = biases != "none"
+        attention = {"bias": biases == "all", "start": start, "out_gain": out_gain, "rngs": rngs}
+        self.self_attention = MultiHeadAttention(width, num_heads, causal=causal, **attention)
+        self.cross_attention = MultiHeadAttention(width, num_heads, **attention)
+        self.feed_forward = MLP(
+            (width, 4 * width, width),
+            bias=bias,
+            activation=activation,
+            start=start,
+            rngs=rngs,
+        )
+        if out_gain != 1.0:
+            self.feed_forward.out.kernel[...] = out_gain * self.feed_forward.out.kernel[...]
+        self.norm_self = layer_norm(width, bias=bias, rngs=rngs) if norm_self else None
+        self.norm_cross = layer_norm(width, bias=bias, rngs=rngs)
+        self.norm_feed_forward = layer_norm(width, bias=bias, rngs=rngs)
 
     def __call__(
         self,
@@ -99,7 +134,10 @@ class PreNormLayer(nnx.Module):
         return self._feed_forward(x + update), weights
 
     def _look_around(self, x):
-        return x + self.self_attention(x if self.norm_self is None else self.norm_self(x))
+        if self.norm_self is None:
+            return x + self.self_attention(x)
+        normed = self.norm_self(x)
+        return (normed if self.norm_stream else x) + self.self_attention(normed)
 
     def _feed_forward(self, x):
         return x + self.feed_forward(self.norm_feed_forward(x))
