@@ -19,7 +19,7 @@ from configs import base
 
 # The plain mixture decoder learns masks in fewer steps than the autoregressive one. Each slot has
 # one appearance for all its tokens: otherwise slots share the scene, add up, and no masks form.
-DECODER = {"num_layers": 3, "hidden_size": 64, "uniform_values": True, "position": "waves"}
+DECODER = {"num_layers": 3, "hidden_size": 64, "uniform_values": True}
 SMALL = {
     "model": {"slot_size": 48},
     "parts": {
@@ -33,7 +33,7 @@ SMALL = {
         "gaussian": {"log_std": -1.0},  # this noise alone tells the slots apart
         "randsfq": {"history": 6},
         "random_ar": {"name": "mlp_mixture", **DECODER},
-        "mlp_mixture": DECODER,
+        "mlp_mixture": {**DECODER, "position": "waves"},
         "permuted_ar": {"num_layers": 2, "num_heads": 4},
     },
     # The paper's 100 and 0.5 are set against DINOv2's features, of much larger variance.
