@@ -53,6 +53,7 @@ from smoothsa_jax.losses.slots import slot_contrast_loss
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
+from smoothsa_jax.schedules import schedule_of
 from smoothsa_jax.training.optimizer import learning_rate_schedule
 from smoothsa_jax.training.step import build_training
 
@@ -659,8 +660,7 @@ def test_slot_contrast():
 
 
 def test_learning_rate():
-    unused = ("out/distill_weight", "out/detach_flag")  # DIAS's; and the next test's
-    with golden("schedules", unused=unused) as file:
+    with golden("schedules", unused=("out/detach_flag",)) as file:  # of the next test
         steps, rates = file["out/step"], file["out/lr"]
         num_steps = int(steps.max())
         rate = {"schedule": "warmup_cosine", "peak": float(rates.max())}
@@ -669,6 +669,11 @@ def test_learning_rate():
         actual = np.array([schedule(jnp.asarray(step)) for step in steps])
         file.compare("out/lr", actual, METRIC)
         np.testing.assert_allclose(actual, rates, rtol=1e-4)  # also where it is small
+        # The weight of DIAS's attention distillation.
+        cosine = {"schedule": "cosine", "begin": 0.0, "end": 1.0}
+        weight = schedule_of("losses.attention_distillation.weight", cosine, num_steps)
+        found = np.array([weight(jnp.asarray(step)) for step in steps])
+        file.compare("out/distill_weight", found, METRIC)
 
 
 @pytest.mark.slow

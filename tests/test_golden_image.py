@@ -14,7 +14,10 @@ from flax import nnx
 from golden_files import FORWARD, GRADIENT, LOSS, METRIC, Golden, golden, inner
 
 from smoothsa_jax.interop.authors import from_authors
-from smoothsa_jax.losses.matching import attention_match_loss
+from smoothsa_jax.losses.attention import (
+    attention_distillation_loss,
+    attention_match_loss,
+)
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.decoders.permuted_ar import NUM_ORDERS, PermutedARDecoder, patch_orders
 from smoothsa_jax.models.initializers import Gaussian
@@ -24,6 +27,7 @@ from smoothsa_jax.schedules import schedule_of
 FILES = [
     "boqsa_slot_attention",
     "boqsa_gaussian",
+    "loss_attention_distill",
     "loss_attention_match",
     "schedules_inverted",
     "spot_orders",
@@ -195,6 +199,14 @@ def test_attention_matching_of_spot():
         loss, gradient = run(jnp.asarray(tokens("inp/student")), tokens("inp/teacher"))
         file.compare("out/loss", loss[None], LOSS)
         file.compare("grad/student", gradient.reshape(file["grad/student"].shape), GRADIENT)
+
+
+def test_attention_distillation_of_dias():
+    with golden("loss_attention_distill") as file:
+        run = jax.value_and_grad(attention_distillation_loss)
+        loss, gradient = run(jnp.asarray(file["inp/first"]), file["inp/last"])
+        file.compare("out/loss", loss, LOSS)
+        file.compare("grad/first", gradient, GRADIENT)
 
 
 def test_decay_of_boqsa():

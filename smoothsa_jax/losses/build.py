@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.losses.matching import AttentionMatch
+from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
 from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Reconstruction
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
@@ -19,6 +19,7 @@ LOSSES: dict[str, Callable] = {
     "reconstruction": Reconstruction,
     "distillation": Distillation,
     "slot_contrast": SlotContrast,
+    "attention_distillation": AttentionDistillation,
     "attention_match": AttentionMatch,
     "category": Category,
     "box": Box,

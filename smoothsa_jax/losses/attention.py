@@ -1,17 +1,66 @@
-"""A loss between the masks of a teacher and those of a student, whose slots have other orders."""
+"""Losses of slot attention: to its own last iteration, and to the masks of a teacher."""
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
 from smoothsa_jax.models.interfaces import Scheduled
 from smoothsa_jax.parts import check_one_of
 
+# Which aggregation's last attention is the target -> the model's output.
+TARGETS = {"first": "first_attention", "extra": "extra_attention"}
 # What the student's slots compete with -> the model's output.
 STUDENT = {"logits": "logits", "attention": "first_attention"}
+
+
+class AttentionDistillation:
+    """Cross-entropy of the first iteration's attention to the last one's, on the first frame.
+
+    The attention of the first iteration, a softmax over slots already, serves as logits of another
+    softmax over slots, as in the program of DIAS (arXiv 2507.23755); so the loss never gets near 0.
+    No gradient flows into the last iteration.
+
+    Args:
+        of: the last iteration "first" of the aggregation; or of the "extra" one after pruning, over
+            the slots that remain.
+    """
+
+    def __init__(self, *, of: str = "first"):
+        check_one_of("losses.attention_distillation.of", of, TARGETS)
+        self._target = TARGETS[of]
+        self.reads = tuple({"first_attention", self._target, "slot_mask"})
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        first, last = outputs["first_attention"][:, 0], outputs[self._target][:, -1]
+        mask = outputs.get("slot_mask") if self._target == "extra_attention" else None
+        return attention_distillation_loss(first, last, mask)
+
+
+def attention_distillation_loss(
+    first: Float[Array, "B N h w"],
+    last: Float[Array, "B N h w"],
+    slot_mask: Bool[Array, "B N"] | None = None,
+) -> Float[Array, ""]:
+    """Return the cross-entropy of `first`, as logits over slots, to the probabilities `last`.
+
+    Args:
+        first: attention of the first iteration.
+        last: attention of the last iteration; a constant.
+        slot_mask: the slots over which the logits compete; None: all.
+    """
+    logits = first.astype(jnp.float32)
+    if slot_mask is not None:
+        logits = jnp.where(slot_mask[:, :, None, None], logits, -jnp.inf)
+    log_probability = jax.nn.log_softmax(logits, axis=1)
+    target = jax.lax.stop_gradient(last)
+    # A masked slot has no attention, and minus infinity times 0 is no number.
+    return -jnp.where(target > 0, target * log_probability, 0.0).sum(axis=1).mean()
 
 
 class AttentionMatch:
