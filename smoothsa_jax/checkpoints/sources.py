@@ -9,7 +9,6 @@ workdir is self-contained.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -46,14 +45,12 @@ class Trained(NamedTuple):
             are left out.
         step: number of training steps done.
         what: where the arrays come from, in words.
-        of_companions: the arrays of its companions, with their names in front.
     """
 
     config: ConfigDict
     arrays: dict[str, np.ndarray]
     step: int
     what: str
-    of_companions: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def is_trained(source: str) -> bool:
@@ -83,23 +80,18 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():
         config, arrays, step = read_model(path)
-        own, rest = _own(arrays, config)
-        return Trained(config, own, step, str(path), rest)
+        return Trained(config, _own(arrays, config), step, str(path))
     checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
     config, arrays = checkpoint.config, checkpoint.weights
-    own, rest = _own(arrays, config)
-    return Trained(config, own, checkpoint.step, str(checkpoint.path), rest)
+    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path))
 
 
-def _own(
-    arrays: dict[str, np.ndarray], config: ConfigDict
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Separate a model's arrays from those of the companions that it was trained with."""
+def _own(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
+    """Leave out the arrays of the companions that a model was trained with."""
     companions = tuple(f"{name}." for name in config.get("companions", {}))
-    own = {name: x for name, x in arrays.items() if not name.startswith(companions)}
-    return own, {name: x for name, x in arrays.items() if name not in own}
+    return {name: x for name, x in arrays.items() if not name.startswith(companions)}
 
 
 def _of_state_dict(path: Path, recipe: str | None) -> Trained:

@@ -105,8 +105,7 @@ def _segmenter(trained: Trained) -> Segmenter:
             f"load the slot model that it was trained on: {sources[0]}"
         )
     try:
-        arrays = {**trained.arrays, **trained.of_companions}
-        return Segmenter(config, arrays, trained.step)
+        return Segmenter(config, trained.arrays, trained.step)
     except UserError:
         raise
     except Exception as error:  # a damaged config can raise almost anything

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -30,10 +29,9 @@ from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.models.build import has_transition, starts_from_boxes
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.companions import definitions_for_masks
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
 
@@ -80,9 +78,10 @@ class Segmenter:
         self.grid = model.encoder.grid
         self.num_slots = config.model.num_slots
         self.starts_from_boxes = starts_from_boxes(config.model)
-        # The decoder may see features of a companion, such as a teacher's.
-        self._definitions, expected = definitions_for_masks(model, config, self._backend)
-        self.definition = self._definitions[MODEL]
+        patterns = frozen_patterns(config.weights)
+        definition, trained, frozen = split(model, config.dtype, self._backend, patterns)
+        self.definition = definition
+        expected = {**trained, **frozen}
         for name, like in expected.items():
             found = np.shape(params[name]) if name in params else None
             if found != like.shape:
@@ -95,20 +94,14 @@ class Segmenter:
 
         self._masks = SOURCES[config.eval.masks]
 
-        def merged(params: Parameters) -> dict[str, nnx.Module]:
-            return {
-                name: found.merge(params, differentiated=False)
-                for name, found in self._definitions.items()
-            }
-
         def whole(params: Parameters, video: Array, boxes: Any, slot_mask: Array, key: Array):
-            models = merged(params)
+            models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"video": video, "boxes": boxes, "slot_mask": slot_mask}
             draws = task.draw(models, key, sizes_of(batch), False)
             return self._found(run_task(task, models, batch, draws))
 
         def constants(params: Parameters, frame: Array):
-            models = merged(params)
+            models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"video": frame[None, None]}
             found = task.constants(models, batch, None, False)
             if "features" not in found:  # the encoder is trained
@@ -116,7 +109,7 @@ class Segmenter:
             return {**found, **task.targets(models, batch, found, None)}
 
         def first(params: Parameters, constants: Any, boxes: Any, slot_mask: Array, key: Array):
-            models = merged(params)
+            models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"boxes": boxes, "slot_mask": slot_mask}
             draws = task.draw(models, key, Sizes(1, 1, slot_mask.shape[1]), False)
             outputs = task.forward(models, batch, constants, draws, {})
@@ -125,7 +118,7 @@ class Segmenter:
         def following(
             params: Parameters, constants: Any, slots: Array, slot_mask: Array, memory: Any
         ):
-            model = merged(params)[MODEL]
+            model = definition.merge(params, differentiated=False)
             given = {"target": constants["target"]}
             features = constants["features"]
             outputs, memory = model.follow(features, given, slots, slot_mask, memory)
@@ -138,15 +131,11 @@ class Segmenter:
     @functools.cached_property
     def _cast(self) -> Parameters:
         """`params` in the dtype that the model computes in, cast only once."""
-        if self.config.dtype == "float32":
-            return self.params
-
-        def cast(params: Parameters) -> Parameters:
-            for definition in self._definitions.values():
-                params = definition.cast(params)
-            return params
-
-        return jax.jit(cast)(self.params)
+        return (
+            self.params
+            if self.config.dtype == "float32"
+            else jax.jit(self.definition.cast)(self.params)
+        )
 
     @functools.cached_property
     def checksum(self) -> int:

@@ -14,10 +14,9 @@ from smoothsa_jax.evaluation.masks import SOURCES
 from smoothsa_jax.evaluation.split import Batch, num_frames_of, scored
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import backend_of
-from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.companions import definitions_for_masks
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
 # Where the first frame starts: from the warm queries of a model with a warmer, or from the
@@ -96,15 +95,13 @@ class Observer:
         task = build_task(config)
         model = task.build(shapes_only=True)  # the arrays are given
         self._backend = backend_of(jax.local_devices()[0])
-        definitions, _ = definitions_for_masks(model, config, self._backend)
+        patterns = frozen_patterns(config.weights)
+        definition, _, _ = split(model, config.dtype, self._backend, patterns)
         self.num_slots = task.slot_model.num_slots
         self._masks, self._inputs = SOURCES[config.eval.masks], task.inputs
 
         def look(params: Parameters, batch: Batch, key: Array):
-            models = {
-                name: found.merge(params, differentiated=False)
-                for name, found in definitions.items()
-            }
+            models = {MODEL: definition.merge(params, differentiated=False)}
             draws = task.draw(models, key, sizes_of(batch), False)
             outputs = run_task(task, models, batch, draws)
             way = iterations_of_first_frame(models[MODEL], outputs, outputs["slot_mask"])

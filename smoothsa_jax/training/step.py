@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.compiling import at_precision, compiler_options
 from smoothsa_jax.devices.mesh import (
     backend_of_mesh,
@@ -28,6 +29,7 @@ from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
+from smoothsa_jax.models.build import slot_model_shapes
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.parameters import (
     ModelDefinition,
@@ -39,7 +41,6 @@ from smoothsa_jax.models.parameters import (
 )
 from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.companions import companion_definition
 from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
 from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule, norm_of
 from smoothsa_jax.training.state import TrainState, create_state
@@ -162,7 +163,7 @@ def build_training(
     definition, params, frozen = split(model, config.dtype, backend, patterns)
     definitions, averaged = {MODEL: definition}, []
     for name, companion in config.companions.items():
-        definitions[name], arrays = companion_definition(name, config, backend)
+        definitions[name], arrays = _companion(name, companion, config, backend)
         if "average_of" in companion:
             averaged.append(name)
         else:
@@ -373,6 +374,18 @@ def set_memory_options(model: nnx.Module, config: ConfigDict) -> None:
     """Pass `train.remat` and `train.scan_unroll` to a model that has such options."""
     if hasattr(model, "set_memory_options"):
         model.set_memory_options(config.train.remat, config.train.scan_unroll)
+
+
+def _companion(
+    name: str, companion: ConfigDict, config: ConfigDict, backend: Backend
+) -> tuple[ModelDefinition, Parameters]:
+    """Return a companion's definition and the shapes of its arrays, which come from elsewhere."""
+    of_model = companion.get("model") or config.model
+    model = slot_model_shapes(of_model, image_size_of(config))
+    # No gradient passes through it, so there is nothing to recompute.
+    model.set_memory_options("none", config.train.scan_unroll)
+    definition, _, arrays = split(model, config.dtype, backend, ("*",), f"{name}.")
+    return definition, arrays
 
 
 def _averaged(state: TrainState, companions: Mapping[str, Any]) -> Parameters:
