@@ -1,5 +1,6 @@
 """The tables of parts, and functions that make models from a config."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import Projection, SlotModel
 from smoothsa_jax.models.targets import Features
 from smoothsa_jax.models.transitions import RandSFQ
@@ -38,6 +40,7 @@ DECODERS: dict[str, Callable] = {
     "mlp_mixture": MLPMixtureDecoder,
 }
 TARGETS: dict[str, Callable] = {"features": Features}
+PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,
     "projection": PROJECTIONS,
@@ -46,7 +49,9 @@ PARTS = {
     "transition": TRANSITIONS,
     "decoder": DECODERS,
     "target": TARGETS,
+    "pruning": PRUNINGS,
 }
+OPTIONAL = ("pruning",)  # parts that a config may lack
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 
@@ -92,6 +97,9 @@ def build_slot_model(
     decoder = part("decoder", encoder.grid, target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
+    pruning = part("pruning") if "pruning" in config else None
+    if pruning is not None:
+        check_prunable(aggregator, config.aggregator.name)
     return SlotModel(
         encoder,
         projection,
@@ -100,9 +108,24 @@ def build_slot_model(
         transition,
         decoder,
         target,
+        pruning,
         num_slots=num_slots,
         slot_size=slot_size,
     )
+
+
+def check_prunable(aggregator: nnx.Module, name: str) -> None:
+    """Refuse an aggregator that cannot be asked for a number of iterations, as pruning does.
+
+    Raises:
+        UserError: its call has no argument `iterations`.
+    """
+    if "iterations" not in inspect.signature(aggregator.__call__).parameters:
+        raise UserError(
+            f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
+            "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "
+            "pruning out"
+        )
 
 
 def choose_width(config: ConfigDict, width: int) -> int:
@@ -162,7 +185,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
                 f"{did_you_mean(key, known)}; remove or rename it"
             )
     for key in known:
-        if key not in config:
+        if key not in config and key not in OPTIONAL:
             raise UserError(f"the config has no model.{key}; add it to the config file")
 
 
