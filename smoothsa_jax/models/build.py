@@ -46,7 +46,10 @@ PARTS = {
     "transition": TRANSITIONS,
     "decoder": DECODERS,
     "target": TARGETS,
+    "target_encoder": ENCODERS,
 }
+# A model may do without these, and its config then lacks them.
+OPTIONAL = ("target_encoder",)
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 
@@ -76,6 +79,9 @@ def build_slot_model(
     rngs, own = nnx.Rngs(seed), dict(part_seeds or {})
 
     def part(name: str, *sizes: Any, **more: Any) -> Any:
+        if name not in config:  # an optional part
+            return None
+
         def build(rngs: nnx.Rngs) -> Any:
             return make(f"model.{name}", config[name], PARTS[name], *sizes, **more, rngs=rngs)
 
@@ -85,7 +91,8 @@ def build_slot_model(
 
     # The order determines the values that a seed gives.
     encoder = part("encoder", image_size)
-    target = part("target", encoder, image_size)
+    target_encoder = part("target_encoder", image_size)
+    target = part("target", target_encoder or encoder, image_size)
     width = choose_width(config, encoder.width)
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
@@ -100,6 +107,7 @@ def build_slot_model(
         transition,
         decoder,
         target,
+        target_encoder=target_encoder,
         num_slots=num_slots,
         slot_size=slot_size,
     )
@@ -162,7 +170,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
                 f"{did_you_mean(key, known)}; remove or rename it"
             )
     for key in known:
-        if key not in config:
+        if key not in config and key not in OPTIONAL:
             raise UserError(f"the config has no model.{key}; add it to the config file")
 
 
