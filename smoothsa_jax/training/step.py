@@ -29,6 +29,7 @@ from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
+from smoothsa_jax.models.buffers import DRAWS, Updates
 from smoothsa_jax.models.build import slot_model_shapes
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.parameters import (
@@ -283,9 +284,7 @@ class _Programs:
         # Every device computes the whole update: it is small, and then the same on every mesh.
         arrays = {**state.params, **state.buffers}
         arrays = {name: x for name, x in arrays.items() if self.updates.concern(name)}
-        outputs, arrays = jax.lax.with_sharding_constraint(
-            (outputs, arrays), replicated(self.mesh)
-        )
+        outputs, arrays = jax.lax.with_sharding_constraint((outputs, arrays), replicated(self.mesh))
         definition = dataclasses.replace(self.definitions[MODEL], dtype="float32")
         model = definition.merge({**state.params, **still, **arrays}, differentiated=False)
         return self.updates.gradients_of(outputs), *self.updates(model, outputs, draws)
@@ -390,7 +389,9 @@ def apply_gradients(
     Returns:
         The new state, and metrics: losses, size of the gradient, learning rate.
     """
-    (total, (losses, outputs)), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    (total, (losses, outputs)), grads = jax.value_and_grad(loss_function, has_aux=True)(
+        state.params
+    )
     grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
     has_gradient, written, numbers = update_buffers(outputs)
     updates, opt_state = optimizer.update(

@@ -320,8 +320,10 @@ class MetaSlot(SlotAttention):
         codebook, calls = self.codebook[...], self.calls[...]
         num_codes = codebook.shape[0]
         chosen = self._choose(slots, draws["gumbel"])
-        used = jnp.zeros((num_codes,), bool).at[jnp.where(valid, chosen, num_codes)].set(
-            True, mode="drop"
+        used = (
+            jnp.zeros((num_codes,), bool)
+            .at[jnp.where(valid, chosen, num_codes)]
+            .set(True, mode="drop")
         )
         queue, pointer = self._queued(slots.reshape(-1, slots.shape[-1]), valid.reshape(-1))
 
