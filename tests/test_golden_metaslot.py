@@ -368,6 +368,7 @@ def started(case: Recorded, rates: np.ndarray):
     return setup, state.replace(params=copied(case.params), buffers=copied(case.buffers))
 
 
+@pytest.mark.slow
 def test_model():
     """Evaluation and training outputs, the loss, and what a training step does with its gradient.
 
