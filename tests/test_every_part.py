@@ -92,7 +92,19 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "activation": "relu",
                 "start": "xavier",
             },
-        ]
+        ],
+        "metaslot": [
+            {"first": 2, "later": 1, "codes": 16},
+            {
+                "first": 2,
+                "later": 1,
+                "codes": 16,
+                "slots_share": 0.0,
+                "mask": "always",
+                "gradient": "last_and_queries",
+                "noise_in": "second",
+            },
+        ],
     },
     "transition": {"randsfq": [{"num_heads": 2, "history": 3, "dropout_rate": 0.0}], "none": [{}]},
     "decoder": {
@@ -331,6 +343,8 @@ def test_every_row_of_every_table_is_tested():
 @of_rows_of_a_set(*OF_SLOTS)
 def test_slots_permute(row, training):
     """Queries, boxes and noise in another order, a different one for each sample."""
+    if row.name == "metaslot":
+        pytest.skip("of equal slots the first one stays; tests/test_metaslot.py compares sets")
     order = np.array([[2, 0, 4, 1, 3], [1, 2, 3, 4, 0]])
     x, draws = inputs_of(), drawn(row, training)
     per_slot, whole = run(row, x, draws)

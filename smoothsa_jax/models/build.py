@@ -7,6 +7,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
@@ -30,7 +31,7 @@ INITIALIZERS: dict[str, Callable] = {
     "boxes": Boxes,
     "warmed": Warmed,
 }
-AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention}
+AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention, "metaslot": MetaSlot}
 TRANSITIONS: dict[str, Callable | None] = {"randsfq": RandSFQ, "none": None}
 DECODERS: dict[str, Callable] = {
     "random_ar": RandomARDecoder,
@@ -99,6 +100,8 @@ def build_slot_model(
     decoder = part("decoder", encoder.grid, target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
+    if hasattr(aggregator, "check_num_slots"):
+        aggregator.check_num_slots(num_slots)
     return SlotModel(
         encoder,
         projection,
