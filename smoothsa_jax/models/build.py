@@ -1,5 +1,6 @@
 """The tables of parts, and functions that make models from a config."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import Projection, SlotModel
 from smoothsa_jax.models.targets import Features
 from smoothsa_jax.models.transitions import RandSFQ
@@ -39,6 +41,7 @@ DECODERS: dict[str, Callable] = {
     "mlp_mixture": MLPMixtureDecoder,
 }
 TARGETS: dict[str, Callable] = {"features": Features}
+PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,
     "projection": PROJECTIONS,
@@ -48,9 +51,10 @@ PARTS = {
     "decoder": DECODERS,
     "target": TARGETS,
     "target_encoder": ENCODERS,
+    "pruning": PRUNINGS,
 }
 # A model may do without these, and its config then lacks them.
-OPTIONAL = ("target_encoder",)
+OPTIONAL = ("target_encoder", "pruning")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 
@@ -102,6 +106,9 @@ def build_slot_model(
     aggregator = part("aggregator", width, slot_size)
     if hasattr(aggregator, "check_num_slots"):
         aggregator.check_num_slots(num_slots)
+    pruning = part("pruning")
+    if pruning is not None:
+        check_prunable(aggregator, config.aggregator.name)
     return SlotModel(
         encoder,
         projection,
@@ -110,10 +117,25 @@ def build_slot_model(
         transition,
         decoder,
         target,
+        pruning,
         target_encoder=target_encoder,
         num_slots=num_slots,
         slot_size=slot_size,
     )
+
+
+def check_prunable(aggregator: nnx.Module, name: str) -> None:
+    """Refuse an aggregator that cannot be asked for a number of iterations, as pruning does.
+
+    Raises:
+        UserError: its call has no argument `iterations`.
+    """
+    if "iterations" not in inspect.signature(aggregator.__call__).parameters:
+        raise UserError(
+            f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
+            "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "
+            "pruning out"
+        )
 
 
 def choose_width(config: ConfigDict, width: int) -> int:

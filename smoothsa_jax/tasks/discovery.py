@@ -50,7 +50,9 @@ class Discovery:
         self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
         # Pixels or stored features.
         self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
-        self.evaluator = MaskEvaluator(config.eval.masks, config.eval.background_column_always)
+        self.evaluator = MaskEvaluator(
+            config.eval.masks, config.eval.background_column_always, prunes(config.eval)
+        )
 
     def build(self, shapes_only: bool) -> nnx.Module:
         config = self._config
@@ -130,6 +132,18 @@ class Discovery:
     ) -> dict[str, dict[str, np.ndarray]]:
         boxes = bool(self._config.data.get("boxes", False))
         return evaluate_baselines(batches(), features, with_boxes=boxes)
+
+
+def prunes(settings: ConfigDict) -> dict[str, Any] | None:
+    """Return how an evaluation prunes, for `scores.json`; None: it does not.
+
+    Args:
+        settings: the `eval` part of a config.
+    """
+    if settings.prune is None:
+        return None
+    names = ("prune", "prune_restart", "prune_iterations", "prune_video")
+    return {name: settings[name] for name in names}
 
 
 def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Array:
