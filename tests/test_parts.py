@@ -45,6 +45,10 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
         ),
         ({"model.initializer.straight_throuhg": False}, "did you mean 'straight_through'"),
         ({"model.aggregator.truncat": False}, "model.aggregator.truncat is not a setting"),
+        (
+            {"model.aggregator": {"name": "metaslot", "first": 3, "later": 1, "codes": 3}},
+            "model.aggregator.codes is 3, less than model.num_slots=",
+        ),
         ({"model.encoder.position_width": 7}, "an even number below the width 32"),
         ({"model.decoder.num_layers": 1}, "expected at least 2"),
         ({"train.num_steps": 10, "optimizer.learning_rate.warmup": 0.95}, "no step of 10"),

@@ -8,6 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
@@ -32,7 +33,7 @@ INITIALIZERS: dict[str, Callable] = {
     "boxes": Boxes,
     "warmed": Warmed,
 }
-AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention}
+AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention, "metaslot": MetaSlot}
 TRANSITIONS: dict[str, Callable | None] = {"randsfq": RandSFQ, "none": None}
 DECODERS: dict[str, Callable] = {
     "random_ar": RandomARDecoder,
@@ -49,9 +50,11 @@ PARTS = {
     "transition": TRANSITIONS,
     "decoder": DECODERS,
     "target": TARGETS,
+    "target_encoder": ENCODERS,
     "pruning": PRUNINGS,
 }
-OPTIONAL = ("pruning",)  # parts that a config may lack
+# A model may do without these, and its config then lacks them.
+OPTIONAL = ("target_encoder", "pruning")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 
@@ -81,6 +84,9 @@ def build_slot_model(
     rngs, own = nnx.Rngs(seed), dict(part_seeds or {})
 
     def part(name: str, *sizes: Any, **more: Any) -> Any:
+        if name not in config:  # an optional part
+            return None
+
         def build(rngs: nnx.Rngs) -> Any:
             return make(f"model.{name}", config[name], PARTS[name], *sizes, **more, rngs=rngs)
 
@@ -90,14 +96,17 @@ def build_slot_model(
 
     # The order determines the values that a seed gives.
     encoder = part("encoder", image_size)
-    target = part("target", encoder, image_size)
+    target_encoder = part("target_encoder", image_size)
+    target = part("target", target_encoder or encoder, image_size)
     width = choose_width(config, encoder.width)
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
     decoder = part("decoder", encoder.grid, target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
-    pruning = part("pruning") if "pruning" in config else None
+    if hasattr(aggregator, "check_num_slots"):
+        aggregator.check_num_slots(num_slots)
+    pruning = part("pruning")
     if pruning is not None:
         check_prunable(aggregator, config.aggregator.name)
     return SlotModel(
@@ -109,6 +118,7 @@ def build_slot_model(
         decoder,
         target,
         pruning,
+        target_encoder=target_encoder,
         num_slots=num_slots,
         slot_size=slot_size,
     )

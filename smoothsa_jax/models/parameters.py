@@ -9,13 +9,16 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
 from smoothsa_jax.models.backend import CPU, Backend
+from smoothsa_jax.models.buffers import Buffer
 
 Parameters = dict[str, Array]
-ENCODER = "encoder"  # the first part; if it is frozen, no gradient passes through it
+# Parts that see pixels alone: where they are frozen, no gradient passes through them.
+ENCODER, TARGET_ENCODER = "encoder", "target_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,25 +28,32 @@ class ModelDefinition:
     Attributes:
         graphdef: NNX's definition of the model.
         treedef: structure of its state.
-        names: names of its arrays.
-        shapes: shapes and dtypes of its arrays.
+        leaves: names of the leaves of its state: arrays and buffers.
+        shapes: shapes and dtypes of the leaves.
         dtype: dtype that it computes in. The arrays passed to `merge` are stored in float32.
             Softmax, LayerNorm's statistics and the model's outputs are always float32.
         constants: names of arrays that are never cast, since they are not weights (`nnx.Param`).
         frozen: names of arrays that are never trained.
+        buffers: names of the leaves that are buffers; see `models.buffers`.
         backend: the backend that it is compiled for.
         prefix: prefix of its names in the dictionaries passed to `merge`, such as "teacher.".
     """
 
     graphdef: Any
     treedef: Any
-    names: tuple[str, ...]
+    leaves: tuple[str, ...]
     shapes: tuple[Any, ...]
     dtype: str = "float32"
     constants: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
     backend: Backend = CPU
     prefix: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its arrays, without the buffers."""
+        return tuple(name for name in self.leaves if name not in self.buffers)
 
     @property
     def frozen_parts(self) -> frozenset[str]:
@@ -73,17 +83,21 @@ class ModelDefinition:
 
         Args:
             params: flat arrays; may include arrays of other models.
-            frozen: more arrays.
+            frozen: more arrays, and buffers. Buffers may be left out: they are ones then.
             differentiated: whether gradients may flow. Frozen arrays never receive any.
         """
         given = {**params, **(frozen or {})}
         arrays = self.cast({self.prefix + name: given[self.prefix + name] for name in self.names})
 
-        def array(name: str) -> Array:
-            x = arrays[self.prefix + name]
+        def leaf(name: str, shape: jax.ShapeDtypeStruct) -> Array:
+            full = self.prefix + name
+            if name in self.buffers:
+                x = given[full] if full in given else jnp.ones(shape.shape, shape.dtype)
+                return jax.lax.stop_gradient(x)
+            x = arrays[full]
             return x if differentiated and name not in self.frozen else jax.lax.stop_gradient(x)
 
-        state = jax.tree.unflatten(self.treedef, [array(name) for name in self.names])
+        state = jax.tree.unflatten(self.treedef, map(leaf, self.leaves, self.shapes))
         return self._prepared(nnx.merge(self.graphdef, state), differentiated)
 
     def skeleton(self) -> nnx.Module:
@@ -101,7 +115,7 @@ class ModelDefinition:
             if hasattr(module, "frozen_parts"):
                 module.frozen_parts = frozen_parts
             if hasattr(module, "differentiated"):
-                still = bool(path) and path[0] == ENCODER and ENCODER in frozen_parts
+                still = bool(path) and path[0] in frozen_parts & {ENCODER, TARGET_ENCODER}
                 module.differentiated = differentiated and not still
         return model
 
@@ -115,6 +129,8 @@ def split(
 ) -> tuple[ModelDefinition, Parameters, Parameters]:
     """Split a model into its definition, the trained arrays and the frozen arrays.
 
+    Buffers are in neither; see `models.buffers`.
+
     Args:
         model: the model.
         dtype: dtype that the merged model will compute in, "float32" or "bfloat16".
@@ -125,14 +141,16 @@ def split(
     graphdef, state = nnx.split(model)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     arrays = {_name(path): leaf for path, leaf in leaves}
-    kinds = nnx.to_flat_state(state)
-    constants = frozenset(
-        ".".join(map(str, path)) for path, x in kinds if not isinstance(x, nnx.Param)
-    )
-    still = matching(arrays, frozen) | constants
+    kinds = {".".join(map(str, path)): x for path, x in nnx.to_flat_state(state)}
+    buffers = frozenset(name for name, x in kinds.items() if isinstance(x, Buffer))
+    other = frozenset(name for name, x in kinds.items() if not isinstance(x, nnx.Param))
+    constants = other - buffers
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays.values())
+    leaves = tuple(arrays)
+    arrays = {name: x for name, x in arrays.items() if name not in buffers}
+    still = matching(arrays, frozen) | constants
     definition = ModelDefinition(
-        graphdef, treedef, tuple(arrays), shapes, dtype, constants, still, backend, prefix
+        graphdef, treedef, leaves, shapes, dtype, constants, still, buffers, backend, prefix
     )
     params = {prefix + name: x for name, x in arrays.items() if name not in still}
     rest = {prefix + name: x for name, x in arrays.items() if name in still}

@@ -88,6 +88,7 @@ class SlotModel(nnx.Module):
     Args:
         transition: None for a model of images.
         pruning: None for a model without.
+        target_encoder: the frozen encoder of the target, for a model that trains its encoder.
         num_slots: N that the model is trained with.
         slot_size: D.
     """
@@ -107,6 +108,7 @@ class SlotModel(nnx.Module):
         target: Target,
         pruning: Pruning | None = None,
         *,
+        target_encoder: Encoder | None = None,
         num_slots: int,
         slot_size: int,
     ):
@@ -118,6 +120,7 @@ class SlotModel(nnx.Module):
         self.decoder = decoder
         self.target = target
         self.pruning = pruning
+        self.target_encoder = target_encoder
         self.num_slots, self.slot_size = num_slots, slot_size
         self.remat, self.scan_unroll = "none", 0
 
@@ -155,20 +158,22 @@ class SlotModel(nnx.Module):
         return drawn
 
     def encode(
-        self, video: Array, cameras: Array | None = None
+        self, video: Array, cameras: Array | None = None, encoder: Encoder | None = None
     ) -> dict[str, Float[Array, "B T M C"]]:
         """Encode all frames in one batch; the outputs have the model's dtype.
 
         Args:
             video: (B,T,H,W,3) uint8, or normalized floats.
             cameras: (B,T,...) for an encoder that takes them.
+            encoder: None: the model's own.
         """
+        encoder = self.encoder if encoder is None else encoder
         frames = normalize(video.reshape(-1, *video.shape[2:]))
         # Also in front of the encoder: the fastest attention of frozen blocks may have no gradient.
         frames = jax.lax.stop_gradient(frames)
         more = () if cameras is None else (cameras.reshape(-1, *cameras.shape[2:]),)
         unfold = lambda x: x.astype(self.dtype).reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
-        return jax.tree.map(unfold, self.encoder(frames, *more))
+        return jax.tree.map(unfold, encoder(frames, *more))
 
     def __call__(
         self,

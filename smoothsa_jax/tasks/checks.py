@@ -98,13 +98,16 @@ def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
 
 
 def _check_teacher(config: ConfigDict, losses: Losses, models: Models) -> None:
-    """Check that a teacher is there if a loss or the target needs it, and that it fits."""
+    """Check that a teacher is there if a loss needs it, and that it fits."""
     needs = [
         f"losses.{name}" for name, term in losses.terms.items() if "teacher.masks" in term.reads
     ]
-    if config.model.get("target", {}).get("of") == TEACHER:
-        needs.append("model.target.of")
     if not needs:
+        if "source" in config.companions.get(TEACHER, {}):
+            raise UserError(
+                f"companions.{TEACHER} is used by nothing: no loss reads its masks; remove it, or "
+                "add losses.attention_match"
+            )
         return
     if TEACHER not in models:
         raise UserError(

@@ -158,7 +158,7 @@ def untrained(training: Training) -> Training:
 
     Scoring needs them later, but the first training step donates the state.
     """
-    state = training.state.replace(opt_state=(), averages={})
+    state = training.state.replace(opt_state=(), buffers={}, averages={})
     return dataclasses.replace(training, state=copied(state))
 
 

@@ -16,7 +16,7 @@ class TrainState:
         step: number of steps done.
         params: the trained parameters.
         opt_state: the optimizer's state.
-        buffers: arrays that a step updates without the optimizer; none yet.
+        buffers: arrays that a step updates without the optimizer; see `models.buffers`.
         averages: moving averages of the parameters; each name starts with that of its companion.
     """
 
@@ -28,7 +28,10 @@ class TrainState:
 
 
 def create_state(
-    params: Parameters, optimizer: optax.GradientTransformation, averaged: tuple[str, ...] = ()
+    params: Parameters,
+    optimizer: optax.GradientTransformation,
+    averaged: tuple[str, ...] = (),
+    buffers: Parameters | None = None,
 ) -> TrainState:
     """Return the state before step 0.
 
@@ -36,6 +39,8 @@ def create_state(
         params: the initial parameters.
         optimizer: the optimizer.
         averaged: names of the companions that are moving averages of the parameters.
+        buffers: the initial buffers.
     """
     averages = {f"{name}.{key}": jnp.copy(x) for name in averaged for key, x in params.items()}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), {}, averages)
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return TrainState(step, params, opt_state, buffers or {}, averages)

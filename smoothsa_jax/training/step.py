@@ -29,6 +29,7 @@ from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
+from smoothsa_jax.models.buffers import DRAWS, Updates
 from smoothsa_jax.models.build import slot_model_shapes
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.parameters import (
@@ -170,10 +171,11 @@ def build_training(
         else:
             frozen |= arrays
     programs = _Programs(config, mesh, task, definitions, tuple(averaged))
-    create = functools.partial(
-        create_state, optimizer=programs.optimizer, averaged=programs.averaged
+    create = lambda params, buffers: create_state(  # noqa: E731
+        params, programs.optimizer, programs.averaged, buffers
     )
-    state = jax.eval_shape(create, params) if shapes_only else create(params)
+    first = params, programs.updates.buffers(model)
+    state = jax.eval_shape(create, *first) if shapes_only else create(*first)
     places = persistent_sharding(mesh, state)
     return Training(
         task=task,
@@ -214,12 +216,14 @@ class _Programs:
         self.config, self.mesh, self.task = config, mesh, task
         self.definitions, self.averaged = definitions, averaged
         self.skeletons = {name: x.skeleton() for name, x in definitions.items()}
+        self.updates = Updates(self.skeletons[MODEL], definitions[MODEL].frozen_parts)
         self.losses = build_losses(config.losses)
         self.losses.check_frames(config.data.get("num_frames") or 1)
         num_steps = config.train.num_steps
         settings = {"losses": self.losses.schedules, MODEL: task.schedules}
         self.schedules = Schedules(settings, num_steps)
-        self.optimizer = build_optimizer(config.optimizer, num_steps)
+        optimizer = build_optimizer(config.optimizer, num_steps, self.updates.conditional)
+        self.optimizer = optax.with_extra_args_support(optimizer)
         self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
         self.pruning = as_scheduled(pruning_of(config.eval))
 
@@ -235,8 +239,15 @@ class _Programs:
         task, mesh, parts = self.task, self.mesh, self.config.train.accumulate
         if draws is None:
             draws = task.draw(self.skeletons, key, sizes_of(batch), True)
+        of_updates = None
+        if self.updates:
+            draws = dict(draws)
+            # A key of their own: a model without buffers draws the same numbers.
+            of_updates = draws.pop(DRAWS, None) or self.updates.draw(
+                jax.random.fold_in(key, 2), sizes_of(batch)
+            )
         scheduled = self.schedules.at(state.step)
-        still = {**frozen, **state.averages}
+        still = {**frozen, **state.averages, **state.buffers}
 
         # Frozen models run outside the differentiated function, so no activations are stored.
         inputs = (batch, draws)
@@ -245,11 +256,12 @@ class _Programs:
         names = task.forward_inputs(constants)
         seen = {name: batch[name] for name in names if name in batch}
 
-        def loss_function(params: Parameters) -> tuple[Array, dict[str, Array]]:
+        def loss_function(params: Parameters) -> tuple[Array, tuple]:
             arrays, inputs = (params, still, scheduled[MODEL]), (seen, constants, draws)
             outputs = over_samples(self._forward, mesh, parts, arrays, inputs)
             terms = self.losses({**constants, **outputs}, batch, scheduled["losses"])
-            return sum(terms.values()), terms
+            kept = {name: x for name, x in outputs.items() if name in self._update_reads}
+            return sum(terms.values()), (terms, kept)
 
         state, metrics = apply_gradients(
             loss_function,
@@ -258,9 +270,26 @@ class _Programs:
             self.learning_rate,
             mesh,
             self.config.optimizer.clip_by,
+            lambda outputs: self._updated(state, still, outputs, of_updates),
         )
         averages = _averaged(state, self.config.companions)
         return state.replace(averages=averages), {**metrics, **task.monitor(constants)}
+
+    @property
+    def _update_reads(self) -> frozenset[str]:
+        return self.updates.reads | {"slot_mask"} if self.updates else frozenset()
+
+    def _updated(self, state, still, outputs, draws):
+        """Return what the updates write, which gradients there are, and numbers for the log."""
+        if not self.updates:
+            return {}, {}, {}
+        # Every device computes the whole update: it is small, and then the same on every mesh.
+        arrays = {**state.params, **state.buffers}
+        arrays = {name: x for name, x in arrays.items() if self.updates.concern(name)}
+        outputs, arrays = jax.lax.with_sharding_constraint((outputs, arrays), replicated(self.mesh))
+        definition = dataclasses.replace(self.definitions[MODEL], dtype="float32")
+        model = definition.merge({**state.params, **still, **arrays}, differentiated=False)
+        return self.updates.gradients_of(outputs), *self.updates(model, outputs, draws)
 
     def predict(
         self,
@@ -323,7 +352,7 @@ class _Programs:
     def _forward(self, arrays, inputs):
         *arrays, scheduled = arrays
         outputs = self.task.forward(self._merged(arrays, True), *inputs, scheduled)
-        reads = self.losses.reads | {"slot_mask"}
+        reads = self.losses.reads | self.updates.reads | {"slot_mask"}
         return {name: x for name, x in outputs.items() if name in reads}
 
     def _merged(self, arrays: Sequence[Parameters], differentiated: bool) -> dict[str, nnx.Module]:
@@ -340,37 +369,49 @@ class _Programs:
 
 
 def apply_gradients(
-    loss_function: Callable[[Parameters], tuple[Array, dict[str, Array]]],
+    loss_function: Callable[[Parameters], tuple[Array, tuple]],
     state: TrainState,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
     mesh: Mesh,
-    clip_by: str = "norm",
+    clip_by: str,
+    update_buffers: Callable[[dict[str, Array]], tuple[dict, dict, dict]],
 ) -> tuple[TrainState, dict[str, Array]]:
     """Make one gradient step; called inside a jitted step.
 
     Args:
-        loss_function: params -> (loss, its terms by name).
+        loss_function: params -> (loss, (its terms by name, the outputs that updates read)).
         state: the state before the step.
         optimizer: the optimizer.
         learning_rate: the schedule, for the metrics.
         mesh: the devices.
         clip_by: which size of the gradient is clipped, and logged; see `optimizer.norm_of`.
+        update_buffers: outputs -> (name -> whether that parameter has a gradient, new values of
+            buffers and parameters, numbers for the log).
 
     Returns:
         The new state, and metrics: losses, size of the gradient, learning rate.
     """
-    (total, losses), grads = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    (total, (losses, outputs)), grads = jax.value_and_grad(loss_function, has_aux=True)(
+        state.params
+    )
     grads = jax.lax.with_sharding_constraint(grads, persistent_sharding(mesh, grads))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    has_gradient, written, numbers = update_buffers(outputs)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, has_gradient=has_gradient
+    )
     metrics = {
         "loss": total,
         **{f"loss/{name}": loss for name, loss in losses.items()},
         "grad_norm": norm_of(grads, clip_by),
         "learning_rate": learning_rate(state.step),
+        **numbers,
     }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state, state.buffers, state.averages), metrics
+    # What an update wrote is where the optimizer starts from: it belongs to the forward pass.
+    written_in = lambda arrays: {name: written.get(name, x) for name, x in arrays.items()}  # noqa: E731
+    params = optax.apply_updates(written_in(state.params), updates)
+    buffers = written_in(state.buffers)
+    return TrainState(state.step + 1, params, opt_state, buffers, state.averages), metrics
 
 
 def set_memory_options(model: nnx.Module, config: ConfigDict) -> None:
