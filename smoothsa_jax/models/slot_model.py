@@ -295,9 +295,12 @@ class SlotModel(nnx.Module):
             owner = jnp.broadcast_to(owner, frames.slots.shape[:3])
             for name in outputs.keys() & {"attention", "masks"}:
                 outputs[name] = united(outputs[name], owner)
-            stays = (owner == jnp.arange(owner.shape[-1])) & (
-                True if carry.slot_mask is None else carry.slot_mask[:, None]
-            )
+            stays = owner == jnp.arange(owner.shape[-1])
+            if carry.slot_mask is not None:
+                stays = stays & carry.slot_mask[:, None]
+            outputs["slots"] = zeroed(frames.slots, stays)
+        elif asked is not None or self.pruning is not None:
+            stays = carry.slot_mask[:, None] if frames.kept is None else frames.kept
             outputs["slots"] = zeroed(frames.slots, stays)
         return outputs
 
