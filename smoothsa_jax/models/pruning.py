@@ -29,6 +29,7 @@ from smoothsa_jax.parts import (
 )
 
 OF_MEDIAN = 0.7  # what "auto" multiplies the median distance by
+COPIES = 1e-6  # a smaller distance is one of copies, up to rounding
 OFF = -1.0  # a distance below all others: no two slots are that close
 
 
@@ -161,8 +162,13 @@ def pruning_of(settings: Mapping[str, Any]) -> Prune | None:
     Raises:
         UserError: a setting is out of range.
     """
+    return prune_of(*pruning_settings(settings), prefix="eval.")
+
+
+def pruning_settings(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of `prune_of` that the `eval` part of a config has."""
     names = ("prune", "prune_restart", "prune_iterations", "prune_video")
-    return prune_of(*(settings[name] for name in names), prefix="eval.")
+    return tuple(settings[name] for name in names)
 
 
 def as_scheduled(prune: Prune | None) -> dict[str, dict[str, Any]]:
@@ -279,25 +285,34 @@ def owners(
     distance = jnp.broadcast_to(jnp.asarray(distance, jnp.float32), (batch,))
     mass = attention.astype(jnp.float32).sum(axis=-1)
 
-    def of_sample(linkage, distance, mass):
-        def merge(_, carry):
-            linkage, label = carry
-            at = jnp.argmin(linkage)
-            one, two = at // num_slots, at % num_slots  # one < two, since the first minimum counts
-            row = jnp.maximum(linkage[one], linkage[two])
-            joined = linkage.at[one, :].set(row).at[:, one].set(row)
-            joined = joined.at[two, :].set(jnp.inf).at[:, two].set(jnp.inf)
-            close = linkage[one, two] <= distance
-            label = jnp.where(close & (label == two), one, label)
-            return jnp.where(close, joined, linkage), label
+    slot = jnp.arange(num_slots)
 
-        label = jnp.arange(num_slots)
-        _, label = jax.lax.fori_loop(0, num_slots - 1, merge, (linkage, label))
-        together = label[:, None] == label
-        return jnp.argmax(jnp.where(together, mass, -jnp.inf), axis=1)
+    def merge(_, carry):
+        # Masks rather than indices: gathers and scatters of a batch are slow.
+        linkage, label, smallest = carry
+        nearest = smallest.min(axis=1, keepdims=True)
+        # The first slot of the first closest pair, and its partner.
+        one = slot == jnp.argmin(smallest, axis=1, keepdims=True)
+        row = jnp.where(one[:, :, None], linkage, jnp.inf).min(axis=1)
+        two = slot == jnp.argmin(row, axis=1, keepdims=True)
+        close = nearest <= distance[:, None]
+        both = (one | two)[:, :, None]
+        row = jnp.where(two | one, jnp.inf, jnp.where(both, linkage, -jnp.inf).max(axis=1))
+        joined = jnp.where(one[:, :, None], row[:, None], linkage)
+        joined = jnp.where(one[:, None], row[:, :, None], joined)
+        joined = jnp.where(two[:, :, None] | two[:, None], jnp.inf, joined)
+        linkage = jnp.where(close[..., None], joined, linkage)
+        first = jnp.where(one, slot, 0).sum(axis=1, keepdims=True)
+        second = jnp.where(two, slot, 0).sum(axis=1, keepdims=True)
+        label = jnp.where(close & (label == second), first, label)
+        return linkage, label, linkage.min(axis=2)
 
-    found = jax.vmap(of_sample)(_distances(slots, valid), distance, mass)
-    return jnp.where(valid, found, jnp.arange(num_slots))
+    linkage, label = _distances(slots, valid), jnp.broadcast_to(slot, (batch, num_slots))
+    carry = linkage, label, linkage.min(axis=2)
+    _, label, _ = jax.lax.fori_loop(0, num_slots - 1, merge, carry)
+    together = label[:, :, None] == label[:, None]
+    found = jnp.argmax(jnp.where(together, mass[:, None], -jnp.inf), axis=2)
+    return jnp.where(valid, found, slot)
 
 
 def median_distance(
@@ -335,10 +350,11 @@ def _distances(slots: Float[Array, "B N D"], valid: Bool[Array, "B N"]) -> Float
     """Return 1 minus the cosine of each pair of valid slots, and infinity for other pairs."""
     slots = slots.astype(jnp.float32)
     unit = slots / jnp.maximum(jnp.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
-    # Half the squared distance of unit vectors, which is exactly 0 for copies.
-    square = jnp.square(unit[:, :, None] - unit[:, None]).sum(axis=-1)
+    cosine = jnp.einsum("bid,bjd->bij", unit, unit, precision="highest")
+    found = jnp.clip(1.0 - cosine, 0.0, 2.0)
+    found = jnp.where(found < COPIES, 0.0, found)
     pairs = valid[:, :, None] & valid[:, None] & ~jnp.eye(slots.shape[1], dtype=bool)
-    return jnp.where(pairs, jnp.clip(0.5 * square, 0.0, 2.0), jnp.inf)
+    return jnp.where(pairs, found, jnp.inf)
 
 
 def zeroed(x: Float[Array, "*B N K"], kept: Bool[Array, "*B N"]) -> Float[Array, "*B N K"]:
