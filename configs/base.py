@@ -245,7 +245,7 @@ SMOKE_PARTS = {
     "random_ar": {"num_layers": 1},
     "permuted_ar": {"num_layers": 1, "num_heads": 2},
     "mlp_mixture": {"hidden_size": 32},
-    "metaslot": {"codes": 16},
+    "metaslot": {"codes": 32, "capacity": 64},
 }
 
 

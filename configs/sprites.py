@@ -34,10 +34,16 @@ SMALL = {
         "randsfq": {"history": 6},
         "random_ar": {"name": "mlp_mixture", **DECODER},
         "mlp_mixture": {**DECODER, "position": "waves"},
+        "metaslot": {"codes": 64, "capacity": 320},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
     },
-    # The paper's 100 and 0.5 are set against DINOv2's features, of much larger variance.
-    "losses": {"distillation": 0.1, "slot_contrast": 0.02},
+    # The papers' weights are set against DINOv2's features, of much larger variance.
+    "losses": {
+        "distillation": 0.1,
+        "slot_contrast": 0.02,
+        "attention_distillation": 0.1,
+        "attention_match": 0.02,
+    },
     "optimizer": {"learning_rate": {"peak": 5e-3}, "clip_norm": 1.0},
 }
 

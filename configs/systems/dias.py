@@ -26,6 +26,16 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
         aggregator={"name": "slot_attention", "gradient": "full", "first": 3, "later": 3},
         decoder={"name": "random_ar", "num_layers": 4, "num_heads": 4},
     )
+    config.model.pruning = ConfigDict(
+        {
+            "name": "redundancy",
+            "restart": "slots",
+            "iterations": 1,
+            "begin": 0.2,
+            "distance": 0.5,
+        }
+    )
+    config.eval.prune = 0.5
     config.losses.attention_distillation = ConfigDict(
         {"weight": {"schedule": "cosine", "begin": 0.0, "end": 1.0}}
     )
@@ -34,7 +44,8 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def genera1z(config: ConfigDict, data: base.DataSet) -> None:
-    del config, data
+    del config.model.pruning, data
+    config.eval.prune = None
 
 
 WORDS = {"genera1z": ("version", genera1z)}
