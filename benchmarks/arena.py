@@ -8,8 +8,9 @@
 
 `--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
 comma or colon: `--systems spot,student`, `--data coco:smoke`. A second stage such as
-`spot,student` reads the first one of the same seed, whose run has to be finished. `--config.key=value` changes every
-run. Each run is `main.py` in its own process and folder below `--workdir`.
+`spot,student` reads the first one of the same seed, whose run has to be finished.
+`--config.key=value` changes every run. Each run is `main.py` in its own process and folder below
+`--workdir`.
 
 A finished run is one JSON line in benchmarks/recorded/arena.jsonl, written at once. A run whose row
 exists (same system, data, words, ablation, overrides, seed and steps) is skipped; `--again` trains
