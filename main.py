@@ -19,6 +19,9 @@ model, or the name of a bundled model.
     --boxes=FILE.json           for models that start from boxes:
                                 {"clip.mp4": [[left, top, right, bottom], ...], ...}
     --num_slots=N --seed=N      for models with Gaussian queries
+    --prune=DISTANCE|auto|off   leaves out redundant slots, of a cosine distance up to 0 .. 2
+    --prune_restart=slots|queries|none|merge --prune_iterations=N --prune_video=fixed|renewed
+                                how the rest is aggregated once more
     --shot-cuts[=THRESHOLD]     starts new slots where a video cuts to another scene
 
 Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
@@ -56,7 +59,10 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.guard import exit_status
 
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
-PREDICT_FLAGS = "input output boxes num_slots seed shot_cuts overwrite folders".split()
+PRUNE_FLAGS = "prune prune_restart prune_iterations prune_video".split()
+PREDICT_FLAGS = (
+    "input output boxes num_slots seed shot_cuts overwrite folders".split() + PRUNE_FLAGS
+)
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
 
 
@@ -174,6 +180,7 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
 
     values = {name: given[name].value for name in ("workdir", *PREDICT_FLAGS)}
     values["output"] = Path(given.output)
+    values["prune"] = distance_from(given.prune)
     values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts)
     runtime.start(lambda line: leave(line, 0))
     try:
@@ -182,6 +189,16 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
     except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
+
+
+def distance_from(text: str | None) -> float | str | bool | None:
+    """The value of --prune: a number, False for "off", or the text, which is checked elsewhere."""
+    if text == "off":
+        return False
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
@@ -211,6 +228,10 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("num_slots", None, "of Gaussian queries", lower_bound=1, **here)
     flags.DEFINE_integer("seed", 0, "of queries", lower_bound=0, upper_bound=2**32 - 1, **here)
     flags.DEFINE_string("shot_cuts", None, "threshold", **here)
+    flags.DEFINE_string("prune", None, "largest distance of redundant slots", **here)
+    flags.DEFINE_string("prune_restart", None, "of the slots that stay", **here)
+    flags.DEFINE_integer("prune_iterations", None, "of the extra aggregation", **here)
+    flags.DEFINE_string("prune_video", None, "of later frames", **here)
     flags.DEFINE_bool("overwrite", False, "replace finished outputs", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)

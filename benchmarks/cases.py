@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.sources import RANDOM
+from smoothsa_jax.checkpoints.sources import RANDOM, spec_of
 from smoothsa_jax.config.load import (
     config_from_command_line,
     load_config,
@@ -104,7 +104,13 @@ def without_weights(config: ConfigDict) -> ConfigDict:
             entry.seed = 0  # of one part
     for companion in config.companions.values():
         if "source" in companion and "model" not in companion:
-            earlier = without_weights(load_config(config_file(Path(companion.source).name)))
+            spec = spec_of(Path(companion.source).name)
+            if spec is None:
+                raise UserError(
+                    f"the architecture of the companion {companion.source} is not known: expected "
+                    "the default workdir of a config of the gallery"
+                )
+            earlier = without_weights(load_config(spec))
             companion.update(source="", title=earlier.title, model=earlier.model)
     return canonical(config)
 

@@ -143,6 +143,7 @@ def following_masks(training: Any) -> Callable:
     import jax
 
     from smoothsa_jax.evaluation.upsampling import segments_from_masks
+    from smoothsa_jax.models.pruning import Carry
     from smoothsa_jax.tasks.task import MODEL
 
     definition = training.definitions[MODEL]
@@ -152,7 +153,7 @@ def following_masks(training: Any) -> Callable:
         mask, size = batch["slot_mask"], batch["video"].shape[2:4]
         constants = model.encode(batch["video"])
         given = model.target(batch, constants, None)
-        outputs, _ = model.follow(constants["features"], given, slots, mask)
+        outputs, _, _ = model.follow(constants["features"], given, Carry(slots, mask))
         found = segments_from_masks(outputs["masks"], size, mask, backend=definition.backend)
         return outputs["slots"][:, 0], found
 

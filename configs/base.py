@@ -86,6 +86,14 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "split": "validation",
                 "num_samples": None,  # None: all
                 "num_frames": None,  # -1: whole videos; -24: at most their first 24 frames
+                "num_slots": None,  # None: as in training; more than that go with `prune`
+                # Leave out redundant slots, those of a cosine distance up to this: a number from 0
+                # to 2, auto, or None. "slots" that stay, or their "queries", are aggregated once
+                # more; or "none": as they are; or "merge": masks are united.
+                "prune": None,
+                "prune_restart": "slots",
+                "prune_iterations": 1,
+                "prune_video": "fixed",  # by the first frame; or renewed on each frame
                 "batch_size": batch_size,
                 "seeds": (0,),
                 "masks": "decoder",  # or aggregator: whose masks are scored
@@ -454,6 +462,8 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
         entry.source = "random"
         if entry.into:
             entry.seed = 0  # of one part; all others follow the run's seed
+        if any(pattern.startswith("blocks.") for pattern in entry.get("frozen", ())):
+            entry.frozen = ("embed.*",)  # there are fewer blocks
 
 
 def _name(data: DataSet, chosen: Mapping[str, str], without: tuple[str, ...] = ()) -> str:

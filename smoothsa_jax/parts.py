@@ -10,6 +10,10 @@ from smoothsa_jax.errors import UserError, did_you_mean
 
 Table = Mapping[str, Callable | None]
 LARGEST = 2**63 - 1  # whole number, as JAX takes seeds
+# Of pruning at inference; see `models.pruning.Prune`.
+AUTO_PRUNE = "auto"
+PRUNE_RESTARTS = ("slots", "queries", "none", "merge")
+PRUNE_VIDEOS = ("fixed", "renewed")
 
 
 def is_schedule(value: Any) -> bool:
@@ -126,9 +130,14 @@ def check_settings(
 
 
 def scheduled_settings(path: str, config: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """Return the settings of a part, and of the parts inside it, that change with the step."""
+    """Return the settings of a part, and of the parts inside it, that change with the step.
+
+    A class whose schedules depend on several settings has a static method `schedules` of them.
+    """
     chosen = choose(path, config.get("name"), table)
     found = {key: config[key] for key in getattr(chosen, "scheduled", ()) if key in config}
+    if hasattr(chosen, "schedules"):
+        found = chosen.schedules(config)
     for key, value in config.items():
         if key not in found and _is_group(value) and not is_schedule(value):
             found = {**scheduled_settings(f"{path}.{key}", value, table), **found}
@@ -214,3 +223,13 @@ def check_dropout(key: str, value: Any) -> None:
 def check_above_zero(key: str, value: Any) -> None:
     """Refuse a setting that is not a number above 0."""
     check_number(key, value, above=True)
+
+
+def check_prune(key: str, value: Any) -> None:
+    """Refuse a distance of pruning that is neither "auto" nor a number from 0 to 2."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != AUTO_PRUNE and not (is_number and 0.0 <= value <= 2.0):
+        raise UserError(
+            f"{key} is {value!r}; expected a cosine distance from 0 (only copies are pruned) to 2 "
+            f"(one slot stays), or {AUTO_PRUNE!r}; try 0.5"
+        )

@@ -5,11 +5,13 @@
     {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
     {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}
     {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.12}   half a cosine, and then 0
+    {"schedule": "from", "begin": 0.2, "value": 0.5}              -1 for the first fifth: off
     {"schedule": "package.module:function", ...}                  a function of your own
 
-`at`, `warmup`, `half_life` and `until` are fractions of `train.num_steps`. A schedule is a function
-from the number of steps and keyword-only settings to an `optax.Schedule`, and checks its settings
-itself. If it takes `path`, it gets the setting's place in the config, for messages.
+`at`, `warmup`, `half_life`, `until` and the `begin` of "from" are fractions of `train.num_steps`. A
+schedule is a function from the number of steps and keyword-only settings to an `optax.Schedule`,
+and checks its settings itself. If it takes `path`, it gets the setting's place in the config, for
+messages.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +31,20 @@ def step(num_steps: int, *, path: str, begin: float, end: float, at: float) -> o
     for key, value in (("begin", begin), ("end", end), ("at", at)):
         check_number(f"{path}.{key}", value)
     return lambda count: jnp.where(count < at * num_steps, begin, end)
+
+
+def from_(num_steps: int, *, path: str, begin: float, value: Any) -> optax.Schedule:
+    """Return a schedule: -1, which means off, for the fraction `begin` of the steps, then `value`.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        path: path of the setting, for messages.
+        begin: when the value begins.
+        value: a number or a schedule of all steps.
+    """
+    check_number(f"{path}.begin", begin, below=1.0)
+    later = schedule_of(path, value, num_steps)
+    return lambda count: jnp.where(count < begin * num_steps, -1.0, later(count))
 
 
 def cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Schedule:
@@ -140,6 +156,7 @@ def _warmup_steps(path: str, warmup: float, num_steps: int) -> int:
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "step": step,
+    "from": from_,
     "cosine": cosine,
     "cosine_to_zero": cosine_to_zero,
     "warmup_cosine": warmup_cosine,

@@ -106,9 +106,13 @@ def student(
 ) -> None:
     config.title = f"{TITLE}, student"
     config.model.aggregator.gradient = "last_and_queries"
-    config.model.target = ConfigDict({"name": "features", "of": "teacher"})
     config.companions.teacher = ConfigDict({"source": source})
     if data.encoder_source != "random":
+        # The target stays the features of the encoder as it was.
+        config.model.target_encoder = config.model.encoder.copy_and_resolve_references()
+        config.weights.target_encoder = ConfigDict(
+            {**config.weights.encoder.to_dict(), "into": "target_encoder"}
+        )
         config.weights.encoder.frozen = base.all_but_last_third(config.model.encoder)
     if version == "genera1z":
         config.model.initializer = ConfigDict(
@@ -121,9 +125,8 @@ def student(
             }
         )
         # The student starts from its teacher.
-        config.weights.start = ConfigDict(
-            {"into": "", "source": source, "without": ("initializer.*",)}
-        )
+        without = ["initializer.*", *(["target_encoder.*"] * ("target_encoder" in config.model))]
+        config.weights.start = ConfigDict({"into": "", "source": source, "without": tuple(without)})
         config.losses.attention_match = ConfigDict({"weight": 0.005, "on": "attention"})
         return
     config.model.initializer = ConfigDict({"name": "learned", "start": "xavier", "noise": 0.0})

@@ -201,8 +201,16 @@ def _together(what: str, work: Callable[[], T], describe: Callable[[T], Any]) ->
 
 
 def command_for(name: str) -> str | None:
-    """Return the command that trains the run of a name, if that is a config of the gallery:
-    the data set, then its words."""
+    """Return the command that trains the run of a name, if that is a config of the gallery."""
+    spec = spec_of(name)
+    return None if spec is None else f"python main.py --config={spec}"
+
+
+def spec_of(name: str) -> str | None:
+    """Return the config of a run's name, such as "configs/coco.py:spot" of "coco_spot".
+
+    A name is the data set, then its words. None if no config of the gallery has that name.
+    """
     for path in sorted(CONFIGS.glob("*.py"), key=lambda path: -len(path.stem)):
         if name != path.stem and not name.startswith(f"{path.stem}_"):
             continue
@@ -215,7 +223,7 @@ def command_for(name: str) -> str | None:
         except UserError:
             continue
         if found == name:
-            return f"python main.py --config=configs/{path.name}{after}"
+            return f"configs/{path.name}{after}"
     return None
 
 

@@ -9,6 +9,11 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "optimizer.clip_by": "norm",
+    "eval.num_slots": None,
+    "eval.prune": None,
+    "eval.prune_restart": "slots",
+    "eval.prune_iterations": 1,
+    "eval.prune_video": "fixed",
 }
 
 

@@ -16,9 +16,12 @@ from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.parts import (
     LARGEST,
+    PRUNE_RESTARTS,
+    PRUNE_VIDEOS,
     check_flag,
     check_number,
     check_one_of,
+    check_prune,
     check_whole,
     is_schedule,
 )
@@ -158,6 +161,11 @@ KEYS: dict[str, Check] = {
     "eval.split": one_of(*SPLITS),
     "eval.num_samples": none_or(whole(1)),  # None: all
     "eval.num_frames": none_or(anything),  # see `check` and `tasks.checks`
+    "eval.num_slots": none_or(whole(1)),  # None: as in training
+    "eval.prune": none_or(check_prune),
+    "eval.prune_restart": one_of(*PRUNE_RESTARTS),
+    "eval.prune_iterations": whole(1),
+    "eval.prune_video": one_of(*PRUNE_VIDEOS),
     "eval.batch_size": whole(1),
     "eval.seeds": seeds,
     "eval.masks": one_of("decoder", "aggregator"),

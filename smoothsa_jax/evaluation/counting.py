@@ -67,7 +67,7 @@ def count_pixels(
 def counted_masks(
     masks: Float[Array, "B T N h w"],
     labels: UInt8[np.ndarray, "B T H W"],
-    slot_mask: Bool[np.ndarray, "B N"] | None = None,
+    slot_mask: Bool[np.ndarray | Array, "B N"] | Bool[np.ndarray | Array, "B T N"] | None = None,
     num_frames: Int[np.ndarray, " B"] | None = None,
 ) -> CountedMasks:
     """Resize masks to the labels, and count pixels over whole clips.
@@ -78,7 +78,7 @@ def counted_masks(
     Args:
         masks: as for `segments_from_masks`.
         labels: 0 background, 1.. objects, 255 in no segment.
-        slot_mask: as for `segments_from_masks`.
+        slot_mask: as for `segments_from_masks`; on the host, or where the masks are.
         num_frames: number of frames of each clip that count; the rest are padding. None: all count.
 
     Raises:
@@ -99,7 +99,8 @@ def counted_masks(
     sharding = sharding if isinstance(sharding, NamedSharding) else None
     beside = labels, slot_mask, num_frames
     if sharding is not None:
-        beside = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), beside)
+        place = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
+        beside = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else place(x), beside)
     devices = getattr(masks, "devices", set)()
     backend = backend_of(next(iter(devices))) if devices else CPU
     return _counted(masks, *beside, sharding, backend)

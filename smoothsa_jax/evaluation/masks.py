@@ -18,6 +18,7 @@ from smoothsa_jax.evaluation.metrics import (
     score_counts,
 )
 from smoothsa_jax.evaluation.scores import mean_over_samples
+from smoothsa_jax.evaluation.slots import correlation_of_counts, count_slots, num_slots
 from smoothsa_jax.evaluation.split import Batch, Measured, num_frames_of, scored
 
 WORDS = {"decoder": "decoder attention", "aggregator": "slot attention"}  # in scores.json
@@ -27,21 +28,30 @@ SOURCES = {"decoder": "masks", "aggregator": "attention"}  # eval.masks -> the m
 class MaskEvaluator:
     """An evaluator that resizes masks to the labels and scores whole clips; see `Evaluator`.
 
+    Where slots were pruned, it also counts them; see `slots.py`.
+
     Args:
         source: which masks to score: those of the "decoder" or the "aggregator".
         background_column_always: see `metrics.score_batch`.
+        pruning: how slots were pruned, for `scores.json`; None: they were not.
     """
 
     metrics = METRICS
     paper_differs = False
 
-    def __init__(self, source: str = "decoder", background_column_always: bool = False):
+    def __init__(
+        self,
+        source: str = "decoder",
+        background_column_always: bool = False,
+        pruning: Mapping[str, Any] | None = None,
+    ):
         self._output = SOURCES[source]
-        self._background = background_column_always
-        self.outputs = (self._output,)
+        self._background, self._counts_slots = background_column_always, pruning is not None
+        self.outputs = (self._output, "slot_mask")
         self.protocol = {
             "masks": WORDS[source],
             "background_column_always": background_column_always,
+            **(pruning or {}),
         }
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
@@ -53,9 +63,13 @@ class MaskEvaluator:
         labels = np.asarray(batch["segmentations"])
         check_numbers(labels, "labels")
         labels = labels.astype(np.uint8, copy=False)
-        masks = outputs[self._output]
-        found = counted_masks(masks, labels, batch.get("slot_mask"), batch.get("num_frames"))
-        return Measured({"counts": found.counts}, found.segments)
+        masks, mask = outputs[self._output], outputs.get("slot_mask")
+        mask = batch.get("slot_mask") if mask is None else mask  # a model may narrow it
+        found = counted_masks(masks, labels, mask, batch.get("num_frames"))
+        tables = {"counts": found.counts}
+        if self._counts_slots:
+            tables["slots"] = num_slots(mask, batch.get("num_frames"))
+        return Measured(tables, found.segments)
 
     def per_sample(
         self, tables: Mapping[str, np.ndarray], match_paper: bool
@@ -68,10 +82,11 @@ class MaskEvaluator:
             )
             for counts in tables["counts"]
         ]
-        return {name: np.array([row[name][0] for row in rows]) for name in METRICS}
+        found = {name: np.array([row[name][0] for row in rows]) for name in METRICS}
+        return found | (count_slots(tables) if "slots" in tables else {})
 
     def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return mean_over_samples(per_sample)
+        return mean_over_samples(per_sample) | correlation_of_counts(per_sample)
 
 
 def evaluate_baselines(

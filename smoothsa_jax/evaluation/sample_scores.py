@@ -54,7 +54,9 @@ def write_sample_scores(
         writer.writerow([*COLUMNS, *metrics])
         for method, protocol, seed, per_sample in scored:
             for i, name in enumerate(names):
-                values = [_cell(per_sample[metric][i]) for metric in metrics]
+                # A baseline has no slots to count.
+                found = [per_sample.get(metric) for metric in metrics]
+                values = ["" if x is None else _cell(x[i]) for x in found]
                 writer.writerow([i, name, method, protocol, seed, *values])
 
 

@@ -24,9 +24,15 @@ TITLES = {
     "top3": "top-3",
     "box_iou": "box IoU",
     "num_matches": "matches",
+    "slots": "slots",
+    "segments": "segments",
+    "slots_error": "off by",
+    "slots_correlation": "correlation",
+    "one_slot": "one slot",
 }
 LEADING = ("fg_ari", "top1", "loss")
 COUNTS = ("num_matches",)  # numbers, not shares
+NUMBERS = ("slots", "segments", "slots_error", "slots_correlation")  # likewise, of decimals
 LOSS = "loss"  # also the beginning of a term's name, `loss/reconstruction`
 DECIMALS = 6  # finer than any relevant difference, coarser than the noise of summation order
 
@@ -143,7 +149,7 @@ def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
     order = sorted(
         scores["baselines"].items(), key=lambda item: (_rank(leading, item[1][leading]), item[0])
     )
-    return rows + [[key, *(cell(m, row[m]) for m in titles)] for key, row in order]
+    return rows + [[key, *(cell(m, row.get(m)) for m in titles)] for key, row in order]
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> str:
@@ -231,4 +237,6 @@ def cell(metric: str, value: float | None) -> str:
         return "-"
     if is_loss(metric):
         return f"{value:.4g}"
+    if metric in NUMBERS:
+        return f"{value:.2f}"
     return f"{value:.0f}" if metric in COUNTS else f"{100 * value:.1f}"

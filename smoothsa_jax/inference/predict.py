@@ -1,6 +1,7 @@
 """`main.py --mode=predict`: run a trained model on pictures and videos, one output folder each."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import shutil
@@ -45,6 +46,10 @@ class Options(NamedTuple):
         shot_cuts: threshold of shot cuts; None: the whole video is one shot.
         overwrite: whether to replace finished outputs.
         folders: how to treat folders of pictures; see `sources.find_sources`.
+        prune: see `Segmenter.segment`; also the next three.
+        prune_restart: where the slots that stay are aggregated once more.
+        prune_iterations: how many iterations that has.
+        prune_video: how later frames are pruned.
     """
 
     workdir: str
@@ -56,6 +61,17 @@ class Options(NamedTuple):
     shot_cuts: float | None = None
     overwrite: bool = False
     folders: str = "auto"
+    prune: float | str | bool | None = None
+    prune_restart: str | None = None
+    prune_iterations: int | None = None
+    prune_video: str | None = None
+
+    @property
+    def pruning(self) -> dict[str, Any]:
+        """The arguments of `Segmenter.segment` about pruning that were given."""
+        names = ("prune", "prune_restart", "prune_iterations", "prune_video")
+        given = {name: getattr(self, name) for name in names}
+        return {name: x for name, x in given.items() if x is not None}
 
 
 def predict(options: Options) -> None:
@@ -135,6 +151,7 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
     """
     if model.num_slots > MAX_SLOTS or (options.num_slots or 0) > MAX_SLOTS:
         raise UserError(f"label maps have room for {MAX_SLOTS} slots; expected no more")
+    model.chosen_pruning(**options.pruning)
     if options.shot_cuts is not None and model.starts_from_boxes:
         raise UserError(
             "--shot-cuts starts new slots and needs Gaussian queries, and this model starts its "
@@ -177,7 +194,7 @@ def _about(
     options: Options, model: Segmenter, source: Source, boxes: Boxes | None
 ) -> dict[str, Any]:
     """Return everything that determines an output; an output with equal entries is up to date."""
-    folder = Path(options.workdir)
+    folder, pruning = Path(options.workdir), model.chosen_pruning(**options.pruning)
     return {
         "model": str(folder.resolve()) if folder.exists() else options.workdir,
         "step": model.step,
@@ -187,6 +204,7 @@ def _about(
         "shot_cuts": options.shot_cuts,
         "boxes": None if boxes is None else boxes[source.name],
         "files": len(source.files),
+        "prune": None if pruning is None else dataclasses.asdict(pruning),
         "bytes": sum(file.stat().st_size for file in source.files),
     }
 
@@ -281,7 +299,7 @@ def _segmented(
     options: Options, model: Segmenter, source: Source, boxes: Boxes | None, frames: Any
 ) -> Iterator[tuple[np.ndarray, Segmentation]]:
     """Yield each frame with its segmentation."""
-    asked = {"num_slots": options.num_slots, "seed": options.seed}
+    asked = {"num_slots": options.num_slots, "seed": options.seed, **options.pruning}
     if boxes is not None:
         asked["boxes"] = boxes[source.name]
     frames = checked_frames(frames)

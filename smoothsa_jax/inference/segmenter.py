@@ -27,9 +27,10 @@ from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.models.backend import Backend, backend_of
-from smoothsa_jax.models.build import has_transition, starts_from_boxes
+from smoothsa_jax.models.build import check_prunable, has_transition, starts_from_boxes
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
+from smoothsa_jax.models.pruning import Carry, Prune, as_scheduled, prune_of
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
@@ -75,7 +76,7 @@ class Segmenter:
                 f"the config has the task {config.task!r}, whose model finds no segments; load the "
                 "slot model that it was trained on"
             )
-        self.grid = model.encoder.grid
+        self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
         self.num_slots = config.model.num_slots
         self.starts_from_boxes = starts_from_boxes(config.model)
         patterns = frozen_patterns(config.weights)
@@ -94,11 +95,19 @@ class Segmenter:
 
         self._masks = SOURCES[config.eval.masks]
 
-        def whole(params: Parameters, video: Array, boxes: Any, slot_mask: Array, key: Array):
+        def whole(
+            params: Parameters,
+            video: Array,
+            boxes: Any,
+            slot_mask: Array,
+            key: Array,
+            prune: Prune | None,
+        ):
             models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"video": video, "boxes": boxes, "slot_mask": slot_mask}
             draws = task.draw(models, key, sizes_of(batch), False)
-            return self._found(run_task(task, models, batch, draws))
+            asked = as_scheduled(prune)
+            return self._found(run_task(task, models, batch, draws, scheduled=asked))
 
         def constants(params: Parameters, frame: Array):
             models = {MODEL: definition.merge(params, differentiated=False)}
@@ -108,21 +117,29 @@ class Segmenter:
                 found = models[MODEL].encode(batch["video"])
             return {**found, **task.targets(models, batch, found, None)}
 
-        def first(params: Parameters, constants: Any, boxes: Any, slot_mask: Array, key: Array):
+        def first(
+            params: Parameters,
+            constants: Any,
+            boxes: Any,
+            slot_mask: Array,
+            key: Array,
+            prune: Prune | None,
+        ):
             models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"boxes": boxes, "slot_mask": slot_mask}
             draws = task.draw(models, key, Sizes(1, 1, slot_mask.shape[1]), False)
-            outputs = task.forward(models, batch, constants, draws, {})
-            return self._found({**constants, **outputs})
+            outputs = task.forward(models, batch, constants, draws, as_scheduled(prune))
+            plain = Carry(outputs["slots"][:, 0], outputs["slot_mask"])
+            return self._found({**constants, **outputs}), outputs.get("carry", plain)
 
         def following(
-            params: Parameters, constants: Any, slots: Array, slot_mask: Array, memory: Any
+            params: Parameters, constants: Any, carry: Carry, memory: Any, prune: Prune | None
         ):
             model = definition.merge(params, differentiated=False)
             given = {"target": constants["target"]}
-            features = constants["features"]
-            outputs, memory = model.follow(features, given, slots, slot_mask, memory)
-            return self._found({**constants, **outputs}), memory
+            features, asked = constants["features"], as_scheduled(prune)
+            outputs, carry, memory = model.follow(features, given, carry, memory, asked)
+            return self._found({**constants, **outputs}), carry, memory
 
         jitted = lambda function: jax.jit(at_precision(function, config))  # noqa: E731
         self._whole, self._constants = jitted(whole), jitted(constants)
@@ -179,6 +196,10 @@ class Segmenter:
         boxes: Any = None,
         seed: int = 0,
         video: bool = False,
+        prune: float | str | bool | None = None,
+        prune_restart: str | None = None,
+        prune_iterations: int | None = None,
+        prune_video: str | None = None,
     ) -> Segmentation:
         """Find the objects in one picture, in several pictures, or in a whole video at once.
 
@@ -194,11 +215,21 @@ class Segmenter:
                 several pictures, (B,k,4) with rows of -1 as padding.
             seed: seed of the random queries.
             video: whether the pictures are the frames of one video.
+            prune: leaves out redundant slots: those of a cosine distance up to this, from 0 to 2,
+                or "auto" for a distance that follows the picture (see `models.pruning`). Masked
+                slots have no pixels. False: no pruning. None: as in the model's evaluation.
+            prune_restart: where the slots that stay are aggregated once more: from "slots" or
+                "queries"; "none": nowhere; "merge": instead, masks of redundant slots are united.
+                None: as in the model's evaluation; so are the next two.
+            prune_iterations: number of iterations of that aggregation.
+            prune_video: the first frame of a video decides ("fixed"), or each frame for itself
+                ("renewed").
 
         Raises:
-            UserError: pictures or boxes are not valid, there is no slot, or boxes are missing or
-                not used by the model.
+            UserError: pictures or boxes are not valid, there is no slot, boxes are missing or not
+                used by the model, or a setting of pruning is out of range.
         """
+        asked = self.chosen_pruning(prune, prune_restart, prune_iterations, prune_video)
         frames, lead = self._frames(pictures, video)
         if frames.shape[1] > 1 and not self.follows:
             raise UserError(
@@ -207,9 +238,10 @@ class Segmenter:
             )
         boxes, slot_mask = self._slots(num_slots, boxes, len(frames), frames.shape[2:4])
         key = jax.random.key(seed)
-        outputs = self._whole(self._cast, self._resized(frames), boxes, slot_mask, key)
-        in_use = np.asarray(outputs.pop("slot_mask"))  # an aggregator may narrow it
-        mask = np.repeat(in_use[:, None], frames.shape[1], axis=1)
+        outputs = self._whole(self._cast, self._resized(frames), boxes, slot_mask, key, asked)
+        in_use = np.asarray(outputs.pop("slot_mask"))  # pruning or an aggregator may narrow it
+        of_clips = in_use if in_use.ndim == 3 else in_use[:, None]
+        mask = np.broadcast_to(of_clips, (*frames.shape[:2], in_use.shape[-1]))
         cold = np.zeros(frames.shape[:2], bool)
         cold[:, 0] = True
         return self._segmentation(outputs, mask, cold, frames.shape[2:4], lead)
@@ -223,6 +255,10 @@ class Segmenter:
         seed: int = 0,
         state: Mapping[str, np.ndarray] | None = None,
         shot_cuts: float | None = None,
+        prune: float | str | bool | None = None,
+        prune_restart: str | None = None,
+        prune_iterations: int | None = None,
+        prune_video: str | None = None,
     ) -> Iterator[Segmentation]:
         """Find the objects in a video frame by frame; memory does not grow with its length.
 
@@ -239,6 +275,11 @@ class Segmenter:
             shot_cuts: a frame whose `shot_cuts.feature_distance` from the previous frame exceeds
                 this starts a new shot; None: none does. Needs Gaussian queries, since there are no
                 boxes after a cut. The first frame after a `state` never starts a new shot.
+            prune: as for `segment`; each shot is pruned anew.
+            prune_restart: as for `segment`; "merge" does not go with a `state`, which holds only
+                the slots that stayed.
+            prune_iterations: as for `segment`.
+            prune_video: as for `segment`; "renewed" does not go with a `state` either.
 
         Yields:
             The segmentation of each frame.
@@ -257,7 +298,14 @@ class Segmenter:
                 f"{'a path' if isinstance(frames, str | os.PathLike) else 'one picture'}; "
                 "give a list or an iterator of pictures, for a file smoothsa_jax.read_video(path)"
             )
-        slots = slot_mask = None
+        asked = self.chosen_pruning(prune, prune_restart, prune_iterations, prune_video)
+        carry = None
+        if state is not None and asked is not None and (asked.merges or asked.renews):
+            raise UserError(
+                f"prune_restart={asked.restart!r} with prune_video={asked.video!r} needs all slots "
+                "of the frame before, and a state holds only those that stayed; leave the state "
+                "out, or use prune_restart='slots' and prune_video='fixed'"
+            )
         if state is not None:
             found, mask = np.shape(state["slots"]), np.shape(state["slot_mask"])
             if len(mask) != 1 or found != (*mask, self.slot_size):
@@ -265,29 +313,57 @@ class Segmenter:
                     f"state has slots {found} and slot_mask {mask}, expected (N, {self.slot_size}) "
                     "and (N,): the `state` of the last frame that `stream` gave"
                 )
-            slots, slot_mask = (
-                jnp.asarray(state["slots"])[None],
-                np.asarray(state["slot_mask"])[None],
-            )
+            slot_mask = np.asarray(state["slot_mask"])[None]
+            carry = Carry(jnp.asarray(state["slots"])[None], slot_mask)
             num_slots = num_slots or slot_mask.shape[1]  # the same number after a cut
         before = memory = None
         for frame in checked_frames(frames):
             constants = self._constants(self._cast, self._resized(frame))
             features = constants["features"][:, 0]
-            cold = slots is None
+            cold = carry is None
             if shot_cuts is not None and before is not None:
                 cold |= float(feature_distance(before, features)[0]) > shot_cuts
             if cold:
                 padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
-                key = jax.random.key(seed)
-                outputs, memory = self._first(self._cast, constants, padded, slot_mask, key), None
-                slot_mask = np.asarray(outputs.pop("slot_mask"))
+                start, memory = (padded, slot_mask, jax.random.key(seed)), None
+                outputs, carry = self._first(self._cast, constants, *start, asked)
             else:
-                outputs, memory = self._following(self._cast, constants, slots, slot_mask, memory)
-            slots, before = outputs["slots"][:, 0], features
+                outputs, carry, memory = self._following(
+                    self._cast, constants, carry, memory, asked
+                )
+            if "slot_mask" in outputs:  # of a first frame, or of each
+                slot_mask = np.asarray(outputs.pop("slot_mask")).reshape(1, -1)
+            before = features
             yield self._segmentation(
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()
             )
+
+    def chosen_pruning(
+        self,
+        prune: float | str | bool | None = None,
+        prune_restart: str | None = None,
+        prune_iterations: int | None = None,
+        prune_video: str | None = None,
+    ) -> Prune | None:
+        """Return the pruning that arguments of `segment` ask for; None: there is none.
+
+        Raises:
+            UserError: a setting is out of range, or the model cannot be pruned.
+        """
+        if prune is False:
+            return None
+        given = {
+            "prune": prune,
+            "prune_restart": prune_restart,
+            "prune_iterations": prune_iterations,
+            "prune_video": prune_video,
+        }
+        settings = self.config.eval
+        asked = prune_of(*(settings[key] if x is None else x for key, x in given.items()))
+        if asked is not None:
+            name = self.config.model.aggregator.name
+            check_prunable(self.definition.skeleton().aggregator, name)
+        return asked
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write weights (safetensors) and config for `smoothsa_jax.load`.
@@ -333,7 +409,13 @@ class Segmenter:
                     "boxes were given, and this model starts its slots from Gaussian queries; "
                     "leave them out"
                 )
-            return None, np.ones((batch, num_slots or self.num_slots), bool)
+            own = self.num_slots
+            if num_slots not in (None, own) and not self._any_number:
+                raise UserError(
+                    f"num_slots={num_slots} was given, and this model has a query for each of its "
+                    f"{own} slots; leave it out"
+                )
+            return None, np.ones((batch, num_slots or own), bool)
         if num_slots is not None:
             raise UserError(
                 f"num_slots={num_slots} was given, and this model has a slot for each box; give "
@@ -355,7 +437,7 @@ class Segmenter:
         """Return the contents of a segmentation, (B,T,...), float32."""
         prediction, target = outputs["prediction"], outputs["target"].astype(jnp.float32)
         found = {name: outputs[name] for name in ("slots", "attention") if name in outputs}
-        if "slot_mask" in outputs:  # of a first frame
+        if "slot_mask" in outputs:
             found["slot_mask"] = outputs["slot_mask"]
         # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])

@@ -1,5 +1,6 @@
 """The tables of parts, and functions that make models from a config."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import Projection, SlotModel
 from smoothsa_jax.models.targets import Features
 from smoothsa_jax.models.transitions import RandSFQ
@@ -39,6 +41,7 @@ DECODERS: dict[str, Callable] = {
     "mlp_mixture": MLPMixtureDecoder,
 }
 TARGETS: dict[str, Callable] = {"features": Features}
+PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,
     "projection": PROJECTIONS,
@@ -47,7 +50,11 @@ PARTS = {
     "transition": TRANSITIONS,
     "decoder": DECODERS,
     "target": TARGETS,
+    "target_encoder": ENCODERS,
+    "pruning": PRUNINGS,
 }
+# A model may do without these, and its config then lacks them.
+OPTIONAL = ("target_encoder", "pruning")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 
@@ -77,6 +84,9 @@ def build_slot_model(
     rngs, own = nnx.Rngs(seed), dict(part_seeds or {})
 
     def part(name: str, *sizes: Any, **more: Any) -> Any:
+        if name not in config:  # an optional part
+            return None
+
         def build(rngs: nnx.Rngs) -> Any:
             return make(f"model.{name}", config[name], PARTS[name], *sizes, **more, rngs=rngs)
 
@@ -86,7 +96,8 @@ def build_slot_model(
 
     # The order determines the values that a seed gives.
     encoder = part("encoder", image_size)
-    target = part("target", encoder, image_size)
+    target_encoder = part("target_encoder", image_size)
+    target = part("target", target_encoder or encoder, image_size)
     width = choose_width(config, encoder.width)
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
@@ -95,6 +106,9 @@ def build_slot_model(
     aggregator = part("aggregator", width, slot_size)
     if hasattr(aggregator, "check_num_slots"):
         aggregator.check_num_slots(num_slots)
+    pruning = part("pruning")
+    if pruning is not None:
+        check_prunable(aggregator, config.aggregator.name)
     return SlotModel(
         encoder,
         projection,
@@ -103,9 +117,25 @@ def build_slot_model(
         transition,
         decoder,
         target,
+        pruning,
+        target_encoder=target_encoder,
         num_slots=num_slots,
         slot_size=slot_size,
     )
+
+
+def check_prunable(aggregator: nnx.Module, name: str) -> None:
+    """Refuse an aggregator that cannot be asked for a number of iterations, as pruning does.
+
+    Raises:
+        UserError: its call has no argument `iterations`.
+    """
+    if "iterations" not in inspect.signature(aggregator.__call__).parameters:
+        raise UserError(
+            f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
+            "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "
+            "pruning out"
+        )
 
 
 def choose_width(config: ConfigDict, width: int) -> int:
@@ -165,7 +195,7 @@ def _check_keys(config: Mapping[str, Any]) -> None:
                 f"{did_you_mean(key, known)}; remove or rename it"
             )
     for key in known:
-        if key not in config:
+        if key not in config and key not in OPTIONAL:
             raise UserError(f"the config has no model.{key}; add it to the config file")
 
 

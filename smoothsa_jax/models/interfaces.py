@@ -3,6 +3,7 @@
     frames -> Encoder -> features -> projection -> tokens
     tokens -> Initializer -> queries -> Aggregator -> slots                     (first frame)
     slots -> Transition -> queries -> Aggregator -> slots                       (every later frame)
+    slots -> Pruning -> fewer slots (optional) -> Aggregator -> slots           (first frame)
     slots -> Decoder -> prediction and masks;  Target -> what the decoder should predict
 
 A system is a choice of parts in a config: `model.encoder`, `model.initializer` and so on, each with
@@ -21,8 +22,8 @@ Three rules hold for every part:
 
 A setting that changes with the training step is listed in the class attribute `scheduled`. The
 config then holds a number or a schedule, and a call gets the current values by the keyword
-`scheduled`: {} at evaluation. An initializer always gets it; an aggregator, a transition or a
-decoder only if it lists such settings.
+`scheduled`: {} at evaluation. An initializer and a pruning always get it; an aggregator, a
+transition or a decoder only if it lists such settings.
 
 An encoder, a target or a loss lists in its class attribute `batch_reads` what it reads of a batch
 besides pixels, boxes and slot mask, for example `("depth",)`.
@@ -32,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Draws = Any  # a tree of arrays (B, ...), or None
 Scheduled = Mapping[str, Any]  # the values of schedules at a step, by setting
@@ -179,6 +180,36 @@ class Aggregator(Protocol):
         """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
+
+
+class Pruning(Protocol):
+    """An optional part that finds the redundant slots of a frame, without random numbers.
+
+    The aggregator then runs once more without them.
+
+    Attributes:
+        restart: where that aggregation starts: from the "slots" that stay, or from their "queries".
+        iterations: J, its number of iterations.
+    """
+
+    restart: str
+    iterations: int
+
+    def __call__(
+        self,
+        slots: Float[Array, "B N D"],
+        attention: Float[Array, "B N M"],
+        slot_mask: Bool[Array, "B N"] | None,
+        scheduled: Scheduled,
+    ) -> Int[Array, "B N"]:
+        """Return for each slot the one that has its place: itself if it stays.
+
+        Args:
+            slots: the slots of the first aggregation; a constant.
+            attention: of its last iteration; a constant.
+            slot_mask: true = valid. At least one valid slot stays.
+            scheduled: the current values of the part's schedules.
+        """
 
 
 class Transition(Protocol):

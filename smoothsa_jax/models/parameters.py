@@ -17,7 +17,8 @@ from smoothsa_jax.models.backend import CPU, Backend
 from smoothsa_jax.models.buffers import Buffer
 
 Parameters = dict[str, Array]
-ENCODER = "encoder"  # the first part; if it is frozen, no gradient passes through it
+# Parts that see pixels alone: where they are frozen, no gradient passes through them.
+ENCODER, TARGET_ENCODER = "encoder", "target_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class ModelDefinition:
             if hasattr(module, "frozen_parts"):
                 module.frozen_parts = frozen_parts
             if hasattr(module, "differentiated"):
-                still = bool(path) and path[0] == ENCODER and ENCODER in frozen_parts
+                still = bool(path) and path[0] in frozen_parts & {ENCODER, TARGET_ENCODER}
                 module.differentiated = differentiated and not still
         return model
 

@@ -4,12 +4,12 @@ One model serves images and videos: an image is a video of one frame.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
@@ -21,12 +21,14 @@ from smoothsa_jax.models.interfaces import (
     Draws,
     Encoder,
     Initializer,
+    Pruning,
     Scheduled,
     Sizes,
     Target,
     Transition,
 )
 from smoothsa_jax.models.layers.basic import ACTIVATIONS, MLP, check_start, layer_norm
+from smoothsa_jax.models.pruning import Carry, Prune, Pruned, prune_frame, united, zeroed
 from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of
 
 # The random keys of each part at a step. They are fixed, so that a seed gives the same training
@@ -85,6 +87,8 @@ class SlotModel(nnx.Module):
 
     Args:
         transition: None for a model of images.
+        pruning: None for a model without.
+        target_encoder: the frozen encoder of the target, for a model that trains its encoder.
         num_slots: N that the model is trained with.
         slot_size: D.
     """
@@ -102,7 +106,9 @@ class SlotModel(nnx.Module):
         transition: Transition | None,
         decoder: Decoder,
         target: Target,
+        pruning: Pruning | None = None,
         *,
+        target_encoder: Encoder | None = None,
         num_slots: int,
         slot_size: int,
     ):
@@ -113,6 +119,8 @@ class SlotModel(nnx.Module):
         self.transition = transition
         self.decoder = decoder
         self.target = target
+        self.pruning = pruning
+        self.target_encoder = target_encoder
         self.num_slots, self.slot_size = num_slots, slot_size
         self.remat, self.scan_unroll = "none", 0
 
@@ -142,24 +150,30 @@ class SlotModel(nnx.Module):
             of_part = [keys[i] for i in places]
             if name == "initializer" and not training:
                 of_part = [key]  # evaluation draws queries from the key itself
-            drawn[name] = None if part is None else part.draw(of_part, sizes, training)
+            of_sizes = sizes
+            if name == "aggregator" and self.pruning is not None:
+                # The extra aggregation has the draws of one more frame.
+                of_sizes = sizes._replace(frames=sizes.frames + 1)
+            drawn[name] = None if part is None else part.draw(of_part, of_sizes, training)
         return drawn
 
     def encode(
-        self, video: Array, cameras: Array | None = None
+        self, video: Array, cameras: Array | None = None, encoder: Encoder | None = None
     ) -> dict[str, Float[Array, "B T M C"]]:
         """Encode all frames in one batch; the outputs have the model's dtype.
 
         Args:
             video: (B,T,H,W,3) uint8, or normalized floats.
             cameras: (B,T,...) for an encoder that takes them.
+            encoder: None: the model's own.
         """
+        encoder = self.encoder if encoder is None else encoder
         frames = normalize(video.reshape(-1, *video.shape[2:]))
         # Also in front of the encoder: the fastest attention of frozen blocks may have no gradient.
         frames = jax.lax.stop_gradient(frames)
         more = () if cameras is None else (cameras.reshape(-1, *cameras.shape[2:]),)
         unfold = lambda x: x.astype(self.dtype).reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
-        return jax.tree.map(unfold, self.encoder(frames, *more))
+        return jax.tree.map(unfold, encoder(frames, *more))
 
     def __call__(
         self,
@@ -179,7 +193,8 @@ class SlotModel(nnx.Module):
             draws: all random numbers, as `draw` returns them.
             boxes: normalized left, top, right, bottom; only the first frame's boxes are used.
             slot_mask: true = valid. Masked slots do not affect the outputs of the others.
-            scheduled: the current values of the parts' schedules, by part.
+            scheduled: the current values of the parts' schedules, by part. At evaluation,
+                `pruning.as_scheduled` prunes any model, in place of its own pruning.
 
         Returns:
             slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration; first_tokens
@@ -188,80 +203,120 @@ class SlotModel(nnx.Module):
             has masks; queries (B,N,D) and the initializer's extras, such as warm_queries. All of
             them are float32. With a slot mask, also slot_mask (B,N), bool.
 
+            With pruning, slot_mask has the slots that stay, (B,T,N) if each frame is pruned on its
+            own; the slots of the others are 0. extra_attention (B,J,N,h,w) is that of the extra
+            iterations on the first frame. With pruning that was asked for, also `carry`, for
+            `follow`.
+
         Raises:
             UserError: there is more than one frame but no transition, or slots start from boxes
                 and there are none.
         """
         num_frames = features.shape[1]
         tokens = self.projection(features.astype(self.dtype))
-        first, extras = self.first_frame(
+        first, pruned, extras = self.first_frame(
             tokens[:, 0], draws, None if boxes is None else boxes[:, 0], slot_mask, scheduled
         )
-        slot_mask = first.slot_mask
-        slots, attention = first.slots[:, None], first.attention[-1][:, None]
+        asked = _asked(scheduled)
+        found, carry = _found(first, pruned, asked)
+        frames = jax.tree.map(lambda x: x[:, None], found)
         if num_frames > 1:
-            later = self._later_frames(first.slots, tokens, draws, slot_mask, scheduled)
-            slots, attention = (
-                jnp.concatenate(pair, axis=1)
-                for pair in zip((slots, attention), later, strict=True)
-            )
+            later, carry = self._later_frames(carry, tokens, draws, scheduled)
+            frames = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), frames, later)
 
-        on_grid = lambda x: x.reshape(*x.shape[:-1], *self.encoder.grid)  # noqa: E731
         outputs = {
-            "slots": slots,
-            "attention": on_grid(attention),
-            "first_attention": on_grid(first.attention.swapaxes(0, 1)),
+            **self._outputs(frames, carry, asked, given, draws["decoder"], scheduled),
+            "first_attention": self._on_grid(first.attention.swapaxes(0, 1)),
             "first_states": first.states.swapaxes(0, 1),
             "first_tokens": tokens[:, 0],
             **extras,
         }
-        if given is not None:
-            of_decoder = draws["decoder"]
-            outputs |= self._decoded(slots, given, of_decoder, slot_mask, scheduled)
+        if pruned is not None and pruned.extra is not None:
+            outputs["extra_attention"] = self._on_grid(pruned.extra.swapaxes(0, 1))
         # Losses and metrics are float32.
         outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
-        return outputs if slot_mask is None else {**outputs, "slot_mask": slot_mask}
+        kept = first.slot_mask if pruned is None else pruned.kept
+        kept = kept if frames.kept is None else frames.kept
+        outputs |= {} if asked is None else {"carry": carry}
+        return outputs if kept is None else {**outputs, "slot_mask": kept}
 
     def follow(
         self,
         features: Float[Array, "B 1 M C"],
         given: Mapping[str, Array],
-        slots: Float[Array, "B N D"],
-        slot_mask: Bool[Array, "B N"] | None,
+        carry: Carry,
         memory: Any = None,
-    ) -> tuple[dict[str, Array], Any]:
+        scheduled: Scheduled | None = None,
+    ) -> tuple[dict[str, Array], Carry, Any]:
         """Process one more frame of a video at evaluation.
 
         Args:
             features: features of this frame.
             given: what the decoder may see of this frame's target, by name.
-            slots: slots of the previous frame.
-            slot_mask: true = valid.
+            carry: slots of the previous frame and the slot mask.
             memory: what `follow` returned for the previous frame; None after a first frame.
+            scheduled: as for a call of the model.
 
         Returns:
-            slots, attention, prediction and masks, as a call of the model returns them, and the
-            memory for the next frame.
+            slots, attention, prediction, masks, and slot_mask if each frame is pruned on its own,
+            as a call of the model returns them; and carry and memory for the next frame.
 
         Raises:
             UserError: the model has no transition.
         """
-        tokens = self.projection(features[:, 0].astype(self.dtype))
-        slots, attention, memory = self.next_frame(slots, tokens, slot_mask, memory)
-        slots, attention = slots[:, None], attention[:, None]
-        outputs = {
-            "slots": slots,
-            "attention": attention.reshape(*attention.shape[:-1], *self.encoder.grid),
-            **self._decoded(slots, given, None, slot_mask),
-        }
-        return {name: x.astype(jnp.float32) for name, x in outputs.items()}, memory
+        self._check_transition("a further frame")
+        tokens, asked = self.projection(features[:, 0].astype(self.dtype)), _asked(scheduled)
+        carry = carry._replace(slots=carry.slots.astype(self.dtype))
+        if memory is None:
+            memory = self.transition.start(carry.slots, None)
+        # `prepare` ignores the first frame, so any tokens will do.
+        pair = jnp.stack([tokens, tokens], axis=1)
+        of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
+        prepared = self.aggregator.prepare(tokens)
+        frame, carry, memory = _next(
+            (self.transition, self.aggregator), carry, memory, (of_frame, prepared, None), scheduled
+        )
+        frames = jax.tree.map(lambda x: x[:, None], frame)
+        outputs = self._outputs(frames, carry, asked, given, None, scheduled)
+        outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
+        kept = {} if frames.kept is None else {"slot_mask": frames.kept}
+        return {**outputs, **kept}, carry, memory
+
+    def _on_grid(self, x: Float[Array, "*B M"]) -> Float[Array, "*B h w"]:
+        return x.reshape(*x.shape[:-1], *self.encoder.grid)
+
+    def _outputs(
+        self,
+        frames: "_Frame",
+        carry: Carry,
+        asked: Prune | None,
+        given: Mapping[str, Array] | None,
+        draws: Draws,
+        scheduled: Scheduled | None,
+    ) -> dict[str, Array]:
+        """Return slots, attention, prediction and masks of frames (B,T,...)."""
+        merges = asked is not None and asked.merges
+        outputs = {"slots": frames.slots, "attention": self._on_grid(frames.attention)}
+        if given is not None:
+            seen = carry.slot_mask if merges or frames.kept is None else frames.kept
+            outputs |= self._decoded(frames.slots, given, draws, seen, scheduled)
+        if merges:
+            owner = carry.owner[:, None] if frames.owner is None else frames.owner
+            owner = jnp.broadcast_to(owner, frames.slots.shape[:3])
+            for name in outputs.keys() & {"attention", "masks"}:
+                outputs[name] = united(outputs[name], owner)
+            stays = (owner == jnp.arange(owner.shape[-1])) & (
+                True if carry.slot_mask is None else carry.slot_mask[:, None]
+            )
+            outputs["slots"] = zeroed(frames.slots, stays)
+        return outputs
 
     def _decoded(
         self,
         slots: Float[Array, "B T N D"],
         given: Mapping[str, Array],
         draws: Draws,
-        slot_mask: Bool[Array, "B N"] | None,
+        slot_mask: Bool[Array, "B N"] | Bool[Array, "B T N"] | None,
         scheduled: Scheduled | None = None,
     ) -> dict[str, Array]:
         """Return the decoder's prediction and masks, computed for all frames in one batch."""
@@ -269,7 +324,12 @@ class SlotModel(nnx.Module):
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
         given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
-        folded_mask = None if slot_mask is None else jnp.repeat(slot_mask, num_frames, axis=0)
+        folded_mask = slot_mask
+        if slot_mask is not None:
+            of_frames = slot_mask.ndim == 3
+            folded_mask = (
+                fold(slot_mask) if of_frames else jnp.repeat(slot_mask, num_frames, axis=0)
+            )
         more = _current(self.decoder, "decoder", scheduled)
         drawn = jax.tree.map(fold, draws)
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
@@ -283,11 +343,12 @@ class SlotModel(nnx.Module):
         boxes: Float[Array, "B N 4"] | None,
         slot_mask: Bool[Array, "B N"] | None,
         scheduled: Scheduled | None = None,
-    ) -> tuple[Aggregated, dict[str, Array]]:
+    ) -> tuple[Aggregated, Pruned | None, dict[str, Array]]:
         """Aggregate a first frame; the arguments are as for a call of the model.
 
         Returns:
-            What the aggregator found, and the queries with the initializer's extras.
+            What the aggregator found; what pruning left of it, None without pruning; and the
+            queries with the initializer's extras.
         """
         of_initializer = (scheduled or {}).get("initializer", {})
         queries, extras = self.initializer(
@@ -297,42 +358,17 @@ class SlotModel(nnx.Module):
         of_frame = jax.tree.map(lambda x: x[:, 0], draws.get("aggregator"))
         more = _current(self.aggregator, "aggregator", scheduled)
         found = self.aggregator(prepared, queries, slot_mask, of_frame, first=True, **more)
-        return found, {"queries": queries, **extras, **found.extras}
-
-    def next_frame(
-        self,
-        slots: Float[Array, "B N D"],
-        tokens: Float[Array, "B M C"],
-        slot_mask: Bool[Array, "B N"] | None,
-        memory: Any = None,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"], Any]:
-        """Aggregate a later frame at evaluation.
-
-        Args:
-            slots: slots of the previous frame.
-            tokens: tokens of this frame.
-            slot_mask: true = valid.
-            memory: the transition's memory from the previous frame; None: this is the second frame.
-
-        Returns:
-            The slots, their attention and the new memory.
-
-        Raises:
-            UserError: the model has no transition.
-        """
-        self._check_transition("a further frame")
-        slots = slots.astype(self.dtype)
-        if memory is None:
-            memory = self.transition.start(slots, None)
-        # `prepare` ignores the first frame, so any tokens will do.
-        pair = jnp.stack([tokens, tokens], axis=1)
-        of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
-        more = _current(self.transition, "transition", None)
-        queries, memory = self.transition(slots, memory, of_frame, slot_mask, **more)
-        prepared = self.aggregator.prepare(tokens)
-        more = _current(self.aggregator, "aggregator", None)
-        found = self.aggregator(prepared, queries, slot_mask, None, first=False, **more)
-        return found.slots, found.attention[-1], memory
+        extras = {"queries": queries, **extras, **found.extras}
+        pruning = _asked(scheduled) or self.pruning
+        if pruning is None:
+            return found, None, extras
+        # Draws of one more frame, where the model has a pruning of its own.
+        drawn = jax.tree.map(lambda x: x[:, -1], draws.get("aggregator"))
+        values = (scheduled or {}).get("pruning", {})
+        pruned = prune_frame(
+            pruning, values, self.aggregator, prepared, queries, found, drawn, first=True, **more
+        )
+        return found, pruned, extras
 
     def _check_transition(self, found: str) -> None:
         if self.transition is None:
@@ -341,39 +377,103 @@ class SlotModel(nnx.Module):
                 "model.transition.name"
             )
 
-    def _later_frames(self, first_slots, tokens, draws, slot_mask, scheduled):
-        """Return slots (B,T-1,N,D) and attention (B,T-1,N,M) of the frames after the first."""
+    def _later_frames(self, carry, tokens, draws, scheduled):
+        """Return the frames after the first, (B,T-1,...), and the carry after the last."""
         self._check_transition(f"clips of {tokens.shape[1]} frames")
         later = tokens.shape[1] - 1
         # Compute what depends on the tokens alone for all frames at once.
         of_transition = self.transition.prepare(tokens, draws["transition"])
         of_aggregator = self.aggregator.prepare(tokens[:, 1:])
-        memory = self.transition.start(first_slots, draws["transition"])
+        memory = self.transition.start(carry.slots, draws["transition"])
         # Weights stay float32 outside the loop, so that their gradients are summed over frames in
         # float32.
         definition, weights = nnx.split((self.transition, self.aggregator))
         weights = _floats_as(jnp.float32, weights)
-        drawn = jax.tree.map(lambda x: x[:, 1:], draws.get("aggregator"))
-        for_transition = _current(self.transition, "transition", scheduled)
-        for_aggregator = _current(self.aggregator, "aggregator", scheduled)
+        drawn = jax.tree.map(lambda x: x[:, 1 : later + 1], draws.get("aggregator"))
 
-        def step(carry, inputs):
-            slots, memory = carry
-            of_transition, of_aggregator, drawn = inputs
-            transition, aggregator = nnx.merge(definition, _floats_as(self.dtype, weights))
-            queries, memory = transition(slots, memory, of_transition, slot_mask, **for_transition)
-            found = aggregator(
-                of_aggregator, queries, slot_mask, drawn, first=False, **for_aggregator
+        def step(state, inputs):
+            slots, memory = state
+            parts = nnx.merge(definition, _floats_as(self.dtype, weights))
+            found, after, memory = _next(
+                parts, carry._replace(slots=slots), memory, inputs, scheduled
             )
-            return (found.slots, memory), (found.slots, found.attention[-1])
+            return (after.slots, memory), found
 
         frames_first = lambda x: jnp.moveaxis(x, 1, 0)  # noqa: E731
         inputs = jax.tree.map(frames_first, (of_transition, of_aggregator, drawn))
         if self.remat in ("recurrence", "all"):
             step = jax.checkpoint(step, prevent_cse=False)  # inside a scan nothing can be merged
         unroll = self.scan_unroll or (later if self.backend.is_gpu else 1)
-        _, outputs = jax.lax.scan(step, (first_slots, memory), inputs, unroll=unroll)
-        return tuple(jnp.moveaxis(x, 0, 1) for x in outputs)
+        (slots, _), frames = jax.lax.scan(step, (carry.slots, memory), inputs, unroll=unroll)
+        frames = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), frames)
+        return frames, carry._replace(slots=slots)
+
+
+class _Frame(NamedTuple):
+    """What is decoded of a frame.
+
+    Attributes:
+        slots: the slots.
+        attention: of the last iteration.
+        kept: the slots that stay, if each frame is pruned on its own; otherwise None.
+        owner: whose mask each slot's is added to, if each frame merges on its own.
+    """
+
+    slots: Float[Array, "B N D"]
+    attention: Float[Array, "B N M"]
+    kept: Bool[Array, "B N"] | None = None
+    owner: Int[Array, "B N"] | None = None
+
+
+def _next(
+    parts: tuple[Transition, Aggregator],
+    carry: Carry,
+    memory: Any,
+    inputs: tuple[Any, Any, Draws],
+    scheduled: Scheduled | None,
+) -> tuple[_Frame, Carry, Any]:
+    """Aggregate a later frame.
+
+    Args:
+        parts: the transition and the aggregator.
+        carry: of the previous frame.
+        memory: the transition's.
+        inputs: what the transition's and the aggregator's `prepare` returned for this frame, and
+            the aggregator's draws.
+        scheduled: as for a call of the model.
+
+    Returns:
+        The frame, and carry and memory for the next one.
+    """
+    (transition, aggregator), (of_transition, prepared, drawn) = parts, inputs
+    asked = _asked(scheduled)
+    more = _current(transition, "transition", scheduled)
+    queries, memory = transition(carry.slots, memory, of_transition, carry.slot_mask, **more)
+    more = {"first": False, **_current(aggregator, "aggregator", scheduled)}
+    found = aggregator(prepared, queries, carry.slot_mask, drawn, **more)
+    if asked is None or not asked.renews:
+        return _Frame(found.slots, found.attention[-1]), carry._replace(slots=found.slots), memory
+    pruned = prune_frame(asked, {}, aggregator, prepared, queries, found, drawn, **more)
+    return *_found(found._replace(slot_mask=carry.slot_mask), pruned, asked), memory
+
+
+def _found(first: Aggregated, pruned: Pruned | None, asked: Prune | None) -> tuple[_Frame, Carry]:
+    """Return what is decoded of a frame that was pruned, and what the next one starts from."""
+    if pruned is None:
+        return _Frame(first.slots, first.attention[-1]), Carry(first.slots, first.slot_mask)
+    frame = _Frame(pruned.slots, pruned.attention)
+    if asked is not None and asked.renews:
+        stays = jnp.where(pruned.kept[..., None], pruned.slots, first.slots)
+        owner = pruned.owner if asked.merges else None
+        return frame._replace(kept=pruned.kept, owner=owner), Carry(stays, first.slot_mask)
+    if asked is not None and asked.merges:
+        return frame, Carry(first.slots, first.slot_mask, pruned.owner)
+    return frame, Carry(pruned.slots, pruned.kept)
+
+
+def _asked(scheduled: Scheduled | None) -> Prune | None:
+    """Return the pruning that was asked for at evaluation."""
+    return (scheduled or {}).get("pruning", {}).get("asked")
 
 
 def _current(part: Any, name: str, scheduled: Scheduled | None) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _scored_checkpoint(
 
 def _batches(config: ConfigDict) -> Iterator[Batch]:
     settings = config.eval
-    num_slots = config.model.num_slots
+    num_slots = config.eval.num_slots or config.model.num_slots
     return batches_of(
         config, source_of_split(config, num_slots, settings.split, settings.num_samples)
     )

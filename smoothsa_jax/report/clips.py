@@ -15,6 +15,7 @@ from smoothsa_jax.evaluation.split import Batch, num_frames_of, scored
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.models.backend import backend_of
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
+from smoothsa_jax.models.pruning import as_scheduled, pruning_of
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
@@ -34,7 +35,7 @@ class Clip:
         labels: the true segment of each pixel; None: the split has no labels.
         masks: the slot of each pixel.
         slots: the slots of each frame.
-        slot_mask: true = valid.
+        slot_mask: the slots that are valid, and left by pruning in any frame.
         states: COLD or WARM -> the queries, then the slots after each iteration on the first frame.
         attention: COLD or WARM -> the attention of each iteration, a softmax over slots.
     """
@@ -97,16 +98,18 @@ class Observer:
         self._backend = backend_of(jax.local_devices()[0])
         patterns = frozen_patterns(config.weights)
         definition, _, _ = split(model, config.dtype, self._backend, patterns)
-        self.num_slots = task.slot_model.num_slots
+        self.num_slots = config.eval.num_slots or task.slot_model.num_slots
         self._masks, self._inputs = SOURCES[config.eval.masks], task.inputs
+
+        pruning = as_scheduled(pruning_of(config.eval))
 
         def look(params: Parameters, batch: Batch, key: Array):
             models = {MODEL: definition.merge(params, differentiated=False)}
             draws = task.draw(models, key, sizes_of(batch), False)
-            outputs = run_task(task, models, batch, draws)
-            way = iterations_of_first_frame(models[MODEL], outputs, outputs["slot_mask"])
+            outputs = run_task(task, models, batch, draws, scheduled=pruning)
+            way = iterations_of_first_frame(models[MODEL], outputs, batch["slot_mask"])
             way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # the model may be bfloat16
-            return outputs["slots"], outputs[self._masks], way
+            return outputs["slots"], outputs[self._masks], outputs["slot_mask"], way
 
         self._look = jax.jit(at_precision(look, config))
 
@@ -119,16 +122,17 @@ class Observer:
             key: random key of the queries.
 
         Returns:
-            slots (B,T,N,D), masks (B,T,H,W), and states and attention as in `Clip` with a leading
-            batch axis.
+            slots (B,T,N,D), masks (B,T,H,W), slot_mask (B,N), and states and attention as in `Clip`
+            with a leading batch axis.
         """
         seen = {name: batch[name] for name in self._inputs if name in batch}
-        slots, masks, way = self._look(params, seen, key)
+        slots, masks, mask, way = self._look(params, seen, key)
         size = tuple(batch["segmentations"].shape[-2:])
-        segments = segments_from_masks(masks, size, batch["slot_mask"], backend=self._backend)
+        segments = segments_from_masks(masks, size, mask, backend=self._backend)
         return {
             "slots": np.asarray(slots),
             "masks": np.asarray(segments),
+            "slot_mask": np.asarray(mask if mask.ndim == 2 else mask.any(axis=1)),
             "states": {name: np.asarray(states) for name, (states, _) in way.items()},
             "attention": {name: np.asarray(x) for name, (_, x) in way.items()},
         }
@@ -164,7 +168,7 @@ def clips(
                 batch["segmentations"][b][:length],
                 seen["masks"][b][:length],
                 seen["slots"][b][:length],
-                batch["slot_mask"][b],
+                seen["slot_mask"][b],
                 {name: x[b] for name, x in seen["states"].items()},
                 {name: x[b] for name, x in seen["attention"].items()},
             )

@@ -17,12 +17,15 @@ from smoothsa_jax.inputs.build import check_data
 from smoothsa_jax.losses.build import Losses, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
+    check_prunable,
+    cold_start,
     has_transition,
     slot_model_shapes,
     starts_from_boxes,
 )
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, below, frozen_patterns, matching, split
+from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.discovery import TEACHER
@@ -69,6 +72,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
             of_model = companion.get("model") or config.model
             models[name] = slot_model_shapes(of_model, image_size_of(config))
     _check_teacher(config, losses, models)
+    _check_eval_slots(config, models[MODEL])
     outputs = _outputs(config, task, models)
     losses.check_reads(outputs)
     for name in task.evaluator.outputs if outputs is not None else ():
@@ -94,13 +98,16 @@ def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
 
 
 def _check_teacher(config: ConfigDict, losses: Losses, models: Models) -> None:
-    """Check that a teacher is there if a loss or the target needs it, and that it fits."""
+    """Check that a teacher is there if a loss needs it, and that it fits."""
     needs = [
         f"losses.{name}" for name, term in losses.terms.items() if "teacher.masks" in term.reads
     ]
-    if config.model.get("target", {}).get("of") == TEACHER:
-        needs.append("model.target.of")
     if not needs:
+        if "source" in config.companions.get(TEACHER, {}):
+            raise UserError(
+                f"companions.{TEACHER} is used by nothing: no loss reads its masks; remove it, or "
+                "add losses.attention_match"
+            )
         return
     if TEACHER not in models:
         raise UserError(
@@ -179,6 +186,30 @@ def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
         raise UserError(
             f"data.max_objects is {objects}{also}, more than the {slots} slots that start from "
             f"boxes; raise {path}.num_slots to {objects + background} or lower data.max_objects"
+        )
+
+
+def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
+    """Check that slots can be pruned at evaluation, and that there can be another number."""
+    settings = config.eval
+    if settings.prune is None and settings.num_slots is None:
+        return
+    if not isinstance(model, SlotModel):
+        key = "prune" if settings.prune is not None else "num_slots"
+        raise UserError(
+            f"eval.{key} is {settings[key]!r}, but {config.task} is scored on slots that it was "
+            f"trained on; set --config.eval.{key}=None"
+        )
+    if settings.prune is not None:
+        check_prunable(model.aggregator, config.model.aggregator.name)
+    own, start = config.model.num_slots, model.initializer
+    if settings.num_slots in (None, own):
+        return
+    if start.starts_from_boxes or not start.any_number:
+        raise UserError(
+            f"eval.num_slots is {settings.num_slots}, but model.initializer.name="
+            f"{cold_start(config.model)!r} has a query for each of {own} slots; set "
+            "--config.eval.num_slots=None, or train with queries of one Gaussian"
         )
 
 

@@ -1,8 +1,7 @@
 """Discovery: train a slot model to predict a target from its slots, and score its masks.
 
-A run may have a frozen slot model as the companion `teacher`. Its features can be the target, and
-its masks (B,T,N,h,w) enter losses. The trained model and its scores need neither its slots nor its
-masks, so the compiler leaves these out at evaluation.
+A run may have a frozen slot model as the companion `teacher`, whose masks (B,T,N,h,w) enter losses.
+Scores do not need them, so the compiler leaves the teacher out at evaluation.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +50,9 @@ class Discovery:
         self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
         # Pixels or stored features.
         self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
-        self.evaluator = MaskEvaluator(config.eval.masks, config.eval.background_column_always)
+        self.evaluator = MaskEvaluator(
+            config.eval.masks, config.eval.background_column_always, prunes(config.eval)
+        )
 
     def build(self, shapes_only: bool) -> nnx.Module:
         config = self._config
@@ -85,14 +86,16 @@ class Discovery:
         self, models: Models, batch: Mapping[str, Array], draws: Draws, match_paper: bool
     ) -> Outputs:
         del match_paper
-        found = {}
+        model, found = models[MODEL], {}
         if "features" in batch:
             found["features"] = batch["features"].astype(jnp.float32)
-        elif ENCODER in models[MODEL].frozen_parts:
-            found = models[MODEL].encode(batch["video"], batch.get("cameras"))
+        elif ENCODER in model.frozen_parts:
+            found = model.encode(batch["video"], batch.get("cameras"))
+        if model.target_encoder is not None:
+            encoded = model.encode(batch["video"], batch.get("cameras"), model.target_encoder)
+            found["target_features"] = encoded["features"]
         if TEACHER in models:
-            seen = _of_teacher(models[TEACHER], batch, (draws or {}).get(TEACHER))
-            found |= {f"{TEACHER}.{name}": x for name, x in seen.items()}
+            found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
         return found
 
     def targets(
@@ -131,19 +134,27 @@ class Discovery:
         return evaluate_baselines(batches(), features, with_boxes=boxes)
 
 
-def _of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Outputs:
-    """Return the teacher's features, and its masks unless there are no draws."""
+def prunes(settings: ConfigDict) -> dict[str, Any] | None:
+    """Return how an evaluation prunes, for `scores.json`; None: it does not.
+
+    Args:
+        settings: the `eval` part of a config.
+    """
+    if settings.prune is None:
+        return None
+    names = ("prune", "prune_restart", "prune_iterations", "prune_video")
+    return {name: settings[name] for name in names}
+
+
+def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Array:
+    """Return the masks (B,T,N,h,w) of a teacher's decoder."""
     if "features" in batch:  # `stored.refuse_other_features` has compared the encoders
         features = batch["features"].astype(jnp.float32)
     else:
         features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
-    found = {"features": features}
-    if draws is None:
-        return found
-    target = teacher.target(batch, {"features": features}, draws.get("target"))["target"]
-    given = {"target": target}
-    outputs = teacher(features, given, draws, batch.get("boxes"), batch.get("slot_mask"))
-    return {**found, "masks": jax.lax.stop_gradient(outputs["masks"])}
+    given = teacher.target(batch, {"features": features}, draws.get("target"))
+    boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
+    return teacher(features, given, draws, boxes, slot_mask)["masks"]
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ def evaluator_of(config: ConfigDict, task: Task, split: str) -> Evaluator:
     Raises:
         UserError: there is no such split.
     """
-    if is_labelled(source_of_split(config, task.slot_model.num_slots, split, None)):
+    if is_labelled(source_of_split(config, slots_of(config, task), split, None)):
         return task.evaluator
     return LossEvaluator(build_losses(config.losses).terms)
 
@@ -312,7 +312,7 @@ def evaluate_split(
     A split without labels is scored by its losses; masks are predicted for the pictures only.
     """
     params, frozen = training.cast(params), training.cast_frozen
-    num_slots = training.task.slot_model.num_slots
+    num_slots = slots_of(config, training.task)
 
     def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
         return training.predict(params, frozen, training.place(batch), key, match_paper)
@@ -334,7 +334,7 @@ def evaluate_split(
         options = {"match_paper": match_paper, "keep_samples": keep_samples}
         found = merged(source, predict, evaluator, _vary(config), **options)
         return dataclasses.replace(found, samples=found.samples[:keep_samples])
-    source = training_clips(config, num_slots, split, num_samples)
+    source = training_clips(config, training.task.slot_model.num_slots, split, num_samples)
     found = merged(source, losses, evaluator, may_vary=False)
     if not keep_samples:
         return found
@@ -362,7 +362,7 @@ def without_untrained(what: str, elsewhere: list[str]) -> str:
 def _baselines(
     config: ConfigDict, training: Training, params: Parameters, num_samples: int | None
 ) -> dict[str, dict[str, np.ndarray]]:
-    num_slots = training.task.slot_model.num_slots
+    num_slots = slots_of(config, training.task)
     source = source_of_split(config, num_slots, config.eval.split, num_samples)
     extract, arrays = jax.jit(training.features), (params, training.frozen)
     features = lambda batch: extract(*arrays, training.place(batch)["video"])  # noqa: E731
@@ -381,9 +381,15 @@ def protocol_of(
         "num_frames": settings.num_frames,
         "batch_size": settings.batch_size,
         "queries": cold_start(training.task.slot_model),
+        "num_slots": slots_of(config, training.task),
         "match_paper": settings.match_paper,
         **evaluator.protocol,
     }
+
+
+def slots_of(config: ConfigDict, task: Task) -> int:
+    """Return the number of slots N at evaluation."""
+    return config.eval.num_slots or task.slot_model.num_slots
 
 
 def source_of_split(

@@ -48,6 +48,7 @@ from smoothsa_jax.training.evaluating import (
     params_of,
     print_results,
     report,
+    slots_of,
     source_of_split,
     untrained,
     validation_scores,
@@ -214,7 +215,7 @@ def _open_data(
     """
     num_slots = training.task.slot_model.num_slots
     # A missing split fails now, not after hours of training.
-    source_of_split(config, num_slots, config.eval.split, None)
+    source_of_split(config, slots_of(config, training.task), config.eval.split, None)
     source = build_dataset(config.data, "train", num_slots=num_slots)
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)

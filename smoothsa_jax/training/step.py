@@ -41,6 +41,7 @@ from smoothsa_jax.models.parameters import (
     shapes_in_place,
     split,
 )
+from smoothsa_jax.models.pruning import as_scheduled, pruning_of
 from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
@@ -225,6 +226,7 @@ class _Programs:
         optimizer = build_optimizer(config.optimizer, num_steps, self.updates.conditional)
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+        self.pruning = as_scheduled(pruning_of(config.eval))
 
     def train_step(
         self,
@@ -313,7 +315,8 @@ class _Programs:
         """Return what the evaluator reads; see `Training`."""
 
         def look(arrays, inputs):
-            outputs = run_task(self.task, self._merged(arrays, False), *inputs, match_paper)
+            models = self._merged(arrays, False)
+            outputs = run_task(self.task, models, *inputs, match_paper, self.pruning)
             return {name: outputs[name] for name in self.task.evaluator.outputs}
 
         draws = self.task.draw(self.skeletons, key, sizes_of(batch), False)
