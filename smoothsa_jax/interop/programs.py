@@ -126,7 +126,10 @@ def cut_positions(state_dict: Mapping[str, np.ndarray], names: Collection[str]) 
     """Cut the class token's position off, for models that have it as an array of its own."""
     found = dict(state_dict)
     if any(name.endswith("encoder.class_position") for name in names):
-        for key in [key for key in found if key.endswith("pos_embed")]:
+        classes = [key for key in found if key.endswith("cls_token")]
+        for key in [key.replace("cls_token", "pos_embed") for key in classes]:
+            if key not in found:  # a part of a state dict
+                continue
             whole = found.pop(key)
             found[f"{key}#class"], found[key] = whole[:, :1], whole[:, 1:]
     return found
