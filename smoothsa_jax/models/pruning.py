@@ -239,6 +239,7 @@ def prune_frame(
         return Pruned(zeroed(found.slots, kept), attention, kept, owner, None)
     start = found.slots if pruning.restart == "slots" else queries
     again = aggregator(prepared, start, kept, draws, iterations=pruning.iterations, **more)
+    kept = kept if again.slot_mask is None else again.slot_mask  # may have been narrowed further
     return Pruned(zeroed(again.slots, kept), again.attention[-1], kept, owner, again.attention)
 
 
