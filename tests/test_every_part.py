@@ -284,7 +284,8 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
         prediction, masks = module(slots[:, 0], mask, given, of_frame)
         return {} if masks is None else {"masks": masks}, {"prediction": prediction}
     if row.kind == "pruning":
-        attention = jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", slots[:, 1], slots[:, 2]), axis=1)
+        logits = jnp.einsum("bnd,bmd->bnm", slots[:, 1], tokens[:, 1, :, : slots.shape[-1]])
+        attention = jax.nn.softmax(jnp.where(mask[..., None], logits, -jnp.inf), axis=1)
         values = {"distance": row.settings["distance"]}
         owner = module(slots[:, 0], attention, mask, values)
         return {"masks": ((owner == jnp.arange(owner.shape[1])) & mask).astype(jnp.float32)}, {}

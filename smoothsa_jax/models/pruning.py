@@ -76,8 +76,8 @@ class Redundancy(nnx.Module):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["distance", "of_median"],
-    meta_fields=["restart", "iterations", "video"],
+    data_fields=["distance"],
+    meta_fields=["restart", "iterations", "video", "of_median"],
 )
 @dataclasses.dataclass(frozen=True)
 class Prune:
@@ -85,19 +85,20 @@ class Prune:
 
     Attributes:
         distance: the largest distance within a cluster, as for `Redundancy`.
-        of_median: is added to it, times the median of a sample's pairwise distances.
         restart: "slots" or "queries", as for `Redundancy`; "none": the slots that stay are decoded
             as they are; "merge": all slots are decoded, and the masks of a cluster are united.
         iterations: J, of the extra aggregation.
         video: "fixed": the slots that stay on the first frame are those of the whole video.
             "renewed": all slots take part in every frame, and each is pruned on its own.
+        of_median: whether the distance is a multiple of the median of a sample's pairwise
+            distances.
     """
 
     distance: Any
-    of_median: Any
-    restart: str
-    iterations: int
-    video: str
+    restart: str = "slots"
+    iterations: int = 1
+    video: str = "fixed"
+    of_median: bool = False
 
     @property
     def merges(self) -> bool:
@@ -118,8 +119,8 @@ class Prune:
     ) -> Int[Array, "B N"]:
         """Find clusters; see `interfaces.Pruning`."""
         del scheduled
-        distance = self.distance + self.of_median * median_distance(slots, slot_mask)
-        return owners(slots, attention, distance, slot_mask)
+        scale = median_distance(slots, slot_mask) if self.of_median else 1.0
+        return owners(slots, attention, scale * self.distance, slot_mask)
 
 
 def prune_of(
@@ -149,8 +150,9 @@ def prune_of(
     check_one_of(f"{prefix}prune_video", video, PRUNE_VIDEOS)
     if prune is None:
         return None
-    distance, of_median = (0.0, OF_MEDIAN) if prune == AUTO_PRUNE else (float(prune), 0.0)
-    return Prune(distance, of_median, restart, iterations, video)
+    automatic = prune == AUTO_PRUNE
+    distance = OF_MEDIAN if automatic else float(prune)
+    return Prune(distance, restart, iterations, video, automatic)
 
 
 def pruning_of(settings: Mapping[str, Any]) -> Prune | None:
