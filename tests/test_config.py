@@ -77,7 +77,7 @@ BAD = [
     (f"--config={SPRITES}:imag", "did you mean 'image'?"),
     ("--config", "without a value"),
     ("--config.train.num_step=3", "no key 'train.num_step'; the nearest is 'train.num_steps'"),
-    ("--config.num_slots=3", "the nearest is 'eval.num_slots'"),
+    ("--config.num_slots=3", "the nearest is 'model.num_slots'"),
     ("--config.train=3", "--config.train is a group of settings"),
     ("--config.companions=3", "--config.companions is a group of settings, not a setting; it is"),
     (

@@ -30,7 +30,6 @@ CLOSE = 2e-5  # sums in another order, in float32
 BFLOAT16 = 5e-2  # of the largest value
 TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 del TABLES["target_encoder"]  # the same as "encoder"
-del TABLES["pruning"]  # takes no sizes: see test_pruning.py
 
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
