@@ -40,7 +40,7 @@ from smoothsa_jax.tasks.task import run_task
 from smoothsa_jax.training.step import build_training
 
 VIT_HEADS, HEADS, ITERATIONS = 3, 4, 3
-SPOT_HEADS = {"model_spot_original": 6}
+DROPOUT = 0.01  # in the MLP of DINOSAUR's re-implementation; its draws are left out
 RESIZE = {GENERA1Z: 0.875, SPOT: 1.0, OCLF: 1.0}
 NO_GRADIENT = 1e-5  # of a file's largest gradient, for what is zero in exact arithmetic
 
@@ -249,6 +249,8 @@ def model_config(name: str, system: System, params: Mapping[str, np.ndarray]) ->
     mlp = {GENERA1Z: "ffn.0.weight", SPOT: "attention.mlp.0.weight", OCLF: "ff_mlp.module.1.weight"}
     ratio = shape(mlp[system.program])[0] / slot_size
     settings = {"first": ITERATIONS, "later": 1, "mlp_ratio": ratio}
+    if any(key.endswith("ffn.3.weight") for key in params):
+        settings["dropout_rate"] = DROPOUT
     config = {
         "num_slots": 1,
         "slot_size": slot_size,
@@ -300,14 +302,14 @@ class Recorded:
         if "decoder.widen.kernel" in expected:
             arrays = _of_spot_mlp(params, expected)
         else:
-            arrays = system.program.to_ours(params, expected)
+            arrays = system.program.to_ours(params, expected, model)
         assert {key: x.shape for key, x in arrays.items()} == expected
         return frozenset(expected), arrays
 
     def name_of(self, key: str) -> tuple[str, Callable]:
         """Our name of a key of the student, and how to bring its array to our layout."""
         program = self.system.program
-        found = KeyTable(program.rows(self.names)).ours(key.removeprefix("m."))
+        found = KeyTable(program.rows(self.names, self.model)).ours(key.removeprefix("m."))
         assert found is not None, key
         return found[0], found[1].to_ours
 
@@ -315,7 +317,7 @@ class Recorded:
         """Arrays such as gradients, of which some may be missing."""
         if "decoder.widen.kernel" in self.names:
             return _of_spot_mlp(arrays, self.names)
-        return self.system.program.to_ours(arrays, self.names)
+        return self.system.program.to_ours(arrays, self.names, self.model)
 
     def config(self, weights: Mapping[str, float], trained: frozenset[str]) -> ConfigDict:
         """The whole config; encoder arrays outside `trained` are frozen."""

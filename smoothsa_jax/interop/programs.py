@@ -1,11 +1,13 @@
 """Names of arrays in the state dicts of other programs.
 
 A `Program` turns a state dict into arrays by our names and back. What a key stands for depends on
-the model, so both directions take the names of the model's arrays.
+the model, so both directions take the names of its arrays and the `model` part of its config.
 """
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -72,29 +74,43 @@ class Program:
 
     Attributes:
         title: the program, for messages.
-        rows: names of a model's arrays -> rows of the table.
+        rows: (names of a model's arrays, its config) -> rows of the table.
         cut: their state dict -> the same with arrays cut or joined as our models have them.
         join: the inverse of `cut`.
-        ignored: whether a key stands for no array of the model.
+        more: (our arrays, what `kept` returned) -> keys that a file of the program also has.
+        kept: a state dict -> values of such keys that our arrays do not tell, as JSON values.
+        ignored: whether a key stands for no array that a model needs.
     """
 
     title: str
-    rows: Callable[[Collection[str]], list[Row]]
+    rows: Callable[[Collection[str], Mapping[str, Any]], list[Row]]
     cut: Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
     join: Callable[[Arrays], Arrays]
+    more: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Arrays] = lambda arrays, kept: {}
+    kept: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda state_dict: {}
     ignored: Callable[[str], bool] = lambda key: False
 
-    def to_ours(self, state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
-        """Convert a state dict to arrays of the model that has these names.
+    def to_ours(
+        self,
+        state_dict: Mapping[str, np.ndarray],
+        names: Collection[str],
+        model: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        """Convert a state dict to arrays of a model.
+
+        Args:
+            state_dict: all of it, or a part.
+            names: names of the model's arrays, and of its buffers where these are wanted.
+            model: the `model` part of its config.
 
         Raises:
             UserError: a key is unknown, or two keys name the same array.
         """
-        table, arrays = KeyTable(self.rows(names)), {}
+        table, arrays = KeyTable(self.rows(names, model)), {}
         for key, array in self.cut(state_dict, names).items():
-            if self.ignored(key):
-                continue
             found = table.ours(key)
+            if self.ignored(key) and (found is None or found[0] not in names):
+                continue
             if found is None:
                 raise UserError(f"unknown key {key!r}: expected those of a model of {self.title}")
             name, transform = found
@@ -103,20 +119,25 @@ class Program:
             arrays[name] = np.ascontiguousarray(transform.to_ours(np.asarray(array)))
         return arrays
 
-    def to_theirs(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
-        """Convert arrays to a state dict.
+    def to_theirs(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model: Mapping[str, Any] = MappingProxyType({}),
+        kept: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        """Convert arrays, and buffers if there are any, to a state dict.
 
         Raises:
             UserError: the program has no place for an array.
         """
-        table, state_dict = KeyTable(self.rows(arrays)), {}
+        table, state_dict = KeyTable(self.rows(arrays, model)), {}
         for name, array in arrays.items():
             found = table.theirs(name)
             if found is None:
                 raise UserError(f"{name} has no place in a state dict of {self.title}")
             key, transform = found
-            state_dict[key] = np.ascontiguousarray(transform.to_theirs(np.asarray(array)))
-        return self.join(state_dict)
+            state_dict[key] = transform.to_theirs(np.asarray(array))
+        return self.join({**state_dict, **self.more(arrays, kept)})
 
 
 # -------------------------------------------------------------------------- cutting and joining
@@ -160,14 +181,20 @@ def unpack_attention(state_dict: Arrays) -> Arrays:
     for key in [key for key in found if ".in_proj_" in key]:
         parts = np.split(found.pop(key), 3)
         for part, array in zip(_OF_ATTENTION, parts, strict=True):
-            found[key.replace("in_proj_", f"{part}.")] = np.ascontiguousarray(array)
+            found[key.replace("in_proj_", f"{part}.")] = array
     return found
 
 
 # ---------------------------------------------------------------------------------- the programs
 
 
-def _spot_rows(names: Collection[str]) -> list[Row]:
+def _later(size: int) -> np.ndarray:
+    """Return what causal attention must not see: True above the diagonal."""
+    return np.triu(np.ones((size, size), bool), 1)
+
+
+def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del model
     layer: list[Row] = [
         ("self_attn", "self_attention", _PACKED),
         ("self_attn.proj_o", "self_attention.out", LINEAR),
@@ -212,16 +239,27 @@ def _spot_rows(names: Collection[str]) -> list[Row]:
     ]
 
 
+def _spot_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
+    del kept
+    if "decoder.bos" not in arrays:
+        return {}
+    layers = {name.split(".")[2] for name in arrays if name.startswith("decoder.layers.")}
+    mask = _later(arrays["encoder.position"].shape[1])
+    return {f"dec.blocks.{i}.self_attn_mask": mask for i in sorted(layers)}
+
+
 SPOT = Program(
     "SPOT",
     _spot_rows,
     pack_attention,
     unpack_attention,
+    more=_spot_more,
     ignored=lambda key: key.endswith("self_attn_mask"),
 )
 
 
-def _oclf_rows(names: Collection[str]) -> list[Row]:
+def _oclf_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del model
     attention: list[Row] = [
         ("norm_input", "norm_features", NORM),
         ("norm_slots", "norm_slots", NORM),
@@ -261,16 +299,29 @@ def _oclf_rows(names: Collection[str]) -> list[Row]:
     return [(f"models.{key}", name, leaves) for key, name, leaves in rows]
 
 
+def _oclf_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
+    del kept
+    if "decoder.bos" not in arrays:
+        return {}
+    later = _later(arrays["encoder.position"].shape[1])
+    return {"models.object_decoder.mask": np.where(later, -np.inf, 0.0).astype(np.float32)}
+
+
 OCLF = Program(
     "DINOSAUR's framework",
     _oclf_rows,
     cut_positions,
     join_positions,
+    more=_oclf_more,
     ignored=lambda key: key.endswith("object_decoder.mask"),
 )
 
 
-def _genera1z_rows(names: Collection[str]) -> list[Row]:
+# torch counts with 64 bits.
+_INTEGER = Transform(lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
+
+
+def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     """DIAS, and SPOT, DINOSAUR and MetaSlot in the programs derived from its author's."""
     rows = [row for row in SMOOTHSA_ROWS if not row[1].startswith(("initializer.", "recognition."))]
     rows += [
@@ -278,11 +329,14 @@ def _genera1z_rows(names: Collection[str]) -> list[Row]:
         *below("encode_backbone2.1", "target_encoder", VIT),
         ("initializ.mean", "initializer.mean", RAW),
         ("initializ.logstd", "initializer.log_std", RAW),
-        # Of MetaSlot, and of an MLP with dropout.
         ("aggregat.vq.codebook.templat.weight", "aggregator.codebook", RAW),
-        ("aggregat.ffn.3", "aggregator.mlp.out", LINEAR),
+        ("aggregat.vq.latent_buffer", "aggregator.queue", RAW),
+        ("aggregat.vq.buffer_ptr", "aggregator.pointer", {"": ("", _INTEGER)}),
+        ("aggregat.clust_prob", "aggregator.slots_share", RAW),
         ("decode.bos", "decoder.bos", RAW),
     ]
+    if model.get("aggregator", {}).get("dropout_rate", 0.0):  # one more module in their MLP
+        rows.insert(0, ("aggregat.ffn.3", "aggregator.mlp.out", LINEAR))
     if "decoder.bos" in names:
         rows.insert(0, ("decode.norm0", "decoder.layers.0.norm_self", NORM))
     if "decoder.out.kernel" in names:
@@ -302,12 +356,39 @@ def _join_genera1z(state_dict: Arrays) -> Arrays:
     return {f"m.{key}": x for key, x in join_positions(state_dict).items()}
 
 
-# Of MetaSlot: what a training goes on from, and nothing that a model needs.
+# Of MetaSlot: what its training goes on from, which no model needs; and a causal mask.
 _METASLOT_STATE = ("aggregat.clust_prob", "aggregat.vq.")
+_CODES, _ALPHA = "aggregat.vq.idx_buffer", "aggregat.vq.alpha"
+
+
+def _genera1z_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
+    found: Arrays = {}
+    if "aggregator.queue" in arrays:
+        # Which code each queued slot had; nothing reads them.
+        codes = kept.get("codes", [0] * len(arrays["aggregator.queue"]))
+        found[_CODES] = np.array(codes, np.int64)
+        found[_ALPHA] = np.float32(kept.get("alpha", 0.0))
+        if "decoder.bos" in arrays:
+            later = _later(arrays["encoder.position"].shape[1])
+            found["decode.mask"] = np.where(later, -np.inf, 0.0).astype(np.float32)
+    return found
+
+
+def _genera1z_kept(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if f"m.{_CODES}" not in state_dict:
+        return {}
+    codes, alpha = (state_dict[f"m.{key}"] for key in (_CODES, _ALPHA))
+    return {"codes": np.asarray(codes).tolist(), "alpha": float(alpha)}
+
+
 GENERA1Z = Program(
     "the program of SmoothSA's author",
     _genera1z_rows,
     _cut_genera1z,
     _join_genera1z,
-    ignored=lambda key: key.startswith(_METASLOT_STATE) and "codebook" not in key,
+    more=_genera1z_more,
+    kept=_genera1z_kept,
+    ignored=lambda key: (
+        key == "decode.mask" or (key.startswith(_METASLOT_STATE) and "codebook" not in key)
+    ),
 )

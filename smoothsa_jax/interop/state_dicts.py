@@ -9,13 +9,13 @@ from safetensors import SafetensorError
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import safetensors_files, torch_files
 
-TORCH, SAFETENSORS = (".pth", ".pt"), (".safetensors",)
+TORCH, SAFETENSORS = (".pth", ".pt", ".ckpt", ".pt.tar"), (".safetensors",)
 SUFFIXES = (*TORCH, *SAFETENSORS)
 
 
 def is_state_dict(path: str | Path) -> bool:
     """Whether the path has the suffix of a state dict."""
-    return Path(path).suffix in SUFFIXES
+    return Path(path).name.endswith(SUFFIXES)
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -24,9 +24,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is unreadable, or has another suffix.
     """
-    if Path(path).suffix in SAFETENSORS:
+    if Path(path).name.endswith(SAFETENSORS):
         return safetensors_files.read_safetensors(path)
-    if Path(path).suffix in TORCH:
+    if Path(path).name.endswith(TORCH):
         return torch_files.read_state_dict(path)
     raise UserError(
         f"{path} is not a state dict: expected a name that ends in {', '.join(SUFFIXES)}"

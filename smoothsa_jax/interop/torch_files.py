@@ -7,11 +7,15 @@ import numpy as np
 
 from smoothsa_jax.errors import UserError
 
+# Where a training program puts the state dict, beside its optimizer's state and the like.
+HOLDERS = ("state_dict", "model")
+
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read the state dict of a `.pth` file, for example a checkpoint of the authors.
 
-    Only tensors are read (`weights_only`), so that an untrusted file cannot run code.
+    The file may hold more beside it, as a `.ckpt` of Lightning or SPOT's `.pt.tar` do. Only tensors
+    and plain values are read (`weights_only`), so that an untrusted file cannot run code.
 
     Returns:
         key -> array, in the file's order. float16 and bfloat16 become float32.
@@ -30,6 +34,9 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as a PyTorch state dict ({_first_line(error)}): "
             "it may be cut short or hold more than tensors; fetch it again"
         ) from error
+    for place in HOLDERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(place), dict):
+            loaded = loaded[place]
     good = isinstance(loaded, dict) and all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()
     )
