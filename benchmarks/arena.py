@@ -7,8 +7,10 @@
     python benchmarks/arena.py --list                          print the table, train nothing
 
 `--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
-comma or colon: `--systems spot,student`, `--data coco:smoke`. `--config.key=value` changes every
-run. Each run is `main.py` in its own process and folder below `--workdir`.
+comma or colon: `--systems spot,student`, `--data coco:smoke`. A second stage such as
+`spot,student` reads the first one of the same seed, whose run has to be finished.
+`--config.key=value` changes every run. Each run is `main.py` in its own process and folder below
+`--workdir`.
 
 A finished run is one JSON line in benchmarks/recorded/arena.jsonl, written at once. A run whose row
 exists (same system, data, words, ablation, overrides, seed and steps) is skipped; `--again` trains
@@ -49,7 +51,13 @@ sys.path.insert(0, str(ROOT))
 
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.load import Overrides, config_from_command_line, split_command_line
+from smoothsa_jax.checkpoints.sources import spec_of
+from smoothsa_jax.config.load import (
+    Overrides,
+    config_from_command_line,
+    load_config,
+    split_command_line,
+)
 from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
 
@@ -101,6 +109,23 @@ def without_slot_contrast(config: ConfigDict) -> None:
     drop(config.losses, "slot_contrast")
 
 
+def without_distillation(config: ConfigDict) -> None:
+    """Drop the distillation of attention."""
+    drop(config.losses, "attention_distillation")
+
+
+def without_pruning(config: ConfigDict) -> None:
+    """Prune neither in training nor at evaluation."""
+    drop(config.model, "pruning")
+    config.eval.prune = None
+
+
+def without_both(config: ConfigDict) -> None:
+    """Drop the distillation of attention and the pruning."""
+    without_distillation(config)
+    without_pruning(config)
+
+
 # name -> changes a config in place
 ABLATIONS: dict[str, Callable[[ConfigDict], None]] = {
     FULL: lambda config: None,
@@ -108,6 +133,9 @@ ABLATIONS: dict[str, Callable[[ConfigDict], None]] = {
     "3/3": iterations(3, 3),
     "1/1": iterations(1, 1),
     "no slot contrast": without_slot_contrast,
+    "no attention distillation": without_distillation,
+    "no pruning": without_pruning,
+    "no distillation, no pruning": without_both,
 }
 
 
@@ -176,8 +204,30 @@ def plan(
             config.seed = seed
             whole = {**key, "seed": seed, "steps": config.train.num_steps}
             whole = {name: whole[name] for name in KEY}
+            for companion in config.companions.values():
+                companion.source = str(workdir / _folder_name(_earlier(whole, companion.source)))
             runs.append(Run(whole, canonical(config), workdir / _folder_name(whole)))
     return runs
+
+
+def _earlier(key: Row, source: str) -> Row:
+    """Return the key of the earlier run, such as a teacher's, that a run of the same seed needs.
+
+    Args:
+        key: of the later run.
+        source: the default workdir of the earlier one.
+
+    Raises:
+        UserError: no config of the gallery has that workdir.
+    """
+    spec = spec_of(Path(source).name)
+    if spec is None:
+        raise UserError(
+            f"{source} is no default workdir of a config of the gallery; train it first"
+        )
+    words = [word for word in spec.partition(":")[2].split(",") if word != key["system"]]
+    steps = load_config(str(ROOT / spec)).train.num_steps
+    return {**key, "words": ",".join(sorted(words)), "ablation": FULL, "steps": steps}
 
 
 def _configs(

@@ -245,7 +245,7 @@ SMOKE_PARTS = {
     "random_ar": {"num_layers": 1},
     "permuted_ar": {"num_layers": 1, "num_heads": 2},
     "mlp_mixture": {"hidden_size": 32},
-    "metaslot": {"codes": 16},
+    "metaslot": {"codes": 32, "capacity": 64},
 }
 
 
@@ -306,7 +306,9 @@ def dino(size: str, patch: int) -> tuple[Settings, str]:
     """Settings and source of a ViT of DINO, of size "small" or "base"."""
     width, heads, letter = {"small": (384, 6, "s"), "base": (768, 12, "b")}[size]
     settings = {"width": width, "num_heads": heads, "patch": patch, "registers": 0, "resize": 1.0}
-    more = {"layer_scale": False, "class_position": True}
+    # The last LayerNorm is part of its files, and its features are those before it.
+    norm = {"final_norm": True, "apply_norm": False}
+    more = {"layer_scale": False, "class_position": True, **norm}
     return {**DINOV2_SMALL, **settings, **more}, f"facebook/dino-vit{letter}{patch}"
 
 

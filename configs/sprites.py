@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-# The plain mixture decoder learns masks in fewer steps than the autoregressive one. Each slot has
+# The plain mixture decoder learns masks in fewer steps than the autoregressive ones. Each slot has
 # one appearance for all its tokens: otherwise slots share the scene, add up, and no masks form.
 DECODER = {"num_layers": 3, "hidden_size": 64, "uniform_values": True}
 SMALL = {
@@ -34,10 +34,16 @@ SMALL = {
         "randsfq": {"history": 6},
         "random_ar": {"name": "mlp_mixture", **DECODER},
         "mlp_mixture": {**DECODER, "position": "waves"},
-        "permuted_ar": {"num_layers": 2, "num_heads": 4},
+        "metaslot": {"codes": 64, "capacity": 320},
+        "permuted_ar": {"name": "mlp_mixture", **DECODER},
     },
-    # The paper's 100 and 0.5 are set against DINOv2's features, of much larger variance.
-    "losses": {"distillation": 0.1, "slot_contrast": 0.02},
+    # The papers' weights are set against DINOv2's features, of much larger variance.
+    "losses": {
+        "distillation": 0.1,
+        "slot_contrast": 0.02,
+        "attention_distillation": 0.1,
+        "attention_match": 0.02,
+    },
     "optimizer": {"learning_rate": {"peak": 5e-3}, "clip_norm": 1.0},
 }
 

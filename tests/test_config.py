@@ -70,7 +70,10 @@ def test_overrides_reach_the_config(arguments, key, value):
 
 BAD = [
     ("--config=configs/sprite.py", "config file 'configs/sprite.py' does not exist"),
-    (f"--config={SPRITES}:imag", "no word 'imag' fits here; it takes full, gaussian, image,"),
+    (
+        f"--config={SPRITES}:imag",
+        "no word 'imag' fits here; it takes ar, boqsa, dias, dinosaur, full, gaussian, genera1z,",
+    ),
     (f"--config={SPRITES}:imag", "did you mean 'image'?"),
     ("--config", "without a value"),
     ("--config.train.num_step=3", "no key 'train.num_step'; the nearest is 'train.num_steps'"),
@@ -188,7 +191,7 @@ def test_words_come_in_any_order_and_name_the_run():
         (f"{SPRITES}:smoke,smoke", "the word 'smoke' is given 2 times"),
         (f"{SPRITES}:recognition", "no word 'recognition' fits here"),  # no categories
         (f"{COCO}:recogniton", "did you mean 'recognition'?"),
-        (f"{COCO}:gaussian", "it takes recognition, smoke, smooth, smoothsa"),
+        (f"{COCO}:gaussian", "recognition, smoke, smooth, smoothsa, spot, student"),
         (f"{COCO}:smoke,", "no word '' fits here"),
         (f"{COCO}:smooth", "SmoothSA already has what 'smooth' adds"),
         (f"{COCO}:smooth,smoothsa", "SmoothSA already has what 'smooth' adds"),
@@ -282,7 +285,7 @@ def test_a_system_is_a_file(plain_system):
     clash = error_of(load_config, f"{SPRITES}:plain,smoothsa")
     assert "'plain' and 'smoothsa' are both of the kind 'system'" in clash
     missing = error_of(load_config, f"{SPRITES}:student")
-    assert "'student' is a word of plain, not of smoothsa; write plain,student" in missing
+    assert "'student' is a word of plain, spot, not of smoothsa; write plain,student" in missing
 
 
 # ------------------------------------------------------------------------- the closed contract

@@ -30,6 +30,7 @@ CLOSE = 2e-5  # sums in another order, in float32
 BFLOAT16 = 5e-2  # of the largest value
 TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 del TABLES["target_encoder"]  # the same as "encoder"
+del TABLES["pruning"]  # takes no sizes: see test_pruning.py
 
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
@@ -135,9 +136,10 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         ],
     },
     "target": {"features": [{}]},
+    "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
 }
-OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "head")
+OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "pruning", "head")
 RANDOM = (*KEYS, "head")  # kinds of parts that have `draw`
 
 # What a part takes by position, see `build_slot_model`.
@@ -150,6 +152,7 @@ SIZES: dict[str, tuple] = {
     "transition": (WIDTH, SIZE),
     "decoder": (GRID, WIDTH, SIZE),
     "target": (ENCODER_STUB, IMAGE),
+    "pruning": (),
     "head": (SIZE,),
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
@@ -280,6 +283,11 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
         given = {"target": tokens[:, 0].astype(slots.dtype)}
         prediction, masks = module(slots[:, 0], mask, given, of_frame)
         return {} if masks is None else {"masks": masks}, {"prediction": prediction}
+    if row.kind == "pruning":
+        attention = jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", slots[:, 1], slots[:, 2]), axis=1)
+        values = {"distance": row.settings["distance"]}
+        owner = module(slots[:, 0], attention, mask, values)
+        return {"masks": ((owner == jnp.arange(owner.shape[1])) & mask).astype(jnp.float32)}, {}
     logits, boxes = module(slots, draws)  # a head
     return {"logits": logits.swapaxes(1, 2), "boxes": boxes.swapaxes(1, 2)}, {}
 

@@ -10,7 +10,14 @@ PACKAGE = "smoothsa_jax"
 # Bottom up. The longest name that fits a module counts.
 FLOORS = (
     ("errors", "environment", "guard", "files", "parts", "schedules", "text"),
-    ("models.interfaces", "models.layers", "models.backend", "inputs", "losses"),
+    (
+        "models.interfaces",
+        "models.layers",
+        "models.backend",
+        "models.buffers",
+        "inputs",
+        "losses",
+    ),
     (
         "models.encoders",
         "models.initializers",

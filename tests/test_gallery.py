@@ -29,6 +29,7 @@ WORDS = {
     "boqsa": set(),
     "dias": {"genera1z"},
     "dinosaur": {"ar", "original", "genera1z"},
+    "metaslot": {"ar", "paper", "genera1z"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
 }

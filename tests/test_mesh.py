@@ -61,12 +61,19 @@ def cut_small_arrays() -> None:
     mesh_file.SMALL = 256
 
 
-def config_for(data: int, fsdp: int, frames: int, accumulate: int = 1) -> ConfigDict:
+METASLOT = {"name": "metaslot", "first": 2, "later": 1, "codes": 16, "capacity": 128}
+
+
+def config_for(
+    data: int, fsdp: int, frames: int, accumulate: int = 1, metaslot: bool = False
+) -> ConfigDict:
     """Wide enough that arrays are cut; learning rate and clipping as in the recipes."""
     config = tiny_config(
         num_frames=frames, decoder="random_ar" if frames > 2 else "mlp_mixture", seed=1
     )
     config.model.encoder.width = config.model.slot_size = 32
+    if metaslot:
+        config.model.aggregator = ConfigDict(METASLOT)
     config.optimizer.learning_rate.peak = 2e-4
     config.train.update(batch_size=16, accumulate=accumulate)
     config.mesh = ConfigDict({"data": data, "fsdp": fsdp})
@@ -129,10 +136,12 @@ def predicted(training, config: ConfigDict) -> dict[str, np.ndarray]:
     return jax.device_get({**outputs, **training.losses(*arguments, jax.random.key(1))})
 
 
-def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS) -> dict[str, dict]:
+def compare(
+    meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS, metaslot: bool = False
+) -> dict[str, dict]:
     """Each mesh (data, fsdp, accumulate) against one device."""
     cut_small_arrays()
-    config = config_for(1, 1, frames)
+    config = config_for(1, 1, frames, metaslot=metaslot)
     alone = build_keeping_gradients(config)
     first, step = jax.device_get(alone.state), compiled_step(alone, config)
     reference = run(alone, step, config, steps)
@@ -141,7 +150,7 @@ def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS)
     slots = predicted(alone, config)
     report = {}
     for data, fsdp, accumulate in meshes:
-        config = config_for(data, fsdp, frames, accumulate)
+        config = config_for(data, fsdp, frames, accumulate, metaslot)
         training = build_keeping_gradients(config)
         step = compiled_step(training, config)
         from_the_same = run(training, step, config, steps, starts)
@@ -162,6 +171,9 @@ def compare(meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS)
             ),
             "gradients": max(off(s.opt_state[0], r.opt_state[0]) for (s, _), (r, _) in pairs),
             "weights": off(by_itself[-1][0].params, reference[-1][0].params),
+            "buffers": max(off(s.buffers, r.buffers) for (s, _), (r, _) in pairs)
+            if metaslot
+            else 0,
             "share_of_state": part / whole,
             "predicted": off(predicted(training, config), slots),
             "moved_in_loops": sum(x.times > 1 for x in collectives(step.as_text())),
@@ -252,6 +264,7 @@ def check(report: dict[str, dict], fsdp: dict[str, int]) -> None:
         assert found["losses"] <= 1e-5, (name, found)
         assert found["gradients"] <= 1e-5, (name, found)
         assert found["weights"] <= 1e-3, (name, found)
+        assert found["buffers"] <= 1e-5, (name, found)
         assert found["predicted"] <= 1e-5, (name, found)
         assert found["moved_in_loops"] == 0, (name, found)  # of frames, and of parts of a batch
         # Small arrays are on every device whole.
@@ -267,6 +280,13 @@ def test_a_mesh_of_both_kinds_begins_as_one_device():
 def test_a_mesh_of_both_kinds_equals_one_device():
     """Losses and gradients at every step, weights after six; parameters in quarters."""
     check(on_eight_devices("compare([(2, 4, 1)], frames=2)"), {"2x4/1": 4})
+
+
+@pytest.mark.slow
+def test_buffers_are_updated_alike_on_every_mesh():
+    """The update sees the slots of the whole batch, on four devices and in two parts on each."""
+    report = on_eight_devices("compare([(4, 1, 1), (2, 2, 2)], frames=1, steps=3, metaslot=True)")
+    check(report, {"4x1/1": 1, "2x2/2": 2})
 
 
 @pytest.mark.slow

@@ -239,6 +239,25 @@ def test_stopped_and_killed_the_real_run_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
+def test_a_stopped_run_with_buffers_ends_with_the_same_bits(tmp_path, compilation_cache):
+    command = (f"--config={CONFIG}:metaslot", "--config.train.num_steps=30")
+    result = run(*command, f"--workdir={tmp_path / 'whole'}", cache=compilation_cache)
+    assert result.returncode == 0, result.stderr
+    process = start(*command, f"--workdir={tmp_path / 'stopped'}", cache=compilation_cache)
+    wait_for(lambda: rows_in(tmp_path / "stopped") >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 143, err
+    stopped = steps_found(tmp_path / "stopped")[0]
+    assert 5 <= stopped < 30
+    saved = read_checkpoint(tmp_path / "stopped", stopped).arrays
+    assert saved["state/buffers/aggregator.calls"] == 2
+    result = run(*command, f"--workdir={tmp_path / 'stopped'}", cache=compilation_cache)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole", 30)
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_a_video_run_ends_with_the_same_bits(tmp_path, compilation_cache):
     """Video, boxes, dropout, random history: at least six kills, anywhere between start and end."""
     command = [f"--config={CONFIG}", "--config.train.num_steps=150", "--config.checkpoint.every=5"]

@@ -29,12 +29,24 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     config.losses.attention_distillation = ConfigDict(
         {"weight": {"schedule": "cosine", "begin": 0.0, "end": 1.0}}
     )
+    config.model.pruning = ConfigDict(
+        {
+            "name": "redundancy",
+            "distance": 0.5,
+            "begin": 0.2,  # before that share of the steps, all slots are alike
+            "restart": "slots",
+            "iterations": 1,
+        }
+    )
+    config.eval.prune = 0.5
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
     base.follow(config, data)
 
 
 def genera1z(config: ConfigDict, data: base.DataSet) -> None:
-    del config, data
+    del data
+    del config.model.pruning
+    config.eval.prune = None
 
 
 WORDS = {"genera1z": ("version", genera1z)}

@@ -71,6 +71,8 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.dino(*(("small", 8) if _is_movi(data) else ("base", 16))))
+    if data.small is None:  # its files have no last LayerNorm
+        config.model.encoder.final_norm = False
     config.data.image_size = 224 if data.small is None else config.data.image_size
     config.model.slot_size = 128 if _is_movi(data) else 256
     config.train.batch_size = 64

@@ -107,6 +107,8 @@ def student(
     config.title = f"{TITLE}, student"
     config.model.aggregator.gradient = "last_and_queries"
     config.companions.teacher = ConfigDict({"source": source})
+    small = (data.small or {}).get("losses", {})
+    weight = small.get("attention_match", 0.005)
     if data.encoder_source != "random":
         # The target stays the features of the encoder as it was.
         config.model.target_encoder = config.model.encoder.copy_and_resolve_references()
@@ -127,12 +129,12 @@ def student(
         # The student starts from its teacher.
         without = ["initializer.*", *(["target_encoder.*"] * ("target_encoder" in config.model))]
         config.weights.start = ConfigDict({"into": "", "source": source, "without": tuple(without)})
-        config.losses.attention_match = ConfigDict({"weight": 0.005, "on": "attention"})
+        config.losses.attention_match = ConfigDict({"weight": weight, "on": "attention"})
         return
     config.model.initializer = ConfigDict({"name": "learned", "start": "xavier", "noise": 0.0})
     # The teacher decodes in an order that is drawn anew in each step.
     config.companions.teacher.draws = "training"
-    config.losses.attention_match = ConfigDict({"weight": 0.005, "on": "logits"})
+    config.losses.attention_match = ConfigDict({"weight": weight, "on": "logits"})
     if version == "original" and data.name.startswith("movi"):
         config.train.num_steps = 30 * 1_371
         config.optimizer.learning_rate.update(

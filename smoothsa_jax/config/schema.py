@@ -211,9 +211,14 @@ def may_be_none(key: str) -> bool:
 
 
 def nearest(key: str, keys: Iterable[str]) -> str:
-    """The key that was probably meant: the only one of the same last name, or the most similar."""
+    """The key that was probably meant: one of the same last name, or the most similar.
+
+    Of several with that name, it is the only one of the model, if there is one.
+    """
     keys = list(keys)
     same_name = [full for full in keys if full.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    if len(same_name) > 1:
+        same_name = [full for full in same_name if full.startswith("model.")]
     return same_name[0] if len(same_name) == 1 else difflib.get_close_matches(key, keys, 1, 0.0)[0]
 
 

@@ -32,7 +32,7 @@ def _below(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
     return [(f"{theirs}.{key}", f"{ours}.{name}", leaves) for key, name, leaves in rows]
 
 
-TABLE = KeyTable([
+ROWS: list[Row] = [
     *_below("encode_backbone.1", "encoder", TIMM_ROWS),
     ("encode_project.0", "projection.norm", NORM),
     ("encode_project.1", "projection.mlp.hidden", LINEAR),
@@ -72,7 +72,8 @@ TABLE = KeyTable([
     *_below("decode.backbone.layers.{}", "decoder.layers.{}", _LAYER),
     ("recogn.0", f"{HEAD}mlp.hidden", LINEAR),
     ("recogn.3", f"{HEAD}mlp.out", LINEAR),
-])  # fmt: skip
+]  # fmt: skip
+TABLE = KeyTable(ROWS)
 
 # Not a parameter but a flag that their training loop sets: whether the warmer's features are
 # detached.

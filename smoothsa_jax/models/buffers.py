@@ -62,9 +62,9 @@ class Updates:
         """Return the initial buffers of a model with arrays."""
         kept = nnx.to_flat_state(nnx.state(model, Buffer))
         named = {".".join(map(str, path)): x[...] for path, x in kept}
-        return {name: x for name, x in named.items() if self.concern(name)}
+        return {name: x for name, x in named.items() if self.covers(name)}
 
-    def concern(self, name: str) -> bool:
+    def covers(self, name: str) -> bool:
         """Tell whether an array belongs to a part that is updated."""
         return name.split(".")[0] in self._parts
 

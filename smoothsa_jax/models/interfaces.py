@@ -25,6 +25,8 @@ config then holds a number or a schedule, and a call gets the current values by 
 `scheduled`: {} at evaluation. An initializer and a pruning always get it; an aggregator, a
 transition or a decoder only if it lists such settings.
 
+A part whose arrays a training step rewrites without the optimizer has buffers: see `buffers.py`.
+
 An encoder, a target or a loss lists in its class attribute `batch_reads` what it reads of a batch
 besides pixels, boxes and slot mask, for example `("depth",)`.
 """

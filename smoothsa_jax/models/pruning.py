@@ -239,6 +239,7 @@ def prune_frame(
         return Pruned(zeroed(found.slots, kept), attention, kept, owner, None)
     start = found.slots if pruning.restart == "slots" else queries
     again = aggregator(prepared, start, kept, draws, iterations=pruning.iterations, **more)
+    kept = kept if again.slot_mask is None else again.slot_mask  # may have been narrowed further
     return Pruned(zeroed(again.slots, kept), again.attention[-1], kept, owner, again.attention)
 
 
@@ -320,7 +321,9 @@ def median_distance(
     return jnp.where(count > 0, found, 0.0)
 
 
-def united(maps: Float[Array, "*B N ..."], owner: Int[Array, "*B N"]) -> Float[Array, "*B N ..."]:
+def united(
+    maps: Float[Array, "B T N h w"], owner: Int[Array, "B T N"]
+) -> Float[Array, "B T N h w"]:
     """Add up the maps of the slots of a cluster, at the place of their owner; the others get 0."""
     of_owner = jax.nn.one_hot(owner, owner.shape[-1], axis=-1, dtype=jnp.float32)
     flat = maps.reshape(*owner.shape, -1).astype(jnp.float32)

@@ -214,7 +214,7 @@ class SlotModel(nnx.Module):
         """
         num_frames = features.shape[1]
         tokens = self.projection(features.astype(self.dtype))
-        first, pruned, extras = self.first_frame(
+        first, pruned, extras = self._first_frame(
             tokens[:, 0], draws, None if boxes is None else boxes[:, 0], slot_mask, scheduled
         )
         asked = _asked(scheduled)
@@ -264,18 +264,8 @@ class SlotModel(nnx.Module):
         Raises:
             UserError: the model has no transition.
         """
-        self._check_transition("a further frame")
         tokens, asked = self.projection(features[:, 0].astype(self.dtype)), _asked(scheduled)
-        carry = carry._replace(slots=carry.slots.astype(self.dtype))
-        if memory is None:
-            memory = self.transition.start(carry.slots, None)
-        # `prepare` ignores the first frame, so any tokens will do.
-        pair = jnp.stack([tokens, tokens], axis=1)
-        of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
-        prepared = self.aggregator.prepare(tokens)
-        frame, carry, memory = _next(
-            (self.transition, self.aggregator), carry, memory, (of_frame, prepared, None), scheduled
-        )
+        frame, carry, memory = self._next_frame(carry, tokens, memory, scheduled)
         frames = jax.tree.map(lambda x: x[:, None], frame)
         outputs = self._outputs(frames, carry, asked, given, None, scheduled)
         outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
@@ -305,9 +295,12 @@ class SlotModel(nnx.Module):
             owner = jnp.broadcast_to(owner, frames.slots.shape[:3])
             for name in outputs.keys() & {"attention", "masks"}:
                 outputs[name] = united(outputs[name], owner)
-            stays = (owner == jnp.arange(owner.shape[-1])) & (
-                True if carry.slot_mask is None else carry.slot_mask[:, None]
-            )
+            stays = owner == jnp.arange(owner.shape[-1])
+            if carry.slot_mask is not None:
+                stays = stays & carry.slot_mask[:, None]
+            outputs["slots"] = zeroed(frames.slots, stays)
+        elif asked is not None or self.pruning is not None:
+            stays = carry.slot_mask[:, None] if frames.kept is None else frames.kept
             outputs["slots"] = zeroed(frames.slots, stays)
         return outputs
 
@@ -343,13 +336,44 @@ class SlotModel(nnx.Module):
         boxes: Float[Array, "B N 4"] | None,
         slot_mask: Bool[Array, "B N"] | None,
         scheduled: Scheduled | None = None,
-    ) -> tuple[Aggregated, Pruned | None, dict[str, Array]]:
+    ) -> tuple[Aggregated, dict[str, Array]]:
         """Aggregate a first frame; the arguments are as for a call of the model.
 
         Returns:
-            What the aggregator found; what pruning left of it, None without pruning; and the
+            What the aggregator found, with the slots and the slot mask that pruning leaves; and the
             queries with the initializer's extras.
         """
+        found, pruned, extras = self._first_frame(tokens, draws, boxes, slot_mask, scheduled)
+        if pruned is not None:
+            found = found._replace(slots=pruned.slots, slot_mask=pruned.kept)
+        return found, extras
+
+    def next_frame(
+        self,
+        slots: Float[Array, "B N D"],
+        tokens: Float[Array, "B M C"],
+        slot_mask: Bool[Array, "B N"] | None,
+        memory: Any = None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N M"], Any]:
+        """Aggregate a later frame at evaluation.
+
+        Args:
+            slots: slots of the previous frame.
+            tokens: tokens of this frame.
+            slot_mask: true = valid.
+            memory: the transition's memory from the previous frame; None: this is the second frame.
+
+        Returns:
+            The slots, their attention and the new memory.
+
+        Raises:
+            UserError: the model has no transition.
+        """
+        frame, _, memory = self._next_frame(Carry(slots, slot_mask), tokens, memory, None)
+        return frame.slots, frame.attention, memory
+
+    def _first_frame(self, tokens, draws, boxes, slot_mask, scheduled):
+        """Return what the aggregator found, what pruning left (None without it), and extras."""
         of_initializer = (scheduled or {}).get("initializer", {})
         queries, extras = self.initializer(
             tokens, boxes, slot_mask, draws["initializer"], of_initializer
@@ -369,6 +393,18 @@ class SlotModel(nnx.Module):
             pruning, values, self.aggregator, prepared, queries, found, drawn, first=True, **more
         )
         return found, pruned, extras
+
+    def _next_frame(self, carry, tokens, memory, scheduled):
+        """Return a later frame at evaluation, and carry and memory for the next one."""
+        self._check_transition("a further frame")
+        carry = carry._replace(slots=carry.slots.astype(self.dtype))
+        if memory is None:
+            memory = self.transition.start(carry.slots, None)
+        # `prepare` ignores the first frame, so any tokens will do.
+        pair = jnp.stack([tokens, tokens], axis=1)
+        of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
+        inputs = of_frame, self.aggregator.prepare(tokens), None
+        return _next((self.transition, self.aggregator), carry, memory, inputs, scheduled)
 
     def _check_transition(self, found: str) -> None:
         if self.transition is None:

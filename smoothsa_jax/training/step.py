@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -283,13 +284,24 @@ class _Programs:
         """Return what the updates write, which gradients there are, and numbers for the log."""
         if not self.updates:
             return {}, {}, {}
-        # Every device computes the whole update: it is small, and then the same on every mesh.
-        arrays = {**state.params, **state.buffers}
-        arrays = {name: x for name, x in arrays.items() if self.updates.concern(name)}
-        outputs, arrays = jax.lax.with_sharding_constraint((outputs, arrays), replicated(self.mesh))
         definition = dataclasses.replace(self.definitions[MODEL], dtype="float32")
-        model = definition.merge({**state.params, **still, **arrays}, differentiated=False)
-        return self.updates.gradients_of(outputs), *self.updates(model, outputs, draws)
+        leaves = dict(zip(definition.leaves, definition.shapes, strict=True))
+
+        def update(arrays, outputs, draws):
+            # The parts that are not updated only have to be there.
+            other = {name: jnp.zeros(x.shape, x.dtype) for name, x in leaves.items()}
+            model = definition.merge(other, arrays, differentiated=False)
+            return self.updates.gradients_of(outputs), *self.updates(model, outputs, draws)
+
+        arrays = {**state.params, **still}
+        arrays = {name: x for name, x in arrays.items() if self.updates.covers(name)}
+        # Every device computes the whole update, which is small: it is the same on every mesh, and
+        # nothing moves between devices within its loops.
+        whole = jax.sharding.PartitionSpec()
+        run = jax.shard_map(
+            update, mesh=self.mesh, in_specs=whole, out_specs=whole, check_vma=False
+        )
+        return run(arrays, outputs, draws)
 
     def predict(
         self,

@@ -8,9 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.layers.basic import ACTIVATIONS, MLP, activate, linear
+from smoothsa_jax.models.layers.basic import (
+    ACTIVATIONS,
+    MLP,
+    activate,
+    layer_norm,
+    linear,
+)
 from smoothsa_jax.models.layers.positions import position_waves
-from smoothsa_jax.parts import check_above_zero, check_one_of, check_whole
+from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of, check_whole
 
 
 class MLPMixtureDecoder(nnx.Module):
@@ -35,6 +41,8 @@ class MLPMixtureDecoder(nnx.Module):
             DINOSAUR.
         position_std: standard deviation of the initial position "slots".
         activation: "relu" or "gelu".
+        widen: whether a Linear without bias and a LayerNorm bring the slots to the width of the
+            prediction first, as in SPOT.
     """
 
     def __init__(
@@ -49,8 +57,10 @@ class MLPMixtureDecoder(nnx.Module):
         position: str = "waves",
         position_std: float = 1.0,
         activation: str = "relu",
+        widen: bool = False,
         rngs: nnx.Rngs,
     ):
+        check_flag("model.decoder.widen", widen)
         check_one_of("model.decoder.position", position, ("waves", "slots"))
         check_above_zero("model.decoder.position_std", position_std)
         check_one_of("model.decoder.activation", activation, ACTIVATIONS)
@@ -61,6 +71,9 @@ class MLPMixtureDecoder(nnx.Module):
                 f"model.decoder.num_layers is {num_layers}: expected at least 2, first and last "
                 "Linear included"
             )
+        self.widen = linear(slot_size, width, bias=False, rngs=rngs) if widen else None
+        self.norm_slots = layer_norm(width, rngs=rngs) if widen else None
+        slot_size = width if widen else slot_size
         if self.on_slots:
             shape = (1, grid[0] * grid[1], slot_size)
             drawn = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
@@ -88,6 +101,8 @@ class MLPMixtureDecoder(nnx.Module):
     ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
         """Return the prediction and alpha."""
         del given, draws
+        if self.widen is not None:
+            slots = self.norm_slots(self.widen(slots))
         # The first layer is linear in slot + position, so it is applied before broadcasting.
         position = self.position[...]
         if self.on_slots:

@@ -148,6 +148,7 @@ class PatchTransformer(nnx.Module):
 
     backend = CPU
     blocks: nnx.List
+    apply_norm = True
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class PatchTransformer(nnx.Module):
             prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
         x = self.encode(x)[:, prefix.shape[1] :]
-        return x if self.norm is None else self.norm(x)
+        return self.norm(x) if self.norm is not None and self.apply_norm else x
 
     def _embedded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         """Embed each patch as a token."""
@@ -259,7 +260,8 @@ class ViT(PatchTransformer):
             antialiasing); 0.875 in the paper.
         layer_scale: whether the blocks have a LayerScale; DINO (v1) has none.
         class_position: whether the position of the class token is an array of its own.
-        final_norm: whether the features are those after the last LayerNorm.
+        final_norm: whether there is a last LayerNorm.
+        apply_norm: whether the features are those after it; otherwise its arrays are kept alone.
 
     Raises:
         UserError: the resized image does not divide into patches.
@@ -279,8 +281,10 @@ class ViT(PatchTransformer):
         layer_scale: bool = True,
         class_position: bool = False,
         final_norm: bool = False,
+        apply_norm: bool = True,
         rngs: nnx.Rngs,
     ):
+        check_flag("model.encoder.apply_norm", apply_norm)
         check_whole("model.encoder.depth", depth)
         check_flag("model.encoder.layer_scale", layer_scale)
         check_heads("model.encoder.num_heads", num_heads, width, f"model.encoder.width {width}")
@@ -297,5 +301,6 @@ class ViT(PatchTransformer):
         )
         # Two thirds of the MLP's hidden width, up to a multiple of 8.
         gated = (int(4 * width * 2 / 3) + 7) // 8 * 8 if swiglu else None
+        self.apply_norm = apply_norm
         more = {"layer_scale": layer_scale, "rngs": rngs}
         self.blocks = nnx.List([ViTBlock(width, num_heads, gated, **more) for _ in range(depth)])

@@ -1,0 +1,100 @@
+"""MetaSlot: prototypes, and no two slots of the same one (arXiv 2505.20772).
+
+MetaSlot replaces slot attention and nothing else. Around it are the parts of DINOSAUR's
+re-implementation by SmoothSA's author, as in the authors' program.
+
+    (no word)   the program, except that removed slots are masked in decoder, losses and scores
+    ar          SPOT's autoregressive decoder instead of the MLP
+    paper       the method as the paper describes it, which its program is not
+    genera1z    the published recipe: DINOv2 without registers; removed slots are decoded
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+TITLE = "MetaSlot"
+KIND = "system"
+SEPARATE_GAUSSIANS = {
+    "name": "gaussian",
+    "log_std": -2.7725887,  # log(256**-0.5)
+    "mean": "xavier",
+    "separate": True,
+    "noise": "training",
+}
+
+
+def apply(config: ConfigDict, data: base.DataSet) -> None:
+    base.refuse_boxes(data, TITLE)
+    base.predict_features(
+        config,
+        projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
+        initializer=SEPARATE_GAUSSIANS,
+        aggregator={
+            "name": "metaslot",
+            "first": 3,
+            "later": 1,
+            "codes": 512,
+            "capacity": max(4 * data.batch_size * data.num_slots, 512),
+            "return_mask": True,
+        },
+        decoder={
+            "name": "mlp_mixture",
+            "num_layers": 4,
+            "hidden_size": 2048,
+            "position": "slots",
+            "position_std": 1.0,
+            "activation": "gelu",
+        },
+    )
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
+    base.follow(config, data)
+
+
+def ar(config: ConfigDict, data: base.DataSet) -> None:
+    del data
+    config.title = f"{TITLE}, autoregressive"
+    config.model.projection = ConfigDict({"name": "mlp"})
+    config.model.initializer = ConfigDict({"name": "gaussian", "log_std": None, "mean": "xavier"})
+    config.model.decoder = ConfigDict(
+        {
+            "name": "permuted_ar",
+            "num_layers": 4,
+            "num_heads": 4,
+            "orders": 9,
+            "evaluate": "first",
+            "biases": "none",
+            "activation": "gelu",
+            "final_norm": False,
+            "first_norm": "stream",
+            "bos_std": config.model.encoder.width**-0.5,
+        }
+    )
+    config.optimizer.clip_norm, config.optimizer.clip_by = 0.3, "largest"
+
+
+def paper(config: ConfigDict, data: base.DataSet) -> None:
+    del data
+    config.title = f"{TITLE}, as in the paper"
+    config.model.aggregator.update(
+        slots_share=0.0,
+        mask="always",
+        gradient="last_and_queries",
+        noise_in="second",
+        codebook="moving_average",
+        replace="cosine",
+    )
+
+
+def genera1z(config: ConfigDict, data: base.DataSet) -> None:
+    if config.model.decoder.name == "mlp_mixture":
+        base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
+        config.train.num_steps = 50_000
+    config.model.aggregator.return_mask = False
+
+
+WORDS = {
+    "ar": ("system variant", ar),
+    "paper": ("system variant", paper),
+    "genera1z": ("version", genera1z),
+}

@@ -1,0 +1,313 @@
+"""Names of arrays in the state dicts of other programs.
+
+A `Program` turns a state dict into arrays by our names and back. What a key stands for depends on
+the model, so both directions take the names of the model's arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop.authors import ROWS as SMOOTHSA_ROWS
+from smoothsa_jax.interop.dinov2 import TIMM_ROWS
+from smoothsa_jax.interop.table import (
+    KERNEL,
+    LINEAR,
+    NORM,
+    RAW,
+    SAME,
+    KeyTable,
+    Row,
+    Transform,
+)
+
+Arrays = dict[str, np.ndarray]
+# An array with an axis of length 1 in front that theirs lacks.
+WITH_AXIS = Transform(lambda x: x[None], lambda x: x[0])
+_ROWS = {"": ("", WITH_AXIS)}
+_GRU = {
+    "weight_ih": ("input.kernel", KERNEL),
+    "weight_hh": ("hidden.kernel", KERNEL),
+    "bias_ih": ("input.bias", SAME),
+    "bias_hh": ("hidden.bias", SAME),
+}
+# torch's TransformerDecoderLayer
+_PACKED = {"in_proj_weight": ("in_projection", KERNEL), "in_proj_bias": ("in_bias", SAME)}
+TORCH_LAYER: list[Row] = [
+    ("self_attn", "self_attention", _PACKED),
+    ("self_attn.out_proj", "self_attention.out", LINEAR),
+    ("multihead_attn", "cross_attention", _PACKED),
+    ("multihead_attn.out_proj", "cross_attention.out", LINEAR),
+    ("linear1", "feed_forward.hidden", LINEAR),
+    ("linear2", "feed_forward.out", LINEAR),
+    ("norm1", "norm_self", NORM),
+    ("norm2", "norm_cross", NORM),
+    ("norm3", "norm_feed_forward", NORM),
+]
+VIT: list[Row] = [
+    *TIMM_ROWS,
+    # A position embedding with an entry for the class token is cut before it gets here.
+    ("pos_embed#class", "class_position", RAW),
+    ("norm", "norm", NORM),
+]
+
+
+def below(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
+    """Return rows with a name in front on either side."""
+    return [(f"{theirs}.{key}", f"{ours}.{name}", leaves) for key, name, leaves in rows]
+
+
+def mixture_rows(theirs: str, names: Collection[str]) -> list[Row]:
+    """Return the rows of an MLP decoder, whose Linear layers have even numbers in `theirs`."""
+    inner = sum(name.startswith("decoder.layers.") for name in names) // 2
+    layers = ["project_slots", *(f"layers.{i}" for i in range(inner)), "out"]
+    return [(f"{theirs}.{2 * i}", f"decoder.{x}", LINEAR) for i, x in enumerate(layers)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """How a program names the arrays of its models.
+
+    Attributes:
+        title: the program, for messages.
+        rows: names of a model's arrays -> rows of the table.
+        cut: their state dict -> the same with arrays cut or joined as our models have them.
+        join: the inverse of `cut`.
+        ignored: whether a key stands for no array of the model.
+    """
+
+    title: str
+    rows: Callable[[Collection[str]], list[Row]]
+    cut: Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
+    join: Callable[[Arrays], Arrays]
+    ignored: Callable[[str], bool] = lambda key: False
+
+    def to_ours(self, state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+        """Convert a state dict to arrays of the model that has these names.
+
+        Raises:
+            UserError: a key is unknown, or two keys name the same array.
+        """
+        table, arrays = KeyTable(self.rows(names)), {}
+        for key, array in self.cut(state_dict, names).items():
+            if self.ignored(key):
+                continue
+            found = table.ours(key)
+            if found is None:
+                raise UserError(f"unknown key {key!r}: expected those of a model of {self.title}")
+            name, transform = found
+            if name in arrays:
+                raise UserError(f"two keys of the state dict are {name}, the second is {key!r}")
+            arrays[name] = np.ascontiguousarray(transform.to_ours(np.asarray(array)))
+        return arrays
+
+    def to_theirs(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Convert arrays to a state dict.
+
+        Raises:
+            UserError: the program has no place for an array.
+        """
+        table, state_dict = KeyTable(self.rows(arrays)), {}
+        for name, array in arrays.items():
+            found = table.theirs(name)
+            if found is None:
+                raise UserError(f"{name} has no place in a state dict of {self.title}")
+            key, transform = found
+            state_dict[key] = np.ascontiguousarray(transform.to_theirs(np.asarray(array)))
+        return self.join(state_dict)
+
+
+# -------------------------------------------------------------------------- cutting and joining
+
+
+def cut_positions(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    """Cut the class token's position off, for models that have it as an array of its own."""
+    found = dict(state_dict)
+    if any(name.endswith("encoder.class_position") for name in names):
+        classes = [key for key in found if key.endswith("cls_token")]
+        for key in [key.replace("cls_token", "pos_embed") for key in classes]:
+            if key not in found:  # a part of a state dict
+                continue
+            whole = found.pop(key)
+            found[f"{key}#class"], found[key] = whole[:, :1], whole[:, 1:]
+    return found
+
+
+def join_positions(state_dict: Arrays) -> Arrays:
+    found = dict(state_dict)
+    for key in [key for key in found if key.endswith("#class")]:
+        whole = key.removesuffix("#class")
+        found[whole] = np.concatenate([found.pop(key), found[whole]], axis=1)
+    return found
+
+
+_OF_ATTENTION = ("proj_q", "proj_k", "proj_v")
+
+
+def pack_attention(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    """Join query, key and value, which SLATE's and SPOT's layers keep apart."""
+    found = cut_positions(state_dict, names)
+    for key in [key for key in found if ".proj_q." in key]:
+        parts = [found.pop(key.replace("proj_q", part)) for part in _OF_ATTENTION]
+        found[key.replace("proj_q.", "in_proj_")] = np.concatenate(parts)
+    return found
+
+
+def unpack_attention(state_dict: Arrays) -> Arrays:
+    found = join_positions(state_dict)
+    for key in [key for key in found if ".in_proj_" in key]:
+        parts = np.split(found.pop(key), 3)
+        for part, array in zip(_OF_ATTENTION, parts, strict=True):
+            found[key.replace("in_proj_", f"{part}.")] = np.ascontiguousarray(array)
+    return found
+
+
+# ---------------------------------------------------------------------------------- the programs
+
+
+def _spot_rows(names: Collection[str]) -> list[Row]:
+    layer: list[Row] = [
+        ("self_attn", "self_attention", _PACKED),
+        ("self_attn.proj_o", "self_attention.out", LINEAR),
+        ("encoder_decoder_attn", "cross_attention", _PACKED),
+        ("encoder_decoder_attn.proj_o", "cross_attention.out", LINEAR),
+        ("ffn.0", "feed_forward.hidden", LINEAR),
+        ("ffn.2", "feed_forward.out", LINEAR),
+        ("self_attn_layer_norm", "norm_self", NORM),
+        ("encoder_decoder_attn_layer_norm", "norm_cross", NORM),
+        ("ffn_layer_norm", "norm_feed_forward", NORM),
+    ]
+    attention: list[Row] = [
+        ("norm_inputs", "norm_features", NORM),
+        ("norm_slots", "norm_slots", NORM),
+        ("norm_mlp", "norm_mlp", NORM),
+        ("project_q", "query", LINEAR),
+        ("project_k", "key", LINEAR),
+        ("project_v", "value", LINEAR),
+        ("gru", "gru", _GRU),
+        ("mlp.0", "mlp.hidden", LINEAR),
+        ("mlp.2", "mlp.out", LINEAR),
+    ]
+    return [
+        *below("encoder", "encoder", VIT),
+        *below("second_encoder", "target_encoder", VIT),
+        ("slot_attn.layer_norm", "projection.norm", NORM),
+        ("slot_attn.mlp.0", "projection.mlp.hidden", LINEAR),
+        ("slot_attn.mlp.2", "projection.mlp.out", LINEAR),
+        # One Gaussian, or a learned query for each slot.
+        ("slot_attn.slot_mu", "initializer.mean", RAW)
+        if "initializer.log_std" in names
+        else ("slot_attn.slots_init.weight", "initializer.mean", _ROWS),
+        ("slot_attn.slot_log_sigma", "initializer.log_std", RAW),
+        *below("slot_attn.slot_attention", "aggregator", attention),
+        ("input_proj.0", "decoder.project_features", LINEAR),
+        ("input_proj.1", "decoder.norm_features", NORM),
+        ("slot_proj.0", "decoder.project_slots", LINEAR),
+        ("slot_proj.1", "decoder.norm_slots", NORM),
+        ("bos_tokens", "decoder.bos", RAW),
+        *below("dec.blocks.{}", "decoder.layers.{}", layer),
+        ("dec.layer_norm", "decoder.norm_out", NORM),
+    ]
+
+
+SPOT = Program(
+    "SPOT",
+    _spot_rows,
+    pack_attention,
+    unpack_attention,
+    ignored=lambda key: key.endswith("self_attn_mask"),
+)
+
+
+def _oclf_rows(names: Collection[str]) -> list[Row]:
+    attention: list[Row] = [
+        ("norm_input", "norm_features", NORM),
+        ("norm_slots", "norm_slots", NORM),
+        ("ff_mlp.module.0", "norm_mlp", NORM),
+        ("to_q", "query", LINEAR),
+        ("to_k", "key", LINEAR),
+        ("to_v", "value", LINEAR),
+        ("gru", "gru", _GRU),
+        ("ff_mlp.module.1", "mlp.hidden", LINEAR),
+        ("ff_mlp.module.3", "mlp.out", LINEAR),
+    ]
+    projection = "perceptual_grouping.positional_embedding.layers.1"
+    decoder = "object_decoder"
+    rows: list[Row] = [
+        *below("feature_extractor.model", "encoder", VIT),
+        (f"{projection}.0", "projection.norm", NORM),
+        (f"{projection}.1", "projection.mlp.hidden", LINEAR),
+        (f"{projection}.3", "projection.mlp.out", LINEAR),
+        ("conditioning.slots_mu", "initializer.mean", RAW),
+        ("conditioning.slots_logsigma", "initializer.log_std", RAW),
+        *below("perceptual_grouping.slot_attention", "aggregator", attention),
+    ]
+    if "decoder.bos" in names:
+        rows += [
+            (f"{decoder}.bos_token", "decoder.bos", _ROWS),
+            (f"{decoder}.inp_transform.0", "decoder.project_features", LINEAR),
+            (f"{decoder}.inp_transform.1", "decoder.norm_features", NORM),
+            (f"{decoder}.cond_transform.0", "decoder.project_slots", LINEAR),
+            (f"{decoder}.cond_transform.1", "decoder.norm_slots", NORM),
+            *below(f"{decoder}.decoder.layers.{{}}", "decoder.layers.{}", TORCH_LAYER),
+        ]
+    else:
+        rows += [
+            (f"{decoder}.pos_embed", "decoder.position", RAW),
+            *mixture_rows(f"{decoder}.decoder", names),
+        ]
+    return [(f"models.{key}", name, leaves) for key, name, leaves in rows]
+
+
+OCLF = Program(
+    "DINOSAUR's framework",
+    _oclf_rows,
+    cut_positions,
+    join_positions,
+    ignored=lambda key: key.endswith("object_decoder.mask"),
+)
+
+
+def _genera1z_rows(names: Collection[str]) -> list[Row]:
+    """DIAS, and SPOT, DINOSAUR and MetaSlot in the programs derived from its author's."""
+    rows = [row for row in SMOOTHSA_ROWS if not row[1].startswith(("initializer.", "recognition."))]
+    rows += [
+        *below("encode_backbone.1", "encoder", VIT),
+        *below("encode_backbone2.1", "target_encoder", VIT),
+        ("initializ.mean", "initializer.mean", RAW),
+        ("initializ.logstd", "initializer.log_std", RAW),
+        # Of MetaSlot, and of an MLP with dropout.
+        ("aggregat.vq.codebook.templat.weight", "aggregator.codebook", RAW),
+        ("aggregat.ffn.3", "aggregator.mlp.out", LINEAR),
+        ("decode.bos", "decoder.bos", RAW),
+    ]
+    if "decoder.bos" in names:
+        rows.insert(0, ("decode.norm0", "decoder.layers.0.norm_self", NORM))
+    if "decoder.out.kernel" in names:
+        rows = [row for row in rows if not row[1].startswith("decoder.")]
+        rows += [
+            ("decode.posit_embed.pe", "decoder.position", RAW),
+            *mixture_rows("decode.backbone", names),
+        ]
+    return rows
+
+
+def _cut_genera1z(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    return cut_positions({key.removeprefix("m."): x for key, x in state_dict.items()}, names)
+
+
+def _join_genera1z(state_dict: Arrays) -> Arrays:
+    return {f"m.{key}": x for key, x in join_positions(state_dict).items()}
+
+
+# Of MetaSlot: what a training goes on from, and nothing that a model needs.
+_METASLOT_STATE = ("aggregat.clust_prob", "aggregat.vq.")
+GENERA1Z = Program(
+    "the program of SmoothSA's author",
+    _genera1z_rows,
+    _cut_genera1z,
+    _join_genera1z,
+    ignored=lambda key: key.startswith(_METASLOT_STATE) and "codebook" not in key,
+)
