@@ -352,7 +352,6 @@ def test_another_architecture(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for change, expected in (
         ({"model_type": "clip"}, "describes a 'clip', expected vit or dinov2 or dinov2_with_reg"),
-        ({"model_type": "vit"}, "layer_scale=False, or choose other weights"),
         ({"mlp_ratio": 2}, "has mlp_ratio 2; this ViT has mlp_ratio 4"),
         ({"hidden_size": "many"}, "config.json cannot be read"),
     ):
@@ -362,6 +361,7 @@ def test_another_architecture(tmp_path):
     other = hugging_face_folder(tmp_path / "dino", dino[3], dino[0])
     message = refusal(other)
     assert "registers 0, layer_scale False; model.encoder has registers 4, layer_scale" in message
+    assert message.endswith("model.encoder.layer_scale=False, or choose other weights")
     written = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(written | {"intermediate_size": 7}))
     assert "has intermediate_size 7; this ViT has" in refusal(other, variant="dino")
@@ -405,14 +405,21 @@ def test_keys_that_do_not_fit(tmp_path):
     assert "missing: blocks.1.qkv.bias" in refusal(folder)
 
 
-def test_no_hub(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "variant", "file"),
+    [
+        ("facebook/dinov2-small", "plain", "model.safetensors"),
+        ("facebook/dino-vits16", "dino", "pytorch_model.bin"),
+    ],
+)
+def test_no_hub(name, variant, file, tmp_path):
     """Offline, an empty cache is a one-line error that names the download; a full one works."""
-    code = """
+    code = f"""
 import sys
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
 try:
-    print(hub.fetch("facebook/dinov2-small"))
+    print(hub.fetch("{name}"))
 except UserError as error:
     print(error)
 """
@@ -432,22 +439,21 @@ except UserError as error:
         )
         return done.stdout.strip()
 
-    revision = hub.REVISIONS["facebook/dinov2-small"]
+    revision = hub.REVISIONS[name]
     told = fetch()
-    assert told.startswith("facebook/dinov2-small cannot be fetched from the Hugging Face Hub")
-    assert f"download config.json and model.safetensors of revision {revision}" in told
+    assert told.startswith(f"{name} cannot be fetched from the Hugging Face Hub")
+    assert f"download config.json and {file} of revision {revision}" in told
     assert told.endswith("set --config.weights.encoder.source to its path") and "\n" not in told
 
-    cached = tmp_path / "hub" / "models--facebook--dinov2-small" / "snapshots" / revision
-    settings, _, _, arrays = case("plain")
+    cached = tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / revision
+    settings, _, _, arrays = case(variant)
     hugging_face_folder(cached, arrays, settings)
+    (cached / "model.safetensors").rename(cached / file)
     assert fetch() == str(cached)
 
 
-def test_from_the_hub(tmp_path, monkeypatch):
-    """The pinned revision is requested, or another one with `@`; the result names its commit."""
-    settings, shapes, grid, arrays = case("plain")
-    served = hugging_face_folder(tmp_path / "served", arrays, settings, shards=2)
+def serve(folder: Path, served: Path, monkeypatch) -> list[tuple[str, str, str]]:
+    """Let the Hub serve a folder's files into another one; returns what is asked for."""
     asked = []
 
     def download(repository, file, revision):
@@ -456,12 +462,32 @@ def test_from_the_hub(tmp_path, monkeypatch):
         asked.append((repository, file, revision))
         if not (served / file).exists():
             raise EntryNotFoundError(f"{file} is not in the repository")
-        target = tmp_path / "snapshots" / f"commit_of_{revision}" / file
+        target = folder / "snapshots" / f"commit_of_{revision}" / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(served / file, target)
         return str(target)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return asked
+
+
+def test_a_pickled_file_from_the_hub(tmp_path, monkeypatch):
+    settings, _, _, arrays = case("dino")
+    served = hugging_face_folder(tmp_path / "served", arrays, settings)
+    (served / "model.safetensors").rename(served / hub.PICKLED)
+    asked = serve(tmp_path, served, monkeypatch)
+    folder = hub.fetch("facebook/dino-vits16")
+    assert {path.name for path in folder.iterdir()} == {"config.json", hub.PICKLED}
+    revision = hub.REVISIONS["facebook/dino-vits16"]
+    files = ("config.json", "model.safetensors", hub.PICKLED)
+    assert asked == [("facebook/dino-vits16", file, revision) for file in files]
+
+
+def test_from_the_hub(tmp_path, monkeypatch):
+    """The pinned revision is requested, or another one with `@`; the result names its commit."""
+    settings, shapes, grid, arrays = case("plain")
+    served = hugging_face_folder(tmp_path / "served", arrays, settings, shards=2)
+    asked = serve(tmp_path, served, monkeypatch)
     pinned = hub.REVISIONS["facebook/dinov2-small"]
     for name, revision in (
         ("facebook/dinov2-small", pinned),
