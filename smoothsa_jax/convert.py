@@ -193,7 +193,12 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
     given = next((value for name, value in for_config if name == "config"), None)
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
-    from smoothsa_jax.checkpoints.published import CONFIGS, RECOGNITION, with_slot_model
+    from smoothsa_jax.checkpoints.published import (
+        CONFIGS,
+        RECOGNITION,
+        with_slot_model,
+        with_teacher,
+    )
 
     name, colon, words = given.partition(":")
     path = name
@@ -211,7 +216,7 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
     if "slot_model" in config.companions and "model" not in config.companions.slot_model:
         rest = ",".join(word for word in words.split(",") if word != RECOGNITION)
         config = with_slot_model(config, load_config(f"{path}:{rest}" if rest else path))
-    return {given: config}
+    return {given: with_teacher(config, spec)}
 
 
 # ------------------------------------------------------------------- a workdir of a state dict
@@ -231,30 +236,35 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
     import jax
     import jax.numpy as jnp
 
-    from smoothsa_jax.checkpoints.published import expected_keys
+    from smoothsa_jax.checkpoints import published
     from smoothsa_jax.checkpoints.workdir import write_config
     from smoothsa_jax.checkpoints.write import CheckpointWriter
-    from smoothsa_jax.interop.authors import DETACH_FLAG, from_authors
     from smoothsa_jax.interop.table import describe, mismatches
     from smoothsa_jax.training.step import build_training
 
-    if wrong := mismatches(describe(state_dict), expected_keys(config)):
+    program = published.program_of(config)
+    weights = published.arrays_of(state_dict, program)
+    expected = published.expected_keys(config)
+    expected = {key: expected[key] for key in published.arrays_of(expected, program)}
+    if wrong := mismatches(describe(weights), expected):
         raise UserError(f"the keys do not fit the config {config.name}: {'; '.join(wrong)}")
-    for key, array in state_dict.items():
+    for key, array in weights.items():
         if not np.isfinite(array).all():
             raise UserError(f"{key} holds values that are not finite; download the file again")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{workdir} exists and is not an empty folder; give the name of a new one")
 
-    arrays = _renamed(from_authors(state_dict), config, to_ours=True)
     training = build_training(config)
+    buffers = training.state.buffers
+    arrays, kept = published.from_state_dict(state_dict, config, buffers)
     params = {name: arrays[name] for name in training.state.params}
     state = training.state.replace(
-        step=jnp.asarray(config.train.num_steps, jnp.int32), params=jax.device_put(params)
+        step=jnp.asarray(config.train.num_steps, jnp.int32),
+        params=jax.device_put(params),
+        buffers={name: jnp.asarray(arrays.get(name, x), x.dtype) for name, x in buffers.items()},
     )
     frozen = {name: arrays[name] for name in training.frozen}
-    (flag,) = (bool(x) for key, x in state_dict.items() if key.endswith(DETACH_FLAG))
-    progress = {"frozen_from": "the authors' checkpoint", RECORD: {"detach": flag}}
+    progress = {"frozen_from": "the authors' checkpoint", RECORD: kept}
     with whole_folder(workdir) as folder:
         with contextlib.closing(CheckpointWriter(folder, config)) as writer:
             writer.save(config.train.num_steps, {"state": state, "frozen": frozen}, progress, {})
@@ -268,37 +278,20 @@ def read_workdir(workdir: Path, warn: Callable[[str], None]) -> dict[str, np.nda
     Raises:
         UserError: no checkpoint, or a model that their program does not have.
     """
+    from smoothsa_jax.checkpoints.published import to_state_dict
     from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
-    from smoothsa_jax.interop.authors import to_authors
 
     checkpoint = restore_latest(workdir, warn=warn)
     if checkpoint is None:
         raise UserError(f"no usable checkpoint in {workdir / FOLDER}; give a trained workdir")
     config = checkpoint.config
-    arrays = _renamed(checkpoint.weights, config, to_ours=False)
+    # Those that a file of its program has.
+    names = ("aggregator.queue", "aggregator.pointer", "aggregator.slots_share")
+    buffers = {name: x for name, x in checkpoint.buffers.items() if name in names}
+    arrays = {**checkpoint.weights, **buffers}
     record = checkpoint.progress.get(RECORD)
     if record is None:
         detach = config.model.get("initializer", {}).get("detach", 0.0)
         share = detach.get("at", 0.0) if hasattr(detach, "get") else float(detach)
         record = {"detach": checkpoint.step < share * config.train.num_steps}
-    return to_authors(arrays, record["detach"])
-
-
-def _renamed(
-    arrays: Mapping[str, np.ndarray], config: ConfigDict, to_ours: bool
-) -> dict[str, np.ndarray]:
-    """Rename between a run's arrays and those of `interop.authors`.
-
-    In a run of recognition the head has no prefix and the slot model's arrays have one; there it
-    is the other way around.
-    """
-    from smoothsa_jax.interop.authors import HEAD
-
-    if "slot_model" not in config.companions:
-        return dict(arrays)
-    slots = "slot_model."
-    mine, other = (HEAD, slots) if to_ours else (slots, HEAD)
-    return {
-        name.removeprefix(mine) if name.startswith(mine) else f"{other}{name}": array
-        for name, array in arrays.items()
-    }
+    return to_state_dict(arrays, config, record)

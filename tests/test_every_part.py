@@ -30,7 +30,6 @@ CLOSE = 2e-5  # sums in another order, in float32
 BFLOAT16 = 5e-2  # of the largest value
 TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 del TABLES["target_encoder"]  # the same as "encoder"
-del TABLES["pruning"]  # takes no sizes: see test_pruning.py
 
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
@@ -284,7 +283,8 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
         prediction, masks = module(slots[:, 0], mask, given, of_frame)
         return {} if masks is None else {"masks": masks}, {"prediction": prediction}
     if row.kind == "pruning":
-        attention = jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", slots[:, 1], slots[:, 2]), axis=1)
+        logits = jnp.einsum("bnd,bmd->bnm", slots[:, 1], tokens[:, 1, :, : slots.shape[-1]])
+        attention = jax.nn.softmax(jnp.where(mask[..., None], logits, -jnp.inf), axis=1)
         values = {"distance": row.settings["distance"]}
         owner = module(slots[:, 0], attention, mask, values)
         return {"masks": ((owner == jnp.arange(owner.shape[1])) & mask).astype(jnp.float32)}, {}

@@ -17,7 +17,17 @@ STEPS = 20
 STEP = {"schedule": "step", "begin": 1.0, "end": 0.25, "at": 0.15}
 COSINE = {"schedule": "cosine", "begin": 2.0, "end": 1.0}
 WARMUP = {"schedule": "warmup_cosine", "peak": 0.5, "warmup": 0.2, "end_ratio": 0.1}
-EXAMPLES = {"step": STEP, "cosine": COSINE, "warmup_cosine": WARMUP}
+TO_ZERO = {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5}
+HALVING = {"schedule": "warmup_halving", "peak": 0.5, "warmup": 0.2, "half_life": 0.3}
+FROM = {"schedule": "from", "begin": 0.2, "value": COSINE}
+EXAMPLES = {
+    "step": STEP,
+    "cosine": COSINE,
+    "cosine_to_zero": TO_ZERO,
+    "warmup_cosine": WARMUP,
+    "warmup_halving": HALVING,
+    "from": FROM,
+}
 
 
 def values(setting, steps=range(STEPS + 5)) -> np.ndarray:

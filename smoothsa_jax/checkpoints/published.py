@@ -1,13 +1,16 @@
-"""Find the config that a state dict of the authors' program belongs to.
+"""Published state dicts: which config one belongs to, and its arrays by our names.
 
 The keys and shapes of a state dict identify its model, but not the data set that it was trained on.
 If several recipes share a model, one has to be chosen by name.
 """
 
+import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -16,7 +19,8 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config.load import CONFIGS_PARENT, load_config
 from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.interop.authors import HEAD, to_authors
+from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
+from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT, Program
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import build_head, slot_model_shapes
 from smoothsa_jax.models.parameters import split
@@ -25,10 +29,63 @@ StateDict = Mapping[str, np.ndarray]
 CONFIGS = CONFIGS_PARENT / "configs"
 OWN = "own.py"  # for a user's pictures, which no published model was trained on
 RECOGNITION = "recognition"  # a variant of a config file, after the colon
+SLOT_MODEL, TEACHER = "slot_model", "teacher"  # companions
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The models of one system in one program.
+
+    Attributes:
+        title: in messages.
+        program: how it names arrays; None: SmoothSA's own table.
+        has: whether a state dict with these keys is one.
+        words: of its recipes, each behind the data sets that `data` lists.
+    """
+
+    title: str
+    program: Program | None
+    has: Callable[[Iterable[str]], bool]
+    words: tuple[str, ...]
+
+
+def _any(*parts: str) -> Callable[[Iterable[str]], bool]:
+    return lambda keys: any(part in key for key in keys for part in parts)
+
+
+# The first that fits counts.
+FAMILIES = (
+    Family(
+        "DINOSAUR",
+        OCLF,
+        _any("models.perceptual_grouping."),
+        ("dinosaur,original", "dinosaur,ar,original"),
+    ),
+    Family("SPOT", SPOT, _any("slot_attn."), ("spot,original", "spot,original,student")),
+    Family("SPOT's re-implementation", GENERA1Z, _any("m.teacher."), ("spot,genera1z,student",)),
+    Family(
+        "MetaSlot",
+        GENERA1Z,
+        _any("aggregat.vq."),
+        ("metaslot,genera1z", "metaslot,ar,genera1z"),
+    ),
+    Family("SmoothSA", None, _any("initializ.qinit", DETACH_FLAG), ()),
+    Family("SPOT's re-implementation", GENERA1Z, _any("decode.bos"), ("spot,genera1z",)),
+    Family(
+        "DINOSAUR's re-implementation",
+        GENERA1Z,
+        _any("decode.backbone.0.weight"),
+        ("dinosaur,genera1z",),
+    ),
+    Family("DIAS", GENERA1Z, _any("decode.mask_token"), ("dias,genera1z",)),
+)
+SMOOTHSA = next(family for family in FAMILIES if family.program is None)
+# Data sets with published models of other systems than SmoothSA, and their words.
+DATA = ("clevrtex", "coco", "voc", "movi_c:image", "movi_e:image")
 
 
 def recipes() -> dict[str, ConfigDict]:
-    """Return every config in configs/ whose model the authors' program has, by name.
+    """Return every config in configs/ whose model has a published program, by name.
 
     Raises:
         UserError: there are no configs, for example in a copy of the package alone.
@@ -48,7 +105,35 @@ def recipes() -> dict[str, ConfigDict]:
             f"no configs found in {CONFIGS}; run from a checkout of the project, or give the "
             "config file with --config"
         )
+    for family, data in itertools.product(FAMILIES, DATA):
+        for words in family.words:
+            name = f"{data},{words}" if ":" in data else f"{data}:{words}"
+            file, _, after = name.partition(":")
+            if (CONFIGS / f"{file}.py").is_file():
+                spec = f"{CONFIGS / file}.py:{after}"
+                found[name] = with_teacher(load_config(spec), spec)
     return found
+
+
+def with_teacher(config: ConfigDict, spec: str) -> ConfigDict:
+    """Return a config with the model of its teacher, if it has one.
+
+    A file of the original SPOT's student has no teacher; its training cannot go on.
+
+    Args:
+        config: the config.
+        spec: what it was loaded from, such as "configs/coco.py:spot,genera1z,student".
+    """
+    if TEACHER not in config.companions or "model" in config.companions[TEACHER]:
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    if program_of(config) is SPOT:
+        del config.companions[TEACHER]
+        del config.losses.attention_match
+        return canonical(config)
+    teacher = load_config(spec.replace(",student", ""))
+    config.companions[TEACHER].update(title=teacher.title, model=teacher.model)
+    return canonical(config)
 
 
 def _recognition_of(path: Path, slots: ConfigDict) -> ConfigDict | None:
@@ -66,27 +151,146 @@ def with_slot_model(config: ConfigDict, slots: ConfigDict) -> ConfigDict:
     return canonical(config)
 
 
+def program_of(config: ConfigDict) -> Program | None:
+    """Return the program that a config's model belongs to; None: SmoothSA's.
+
+    The numerics of slot attention tell the programs apart.
+    """
+    model = config.model
+    if SLOT_MODEL in config.companions or "cold" in model.get("initializer", {}):
+        return None
+    if model.aggregator.get("epsilon_in", "sum") == "sum":
+        return GENERA1Z
+    return OCLF if model.projection.get("to_slots", False) else SPOT
+
+
+def from_state_dict(
+    state_dict: StateDict, config: ConfigDict, buffers: Iterable[str] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Convert a state dict to the arrays of a config's model and of its companions.
+
+    Args:
+        state_dict: with exactly `expected_keys(config)`.
+        config: the whole config.
+        buffers: names of the model's buffers to convert too.
+
+    Returns:
+        The arrays by our names, companions' with theirs in front; and what else the file tells, as
+        JSON values, for `to_state_dict`.
+    """
+    program = program_of(config)
+    if program is None:
+        flag = next((bool(x) for key, x in state_dict.items() if key.endswith(DETACH_FLAG)), False)
+        arrays = renamed(from_authors(state_dict), config, to_ours=True)
+        return arrays, {"detach": flag}
+    found: dict[str, np.ndarray] = {}
+    for prefix, start, model in _models_of(config):
+        own = {key: x for key, x in state_dict.items() if key.startswith(start)}
+        own = {key.replace(start, "m.", 1) if start else key: x for key, x in own.items()}
+        names = {*_shapes(_as_json(model), image_size_of(config)), *buffers}
+        arrays = program.to_ours(own, names, model)
+        found |= {f"{prefix}{name}": x for name, x in arrays.items()}
+    return found, program.kept(state_dict)
+
+
+def to_state_dict(
+    arrays: Mapping[str, np.ndarray], config: ConfigDict, kept: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Convert the arrays of a config's model and of its companions to a state dict.
+
+    Args:
+        arrays: by our names; buffers too, where the program has them.
+        config: the whole config.
+        kept: what `from_state_dict` returned, or nothing.
+
+    Raises:
+        UserError: the program has no place for an array.
+    """
+    program = program_of(config)
+    if program is None:
+        return to_authors(renamed(arrays, config, to_ours=False), kept.get("detach", False))
+    companions = tuple(f"{name}." for name in config.companions)
+    found: dict[str, np.ndarray] = {}
+    for prefix, start, model in _models_of(config):
+        own = {
+            name.removeprefix(prefix): x
+            for name, x in arrays.items()
+            if (name.startswith(prefix) if prefix else not name.startswith(companions))
+        }
+        state_dict = program.to_theirs(own, model, kept)
+        found |= {
+            f"{start}{key.removeprefix('m.')}" if start else key: x for key, x in state_dict.items()
+        }
+    return found
+
+
+def _models_of(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
+    """Return (prefix of our names, prefix of their keys, model) of each model in a file."""
+    program, teacher = program_of(config), config.companions.get(TEACHER)
+    if program is not GENERA1Z:
+        return [("", "", config.model)]
+    if teacher is None:
+        return [("", "m.", config.model)]
+    return [("", "m.student.", config.model), (f"{TEACHER}.", "m.teacher.", teacher.model)]
+
+
+def renamed(
+    arrays: Mapping[str, np.ndarray], config: ConfigDict, to_ours: bool
+) -> dict[str, np.ndarray]:
+    """Rename between a run's arrays and those of `interop.authors`.
+
+    In a run of recognition the head has no prefix and the slot model's arrays have one; there it
+    is the other way around.
+    """
+    if SLOT_MODEL not in config.companions:
+        return dict(arrays)
+    slots = f"{SLOT_MODEL}."
+    mine, other = (HEAD, slots) if to_ours else (slots, HEAD)
+    return {
+        name.removeprefix(mine) if name.startswith(mine) else f"{other}{name}": array
+        for name, array in arrays.items()
+    }
+
+
 def expected_keys(config: ConfigDict) -> dict[str, str]:
-    """Describe the authors' state dict of a config's model.
+    """Describe the state dict of a config's model, without keys that stand for no array.
 
     Returns:
         key -> dtype and shape.
 
     Raises:
-        UserError: their program does not have this model.
+        UserError: no program has this model.
     """
-    companion = config.companions.get("slot_model")
+    program, size = program_of(config), image_size_of(config)
+    if program is not None:
+        shapes: dict[str, Any] = {}
+        for prefix, _, model in _models_of(config):
+            found = _shapes(_as_json(model), size)
+            shapes |= {f"{prefix}{name}": x for name, x in found.items()}
+        arrays = {name: np.broadcast_to(x.dtype.type(0), x.shape) for name, x in shapes.items()}
+        return describe(to_state_dict(arrays, config, {}))
+    companion = config.companions.get(SLOT_MODEL)
     model = (config.model if companion is None else companion.model).to_dict()
     model["num_slots"] = 1  # does not affect the arrays
     head = None if companion is None else json.dumps(config.model.to_dict())
-    return dict(_expected_keys(json.dumps(model), image_size_of(config), head))
+    return dict(_expected_keys(json.dumps(model), size, head))
+
+
+def _as_json(model: ConfigDict) -> str:
+    return json.dumps(model.to_dict(), sort_keys=True)
 
 
 @functools.cache  # most recipes share a model, and each model takes a second
+def _shapes(model: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return the shapes of a slot model's arrays."""
+    _, trained, frozen = split(slot_model_shapes(ConfigDict(json.loads(model)), image_size))
+    return {**trained, **frozen}
+
+
+@functools.cache
 def _expected_keys(model: str, image_size: tuple[int, int], head: str | None) -> dict[str, str]:
-    """Do the same for a slot model and an optional head on it, given as JSON."""
-    config = ConfigDict(json.loads(model))
-    shapes = split(slot_model_shapes(config, image_size))[1]
+    """Describe SmoothSA's state dict of a slot model and an optional head on it, given as JSON."""
+    config, shapes = ConfigDict(json.loads(model)), dict(_shapes(model, image_size))
     if head is not None:
         settings = ConfigDict(json.loads(head))
         of_head = nnx.eval_shape(lambda: build_head(settings, config.slot_size, 0))
@@ -94,6 +298,21 @@ def _expected_keys(model: str, image_size: tuple[int, int], head: str | None) ->
     # The table transforms arrays, not shapes.
     arrays = {name: np.broadcast_to(x.dtype.type(0), x.shape) for name, x in shapes.items()}
     return describe(to_authors(arrays, detach=False))
+
+
+def family_of(keys: Iterable[str]) -> Family:
+    """Return the family of a state dict with these keys; SmoothSA's if none fits."""
+    keys = list(keys)
+    return next((family for family in FAMILIES if family.has(keys)), SMOOTHSA)
+
+
+def arrays_of(state_dict: StateDict, program: Program | None) -> StateDict:
+    """Return a state dict without the keys that stand for no array of a model."""
+    if program is None:
+        return state_dict
+    prefixes = ("m.student.", "m.teacher.", "m.")
+    bare = lambda key: next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)  # noqa: E731
+    return {key: x for key, x in state_dict.items() if not program.ignored(bare(key))}
 
 
 def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list[str]:
@@ -104,8 +323,11 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     Raises:
         UserError: no config matches; the message compares the state dict with the closest one.
     """
-    found = describe(state_dict)
-    layouts = {name: expected_keys(config) for name, config in configs.items()}
+    family = family_of(state_dict)
+    found = describe(arrays_of(state_dict, family.program))
+    # A model of another program cannot match, unless the user has chosen the config.
+    near = {name: x for name, x in configs.items() if _is_of(name, x, family)}
+    layouts = {name: _described(config) for name, config in (near or configs).items()}
     exact = [name for name, expected in layouts.items() if expected == found]
     if exact:
         return exact
@@ -117,7 +339,7 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     expected = layouts[nearest]
     if not found.keys() & expected.keys():
         raise UserError(
-            f"no checkpoint of SmoothSA: it has {len(found)} keys such as "
+            f"no checkpoint of {family.title}: it has {len(found)} keys such as "
             f"{next(iter(found), None)!r}, expected those of the authors' program, such as "
             f"{next(iter(expected))!r}"
         )
@@ -126,3 +348,15 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
         f"{'; '.join(mismatches(found, expected))}; download the file again, or give its config "
         "with --config"
     )
+
+
+def _is_of(name: str, config: ConfigDict, family: Family) -> bool:
+    if program_of(config) is not family.program:
+        return False
+    words = set(name.partition(":")[2].split(",")) - {"image"}
+    return family.program is None or any(words == set(x.split(",")) for x in family.words)
+
+
+def _described(config: ConfigDict) -> dict[str, str]:
+    expected, program = expected_keys(config), program_of(config)
+    return {key: expected[key] for key in arrays_of(expected, program)}

@@ -61,6 +61,16 @@ class Checkpoint:
             if name.startswith(prefix)
         }
 
+    @property
+    def buffers(self) -> dict[str, np.ndarray]:
+        """What training steps rewrite without the optimizer, by name in the model."""
+        prefix = "state/buffers/"
+        return {
+            name.removeprefix(prefix): array
+            for name, array in self.arrays.items()
+            if name.startswith(prefix)
+        }
+
 
 class BrokenCheckpoint(Exception):
     """A step folder that cannot be used; the text gives the reason."""

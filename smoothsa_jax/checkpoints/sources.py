@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
-from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, recipes
+from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, from_state_dict, recipes
 from smoothsa_jax.checkpoints.read import FOLDER, place_array, restore_latest
 from smoothsa_jax.config.load import known_words, load_config
 from smoothsa_jax.config.values import canonical, differences, image_size_of, to_json
@@ -24,7 +24,6 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import state_dicts
-from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
@@ -112,7 +111,8 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
             "smoothsa_jax.convert IN OUT --config=NAME"
         )
     found = configs[names[0]]
-    return Trained(found, from_authors(state_dict), found.train.num_steps, str(path))
+    arrays, _ = from_state_dict(state_dict, found)
+    return Trained(found, _own(arrays, found), found.train.num_steps, str(path))
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:

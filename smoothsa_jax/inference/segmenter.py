@@ -30,7 +30,7 @@ from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.models.build import check_prunable, has_transition, starts_from_boxes
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
-from smoothsa_jax.models.pruning import Carry, Prune, as_scheduled, prune_of
+from smoothsa_jax.models.pruning import Carry, Prune, as_scheduled, prune_of, pruning_settings
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
@@ -77,6 +77,8 @@ class Segmenter:
                 "slot model that it was trained on"
             )
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
+        self._aggregator, self._can_prune = type(model.aggregator), False
+        self._pruning = pruning_settings(config.eval)
         self.num_slots = config.model.num_slots
         self.starts_from_boxes = starts_from_boxes(config.model)
         patterns = frozen_patterns(config.weights)
@@ -352,17 +354,12 @@ class Segmenter:
         """
         if prune is False:
             return None
-        given = {
-            "prune": prune,
-            "prune_restart": prune_restart,
-            "prune_iterations": prune_iterations,
-            "prune_video": prune_video,
-        }
-        settings = self.config.eval
-        asked = prune_of(*(settings[key] if x is None else x for key, x in given.items()))
-        if asked is not None:
-            name = self.config.model.aggregator.name
-            check_prunable(self.definition.skeleton().aggregator, name)
+        given = prune, prune_restart, prune_iterations, prune_video
+        defaults = self._pruning
+        asked = prune_of(*(d if x is None else x for x, d in zip(given, defaults, strict=True)))
+        if asked is not None and not self._can_prune:
+            check_prunable(self._aggregator, self.config.model.aggregator.name)
+            self._can_prune = True
         return asked
 
     def save(self, folder: str | os.PathLike) -> None:

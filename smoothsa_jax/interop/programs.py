@@ -136,7 +136,7 @@ class Program:
             if found is None:
                 raise UserError(f"{name} has no place in a state dict of {self.title}")
             key, transform = found
-            state_dict[key] = np.ascontiguousarray(transform.to_theirs(np.asarray(array)))
+            state_dict[key] = transform.to_theirs(np.asarray(array))
         return self.join({**state_dict, **self.more(arrays, kept)})
 
 
@@ -181,7 +181,7 @@ def unpack_attention(state_dict: Arrays) -> Arrays:
     for key in [key for key in found if ".in_proj_" in key]:
         parts = np.split(found.pop(key), 3)
         for part, array in zip(_OF_ATTENTION, parts, strict=True):
-            found[key.replace("in_proj_", f"{part}.")] = np.ascontiguousarray(array)
+            found[key.replace("in_proj_", f"{part}.")] = array
     return found
 
 

@@ -119,7 +119,7 @@ def _built(
         aggregator.check_num_slots(num_slots)
     pruning = part("pruning")
     if pruning is not None:
-        check_prunable(aggregator, config.aggregator.name)
+        check_prunable(type(aggregator), config.aggregator.name)
     return SlotModel(
         encoder,
         projection,
@@ -135,8 +135,8 @@ def _built(
     )
 
 
-def check_prunable(aggregator: nnx.Module, name: str) -> None:
-    """Refuse an aggregator that cannot be asked for a number of iterations, as pruning does.
+def check_prunable(aggregator: type, name: str) -> None:
+    """Refuse a class of aggregators that cannot be asked for a number of iterations, as in pruning.
 
     Raises:
         UserError: its call has no argument `iterations`.

@@ -29,6 +29,7 @@ from smoothsa_jax.parts import (
 )
 
 OF_MEDIAN = 0.7  # what "auto" multiplies the median distance by
+COPIES = 1e-6  # a smaller distance is one of copies, up to rounding
 OFF = -1.0  # a distance below all others: no two slots are that close
 
 
@@ -75,8 +76,8 @@ class Redundancy(nnx.Module):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["distance", "of_median"],
-    meta_fields=["restart", "iterations", "video"],
+    data_fields=["distance"],
+    meta_fields=["restart", "iterations", "video", "of_median"],
 )
 @dataclasses.dataclass(frozen=True)
 class Prune:
@@ -84,19 +85,20 @@ class Prune:
 
     Attributes:
         distance: the largest distance within a cluster, as for `Redundancy`.
-        of_median: is added to it, times the median of a sample's pairwise distances.
         restart: "slots" or "queries", as for `Redundancy`; "none": the slots that stay are decoded
             as they are; "merge": all slots are decoded, and the masks of a cluster are united.
         iterations: J, of the extra aggregation.
         video: "fixed": the slots that stay on the first frame are those of the whole video.
             "renewed": all slots take part in every frame, and each is pruned on its own.
+        of_median: whether the distance is a multiple of the median of a sample's pairwise
+            distances.
     """
 
     distance: Any
-    of_median: Any
-    restart: str
-    iterations: int
-    video: str
+    restart: str = "slots"
+    iterations: int = 1
+    video: str = "fixed"
+    of_median: bool = False
 
     @property
     def merges(self) -> bool:
@@ -117,8 +119,8 @@ class Prune:
     ) -> Int[Array, "B N"]:
         """Find clusters; see `interfaces.Pruning`."""
         del scheduled
-        distance = self.distance + self.of_median * median_distance(slots, slot_mask)
-        return owners(slots, attention, distance, slot_mask)
+        scale = median_distance(slots, slot_mask) if self.of_median else 1.0
+        return owners(slots, attention, scale * self.distance, slot_mask)
 
 
 def prune_of(
@@ -148,8 +150,9 @@ def prune_of(
     check_one_of(f"{prefix}prune_video", video, PRUNE_VIDEOS)
     if prune is None:
         return None
-    distance, of_median = (0.0, OF_MEDIAN) if prune == AUTO_PRUNE else (float(prune), 0.0)
-    return Prune(distance, of_median, restart, iterations, video)
+    automatic = prune == AUTO_PRUNE
+    distance = OF_MEDIAN if automatic else float(prune)
+    return Prune(distance, restart, iterations, video, automatic)
 
 
 def pruning_of(settings: Mapping[str, Any]) -> Prune | None:
@@ -161,8 +164,13 @@ def pruning_of(settings: Mapping[str, Any]) -> Prune | None:
     Raises:
         UserError: a setting is out of range.
     """
+    return prune_of(*pruning_settings(settings), prefix="eval.")
+
+
+def pruning_settings(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of `prune_of` that the `eval` part of a config has."""
     names = ("prune", "prune_restart", "prune_iterations", "prune_video")
-    return prune_of(*(settings[name] for name in names), prefix="eval.")
+    return tuple(settings[name] for name in names)
 
 
 def as_scheduled(prune: Prune | None) -> dict[str, dict[str, Any]]:
@@ -279,25 +287,34 @@ def owners(
     distance = jnp.broadcast_to(jnp.asarray(distance, jnp.float32), (batch,))
     mass = attention.astype(jnp.float32).sum(axis=-1)
 
-    def of_sample(linkage, distance, mass):
-        def merge(_, carry):
-            linkage, label = carry
-            at = jnp.argmin(linkage)
-            one, two = at // num_slots, at % num_slots  # one < two, since the first minimum counts
-            row = jnp.maximum(linkage[one], linkage[two])
-            joined = linkage.at[one, :].set(row).at[:, one].set(row)
-            joined = joined.at[two, :].set(jnp.inf).at[:, two].set(jnp.inf)
-            close = linkage[one, two] <= distance
-            label = jnp.where(close & (label == two), one, label)
-            return jnp.where(close, joined, linkage), label
+    slot = jnp.arange(num_slots)
 
-        label = jnp.arange(num_slots)
-        _, label = jax.lax.fori_loop(0, num_slots - 1, merge, (linkage, label))
-        together = label[:, None] == label
-        return jnp.argmax(jnp.where(together, mass, -jnp.inf), axis=1)
+    def merge(_, carry):
+        # Masks rather than indices: gathers and scatters of a batch are slow.
+        linkage, label, smallest = carry
+        nearest = smallest.min(axis=1, keepdims=True)
+        # The first slot of the first closest pair, and its partner.
+        one = slot == jnp.argmin(smallest, axis=1, keepdims=True)
+        row = jnp.where(one[:, :, None], linkage, jnp.inf).min(axis=1)
+        two = slot == jnp.argmin(row, axis=1, keepdims=True)
+        close = nearest <= distance[:, None]
+        both = (one | two)[:, :, None]
+        row = jnp.where(two | one, jnp.inf, jnp.where(both, linkage, -jnp.inf).max(axis=1))
+        joined = jnp.where(one[:, :, None], row[:, None], linkage)
+        joined = jnp.where(one[:, None], row[:, :, None], joined)
+        joined = jnp.where(two[:, :, None] | two[:, None], jnp.inf, joined)
+        linkage = jnp.where(close[..., None], joined, linkage)
+        first = jnp.where(one, slot, 0).sum(axis=1, keepdims=True)
+        second = jnp.where(two, slot, 0).sum(axis=1, keepdims=True)
+        label = jnp.where(close & (label == second), first, label)
+        return linkage, label, linkage.min(axis=2)
 
-    found = jax.vmap(of_sample)(_distances(slots, valid), distance, mass)
-    return jnp.where(valid, found, jnp.arange(num_slots))
+    linkage, label = _distances(slots, valid), jnp.broadcast_to(slot, (batch, num_slots))
+    carry = linkage, label, linkage.min(axis=2)
+    _, label, _ = jax.lax.fori_loop(0, num_slots - 1, merge, carry)
+    together = label[:, :, None] == label[:, None]
+    found = jnp.argmax(jnp.where(together, mass[:, None], -jnp.inf), axis=2)
+    return jnp.where(valid, found, slot)
 
 
 def median_distance(
@@ -335,10 +352,11 @@ def _distances(slots: Float[Array, "B N D"], valid: Bool[Array, "B N"]) -> Float
     """Return 1 minus the cosine of each pair of valid slots, and infinity for other pairs."""
     slots = slots.astype(jnp.float32)
     unit = slots / jnp.maximum(jnp.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
-    # Half the squared distance of unit vectors, which is exactly 0 for copies.
-    square = jnp.square(unit[:, :, None] - unit[:, None]).sum(axis=-1)
+    cosine = jnp.einsum("bid,bjd->bij", unit, unit, precision="highest")
+    found = jnp.clip(1.0 - cosine, 0.0, 2.0)
+    found = jnp.where(found < COPIES, 0.0, found)
     pairs = valid[:, :, None] & valid[:, None] & ~jnp.eye(slots.shape[1], dtype=bool)
-    return jnp.where(pairs, jnp.clip(0.5 * square, 0.0, 2.0), jnp.inf)
+    return jnp.where(pairs, found, jnp.inf)
 
 
 def zeroed(x: Float[Array, "*B N K"], kept: Bool[Array, "*B N"]) -> Float[Array, "*B N K"]:
