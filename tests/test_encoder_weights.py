@@ -1,4 +1,4 @@
-"""DINOv2's weights: against transformers' models (with PyTorch), from files, and faults."""
+"""Weights of DINO and DINOv2: against transformers (with PyTorch), from files, and faults."""
 
 import json
 import os
@@ -31,8 +31,8 @@ from smoothsa_jax.config.values import canonical
 from smoothsa_jax.convert import read_workdir, write_workdir
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
-from smoothsa_jax.interop.dinov2 import resample_positions
 from smoothsa_jax.interop.encoder_weights import load_encoder
+from smoothsa_jax.interop.vit_layouts import resample_positions
 from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.step import build_training
 
@@ -52,10 +52,10 @@ def case(variant: str = "registers", side: int = 42):
 
 
 def assert_loaded(found: dict, arrays: dict) -> None:
-    """All arrays are bit-identical, except the class token, which is a sum."""
+    """All arrays are bit-identical, except a class token that is a sum."""
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
-        if name == "class_token":
+        if name == "class_token" and "class_position" not in arrays:
             np.testing.assert_allclose(found[name], array, atol=1e-6)
         else:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -70,16 +70,19 @@ def transformers_model(settings: dict, grid_side: int, folder: Path):
     import torch
     import transformers
 
-    registers = {"num_register_tokens": settings["registers"]} if settings["registers"] else {}
-    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    if settings.get("layer_scale", True):
+        more = {"num_register_tokens": settings["registers"]} if settings["registers"] else {}
+        kind = "Dinov2WithRegisters" if more else "Dinov2"
+        more["use_swiglu_ffn"] = settings["swiglu"]
+    else:
+        kind, more = "ViT", {"intermediate_size": 4 * settings["width"]}
     config = getattr(transformers, f"{kind}Config")(
         hidden_size=settings["width"],
         num_hidden_layers=settings["depth"],
         num_attention_heads=settings["num_heads"],
         patch_size=settings["patch"],
         image_size=settings["patch"] * grid_side,
-        use_swiglu_ffn=settings["swiglu"],
-        **registers,
+        **more,
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}Model")(config).eval()
@@ -92,28 +95,36 @@ def transformers_model(settings: dict, grid_side: int, folder: Path):
     return model
 
 
-def tokens_of(model, images: np.ndarray, prefix: int) -> np.ndarray:
-    """Patch tokens as they leave the last block, in front of the last LayerNorm."""
+def tokens_of(model, images: np.ndarray, settings: dict) -> np.ndarray:
+    """Patch tokens, in front of the last LayerNorm or behind it."""
     import torch
 
     seen = []
-    last = model.get_submodule("encoder.layer")[-1]
-    handle = last.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    see = lambda module, inputs, output: seen.append((inputs[0], output))  # noqa: E731
+    handle = model.layernorm.register_forward_hook(see)
+    is_dino = not settings.get("layer_scale", True)
     with torch.no_grad():
-        model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        model(images, **({"interpolate_pos_encoding": True} if is_dino else {}))
     handle.remove()
-    output = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-    return output.numpy()[:, prefix:]
+    tokens = seen[0][settings.get("final_norm", False)]
+    return tokens.numpy()[:, 1 + settings["registers"] :]
 
 
 FULL = {"width": 384, "depth": 12, "num_heads": 6, "patch": 14, "swiglu": False}
 CASES = {
     "small with registers": ({**FULL, "registers": 4}, 37, (224, 224)),
     "small, plain": ({**FULL, "registers": 0}, 37, (224, 224)),
+    "small, DINO": (
+        {**FULL, "patch": 16, "registers": 0, "layer_scale": False, "class_position": True},
+        14,
+        (224, 224),
+    ),
     **{name: (settings, 5, (42, 98)) for name, settings in VARIANTS.items()},
     "same grid": (VARIANTS["plain"], 5, (70, 70)),
     "odd, larger": (VARIANTS["registers"], 3, (126, 70)),
     "odd, larger, plain": (VARIANTS["plain"], 3, (126, 70)),
+    "odd, larger, DINO": (VARIANTS["dino_normed"], 3, (126, 70)),
 }
 
 
@@ -123,7 +134,7 @@ def test_tokens_are_those_of_transformers(name, tmp_path):
     settings, side, image_size = CASES[name]
     model = transformers_model(settings, side, tmp_path / "model")
     images = np.random.default_rng(0).standard_normal((2, *image_size, 3), dtype=np.float32)
-    expected = tokens_of(model, images, prefix=1 + settings["registers"])
+    expected = tokens_of(model, images, settings)
     definition, shapes, grid = make_vit(settings, image_size)
     found = apply(definition, load(tmp_path / "model", settings, shapes, grid), images)
     assert found.shape == expected.shape
@@ -171,6 +182,19 @@ def test_a_torch_file_of_timm_comes_back(tmp_path):
     theirs = timm_state_dict(arrays, settings["registers"])
     torch.save({key: torch.from_numpy(x) for key, x in theirs.items()}, tmp_path / "vit.pth")
     assert_loaded(load(tmp_path / "vit.pth", settings, shapes, grid), arrays)
+
+
+@pytest.mark.torch
+def test_a_pickled_folder_comes_back(tmp_path):
+    """DINO's repositories hold no safetensors."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    settings, shapes, grid, arrays = case("dino_normed")
+    folder = hugging_face_folder(tmp_path / "model", arrays, settings)
+    theirs = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    theirs = {key: torch.from_numpy(x) for key, x in theirs.items()}
+    torch.save(theirs, folder / hub.PICKLED)
+    assert_loaded(load(folder, settings, shapes, grid), arrays)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -327,12 +351,20 @@ def test_another_architecture(tmp_path):
     )
     config = json.loads((folder / "config.json").read_text())
     for change, expected in (
-        ({"model_type": "vit"}, "describes a 'vit', expected dinov2 or dinov2_with_registers"),
+        ({"model_type": "clip"}, "describes a 'clip', expected vit or dinov2 or dinov2_with_reg"),
         ({"mlp_ratio": 2}, "has mlp_ratio 2; this ViT has mlp_ratio 4"),
         ({"hidden_size": "many"}, "config.json cannot be read"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         assert expected in refusal(folder)
+    dino = case("dino")
+    other = hugging_face_folder(tmp_path / "dino", dino[3], dino[0])
+    message = refusal(other)
+    assert "registers 0, layer_scale False; model.encoder has registers 4, layer_scale" in message
+    assert message.endswith("model.encoder.layer_scale=False, or choose other weights")
+    written = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(written | {"intermediate_size": 7}))
+    assert "has intermediate_size 7; this ViT has" in refusal(other, variant="dino")
     (folder / "config.json").write_text("{")
     assert "config.json cannot be read" in refusal(folder)
 
@@ -347,7 +379,9 @@ def test_keys_that_do_not_fit(tmp_path):
         return refusal(path)
 
     one = np.ones(24, np.float32)
-    assert "unknown keys head.weight, expected those of DINOv2" in told({"head.weight": one})
+    assert "unknown keys head.weight, expected those of DINO or DINOv2" in told(
+        {"head.weight": one}
+    )
     assert "missing: blocks.1.mlp.out.bias" in told({}, without="blocks.1.mlp.fc2.bias")
     assert "left over: blocks.2.norm_mlp.scale" in told({"blocks.2.norm2.weight": one})
     short = told({"blocks.0.ls1.gamma": one[:5]})
@@ -356,6 +390,11 @@ def test_keys_that_do_not_fit(tmp_path):
     assert "scale_attention holds values that are not finite" in bad
     grid = told({"pos_embed": np.ones((1, 7, 24), np.float32)})
     assert "positions of shape [1, 7, 24], expected those of a square grid" in grid
+    save_file(theirs, path)
+    # timm's files with registers have no position of the class token.
+    _, shapes, grid = make_vit(own := settings | {"class_position": True}, (42, 42))
+    with pytest.raises(UserError, match="missing: class_position"):
+        load(path, own, shapes, grid)
     folder = hugging_face_folder(tmp_path / "model", arrays, settings)
     assert "set --config.weights.encoder.source to the folder" in refusal(
         folder / "model.safetensors"
@@ -366,14 +405,21 @@ def test_keys_that_do_not_fit(tmp_path):
     assert "missing: blocks.1.qkv.bias" in refusal(folder)
 
 
-def test_no_hub(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "variant", "file"),
+    [
+        ("facebook/dinov2-small", "plain", "model.safetensors"),
+        ("facebook/dino-vits16", "dino", "pytorch_model.bin"),
+    ],
+)
+def test_no_hub(name, variant, file, tmp_path):
     """Offline, an empty cache is a one-line error that names the download; a full one works."""
-    code = """
+    code = f"""
 import sys
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import hub
 try:
-    print(hub.fetch("facebook/dinov2-small"))
+    print(hub.fetch("{name}"))
 except UserError as error:
     print(error)
 """
@@ -393,22 +439,21 @@ except UserError as error:
         )
         return done.stdout.strip()
 
-    revision = hub.REVISIONS["facebook/dinov2-small"]
+    revision = hub.REVISIONS[name]
     told = fetch()
-    assert told.startswith("facebook/dinov2-small cannot be fetched from the Hugging Face Hub")
-    assert f"download config.json and model.safetensors of revision {revision}" in told
+    assert told.startswith(f"{name} cannot be fetched from the Hugging Face Hub")
+    assert f"download config.json and {file} of revision {revision}" in told
     assert told.endswith("set --config.weights.encoder.source to its path") and "\n" not in told
 
-    cached = tmp_path / "hub" / "models--facebook--dinov2-small" / "snapshots" / revision
-    settings, _, _, arrays = case("plain")
+    cached = tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / revision
+    settings, _, _, arrays = case(variant)
     hugging_face_folder(cached, arrays, settings)
+    (cached / "model.safetensors").rename(cached / file)
     assert fetch() == str(cached)
 
 
-def test_from_the_hub(tmp_path, monkeypatch):
-    """The pinned revision is requested, or another one with `@`; the result names its commit."""
-    settings, shapes, grid, arrays = case("plain")
-    served = hugging_face_folder(tmp_path / "served", arrays, settings, shards=2)
+def serve(folder: Path, served: Path, monkeypatch) -> list[tuple[str, str, str]]:
+    """Let the Hub serve a folder's files into another one; returns what is asked for."""
     asked = []
 
     def download(repository, file, revision):
@@ -417,12 +462,32 @@ def test_from_the_hub(tmp_path, monkeypatch):
         asked.append((repository, file, revision))
         if not (served / file).exists():
             raise EntryNotFoundError(f"{file} is not in the repository")
-        target = tmp_path / "snapshots" / f"commit_of_{revision}" / file
+        target = folder / "snapshots" / f"commit_of_{revision}" / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(served / file, target)
         return str(target)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return asked
+
+
+def test_a_pickled_file_from_the_hub(tmp_path, monkeypatch):
+    settings, _, _, arrays = case("dino")
+    served = hugging_face_folder(tmp_path / "served", arrays, settings)
+    (served / "model.safetensors").rename(served / hub.PICKLED)
+    asked = serve(tmp_path, served, monkeypatch)
+    folder = hub.fetch("facebook/dino-vits16")
+    assert {path.name for path in folder.iterdir()} == {"config.json", hub.PICKLED}
+    revision = hub.REVISIONS["facebook/dino-vits16"]
+    files = ("config.json", "model.safetensors", hub.PICKLED)
+    assert asked == [("facebook/dino-vits16", file, revision) for file in files]
+
+
+def test_from_the_hub(tmp_path, monkeypatch):
+    """The pinned revision is requested, or another one with `@`; the result names its commit."""
+    settings, shapes, grid, arrays = case("plain")
+    served = hugging_face_folder(tmp_path / "served", arrays, settings, shards=2)
+    asked = serve(tmp_path, served, monkeypatch)
     pinned = hub.REVISIONS["facebook/dinov2-small"]
     for name, revision in (
         ("facebook/dinov2-small", pinned),

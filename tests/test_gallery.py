@@ -28,8 +28,8 @@ VARIANTS = {
 WORDS = {
     "boqsa": set(),
     "dias": {"genera1z"},
-    "dinosaur": {"ar", "original", "genera1z"},
-    "metaslot": {"ar", "paper", "genera1z"},
+    "dinosaur": {"ar", "r384", "original", "genera1z"},
+    "metaslot": {"ar", "b16", "paper", "genera1z"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
 }

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from run_config import get_config
 from tiny import as_recognition, tiny_batch, tiny_config
@@ -21,7 +22,10 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.split import Evaluation
-from smoothsa_jax.models.parameters import frozen_patterns, matching
+from smoothsa_jax.models.backend import CPU, Backend
+from smoothsa_jax.models.encoders.vit import ViT
+from smoothsa_jax.models.layers import attention
+from smoothsa_jax.models.parameters import frozen_patterns, matching, split
 from smoothsa_jax.report.build import _weights_through_training
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check, check_sources
@@ -139,6 +143,75 @@ def test_what_is_frozen_gets_no_gradient_and_no_moments(weights, patterns):
     reference, expected = one_step(whole, config, fixed, given)
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
     assert metrics["grad_norm"] < expected["grad_norm"]
+
+
+class Encoder(nnx.Module):
+    """A ViT at the place that it has in a model."""
+
+    def __init__(self, depth: int):
+        settings = {"width": 12, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
+        self.encoder = ViT((16, 16), depth=depth, final_norm=True, **settings, rngs=nnx.Rngs(0))
+
+
+def up_to_block(number: int) -> tuple[str, ...]:
+    """Patterns of all arrays in front of a block."""
+    start = ("embed.*", "position", "class_token", "registers")
+    names = (*start, *(f"blocks.{i}.*" for i in range(number)))
+    return tuple(f"encoder.{name}" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [
+        ((), [True, True, True]),
+        (up_to_block(2), [False, False, True]),
+        # A gradient passes through a frozen block to what is in front of it.
+        ((*up_to_block(1), "encoder.blocks.2.*"), [False, True, True]),
+        (up_to_block(3)[1:], [True, True, True]),
+        (up_to_block(3), [False, False, False]),  # the last LayerNorm alone is trained
+        ((*up_to_block(3), "encoder.norm.*"), [False, False, False]),
+    ],
+)
+def test_which_blocks_a_gradient_passes_through(frozen, expected):
+    definition, params, still = split(nnx.eval_shape(lambda: Encoder(3)), frozen=frozen)
+
+    def look(params, still):
+        blocks = definition.merge(params, still).encoder.blocks
+        assert [block.differentiated for block in blocks] == expected
+        blocks = definition.merge(params, still, differentiated=False).encoder.blocks
+        assert not any(block.differentiated for block in blocks)
+
+    jax.eval_shape(look, params, still)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "tpu, in turns"])
+def test_frozen_leading_blocks_keep_nothing_for_the_gradient(kind, monkeypatch):
+    """The gradient of the other blocks is the whole ViT's."""
+    backend = Backend("tpu") if "tpu" in kind else CPU
+    monkeypatch.setattr(attention, "ON_CHIP", 1)  # on a TPU, each image on its own
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+
+    def gradient(depth: int, frozen: tuple[str, ...]):
+        """The gradient, and how many numbers are kept for it."""
+        definition, *arrays = split(Encoder(depth), backend=backend, frozen=frozen)
+
+        @jax.jit
+        def run(params, still):
+            features = lambda p: definition.merge(p, still).encoder(images)["features"]  # noqa: E731
+            found, back = jax.vjp(features, params)
+            return back(jnp.cos(found))[0], jax.tree.leaves(back)
+
+        found, kept = run(*arrays)
+        return found, sum(x.size for x in kept)
+
+    found, kept = gradient(2, up_to_block(1))
+    whole, all_kept = gradient(2, ())
+    assert found and all(name.startswith(("encoder.blocks.1.", "encoder.norm.")) for name in found)
+    for name, x in found.items():
+        assert np.any(x), name
+        np.testing.assert_allclose(x, whole[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert kept < all_kept
+    assert gradient(3, up_to_block(2))[1] == kept
 
 
 def test_a_target_of_features_needs_a_frozen_encoder():

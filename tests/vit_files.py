@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from smoothsa_jax.interop.dinov2 import HUGGING_FACE, TIMM
+from smoothsa_jax.interop.vit_layouts import DINO, DINOV2, LAST_NORM, TIMM
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.parameters import split
 
@@ -18,6 +18,22 @@ VARIANTS = {
     "plain": {**SMALL, "registers": 0, "swiglu": False},
     "registers_giant": {**SMALL, "registers": 4, "swiglu": True},
     "plain_giant": {**SMALL, "registers": 0, "swiglu": True},
+    "normed": {
+        **SMALL,
+        "registers": 0,
+        "swiglu": False,
+        "class_position": True,
+        "final_norm": True,
+    },
+    "dino": {**SMALL, "registers": 0, "swiglu": False, "layer_scale": False},
+    "dino_normed": {
+        **SMALL,
+        "registers": 0,
+        "swiglu": False,
+        "layer_scale": False,
+        "class_position": True,
+        "final_norm": True,
+    },
 }
 
 
@@ -48,11 +64,15 @@ def timm_state_dict(arrays: dict[str, np.ndarray], registers: int) -> dict[str, 
     found = {name: (TIMM.table.theirs(name), array) for name, array in arrays.items()}
     state_dict = {key: transform.to_theirs(array) for (key, transform), array in found.values()}
     width = arrays["class_token"].shape[-1]
-    return _contiguous(state_dict) | {x: np.ones(width, np.float32) for x in sorted(TIMM.ignored)}
+    norm = {f"norm.{leaf}": np.ones(width, np.float32) for leaf in ("weight", "bias")}
+    return norm | _contiguous(state_dict)
 
 
 def hugging_face_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     arrays = dict(arrays)
+    layout = DINOV2 if "blocks.0.scale_mlp" in arrays else DINO
+    width = arrays["class_token"].shape[-1]
+    arrays = {name: np.ones(width, np.float32) for name in LAST_NORM} | arrays
     _split_class_position(arrays)
     for name in [name for name in arrays if ".qkv." in name]:
         parts = np.split(arrays.pop(name), 3, axis=-1)
@@ -61,35 +81,32 @@ def hugging_face_state_dict(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
     state_dict = {}
     swiglu = _is_swiglu(arrays)
     for name, array in arrays.items():
-        key, transform = HUGGING_FACE.table.theirs(name)
+        key, transform = layout.table.theirs(name)
         if swiglu:
             key = key.replace("mlp.fc1", "mlp.weights_in").replace("mlp.fc2", "mlp.weights_out")
         state_dict[key] = transform.to_theirs(array)
-    width = arrays["class_token"].shape[-1]
-    ignored = {key: np.ones(width, np.float32) for key in sorted(HUGGING_FACE.ignored)}
-    return (
-        _contiguous(state_dict)
-        | ignored
-        | {"embeddings.mask_token": np.ones((1, width), np.float32)}
-    )
+    ignored = {key: np.ones((1, width), np.float32) for key in sorted(layout.ignored)}
+    return _contiguous(state_dict) | ignored
 
 
 def hugging_face_folder(folder: Path, arrays: dict, settings: dict, shards: int = 1) -> Path:
     """config.json with the keys of the real ones, and the weights."""
     folder.mkdir(parents=True)
     config = {
-        "model_type": "dinov2_with_registers" if settings["registers"] else "dinov2",
         "hidden_size": settings["width"],
         "num_hidden_layers": settings["depth"],
         "num_attention_heads": settings["num_heads"],
         "patch_size": settings["patch"],
-        "use_swiglu_ffn": settings["swiglu"],
-        "image_size": 518,
-        "mlp_ratio": 4,
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
         "qkv_bias": True,
     }
+    if settings.get("layer_scale", True):
+        kind = "dinov2_with_registers" if settings["registers"] else "dinov2"
+        config |= {"model_type": kind, "use_swiglu_ffn": settings["swiglu"], "mlp_ratio": 4}
+        config |= {"image_size": 518, "layer_norm_eps": 1e-6}
+    else:
+        config |= {"model_type": "vit", "intermediate_size": 4 * settings["width"]}
+        config |= {"image_size": 224, "layer_norm_eps": 1e-12}
     if settings["registers"]:
         config["num_register_tokens"] = settings["registers"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -109,9 +126,11 @@ def _is_swiglu(arrays: dict) -> bool:
 
 
 def _split_class_position(arrays: dict) -> None:
-    """The class token's position is what Hugging Face's files keep apart; some value for it."""
-    position = np.full_like(arrays["class_token"], 0.25)
-    arrays["class_token"] = arrays["class_token"] - position
+    """The class token's position, which files keep apart; some value for it if the ViT does not."""
+    position = arrays.pop("class_position", None)
+    if position is None:
+        position = np.full_like(arrays["class_token"], 0.25)
+        arrays["class_token"] = arrays["class_token"] - position
     arrays["position"] = np.concatenate([position, arrays["position"]], axis=1)
 
 

@@ -3,6 +3,7 @@
     (no word)   the MLP decoder and the original's parts, on this program's encoder and schedule
                 length
     ar          the autoregressive decoder
+    r384        pictures of 384 pixels instead of 256, so 576 tokens instead of 256
     original    the published recipe: DINO (v1) features of 224 pixels, 500,000 steps of 64 images
                 (VOC: 300,000)
     genera1z    the re-implementation by SmoothSA's author: DINOv2, separate Gaussians, bi-level
@@ -69,6 +70,11 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
     )
 
 
+def r384(config: ConfigDict, data: base.DataSet) -> None:
+    config.title = f"{TITLE}, 384 pixels"
+    config.data.image_size = 384 if data.small is None else config.data.image_size
+
+
 def original(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.dino(*(("small", 8) if _is_movi(data) else ("base", 16))))
     if data.small is None:  # its files have no last LayerNorm
@@ -116,6 +122,7 @@ def _is_movi(data: base.DataSet) -> bool:
 
 WORDS = {
     "ar": ("system variant", ar),
+    "r384": ("system variant", r384),
     "original": ("version", original),
     "genera1z": ("version", genera1z),
 }

@@ -6,6 +6,7 @@ re-implementation by SmoothSA's author, as in the authors' program.
     (no word)   the program, except that removed slots are masked in decoder, losses and scores
     ar          SPOT's autoregressive decoder instead of the MLP
     paper       the method as the paper describes it, which its program is not
+    b16         with genera1z: DINO's ViT-B/16 after its last LayerNorm, 100,000 steps
     genera1z    the published recipe: DINOv2 without registers; removed slots are decoded
 """
 
@@ -86,8 +87,17 @@ def paper(config: ConfigDict, data: base.DataSet) -> None:
     )
 
 
+def b16(config: ConfigDict, data: base.DataSet) -> None:
+    config.title = f"{TITLE}, ViT-B/16"
+    settings, source = base.dino("base", 16)
+    more = {"resize": 0.875, "apply_norm": True}
+    base.use_encoder(config, data, ({**settings, **more}, source))
+    config.train.num_steps = 100_000
+
+
 def genera1z(config: ConfigDict, data: base.DataSet) -> None:
-    if config.model.decoder.name == "mlp_mixture":
+    has_choice = config.model.encoder.to_dict() != dict(data.encoder)  # the word b16
+    if config.model.decoder.name == "mlp_mixture" and not has_choice:
         base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
         config.train.num_steps = 50_000
     config.model.aggregator.return_mask = False
@@ -95,6 +105,7 @@ def genera1z(config: ConfigDict, data: base.DataSet) -> None:
 
 WORDS = {
     "ar": ("system variant", ar),
+    "b16": ("system variant", b16),
     "paper": ("system variant", paper),
     "genera1z": ("version", genera1z),
 }

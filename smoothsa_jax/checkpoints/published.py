@@ -67,7 +67,7 @@ FAMILIES = (
         "MetaSlot",
         GENERA1Z,
         _any("aggregat.vq."),
-        ("metaslot,genera1z", "metaslot,ar,genera1z"),
+        ("metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
     ),
     Family("SmoothSA", None, _any("initializ.qinit", DETACH_FLAG), ()),
     Family("SPOT's re-implementation", GENERA1Z, _any("decode.bos"), ("spot,genera1z",)),
@@ -75,7 +75,7 @@ FAMILIES = (
         "DINOSAUR's re-implementation",
         GENERA1Z,
         _any("decode.backbone.0.weight"),
-        ("dinosaur,genera1z",),
+        ("dinosaur,genera1z", "dinosaur,r384,genera1z"),
     ),
     Family("DIAS", GENERA1Z, _any("decode.mask_token"), ("dias,genera1z",)),
 )

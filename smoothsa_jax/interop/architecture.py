@@ -1,4 +1,4 @@
-"""Check a DINOv2 or DINOv3 `config.json` of Hugging Face against the ViT of a config."""
+"""Check a DINO, DINOv2 or DINOv3 `config.json` of Hugging Face against the ViT of a config."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ _SETTINGS = {
     "num_hidden_layers": "depth",
     "num_attention_heads": "num_heads",
     "patch_size": "patch",
-    "num_register_tokens": "registers",
 }
+_REGISTERS = {"num_register_tokens": "registers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +25,26 @@ class _Kind:
         name: its `model.encoder.name`.
         settings: names in transformers -> our names in `model.encoder`.
         fixed: values for which our encoder has no setting.
+        implied: our settings for which transformers' model has none.
     """
 
     name: str
     settings: Mapping[str, str]
     fixed: Mapping[str, Any]
+    implied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_VIT = _Kind(
+_FIXED = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "num_channels": 3}
+_DINO = _Kind("vit", _SETTINGS, _FIXED, {"registers": 0, "swiglu": False, "layer_scale": False})
+_DINOV2 = _Kind(
     "vit",
-    {**_SETTINGS, "use_swiglu_ffn": "swiglu"},
-    {
-        "mlp_ratio": 4,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-        "num_channels": 3,
-    },
+    {**_SETTINGS, **_REGISTERS, "use_swiglu_ffn": "swiglu"},
+    {"mlp_ratio": 4, **_FIXED},
+    {"layer_scale": True},
 )
 _DINOV3 = _Kind(
     "dinov3",
-    {**_SETTINGS, "use_gated_mlp": "swiglu"},
+    {**_SETTINGS, **_REGISTERS, "use_gated_mlp": "swiglu"},
     {
         "layer_norm_eps": 1e-5,
         "rope_theta": 100.0,
@@ -57,18 +56,29 @@ _DINOV3 = _Kind(
         "num_channels": 3,
     },
 )
-_KINDS = {"dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_vit": _DINOV3}
+_KINDS = {
+    "vit": _DINO,
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
+    "dinov3_vit": _DINOV3,
+}
+_DEFAULTS = {"name": "vit", "swiglu": False, "layer_scale": True}
 
 
 def read_architecture(path: Path) -> dict[str, Any]:
-    """Read all transformers settings of a DINOv2 or DINOv3, including those left at their default.
+    """Read all transformers settings of a ViT, including those left at their default.
 
     Raises:
         UserError: the file does not exist, or describes another model.
     """
-    from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
+    from transformers import (
+        Dinov2Config,
+        Dinov2WithRegistersConfig,
+        DINOv3ViTConfig,
+        ViTConfig,
+    )
 
-    classes = (Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig)
+    classes = (ViTConfig, Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig)
     kinds = {kind.model_type: kind for kind in classes}
     if not path.is_file():
         raise UserError(f"{path} does not exist: download it next to the weights")
@@ -96,7 +106,8 @@ def check_architecture(found: Mapping[str, Any], encoder: Mapping[str, Any], wha
         UserError: settings differ; the message names all of them.
     """
     kind = _KINDS[found["model_type"]]
-    name = encoder.get("name", _VIT.name)
+    wanted = {**_DEFAULTS, **encoder}
+    name = wanted["name"]
     if name != kind.name:
         raise UserError(
             f"{what} describes a {found['model_type']!r}, which does not match "
@@ -104,14 +115,18 @@ def check_architecture(found: Mapping[str, Any], encoder: Mapping[str, Any], wha
             "other weights"
         )
     fixed = dict(kind.fixed)
+    if kind is _DINO:
+        fixed["intermediate_size"] = 4 * found["hidden_size"]
+        # DINO was trained with 1e-6; its files on the Hub have transformers' default instead.
+        if found["layer_norm_eps"] == 1e-12:
+            del fixed["layer_norm_eps"]
     if kind is _DINOV3:
         fixed["intermediate_size"] = 4 * found["hidden_size"]
         fixed["hidden_act"] = "silu" if found["use_gated_mlp"] else "gelu"
     other = {key: found.get(key) for key, value in fixed.items() if found.get(key) != value}
     if other:
         raise UserError(f"{what} has {_pairs(other)}; this ViT has {_pairs(fixed)}")
-    theirs = {ours: found[key] for key, ours in kind.settings.items()}
-    wanted = {"swiglu": False, **encoder}
+    theirs = {ours: found[key] for key, ours in kind.settings.items()} | dict(kind.implied)
     differ = {key: value for key, value in theirs.items() if wanted.get(key) != value}
     if differ:
         advice = " ".join(f"--config.model.encoder.{key}={value}" for key, value in differ.items())

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.interop.dinov2 import TIMM_ROWS
 from smoothsa_jax.interop.table import KERNEL, LINEAR, NORM, RAW, SAME, KeyTable, Row
+from smoothsa_jax.interop.vit_layouts import TIMM_ROWS
 
 HEAD = "recognition."  # the prefix of our names of the recognition head
 

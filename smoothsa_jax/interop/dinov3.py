@@ -1,7 +1,7 @@
 """Map DINOv3's arrays from the names of Hugging Face to those of our DINOv3."""
 
-from smoothsa_jax.interop.dinov2 import Layout
 from smoothsa_jax.interop.table import CONVOLUTION, KERNEL, LINEAR, NORM, RAW, KeyTable, Row
+from smoothsa_jax.interop.vit_layouts import Layout
 
 _WEIGHT = {"weight": ("kernel", KERNEL)}
 _ROWS: list[Row] = [

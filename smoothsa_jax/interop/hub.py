@@ -1,4 +1,7 @@
-"""Download DINOv2 and DINOv3 files from the Hugging Face Hub, once, into its cache (`HF_HOME`)."""
+"""Download ViTs of DINO, DINOv2 and DINOv3 from the Hugging Face Hub, once, into its cache.
+
+The cache is below `HF_HOME`.
+"""
 
 import errno
 from pathlib import Path
@@ -6,9 +9,15 @@ from pathlib import Path
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.interop.safetensors_files import INDEX, WHOLE, weight_files
 
-CONFIG = "config.json"
+CONFIG, PICKLED = "config.json", "pytorch_model.bin"
 # Commits are pinned, so that a name always means the same weights.
 REVISIONS = {
+    # DINO's repositories hold a pickled state dict instead of safetensors. Those with patches of 8
+    # are not pinned; a run records the commit that it got.
+    "facebook/dino-vits16": "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
+    "facebook/dino-vitb16": "f205d5d8e640a89a2b8ef0369670dfc37cc07fc2",
+    "facebook/dino-vits8": "main",
+    "facebook/dino-vitb8": "main",
     "facebook/dinov2-with-registers-small": "0d9846e56b43a21fa46d7f3f5070f0506a5795a9",
     "facebook/dinov2-with-registers-base": "a1d738ccfa7ae170945f210395d99dde8adb1805",
     "facebook/dinov2-with-registers-large": "e4c89a4e05589de9b3e188688a303d0f3c04d0f3",
@@ -64,8 +73,12 @@ def fetch(name: str) -> Path:
             get(WHOLE)
         # A subclass of EntryNotFoundError: the file may exist, but the Hub could not be asked.
         except errors.LocalEntryNotFoundError:
-            raise
+            if not (folder / PICKLED).is_file():
+                raise
         except errors.EntryNotFoundError:
+            if repository.startswith("facebook/dino-"):
+                get(PICKLED)
+                return folder
             get(INDEX)
             for file in weight_files(folder):
                 get(file)
@@ -84,10 +97,11 @@ def fetch(name: str) -> Path:
     except Exception as error:  # each network layer has its own errors
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise
+        weights = PICKLED if repository.startswith("facebook/dino-") else WHOLE
         raise UserError(
             f"{repository} cannot be fetched from the Hugging Face Hub ({_reason(error)}): on a "
-            f"machine that can reach it, download {CONFIG} and {WHOLE} of revision {revision} into "
-            "one folder, copy it here, and set --config.weights.encoder.source to its path"
+            f"machine that can reach it, download {CONFIG} and {weights} of revision {revision} "
+            "into one folder, copy it here, and set --config.weights.encoder.source to its path"
         ) from error
     return folder
 

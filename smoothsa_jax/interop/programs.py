@@ -13,7 +13,6 @@ import numpy as np
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import ROWS as SMOOTHSA_ROWS
-from smoothsa_jax.interop.dinov2 import TIMM_ROWS
 from smoothsa_jax.interop.table import (
     KERNEL,
     LINEAR,
@@ -24,6 +23,7 @@ from smoothsa_jax.interop.table import (
     Row,
     Transform,
 )
+from smoothsa_jax.interop.vit_layouts import TIMM_ROWS
 
 Arrays = dict[str, np.ndarray]
 # An array with an axis of length 1 in front that theirs lacks.
@@ -52,7 +52,6 @@ VIT: list[Row] = [
     *TIMM_ROWS,
     # A position embedding with an entry for the class token is cut before it gets here.
     ("pos_embed#class", "class_position", RAW),
-    ("norm", "norm", NORM),
 ]
 
 

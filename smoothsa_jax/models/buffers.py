@@ -19,6 +19,7 @@ mean there what it means at the end of training.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool
@@ -59,9 +60,9 @@ class Updates:
         return bool(self._parts)
 
     def buffers(self, model: nnx.Module) -> dict[str, Array]:
-        """Return the initial buffers of a model with arrays."""
+        """Return the initial buffers of a model, or their shapes if it has shapes."""
         kept = nnx.to_flat_state(nnx.state(model, Buffer))
-        named = {".".join(map(str, path)): x[...] for path, x in kept}
+        named = {".".join(map(str, path)): jax.tree.leaves(x)[0] for path, x in kept}
         return {name: x for name, x in named.items() if self.covers(name)}
 
     def covers(self, name: str) -> bool:

@@ -107,7 +107,8 @@ class ModelDefinition:
 
     def _prepared(self, model: nnx.Module, differentiated: bool) -> nnx.Module:
         frozen_parts = self.frozen_parts
-        for path, module in nnx.iter_modules(model):
+        modules = list(nnx.iter_modules(model))
+        for path, module in modules:
             if hasattr(module, "backend"):
                 module.backend = self.backend
             if hasattr(module, "compute_dtype"):
@@ -117,6 +118,14 @@ class ModelDefinition:
             if hasattr(module, "differentiated"):
                 still = bool(path) and path[0] in frozen_parts & {ENCODER, TARGET_ENCODER}
                 module.differentiated = differentiated and not still
+        # Gradients go back to the first trained block of an encoder, and no further.
+        for path, module in modules:
+            if path in ((ENCODER,), (TARGET_ENCODER,)) and hasattr(module, "still_blocks"):
+                start = f"{path[0]}."
+                trained = (name for name in self.names if name not in self.frozen)
+                inside = [name.removeprefix(start) for name in trained if name.startswith(start)]
+                for block in module.still_blocks(inside):
+                    block.differentiated = False
         return model
 
 

@@ -1,6 +1,7 @@
 """Vision transformers as feature extractors: pixels -> tokens."""
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,20 @@ class PatchTransformer(nnx.Module):
             return found.reshape(len(images), h * w, -1) + self.embed.bias[...]
         patches = images.reshape(-1, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
         return self.embed(patches.reshape(-1, h * w, p * p * 3))
+
+    def still_blocks(self, trained: Iterable[str]) -> list[nnx.Module]:
+        """Return the leading blocks that no gradient passes through.
+
+        Args:
+            trained: names of the encoder's arrays that are trained, such as "blocks.8.qkv.kernel".
+        """
+        first = len(self.blocks)
+        for part, *below in (name.split(".") for name in trained):
+            if part == "blocks":
+                first = min(first, int(below[0]))
+            elif part != "norm":  # anything but the last LayerNorm comes before all blocks
+                return []
+        return list(self.blocks)[:first]
 
     def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         """Run all tokens through the blocks; class token and registers come first."""

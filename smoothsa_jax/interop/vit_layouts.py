@@ -1,13 +1,14 @@
-"""Map DINOv2's arrays from the names of Hugging Face and timm to those of our ViT.
+"""Map the arrays of DINO and DINOv2 from the names of Hugging Face and timm to those of our ViT.
 
 Hugging Face stores query, key and value separately. Positions form one square grid of the
-pre-training size. If the file has a position of the class token, it precedes the grid, and is added
-to the class token here.
+pre-training size. If the file has a position of the class token, it precedes the grid. It becomes
+an array of its own in a ViT with `class_position`; in any other it is added to the class token. The
+last LayerNorm is left out unless the ViT has `final_norm`.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +31,27 @@ TIMM_ROWS: list[Row] = [
     ("blocks.{}.mlp.fc1", "blocks.{}.mlp.hidden", LINEAR),
     ("blocks.{}.mlp.fc2", "blocks.{}.mlp.out", LINEAR),
     ("blocks.{}.ls2.gamma", "blocks.{}.scale_mlp", RAW),
+    ("norm", "norm", NORM),
 ]
 _HUGGING_FACE_ROWS: list[Row] = [
     ("embeddings.patch_embeddings.projection", "embed", CONVOLUTION),
     ("embeddings.position_embeddings", "position", RAW),
     ("embeddings.cls_token", "class_token", RAW),
-    ("embeddings.register_tokens", "registers", RAW),
-    ("encoder.layer.{}.norm1", "blocks.{}.norm_attention", NORM),
     ("encoder.layer.{}.attention.attention.query", "blocks.{}.query", LINEAR),
     ("encoder.layer.{}.attention.attention.key", "blocks.{}.key", LINEAR),
     ("encoder.layer.{}.attention.attention.value", "blocks.{}.value", LINEAR),
     ("encoder.layer.{}.attention.output.dense", "blocks.{}.out", LINEAR),
+    ("layernorm", "norm", NORM),
+]
+_DINO_ROWS: list[Row] = [
+    ("encoder.layer.{}.layernorm_before", "blocks.{}.norm_attention", NORM),
+    ("encoder.layer.{}.layernorm_after", "blocks.{}.norm_mlp", NORM),
+    ("encoder.layer.{}.intermediate.dense", "blocks.{}.mlp.hidden", LINEAR),
+    ("encoder.layer.{}.output.dense", "blocks.{}.mlp.out", LINEAR),
+]
+_DINOV2_ROWS: list[Row] = [
+    ("embeddings.register_tokens", "registers", RAW),
+    ("encoder.layer.{}.norm1", "blocks.{}.norm_attention", NORM),
     ("encoder.layer.{}.layer_scale1.lambda1", "blocks.{}.scale_attention", RAW),
     ("encoder.layer.{}.norm2", "blocks.{}.norm_mlp", NORM),
     ("encoder.layer.{}.mlp.fc1", "blocks.{}.mlp.hidden", LINEAR),
@@ -50,6 +61,7 @@ _HUGGING_FACE_ROWS: list[Row] = [
     ("encoder.layer.{}.layer_scale2.lambda1", "blocks.{}.scale_mlp", RAW),
 ]
 
+LAST_NORM = ("norm.scale", "norm.bias")
 # Our packed arrays <- the arrays that Hugging Face stores separately, concatenated.
 _PACKED = {".qkv.": (".query.", ".key.", ".value."), ".mlp.hidden.": (".mlp.gate.", ".mlp.value.")}
 
@@ -61,7 +73,7 @@ class Layout:
     Attributes:
         model: the model in such a file, for error messages.
         table: the mapping of names.
-        ignored: keys that a file may have, but that features before the last LayerNorm do not need.
+        ignored: keys that a file may have, but that the features do not need.
     """
 
     model: str
@@ -69,11 +81,16 @@ class Layout:
     ignored: frozenset[str]
 
 
-TIMM = Layout("DINOv2", KeyTable(TIMM_ROWS), frozenset({"norm.weight", "norm.bias"}))
-HUGGING_FACE = Layout(
+TIMM = Layout("DINO or DINOv2", KeyTable(TIMM_ROWS), frozenset())
+DINO = Layout(
+    "DINO",
+    KeyTable([*_HUGGING_FACE_ROWS, *_DINO_ROWS]),
+    frozenset({"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"}),
+)
+DINOV2 = Layout(
     "DINOv2",
-    KeyTable(_HUGGING_FACE_ROWS),
-    frozenset({"embeddings.mask_token", "layernorm.weight", "layernorm.bias"}),
+    KeyTable([*_HUGGING_FACE_ROWS, *_DINOV2_ROWS]),
+    frozenset({"embeddings.mask_token"}),
 )
 
 
@@ -82,6 +99,7 @@ def vit_arrays(
     layout: Layout,
     grid: tuple[int, int],
     antialias: bool,
+    wanted: Collection[str],
 ) -> dict[str, np.ndarray]:
     """Convert a file's arrays to our names, in float32, for images of `grid` patches.
 
@@ -90,6 +108,8 @@ def vit_arrays(
         layout: the file's layout.
         grid: (h, w) patches of an image.
         antialias: whether to resample positions with antialiasing; see `resample_positions`.
+        wanted: names of the ViT's arrays: they tell whether it has the last LayerNorm and a
+            separate position of the class token.
 
     Raises:
         UserError: a key is not in the layout, or the positions are not a square grid.
@@ -104,13 +124,15 @@ def vit_arrays(
     arrays: dict[str, np.ndarray] = {}
     for key in list(state_dict):
         array = state_dict.pop(key)
-        if key not in layout.ignored:
-            name, transform = layout.table.ours(key)
+        if key in layout.ignored:
+            continue
+        name, transform = layout.table.ours(key)
+        if name not in LAST_NORM or name in wanted:
             arrays[name] = np.ascontiguousarray(transform.to_ours(array), np.float32)
     for name, parts in _PACKED.items():
         _pack(arrays, name, parts)
     if "position" in arrays and "class_token" in arrays:
-        _split_position(arrays)
+        _split_position(arrays, apart="class_position" in wanted)
         arrays["position"] = resample_positions(arrays["position"], grid, antialias)
     return arrays
 
@@ -123,10 +145,13 @@ def _pack(arrays: dict[str, np.ndarray], packed: str, parts: tuple[str, ...]) ->
             arrays[name.replace(parts[0], packed)] = array
 
 
-def _split_position(arrays: dict[str, np.ndarray]) -> None:
+def _split_position(arrays: dict[str, np.ndarray], apart: bool) -> None:
     position = arrays["position"]
     if position.ndim == 3 and _is_square(position.shape[1] - 1) and position.shape[1] > 1:
-        arrays["class_token"] = arrays["class_token"] + position[:, :1]
+        if apart:
+            arrays["class_position"] = position[:, :1]
+        else:
+            arrays["class_token"] = arrays["class_token"] + position[:, :1]
         arrays["position"] = position[:, 1:]
 
 
@@ -136,8 +161,8 @@ def resample_positions(
     """Resample a square grid of positions bicubically; positions of the right size are unchanged.
 
     The kernel matches the program that wrote the file. With antialiasing (timm, and DINOv2 with
-    registers in transformers), its coefficient is -0.5; without (plain DINOv2 in transformers), it
-    is -0.75.
+    registers in transformers), its coefficient is -0.5; without (DINO and plain DINOv2 in
+    transformers), it is -0.75.
 
     Raises:
         UserError: the positions are not a square grid.
