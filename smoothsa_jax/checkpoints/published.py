@@ -141,6 +141,11 @@ def with_teacher(config: ConfigDict, spec: str) -> ConfigDict:
     return canonical(config)
 
 
+def lacks_teacher(config: ConfigDict) -> bool:
+    """Tell whether a config is that of a student whose file has no teacher."""
+    return "target_encoder" in config.model and TEACHER not in config.companions
+
+
 def _recognition_of(path: Path, slots: ConfigDict) -> ConfigDict | None:
     try:
         config = load_config(f"{path}:{RECOGNITION}")
@@ -320,12 +325,16 @@ def family_of(keys: Iterable[str]) -> Family | None:
 
 
 def arrays_of(state_dict: StateDict, program: Program | None) -> StateDict:
-    """Return a state dict without the keys that stand for no array of a model."""
+    """Return a state dict by today's keys, without those that stand for no array of a model."""
     if program is None:
         return state_dict
     prefixes = ("m.student.", "m.teacher.", "m.")
-    bare = lambda key: next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)  # noqa: E731
-    return {key: x for key, x in state_dict.items() if not program.ignored(bare(key))}
+
+    def is_array(key: str) -> bool:
+        bare = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
+        return not program.ignored(bare)
+
+    return {program.today(key): x for key, x in state_dict.items() if is_array(key)}
 
 
 def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list[str]:

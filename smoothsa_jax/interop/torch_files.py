@@ -61,6 +61,9 @@ class _Foreign:
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Foreign":
+        return self
+
     def __setstate__(self, state: Any) -> None:
         pass
 
@@ -85,7 +88,7 @@ def _parameter(tensor: _Tensor, *rest: Any) -> _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors, and plain values; nothing from a file is called or imported."""
+    """Makes descriptions of tensors, and plain values. Nothing that a file names runs."""
 
     known = {
         ("collections", "OrderedDict"): OrderedDict,
