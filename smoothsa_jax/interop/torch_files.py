@@ -87,8 +87,11 @@ def _parameter(tensor: _Tensor, *rest: Any) -> _Tensor:
     return tensor
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes descriptions of tensors, and plain values. Nothing that a file names runs."""
+class _Unpickler(pickle._Unpickler):
+    """Makes descriptions of tensors, and plain values. Nothing that a file names runs.
+
+    It is the one in Python: the one in C takes gigabytes for a damaged number.
+    """
 
     known = {
         ("collections", "OrderedDict"): OrderedDict,
