@@ -210,9 +210,9 @@ def test_sprites_are_small():
 # ---------------------------------------------------------------------------------- the table
 
 
-def rows() -> list[dict[str, str]]:
+def rows(head: str = "| data set | ") -> list[dict[str, str]]:
     lines = (CONFIGS / "README.md").read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("| data set | "))
+    start = next(i for i, line in enumerate(lines) if line.startswith(head))
     table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
     head, _, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
     return [dict(zip(head, cells, strict=True)) for cells in body]
@@ -223,7 +223,8 @@ def test_the_gallery_has_every_data_set_with_every_system():
     expected |= {(name, "recognition") for name in RECOGNITION_TABLE}
     found = [(row["data set"], row["system"]) for row in rows()]
     assert len(found) == len(set(found)) and set(found) == expected
-    assert {system for _, system in found} == set(SYSTEMS)
+    assert {system for _, system in found} == {"smoothsa", "recognition"}
+    assert {"recognition", *WORDS} == set(SYSTEMS)
     text = (CONFIGS / "README.md").read_text()
     for word in set().union(*map(words_of, DATA_SETS)).difference(*VARIANTS.values()):
         assert f"| `{word}` |" in text
@@ -243,6 +244,17 @@ def test_a_row_of_the_gallery_is_what_the_files_say(row):
     docstring = (CONFIGS / f"{name}.py").read_text()
     for score in re.findall(r"[\d.]+", row["published"].replace("none", "")):
         assert f" {score}" in docstring
+
+
+@pytest.mark.parametrize(
+    "row", rows("| data set and words | "), ids=lambda row: row["data set and words"].strip("`")
+)
+def test_a_published_recipe_of_the_gallery_is_what_the_files_say(row):
+    data_set, _, words = row["data set and words"].strip("`").partition(":")
+    config = load(data_set, *words.split(","))
+    found = config.model.num_slots, config.train.num_steps, config.train.batch_size
+    assert (row["slots"], row["steps"], row["batch"]) == tuple(f"{x:,}" for x in found)
+    assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
 
 
 def test_configs_are_loaded_from_any_folder(tmp_path):

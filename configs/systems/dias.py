@@ -32,13 +32,14 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     config.model.pruning = ConfigDict(
         {
             "name": "redundancy",
-            "distance": 0.5,
+            "distance": 0.7,
+            "relative": True,  # as `eval.prune="auto"` at evaluation
             "begin": 0.2,  # before that share of the steps, all slots are alike
             "restart": "slots",
             "iterations": 1,
         }
     )
-    config.eval.prune = 0.5
+    config.eval.prune = "auto"
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
     base.follow(config, data)
 

@@ -22,6 +22,7 @@ from smoothsa_jax.parts import (
     AUTO_PRUNE,
     PRUNE_RESTARTS,
     PRUNE_VIDEOS,
+    check_flag,
     check_number,
     check_one_of,
     check_prune,
@@ -46,15 +47,26 @@ class Redundancy(nnx.Module):
         begin: share of the steps before the first pruning. Early in training, all slots are alike.
         distance: scheduled; slots of one cluster are at most this far from each other: 1 minus the
             cosine, 0 to 2.
+        relative: whether `distance` is in units of the median of a sample's pairwise distances.
+            How far apart slots are depends on the model; a fixed distance above that of most slots
+            leaves one slot, from which training does not recover.
     """
 
     scheduled = ("distance",)
 
-    def __init__(self, *, restart: str = "slots", iterations: int = 1, begin: float = 0.2):
+    def __init__(
+        self,
+        *,
+        restart: str = "slots",
+        iterations: int = 1,
+        begin: float = 0.2,
+        relative: bool = False,
+    ):
+        check_flag("model.pruning.relative", relative)
         check_one_of("model.pruning.restart", restart, ("slots", "queries"))
         check_whole("model.pruning.iterations", iterations)
         check_number("model.pruning.begin", begin, below=1.0)
-        self.restart, self.iterations = restart, iterations
+        self.restart, self.iterations, self.relative = restart, iterations, relative
 
     @staticmethod
     def schedules(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +83,11 @@ class Redundancy(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None,
         scheduled: Scheduled,
     ) -> Int[Array, "B N"]:
-        return owners(slots, attention, scheduled.get("distance", OFF), slot_mask)
+        distance = scheduled.get("distance", OFF)
+        if self.relative:
+            # OFF stays below all distances.
+            distance = jnp.where(distance < 0, OFF, distance * median_distance(slots, slot_mask))
+        return owners(slots, attention, distance, slot_mask)
 
 
 @functools.partial(
