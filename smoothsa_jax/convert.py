@@ -7,9 +7,9 @@
     python -m smoothsa_jax.convert OLD NEW
         a run or a saved model from before version 0.2 -> a new folder
 
-A state dict is a .pth file (needs PyTorch) or a .safetensors file. Its keys and shapes identify its
-config. If several configs fit, choose one with --config: a name in configs/, or a config file
-with any --config.key=value.
+A state dict is a .pth, .pt, .pt.tar or .ckpt file (PyTorch is needed to write one, not to read it)
+or a .safetensors file. Its keys and shapes identify its config. If several configs fit, choose one
+with --config: a name in configs/, or a config file with any --config.key=value.
 """
 
 import sys
@@ -24,6 +24,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -96,10 +97,13 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
                 f"it fits the configs {', '.join(names)}, whose models have the same keys; choose "
                 f"the one it was trained with, such as --config={names[0]}"
             )
-        write_workdir(state_dict, configs[names[0]], target)
+        config = configs[names[0]]
+        write_workdir(state_dict, config, target)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     print(f"{source}: {len(state_dict)} keys, each used once; now a run of {names[0]} in {target}")
+    if published.lacks_teacher(config):
+        print("it holds a student without its teacher: the run can be used, but not trained on")
     print(f"evaluate     python main.py --mode=evaluate --workdir={target}")
 
 
@@ -261,7 +265,7 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
     state = training.state.replace(
         step=jnp.asarray(config.train.num_steps, jnp.int32),
         params=jax.device_put(params),
-        buffers={name: jnp.asarray(arrays.get(name, x), x.dtype) for name, x in buffers.items()},
+        buffers={name: _buffer(name, arrays.get(name, x), x) for name, x in buffers.items()},
     )
     frozen = {name: arrays[name] for name in training.frozen}
     progress = {"frozen_from": "the authors' checkpoint", RECORD: kept}
@@ -270,6 +274,22 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
             writer.save(config.train.num_steps, {"state": state, "frozen": frozen}, progress, {})
             writer.wait()
         write_config(config, folder)
+
+
+def _buffer(name: str, found: np.ndarray, own: Any) -> Any:
+    """Return a file's value of a buffer of a model, as an array like the model's own.
+
+    Raises:
+        UserError: they have different shapes.
+    """
+    import jax.numpy as jnp
+
+    if found.shape != own.shape:
+        raise UserError(
+            f"{name} has the shape {found.shape}, and that of the config is {own.shape}; give its "
+            "sizes with --config.model.KEY=value"
+        )
+    return jnp.asarray(found, own.dtype)
 
 
 def read_workdir(workdir: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config.load import CONFIGS_PARENT, load_config
 from smoothsa_jax.config.values import canonical, image_size_of
+from smoothsa_jax.config.words import split_words
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT, Program
@@ -28,8 +29,10 @@ from smoothsa_jax.models.parameters import split
 StateDict = Mapping[str, np.ndarray]
 CONFIGS = CONFIGS_PARENT / "configs"
 OWN = "own.py"  # for a user's pictures, which no published model was trained on
-RECOGNITION = "recognition"  # a variant of a config file, after the colon
+RECOGNITION, STUDENT = "recognition", "student"  # words of a config file, after the colon
 SLOT_MODEL, TEACHER = "slot_model", "teacher"  # companions
+# Keys of the initial queries, one for each slot or one for all: (..., N, D) or (..., 1, D).
+QUERIES = ("initializ.mean", "slots_init.weight", "slot_mu", "slots_mu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +134,16 @@ def with_teacher(config: ConfigDict, spec: str) -> ConfigDict:
         del config.companions[TEACHER]
         del config.losses.attention_match
         return canonical(config)
-    teacher = load_config(spec.replace(",student", ""))
+    path, _, words = spec.partition(":")
+    earlier = ",".join(word for word in split_words(words) if word != STUDENT)
+    teacher = load_config(f"{path}:{earlier}")
     config.companions[TEACHER].update(title=teacher.title, model=teacher.model)
     return canonical(config)
+
+
+def lacks_teacher(config: ConfigDict) -> bool:
+    """Tell whether a config is that of a student whose file has no teacher."""
+    return "target_encoder" in config.model and TEACHER not in config.companions
 
 
 def _recognition_of(path: Path, slots: ConfigDict) -> ConfigDict | None:
@@ -270,14 +280,22 @@ def expected_keys(config: ConfigDict) -> dict[str, str]:
         arrays = {name: np.broadcast_to(x.dtype.type(0), x.shape) for name, x in shapes.items()}
         return describe(to_state_dict(arrays, config, {}))
     companion = config.companions.get(SLOT_MODEL)
-    model = (config.model if companion is None else companion.model).to_dict()
-    model["num_slots"] = 1  # does not affect the arrays
+    model = config.model if companion is None else companion.model
     head = None if companion is None else json.dumps(config.model.to_dict())
-    return dict(_expected_keys(json.dumps(model), size, head))
+    return dict(_expected_keys(_as_json(model), size, head))
 
 
 def _as_json(model: ConfigDict) -> str:
-    return json.dumps(model.to_dict(), sort_keys=True)
+    """Return a model's config, without what does not affect its arrays."""
+    found = model.to_dict()
+    if not _has_query_of_each_slot(model):
+        found["num_slots"] = 1
+    return json.dumps(found, sort_keys=True)
+
+
+def _has_query_of_each_slot(model: ConfigDict) -> bool:
+    initializer = model.initializer
+    return initializer.get("separate", False) or initializer.name == "learned"
 
 
 @functools.cache  # most recipes share a model, and each model takes a second
@@ -300,19 +318,23 @@ def _expected_keys(model: str, image_size: tuple[int, int], head: str | None) ->
     return describe(to_authors(arrays, detach=False))
 
 
-def family_of(keys: Iterable[str]) -> Family:
-    """Return the family of a state dict with these keys; SmoothSA's if none fits."""
+def family_of(keys: Iterable[str]) -> Family | None:
+    """Return the family of a state dict with these keys, if there is one."""
     keys = list(keys)
-    return next((family for family in FAMILIES if family.has(keys)), SMOOTHSA)
+    return next((family for family in FAMILIES if family.has(keys)), None)
 
 
 def arrays_of(state_dict: StateDict, program: Program | None) -> StateDict:
-    """Return a state dict without the keys that stand for no array of a model."""
+    """Return a state dict by today's keys, without those that stand for no array of a model."""
     if program is None:
         return state_dict
     prefixes = ("m.student.", "m.teacher.", "m.")
-    bare = lambda key: next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)  # noqa: E731
-    return {key: x for key, x in state_dict.items() if not program.ignored(bare(key))}
+
+    def is_array(key: str) -> bool:
+        bare = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
+        return not program.ignored(bare)
+
+    return {program.today(key): x for key, x in state_dict.items() if is_array(key)}
 
 
 def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list[str]:
@@ -324,10 +346,17 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
         UserError: no config matches; the message compares the state dict with the closest one.
     """
     family = family_of(state_dict)
-    found = describe(arrays_of(state_dict, family.program))
-    # A model of another program cannot match, unless the user has chosen the config.
-    near = {name: x for name, x in configs.items() if _is_of(name, x, family)}
-    layouts = {name: _described(config) for name, config in (near or configs).items()}
+    if family is not None and all(program_of(x) is not family.program for x in configs.values()):
+        raise UserError(
+            f"it is a checkpoint of {family.title}, and {', '.join(configs)} describes a model of "
+            "another program; give another --config, or none"
+        )
+    # To make a model of shapes takes half a second. One of another system cannot match, unless the
+    # user has chosen the config.
+    near = {name: x for name, x in configs.items() if _is_of(name, x, family)} or configs
+    near = {name: x for name, x in near.items() if _may_be(x, state_dict)} or near
+    found = describe(arrays_of(state_dict, None if family is None else family.program))
+    layouts = {name: _described(config) for name, config in near.items()}
     exact = [name for name, expected in layouts.items() if expected == found]
     if exact:
         return exact
@@ -338,10 +367,11 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     nearest = max(common, key=lambda name: common[name])
     expected = layouts[nearest]
     if not found.keys() & expected.keys():
+        known = (family or SMOOTHSA,) if len(configs) == 1 else FAMILIES
         raise UserError(
-            f"no checkpoint of {family.title}: it has {len(found)} keys such as "
-            f"{next(iter(found), None)!r}, expected those of the authors' program, such as "
-            f"{next(iter(expected))!r}"
+            f"no checkpoint of {' or '.join(dict.fromkeys(x.title for x in known))}: it has "
+            f"{len(found)} keys such as {next(iter(found), None)!r}, expected those of the "
+            f"authors' program, such as {next(iter(expected))!r}"
         )
     raise UserError(
         f"the keys do not fit; against the config {nearest}, "
@@ -350,11 +380,27 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     )
 
 
-def _is_of(name: str, config: ConfigDict, family: Family) -> bool:
+def _is_of(name: str, config: ConfigDict, family: Family | None) -> bool:
+    family = family or SMOOTHSA
     if program_of(config) is not family.program:
         return False
     words = set(name.partition(":")[2].split(",")) - {"image"}
     return family.program is None or any(words == set(x.split(",")) for x in family.words)
+
+
+def _may_be(config: ConfigDict, state_dict: StateDict) -> bool:
+    """Tell by two signs whether a state dict may be of a config's model, without making it."""
+    companion = config.companions.get(SLOT_MODEL)
+    model = config.model if companion is None else companion.model
+    separate = _has_query_of_each_slot(model)
+    for key, array in state_dict.items():
+        if key.endswith("patch_embed.proj.weight") and array.ndim == 4:
+            if (array.shape[0], array.shape[-1]) != (model.encoder.width, model.encoder.patch):
+                return False
+        elif key.endswith(QUERIES) and not key.startswith("m.teacher."):
+            if array.ndim > 1 and array.shape[-2] != (model.num_slots if separate else 1):
+                return False
+    return True
 
 
 def _described(config: ConfigDict) -> dict[str, str]:

@@ -5,7 +5,7 @@ the model, so both directions take the names of its arrays and the `model` part 
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -79,6 +79,7 @@ class Program:
         more: (our arrays, what `kept` returned) -> keys that a file of the program also has.
         kept: a state dict -> values of such keys that our arrays do not tell, as JSON values.
         ignored: whether a key stands for no array that a model needs.
+        today: a key of an earlier version -> today's.
     """
 
     title: str
@@ -88,6 +89,7 @@ class Program:
     more: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Arrays] = lambda arrays, kept: {}
     kept: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda state_dict: {}
     ignored: Callable[[str], bool] = lambda key: False
+    today: Callable[[str], str] = lambda key: key
 
     def to_ours(
         self,
@@ -106,6 +108,7 @@ class Program:
             UserError: a key is unknown, or two keys name the same array.
         """
         table, arrays = KeyTable(self.rows(names, model)), {}
+        state_dict = {self.today(key): array for key, array in state_dict.items()}
         for key, array in self.cut(state_dict, names).items():
             found = table.ours(key)
             if self.ignored(key) and (found is None or found[0] not in names):
@@ -192,6 +195,40 @@ def _later(size: int) -> np.ndarray:
     return np.triu(np.ones((size, size), bool), 1)
 
 
+def _mask(arrays: Mapping[str, np.ndarray], form: Sequence[str]) -> np.ndarray:
+    """Return the mask of causal attention over the patches.
+
+    Args:
+        arrays: of the model.
+        form: its dtype, and its values above the diagonal and elsewhere.
+    """
+    dtype, hidden, seen = form
+    later = _later(arrays["encoder.position"].shape[1])
+    return np.where(later, float(hidden), float(seen)).astype(dtype)
+
+
+def _form_of_mask(state_dict: Mapping[str, np.ndarray], ending: str) -> dict[str, Any]:
+    """Return the form of a state dict's masks, as `_mask` takes it.
+
+    Raises:
+        UserError: a mask is not that of causal attention.
+    """
+    form: dict[str, Any] = {}
+    for key, array in state_dict.items():
+        if not key.endswith(ending):
+            continue
+        later = _later(len(array)) if array.ndim else np.ones((), bool)
+        is_square = array.shape == later.shape
+        values = [np.unique(array[x]) for x in (later, ~later)] if is_square else []
+        if [len(x) for x in values] != [1, 1] or values[0] == values[1]:
+            raise UserError(
+                f"{key} is not the mask of causal attention, which this decoder has; give a file "
+                "of another model"
+            )
+        form["mask"] = [array.dtype.name, *(str(float(x[0])) for x in values)]
+    return form
+
+
 def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
     layer: list[Row] = [
@@ -238,13 +275,15 @@ def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+_MASKS = "self_attn_mask"
+
+
 def _spot_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
-    del kept
     if "decoder.bos" not in arrays:
         return {}
     layers = {name.split(".")[2] for name in arrays if name.startswith("decoder.layers.")}
-    mask = _later(arrays["encoder.position"].shape[1])
-    return {f"dec.blocks.{i}.self_attn_mask": mask for i in sorted(layers)}
+    mask = _mask(arrays, kept.get("mask", ("bool", "1", "0")))
+    return {f"dec.blocks.{i}.{_MASKS}": mask for i in sorted(layers)}
 
 
 SPOT = Program(
@@ -253,7 +292,9 @@ SPOT = Program(
     pack_attention,
     unpack_attention,
     more=_spot_more,
-    ignored=lambda key: key.endswith("self_attn_mask"),
+    kept=lambda state_dict: _form_of_mask(state_dict, _MASKS),
+    ignored=lambda key: key.endswith(_MASKS),
+    today=lambda key: key.removeprefix("tf_") if key.startswith("tf_dec.") else key,
 )
 
 
@@ -298,12 +339,14 @@ def _oclf_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     return [(f"models.{key}", name, leaves) for key, name, leaves in rows]
 
 
+_MASK = "models.object_decoder.mask"
+_MINUS_INFINITY = ("float32", "-inf", "0")
+
+
 def _oclf_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
-    del kept
     if "decoder.bos" not in arrays:
         return {}
-    later = _later(arrays["encoder.position"].shape[1])
-    return {"models.object_decoder.mask": np.where(later, -np.inf, 0.0).astype(np.float32)}
+    return {_MASK: _mask(arrays, kept.get("mask", _MINUS_INFINITY))}
 
 
 OCLF = Program(
@@ -312,7 +355,8 @@ OCLF = Program(
     cut_positions,
     join_positions,
     more=_oclf_more,
-    ignored=lambda key: key.endswith("object_decoder.mask"),
+    kept=lambda state_dict: _form_of_mask(state_dict, _MASK),
+    ignored=lambda key: key == _MASK,
 )
 
 
@@ -326,14 +370,17 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
     rows += [
         *below("encode_backbone.1", "encoder", VIT),
         *below("encode_backbone2.1", "target_encoder", VIT),
-        ("initializ.mean", "initializer.mean", RAW),
-        ("initializ.logstd", "initializer.log_std", RAW),
         ("aggregat.vq.codebook.templat.weight", "aggregator.codebook", RAW),
         ("aggregat.vq.latent_buffer", "aggregator.queue", RAW),
         ("aggregat.vq.buffer_ptr", "aggregator.pointer", {"": ("", _INTEGER)}),
         ("aggregat.clust_prob", "aggregator.slots_share", RAW),
         ("decode.bos", "decoder.bos", RAW),
     ]
+    if "initializer.log_std" in names:
+        rows += [
+            ("initializ.mean", "initializer.mean", RAW),
+            ("initializ.logstd", "initializer.log_std", RAW),
+        ]
     if model.get("aggregator", {}).get("dropout_rate", 0.0):  # one more module in their MLP
         rows.insert(0, ("aggregat.ffn.3", "aggregator.mlp.out", LINEAR))
     if "decoder.bos" in names:
@@ -358,6 +405,7 @@ def _join_genera1z(state_dict: Arrays) -> Arrays:
 # Of MetaSlot: what its training goes on from, which no model needs; and a causal mask.
 _METASLOT_STATE = ("aggregat.clust_prob", "aggregat.vq.")
 _CODES, _ALPHA = "aggregat.vq.idx_buffer", "aggregat.vq.alpha"
+_MASK_OF_METASLOT = "decode.mask"
 
 
 def _genera1z_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
@@ -368,16 +416,17 @@ def _genera1z_more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) ->
         found[_CODES] = np.array(codes, np.int64)
         found[_ALPHA] = np.float32(kept.get("alpha", 0.0))
         if "decoder.bos" in arrays:
-            later = _later(arrays["encoder.position"].shape[1])
-            found["decode.mask"] = np.where(later, -np.inf, 0.0).astype(np.float32)
+            found[_MASK_OF_METASLOT] = _mask(arrays, kept.get("mask", _MINUS_INFINITY))
     return found
 
 
 def _genera1z_kept(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    if f"m.{_CODES}" not in state_dict:
-        return {}
-    codes, alpha = (state_dict[f"m.{key}"] for key in (_CODES, _ALPHA))
-    return {"codes": np.asarray(codes).tolist(), "alpha": float(alpha)}
+    found = _form_of_mask(state_dict, _MASK_OF_METASLOT)
+    if f"m.{_CODES}" in state_dict:
+        found["codes"] = np.asarray(state_dict[f"m.{_CODES}"]).tolist()
+    if f"m.{_ALPHA}" in state_dict:
+        found["alpha"] = float(state_dict[f"m.{_ALPHA}"])
+    return found
 
 
 GENERA1Z = Program(
@@ -388,6 +437,6 @@ GENERA1Z = Program(
     more=_genera1z_more,
     kept=_genera1z_kept,
     ignored=lambda key: (
-        key == "decode.mask" or (key.startswith(_METASLOT_STATE) and "codebook" not in key)
+        key == _MASK_OF_METASLOT or (key.startswith(_METASLOT_STATE) and "codebook" not in key)
     ),
 )

@@ -1,7 +1,17 @@
-"""Read and write PyTorch's `.pth` files as NumPy arrays; only this module needs PyTorch."""
+"""Read and write PyTorch's files as NumPy arrays. Only writing needs PyTorch.
 
+A file is a zip archive: a pickle that describes the tensors, and their values one entry each. The
+pickle is read with stand-ins for all classes, so an untrusted file cannot run code, and a training
+program's optimizer, settings and the like can lie beside the state dict without their classes.
+"""
+
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,42 +20,122 @@ from smoothsa_jax.errors import UserError
 # Where a training program puts the state dict, beside its optimizer's state and the like.
 HOLDERS = ("state_dict", "model")
 
+_BFLOAT16 = "bfloat16"  # NumPy lacks it
+_DTYPES = {
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "HalfStorage": "f2",
+    "BFloat16Storage": _BFLOAT16,
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+class _Storage(NamedTuple):
+    """The values of one or several tensors: an entry of the archive."""
+
+    dtype: str
+    entry: str
+    size: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage; sizes and strides count values."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Foreign:
+    """Stands for an object of any other class, and forgets what it is given."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Foreign":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Foreign":
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+
+def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> _Tensor:
+    del rest
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(tensor: _Tensor, *rest: Any) -> _Tensor:
+    del rest
+    return tensor
+
+
+class _Unpickler(pickle._Unpickler):
+    """Makes descriptions of tensors, and plain values. Nothing that a file names runs.
+
+    It is the one in Python: the one in C takes gigabytes for a damaged number.
+    """
+
+    known = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.known:
+            return self.known[module, name]
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        return type(f"{module}.{name}", (_Foreign,), {})
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, dtype, entry, _, size = pid
+        return _Storage(dtype, entry, size) if kind == "storage" else _Foreign()
+
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read the state dict of a `.pth` file, for example a checkpoint of the authors.
 
-    The file may hold more beside it, as a `.ckpt` of Lightning or SPOT's `.pt.tar` do. Only tensors
-    and plain values are read (`weights_only`), so that an untrusted file cannot run code.
+    The file may hold more beside it, as a `.ckpt` of Lightning or SPOT's `.pt.tar` do; of that,
+    nothing is read.
 
     Returns:
         key -> array, in the file's order. float16 and bfloat16 become float32.
 
     Raises:
-        UserError: PyTorch is missing, the file is unreadable, or it holds no state dict.
+        UserError: the file is unreadable, or it holds no state dict.
     """
-    torch = _torch(path)
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            return _state_dict(archive, path)
+    except UserError:
+        raise
     except Exception as error:  # the pickle and zip readers each have their own errors
         raise UserError(
-            f"{path} cannot be read as a PyTorch state dict ({_first_line(error)}): "
-            "it may be cut short or hold more than tensors; fetch it again"
+            f"{path} cannot be read as a PyTorch state dict ({_first_line(error)}): it may be cut "
+            "short, or older than PyTorch 1.6; fetch it again, or save it again with torch.save"
         ) from error
-    for place in HOLDERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(place), dict):
-            loaded = loaded[place]
-    good = isinstance(loaded, dict) and all(
-        isinstance(key, str) and torch.is_tensor(value) for key, value in loaded.items()
-    )
-    if not good:
-        raise UserError(
-            f"{path} holds {type(loaded).__name__}, expected a state dict of tensors: "
-            "give a file that was saved from model.state_dict()"
-        )
-    return {key: _array(tensor) for key, tensor in loaded.items()}
 
 
 def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -54,25 +144,71 @@ def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         UserError: PyTorch is missing.
     """
-    torch = _torch(path)
-    torch.save({key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}, path)
-
-
-def _torch(path: str | Path):
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path} is a PyTorch file, and PyTorch is not installed: install smoothsa_jax[torch]"
+            f"{path} is a PyTorch file, and PyTorch is not installed: install "
+            "smoothsa_jax[torch], or write a .safetensors file"
         ) from error
-    return torch
+    torch.save({key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}, path)
 
 
-def _array(tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    if tensor.is_floating_point() and tensor.element_size() == 2:
-        tensor = tensor.float()  # NumPy has no bfloat16
-    return tensor.numpy()
+def _state_dict(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
+    (described,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    root = described.removesuffix("data.pkl")
+    with archive.open(described) as file:
+        loaded = _Unpickler(file).load()
+    for holder in HOLDERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(holder), dict):
+            loaded = loaded[holder]
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise _no_state_dict(path, type(loaded).__name__)
+    for key, value in loaded.items():
+        if isinstance(value, _Foreign):
+            raise ValueError(f"{key} is a {type(value).__name__}")
+        if not isinstance(value, _Tensor):
+            raise _no_state_dict(path, f"{key}={value!r:.40}")
+    is_big = f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big"
+    whole: dict[_Storage, np.ndarray] = {}  # tensors may share one
+    for tensor in loaded.values():
+        storage = tensor.storage
+        if storage not in whole:
+            whole[storage] = _values(archive, root, storage, ">" if is_big else "<")
+    return {key: _view(tensor, whole[tensor.storage]) for key, tensor in loaded.items()}
+
+
+def _no_state_dict(path: Path, found: str) -> UserError:
+    return UserError(
+        f"{path} holds {found}, expected a state dict of tensors: give a file that was saved from "
+        "model.state_dict()"
+    )
+
+
+def _values(archive: zipfile.ZipFile, root: str, storage: _Storage, order: str) -> np.ndarray:
+    if storage.size < 0:
+        raise ValueError(f"a tensor has {storage.size} values")
+    data = archive.read(f"{root}data/{storage.entry}")
+    if storage.dtype == _BFLOAT16:  # the upper half of a float32
+        upper = np.frombuffer(data, f"{order}u2", storage.size)
+        return (upper.astype(np.uint32) << 16).view(np.float32)
+    values = np.frombuffer(data, order + storage.dtype, storage.size)
+    wide = np.float32 if storage.dtype == "f2" else values.dtype.newbyteorder("=")
+    return values.astype(wide, copy=False)
+
+
+def _view(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
+    """Return a tensor's part of its storage, as an array of its own."""
+    _, offset, shape, strides = tensor
+    if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
+        raise ValueError(f"a tensor has the shape {shape} and the strides {strides}")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= len(values):
+        raise ValueError(f"a tensor of shape {shape} is larger than its {len(values)} values")
+    if not math.prod(shape):
+        return np.zeros(shape, values.dtype)
+    in_bytes = [step * values.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(values[offset:], shape, in_bytes).copy()
 
 
 def _first_line(error: Exception) -> str:

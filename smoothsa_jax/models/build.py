@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -79,9 +80,19 @@ def build_slot_model(
     Raises:
         UserError: a name or setting is unknown, or values do not fit together.
     """
+    return _built(config, image_size, nnx.Rngs(seed), part_seeds or {}, shapes)
+
+
+def _built(
+    config: ConfigDict,
+    image_size: tuple[int, int],
+    rngs: nnx.Rngs,
+    own: Mapping[str, int],
+    shapes: frozenset[str],
+) -> SlotModel:
+    """Do what `build_slot_model` does; `own` are its `part_seeds`."""
     _check_keys(config)
     num_slots, slot_size = (_whole(config, key) for key in SIZES)
-    rngs, own = nnx.Rngs(seed), dict(part_seeds or {})
 
     def part(name: str, *sizes: Any, **more: Any) -> Any:
         if name not in config:  # an optional part
@@ -91,7 +102,7 @@ def build_slot_model(
             return make(f"model.{name}", config[name], PARTS[name], *sizes, **more, rngs=rngs)
 
         if name in shapes:
-            return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+            return nnx.eval_shape(lambda: build(_one_key()))
         return build(nnx.Rngs(own[name]) if name in own else rngs)
 
     # The order determines the values that a seed gives.
@@ -149,7 +160,23 @@ def choose_width(config: ConfigDict, width: int) -> int:
 
 def slot_model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel:
     """Make the same model with shapes instead of arrays, without computing anything."""
-    return nnx.eval_shape(lambda: build_slot_model(config, image_size, seed=0))
+    return nnx.eval_shape(lambda: _built(config, image_size, _one_key(), {}, frozenset()))
+
+
+class _OneKey(nnx.RngStream):
+    """A stream that gives one key again and again, for shapes.
+
+    It does not count, which would take most of the time of tracing a model.
+    """
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
+def _one_key() -> nnx.Rngs:
+    rngs = nnx.Rngs(0)
+    rngs.default = _OneKey(jax.random.key(0), tag="default")
+    return rngs
 
 
 def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
