@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "layer_scale": False,
                 "class_position": True,
                 "final_norm": True,
+                "position_side": 3,
             },
         ],
         "dinov3": [{**VIT, "width": 16, "swiglu": False}],

@@ -18,8 +18,8 @@ LAYOUTS = {
     system: json.loads((FOLDER / f"{system}_state_dicts.json").read_text())
     for system in ("dias", "spot", "dinosaur", "metaslot")
 }
-# Of MetaSlot on models of pixels, and with positions that the program resamples at every step.
-LATER = ("slate_r", "slotdiffusion_r", "dinosaur_r-coco-ViT_B16")
+# Of MetaSlot in models of tokens.
+LATER = ("slate_r", "slotdiffusion_r")
 # The name of a layout -> the recipe that it has to be among.
 RECIPES = {
     "dias": {"dias_r": "dias,genera1z"},
@@ -35,7 +35,11 @@ RECIPES = {
         "mlp": "dinosaur,original",
         "ar": "dinosaur,ar,original",
     },
-    "metaslot": {"dinosaur_r": "metaslot,genera1z", "spot_r": "metaslot,ar,genera1z"},
+    "metaslot": {
+        "ViT_B16": "metaslot,b16,genera1z",
+        "dinosaur_r": "metaslot,genera1z",
+        "spot_r": "metaslot,ar,genera1z",
+    },
 }
 
 

@@ -90,7 +90,8 @@ def paper(config: ConfigDict, data: base.DataSet) -> None:
 def b16(config: ConfigDict, data: base.DataSet) -> None:
     config.title = f"{TITLE}, ViT-B/16"
     settings, source = base.dino("base", 16)
-    more = {"resize": 0.875, "apply_norm": True}
+    # 256 patches; the positions of 224 pixels are resampled.
+    more = {"apply_norm": True, "position_side": 14}
     base.use_encoder(config, data, ({**settings, **more}, source))
     config.train.num_steps = 100_000
 

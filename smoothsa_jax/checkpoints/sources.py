@@ -26,7 +26,14 @@ from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.models.build import build_slot_model
-from smoothsa_jax.models.parameters import ENCODER, Parameters, below, matching, split
+from smoothsa_jax.models.parameters import (
+    ENCODER,
+    TARGET_ENCODER,
+    Parameters,
+    below,
+    matching,
+    split,
+)
 
 RANDOM = "random"  # a source: untrained values from a seed
 UNTRAINED = ""  # a companion's source: untrained, for trying out a config
@@ -410,23 +417,23 @@ def _arrays_of(
         prefix = below(into, "")
         arrays = {k: x for k, x in trained.arrays.items() if k.startswith(prefix)}
         return arrays, trained.what
-    if into != ENCODER:
+    if into not in (ENCODER, TARGET_ENCODER):
         raise UserError(
             f"{path}.source is {source!r}, which is no workdir and no saved model; expected one "
             f"of these for into={into!r}"
         )
     expected = {
-        name.removeprefix(f"{ENCODER}."): x
+        name.removeprefix(f"{into}."): x
         for name, x in {**training.state.params, **training.frozen}.items()
-        if name.startswith(f"{ENCODER}.")
+        if name.startswith(f"{into}.")
     }
-    grid = training.definitions["model"].skeleton().encoder.grid
+    grid = getattr(training.definitions["model"].skeleton(), into).position_grid
     arrays, what = _together(  # each process reads its own files
         f"{path}.source={source}",
-        lambda: load_encoder(source, config.model.encoder, expected, grid),
+        lambda: load_encoder(source, config.model[into], expected, grid),
         lambda found: digest(found[0]),
     )
-    return {below(ENCODER, name): x for name, x in arrays.items()}, what
+    return {below(into, name): x for name, x in arrays.items()}, what
 
 
 def _placed(path: str, name: str, array: np.ndarray, like: Any) -> jax.Array:

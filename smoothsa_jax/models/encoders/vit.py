@@ -144,6 +144,8 @@ class PatchTransformer(nnx.Module):
         class_position: whether the class token has one, which is added to it; otherwise the class
             token includes it.
         final_norm: whether a LayerNorm follows the last block.
+        position_side: side of the square grid that the positions are stored on, and from which they
+            are resampled for each image as timm does; None: the grid of the image.
     """
 
     backend = CPU
@@ -161,6 +163,7 @@ class PatchTransformer(nnx.Module):
         positions: bool,
         class_position: bool = False,
         final_norm: bool = False,
+        position_side: int | None = None,
         rngs: nnx.Rngs,
     ):
         check_whole("model.encoder.width", width)
@@ -177,7 +180,12 @@ class PatchTransformer(nnx.Module):
         draw = lambda shape: jax.random.normal(rngs.params(), shape, jnp.float32)  # noqa: E731
         normal = lambda shape: nnx.Param(0.02 * draw(shape))  # noqa: E731
         self.embed = linear(patch * patch * 3, width, rngs=rngs)
-        self.position = normal((1, self.num_tokens, width)) if positions else None
+        self.position_grid = self.grid
+        if position_side is not None:
+            check_whole("model.encoder.position_side", position_side)
+            self.position_grid = (position_side, position_side)
+        num_places = self.position_grid[0] * self.position_grid[1]
+        self.position = normal((1, num_places, width)) if positions else None
         self.class_token = normal((1, 1, width))
         self.class_position = normal((1, 1, width)) if class_position else None
         self.norm = layer_norm(width, epsilon=VIT_EPSILON, rngs=rngs) if final_norm else None
@@ -199,7 +207,7 @@ class PatchTransformer(nnx.Module):
             images = resized(images, self.size, self.embed.kernel.dtype)
         x = self._embedded(images.astype(self.embed.kernel.dtype))
         if self.position is not None:
-            x = x + self.position[...]
+            x = x + self._positions()
         prefix = self.class_token[...]
         if self.class_position is not None:
             prefix = prefix + self.class_position[...]
@@ -208,6 +216,15 @@ class PatchTransformer(nnx.Module):
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
         x = self.encode(x)[:, prefix.shape[1] :]
         return self.norm(x) if self.norm is not None and self.apply_norm else x
+
+    def _positions(self) -> Float[Array, "1 M C"]:
+        position = self.position[...]
+        if self.position_grid == self.grid:
+            return position
+        square = position.reshape(1, *self.position_grid, self.width).astype(jnp.float32)
+        size = (1, *self.grid, self.width)
+        resized = jax.image.resize(square, size, "cubic", antialias=True)
+        return resized.reshape(1, -1, self.width).astype(position.dtype)
 
     def _embedded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         """Embed each patch as a token."""
@@ -262,6 +279,7 @@ class ViT(PatchTransformer):
         class_position: whether the position of the class token is an array of its own.
         final_norm: whether there is a last LayerNorm.
         apply_norm: whether the features are those after it; otherwise its arrays are kept alone.
+        position_side: see `PatchTransformer`.
 
     Raises:
         UserError: the resized image does not divide into patches.
@@ -282,6 +300,7 @@ class ViT(PatchTransformer):
         class_position: bool = False,
         final_norm: bool = False,
         apply_norm: bool = True,
+        position_side: int | None = None,
         rngs: nnx.Rngs,
     ):
         check_flag("model.encoder.apply_norm", apply_norm)
@@ -297,6 +316,7 @@ class ViT(PatchTransformer):
             positions=True,
             class_position=class_position,
             final_norm=final_norm,
+            position_side=position_side,
             rngs=rngs,
         )
         # Two thirds of the MLP's hidden width, up to a multiple of 8.
