@@ -157,6 +157,21 @@ def test_a_rerun_skips_what_is_finished_and_touches_nothing(models, tmp_path, ca
     assert [p.name for p in output.iterdir() if p.name != ".lock"] == ["a.mp4"]
 
 
+def test_redundant_slots_have_no_pixels(models, tmp_path, capsys):
+    source, output = tmp_path / "a.png", tmp_path / "found"
+    Image.fromarray(clip(1)[0]).save(source)
+    assert command(models["gaussian"], source, output, "--num_slots=6", "--prune=2") == 0
+    with np.load(output / "a.png" / "slots.npz") as arrays:
+        assert arrays["slot_mask"].sum() == 1
+        only = np.flatnonzero(arrays["slot_mask"][0]).tolist()
+    labels = np.asarray(Image.open(output / "a.png" / "labels.png"))
+    assert np.unique(labels).tolist() == only
+    for prune in ("off", "auto"):  # other settings, another output
+        other = f"--prune={prune}"
+        assert command(models["gaussian"], source, output, "--num_slots=6", other) == 2
+        assert "was made with other settings (prune: {" in capsys.readouterr().err
+
+
 def test_what_is_not_ours_is_never_touched(models, tmp_path, capsys):
     source, output = tmp_path / "a.mp4", tmp_path / "found"
     write_video(source, clip(2))
@@ -252,6 +267,9 @@ def test_boxes_are_asked_for_and_taken(models, tmp_path, capsys):
         ("gaussian", ["--num_slots=300"], "room for 254 slots"),
         ("boxes", ["--num_slots=3"], "a slot for each box"),
         ("gaussian", ["--shot-cuts=no"], "--shot-cuts=no: expected a number above 0"),
+        ("gaussian", ["--prune=3"], "prune is 3.0; expected a cosine distance from 0"),
+        ("gaussian", ["--prune=much"], "prune is 'much'"),
+        ("gaussian", ["--prune=0.5", "--prune_restart=no"], "prune_restart is 'no'"),
         ("gaussian", ["--config.seed=1"], "takes a model as it was trained"),
         ("gaussian", ["--mode=train"], "belongs to --mode=predict"),
         ("gaussian", ["--input=there/is/nothing"], "does not exist; expected images"),
