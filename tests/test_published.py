@@ -16,6 +16,7 @@ from smoothsa_jax import convert
 from smoothsa_jax.checkpoints import published
 from smoothsa_jax.checkpoints.read import restore_latest
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT
 
 ALL = [
@@ -67,6 +68,13 @@ def test_a_file_comes_back_bit_for_bit(name, recipes):
     arrays, kept = published.from_state_dict(state_dict, config, buffers)
     kept = json.loads(json.dumps(kept))  # as in a checkpoint
     assert_same(published.to_state_dict(arrays, config, kept), state_dict)
+
+
+def test_arrays_that_are_not_in_order_are_written_in_order(tmp_path):
+    table = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays = {"turned": table.T, "part": table[:, 1:], "one": np.float32(3) * np.ones(())}
+    state_dicts.write(tmp_path / "a.safetensors", arrays)
+    assert_same(state_dicts.read(tmp_path / "a.safetensors"), arrays)
 
 
 SLOW = [
