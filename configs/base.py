@@ -387,6 +387,12 @@ def cold_of(model: ConfigDict) -> ConfigDict:
     return model.initializer.get("cold", model.initializer)
 
 
+def draws_any_number(model: ConfigDict) -> bool:
+    """Whether the initializer can make any number of queries."""
+    cold = cold_of(model)
+    return cold.name != "learned" and not cold.get("separate", False)
+
+
 def set_parts(model: ConfigDict, settings: Mapping[str, Settings]) -> None:
     """Change parts, however deep they are, by their names.
 
@@ -423,7 +429,11 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
             raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
         systems()[DEFAULT_SYSTEM].smooth(config)
         config.title += ", smooth"
+    of_system = config.eval.prune
     config.update(data.settings)
+    if config.eval.num_slots is not None and not draws_any_number(config.model):
+        # More slots than in training, and pruning, are for queries from one Gaussian.
+        config.eval.update(num_slots=None, prune=of_system)
     if data.small is not None:
         _make_small(config, data.small)
     return config

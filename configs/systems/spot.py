@@ -106,6 +106,7 @@ def student(
 ) -> None:
     config.title = f"{TITLE}, student"
     config.model.aggregator.gradient = "last_and_queries"
+    config.eval.update(num_slots=None, prune=None)  # each slot has a query of its own
     config.companions.teacher = ConfigDict({"source": source})
     small = (data.small or {}).get("losses", {})
     weight = small.get("attention_match", 0.005)
