@@ -48,7 +48,7 @@ def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for key, array in expected.items():
         assert found[key].dtype == array.dtype, key
-        np.testing.assert_array_equal(found[key], array, err_msg=key)
+        np.testing.assert_array_equal(found[key], array, err_msg=key, strict=True)
 
 
 def run(*arguments: object) -> int:

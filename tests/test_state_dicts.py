@@ -97,7 +97,7 @@ def test_arrays_come_back_bit_for_bit(name):
         assert back.keys() == theirs.keys()
         for key, array in theirs.items():
             assert back[key].dtype == array.dtype
-            np.testing.assert_array_equal(back[key], array, err_msg=key)
+            np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
 
 
 def is_mask(key: str) -> bool:
@@ -118,7 +118,7 @@ def test_metaslots_state_comes_back_bit_for_bit():
         assert back.keys() == theirs.keys()
         for key, array in theirs.items():
             assert back[key].dtype == array.dtype, key
-            np.testing.assert_array_equal(back[key], array, err_msg=key)
+            np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
 
 
 @pytest.mark.torch
@@ -138,7 +138,7 @@ def test_a_file_becomes_a_workdir_and_comes_back(name, tmp_path):
     assert back.keys() == state_dict.keys()
     for key, array in state_dict.items():
         assert back[key].dtype == array.dtype
-        np.testing.assert_array_equal(back[key], array, err_msg=key)
+        np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
 
 
 def test_a_file_that_does_not_fit_names_its_program(recipes):

@@ -40,7 +40,7 @@ def save_model(
         with atomic_file(folder / ABOUT_FILE) as path:
             path.write_text(json.dumps({"about": about, "step": step}) + "\n")
         with atomic_file(folder / WEIGHTS_FILE) as path:
-            save_file({name: np.ascontiguousarray(x) for name, x in params.items()}, path)
+            save_file({name: np.asarray(x, order="C") for name, x in params.items()}, path)
     except (OSError, SafetensorError) as error:  # SafetensorError if the disk is full
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder} cannot be written: {reason}; use another folder") from error

@@ -118,7 +118,7 @@ class Program:
             name, transform = found
             if name in arrays:
                 raise UserError(f"two keys of the state dict are {name}, the second is {key!r}")
-            arrays[name] = np.ascontiguousarray(transform.to_ours(np.asarray(array)))
+            arrays[name] = np.asarray(transform.to_ours(np.asarray(array)), order="C")
         return arrays
 
     def to_theirs(
@@ -376,7 +376,8 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
         ("aggregat.clust_prob", "aggregator.slots_share", RAW),
         ("decode.bos", "decoder.bos", RAW),
     ]
-    if "initializer.log_std" in names:
+    # Learned queries without a Gaussian have no place.
+    if "initializer.log_std" in names or "initializer.mean" not in names:
         rows += [
             ("initializ.mean", "initializer.mean", RAW),
             ("initializ.logstd", "initializer.log_std", RAW),

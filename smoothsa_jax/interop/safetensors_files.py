@@ -68,7 +68,9 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays to the file `path`."""
     from safetensors.numpy import save_file
 
-    save_file(dict(arrays), path, metadata={"format": "pt"})
+    # The library writes the memory of an array as it is, transposed or not.
+    in_order = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+    save_file(in_order, path, metadata={"format": "pt"})
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
