@@ -174,6 +174,22 @@ def test_what_lies_beside_the_state_dict_is_not_needed(write, holder, name):
     np.testing.assert_array_equal(found["x"], array)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.ckpt", "a.pt.tar"])
+def test_written_files(name, tmp_path):
+    """PyTorch reads them, and so does this program."""
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch is not installed: pip install torch==2.13.0"
+    )
+    arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3).T, "y": np.array(True)}
+    state_dicts.write(tmp_path / name, arrays)
+    loaded = torch.load(tmp_path / name, weights_only=True)
+    holder = {".ckpt": "state_dict", ".tar": "model"}.get((tmp_path / name).suffix)
+    assert (loaded if holder is None else loaded[holder]).keys() == arrays.keys()
+    for key, array in state_dicts.read(tmp_path / name).items():
+        np.testing.assert_array_equal(array, arrays[key], strict=True)
+
+
 def test_what_is_no_state_dict(write, tmp_path):
     one = plain(np.zeros(2, np.float32))
     for content in ([1, 2], {"epoch": 3}, {1: one}, one, {"state_dict": {"x": [one]}}):

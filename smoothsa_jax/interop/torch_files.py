@@ -19,6 +19,8 @@ from smoothsa_jax.errors import UserError
 
 # Where a training program puts the state dict, beside its optimizer's state and the like.
 HOLDERS = ("state_dict", "model")
+# By the end of a file's name, what the programs that write such files look for.
+_HOLDER_OF = {".ckpt": HOLDERS[0], ".tar": HOLDERS[1]}
 
 _BFLOAT16 = "bfloat16"  # NumPy lacks it
 _DTYPES = {
@@ -151,7 +153,9 @@ def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             f"{path} is a PyTorch file, and PyTorch is not installed: install "
             "smoothsa_jax[torch], or write a .safetensors file"
         ) from error
-    torch.save({key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}, path)
+    tensors = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
+    holder = _HOLDER_OF.get(path.suffix)
+    torch.save(tensors if holder is None else {holder: tensors}, path)
 
 
 def _state_dict(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
