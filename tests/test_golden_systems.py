@@ -26,6 +26,7 @@ from golden_files import (
     write_report,
 )
 from ml_collections import ConfigDict
+from recipes import quick
 from tiny import tiny_config
 
 from smoothsa_jax.devices.mesh import replicated
@@ -544,7 +545,9 @@ def trained_by(case: Recorded, file: Golden) -> frozenset[str]:
     return frozenset(case.to_ours(stand_in))
 
 
-@pytest.mark.parametrize("name", [x for x in SYSTEMS if x not in STUDENTS])
+@pytest.mark.parametrize(
+    "name", quick([x for x in SYSTEMS if x not in STUDENTS], "dias", "spot_original")
+)
 def test_model_at_evaluation(name):
     """Outputs, losses and gradients with evaluation's draws."""
     with golden(f"model_{name}") as file:
@@ -582,7 +585,7 @@ def compare_all_orders(case: Recorded, file: Golden, config: ConfigDict, draws: 
     file.compare("loss/all_orders_recon", loss, LOSS)
 
 
-@pytest.mark.parametrize("name", [*DRAWN, *STUDENTS])
+@pytest.mark.parametrize("name", quick([*DRAWN, *STUDENTS], "spot_student_original"))
 def test_model_in_training(name):
     """Outputs, losses and gradients with the recorded draws of a training step."""
     is_student = name in STUDENTS
