@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -193,19 +194,21 @@ def check_number(
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     in_range = is_number and (value > least if above else value >= least)  # false for NaN
     if not in_range or not (below is None or value < below):
-        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        bound = f" above {least:g}" if above else f" of at least {least:g}"
+        bound = "" if least == -math.inf else bound
         also = "" if below is None else f" and below {below:g}"
         raise UserError(
-            f"{key} is {value!r}; expected a number {bound}{also}; change --config.{key}"
+            f"{key} is {value!r}; expected a number{bound}{also}; change --config.{key}"
         )
 
 
 def check_one_of(key: str, value: Any, names: Iterable[str]) -> None:
     """Refuse a setting that is not one of these names."""
     if value not in names:
+        expected = [str(name) for name in sorted(names)]
         raise UserError(
-            f"{key} is {value!r}; expected one of {', '.join(sorted(names))}"
-            f"{did_you_mean(value, names)}"
+            f"{key} is {value!r}; expected one of {', '.join(expected)}"
+            f"{did_you_mean(value, expected)}"
         )
 
 

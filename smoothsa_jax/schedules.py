@@ -43,6 +43,8 @@ def from_(num_steps: int, *, path: str, begin: float, value: Any) -> optax.Sched
         value: a number or a schedule of all steps.
     """
     check_number(f"{path}.begin", begin, below=1.0)
+    if not is_schedule(value):
+        check_number(path, value)  # less than 0 would be off
     later = schedule_of(path, value, num_steps)
     return lambda count: jnp.where(count < begin * num_steps, -1.0, later(count))
 

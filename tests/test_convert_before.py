@@ -124,6 +124,13 @@ ADDED = {
 }
 
 
+@pytest.mark.parametrize("name", ["slot_attention", "mine:Aggregator"])
+def test_only_the_aggregator_of_this_package_has_renamed_settings(name):
+    model = {"aggregator": {"name": name, "truncate": True}}
+    found = renewed.renewed({"losses": {}, "model": model})["model"]["aggregator"]
+    assert ("gradient" in found) == (name == "slot_attention") != ("truncate" in found)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_value_of_a_config_is_under_its_new_key(name):
     """Every config before version 0.2, in every variant."""

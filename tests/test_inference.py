@@ -141,6 +141,21 @@ def test_a_stream_finds_what_the_whole_video_gives(start, request, video, tmp_pa
         assert_close(found, expected, rtol=0)
 
 
+VIT = {"name": "vit", "width": 12, "depth": 1, "num_heads": 2, "patch": 4, "registers": 0}
+
+
+def test_a_trained_encoder_leaves_the_target_to_its_own_encoder(video):
+    """A stream finds the same as a whole picture: the decoder sees part of the target."""
+    config = tiny_config(num_frames=1, initializer="gaussian")
+    config.model.encoder = ConfigDict({**VIT, "resize": 1.0})
+    config.model.target_encoder = config.model.encoder.copy_and_resolve_references()
+    config.weights.encoder.frozen = ()
+    config.weights.target = {"into": "target_encoder", "source": "random", "frozen": ("*",)}
+    model = model_of(config)
+    (found,) = model.stream(video[:1])
+    assert_close(found, model.segment(video[0]))
+
+
 def test_boxes_are_those_of_the_training(boxes, video):
     """Inclusive pixels over width and height; then the slot of the whole frame comes first."""
     found = boxes.segment(video[0], boxes=BOXES)

@@ -218,6 +218,19 @@ def own_adam(state):
     return next(x for x in leaves if is_state(x))
 
 
+def test_a_frozen_codebook_is_left_alone():
+    config = config_of()
+    entry = {"into": "aggregator", "source": "random", "seed": 0, "frozen": ("codebook",)}
+    config.weights.aggregator = ConfigDict(entry)
+    training = build_training(config, shapes_only=True)
+    assert "aggregator.codebook" in training.frozen
+    assert "aggregator.codebook" not in training.state.params
+    state, _ = jax.eval_shape(
+        training.train_step, training.state, training.frozen, tiny_batch(config), jax.random.key(0)
+    )
+    assert jax.tree.structure(state) == jax.tree.structure(training.state)
+
+
 @pytest.mark.slow
 def test_training_in_parts_and_a_codebook_without_gradient():
     """The update sees the whole batch; Adam leaves the codebook alone where no prototype is used.

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.parts import choose, make, scheduled_settings, settings_of
+from smoothsa_jax.parts import check_one_of, choose, make, scheduled_settings, settings_of
 
 
 class Plain:
@@ -113,6 +113,11 @@ def test_what_a_class_does_not_take_is_refused(settings, words):
     with pytest.raises(UserError, match=words) as refused:
         make("model.part", settings, TABLE, 7, rngs="keys")
     assert "\n" not in str(refused.value)
+
+
+def test_a_choice_of_numbers_is_told():
+    with pytest.raises(UserError, match="orders is 0; expected one of 1, 2, 3"):
+        check_one_of("orders", 0, range(1, 4))
 
 
 def test_a_row_without_a_class_is_no_part():

@@ -98,6 +98,7 @@ def test_a_tree_of_schedules_is_evaluated_together():
         ({**WARMUP, "peak": "high"}, "x.peak is 'high'; expected a number above 0"),
         ({**COSINE, "begin": -1.0}, "x.begin is -1.0; expected a number of at least 0"),
         ({**STEP, "at": -1.0}, "x.at is -1.0; expected a number of at least 0"),
+        ({"schedule": "from", "begin": 0.1, "value": -0.5}, "x is -0.5; expected a number of at"),
         ({**COSINE, "path": "y"}, "x.path is not a setting of x.schedule='cosine'"),
         ({"schedule": "no_module:wave"}, "x.schedule is 'no_module:wave', which cannot be"),
         ({"schedule": "math:tau"}, "x.schedule is 'math:tau', which is no"),

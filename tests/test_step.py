@@ -8,9 +8,11 @@ import pytest
 from tiny import tiny_batch, tiny_config
 
 from smoothsa_jax.devices.compiling import CompiledOnce
+from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.tasks.discovery import Discovery
+from smoothsa_jax.tasks.task import run_task, sizes_of
 from smoothsa_jax.training.optimizer import learning_rate_schedule
 from smoothsa_jax.training.step import build_training
 
@@ -192,6 +194,22 @@ def test_pixels_and_normalised_floats_are_the_same(setup, batch):
     assert_identical(outputs, again)
     moved = setup.predict(setup.state.params, setup.frozen, batch, jax.random.key(1))
     assert np.any(outputs["masks"] != moved["masks"])  # the cold-start noise stays on
+
+
+def test_a_teacher_has_the_target_that_it_was_trained_with():
+    """A teacher whose encoder was trained predicts the features of its own target encoder."""
+    config = tiny_config(num_frames=1, initializer="gaussian")
+    student = build_slot_model(config.model, (16, 16), 0)
+    config.model.target_encoder = config.model.encoder.copy_and_resolve_references()
+    config.model.target_encoder.bandwidth = 1.0
+    teacher = build_slot_model(config.model, (16, 16), 1)
+    task, batch, key = Discovery(config), tiny_batch(config), jax.random.key(0)
+    models = {"model": student, "teacher": teacher}
+    draws = task.draw(models, key, sizes_of(batch), False)
+    found = task.constants(models, batch, draws, False)["teacher.masks"]
+    alone = task.draw({"model": teacher}, key, sizes_of(batch), False)
+    expected = run_task(task, {"model": teacher}, batch, alone)["masks"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_frames_need_not_be_square():

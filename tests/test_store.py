@@ -164,6 +164,14 @@ def test_features_of_anything_else_are_refused(config, stored, tmp_path, monkeyp
     other = write_folder(tmp_path / "other", [blobs(np.random.default_rng(1), 7, 20, 30, 2)] * 5)
     refused(lambda c: c.data.update(folder=str(other)), "other clips")
     refused(lambda c: c.data.update(features=str(tmp_path)), "no MANIFEST.json")
+
+    def teach(c, **encoder):
+        teacher = c.model.copy_and_resolve_references()
+        teacher.encoder.update(encoder)
+        c.companions.teacher = {"source": "", "model": teacher}
+
+    refused(lambda c: teach(c, bandwidth=1.0), "companions.teacher has another encoder")
+    refused(lambda c: c.model.update(target_encoder=c.model.encoder), "model.target_encoder needs")
     changed = using(config, "")
     changed.weights.encoder.seed = 1
     with pytest.raises(UserError, match="nothing was changed"):

@@ -42,7 +42,9 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
 def _renew_model(model: dict[str, Any]) -> None:
     """Rename, in place, what a slot model's parts called otherwise."""
     aggregator = model.get("aggregator")
-    if isinstance(aggregator, dict) and "truncate" in aggregator:
+    # An aggregator from elsewhere may have a setting of the same name.
+    own = isinstance(aggregator, dict) and aggregator.get("name") == "slot_attention"
+    if own and "truncate" in aggregator:
         truncate = aggregator.pop("truncate")
         aggregator.setdefault("gradient", "last_and_queries" if truncate else "full")
 

@@ -116,7 +116,7 @@ class Segmenter:
             batch = {"video": frame[None, None]}
             found = task.constants(models, batch, None, False)
             if "features" not in found:  # the encoder is trained
-                found = models[MODEL].encode(batch["video"])
+                found = {**found, **models[MODEL].encode(batch["video"])}
             return {**found, **task.targets(models, batch, found, None)}
 
         def first(

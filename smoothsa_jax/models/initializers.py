@@ -1,5 +1,6 @@
 """Initializers of the first frame's queries: cold-start samples, and SmoothSA's warmer."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Initializer, Scheduled, Sizes
 from smoothsa_jax.models.layers.attention import MultiHeadAttention
 from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear, uniform
-from smoothsa_jax.parts import check_flag, check_heads, check_one_of
+from smoothsa_jax.parts import check_flag, check_heads, check_number, check_one_of
 
 Queries = tuple[Float[Array, "B N D"], dict[str, Array]]
 
@@ -69,6 +70,8 @@ class Gaussian(nnx.Module):
         path = "model.initializer"
         check_one_of(f"{path}.mean", mean, ("zero", "xavier"))
         check_flag(f"{path}.separate", separate)
+        if log_std is not None:
+            check_number(f"{path}.log_std", log_std, least=-math.inf)
         check_one_of(f"{path}.noise", noise, ("always", "training"))
         if noise == "training" and not separate:
             raise UserError(

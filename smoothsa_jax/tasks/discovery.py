@@ -92,8 +92,7 @@ class Discovery:
         elif ENCODER in model.frozen_parts:
             found = model.encode(batch["video"], batch.get("cameras"))
         if model.target_encoder is not None:
-            encoded = model.encode(batch["video"], batch.get("cameras"), model.target_encoder)
-            found["target_features"] = encoded["features"]
+            found["target_features"] = _features_of_target(model, batch)
         if TEACHER in models:
             found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
         return found
@@ -146,13 +145,21 @@ def prunes(settings: ConfigDict) -> dict[str, Any] | None:
     return {name: settings[name] for name in names}
 
 
+def _features_of_target(model: SlotModel, batch: Mapping[str, Array]) -> Array:
+    """Return the features (B,T,M,C) of a model's target encoder."""
+    return model.encode(batch["video"], batch.get("cameras"), model.target_encoder)["features"]
+
+
 def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Array:
     """Return the masks (B,T,N,h,w) of a teacher's decoder."""
     if "features" in batch:  # `stored.refuse_other_features` has compared the encoders
         features = batch["features"].astype(jnp.float32)
     else:
         features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
-    given = teacher.target(batch, {"features": features}, draws.get("target"))
+    constants = {"features": features}
+    if teacher.target_encoder is not None:
+        constants["target_features"] = _features_of_target(teacher, batch)
+    given = teacher.target(batch, constants, draws.get("target"))
     boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
     return teacher(features, given, draws, boxes, slot_mask)["masks"]
 

@@ -11,7 +11,14 @@ from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import fingerprint
-from smoothsa_jax.models.parameters import ENCODER, Parameters, frozen_patterns
+from smoothsa_jax.models.parameters import (
+    ENCODER,
+    TARGET_ENCODER,
+    Parameters,
+    frozen_patterns,
+)
+from smoothsa_jax.tasks.discovery import TEACHER
+from smoothsa_jax.tasks.task import MODEL
 
 
 def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
@@ -42,7 +49,8 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
         frozen: frozen arrays of the run, including the encoder's.
 
     Raises:
-        UserError: the encoder is trained, or the features were made differently.
+        UserError: the encoder is trained, the features were made differently, or a model needs
+            those of another encoder.
     """
     patterns = frozen_patterns(config.weights)
     if not any(pattern in ("*", f"{ENCODER}.*") for pattern in patterns):
@@ -50,12 +58,38 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
             "data.features is set, but the encoder is trained, which changes its features; freeze "
             "it with --config.weights.encoder.frozen='(\"*\",)', or set --config.data.features="
         )
+    _refuse_other_encoders(config, frozen)
     for key, mine in features_made_of(config, frozen).items():
         if (found := source.made_of.get(key)) != mine:
             raise UserError(
                 f"data.features {source.folder} holds features of other {key}: found {found}, the "
                 f"run has {mine}; remove that folder and store them again with python -m "
                 "data.store, or set --config.data.features="
+            )
+
+
+def _refuse_other_encoders(config: ConfigDict, frozen: Parameters) -> None:
+    """Refuse models that need features of an encoder besides the run's own."""
+    models = {MODEL: config.model}
+    if "model" in config.companions.get(TEACHER, {}):
+        models[f"companions.{TEACHER}.model"] = config.companions[TEACHER].model
+        theirs = {
+            name.removeprefix(f"{TEACHER}."): x
+            for name, x in frozen.items()
+            if name.startswith(f"{TEACHER}.{ENCODER}.")
+        }
+        mine = {name: x for name, x in frozen.items() if name.startswith(f"{ENCODER}.")}
+        same = config.companions[TEACHER].model.encoder == config.model.encoder
+        if not same or digest(on_host(theirs)) != digest(on_host(mine)):
+            raise UserError(
+                f"data.features is set, but companions.{TEACHER} has another encoder than the "
+                "model, and would read features that are not its own; set --config.data.features="
+            )
+    for path, model in models.items():
+        if TARGET_ENCODER in model:
+            raise UserError(
+                f"data.features is set, but {path}.{TARGET_ENCODER} needs pixels; set "
+                "--config.data.features="
             )
 
 

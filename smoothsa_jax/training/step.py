@@ -223,7 +223,9 @@ class _Programs:
         num_steps = config.train.num_steps
         settings = {"losses": self.losses.schedules, MODEL: task.schedules}
         self.schedules = Schedules(settings, num_steps)
-        optimizer = build_optimizer(config.optimizer, num_steps, self.updates.conditional)
+        frozen = definitions[MODEL].frozen
+        conditional = [name for name in self.updates.conditional if name not in frozen]
+        optimizer = build_optimizer(config.optimizer, num_steps, conditional)
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
         self.pruning = as_scheduled(pruning_of(config.eval))

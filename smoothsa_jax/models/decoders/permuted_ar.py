@@ -97,6 +97,7 @@ class PermutedARDecoder(nnx.Module):
         check_whole(f"{path}.num_layers", num_layers)
         channels = f"the {width} channels of the features"
         check_heads(f"{path}.num_heads", num_heads, width, channels)
+        check_whole(f"{path}.orders", orders)
         check_one_of(f"{path}.orders", orders, range(1, NUM_ORDERS + 1))
         check_one_of(f"{path}.evaluate", evaluate, ("first", "all"))
         check_one_of(f"{path}.biases", biases, BIASES)
@@ -172,8 +173,11 @@ class PermutedARDecoder(nnx.Module):
         orders = patch_orders(self.grid)[: self.num_orders]
         places, back = (jnp.asarray(x, jnp.int32)[order] for x in (orders, orders.argsort(axis=1)))
         permuted = jnp.take_along_axis(target, places[..., None], axis=1)
-        first = self.bos[...][order, 0]
-        x = jnp.concatenate([first.astype(target.dtype), permuted[:, :-1]], axis=1)
+        # Not a gather: on a GPU, its gradient would be summed in another order in each run.
+        chosen = jax.nn.one_hot(order, self.num_orders, dtype=jnp.float32)
+        bos = self.bos[...][:, 0, 0].astype(jnp.float32)
+        first = jnp.matmul(chosen, bos, precision="highest")[:, None].astype(target.dtype)
+        x = jnp.concatenate([first, permuted[:, :-1]], axis=1)
         x = self.norm_features(self.project_features(x))
         memory = self.norm_slots(self.project_slots(slots))
         *layers, last = self.layers
