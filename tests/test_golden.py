@@ -526,11 +526,10 @@ def test_model_in_bfloat16(name):
         compare_outputs(file, case, definition, params, frozen, BFLOAT16, BFLOAT16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.torch
 def test_model_from_a_torch_file(name):
     """A .pth file holds the same arrays, and a model loaded from it gives the recorded outputs."""
-    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
     with golden(f"model_{name}", parts=("out/",)) as file:
         case = Recorded(file)
         state_dict = read_state_dict(FOLDER / f"model_{name}.pth")

@@ -184,7 +184,7 @@ def test_a_file_of_no_known_program(recipes):
     with pytest.raises(
         UserError, match=r"no checkpoint of DINOSAUR or SPOT or .*SmoothSA or .*DIAS"
     ):
-        published.configs_of(unknown, recipes)
+        published.configs_of(unknown, {x: recipes[x] for x in ("coco", "coco:dias,genera1z")})
 
 
 @pytest.mark.slow
@@ -208,6 +208,7 @@ def test_the_words_of_a_student_have_any_order(recipes):
     assert config.companions.teacher.model == recipes["coco:spot,genera1z"].model
 
 
+@pytest.mark.slow
 def test_several_recipes_fit(tmp_path, capsys):
     source = tmp_path / "file.safetensors"
     save_file(filled("dias-dias_r-coco"), source)

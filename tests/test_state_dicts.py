@@ -52,9 +52,9 @@ def recipe_of(system: str, layout: str) -> str:
 
 def layouts() -> list:
     names = [(s, n) for s, found in LAYOUTS.items() for n in found if not n.startswith(LATER)]
-    quick = {"dias_r-coco", "dinosaur_r-voc"}
+    chosen = {"dias_r-coco", "dinosaur_r-voc"}
     return [
-        pytest.param(*pair, marks=() if pair[1] in quick else pytest.mark.slow, id="-".join(pair))
+        pytest.param(*pair, marks=() if pair[1] in chosen else pytest.mark.slow, id="-".join(pair))
         for pair in names
     ]
 
@@ -130,13 +130,15 @@ def test_metaslots_state_comes_back_bit_for_bit():
             np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize(
-    "name", ["dias.pth", "spot_original.pt.tar", "spot_genera1z.pth", "dinosaur_genera1z.pth"]
+    "name",
+    quick(
+        ["dias.pth", "spot_original.pt.tar", "spot_genera1z.pth", "dinosaur_genera1z.pth"],
+        "spot_original.pt.tar",
+    ),
 )
 def test_a_file_becomes_a_workdir_and_comes_back(name, tmp_path):
     """A small file of the program, with a config of its size."""
-    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
     state_dict = read_state_dict(FOLDER / f"model_{name}")
     with golden(f"model_{name.partition('.')[0]}", parts=()) as file:
         case = Recorded(name.partition(".")[0], file)
