@@ -27,6 +27,7 @@ from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import frozen_patterns, split
+from smoothsa_jax.models.pruning import Carry
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.step import Training, build_training
@@ -182,12 +183,12 @@ def _stream(config: ConfigDict, mesh: Mesh, backend: Backend) -> dict[str, tuple
     constants = in_place(jax.eval_shape(segmenter._constants, arrays, frame))
     found = {
         "features": (segmenter._constants, (arrays, frame)),
-        "first frame": (segmenter._first, (arrays, constants, boxes, mask, _key(mesh))),
+        "first frame": (segmenter._first, (arrays, constants, boxes, mask, _key(mesh), None)),
     }
     if segmenter.follows:
-        before = shape(jnp.float32, 1, slots, segmenter.slot_size)
+        carry = Carry(shape(jnp.float32, 1, slots, segmenter.slot_size), mask)
         # Of the frame before; the second frame has none yet.
-        memory = jax.eval_shape(segmenter._following, arrays, constants, before, mask, None)[1]
-        memory = in_place(memory)
-        found["later frame"] = (segmenter._following, (arrays, constants, before, mask, memory))
+        inputs = arrays, constants, carry
+        memory = in_place(jax.eval_shape(segmenter._following, *inputs, None, None)[2])
+        found["later frame"] = (segmenter._following, (*inputs, memory, None))
     return found

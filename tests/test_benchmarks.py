@@ -11,6 +11,7 @@ import pytest
 from command import CONFIG, IMAGE, ROOT
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.tasks.checks import check as check_config
 
 
 def load(name: str):
@@ -101,8 +102,29 @@ def test_a_partial_table_says_what_is_missing():
     assert "No run has finished yet" in arena.table([])
 
 
+OF_DIAS = [name for name in arena.ABLATIONS if "distillation" in name or "pruning" in name]
+OF_SMOOTHSA = [name for name in arena.ABLATIONS if name not in OF_DIAS]
+
+
+def test_the_ideas_of_dias_can_be_left_out(tmp_path):
+    plain = [("config.mesh.data", "1")]
+    runs = arena.plan(["dias"], ["sprites:image"], ["full", *OF_DIAS], [0], plain, tmp_path)
+    assert len(OF_DIAS) == 3
+    has = {
+        run.key["ablation"]: (
+            "attention_distillation" in run.config.losses,
+            "pruning" in run.config.model and run.config.eval.prune is not None,
+        )
+        for run in runs
+    }
+    assert has["full"] == (True, True)
+    assert sorted(has[name] for name in OF_DIAS) == [(False, False), (False, True), (True, False)]
+    for run in runs:
+        check_config(run.config)
+
+
 def test_every_ablation_trains_what_its_name_says(tmp_path):
-    runs = arena.plan(["smoothsa"], TINY, list(arena.ABLATIONS), [0, 1], STEPS, tmp_path)
+    runs = arena.plan(["smoothsa"], TINY, OF_SMOOTHSA, [0, 1], STEPS, tmp_path)
     assert len(runs) == 10 and len({run.folder for run in runs}) == 10
     assert [run.key["seed"] for run in runs] == [0] * 5 + [1] * 5
     assert [run.config.seed for run in runs] == [0] * 5 + [1] * 5
@@ -125,7 +147,7 @@ def test_every_ablation_of_the_default_config_can_run(tmp_path):
     from smoothsa_jax.tasks.checks import check as check_config
 
     for run in arena.plan(
-        ["smoothsa"], ["sprites"], list(arena.ABLATIONS), [0], [("config.mesh.data", "1")], tmp_path
+        ["smoothsa"], ["sprites"], OF_SMOOTHSA, [0], [("config.mesh.data", "1")], tmp_path
     ):
         check_config(run.config)
 

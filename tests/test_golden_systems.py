@@ -408,7 +408,7 @@ OUTPUTS = {  # their name -> our output
     "attenta": "attention",
     "attent": "attention",
     "attention": "attention",
-    "attention_logits": "logits",
+    "attention_logits": "attention_logits",
     "recon": "prediction",
     "reconstruction": "prediction",
     "attentd": "masks",
@@ -431,7 +431,7 @@ def compare_outputs(
         found, recorded = np.asarray(outputs[name]), file.arrays[key]
         if name == "attention" and recorded.ndim == 5:  # of all iterations
             found = np.asarray(outputs["first_attention"]).swapaxes(0, 1)
-        elif name == "logits":
+        elif name == "attention_logits":
             found = found.swapaxes(1, 2)
         else:
             found = found[:, 0]

@@ -13,7 +13,7 @@ from smoothsa_jax.parts import check_one_of
 # Which aggregation's last attention is the target -> the model's output.
 TARGETS = {"first": "first_attention", "extra": "extra_attention"}
 # What the student's slots compete with -> the model's output.
-STUDENT = {"logits": "logits", "attention": "first_attention"}
+STUDENT = {"logits": "attention_logits", "attention": "first_attention"}
 
 
 class AttentionDistillation:

@@ -181,9 +181,9 @@ class MetaSlot(SlotAttention):
     ) -> Aggregated:
         """Run both stages; see `interfaces.Aggregator`.
 
-        Attention and states are those of stage 1 followed by those of stage 2. Extras: the `logits`
-        (B,N,M) of the last iteration; `slots_kept` (B,), number of slots with different
-        prototypes; `codebook_gradient` (B,), 1 if the codebook gets a gradient.
+        Attention and states are those of stage 1 followed by those of stage 2. Extras: the
+        `attention_logits` (B,N,M) of the last iteration; `slots_kept` (B,), number of slots with
+        different prototypes; `codebook_gradient` (B,), 1 if the codebook gets a gradient.
         """
         normed, *of_tokens = prepared
         if not first:
@@ -214,7 +214,11 @@ class MetaSlot(SlotAttention):
                 found = found + (queries - detached)
             found, logits = run(found, iteration, mask)
         learns = from_prototypes & (self.gradient == "full")
-        extras = {"logits": logits, "slots_kept": kept.sum(axis=1), "codebook_gradient": learns}
+        extras = {
+            "attention_logits": logits,
+            "slots_kept": kept.sum(axis=1),
+            "codebook_gradient": learns,
+        }
         left = mask if self.return_mask else slot_mask
         return Aggregated(found, jnp.stack(attentions), jnp.stack(states), left, extras)
 

@@ -104,8 +104,8 @@ class SlotAttention(nnx.Module):
     ) -> Aggregated:
         """Run the iterations; see `interfaces.Aggregator`.
 
-        The returned attention is not yet normalized over tokens. The extra `logits` (B,N,M) are
-        those of the last iteration, before the softmax over slots.
+        The returned attention is not yet normalized over tokens. The extra `attention_logits`
+        (B,N,M) are those of the last iteration, before the softmax over slots.
         """
         num_iterations = iterations or (self.first if first else self.later)
         keys = [None] * num_iterations
@@ -118,7 +118,7 @@ class SlotAttention(nnx.Module):
             slots, attention, logits = self._iterate(slots, *prepared, slot_mask, keys[iteration])
             states.append(slots)
             attentions.append(attention)
-        extras = {"logits": logits}
+        extras = {"attention_logits": logits}
         return Aggregated(slots, jnp.stack(attentions), jnp.stack(states), slot_mask, extras)
 
     def _last(self, slots, queries):
