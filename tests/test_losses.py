@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.attention import attention_match_loss
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.losses.reconstruction import reconstruction_loss
 from smoothsa_jax.losses.slots import distillation_loss, slot_contrast_loss
@@ -147,3 +148,14 @@ def test_the_temperature_is_that_of_the_config():
     losses.check_frames(2)
     with pytest.raises(UserError, match="slot_contrast compares 2 frames, but clips have 1"):
         losses.check_frames(1)
+
+
+def test_a_masked_slot_of_a_student_teaches_nothing():
+    """A teacher with more slots than the student has in use: the loss stays finite."""
+    rng = np.random.default_rng(0)
+    student, teacher = (rng.standard_normal((2, 4, 9)).astype(np.float32) for _ in range(2))
+    masked = np.array([[True, True, False, True], [True, False, False, True]])
+    run = jax.jit(jax.value_and_grad(attention_match_loss))
+    loss, gradient = run(np.where(masked[:, :, None], student, -np.inf), teacher)
+    assert np.isfinite(loss) and loss > 0 and np.isfinite(gradient).all()
+    assert not np.asarray(gradient)[~masked].any()

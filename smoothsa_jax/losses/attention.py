@@ -79,7 +79,7 @@ class AttentionMatch:
     def __init__(self, *, on: str = "logits"):
         check_one_of("losses.attention_match.on", on, STUDENT)
         self._student = STUDENT[on]
-        self.reads = ("teacher.masks", self._student, "slot_mask")
+        self.reads = ("teacher.masks", self._student)
 
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
@@ -108,7 +108,9 @@ def attention_match_loss(
     wanted = jnp.take_along_axis(slots, labels, axis=1)
     log_probability = jax.nn.log_softmax(student.astype(jnp.float32), axis=1)
     found = jnp.take_along_axis(log_probability, wanted[:, None], axis=1)
-    return -found.mean()
+    # A token whose slot of the teacher got a masked slot has nothing to learn from.
+    valid = jnp.isfinite(found)
+    return -jnp.where(valid, found, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def match_segments(
