@@ -275,6 +275,7 @@ def on_a_cpu(shape=(1, 1)) -> Mesh:
     return Mesh(np.array(jax.devices()[:1]).reshape(shape), AXES)
 
 
+@pytest.mark.slow
 def test_all_programs_lower_for_a_tpu_that_is_not_there():
     config = load_config("configs/sprites.py:smoke")
     found = {}

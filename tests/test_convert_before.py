@@ -621,6 +621,7 @@ def assert_goes_on(workdir: Path, name: str) -> None:
         assert found_scores["metrics"][metric]["mean"] == pytest.approx(value["mean"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_converted_run_goes_on(converted, tmp_path):
     assert_goes_on(copied("run", tmp_path, converted), "run")
 

@@ -4,7 +4,7 @@ import fuzz_readers
 import pytest
 
 COUNTS = dict.fromkeys(fuzz_readers.READERS, 50)
-COUNTS |= {"gif": 5, "mp4": 5, "model": 8}  # each a process, or a model that is built
+COUNTS |= {"gif": 2, "mp4": 5, "model": 8}  # each a process, or a model that is built
 
 
 @pytest.mark.parametrize("name", COUNTS)

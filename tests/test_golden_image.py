@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_files import FORWARD, GRADIENT, LOSS, METRIC, Golden, golden, inner
+from recipes import quick
 
 from smoothsa_jax.interop.authors import from_authors
 from smoothsa_jax.losses.attention import (
@@ -104,7 +105,7 @@ def boqsa_attention(params: dict[str, np.ndarray], gradient: str):
     return definition, arrays
 
 
-@pytest.mark.parametrize("truncation", BOQSA_GRADIENTS)
+@pytest.mark.parametrize("truncation", quick(list(BOQSA_GRADIENTS), "bi-level"))
 def test_slot_attention_of_boqsa(truncation):
     others = [name for name in BOQSA_GRADIENTS if name != truncation]
     with golden("boqsa_slot_attention") as file:

@@ -88,6 +88,7 @@ def test_masks_of_the_aggregator_are_scored_where_a_decoder_has_none():
     assert model.segment(picture).masks.shape == (16, 16)
 
 
+@pytest.mark.slow
 def test_a_slot_model_need_not_decode():
     config = tiny_config(num_frames=1)
     training = build_training(canonical(config))

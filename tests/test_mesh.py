@@ -271,6 +271,7 @@ def check(report: dict[str, dict], fsdp: dict[str, int]) -> None:
         assert 1 / fsdp[name] <= found["share_of_state"] <= 1 / fsdp[name] + 0.15, (name, found)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_both_kinds_begins_as_one_device():
     """The first step and evaluation of images, which compile fast; other draws, other losses."""
     check(on_eight_devices("compare([(2, 2, 1)], frames=1, steps=1)"), {"2x2/1": 2})

@@ -49,6 +49,7 @@ def executed(name: str, checkout: Path) -> str:
 # ----------------------------------------------------------------------------------------- they run
 
 
+@pytest.mark.slow
 def test_own_video_runs(checkout):
     text = executed("own_video.ipynb", checkout)
     assert "8 frames of 60x60 pixels" in text

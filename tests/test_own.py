@@ -123,6 +123,7 @@ def test_twenty_pictures_without_labels(pictures, tmp_path, capfd):
     assert "without labels" in page and "true segments" not in page and "nan" not in page
 
 
+@pytest.mark.slow
 def test_four_videos_without_labels(videos, tmp_path, capfd):
     assert train("video,smoke", videos, tmp_path / "run") == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
@@ -136,6 +137,7 @@ def test_four_videos_without_labels(videos, tmp_path, capfd):
     assert "loss" in capfd.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_features_are_stored_once_before_training(pictures, tmp_path):
     folder = shutil.copytree(pictures, tmp_path / "own")
     auto = "--config.data.features=auto"
@@ -172,6 +174,7 @@ def test_features_are_beside_the_folder(folder, expected, monkeypatch, tmp_path)
 # --------------------------------------------------------------------- without a validation split
 
 
+@pytest.mark.slow
 def test_without_a_validation_split(pictures, tmp_path, capfd):
     """A folder that holds nothing out is scored on its training split, where asked."""
     source = pictures.parent / "my_pictures"

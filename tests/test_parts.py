@@ -92,6 +92,7 @@ def test_a_part_that_lacks_a_setting_is_refused():
         build_training(config)
 
 
+@pytest.mark.slow
 def test_without_a_warmer_there_is_no_distillation():
     config = tiny_config()
     del config.losses.distillation

@@ -228,7 +228,12 @@ def distance_of(model: Segmenter, picture: np.ndarray, count: int = 5) -> float:
 
 
 @pytest.mark.parametrize(
-    "restart, mode", [("slots", "fixed"), ("merge", "fixed"), ("none", "renewed")]
+    "restart, mode",
+    [
+        ("slots", "fixed"),
+        pytest.param("merge", "fixed", marks=pytest.mark.slow),
+        pytest.param("none", "renewed", marks=pytest.mark.slow),
+    ],
 )
 def test_streams_and_whole_videos_are_pruned_alike(gaussian, video, restart, mode):
     prune = distance_of(gaussian, video[0])

@@ -119,6 +119,7 @@ def test_a_tree_names_what_is_wrong():
         Schedules({"losses": {"a": {"weight": "x"}}}, STEPS)
 
 
+@pytest.mark.slow
 def test_a_loss_weight_follows_its_schedule():
     """The weighted term of a step is the schedule's value times the term."""
     terms = {}

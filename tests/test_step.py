@@ -196,6 +196,7 @@ def test_pixels_and_normalised_floats_are_the_same(setup, batch):
     assert np.any(outputs["masks"] != moved["masks"])  # the cold-start noise stays on
 
 
+@pytest.mark.slow
 def test_a_teacher_has_the_target_that_it_was_trained_with():
     """A teacher whose encoder was trained predicts the features of its own target encoder."""
     config = tiny_config(num_frames=1, initializer="gaussian")
@@ -227,6 +228,7 @@ def assert_same_gradient(found, expected):
             assert np.abs(moment[name] - value).max() <= 1e-5 * np.abs(value).max(), name
 
 
+@pytest.mark.slow
 def test_images_in_parts_are_the_large_batch():
     """An image draws nothing for frames behind the first: arrays of no elements."""
     config, found = tiny_config(num_frames=1, initializer="gaussian"), []

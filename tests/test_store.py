@@ -99,6 +99,7 @@ def test_windows_of_clips_have_the_features_of_their_frames(config, stored):
     assert check(stored) == []
 
 
+@pytest.mark.slow
 def test_a_step_on_stored_features_runs_no_encoder():
     config = run_config.get_config("image")
     training = build_training(config)

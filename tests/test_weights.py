@@ -532,6 +532,7 @@ def test_the_command_of_a_run_whose_words_have_underscores(monkeypatch, tmp_path
 # ----------------------------------------------------------------------------------------- averages
 
 
+@pytest.mark.slow
 def test_an_average_follows_the_parameters():
     config, training = with_average()
     first = on_host(training.state.params)
