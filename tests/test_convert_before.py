@@ -626,6 +626,7 @@ def test_a_converted_run_goes_on(converted, tmp_path):
     assert_goes_on(copied("run", tmp_path, converted), "run")
 
 
+@pytest.mark.slow
 def test_a_converted_recognition_goes_on(converted, tmp_path, monkeypatch):
     monkeypatch.setitem(build.DATASETS, "sprites", WithCategories)
     assert_goes_on(copied("recognition", tmp_path, converted), "recognition")

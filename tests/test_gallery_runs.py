@@ -175,7 +175,7 @@ def test_from_raw_files_to_scores(name, trained, tmp_path):
     go_on_and_evaluate(f"{name}.py", folder / "run", tmp_path / "cut", settings)
 
 
-@pytest.mark.parametrize("name", quick(list(CLASSES), "coco"))
+@pytest.mark.parametrize("name", quick(list(CLASSES)))
 def test_recognition_from_raw_files_to_scores(name, trained, tmp_path):
     """The same for a head on the slots of an earlier run."""
     folder = trained(name)

@@ -165,6 +165,7 @@ def compare_update(file: Golden, written: Mapping) -> None:
         file.compare(f"out/{key}", written[name], FORWARD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["prototypes", "without_prototypes"])
 def test_training(start):
     """Forward pass, gradient and the update that belongs to it."""

@@ -585,7 +585,7 @@ def compare_all_orders(case: Recorded, file: Golden, config: ConfigDict, draws: 
     file.compare("loss/all_orders_recon", loss, LOSS)
 
 
-@pytest.mark.parametrize("name", quick([*DRAWN, *STUDENTS], "spot_student_original"))
+@pytest.mark.parametrize("name", quick([*DRAWN, *STUDENTS]))
 def test_model_in_training(name):
     """Outputs, losses and gradients with the recorded draws of a training step."""
     is_student = name in STUDENTS

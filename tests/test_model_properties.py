@@ -192,6 +192,7 @@ def test_masked_slots_are_as_if_absent(case):
 WEIGHTS = {"reconstruction": 1.0, "distillation": 10.0, "slot_contrast": 0.5}
 
 
+@pytest.mark.slow
 def test_masked_slots_are_absent_from_losses_and_gradients():
     """Three of four slots valid, different ones per sample: equals the batch of three slots."""
     video = make_case("video-boxes-random_ar", first_iterations=1)  # quicker to compile

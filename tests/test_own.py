@@ -192,6 +192,7 @@ def test_without_a_validation_split(pictures, tmp_path, capfd):
 # ------------------------------------------------------------------------------- the losses
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_sample_is_that_of_training():
     """A sample alone has the loss of a training step on it, whatever its neighbors are."""
     config = run_config.get_config("image")

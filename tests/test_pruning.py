@@ -148,6 +148,7 @@ def at(distance):
     return {"pruning": {"distance": distance}}
 
 
+@pytest.mark.slow
 def test_a_model_starts_again_with_the_slots_that_stay():
     model = build_slot_model(pruned_config().model, (16, 16), 0)
     features, given, draws = inputs(model)
@@ -365,6 +366,7 @@ def test_asked_pruning_replaces_the_models_own():
     assert found["slot_mask"].sum(1).tolist() == [1] * 3 and "extra_attention" not in found
 
 
+@pytest.mark.slow
 def test_batches_have_what_a_model_reads():
     """A training step of a model with pruning, in its first steps and later."""
     from smoothsa_jax.training.step import build_training

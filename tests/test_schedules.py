@@ -163,6 +163,7 @@ def wave(num_steps: int, *, height: float, negative: bool = False) -> optax.Sche
     return lambda count: sign * height * (1.0 + jnp.sin(count / num_steps))
 
 
+@pytest.mark.slow
 def test_a_schedule_from_outside_trains():
     """As a loss weight, a part's setting and the learning rate, and it may be negative."""
     config = tiny_config(num_frames=1, decoder="mlp_mixture")

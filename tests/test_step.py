@@ -98,6 +98,7 @@ def test_another_seed_is_another_model_on_the_same_features(setup):
     assert np.any(other.state.params[kernel] != setup.state.params[kernel])
 
 
+@pytest.mark.slow
 def test_all_randomness_comes_from_the_key_unless_it_is_given(setup, batch):
     """The sampled draws, passed by hand, give the same step, and then the key has no effect."""
     key = jax.random.key(11)

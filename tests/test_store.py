@@ -182,6 +182,7 @@ def test_features_of_anything_else_are_refused(config, stored, tmp_path, monkeyp
         command.store(config, tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_sprites_come_in_the_same_order_with_their_features(tmp_path, monkeypatch):
     """A whole run: generated clips are the same each time, so nothing but the rounding differs."""
     config = run_config.get_config("image")
