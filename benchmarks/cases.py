@@ -139,7 +139,7 @@ def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.n
 
 def pixels_to_masks(training: Training) -> Callable[..., jax.Array]:
     """Return a program: (params, frozen, placed batch, key) -> each pixel's slot (B,T,H,W)."""
-    (output,) = training.task.evaluator.outputs
+    output, *_ = training.task.evaluator.outputs
 
     @jax.jit
     def masks(params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
