@@ -14,11 +14,11 @@ from smoothsa_jax.interop.vit_layouts import TIMM_ROWS
 
 HEAD = "recognition."  # the prefix of our names of the recognition head
 
-_PACKED = {"in_proj_weight": ("in_projection", KERNEL)}
-_LAYER: list[Row] = [  # torch's TransformerDecoderLayer
-    ("self_attn", "self_attention", _PACKED),
+PACKED = {"in_proj_weight": ("in_projection", KERNEL), "in_proj_bias": ("in_bias", SAME)}
+TORCH_LAYER: list[Row] = [  # torch's TransformerDecoderLayer
+    ("self_attn", "self_attention", PACKED),
     ("self_attn.out_proj", "self_attention.out", LINEAR),
-    ("multihead_attn", "cross_attention", _PACKED),
+    ("multihead_attn", "cross_attention", PACKED),
     ("multihead_attn.out_proj", "cross_attention.out", LINEAR),
     ("linear1", "feed_forward.hidden", LINEAR),
     ("linear2", "feed_forward.out", LINEAR),
@@ -28,12 +28,13 @@ _LAYER: list[Row] = [  # torch's TransformerDecoderLayer
 ]
 
 
-def _below(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
+def below(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
+    """Return rows with a name in front on either side."""
     return [(f"{theirs}.{key}", f"{ours}.{name}", leaves) for key, name, leaves in rows]
 
 
 ROWS: list[Row] = [
-    *_below("encode_backbone.1", "encoder", TIMM_ROWS),
+    *below("encode_backbone.1", "encoder", TIMM_ROWS),
     ("encode_project.0", "projection.norm", NORM),
     ("encode_project.1", "projection.mlp.hidden", LINEAR),
     ("encode_project.3", "projection.mlp.out", LINEAR),
@@ -44,7 +45,7 @@ ROWS: list[Row] = [
     ("initializ.mlp.2", "initializer.cold.mlp.out", LINEAR),
     ("initializ.mlp.3", "initializer.cold.norm", NORM),
     ("initializ.qproj_kv", "initializer.warmer.memory", LINEAR),
-    *_below("initializ.qinit", "initializer.warmer", _LAYER),
+    *below("initializ.qinit", "initializer.warmer", TORCH_LAYER),
     ("aggregat.norm1kv", "aggregator.norm_features", NORM),
     ("aggregat.norm1q", "aggregator.norm_slots", NORM),
     ("aggregat.norm2", "aggregator.norm_mlp", NORM),
@@ -61,7 +62,7 @@ ROWS: list[Row] = [
     ("aggregat.ffn.2", "aggregator.mlp.out", LINEAR),
     ("transit.te.weight", "transition.offset_embedding", RAW),
     ("transit.proji", "transition.memory", LINEAR),
-    *_below("transit.transit", "transition.layer", _LAYER),
+    *below("transit.transit", "transition.layer", TORCH_LAYER),
     ("decode.mask_token", "decoder.mask_token", RAW),
     ("decode.posit_embed._pe", "decoder.position", RAW),
     ("decode.project1.0", "decoder.project_features", LINEAR),
@@ -69,7 +70,7 @@ ROWS: list[Row] = [
     ("decode.project2.0", "decoder.project_slots", LINEAR),
     ("decode.project2.1", "decoder.norm_slots", NORM),
     ("decode.norm0", "decoder.norm_input", NORM),
-    *_below("decode.backbone.layers.{}", "decoder.layers.{}", _LAYER),
+    *below("decode.backbone.layers.{}", "decoder.layers.{}", TORCH_LAYER),
     ("recogn.0", f"{HEAD}mlp.hidden", LINEAR),
     ("recogn.3", f"{HEAD}mlp.out", LINEAR),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop.authors import PACKED, TORCH_LAYER, below
 from smoothsa_jax.interop.authors import ROWS as SMOOTHSA_ROWS
 from smoothsa_jax.interop.table import (
     KERNEL,
@@ -35,29 +36,11 @@ _GRU = {
     "bias_ih": ("input.bias", SAME),
     "bias_hh": ("hidden.bias", SAME),
 }
-# torch's TransformerDecoderLayer
-_PACKED = {"in_proj_weight": ("in_projection", KERNEL), "in_proj_bias": ("in_bias", SAME)}
-TORCH_LAYER: list[Row] = [
-    ("self_attn", "self_attention", _PACKED),
-    ("self_attn.out_proj", "self_attention.out", LINEAR),
-    ("multihead_attn", "cross_attention", _PACKED),
-    ("multihead_attn.out_proj", "cross_attention.out", LINEAR),
-    ("linear1", "feed_forward.hidden", LINEAR),
-    ("linear2", "feed_forward.out", LINEAR),
-    ("norm1", "norm_self", NORM),
-    ("norm2", "norm_cross", NORM),
-    ("norm3", "norm_feed_forward", NORM),
-]
 VIT: list[Row] = [
     *TIMM_ROWS,
     # A position embedding with an entry for the class token is cut before it gets here.
     ("pos_embed#class", "class_position", RAW),
 ]
-
-
-def below(theirs: str, ours: str, rows: list[Row]) -> list[Row]:
-    """Return rows with a name in front on either side."""
-    return [(f"{theirs}.{key}", f"{ours}.{name}", leaves) for key, name, leaves in rows]
 
 
 def mixture_rows(theirs: str, names: Collection[str]) -> list[Row]:
@@ -232,9 +215,9 @@ def _form_of_mask(state_dict: Mapping[str, np.ndarray], ending: str) -> dict[str
 def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
     layer: list[Row] = [
-        ("self_attn", "self_attention", _PACKED),
+        ("self_attn", "self_attention", PACKED),
         ("self_attn.proj_o", "self_attention.out", LINEAR),
-        ("encoder_decoder_attn", "cross_attention", _PACKED),
+        ("encoder_decoder_attn", "cross_attention", PACKED),
         ("encoder_decoder_attn.proj_o", "cross_attention.out", LINEAR),
         ("ffn.0", "feed_forward.hidden", LINEAR),
         ("ffn.2", "feed_forward.out", LINEAR),
