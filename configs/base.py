@@ -318,11 +318,32 @@ DINOV2_SMALL_NORMED = (
 )
 
 
-def use_encoder(config: ConfigDict, data: DataSet, encoder: tuple[Settings, str]) -> None:
-    """Replace the encoder by that of a published recipe; embedded data keep their own."""
+def use_encoder(
+    config: ConfigDict,
+    data: DataSet,
+    encoder: tuple[Settings, str],
+    image_size: int | None = None,
+) -> None:
+    """Replace encoder and image size by those of a published recipe; embedded data keep their own.
+
+    Args:
+        encoder: settings and source of the weights.
+        image_size: in pixels; None: as the data set says.
+    """
     if data.small is None:
         config.model.encoder = ConfigDict(encoder[0])
         config.weights.encoder.source = encoder[1]
+        config.data.image_size = image_size or config.data.image_size
+
+
+# A Gaussian for each slot, whose means are the queries at evaluation.
+SEPARATE_GAUSSIANS = {
+    "name": "gaussian",
+    "log_std": -2.7725887,  # log(256**-0.5)
+    "mean": "xavier",
+    "separate": True,
+    "noise": "training",
+}
 
 
 def all_but_last_third(encoder: Settings) -> tuple[str, ...]:

@@ -76,10 +76,10 @@ def r384(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
-    base.use_encoder(config, data, base.dino(*(("small", 8) if _is_movi(data) else ("base", 16))))
+    encoder = base.dino(*(("small", 8) if _is_movi(data) else ("base", 16)))
+    base.use_encoder(config, data, encoder, image_size=224)
     if data.small is None:  # its files have no last LayerNorm
         config.model.encoder.final_norm = False
-    config.data.image_size = 224 if data.small is None else config.data.image_size
     config.model.slot_size = 128 if _is_movi(data) else 256
     config.train.batch_size = 64
     config.train.num_steps = 300_000 if data.name == "voc" else 500_000
@@ -91,13 +91,7 @@ def genera1z(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
     config.model.update(
         projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True, "activation": "gelu"},
-        initializer={
-            "name": "gaussian",
-            "log_std": -2.7725887,  # log(256**-0.5)
-            "mean": "xavier",
-            "separate": True,
-            "noise": "training",
-        },
+        initializer=base.SEPARATE_GAUSSIANS,
         aggregator={
             "name": "slot_attention",
             "gradient": "last_and_queries",

@@ -16,13 +16,6 @@ from configs import base
 
 TITLE = "MetaSlot"
 KIND = "system"
-SEPARATE_GAUSSIANS = {
-    "name": "gaussian",
-    "log_std": -2.7725887,  # log(256**-0.5)
-    "mean": "xavier",
-    "separate": True,
-    "noise": "training",
-}
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -30,7 +23,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.predict_features(
         config,
         projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
-        initializer=SEPARATE_GAUSSIANS,
+        initializer=base.SEPARATE_GAUSSIANS,
         aggregator={
             "name": "metaslot",
             "first": 3,

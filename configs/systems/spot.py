@@ -64,8 +64,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
-    base.use_encoder(config, data, base.dino("base", 16))
-    config.data.image_size = 224 if data.small is None else config.data.image_size
+    base.use_encoder(config, data, base.dino("base", 16), image_size=224)
     config.train.batch_size = 64
     config.train.num_steps = ORIGINAL_STEPS.get(data.name, 92_400)
     config.optimizer.learning_rate.warmup = 10_000 / config.train.num_steps
@@ -118,15 +117,7 @@ def student(
         )
         config.weights.encoder.frozen = base.all_but_last_third(config.model.encoder)
     if version == "genera1z":
-        config.model.initializer = ConfigDict(
-            {
-                "name": "gaussian",
-                "log_std": -2.7725887,  # log(256**-0.5)
-                "mean": "xavier",
-                "separate": True,
-                "noise": "training",
-            }
-        )
+        config.model.initializer = ConfigDict(base.SEPARATE_GAUSSIANS)
         # The student starts from its teacher.
         without = ["initializer.*", *(["target_encoder.*"] * ("target_encoder" in config.model))]
         config.weights.start = ConfigDict({"into": "", "source": source, "without": tuple(without)})
