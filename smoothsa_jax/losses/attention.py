@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from optax.assignment import hungarian_algorithm
 
+from smoothsa_jax.losses.matching import assign, segment_iou
 from smoothsa_jax.models.interfaces import Scheduled
 from smoothsa_jax.parts import check_one_of
 
@@ -125,14 +125,5 @@ def match_segments(
         teacher: each token's slot in the teacher.
         num_slots: N.
     """
-    masks = [jax.nn.one_hot(x, num_slots, dtype=jnp.float32) for x in (teacher, student)]
-    common = jnp.einsum("bmk,bmn->bkn", *masks, precision="highest")
-    sizes = [mask.sum(axis=1) for mask in masks]
-    union = sizes[0][:, :, None] + sizes[1][:, None, :] - common
-    iou = common / jnp.maximum(union, 1.0)
-
-    def one(iou: Float[Array, "N N"]) -> Int[Array, " N"]:
-        rows, columns = hungarian_algorithm(-iou)
-        return jnp.zeros(num_slots, jnp.int32).at[rows].set(columns.astype(jnp.int32))
-
-    return jax.lax.stop_gradient(jax.vmap(one)(iou))
+    masks = (jax.nn.one_hot(x, num_slots, dtype=jnp.float32) for x in (teacher, student))
+    return jax.lax.stop_gradient(assign(segment_iou(*masks)))
