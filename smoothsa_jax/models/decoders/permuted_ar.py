@@ -10,15 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.layers.attention import samples_at_once
+from smoothsa_jax.models.layers.attention import fit_on_chip
 from smoothsa_jax.models.layers.basic import (
     ACTIVATIONS,
     check_start,
-    in_turns,
     layer_norm,
     linear,
 )
-from smoothsa_jax.models.layers.transformer import BIASES, PreNormLayer
+from smoothsa_jax.models.layers.transformer import BIASES, PreNormLayer, run_layers
 from smoothsa_jax.parts import (
     check_above_zero,
     check_flag,
@@ -158,12 +157,14 @@ class PermutedARDecoder(nnx.Module):
         elif draws is None:
             draws = jnp.zeros(batch, jnp.int32)
         inputs = target, slots, draws, slot_mask
-        if not self.backend.is_tpu or self.differentiated:
-            prediction, attention = self._decoded(*inputs)
-        else:
-            num_tokens = target.shape[1]
-            most = samples_at_once(self.layers[0].self_attention.num_heads, num_tokens, num_tokens)
-            prediction, attention = in_turns(self._decoded, inputs, most)
+        prediction, attention = fit_on_chip(
+            self._decoded,
+            inputs,
+            num_heads=self.layers[0].self_attention.num_heads,
+            length=target.shape[1],
+            backend=self.backend,
+            differentiated=self.differentiated,
+        )
         if averaged:
             mean = lambda x: x.reshape(batch, self.num_orders, *x.shape[1:]).mean(axis=1)  # noqa: E731
             prediction, attention = mean(prediction), mean(attention)
@@ -180,11 +181,7 @@ class PermutedARDecoder(nnx.Module):
         x = jnp.concatenate([first, permuted[:, :-1]], axis=1)
         x = self.norm_features(self.project_features(x))
         memory = self.norm_slots(self.project_slots(slots))
-        *layers, last = self.layers
-        again = jax.checkpoint if self.remat else lambda function: function
-        for layer in layers:
-            x = again(lambda x, layer=layer: layer(x, memory, memory_mask=slot_mask))(x)
-        x, attention = again(lambda x: last.with_weights(x, memory, memory_mask=slot_mask))(x)
+        x, attention = run_layers(self.layers, x, memory, memory_mask=slot_mask, remat=self.remat)
         if self.norm_out is not None:
             x = self.norm_out(x)
         in_place = lambda x: jnp.take_along_axis(x, back[..., None], axis=1)  # noqa: E731

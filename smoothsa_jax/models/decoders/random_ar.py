@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.layers.attention import samples_at_once
-from smoothsa_jax.models.layers.basic import in_turns, layer_norm, linear
-from smoothsa_jax.models.layers.transformer import PreNormLayer
+from smoothsa_jax.models.layers.attention import fit_on_chip
+from smoothsa_jax.models.layers.basic import layer_norm, linear
+from smoothsa_jax.models.layers.transformer import PreNormLayer, run_layers
 from smoothsa_jax.parts import check_heads, check_whole
 
 
@@ -84,12 +84,14 @@ class RandomARDecoder(nnx.Module):
             draws: the visible tokens; None: all.
         """
         inputs = given["target"], slots, draws, slot_mask
-        if not self.backend.is_tpu or self.differentiated:
-            prediction, attention = self._decoded(*inputs)
-        else:
-            num_tokens = given["target"].shape[1]
-            most = samples_at_once(self.layers[0].self_attention.num_heads, num_tokens, num_tokens)
-            prediction, attention = in_turns(self._decoded, inputs, most)
+        prediction, attention = fit_on_chip(
+            self._decoded,
+            inputs,
+            num_heads=self.layers[0].self_attention.num_heads,
+            length=given["target"].shape[1],
+            backend=self.backend,
+            differentiated=self.differentiated,
+        )
         return prediction, attention.reshape(*attention.shape[:2], *self.grid)
 
     def _decoded(self, features, slots, visible, slot_mask):
@@ -98,11 +100,7 @@ class RandomARDecoder(nnx.Module):
             tokens = jnp.where(visible[..., None], tokens, self.mask_token[...])
         memory = self.norm_slots(self.project_slots(slots))
         x = self.norm_input(tokens + self.position[...])
-        *layers, last = self.layers
-        again = jax.checkpoint if self.remat else lambda function: function
-        for layer in layers:
-            x = again(lambda x, layer=layer: layer(x, memory, memory_mask=slot_mask))(x)
-        x, attention = again(lambda x: last.with_weights(x, memory, memory_mask=slot_mask))(x)
+        x, attention = run_layers(self.layers, x, memory, memory_mask=slot_mask, remat=self.remat)
         return x, attention.swapaxes(1, 2)
 
     def draw(

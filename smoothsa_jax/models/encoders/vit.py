@@ -11,11 +11,10 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.encoders.pixels import grid_of
-from smoothsa_jax.models.layers.attention import attend, samples_at_once
+from smoothsa_jax.models.layers.attention import attend, fit_on_chip
 from smoothsa_jax.models.layers.basic import (
     MLP,
     SwiGLU,
-    in_turns,
     layer_norm,
     linear,
     packed_products,
@@ -195,11 +194,14 @@ class PatchTransformer(nnx.Module):
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
         """Return `features`: patch tokens after the last block; `images` are normalized."""
-        if not self.backend.is_tpu:
-            return {"features": self._tokens(images)}
-        length = self.num_tokens + self.num_prefix
-        most = samples_at_once(self.blocks[0].num_heads, length, length)
-        return {"features": in_turns(self._tokens, (images,), most)}
+        features = fit_on_chip(
+            self._tokens,
+            (images,),
+            num_heads=self.blocks[0].num_heads,
+            length=self.num_tokens + self.num_prefix,
+            backend=self.backend,
+        )
+        return {"features": features}
 
     def _tokens(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         batch = images.shape[0]

@@ -1,12 +1,22 @@
 """Multi-head attention: fused if its weights are not needed, else written out."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.backend import CPU, Backend
-from smoothsa_jax.models.layers.basic import dropout, linear, packed_products, product, uniform
+from smoothsa_jax.models.layers.basic import (
+    dropout,
+    in_turns,
+    linear,
+    packed_products,
+    product,
+    uniform,
+)
 
 KeysValues = tuple[Float[Array, "... S E"], Float[Array, "... S E"]]
 
@@ -17,12 +27,31 @@ ONE_BY_ONE = 2**16  # logits per sample from which samples are processed one by 
 WRITTEN_OUT = 32  # maximum number of samples to unroll, so that they run in parallel; more: a loop
 
 
-def samples_at_once(num_heads: int, queries: int, keys: int) -> int:
-    """The number of samples whose attention weights fit a TPU's vector memory.
+def fit_on_chip(
+    function: Callable,
+    inputs: Any,
+    *,
+    num_heads: int,
+    length: int,
+    backend: Backend,
+    differentiated: bool = False,
+) -> Any:
+    """Compute `function(*inputs)` on (B, ...) inputs, whose costliest step is self-attention.
 
-    With more samples at once, time per sample grows by 40 to 70 %.
+    On a TPU, as many samples at a time as have attention weights that fit its vector memory: with
+    more, time per sample grows by 40 to 70 %. Elsewhere, or for a gradient, all at once.
+
+    Args:
+        function: computes on each sample alone.
+        inputs: its arguments.
+        num_heads: heads of self-attention.
+        length: number of tokens that attend to each other.
+        backend: what the computation runs on.
+        differentiated: whether a gradient is taken.
     """
-    return max(1, ON_CHIP // (2 * num_heads * queries * keys))
+    if not backend.is_tpu or differentiated:
+        return function(*inputs)
+    return in_turns(function, inputs, max(1, ON_CHIP // (2 * num_heads * length * length)))
 
 
 def attend(

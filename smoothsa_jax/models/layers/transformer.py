@@ -3,6 +3,9 @@
 The warmer's layer differs from both, and is in `initializers.py`.
 """
 
+from collections.abc import Sequence
+
+import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -141,3 +144,27 @@ class PreNormLayer(nnx.Module):
 
     def _feed_forward(self, x):
         return x + self.feed_forward(self.norm_feed_forward(x))
+
+
+def run_layers(
+    layers: Sequence[PreNormLayer],
+    x: Float[Array, "B M E"],
+    memory: Float[Array, "B N E"],
+    *,
+    memory_mask: Bool[Array, "B N"] | None,
+    remat: bool,
+) -> tuple[Float[Array, "B M E"], Float[Array, "B M N"]]:
+    """The tokens after all layers, and the weights of the last one's cross-attention.
+
+    Args:
+        layers: at least one.
+        x: the tokens.
+        memory: what cross-attention reads.
+        memory_mask: true = valid.
+        remat: whether the backward pass recomputes each layer's activations.
+    """
+    *layers, last = layers
+    again = jax.checkpoint if remat else lambda function: function
+    for layer in layers:
+        x = again(lambda x, layer=layer: layer(x, memory, memory_mask=memory_mask))(x)
+    return again(lambda x: last.with_weights(x, memory, memory_mask=memory_mask))(x)
