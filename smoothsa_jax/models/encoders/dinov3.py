@@ -97,6 +97,7 @@ class DINOv3(PatchTransformer):
         super().__init__(
             image_size,
             width=width,
+            num_heads=num_heads,
             patch=patch,
             registers=registers,
             resize=resize,

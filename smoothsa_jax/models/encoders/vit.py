@@ -136,6 +136,7 @@ class PatchTransformer(nnx.Module):
     Args:
         image_size: H, W of the input in pixels.
         width: C.
+        num_heads: number of attention heads.
         patch: size of a patch in pixels.
         registers: number of register tokens, after the class token.
         resize: factor by which the input is resized first.
@@ -156,6 +157,7 @@ class PatchTransformer(nnx.Module):
         image_size: tuple[int, int],
         *,
         width: int,
+        num_heads: int,
         patch: int,
         registers: int,
         resize: float,
@@ -175,6 +177,7 @@ class PatchTransformer(nnx.Module):
         )
         self.patch = patch
         self.width = width
+        self.num_heads = num_heads
         self.num_tokens = self.grid[0] * self.grid[1]
         draw = lambda shape: jax.random.normal(rngs.params(), shape, jnp.float32)  # noqa: E731
         normal = lambda shape: nnx.Param(0.02 * draw(shape))  # noqa: E731
@@ -197,7 +200,7 @@ class PatchTransformer(nnx.Module):
         features = fit_on_chip(
             self._tokens,
             (images,),
-            num_heads=self.blocks[0].num_heads,
+            num_heads=self.num_heads,
             length=self.num_tokens + self.num_prefix,
             backend=self.backend,
         )
@@ -312,6 +315,7 @@ class ViT(PatchTransformer):
         super().__init__(
             image_size,
             width=width,
+            num_heads=num_heads,
             patch=patch,
             registers=registers,
             resize=resize,
