@@ -20,7 +20,9 @@ it again and adds another row. The same command continues a run that was stopped
     ablation                of `ABLATIONS` below; "full" changes nothing
     overrides               settings of the command line, without seed and number of steps
     seconds                 of the training steps, without compilation, scoring and pauses
-    scores                  mean of each metric; under "match_paper" by that protocol, if scored
+    scores                  mean of each metric; under "match_paper" by that protocol, if scored;
+                            under "plain" those of as many slots as in training, none pruned, where
+                            the config says otherwise
     parameters              numbers of trained and of frozen ones
     memory                  bytes of the training step on each device, as the compiler plans them
     revision                of git when the run began, "-dirty" where the checkout had changes
@@ -35,6 +37,7 @@ import math
 import os
 import queue
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -60,6 +63,7 @@ from smoothsa_jax.config.load import (
 )
 from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.scores import cell, title_of
 
 Row = dict[str, Any]
 ROWS_FILE = ROOT / "benchmarks" / "recorded" / "arena.jsonl"
@@ -67,8 +71,12 @@ ROWS_FILE = ROOT / "benchmarks" / "recorded" / "arena.jsonl"
 KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
 DEFAULT_SYSTEM = "smoothsa"  # needs no word
 FULL = "full"
-TITLES = {"fg_ari": "FG-ARI", "ari": "ARI", "mbo": "mBO", "miou": "mIoU"}
+LEADING = ("fg_ari", "ari", "mbo", "miou")  # metrics of the first columns
 IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
+# Scores of the same run by another protocol, in a row's `scores`.
+BY_PROTOCOL = ("match_paper", "plain")
+PLAIN = {"eval.prune": None, "eval.num_slots": None}
+PLAIN_FOLDER = "plain"
 CONFIG_CODE = '''"""The config of this run; benchmarks/arena.py wrote it."""
 
 from pathlib import Path
@@ -332,10 +340,8 @@ def run_missing(
 
 
 def _headline(row: Row) -> str:
-    name = next((name for name in (*TITLES, *row["scores"]) if name in row["scores"]), None)
-    return (
-        "no score" if name is None else f"{TITLES.get(name, name)} {_percent(row['scores'][name])}"
-    )
+    name = next((name for name in (*LEADING, *row["scores"]) if name in row["scores"]), None)
+    return "no score" if name is None else f"{title_of(name)} {_percent(row['scores'][name])}"
 
 
 def _shares(jobs: int) -> "queue.SimpleQueue[set[int]]":
@@ -394,10 +400,16 @@ class MainProgram:
         status = self._run([str(ROOT / "main.py"), *arguments], output, self._end)
         if status == 128 + signal.SIGTERM and time.monotonic() >= self._end:
             raise Interrupted("the time limit is reached; the same command continues it")
-        if status:
-            lines = output.read_text(errors="replace").split("\n")
-            last = next((line for line in reversed(lines) if line.strip()), "no output")
-            raise RunFailed(f"main.py left with status {status}: {last.strip()}; see {output}")
+        _refuse_failure(status, output)
+        if plain := {name: x for name, x in PLAIN.items() if flatten(run.config).get(name) != x}:
+            # A copy, so that what the run wrote stays.
+            copy = run.folder / PLAIN_FOLDER
+            skipped = shutil.ignore_patterns(PLAIN_FOLDER)
+            shutil.copytree(run.folder, copy, ignore=skipped, dirs_exist_ok=True)
+            settings = {**plain, "eval.baselines": False}
+            arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+            command = [str(ROOT / "main.py"), "--mode=evaluate", f"--workdir={copy}", *arguments]
+            _refuse_failure(self._run(command, output), output)
         # Another process, so that this one takes no memory of an accelerator.
         if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], output):
             raise RunFailed(f"its training step cannot be measured; see {output}")
@@ -435,6 +447,14 @@ class MainProgram:
             self._stopped = True
             for process in self._processes:
                 process.terminate()
+
+
+def _refuse_failure(status: int, output: Path) -> None:
+    """Raise RunFailed with the last line of a program's output if it failed."""
+    if status:
+        lines = output.read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "no output")
+        raise RunFailed(f"main.py left with status {status}: {last.strip()}; see {output}")
 
 
 def measure(folder: Path) -> None:
@@ -477,11 +497,14 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
         log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         measured = json.loads((run.folder / "arena_measured.json").read_text())
         means = lambda found: {name: x["mean"] for name, x in found["metrics"].items()}  # noqa: E731
-        paper = {"match_paper": means(scores["match_paper"])} if "match_paper" in scores else {}
+        others = {"match_paper": means(scores["match_paper"])} if "match_paper" in scores else {}
+        plain = run.folder / PLAIN_FOLDER / "scores.json"
+        if plain.exists():
+            others["plain"] = means(json.loads(plain.read_text()))
         return {
             **run.key,
             "seconds": training_seconds(log),
-            "scores": {**means(scores), **paper},
+            "scores": {**means(scores), **others},
             **({"baselines": scores["baselines"]} if scores["baselines"] else {}),
             **measured,
             "cores": cores,
@@ -572,34 +595,42 @@ def table(rows: Sequence[Row]) -> str:
     groups: dict[str, list[Row]] = {}
     for row in newest:
         groups.setdefault(_group(row), []).append(row)
-    names = list(dict.fromkeys([*TITLES, *itertools.chain(*(row["scores"] for row in newest))]))
-    names.remove("match_paper") if "match_paper" in names else None
+    names = list(dict.fromkeys([*LEADING, *itertools.chain(*(row["scores"] for row in newest))]))
+    names = [name for name in names if name not in BY_PROTOCOL]
     names = [name for name in names if any(name in row["scores"] for row in newest)]
     leading = names[0] if names else None
-    of_each = f"{TITLES.get(leading, leading)} of each seed"
+    of_each = f"{title_of(leading)} of each seed"
     head = ["system", "data", "ablation", "overrides", "steps", "seeds"]
-    head += [*(TITLES.get(name, name) for name in names), of_each, "training, s"]
+    head += [*(title_of(name) for name in names), of_each, "training, s"]
     lines = [head, ["---"] * 6 + ["---:"] * len(names) + ["---", "---:"]]
-    for found in groups.values():
+    for found, protocol in itertools.product(groups.values(), ("", "plain")):
         found.sort(key=lambda row: row["seed"])
-        row, values = found[0], lambda name, of=found: [x["scores"].get(name) for x in of]
+        scores = [row["scores"].get(protocol, {}) if protocol else row["scores"] for row in found]
+        if not any(scores):
+            continue
+        row = found[0]
         times = [x["seconds"] for x in found if x["seconds"] is not None]
         overrides = ", ".join(f"`{key}={value}`" for key, value in row["overrides"].items())
         lines.append(
             [
                 row["title"] or row["system"],
                 ":".join(filter(None, (row["data"], row["words"]))),
-                row["ablation"],
+                ", ".join(filter(None, (row["ablation"], protocol))),
                 overrides or "none",
                 str(row["steps"]),
                 str(len(found)),
-                *(_mean_and_spread(values(name)) for name in names),
-                ", ".join(f"{x['seed']}: {_percent(x['scores'].get(leading))}" for x in found),
+                *(_mean_and_spread(name, [x.get(name) for x in scores]) for name in names),
+                ", ".join(
+                    f"{x['seed']}: {_percent(values.get(leading))}"
+                    for x, values in zip(found, scores, strict=True)
+                ),
                 f"{statistics.mean(times):.0f}" if times else "-",
             ]
         )
     text = ["| " + " | ".join(cells) + " |" for cells in lines]
     text += ["", "Scores in percent: mean ± standard deviation (n - 1) over the training seeds."]
+    if any("plain" in row["scores"] for row in newest):
+        text += ["", "Plain: with as many slots as in training, none of them pruned."]
     if said := comparisons(list(groups.values())):
         text += ["", *(f"* {sentence}" for sentence in said)]
     return "\n".join(text) + "\n"
@@ -617,7 +648,7 @@ def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
     for found in groups:
         name = found[0]["ablation"]
         whole = by_group.get(_group({**found[0], "ablation": FULL}), [])
-        metric = next((x for x in TITLES if x in found[0]["scores"]), None)
+        metric = next((x for x in LEADING if x in found[0]["scores"]), None)
         if name == FULL or metric is None:
             continue
         full = {row["seed"]: row["scores"].get(metric) for row in whole}
@@ -627,7 +658,7 @@ def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
             continue
         gap, below = statistics.mean(gaps), sum(gap < 0 for gap in gaps)
         sentences.append(
-            f"{name}: mean {TITLES[metric]} {abs(100 * gap):.1f} points "
+            f"{name}: mean {title_of(metric)} {abs(100 * gap):.1f} points "
             f"{'below' if gap < 0 else 'above'} full over the {_count(len(gaps), 'seed')} that "
             f"both have; below full with {below} of {len(gaps)}."
         )
@@ -641,12 +672,12 @@ def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
     return sentences
 
 
-def _mean_and_spread(values: Sequence[float | None]) -> str:
+def _mean_and_spread(name: str, values: Sequence[float | None]) -> str:
     values = [value for value in values if value is not None]
     if not values:
         return "-"
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return _percent(statistics.mean(values)) + spread
+    spread = f" ± {cell(name, statistics.stdev(values))}" if len(values) > 1 else ""
+    return cell(name, statistics.mean(values)) + spread
 
 
 def _percent(value: float | None) -> str:

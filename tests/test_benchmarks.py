@@ -88,7 +88,18 @@ def test_the_table_keeps_apart_what_differs():
     lines = [line for line in page.splitlines() if line.startswith(("| SmoothSA", "| SPOT"))]
     assert len(lines) == 6
     assert "| sprites:gaussian |" in lines[1] and "| `model.encoder.patch=5` |" in lines[3]
-    assert "| top1 |" in page.splitlines()[0] and "| 25.0 |" in lines[5]
+    assert "| top-1 |" in page.splitlines()[0] and "| 25.0 |" in lines[5]
+
+
+def test_the_table_tells_plain_scores_apart():
+    plain = {"fg_ari": 0.5, "ari": 0.25, "mbo": 0.25, "miou": 0.25}
+    pruned = {**plain, "fg_ari": 0.75, "slots": 4.25}
+    rows = [row("full", 0, None, scores={**pruned, "plain": plain}), row("1/1", 0, 0.6)]
+    page = arena.table(rows)
+    assert cells(page, "full")[6:11] == ["75.0", "25.0", "25.0", "25.0", "4.25"]
+    assert cells(page, "full, plain")[6:12] == ["50.0", "25.0", "25.0", "25.0", "-", "0: 50.0"]
+    assert "1/1, plain" not in page and "\nPlain: with as many slots as in training" in page
+    assert "mean FG-ARI 15.0 points below full" in page
 
 
 def test_a_partial_table_says_what_is_missing():
@@ -273,6 +284,7 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     arguments = [
         *("--data", IMAGE, "--seeds=3", f"--rows={rows_file}", f"--workdir={folder}"),
         *("--config.train.num_steps=4", "--config.log.every=1", "--config.eval.match_paper=True"),
+        "--config.eval.prune=0.5",
     ]
     assert arena.main([*arguments, "--time-limit=0"]) == 0
     assert "not begun within the time limit" in capsys.readouterr().out and not rows_file.exists()
@@ -280,14 +292,21 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     (run,) = folder.iterdir()
     scores = json.loads((run / "scores.json").read_text())
     (found,) = arena.read_rows(rows_file)
-    assert found["scores"].keys() == {"ari", "fg_ari", "mbo", "miou", "match_paper"}
+    pruned, plain = found["scores"], found["scores"]["plain"]
+    assert plain.keys() == {"ari", "fg_ari", "mbo", "miou"}
+    assert pruned.keys() > {*plain, "match_paper", "slots"}
+    in_copy = json.loads((run / "plain" / "scores.json").read_text())
+    assert plain["fg_ari"] == in_copy["metrics"]["fg_ari"]["mean"] != pruned["fg_ari"]
     assert found["scores"]["fg_ari"] == scores["metrics"]["fg_ari"]["mean"]
     paper = scores["match_paper"]["metrics"]["fg_ari"]["mean"]
     assert found["scores"]["match_paper"]["fg_ari"] == paper
     assert found["baselines"] == scores["baselines"]
     key = (found["system"], found["data"], found["words"], found["seed"], found["steps"])
     assert key == ("smoothsa", "run_config", "image", 3, 4)
-    assert found["overrides"] == {"eval.match_paper": True}  # every step is logged already
+    assert found["overrides"] == {
+        "eval.match_paper": True,
+        "eval.prune": 0.5,
+    }  # every step is logged already
     assert found["seconds"] > 0 and found["title"] == "SmoothSA" and found["device"] == "cpu"
     assert found["parameters"]["trained"] > found["parameters"]["frozen"] > 0
     assert found["memory"] > 4 * 4 * found["parameters"]["trained"]  # state, moments, gradients
