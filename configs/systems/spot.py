@@ -1,13 +1,13 @@
 """SPOT: patch-order permutations and self-training (Kakogeorgiou et al. 2024, arXiv 2312.00648).
 
-    python main.py --config=configs/coco.py:spot              # stage 1, the teacher
-    python main.py --config=configs/coco.py:spot,student      # stage 2, on runs/coco_spot
+python main.py --config=configs/coco.py:spot              # stage 1, the teacher
+python main.py --config=configs/coco.py:spot,student      # stage 2, on runs/coco_spot
 
-    (no word)   the original's parts and losses, on this program's encoder and schedule length
-    student     the second stage: queries are learned, the last third of the encoder is tuned, and
-                the student's slot attention learns from the masks of the frozen teacher
-    original    the published recipe: DINO (v1) features of 224 pixels, 64 images a step
-    genera1z    the re-implementation by SmoothSA's author, the image baseline of its tables
+(no word)   the original's parts and losses, on this program's encoder and schedule length
+student     the second stage: queries are learned, the last third of the encoder is tuned, and
+            the student's slot attention learns from the masks of the frozen teacher
+original    the published recipe: DINO (v1) features of 224 pixels, 64 images a step
+genera1z    the re-implementation by SmoothSA's author, the image baseline of its tables
 """
 
 from ml_collections import ConfigDict
