@@ -142,9 +142,11 @@ class DataSet:
         encoder_source: where its frozen weights come from; "random" for an encoder without any.
         num_classes: of the objects, for recognition; None: no recognition.
         settings: other keys of the config that this data set changes, nested.
-        small: for embedded data, what makes any system small, in four groups: `model` (keys of the
+        small: for embedded data, what makes any system small, in five groups: `model` (keys of the
             model itself), `parts` (settings by the part's name; settings with another `name`
-            replace the part), `losses` (weights of the terms a system has), `optimizer`.
+            replace the part), `losses` (weights of the terms a system has), `optimizer`, and
+            `full_gradient` (settings of the optimizer where the gradient passes through all
+            iterations of slot attention).
         smoke: what the word `smoke` changes, nested; None: `SMOKE`.
         variants: word -> the data set with other facts.
     """
@@ -467,6 +469,8 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
         if term in config.losses:
             _set_weight(config.losses[term], weight)
     config.optimizer.update(small["optimizer"])
+    if config.model.aggregator.get("gradient") == "full":
+        config.optimizer.update(small["full_gradient"])
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:
