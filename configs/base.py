@@ -277,10 +277,15 @@ def follow(config: ConfigDict, data: DataSet) -> None:
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
 
 
-def refuse_boxes(data: DataSet, title: str) -> None:
-    """Refuse a data set whose slots start from boxes, for a system with queries of its own."""
+def refuse_boxes(data: DataSet, title: str, videos: bool = False) -> None:
+    """Refuse a data set whose slots start from boxes, for a system with queries of its own.
+
+    Args:
+        videos: whether the system is one of videos alone.
+    """
     if data.boxes:
-        add = _word_for(data, lambda changed: not changed.boxes)
+        suits = lambda changed: not changed.boxes and (changed.is_video or not videos)  # noqa: E731
+        add = _word_for(data, suits, "choose another data set")
         raise UserError(
             f"{title} has queries of its own, but the slots of {data.name} start from boxes; {add}"
         )
@@ -289,7 +294,7 @@ def refuse_boxes(data: DataSet, title: str) -> None:
 def refuse_pictures(data: DataSet, title: str) -> None:
     """Refuse single pictures, for a system of videos."""
     if not data.is_video:
-        add = _word_for(data, lambda changed: changed.is_video)
+        add = _word_for(data, lambda changed: changed.is_video, "choose data or a word of videos")
         raise UserError(f"{title} is a system of videos, but {data.name} has pictures here; {add}")
 
 
@@ -298,10 +303,10 @@ def has_videos(data: DataSet) -> bool:
     return data.is_video or any(change(data).is_video for change in data.variants.values())
 
 
-def _word_for(data: DataSet, suits: Callable[[DataSet], bool]) -> str:
+def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -> str:
     """Say which data variant suits a system."""
     words = [word for word, change in data.variants.items() if suits(change(data))]
-    return f"add the word {' or '.join(words)}" if words else "choose another data set"
+    return f"add the word {' or '.join(words)}" if words else otherwise
 
 
 # Each object's box is embedded, without noise.

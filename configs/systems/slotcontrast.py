@@ -50,7 +50,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
-    base.refuse_boxes(data, f"{TITLE}'s original")
+    base.refuse_boxes(data, f"{TITLE}'s original", videos=True)
     is_movi, is_movi_e = data.name.startswith("movi"), data.name == "movi_e"
     encoder = base.dinov2("small" if is_movi and not is_movi_e else "base")
     base.use_encoder(config, data, encoder, image_size=336 if is_movi else 518)

@@ -73,7 +73,7 @@ def dinov2(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
-    base.refuse_boxes(data, f"{TITLE}'s original")
+    base.refuse_boxes(data, f"{TITLE}'s original", videos=True)
     is_movi, batch_size = data.name.startswith("movi"), 128
     if config.model.encoder.to_dict() != dict(data.encoder):  # the word dinov2
         batch_size = 64
