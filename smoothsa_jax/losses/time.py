@@ -72,7 +72,7 @@ def time_similarity(
     """Return for each patch a distribution over the patches of a later frame; a constant.
 
     It is the softmax of the cosine similarities, divided by the temperature, that are not below the
-    threshold. A patch without any has zeros.
+    threshold. For a patch without any, it is uniform.
     """
     features = jax.lax.stop_gradient(features).astype(jnp.float32)
     norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
@@ -83,9 +83,8 @@ def time_similarity(
     if threshold is None:
         return jax.nn.softmax(logits, axis=-1)
     counts = similarity >= threshold
-    some = counts.any(axis=-1, keepdims=True)
-    logits = jnp.where(counts | ~some, logits, -jnp.inf)
-    return jnp.where(some, jax.nn.softmax(logits, axis=-1), 0.0)
+    left_out = jnp.where(counts.any(axis=-1, keepdims=True), -jnp.inf, 0.0)
+    return jax.nn.softmax(jnp.where(counts, logits, left_out), axis=-1)
 
 
 def time_similarity_loss(
