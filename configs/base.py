@@ -247,6 +247,7 @@ SMOKE_PARTS = {
     "random_ar": {"num_layers": 1},
     "permuted_ar": {"num_layers": 1, "num_heads": 2},
     "mlp_mixture": {"hidden_size": 32},
+    "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
 }
 
@@ -278,14 +279,152 @@ def follow(config: ConfigDict, data: DataSet) -> None:
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
 
 
-def refuse_boxes(data: DataSet, title: str) -> None:
-    """Refuse a data set whose slots start from boxes, for a system with queries of its own."""
+def refuse_boxes(data: DataSet, title: str, videos: bool = False) -> None:
+    """Refuse a data set whose slots start from boxes, for a system with queries of its own.
+
+    Args:
+        videos: whether the system is one of videos alone.
+    """
     if data.boxes:
-        without = [word for word, change in data.variants.items() if not change(data).boxes]
-        add = f"add the word {' or '.join(without)}" if without else "choose another data set"
+        suits = lambda changed: not changed.boxes and (changed.is_video or not videos)  # noqa: E731
+        add = _word_for(data, suits, "choose another data set")
         raise UserError(
             f"{title} has queries of its own, but the slots of {data.name} start from boxes; {add}"
         )
+
+
+def refuse_pictures(data: DataSet, title: str) -> None:
+    """Refuse single pictures, for a system of videos."""
+    if not data.is_video:
+        add = _word_for(data, lambda changed: changed.is_video, "choose data or a word of videos")
+        raise UserError(f"{title} is a system of videos, but {data.name} has pictures here; {add}")
+
+
+def has_videos(data: DataSet) -> bool:
+    """Tell whether a data set, or a variant of it, has videos."""
+    return data.is_video or any(change(data).is_video for change in data.variants.values())
+
+
+def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -> str:
+    """Say which data variant suits a system."""
+    words = [word for word, change in data.variants.items() if suits(change(data))]
+    return f"add the word {' or '.join(words)}" if words else otherwise
+
+
+# Each object's box is embedded, without noise.
+PLAIN_BOXES = {"name": "boxes", "log_std": None, "norm": False}
+
+
+def carry_slots(
+    config: ConfigDict, data: DataSet, *, slot_size: int, queries: Settings, mlp_ratio: float
+) -> None:
+    """The parts that the programs of VideoSAUR and SlotContrast share, and their optimizer.
+
+    Args:
+        slot_size: D.
+        queries: the initializer, for data whose slots do not start from boxes.
+        mlp_ratio: of slot attention; 0: no MLP.
+    """
+    predict_features(
+        config,
+        projection={
+            "name": "mlp",
+            "hidden_ratio": 2.0,
+            "to_slots": True,
+            "activation": "relu",
+            "zero_bias": False,
+        },
+        initializer=PLAIN_BOXES if data.boxes else queries,
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "full",
+            "first": 3,
+            "later": 2,
+            "epsilon": 1e-8,
+            "epsilon_in": "weights",
+            "state": "normalized",
+            "mlp_ratio": mlp_ratio,
+            "activation": "relu",
+            "attention_start": "xavier",
+            "zero_bias": False,
+        },
+    )
+    config.model.slot_size = slot_size
+    config.model.transition = ConfigDict(
+        {
+            "name": "transformer",
+            "num_heads": 4,
+            "norm": "pre",
+            "activation": "relu",
+            "bias": True,
+            "query_scale": "divide",
+            "attention_start": "xavier",
+        }
+    )
+    config.optimizer.learning_rate = ConfigDict(
+        {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.025, "half_life": 0.975}
+    )
+    config.optimizer.clip_norm = 0.05
+
+
+def carry_slots_as_genera1z(config: ConfigDict, data: DataSet) -> None:
+    """The same parts, optimizer and length in the program of RandSF.Q's author."""
+    use_encoder(config, data, DINOV2_SMALL_NORMED)
+    queries = {**SEPARATE_GAUSSIANS, "log_std": -2.0794415, "mean": "xavier_matrix"}  # 64**-0.5
+    config.model.slot_size = 64
+    # Whole parts are replaced.
+    for part, settings in {
+        "projection": {"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
+        "initializer": PLAIN_BOXES if data.boxes else queries,
+        "aggregator": {
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 3,
+        },
+        "transition": {
+            "name": "transformer",
+            "num_heads": 4,
+            "norm": "post",
+            "activation": "gelu",
+            "bias": False,
+            "dropout_rate": 0.1,
+        },
+    }.items():
+        config.model[part] = ConfigDict(settings)
+    plain = defaults(data.name, num_steps=1, batch_size=1).optimizer
+    config.optimizer.learning_rate = plain.learning_rate
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
+    use_length(config, data, num_steps=50_000)
+
+
+def use_length(
+    config: ConfigDict,
+    data: DataSet,
+    *,
+    num_steps: int,
+    batch_size: int | None = None,
+    num_frames: int | None = None,
+) -> None:
+    """Use the steps, the batch and the clips of a published recipe; embedded data keep their own.
+
+    Args:
+        batch_size: None: as the data set says.
+        num_frames: of the clips; None: as the data set says.
+    """
+    if data.small is None:
+        config.train.num_steps, config.checkpoint.every = num_steps, num_steps // 40
+        config.train.batch_size = batch_size or config.train.batch_size
+        config.data.num_frames = num_frames or config.data.num_frames
+
+
+def without_boxes(num_slots: int) -> Callable[[DataSet], DataSet]:
+    """The data variant `gaussian`: a video whose slots do not start from boxes."""
+
+    def gaussian(data: DataSet) -> DataSet:
+        return data.changed(data={"boxes": False}, num_slots=num_slots)
+
+    return gaussian
 
 
 def single_frames(num_slots: int) -> Callable[[DataSet], DataSet]:
@@ -312,6 +451,17 @@ def dino(size: str, patch: int) -> tuple[Settings, str]:
     norm = {"final_norm": True, "apply_norm": False}
     more = {"layer_scale": False, "class_position": True, **norm}
     return {**DINOV2_SMALL, **settings, **more}, f"facebook/dino-vit{letter}{patch}"
+
+
+def dinov2(size: str) -> tuple[Settings, str]:
+    """Settings and source of a ViT of DINOv2 without registers and without its last LayerNorm.
+
+    It keeps the 37x37 positions of its files, which it resamples to the grid of the pictures.
+    """
+    width, heads = {"small": (384, 6), "base": (768, 12)}[size]
+    settings = {"width": width, "num_heads": heads, "registers": 0, "resize": 1.0}
+    more = {"class_position": True, "position_side": 37}
+    return {**DINOV2_SMALL, **settings, **more}, f"facebook/dinov2-{size}"
 
 
 DINOV2_SMALL_NORMED = (
@@ -428,7 +578,9 @@ def set_parts(model: ConfigDict, settings: Mapping[str, Settings]) -> None:
         set_parts(part, settings)
         new = settings.get(part.get("name"))
         if new is not None and new.get("name", part.name) != part.name:
-            model[key] = ConfigDict(new)
+            # What a decoder predicts is not its size.
+            logits = {"logits": part.logits} if "logits" in part else {}
+            model[key] = ConfigDict({**new, **logits})
         elif new is not None:
             part.update(new)
 
@@ -493,6 +645,9 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
         return
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
+    encoder = config.model.get("encoder", data.encoder)
+    if config.data.image_size * encoder["resize"] % encoder["patch"]:
+        config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
     for entry in config.weights.values():

@@ -7,7 +7,8 @@ ARI 50.9, FG-ARI 69.0, mBO 31.7, mIoU 30.2.
 
 How to get the data: docs/datasets.md.
 
-`:image` takes each frame as a picture of its own, with 11 slots, for systems without boxes.
+For systems without boxes, with 11 slots: `:image` takes each frame as a picture of its own;
+`:gaussian` keeps the videos.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ DATA = base.prepared(
     num_frames=6,
     eval_frames=24,
     boxes=True,
-).changed(variants={"image": base.single_frames(11)})
+).changed(variants={"image": base.single_frames(11), "gaussian": base.without_boxes(11)})
 WORDS = base.words_of(DATA)
 
 

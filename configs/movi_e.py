@@ -7,7 +7,8 @@ ARI 36.7, FG-ARI 73.6, mBO 28.6, mIoU 27.4.
 
 How to get the data: docs/datasets.md.
 
-`:image` takes each frame as a picture of its own, with 24 slots, for systems without boxes.
+For systems without boxes, with 24 slots: `:image` takes each frame as a picture of its own;
+`:gaussian` keeps the videos.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ DATA = base.prepared(
     num_frames=6,
     eval_frames=24,
     boxes=True,
-).changed(variants={"image": base.single_frames(24)})
+).changed(variants={"image": base.single_frames(24), "gaussian": base.without_boxes(24)})
 WORDS = base.words_of(DATA)
 
 

@@ -37,11 +37,13 @@ SMALL = {
         "mlp_mixture": {**DECODER, "position": "waves"},
         "metaslot": {"codes": 64, "capacity": 320},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
+        "slot_mixer": {"num_layers": 2, "hidden_size": 64, "renderer_layers": 3},
     },
     # The papers' weights are set against DINOv2's features, of much larger variance.
     "losses": {
         "distillation": 0.1,
         "slot_contrast": 0.02,
+        "time_similarity": 0.01,
         "attention_distillation": 0.1,
         "attention_match": 0.02,
     },

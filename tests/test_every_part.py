@@ -32,6 +32,7 @@ TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 del TABLES["target_encoder"]  # the same as "encoder"
 
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
+MIXER = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "renderer_layers": 3}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
 GAUSSIAN, BOXES = ({"name": name, "log_std": -1.0} for name in ("gaussian", "boxes"))
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
@@ -71,8 +72,11 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {"log_std": None, "mean": "xavier"},
             {"log_std": -1.0, "mean": "xavier", "separate": True, "noise": "training"},
         ],
-        "learned": [{"start": "xavier", "noise": 0.5}, {"start": "normal", "noise": 0.0}],
-        "boxes": [{"log_std": -1.0}],
+        "learned": [
+            {"start": "xavier", "noise": 0.5},
+            {"start": "normal", "start_std": 0.5, "noise": 0.0},
+        ],
+        "boxes": [{"log_std": -1.0}, {"log_std": None, "norm": False}],
         "warmed": [
             {**WARMED, "cold": GAUSSIAN},
             {**WARMED, "cold": BOXES},
@@ -93,6 +97,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "activation": "relu",
                 "start": "xavier",
             },
+            {"first": 2, "later": 1, "state": "normalized", "mlp_ratio": 0.0, "zero_bias": False},
         ],
         "metaslot": [
             {"first": 2, "later": 1, "codes": 16},
@@ -107,9 +112,26 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             },
         ],
     },
-    "transition": {"randsfq": [{"num_heads": 2, "history": 3, "dropout_rate": 0.0}], "none": [{}]},
+    "transition": {
+        "randsfq": [{"num_heads": 2, "history": 3, "dropout_rate": 0.0}],
+        "transformer": [
+            {
+                "num_heads": 2,
+                "norm": "pre",
+                "activation": "relu",
+                "bias": True,
+                "query_scale": "divide",
+                "attention_start": "xavier",
+            },
+            {"num_heads": 2, "norm": "post", "activation": "gelu", "bias": False},
+        ],
+        "none": [{}],
+    },
     "decoder": {
-        "random_ar": [{"num_layers": 2, "num_heads": 2}],
+        "random_ar": [
+            {"num_layers": 2, "num_heads": 2},
+            {"num_layers": 1, "num_heads": 2, "logits": "next_frame"},
+        ],
         "permuted_ar": [
             {
                 **PERMUTED,
@@ -133,6 +155,36 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
             {"num_layers": 2, "hidden_size": 16, "position": "slots", "activation": "gelu"},
+            {
+                "num_layers": 2,
+                "hidden_size": 16,
+                "position": "slots",
+                "position_start": "normal",
+                "logits": "next_frame",
+            },
+        ],
+        "slot_mixer": [
+            {
+                **MIXER,
+                "mix_heads": 1,
+                "renderer_norm": False,
+                "activation": "relu",
+                "bias": True,
+                "norm": False,
+                "query_scale": "divide",
+                "position_start": "normal",
+                "start": "xavier",
+                "logits": "only",
+            },
+            {
+                **MIXER,
+                "mix_heads": 4,
+                "renderer_norm": True,
+                "activation": "gelu",
+                "bias": False,
+                "norm": True,
+                "logits": "next_frame",
+            },
         ],
     },
     "target": {"features": [{}]},
@@ -552,7 +604,12 @@ def test_encoders_say_their_grid_and_width(row):
 @of_rows("decoder")
 def test_decoders_predict_the_width_of_the_target(row):
     per_slot, whole = run(row, inputs_of(), drawn(row, True))
-    assert whole["prediction"].shape == (BATCH, TOKENS, WIDTH)
+    channels = {False: WIDTH, "next_frame": WIDTH + TOKENS, "only": TOKENS}
+    assert whole["prediction"].shape == (
+        BATCH,
+        TOKENS,
+        channels[row.settings.get("logits", False)],
+    )
     assert all(masks.ndim == 4 for masks in per_slot.values())
     definition, _ = built(row)
     assert definition.skeleton().remat is False

@@ -432,14 +432,15 @@ class Segmenter:
 
     def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the contents of a segmentation, (B,T,...), float32."""
-        prediction, target = outputs["prediction"], outputs["target"].astype(jnp.float32)
+        prediction, target = outputs.get("prediction"), outputs["target"].astype(jnp.float32)
         found = {name: outputs[name] for name in ("slots", "attention") if name in outputs}
         if "slot_mask" in outputs:
             found["slot_mask"] = outputs["slot_mask"]
         # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])
         grid = (*found["slots"].shape[:2], *self.grid)
-        if prediction.shape == target.shape and prediction.shape[2] == math.prod(self.grid):
+        shape = None if prediction is None else prediction.shape
+        if shape == target.shape and shape[2] == math.prod(self.grid):
             error = jnp.square(prediction - target).mean(-1)
             return {**found, "reconstruction_error": error.reshape(grid)}
         # A prediction that is not a feature per token has no error per token.

@@ -43,9 +43,14 @@ VIT: list[Row] = [
 ]
 
 
+def _numbered(names: Collection[str], start: str) -> int:
+    """Return how many numbers follow `start` in these names."""
+    return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
+
+
 def mixture_rows(theirs: str, names: Collection[str]) -> list[Row]:
     """Return the rows of an MLP decoder, whose Linear layers have even numbers in `theirs`."""
-    inner = sum(name.startswith("decoder.layers.") for name in names) // 2
+    inner = _numbered(names, "decoder.layers.")
     layers = ["project_slots", *(f"layers.{i}" for i in range(inner)), "out"]
     return [(f"{theirs}.{2 * i}", f"decoder.{x}", LINEAR) for i, x in enumerate(layers)]
 
@@ -343,13 +348,136 @@ OCLF = Program(
 )
 
 
+# Positions with one more axis of length 1 in front than ours have.
+_WITHOUT_AXIS = Transform(lambda x: x[0], lambda x: x[None])
+
+
+def _videosaur_layer(attention: str) -> list[Row]:
+    """Return the rows of a layer, whose only attention has this name in ours."""
+    own_norm = {"self_attention": "norm_self", "cross_attention": "norm_cross"}[attention]
+    packed = {"weight": ("in_projection", KERNEL), "bias": ("in_bias", SAME)}
+    return [
+        ("self_attn.qkv", attention, packed),
+        ("self_attn.out_proj", f"{attention}.out", LINEAR),
+        ("linear1", "feed_forward.hidden", LINEAR),
+        ("linear2", "feed_forward.out", LINEAR),
+        ("norm1", own_norm, NORM),
+        ("norm2", "norm_feed_forward", NORM),
+    ]
+
+
+def _videosaur_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    """VideoSAUR and SlotContrast, whose program is derived from VideoSAUR's."""
+    del model
+    attention: list[Row] = [
+        ("norm_features", "norm_features", NORM),
+        ("norm_slots", "norm_slots", NORM),
+        ("to_q", "query", LINEAR),
+        ("to_k", "key", LINEAR),
+        ("to_v", "value", LINEAR),
+        ("gru", "gru", _GRU),
+        ("mlp.layers.0", "norm_mlp", NORM),
+        ("mlp.layers.1", "mlp.hidden", LINEAR),
+        ("mlp.layers.3", "mlp.out", LINEAR),
+    ]
+    projection, decoder = "encoder.module.output_transform.layers", "decoder.module"
+    rows: list[Row] = [
+        *below("encoder.module.backbone.model", "encoder", VIT),
+        (f"{projection}.0", "projection.norm", NORM),
+        (f"{projection}.1", "projection.mlp.hidden", LINEAR),
+        (f"{projection}.3", "projection.mlp.out", LINEAR),
+        # One Gaussian, or a learned query for each slot.
+        ("initializer.mean", "initializer.mean", RAW)
+        if "initializer.log_std" in names
+        else ("initializer.slots", "initializer.mean", RAW),
+        ("initializer.log_std", "initializer.log_std", RAW),
+        *below("processor.module.corrector", "aggregator", attention),
+        *below(
+            "processor.module.predictor.blocks.0",
+            "transition.layer",
+            _videosaur_layer("self_attention"),
+        ),
+    ]
+    if "decoder.renderer.out.kernel" not in names:
+        position = {"": ("", _WITHOUT_AXIS)}
+        return [
+            *rows,
+            (f"{decoder}.pos_emb", "decoder.position", position),
+            *mixture_rows(f"{decoder}.mlp.layers", names),
+        ]
+    inner = _numbered(names, "decoder.renderer.layers.")
+    return [
+        *rows,
+        (f"{decoder}.pos_emb", "decoder.position", RAW),
+        (f"{decoder}.norm_memory", "decoder.norm_memory", NORM),
+        *below(
+            f"{decoder}.allocator.blocks.{{}}",
+            "decoder.layers.{}",
+            _videosaur_layer("cross_attention"),
+        ),
+        (f"{decoder}.norm_q", "decoder.norm_query", NORM),
+        (f"{decoder}.norm_k", "decoder.norm_key", NORM),
+        (f"{decoder}.to_q", "decoder.query", LINEAR),
+        (f"{decoder}.to_k", "decoder.key", LINEAR),
+        *[
+            (f"{decoder}.renderer.layers.{2 * i}", f"decoder.renderer.layers.{i}", LINEAR)
+            for i in range(inner)
+        ],
+        (f"{decoder}.output_transform", "decoder.renderer.out", LINEAR),
+    ]
+
+
+VIDEOSAUR = Program("VideoSAUR", _videosaur_rows, cut_positions, join_positions)
+
+
 # torch counts with 64 bits.
 _INTEGER = Transform(lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
 
 
+# torch's TransformerEncoderLayer.
+_ENCODER_LAYER: list[Row] = [
+    *[row for row in TORCH_LAYER if row[0].startswith(("self_attn", "linear", "norm1"))],
+    ("norm2", "norm_feed_forward", NORM),
+]
+# RandSF.Q's layers of a slot mixer, TransformerDecoderLayers without self-attention.
+_ALLOCATOR_LAYER = [row for row in TORCH_LAYER if not row[0].startswith("self_attn")]
+
+
+def _of_genera1z_mixer(names: Collection[str]) -> list[Row]:
+    """Return the rows of the slot mixer in RandSF.Q's program."""
+    inner = _numbered(names, "decoder.renderer.layers.")
+    return [
+        ("decode.posit_embed._pe", "decoder.position", RAW),
+        ("decode.norm_m", "decoder.norm_memory", NORM),
+        *below("decode.allocat.layers.{}", "decoder.layers.{}", _ALLOCATOR_LAYER),
+        ("decode.norm_q", "decoder.norm_query", NORM),
+        ("decode.norm_k", "decoder.norm_key", NORM),
+        ("decode.attent.q_proj_weight", "decoder.query.kernel", {"": ("", KERNEL)}),
+        ("decode.attent.k_proj_weight", "decoder.key.kernel", {"": ("", KERNEL)}),
+        ("decode.render.0", "decoder.renderer.norm", NORM),
+        *[
+            (f"decode.render.{1 + 2 * i}", f"decoder.renderer.layers.{i}", LINEAR)
+            for i in range(inner)
+        ],
+        (f"decode.render.{1 + 2 * inner}", "decoder.renderer.out", LINEAR),
+    ]
+
+
 def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
-    """DIAS, and SPOT, DINOSAUR and MetaSlot in the programs derived from its author's."""
+    """DIAS, and SPOT, DINOSAUR and MetaSlot in the programs derived from its author's.
+
+    Also RandSF.Q, and VideoSAUR and SlotContrast in its program.
+    """
     rows = [row for row in SMOOTHSA_ROWS if not row[1].startswith(("initializer.", "recognition."))]
+    is_video = any(name.startswith("transition.") for name in names)
+    if is_video and "transition.memory.kernel" not in names:
+        rows = [row for row in rows if not row[1].startswith("transition.")]
+        rows += below("transit", "transition.layer", _ENCODER_LAYER)
+    if "initializer.mlp.hidden.kernel" in names:
+        rows += [
+            ("initializ.0", "initializer.mlp.hidden", LINEAR),
+            ("initializ.2", "initializer.mlp.out", LINEAR),
+        ]
     rows += [
         *below("encode_backbone.1", "encoder", VIT),
         *below("encode_backbone2.1", "target_encoder", VIT),
@@ -358,6 +486,7 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
         ("aggregat.vq.buffer_ptr", "aggregator.pointer", {"": ("", _INTEGER)}),
         ("aggregat.clust_prob", "aggregator.slots_share", RAW),
         ("decode.bos", "decoder.bos", RAW),
+        ("decode.readout", "decoder.readout", LINEAR),
     ]
     # Learned queries without a Gaussian have no place.
     if "initializer.log_std" in names or "initializer.mean" not in names:
@@ -372,9 +501,12 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
     if "decoder.out.kernel" in names:
         rows = [row for row in rows if not row[1].startswith("decoder.")]
         rows += [
-            ("decode.posit_embed.pe", "decoder.position", RAW),
+            (f"decode.posit_embed.{'_pe' if is_video else 'pe'}", "decoder.position", RAW),
             *mixture_rows("decode.backbone", names),
         ]
+    if "decoder.renderer.out.kernel" in names:
+        rows = [row for row in rows if not row[1].startswith("decoder.")]
+        rows += _of_genera1z_mixer(names)
     return rows
 
 

@@ -12,6 +12,7 @@ from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
 from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Reconstruction
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
+from smoothsa_jax.losses.time import TimeSimilarity
 from smoothsa_jax.models.interfaces import Loss, Scheduled
 from smoothsa_jax.parts import check_number, make, scheduled_settings
 
@@ -19,6 +20,7 @@ LOSSES: dict[str, Callable] = {
     "reconstruction": Reconstruction,
     "distillation": Distillation,
     "slot_contrast": SlotContrast,
+    "time_similarity": TimeSimilarity,
     "attention_distillation": AttentionDistillation,
     "attention_match": AttentionMatch,
     "category": Category,
@@ -89,9 +91,10 @@ class Losses:
 def _refuse_missing(name: str, term: Loss, outputs: Iterable[str]) -> None:
     missing = [key for key in term.reads if key not in outputs and key != "slot_mask"]
     if missing:
+        advice = getattr(term, "advice", {}).get(missing[0], f"remove losses.{name}")
         raise UserError(
-            f"losses.{name} needs {missing[0]}, which this model does not give; remove "
-            f"losses.{name}, or set --config.losses.{name}.weight=0"
+            f"losses.{name} needs {missing[0]}, which this model does not give; {advice}, or set "
+            f"--config.losses.{name}.weight=0"
         )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.interfaces import Scheduled
-from smoothsa_jax.parts import check_above_zero
+from smoothsa_jax.parts import check_above_zero, check_one_of
 
 
 class Distillation:
@@ -34,20 +34,23 @@ class SlotContrast:
 
     Args:
         temperature: temperature of the softmax; 0.1 in the paper.
+        over: whose slots it compares: those of the whole "batch", or of each "video" on its own.
     """
 
     reads = ("slots", "slot_mask")
     num_frames = 2  # that it compares
 
-    def __init__(self, *, temperature: float):
+    def __init__(self, *, temperature: float, over: str = "batch"):
         check_above_zero("losses.slot_contrast.temperature", temperature)
-        self.temperature = temperature
+        check_one_of("losses.slot_contrast.over", over, ("batch", "video"))
+        self.temperature, self.alone = temperature, over == "video"
 
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> Float[Array, ""]:
         del batch, scheduled
-        return slot_contrast_loss(outputs["slots"], outputs.get("slot_mask"), self.temperature)
+        slots, slot_mask = outputs["slots"], outputs.get("slot_mask")
+        return slot_contrast_loss(slots, slot_mask, self.temperature, alone=self.alone)
 
 
 def distillation_loss(
@@ -64,23 +67,33 @@ def slot_contrast_loss(
     slots: Float[Array, "B T N D"],
     slot_mask: Bool[Array, "B N"] | None = None,
     temperature: float = 0.1,
+    *,
+    alone: bool = False,
 ) -> Float[Array, ""]:
     """Return the contrastive loss of slots in consecutive frames.
 
     For each pair of frames, the logits are the cosine similarities of all B * N slots divided by
     the temperature. The loss is the cross-entropy to the identity with a softmax over the earlier
     frame's slots, averaged over pairs and later slots. Gradient flows through both frames.
+
+    Args:
+        slots: the slots.
+        slot_mask: true = valid.
+        temperature: the temperature.
+        alone: whether each video's N slots are compared among themselves alone.
     """
     batch, num_frames, num_slots, _ = slots.shape
     # The norm is at least 1e-12. The bound is inside the root, whose gradient at 0 is infinite.
     square = jnp.sum(slots**2, axis=-1, keepdims=True)
     unit = slots / jnp.sqrt(jnp.maximum(square, 1e-24))
-    unit = unit.swapaxes(0, 1).reshape(num_frames, batch * num_slots, -1)
-    logits = jnp.einsum("tid,tjd->tij", unit[:-1], unit[1:], precision="highest") / temperature
+    # The slots of a group are compared with each other: (T, groups, slots of a group, D).
+    groups = batch if alone else 1
+    unit = unit.swapaxes(0, 1).reshape(num_frames, groups, batch * num_slots // groups, -1)
+    logits = jnp.einsum("tgid,tgjd->tgij", unit[:-1], unit[1:], precision="highest") / temperature
     if slot_mask is None:
         slot_mask = jnp.ones((batch, num_slots), bool)
-    valid = slot_mask.reshape(-1)
-    logits = jnp.where(valid[None, :, None], logits, -jnp.inf)
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=1)
-    diagonal = jnp.diagonal(log_probability, axis1=1, axis2=2)
+    valid = slot_mask.reshape(groups, -1)
+    logits = jnp.where(valid[None, :, :, None], logits, -jnp.inf)
+    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=2)
+    diagonal = jnp.diagonal(log_probability, axis1=2, axis2=3)
     return -jnp.mean(jnp.where(valid, diagonal, 0.0), where=jnp.broadcast_to(valid, diagonal.shape))

@@ -14,6 +14,7 @@ from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
+from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.vit import ViT
@@ -22,7 +23,7 @@ from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import Projection, SlotModel
 from smoothsa_jax.models.targets import Features
-from smoothsa_jax.models.transitions import RandSFQ
+from smoothsa_jax.models.transitions import RandSFQ, Transformer
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
 # A new part is one line here. The property tests run on every part in these tables.
@@ -35,11 +36,16 @@ INITIALIZERS: dict[str, Callable] = {
     "warmed": Warmed,
 }
 AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention, "metaslot": MetaSlot}
-TRANSITIONS: dict[str, Callable | None] = {"randsfq": RandSFQ, "none": None}
+TRANSITIONS: dict[str, Callable | None] = {
+    "randsfq": RandSFQ,
+    "transformer": Transformer,
+    "none": None,
+}
 DECODERS: dict[str, Callable] = {
     "random_ar": RandomARDecoder,
     "permuted_ar": PermutedARDecoder,
     "mlp_mixture": MLPMixtureDecoder,
+    "slot_mixer": SlotMixerDecoder,
 }
 TARGETS: dict[str, Callable] = {"features": Features}
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}

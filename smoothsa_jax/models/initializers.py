@@ -12,7 +12,13 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Initializer, Scheduled, Sizes
 from smoothsa_jax.models.layers.attention import MultiHeadAttention
 from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear, uniform
-from smoothsa_jax.parts import check_flag, check_heads, check_number, check_one_of
+from smoothsa_jax.parts import (
+    check_above_zero,
+    check_flag,
+    check_heads,
+    check_number,
+    check_one_of,
+)
 
 Queries = tuple[Float[Array, "B N D"], dict[str, Array]]
 
@@ -36,6 +42,12 @@ def xavier(rngs: nnx.Rngs, num_slots: int, slot_size: int) -> Float[Array, "1 N 
     return uniform(bound)(rngs.params(), (1, num_slots, slot_size), jnp.float32)
 
 
+def xavier_matrix(rngs: nnx.Rngs, num_slots: int, slot_size: int) -> Float[Array, "1 N D"]:
+    """Draw initial values as torch's `xavier_uniform_` does for a matrix (N,D)."""
+    bound = (6.0 / (num_slots + slot_size)) ** 0.5
+    return uniform(bound)(rngs.params(), (1, num_slots, slot_size), jnp.float32)
+
+
 class Gaussian(nnx.Module):
     """An initializer that draws every query from a learned Gaussian.
 
@@ -45,8 +57,9 @@ class Gaussian(nnx.Module):
         num_slots: N; matters only if Gaussians are separate.
         log_std: initial value of the learned log standard deviation; None: random ones, as of the
             mean "xavier".
-        mean: initial value of the learned mean: "zero", or "xavier", a random one (DINOSAUR, SPOT,
-            DIAS).
+        mean: initial value of the learned mean: "zero"; "xavier", a random one (DINOSAUR, SPOT,
+            DIAS); or "xavier_matrix", uniform in +-sqrt(6/(N+D)) (VideoSAUR and SlotContrast in
+            the program of RandSF.Q).
         separate: whether each slot has a Gaussian of its own. Then there are always N slots.
         noise: "always", at evaluation too; or "training", so that slots start from their means at
             evaluation.
@@ -68,7 +81,7 @@ class Gaussian(nnx.Module):
     ):
         del width
         path = "model.initializer"
-        check_one_of(f"{path}.mean", mean, ("zero", "xavier"))
+        check_one_of(f"{path}.mean", mean, ("zero", "xavier", "xavier_matrix"))
         check_flag(f"{path}.separate", separate)
         if log_std is not None:
             check_number(f"{path}.log_std", log_std, least=-math.inf)
@@ -83,7 +96,10 @@ class Gaussian(nnx.Module):
         slots = num_slots if separate else 1
         shape = (1, slots, slot_size)
         draw = lambda: xavier(rngs, slots, slot_size)  # noqa: E731
-        self.mean = nnx.Param(jnp.zeros(shape, jnp.float32) if mean == "zero" else draw())
+        if mean == "xavier_matrix":
+            self.mean = nnx.Param(xavier_matrix(rngs, slots, slot_size))
+        else:
+            self.mean = nnx.Param(jnp.zeros(shape, jnp.float32) if mean == "zero" else draw())
         self.log_std = nnx.Param(
             draw() if log_std is None else jnp.full(shape, log_std, jnp.float32)
         )
@@ -114,13 +130,14 @@ class Learned(nnx.Module):
 
     The noise is sigma * z * mean, with z standard normal for each sample, no gradient through that
     mean, and a sigma that a schedule sets in training. At evaluation there is none. From BO-QSA
-    (Jia et al. 2023, arXiv 2210.08990); with a sigma of 0, also SPOT's student.
+    (Jia et al. 2023, arXiv 2210.08990); with a sigma of 0, also SPOT's student and SlotContrast.
 
     Args:
         width: C of the tokens; unused.
         slot_size: D.
         num_slots: N.
-        start: initial values: "xavier", uniform in +-sqrt(6/(N+D)), or "normal", standard normal.
+        start: initial values: "xavier", uniform in +-sqrt(6/(N+D)), or "normal".
+        start_std: standard deviation of the start "normal".
 
     Scheduled:
         noise: sigma.
@@ -130,14 +147,25 @@ class Learned(nnx.Module):
     starts_from_boxes = False
     any_number = False
 
-    def __init__(self, width: int, slot_size: int, num_slots: int, *, start: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        slot_size: int,
+        num_slots: int,
+        *,
+        start: str,
+        start_std: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
         del width
         check_one_of("model.initializer.start", start, ("xavier", "normal"))
+        check_above_zero("model.initializer.start_std", start_std)
         self.slot_size = slot_size
-        init = nnx.initializers.normal(1.0)
         if start == "xavier":
-            init = uniform((6.0 / (num_slots + slot_size)) ** 0.5)
-        self.mean = nnx.Param(init(rngs.params(), (1, num_slots, slot_size), jnp.float32))
+            self.mean = nnx.Param(xavier_matrix(rngs, num_slots, slot_size))
+        else:
+            init, shape = nnx.initializers.normal(start_std), (1, num_slots, slot_size)
+            self.mean = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     def __call__(
         self,
@@ -167,7 +195,7 @@ def _for_all(mean: nnx.Param, tokens: Float[Array, "B M C"]) -> Float[Array, "B 
 
 
 class Boxes(nnx.Module):
-    """An initializer that embeds each object's box in the first frame and adds scaled noise.
+    """An initializer that embeds each object's box in the first frame and may add scaled noise.
 
     The noise has a learned scale and is added at evaluation too. Boxes are left, top, right,
     bottom, divided by width and height. A box of -1 is padding; a box of 0 is an object that is
@@ -177,27 +205,39 @@ class Boxes(nnx.Module):
         width: C of the tokens; unused.
         slot_size: D.
         num_slots: N; unused.
-        log_std: initial value of the learned log standard deviation.
+        log_std: initial value of the learned log standard deviation; None: no noise (RandSF.Q).
+        norm: whether a LayerNorm follows the embedding.
     """
 
     starts_from_boxes = True
     any_number = True
 
     def __init__(
-        self, width: int, slot_size: int, num_slots: int, *, log_std: float, rngs: nnx.Rngs
+        self,
+        width: int,
+        slot_size: int,
+        num_slots: int,
+        *,
+        log_std: float | None,
+        norm: bool = True,
+        rngs: nnx.Rngs,
     ):
         del width, num_slots
+        if log_std is not None:
+            check_number("model.initializer.log_std", log_std, least=-math.inf)
+        check_flag("model.initializer.norm", norm)
         self.slot_size = slot_size
         self.mlp = MLP((4, slot_size, slot_size), rngs=rngs)
-        self.norm = layer_norm(slot_size, rngs=rngs)
-        self.log_std = nnx.Param(jnp.full((1, 1, slot_size), log_std, jnp.float32))
+        self.norm = layer_norm(slot_size, rngs=rngs) if norm else None
+        std = None if log_std is None else jnp.full((1, 1, slot_size), log_std, jnp.float32)
+        self.log_std = None if std is None else nnx.Param(std)
 
     def __call__(
         self,
         tokens: Float[Array, "B M C"],
         boxes: Float[Array, "B N 4"] | None,
         slot_mask: Bool[Array, "B N"] | None,
-        draws: Float[Array, "B N D"],
+        draws: Float[Array, "B N D"] | None,
         scheduled: Scheduled,
     ) -> Queries:
         del tokens, slot_mask, scheduled
@@ -206,11 +246,17 @@ class Boxes(nnx.Module):
                 "this model starts its slots from boxes, and the batch has none: give `boxes` "
                 "(B,T,N,4), or use a model with initializer.name='gaussian'"
             )
-        boxes = boxes.astype(self.log_std.dtype)
-        return self.norm(self.mlp(boxes)) + scaled(draws, self.log_std), {}
+        queries = self.mlp(boxes.astype(self.mlp.hidden.kernel.dtype))
+        if self.norm is not None:
+            queries = self.norm(queries)
+        return queries if draws is None else queries + scaled(draws, self.log_std), {}
 
-    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Float[Array, "B N D"]:
+    def draw(
+        self, keys: Sequence[Array], sizes: Sizes, training: bool
+    ) -> Float[Array, "B N D"] | None:
         del training
+        if self.log_std is None:
+            return None
         return standard_noise(keys[0], sizes, self.slot_size)
 
 

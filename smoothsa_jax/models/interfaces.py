@@ -65,6 +65,8 @@ class Encoder(Protocol):
     Attributes:
         grid: (h, w) of its tokens.
         width: C, the width of its features.
+        extras: outputs besides `features` that it computes where a loss reads them, such as `keys`;
+            may be absent: none. An encoder that has some takes the keyword `also`.
     """
 
     grid: tuple[int, int]
@@ -73,11 +75,11 @@ class Encoder(Protocol):
     def __call__(self, frames: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
         """Encode normalized frames.
 
-        An encoder of scenes also takes `cameras`.
+        An encoder of scenes also takes `cameras`. With `extras`, it takes `also`, the names of
+        those to compute.
 
         Returns:
-            Named outputs with tokens in row-major order: `features`, and others that a target
-            needs, such as `keys`.
+            Named outputs with tokens in row-major order: `features`, and what `also` names.
         """
 
 
@@ -257,10 +259,12 @@ class Transition(Protocol):
 class Decoder(Protocol):
     """A part that predicts a target from slots, each frame on its own.
 
-    Sizes of the constructor: grid (h, w), width (channels of the prediction), slot_size (D).
+    Sizes of the constructor: grid (h, w), width (C, channels of the target), slot_size (D).
 
     Attributes:
         remat: whether the backward pass recomputes layers.
+        logits: which logits over the next frame's patches the prediction has; see
+            `decoders/logits.py`. May be absent: none.
     """
 
     remat: bool
@@ -318,6 +322,7 @@ class Loss(Protocol):
     Attributes:
         reads: names of the outputs that it needs.
         num_frames: how many frames of a clip it compares; may be absent: 1.
+        advice: name of an output that it needs -> what to do if the model lacks it; may be absent.
     """
 
     reads: tuple[str, ...]

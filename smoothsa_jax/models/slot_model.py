@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.decoders.logits import taken_apart
 from smoothsa_jax.models.encoders.pixels import normalize
 from smoothsa_jax.models.interfaces import (
     Aggregated,
@@ -53,6 +54,7 @@ class Projection(nnx.Module):
         to_slots: whether the tokens are as wide as slots; otherwise as wide as the features.
         activation: "gelu" or "relu".
         start: initial values, "torch" or "xavier".
+        zero_bias: whether the biases start at 0; with "torch".
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Projection(nnx.Module):
         to_slots: bool = False,
         activation: str = "gelu",
         start: str = "torch",
+        zero_bias: bool = True,
         rngs: nnx.Rngs,
     ):
         path = "model.projection"
@@ -71,10 +74,11 @@ class Projection(nnx.Module):
         check_flag(f"{path}.to_slots", to_slots)
         check_one_of(f"{path}.activation", activation, ACTIVATIONS)
         check_start(f"{path}.start", start)
+        check_flag(f"{path}.zero_bias", zero_bias)
         self.width = slot_size if to_slots else width
         self.norm = layer_norm(width, rngs=rngs)
         sizes = width, round(hidden_ratio * width), self.width
-        self.mlp = MLP(sizes, zero_bias=True, activation=activation, start=start, rngs=rngs)
+        self.mlp = MLP(sizes, zero_bias=zero_bias, activation=activation, start=start, rngs=rngs)
 
     def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
         return self.mlp(self.norm(features))
@@ -158,7 +162,11 @@ class SlotModel(nnx.Module):
         return drawn
 
     def encode(
-        self, video: Array, cameras: Array | None = None, encoder: Encoder | None = None
+        self,
+        video: Array,
+        cameras: Array | None = None,
+        encoder: Encoder | None = None,
+        also: tuple[str, ...] = (),
     ) -> dict[str, Float[Array, "B T M C"]]:
         """Encode all frames in one batch; the outputs have the model's dtype.
 
@@ -166,6 +174,7 @@ class SlotModel(nnx.Module):
             video: (B,T,H,W,3) uint8, or normalized floats.
             cameras: (B,T,...) for an encoder that takes them.
             encoder: None: the model's own.
+            also: outputs besides the features, among the encoder's `extras`.
         """
         encoder = self.encoder if encoder is None else encoder
         frames = normalize(video.reshape(-1, *video.shape[2:]))
@@ -173,7 +182,8 @@ class SlotModel(nnx.Module):
         frames = jax.lax.stop_gradient(frames)
         more = () if cameras is None else (cameras.reshape(-1, *cameras.shape[2:]),)
         unfold = lambda x: x.astype(self.dtype).reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
-        return jax.tree.map(unfold, encoder(frames, *more))
+        asked = {"also": also} if also else {}
+        return jax.tree.map(unfold, encoder(frames, *more, **asked))
 
     def __call__(
         self,
@@ -199,9 +209,11 @@ class SlotModel(nnx.Module):
         Returns:
             slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration; first_tokens
             (B,M,C), first_attention (B,I,N,h,w) and first_states (B,I,N,D) of all iterations on
-            the first frame; prediction (B,T,M,K) with K channels; masks (B,T,N,h,w) if the decoder
-            has masks; queries (B,N,D) and the initializer's extras, such as warm_queries. All of
-            them are float32. With a slot mask, also slot_mask (B,N), bool.
+            the first frame; prediction (B,T,M,C), unless the decoder predicts logits alone;
+            next_frame_logits (B,T,M,M) if it predicts them, over the patches of the next frame;
+            masks (B,T,N,h,w) if the decoder has masks; queries (B,N,D) and the initializer's
+            extras, such as warm_queries. All of them are float32. With a slot mask, also slot_mask
+            (B,N), bool.
 
             With pruning, slot_mask has the slots that stay, (B,T,N) if each frame is pruned on its
             own; the slots of the others are 0. extra_attention (B,J,N,h,w) is that of the extra
@@ -326,7 +338,8 @@ class SlotModel(nnx.Module):
         more = _current(self.decoder, "decoder", scheduled)
         drawn = jax.tree.map(fold, draws)
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
-        found = {"prediction": unfold(prediction)}
+        logits = getattr(self.decoder, "logits", False)
+        found = taken_apart(unfold(prediction), logits, self.encoder.grid)
         return found if masks is None else {**found, "masks": unfold(masks)}
 
     def first_frame(

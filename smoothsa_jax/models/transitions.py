@@ -8,10 +8,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.layers.attention import KeysValues
-from smoothsa_jax.models.layers.basic import linear, split_key
-from smoothsa_jax.models.layers.transformer import PostNormLayer
-from smoothsa_jax.parts import check_dropout, check_heads, check_whole
+from smoothsa_jax.models.layers.attention import QUERY_SCALES, KeysValues
+from smoothsa_jax.models.layers.basic import ACTIVATIONS, check_start, linear, split_key
+from smoothsa_jax.models.layers.transformer import NORMS, EncoderLayer, PostNormLayer
+from smoothsa_jax.parts import (
+    check_dropout,
+    check_flag,
+    check_heads,
+    check_one_of,
+    check_whole,
+)
 
 
 class RandSFQ(nnx.Module):
@@ -130,3 +136,88 @@ class RandSFQ(nnx.Module):
             "feature_offset": jax.random.randint(feature, offsets, 0, available, jnp.int32),
             "dropout": jax.random.split(dropout, sizes.batch),
         }
+
+
+class Transformer(nnx.Module):
+    """A transition in which the slots of the previous frame attend to each other.
+
+    It sees no tokens, and gradient flows through it from frame to frame. From SAVi (Kipf et al.
+    2022, arXiv 2111.12594), as VideoSAUR (Zadaianchuk et al. 2023, arXiv 2306.04829) and
+    SlotContrast (Manasyan et al. 2025, arXiv 2412.14295) have it.
+
+    Args:
+        width: C of the tokens; unused.
+        slot_size: D.
+        num_heads: number of attention heads.
+        norm: "pre", LayerNorms in front of attention and feed-forward; or "post", after their
+            residuals.
+        activation: "gelu" or "relu", of the feed-forward, whose hidden width is 4 D.
+        bias: whether the layer has biases.
+        dropout_rate: rate of dropout, in training.
+        query_scale: what is done to the queries with (width of a head)**-0.5: "multiply", or
+            "divide", as in the programs of VideoSAUR and SlotContrast.
+        attention_start: initial values of the attention, "torch" or "xavier".
+    """
+
+    def __init__(
+        self,
+        width: int,
+        slot_size: int,
+        *,
+        num_heads: int,
+        norm: str,
+        activation: str,
+        bias: bool,
+        dropout_rate: float = 0.0,
+        query_scale: str = "multiply",
+        attention_start: str = "torch",
+        rngs: nnx.Rngs,
+    ):
+        del width
+        path = "model.transition"
+        check_heads(f"{path}.num_heads", num_heads, slot_size, f"model.slot_size {slot_size}")
+        check_one_of(f"{path}.norm", norm, NORMS)
+        check_one_of(f"{path}.activation", activation, ACTIVATIONS)
+        check_flag(f"{path}.bias", bias)
+        check_dropout(f"{path}.dropout_rate", dropout_rate)
+        check_one_of(f"{path}.query_scale", query_scale, QUERY_SCALES)
+        check_start(f"{path}.attention_start", attention_start)
+        self.layer = EncoderLayer(
+            slot_size,
+            num_heads,
+            norm=norm,
+            activation=activation,
+            bias=bias,
+            dropout_rate=dropout_rate,
+            query_scale=query_scale,
+            attention_start=attention_start,
+            rngs=rngs,
+        )
+
+    def prepare(
+        self, tokens: Float[Array, "B T M C"], draws: Key[Array, "B"] | None
+    ) -> Key[Array, "B T-1"] | None:
+        """Return the random keys of each later frame's dropout."""
+        if draws is None:
+            return None
+        return split_key(draws, tokens.shape[1] - 1).swapaxes(0, 1)
+
+    def start(self, slots: Float[Array, "B N D"], draws: Key[Array, "B"] | None) -> None:
+        """Return None: only the previous frame counts."""
+
+    def __call__(
+        self,
+        slots: Float[Array, "B N D"],
+        memory: None,
+        prepared: Key[Array, "B"] | None,
+        slot_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], None]:
+        """Return the next frame's queries and no memory; see `interfaces.Transition`."""
+        del memory
+        return self.layer(slots, mask=slot_mask, dropout_key=prepared), None
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Key[Array, "B"] | None:
+        """Draw the keys of dropout; None: no dropout."""
+        if not training or not self.layer.dropout_rate:
+            return None
+        return jax.random.split(keys[2], sizes.batch)

@@ -18,7 +18,7 @@ from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
 from smoothsa_jax.evaluation.split import Batch
-from smoothsa_jax.losses.build import LOSSES
+from smoothsa_jax.losses.build import LOSSES, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
     build_slot_model,
@@ -46,6 +46,7 @@ class Discovery:
         self.slot_model = config.model
         self.schedules = part_schedules(config.model)
         self._more = batch_reads(config.model, config.losses)
+        self._extras = read_extras(config)
         teacher = config.companions.get(TEACHER)
         self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
         # Pixels or stored features.
@@ -90,9 +91,11 @@ class Discovery:
         if "features" in batch:
             found["features"] = batch["features"].astype(jnp.float32)
         elif ENCODER in model.frozen_parts:
-            found = model.encode(batch["video"], batch.get("cameras"))
+            also = () if model.target_encoder is not None else self._extras
+            found = model.encode(batch["video"], batch.get("cameras"), also=also)
         if model.target_encoder is not None:
-            found["target_features"] = _features_of_target(model, batch)
+            of_target = _encoded_for_target(model, batch, self._extras)
+            found |= {"target_features": of_target.pop("features"), **of_target}
         if TEACHER in models:
             found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
         return found
@@ -145,9 +148,11 @@ def prunes(settings: ConfigDict) -> dict[str, Any] | None:
     return {name: settings[name] for name in names}
 
 
-def _features_of_target(model: SlotModel, batch: Mapping[str, Array]) -> Array:
-    """Return the features (B,T,M,C) of a model's target encoder."""
-    return model.encode(batch["video"], batch.get("cameras"), model.target_encoder)["features"]
+def _encoded_for_target(
+    model: SlotModel, batch: Mapping[str, Array], also: tuple[str, ...] = ()
+) -> Outputs:
+    """Return the outputs (B,T,M,C) of a model's target encoder."""
+    return model.encode(batch["video"], batch.get("cameras"), model.target_encoder, also)
 
 
 def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Array:
@@ -158,7 +163,7 @@ def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Dra
         features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
     constants = {"features": features}
     if teacher.target_encoder is not None:
-        constants["target_features"] = _features_of_target(teacher, batch)
+        constants["target_features"] = _encoded_for_target(teacher, batch)["features"]
     given = teacher.target(batch, constants, draws.get("target"))
     boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
     outputs = teacher(features, given, draws, boxes, slot_mask)
@@ -168,6 +173,24 @@ def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Dra
             "teacher with another decoder"
         )
     return outputs["masks"]
+
+
+def read_extras(config: ConfigDict) -> tuple[str, ...]:
+    """Return the outputs besides features that the losses read of the encoder of the target.
+
+    Raises:
+        UserError: training sees stored features, which lack them.
+    """
+    kind = "target_encoder" if "target_encoder" in config.model else "encoder"
+    chosen = choose(f"model.{kind}", config.model[kind].name, PARTS[kind])
+    reads = build_losses(config.losses).reads
+    found = tuple(name for name in getattr(chosen, "extras", ()) if name in reads)
+    if found and (features := config.data.get("features")):
+        raise UserError(
+            f"data.features is {features!r}, but a loss reads the encoder's {found[0]}, which are "
+            "not stored; set --config.data.features=, or a loss that reads features alone"
+        )
+    return found
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:

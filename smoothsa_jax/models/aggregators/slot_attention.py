@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from smoothsa_jax.models.interfaces import Aggregated, Sizes
 from smoothsa_jax.models.layers.attention import KeysValues
 from smoothsa_jax.models.layers.basic import (
+    ACTIVATIONS,
     MLP,
     GRUCell,
     check_start,
@@ -18,7 +19,14 @@ from smoothsa_jax.models.layers.basic import (
     linear,
     split_key,
 )
-from smoothsa_jax.parts import check_above_zero, check_dropout, check_one_of, check_whole
+from smoothsa_jax.parts import (
+    check_above_zero,
+    check_dropout,
+    check_flag,
+    check_number,
+    check_one_of,
+    check_whole,
+)
 
 GRADIENTS = ("full", "last", "last_and_queries")
 
@@ -37,10 +45,14 @@ class SlotAttention(nnx.Module):
         epsilon: keeps the average over tokens finite; 1e-5 in SmoothSA, 1 in BO-QSA.
         epsilon_in: "sum": added to each slot's sum of weights. "weights": added to every weight
             before they are summed, as in the original and in DINOSAUR (1e-8).
-        mlp_ratio: hidden width of the MLP, as a multiple of D.
+        state: what the GRU updates: the "slots"; or the "normalized" ones that the queries are made
+            of, as in the programs of VideoSAUR and SlotContrast.
+        mlp_ratio: hidden width of the MLP, as a multiple of D; 0: no MLP.
         activation: "gelu" or "relu", of the MLP.
         dropout_rate: in training, of the MLP's hidden units.
         start: initial values: those of "torch", or "xavier" with an orthogonal GRU, as in SPOT.
+        attention_start: of the projections to queries and keys; None: as `start`.
+        zero_bias: whether the biases of GRU and MLP start at 0; with "torch".
     """
 
     def __init__(
@@ -53,10 +65,13 @@ class SlotAttention(nnx.Module):
         gradient: str = "full",
         epsilon: float = 1e-5,
         epsilon_in: str = "sum",
+        state: str = "slots",
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
         dropout_rate: float = 0.0,
         start: str = "torch",
+        attention_start: str | None = None,
+        zero_bias: bool = True,
         rngs: nnx.Rngs,
     ):
         path = "model.aggregator"
@@ -65,28 +80,29 @@ class SlotAttention(nnx.Module):
         check_one_of(f"{path}.gradient", gradient, GRADIENTS)
         check_above_zero(f"{path}.epsilon", epsilon)
         check_one_of(f"{path}.epsilon_in", epsilon_in, ("sum", "weights"))
-        check_above_zero(f"{path}.mlp_ratio", mlp_ratio)
+        check_one_of(f"{path}.state", state, ("slots", "normalized"))
+        check_number(f"{path}.mlp_ratio", mlp_ratio)
+        check_one_of(f"{path}.activation", activation, ACTIVATIONS)
         check_dropout(f"{path}.dropout_rate", dropout_rate)
         check_start(f"{path}.start", start)
+        if attention_start is not None:
+            check_start(f"{path}.attention_start", attention_start)
+        check_flag(f"{path}.zero_bias", zero_bias)
         self.first, self.later = first, later
         self.gradient = gradient
         self.epsilon, self.epsilon_in = epsilon, epsilon_in
-        self.dropout_rate = dropout_rate
+        self.normalized, self.dropout_rate = state == "normalized", dropout_rate
+        hidden, of_queries = round(mlp_ratio * slot_size), attention_start or start
         self.norm_features = layer_norm(width, rngs=rngs)
         self.norm_slots = layer_norm(slot_size, rngs=rngs)
-        self.norm_mlp = layer_norm(slot_size, rngs=rngs)
-        self.query = linear(slot_size, slot_size, bias=False, start=start, rngs=rngs)
-        self.key = linear(width, slot_size, bias=False, start=start, rngs=rngs)
+        self.norm_mlp = layer_norm(slot_size, rngs=rngs) if hidden else None
+        self.query = linear(slot_size, slot_size, bias=False, start=of_queries, rngs=rngs)
+        self.key = linear(width, slot_size, bias=False, start=of_queries, rngs=rngs)
         self.value = linear(width, slot_size, bias=False, start=start, rngs=rngs)
-        self.gru = GRUCell(slot_size, start=start, rngs=rngs)
-        hidden = round(mlp_ratio * slot_size)
-        self.mlp = MLP(
-            (slot_size, hidden, slot_size),
-            zero_bias=True,
-            activation=activation,
-            start=start,
-            rngs=rngs,
-        )
+        self.gru = GRUCell(slot_size, start=start, zero_bias=zero_bias, rngs=rngs)
+        sizes = (slot_size, hidden, slot_size)
+        of_mlp = {"zero_bias": zero_bias, "activation": activation, "start": start, "rngs": rngs}
+        self.mlp = MLP(sizes, **of_mlp) if hidden else None
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> KeysValues:
         """Return keys and values (*batch, M, D)."""
@@ -131,7 +147,8 @@ class SlotAttention(nnx.Module):
         return slots + (queries - jax.lax.stop_gradient(queries))
 
     def _iterate(self, slots, keys, values, slot_mask, dropout_key=None):
-        query = self.query(self.norm_slots(slots)) * slots.shape[-1] ** -0.5
+        normed = self.norm_slots(slots)
+        query = self.query(normed) * slots.shape[-1] ** -0.5
         logits = jnp.einsum("bnd,bmd->bnm", query, keys).astype(jnp.float32)
         if slot_mask is not None:
             logits = jnp.where(slot_mask[:, :, None], logits, -jnp.inf)
@@ -141,9 +158,11 @@ class SlotAttention(nnx.Module):
         else:
             weights = attention + self.epsilon
             weights = weights / weights.sum(axis=-1, keepdims=True)
-        slots = self.gru(jnp.einsum("bnm,bmd->bnd", weights.astype(values.dtype), values), slots)
-        update = self.mlp(self.norm_mlp(slots), self.dropout_rate, dropout_key)
-        return slots + update, attention, logits
+        mixed = jnp.einsum("bnm,bmd->bnd", weights.astype(values.dtype), values)
+        slots = self.gru(mixed, normed if self.normalized else slots)
+        if self.mlp is not None:
+            slots = slots + self.mlp(self.norm_mlp(slots), self.dropout_rate, dropout_key)
+        return slots, attention, logits
 
     def draw(self, keys, sizes: Sizes, training: bool) -> Array | None:
         """Return the keys (B,T) of dropout; None: no dropout."""

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.decoders.logits import predicted_channels
 from smoothsa_jax.models.layers.basic import (
     ACTIVATIONS,
     MLP,
@@ -15,7 +16,7 @@ from smoothsa_jax.models.layers.basic import (
     layer_norm,
     linear,
 )
-from smoothsa_jax.models.layers.positions import position_waves
+from smoothsa_jax.models.layers.positions import STARTS, learned_positions, position_waves
 from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of, check_whole
 
 
@@ -40,9 +41,13 @@ class MLPMixtureDecoder(nnx.Module):
             independent at each place, and added to the slots in front of the first Linear, as in
             DINOSAUR.
         position_std: standard deviation of the initial position "slots".
+        position_start: distribution of the initial position "slots", a "normal" or a
+            "truncated_normal" one.
         activation: "relu" or "gelu".
         widen: whether a Linear without bias and a LayerNorm bring the slots to the width of the
             prediction first, as in SPOT.
+        logits: whether it predicts logits over the next frame's patches: False, "next_frame" or
+            "only"; see `logits.py`.
     """
 
     def __init__(
@@ -56,15 +61,20 @@ class MLPMixtureDecoder(nnx.Module):
         uniform_values: bool = False,
         position: str = "waves",
         position_std: float = 1.0,
+        position_start: str = "truncated_normal",
         activation: str = "relu",
         widen: bool = False,
+        logits: bool | str = False,
         rngs: nnx.Rngs,
     ):
+        predicted = predicted_channels(logits, width, grid)
         check_flag("model.decoder.widen", widen)
         check_one_of("model.decoder.position", position, ("waves", "slots"))
         check_above_zero("model.decoder.position_std", position_std)
+        check_one_of("model.decoder.position_start", position_start, STARTS)
         check_one_of("model.decoder.activation", activation, ACTIVATIONS)
         self.grid, self.on_slots, self.activation = grid, position == "slots", activation
+        self.logits = logits
         check_whole("model.decoder.hidden_size", hidden_size)
         if num_layers < 2:
             raise UserError(
@@ -75,9 +85,9 @@ class MLPMixtureDecoder(nnx.Module):
         self.norm_slots = layer_norm(width, rngs=rngs) if widen else None
         slot_size = width if widen else slot_size
         if self.on_slots:
-            shape = (1, grid[0] * grid[1], slot_size)
-            drawn = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
-            self.position = nnx.Param(position_std * drawn)
+            places, start = grid[0] * grid[1], (position_start, position_std)
+            drawn = learned_positions(rngs.params(), places, slot_size, *start)
+            self.position = nnx.Param(drawn)
         else:
             # Random, but smooth over the grid: with independent draws, the shape of a mask would
             # have to be learned token by token.
@@ -89,8 +99,9 @@ class MLPMixtureDecoder(nnx.Module):
         self.layers = nnx.List(
             [linear(hidden_size, hidden_size, rngs=rngs) for _ in range(num_layers - 2)]
         )
-        self.values = MLP((slot_size, hidden_size, width), rngs=rngs) if uniform_values else None
-        self.out = linear(hidden_size, 1 if uniform_values else width + 1, rngs=rngs)
+        sizes = (slot_size, hidden_size, predicted)
+        self.values = MLP(sizes, rngs=rngs) if uniform_values else None
+        self.out = linear(hidden_size, 1 if uniform_values else predicted + 1, rngs=rngs)
 
     def __call__(
         self,
@@ -98,7 +109,7 @@ class MLPMixtureDecoder(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None = None,
         given: Mapping[str, Array] | None = None,
         draws: None = None,
-    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
+    ) -> tuple[Float[Array, "B M K"], Float[Array, "B N h w"]]:
         """Return the prediction and alpha."""
         del given, draws
         if self.widen is not None:

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.decoders.logits import predicted_channels
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import fit_on_chip
 from smoothsa_jax.models.layers.basic import layer_norm, linear
@@ -28,6 +29,9 @@ class RandomARDecoder(nnx.Module):
         slot_size: D.
         num_layers: number of transformer layers.
         num_heads: number of attention heads.
+        logits: whether a Linear layer on top of the last layer predicts, besides the features,
+            logits over the next frame's patches (RandSF.Q): False, "next_frame" or "only"; see
+            `logits.py`.
     """
 
     backend = CPU
@@ -41,9 +45,11 @@ class RandomARDecoder(nnx.Module):
         *,
         num_layers: int,
         num_heads: int,
+        logits: bool | str = False,
         rngs: nnx.Rngs,
     ):
-        self.grid, num_tokens = grid, grid[0] * grid[1]
+        self.grid, num_tokens, self.logits = grid, grid[0] * grid[1], logits
+        predicted = predicted_channels(logits, width, grid)
         check_whole("model.decoder.num_layers", num_layers)
         channels = f"the {width} channels of the features"
         check_heads("model.decoder.num_heads", num_heads, width, channels)
@@ -67,6 +73,7 @@ class RandomARDecoder(nnx.Module):
                 for index in range(num_layers)
             ]
         )
+        self.readout = linear(width, predicted, rngs=rngs) if logits else None
 
     def __call__(
         self,
@@ -74,7 +81,7 @@ class RandomARDecoder(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None,
         given: Mapping[str, Array],
         draws: Bool[Array, "B M"] | None,
-    ) -> tuple[Float[Array, "B M C"], Float[Array, "B N h w"]]:
+    ) -> tuple[Float[Array, "B M K"], Float[Array, "B N h w"]]:
         """Return the prediction and the masks.
 
         Args:
@@ -101,7 +108,7 @@ class RandomARDecoder(nnx.Module):
         memory = self.norm_slots(self.project_slots(slots))
         x = self.norm_input(tokens + self.position[...])
         x, attention = run_layers(self.layers, x, memory, memory_mask=slot_mask, remat=self.remat)
-        return x, attention.swapaxes(1, 2)
+        return x if self.readout is None else self.readout(x), attention.swapaxes(1, 2)
 
     def draw(
         self, keys: Sequence[Array], sizes: Sizes, training: bool

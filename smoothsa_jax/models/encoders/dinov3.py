@@ -110,8 +110,11 @@ class DINOv3(PatchTransformer):
         )
         self.head_size = width // num_heads
 
-    def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+    def encode(
+        self, x: Float[Array, "B S C"], also: tuple[str, ...]
+    ) -> tuple[Float[Array, "B S C"], dict[str, Float[Array, "B S C"]]]:
+        del also
         rotation = axial_rotation(self.grid, x.shape[1] - self.num_tokens, self.head_size)
         for block in self.blocks:
             x = block(x, rotation)
-        return x
+        return x, {}

@@ -150,6 +150,7 @@ class PatchTransformer(nnx.Module):
 
     backend = CPU
     blocks: nnx.List
+    extras: tuple[str, ...] = ()
     apply_norm = True
 
     def __init__(
@@ -195,18 +196,30 @@ class PatchTransformer(nnx.Module):
         # An array without elements cannot be saved.
         self.registers = normal((1, registers, width)) if registers else None
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
-        """Return `features`: patch tokens after the last block; `images` are normalized."""
-        features = fit_on_chip(
-            self._tokens,
+    def __call__(
+        self, images: Float[Array, "B H W 3"], also: tuple[str, ...] = ()
+    ) -> dict[str, Float[Array, "B M C"]]:
+        """Return patch tokens.
+
+        Args:
+            images: normalized frames.
+            also: names of other outputs to compute, among `extras`.
+
+        Returns:
+            `features`, after the last block; and, where asked for, `keys`: what the last block's
+            attention compares its queries with, all heads side by side.
+        """
+        return fit_on_chip(
+            functools.partial(self._tokens, also),
             (images,),
             num_heads=self.num_heads,
             length=self.num_tokens + self.num_prefix,
             backend=self.backend,
         )
-        return {"features": features}
 
-    def _tokens(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
+    def _tokens(
+        self, also: tuple[str, ...], images: Float[Array, "B H W 3"]
+    ) -> dict[str, Float[Array, "B M C"]]:
         batch = images.shape[0]
         if images.shape[1:3] != self.size:
             images = resized(images, self.size, self.embed.kernel.dtype)
@@ -219,8 +232,11 @@ class PatchTransformer(nnx.Module):
         if self.registers is not None:
             prefix = jnp.concatenate([prefix, self.registers[...]], axis=1)
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
-        x = self.encode(x)[:, prefix.shape[1] :]
-        return self.norm(x) if self.norm is not None and self.apply_norm else x
+        x, found = self.encode(x, also)
+        found = {name: value[:, prefix.shape[1] :] for name, value in found.items()}
+        x = x[:, prefix.shape[1] :]
+        x = self.norm(x) if self.norm is not None and self.apply_norm else x
+        return {"features": x, **found}
 
     def _positions(self) -> Float[Array, "1 M C"]:
         position = self.position[...]
@@ -260,11 +276,19 @@ class PatchTransformer(nnx.Module):
                 return []
         return list(self.blocks)[:first]
 
-    def encode(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        """Run all tokens through the blocks; class token and registers come first."""
-        for block in self.blocks:
+    def encode(
+        self, x: Float[Array, "B S C"], also: tuple[str, ...]
+    ) -> tuple[Float[Array, "B S C"], dict[str, Float[Array, "B S C"]]]:
+        """Run all tokens through the blocks; class token and registers come first.
+
+        Returns:
+            The tokens, and the outputs named in `also`.
+        """
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return x
+        query, key, value = last.project(x)
+        return last.update(x, query, key, value), {"keys": key} if "keys" in also else {}
 
 
 class ViT(PatchTransformer):
@@ -289,6 +313,8 @@ class ViT(PatchTransformer):
     Raises:
         UserError: the resized image does not divide into patches.
     """
+
+    extras = ("keys",)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from smoothsa_jax.models.layers.basic import (
     uniform,
 )
 
+QUERY_SCALES = ("multiply", "divide")
 KeysValues = tuple[Float[Array, "... S E"], Float[Array, "... S E"]]
 
 LONG = 64  # number of queries from which cuDNN's attention is faster
@@ -275,6 +276,8 @@ class MultiHeadAttention(nnx.Module):
         start: "torch": the packed kernel starts Xavier-uniform as a whole. "xavier": each
             projection does.
         out_gain: factor of the initial output projection, with "xavier".
+        query_scale: what is done to the queries with (width of a head)**-0.5. "multiply": the usual
+            scale. "divide": its inverse, as in the programs of VideoSAUR and SlotContrast.
     """
 
     backend = CPU
@@ -289,9 +292,12 @@ class MultiHeadAttention(nnx.Module):
         causal: bool = False,
         start: str = "torch",
         out_gain: float = 1.0,
+        query_scale: str = "multiply",
         rngs: nnx.Rngs,
     ):
         self.num_heads, self.causal = num_heads, causal
+        # Attention multiplies by (width of a head)**-0.5 in any case.
+        self.query_gain = width // num_heads if query_scale == "divide" else 1
         xavier = uniform((6.0 / ((4 if start == "torch" else 2) * width)) ** 0.5)
         self.in_projection = nnx.Param(xavier(rngs.params(), (width, 3 * width)))
         self.in_bias = nnx.Param(jnp.zeros(3 * width, jnp.float32)) if bias else None
@@ -344,9 +350,10 @@ class MultiHeadAttention(nnx.Module):
     def _project(self, x, memory):
         kernel, width = self.in_projection[...], x.shape[-1]
         if memory is None:
-            return self._biased(packed_products(x, kernel, 3, self.backend), 0)
-        (query,) = self._biased((product(x, kernel[:, :width], self.backend),), 0)
-        return query, *memory
+            query, *memory = self._biased(packed_products(x, kernel, 3, self.backend), 0)
+        else:
+            (query,) = self._biased((product(x, kernel[:, :width], self.backend),), 0)
+        return (query if self.query_gain == 1 else self.query_gain * query), *memory
 
     def _biased(self, projected, first: int):
         """Add the biases, of which those from the number `first` on belong to `projected`."""

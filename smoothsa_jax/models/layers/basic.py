@@ -281,11 +281,12 @@ class GRUCell(nnx.Module):
         size: D.
         start: initial values: those of "torch"; or "xavier" for the input's kernel and an
             orthogonal matrix for the hidden one.
+        zero_bias: whether the biases start at 0.
     """
 
-    def __init__(self, size: int, *, start: str = "torch", rngs: nnx.Rngs):
-        self.input = linear(size, 3 * size, zero_bias=True, start=start, rngs=rngs)
-        self.hidden = linear(size, 3 * size, zero_bias=True, rngs=rngs)
+    def __init__(self, size: int, *, start: str = "torch", zero_bias: bool = True, rngs: nnx.Rngs):
+        self.input = linear(size, 3 * size, zero_bias=zero_bias, start=start, rngs=rngs)
+        self.hidden = linear(size, 3 * size, zero_bias=zero_bias, rngs=rngs)
         if start == "xavier":
             orthogonal = nnx.initializers.orthogonal()
             self.hidden.kernel[...] = orthogonal(rngs.params(), (size, 3 * size), jnp.float32)

@@ -1,6 +1,6 @@
-"""The transformer decoder layers: post-norm (transition) and pre-norm (autoregressive decoders).
+"""Transformer layers: of the transitions, and of decoders that attend to slots.
 
-The warmer's layer differs from both, and is in `initializers.py`.
+The warmer's layer differs from all of them, and is in `initializers.py`.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,71 @@ class PostNormLayer(nnx.Module):
         return self.norm_feed_forward(x + dropout(update, rate, keys[5]))
 
 
+NORMS = ("pre", "post")
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward of width 4 E, each with a residual and a LayerNorm.
+
+    Args:
+        width: E.
+        num_heads: number of attention heads.
+        norm: where the LayerNorms are: "pre", in front of each branch; or "post", after its
+            residual.
+        activation: "gelu" or "relu".
+        bias: whether attention, feed-forward and LayerNorms have biases.
+        dropout_rate: with a dropout key, of the attention weights, of the hidden units and of each
+            branch.
+        query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
+        attention_start: initial values of the attention, "torch" or "xavier".
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        norm: str,
+        activation: str,
+        bias: bool,
+        dropout_rate: float = 0.0,
+        query_scale: str = "multiply",
+        attention_start: str = "torch",
+        rngs: nnx.Rngs,
+    ):
+        self.is_pre, self.dropout_rate = norm == "pre", dropout_rate
+        self.self_attention = MultiHeadAttention(
+            width, num_heads, bias=bias, start=attention_start, query_scale=query_scale, rngs=rngs
+        )
+        sizes = (width, 4 * width, width)
+        self.feed_forward = MLP(sizes, bias=bias, activation=activation, rngs=rngs)
+        self.norm_self = layer_norm(width, bias=bias, rngs=rngs)
+        self.norm_feed_forward = layer_norm(width, bias=bias, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N E"],
+        *,
+        mask: Bool[Array, "B N"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B N E"]:
+        """Update the valid entries of `x`; see `PostNormLayer`."""
+        rate = self.dropout_rate
+        keys = [None] * 4 if dropout_key is None else list(split_key(dropout_key, 4))
+        attend = lambda x: self.self_attention(  # noqa: E731
+            x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0]
+        )
+        if self.is_pre:
+            x = x + dropout(attend(self.norm_self(x)), rate, keys[1])
+            update = self.feed_forward(self.norm_feed_forward(x), rate, keys[2])
+            return x + dropout(update, rate, keys[3])
+        x = self.norm_self(x + dropout(attend(x), rate, keys[1]))
+        update = self.feed_forward(x, rate, keys[2])
+        return self.norm_feed_forward(x + dropout(update, rate, keys[3]))
+
+
 BIASES = ("none", "all_but_attention", "all")
+AROUND = ("attention", "norm", "none")
 
 
 class PreNormLayer(nnx.Module):
@@ -69,6 +133,8 @@ class PreNormLayer(nnx.Module):
         num_heads: number of attention heads.
         norm_self: whether self-attention has its own LayerNorm. The first layer of the random AR
             decoder does not: its input is normalized as a whole, including the residual branch.
+        around: what precedes cross-attention: self-"attention"; or, in layers whose entries do not
+            see each other, the "norm" alone, which is added to the stream, or "none".
         norm_stream: whether that LayerNorm replaces the stream, and so also enters the residual
             branch, as in the first layer of SLATE's and SPOT's decoder.
         causal: whether self-attention sees earlier entries alone.
@@ -76,7 +142,9 @@ class PreNormLayer(nnx.Module):
             do.
         activation: "gelu" or "relu".
         start: initial values, "torch" or "xavier".
+        feed_forward_start: of the feed-forward; None: as `start`.
         out_gain: factor of the initial projections that add to the stream, with "xavier".
+        query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
     """
 
     def __init__(
@@ -85,29 +153,37 @@ class PreNormLayer(nnx.Module):
         num_heads: int,
         norm_self: bool = True,
         *,
+        around: str = "attention",
         norm_stream: bool = False,
         causal: bool = False,
         biases: str = "none",
         activation: str = "gelu",
         start: str = "torch",
+        feed_forward_start: str | None = None,
         out_gain: float = 1.0,
+        query_scale: str = "multiply",
         rngs: nnx.Rngs,
     ):
         self.norm_stream = norm_stream
         bias = biases != "none"
         attention = {"bias": biases == "all", "start": start, "out_gain": out_gain, "rngs": rngs}
-        self.self_attention = MultiHeadAttention(width, num_heads, causal=causal, **attention)
+        attention["query_scale"] = query_scale
+        own = around == "attention"
+        self.self_attention = (
+            MultiHeadAttention(width, num_heads, causal=causal, **attention) if own else None
+        )
         self.cross_attention = MultiHeadAttention(width, num_heads, **attention)
         self.feed_forward = MLP(
             (width, 4 * width, width),
             bias=bias,
             activation=activation,
-            start=start,
+            start=feed_forward_start or start,
             rngs=rngs,
         )
         if out_gain != 1.0:
             self.feed_forward.out.kernel[...] = out_gain * self.feed_forward.out.kernel[...]
-        self.norm_self = layer_norm(width, bias=bias, rngs=rngs) if norm_self else None
+        has_norm = norm_self and around != "none"
+        self.norm_self = layer_norm(width, bias=bias, rngs=rngs) if has_norm else None
         self.norm_cross = layer_norm(width, bias=bias, rngs=rngs)
         self.norm_feed_forward = layer_norm(width, bias=bias, rngs=rngs)
 
@@ -137,9 +213,9 @@ class PreNormLayer(nnx.Module):
         return self._feed_forward(x + update), weights
 
     def _look_around(self, x):
-        if self.norm_self is None:
-            return x + self.self_attention(x)
-        normed = self.norm_self(x)
+        normed = x if self.norm_self is None else self.norm_self(x)
+        if self.self_attention is None:
+            return x if self.norm_self is None else x + normed
         return (normed if self.norm_stream else x) + self.self_attention(normed)
 
     def _feed_forward(self, x):
