@@ -205,7 +205,7 @@ def check_number(
 def check_one_of(key: str, value: Any, names: Iterable[str]) -> None:
     """Refuse a setting that is not one of these names."""
     if value not in names:
-        expected = [str(name) for name in sorted(names)]
+        expected = sorted(str(name) for name in names)
         raise UserError(
             f"{key} is {value!r}; expected one of {', '.join(expected)}"
             f"{did_you_mean(value, expected)}"
