@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from smoothsa_jax.inputs.augment import (
+    RESTS,
     View,
     centre_square,
     draw_view,
@@ -107,6 +108,24 @@ def test_fallback_of_a_long_picture_is_in_the_middle(size, expected, monkeypatch
     assert draw_view(np.random.default_rng(0), *size)._replace(flipped=False) == expected
 
 
+@pytest.mark.parametrize("size", [(30, 80), (80, 30)])
+def test_a_random_square_has_the_shorter_side(size):
+    """As VideoSAUR's program crops YouTube-VIS."""
+    rng = np.random.default_rng(SEED)
+    views = [draw_view(rng, *size, "square") for _ in range(3000)]
+    assert {(view.height, view.width) for view in views} == {(30, 30)}
+    assert {view.top if size[1] < size[0] else view.left for view in views} == set(range(51))
+    places = [(view.top + view.left + rng.random()) / 51 for view in views]
+    assert scipy.stats.kstest(places, "uniform").pvalue > 1e-3
+    assert scipy.stats.binomtest(sum(view.flipped for view in views), len(views)).pvalue > 1e-3
+
+
+def test_a_clip_may_be_seen_whole_and_never_or_always_mirrored():
+    rng = np.random.default_rng(SEED)
+    assert {draw_view(rng, 30, 80, "none", flip=0.0) for _ in range(20)} == {View(0, 0, 30, 80)}
+    assert all(draw_view(rng, 30, 80, flip=1.0).flipped for _ in range(20))
+
+
 def test_centre_square():
     assert centre_square(10, 30) == View(0, 10, 10, 10)
     assert centre_square(31, 10) == View(10, 0, 10, 10)  # 10.5 is rounded to the even 10
@@ -132,6 +151,11 @@ def test_windows_cover_the_video_and_the_last_is_moved_back():
     assert windows(14, 6) == [range(0, 6), range(6, 12), range(8, 14)]
     assert windows(7, 6) == [range(0, 6), range(1, 7)]
     assert windows(6, 6) == [range(6)] and windows(4, 6) == [range(4)]
+    assert windows(14, 6, "drop") == [range(0, 6), range(6, 12)]
+    assert windows(14, 6, "keep") == [range(0, 6), range(6, 12), range(12, 14)]
+    for rest in RESTS:
+        assert windows(12, 6, rest) == [range(0, 6), range(6, 12)]
+        assert windows(4, 6, rest) == [range(4)]
 
 
 def test_every_window_is_as_likely():
