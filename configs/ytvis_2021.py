@@ -25,6 +25,7 @@ DATA = base.prepared(
     crop="square",
     flip=0.5,
     rest="drop",
+    interpolation="bicubic",
 )
 WORDS = base.words_of(DATA)
 

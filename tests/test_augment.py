@@ -146,6 +146,34 @@ def test_what_a_view_shows():
     np.testing.assert_array_equal(view_labels(labels, mirrored, (8, 9)), seen[:, :, ::-1])
 
 
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys's kernel with the coefficient -0.75."""
+    x, a = np.abs(distance), -0.75
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+@pytest.mark.parametrize("size", [(9, 13), (31, 40), (20, 30)])
+def test_bicubic_resizing_follows_the_definition(size):
+    """Without antialiasing; a pixel beyond the border is that at the border."""
+    frame = np.random.default_rng(SEED).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    weights = []
+    for new, old in zip(size, frame.shape, strict=False):
+        centre = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+        places = np.arange(-3, old + 3)
+        shares = cubic(places - centre)
+        assert np.allclose(shares.sum(axis=1), 1)
+        table = np.zeros((new, old))
+        for i, place in enumerate(places.clip(0, old - 1)):
+            table[:, place] += shares[:, i]
+        weights.append(table)
+    exact = np.einsum("yr,rcx,zc->yzx", weights[0], frame.astype(np.float64), weights[1])
+    found = resize_pixels(frame[None], size, "bicubic")[0]
+    assert np.abs(found - exact.clip(0, 255)).max() < 0.5 + 1e-3
+    assert (exact.min() < 0) == (exact.max() > 255) == (size != (20, 30))  # some are clipped
+
+
 def test_windows_cover_the_video_and_the_last_is_moved_back():
     assert windows(24, 6) == [range(0, 6), range(6, 12), range(12, 18), range(18, 24)]
     assert windows(14, 6) == [range(0, 6), range(6, 12), range(8, 14)]

@@ -22,6 +22,7 @@ from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_label
 from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.training.loop import train
 
 SIZE = (20, 30)
@@ -439,6 +440,20 @@ def test_training_cuts_videos_first(tmp_path):
     assert whole.epoch().tolist() == [0, 1, 2]
 
 
+def test_frames_may_be_resized_bicubically(folder, clips):
+    """In evaluation as in training; labels stay the nearest pixels."""
+    options = {"image_size": 32, "num_frames": None, "crop": "none", "flip": 0.0}
+    source, plain = (_source(folder, **options, interpolation=x) for x in ("bicubic", "bilinear"))
+    video = clips[1][0]
+    expected = resize_pixels(video[:, :, 5:25], (32, 32), "bicubic")
+    np.testing.assert_array_equal(source[1]["video"], expected)
+    sample = source.draw(1, np.random.default_rng(0))
+    np.testing.assert_array_equal(sample["video"], resize_pixels(video, (32, 32), "bicubic"))
+    other = plain.draw(1, np.random.default_rng(0))
+    assert not np.array_equal(sample["video"], other["video"])
+    np.testing.assert_array_equal(sample["segmentations"], other["segmentations"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -446,6 +461,7 @@ def test_training_cuts_videos_first(tmp_path):
         ({"cut_frames": 4, "repeat_frames": 3}, "both say how often a video counts"),
         ({"rest": "keep"}, "data.rest is 'keep'; expected one of back, drop"),
         ({"crop": "centre"}, "data.crop is 'centre'; expected one of area, none, square"),
+        ({"interpolation": "nearest"}, "data.interpolation is 'nearest'; expected one of"),
         ({"flip": 1.5}, "data.flip is 1.5; expected a probability"),
     ],
 )

@@ -25,6 +25,7 @@ from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_
 from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels, parse_clip
 from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.parts import check_number, check_one_of
 
 
@@ -62,6 +63,7 @@ class PreparedFolder:
             fit, and "drop" leaves out the frames behind the last whole one.
         crop: how training crops: "area", "square" or "none"; see `augment.draw_view`.
         flip: the probability that training mirrors a clip.
+        interpolation: how frames are resized: "bilinear" or "bicubic"; see `resize.resize_pixels`.
         windows: in evaluation, each window of so many frames is a sample. The program gives it:
             `eval.windows`. None: each video is a sample.
         window_rest: where a video is no whole number of such windows: "back" or "drop" as `rest`,
@@ -88,6 +90,7 @@ class PreparedFolder:
         rest: str = "back",
         crop: str = "area",
         flip: float = FLIP_PROBABILITY,
+        interpolation: str = "bilinear",
         windows: int | None = None,
         window_rest: str = "back",
     ):
@@ -136,6 +139,7 @@ class PreparedFolder:
                 raise UserError(message)
         check_one_of("data.rest", rest, RESTS[:2])
         check_one_of("data.crop", crop, CROPS)
+        check_one_of("data.interpolation", interpolation, INTERPOLATIONS)
         check_number("data.flip", flip)
         if flip > 1:
             raise UserError(f"data.flip is {flip}; expected a probability, at most 1")
@@ -153,7 +157,7 @@ class PreparedFolder:
         self._boxes, self._categories = boxes, categories
         self._whole_frame = whole_frame_box(*size) if background_box else None
         self._repeat_frames, self._cut_frames, self._rest = repeat_frames, cut_frames, rest
-        self._crop, self._flip = crop, flip
+        self._crop, self._flip, self._interpolation = crop, flip, interpolation
         self._windows = None if windows is None else self._cut(windows, window_rest)
         count = len(self.records) if self._windows is None else len(self._windows)
         self._length = min(count, num_samples or count)
@@ -190,7 +194,7 @@ class PreparedFolder:
         frames = decode_frames(clip, which)
         view = centre_square(*frames.shape[1:3])
         sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
-        pixels = view_pixels(frames, view, self._size)
+        pixels = view_pixels(frames, view, self._size, self._interpolation)
         return {"video": pixels, **sample, "name": np.array(name)}
 
     def _scored(self, index: int) -> tuple[EncodedClip, range, str]:
@@ -215,7 +219,8 @@ class PreparedFolder:
         frames = decode_frames(clip, which)
         view = draw_view(rng, *frames.shape[1:3], self._crop, self._flip)
         sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
-        return {"video": view_pixels(frames, view, self._size), **sample}
+        pixels = view_pixels(frames, view, self._size, self._interpolation)
+        return {"video": pixels, **sample}
 
     def without_pixels(
         self, index: int, rng: np.random.Generator
