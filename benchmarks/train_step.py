@@ -2,11 +2,13 @@
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --config=configs/sprites.py:smoke --steps=50 --json
+    python benchmarks/train_step.py --config=configs/coco.py:spot --steps=3 --whole
 
 Any `--config.key=value` works as for main.py. Pixels and boxes are random, so discovery needs no
 data; recognition reads its data set. Times are medians of single calls on one batch that is on the
-device already. FLOP are XLA's count for one device; the peak is a large matrix product of the same
-type, measured here. Parts are timed only for a slot model with a frozen encoder.
+device already. Memory is what the compiler plans for one device. FLOP are XLA's count for one
+device; the peak is a large matrix product of the same type, measured here. Parts are timed only for
+a slot model with a frozen encoder.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import optax  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
+from smoothsa_jax.devices.compiling import memory_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
@@ -45,8 +48,13 @@ from smoothsa_jax.training.step import Training, build_training
 PEAK_SIZE = {"cpu": 2048}  # rows of the square matrices; elsewhere 8192
 
 
-def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
-    """Return all figures: seconds, FLOP of one call, FLOP a second.
+def measure(config: ConfigDict, steps: int, whole_only: bool = False) -> dict[str, Any]:
+    """Return all figures: seconds, bytes, FLOP of one call, FLOP a second.
+
+    Args:
+        config: what is trained.
+        steps: number of calls that are timed.
+        whole_only: whether to leave out the parts of the step.
 
     Raises:
         UserError: a config that cannot run on this machine.
@@ -73,7 +81,7 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
         return holder[0], metrics
 
     parts, made = {}, {}
-    if ENCODER in training.definitions[MODEL].frozen_parts:
+    if not whole_only and ENCODER in training.definitions[MODEL].frozen_parts:
         made = parts_of(training, config, params, batch, key)
     for name, (function, inputs) in made.items():
         program = jax.jit(function)
@@ -86,6 +94,7 @@ def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "first_seconds": first,
         "steady_seconds": median_of(step, steps),
+        "memory": None if (memory := memory_of(compiled)) is None else memory.peak,
         "flop": flop,
         "parts": parts,
         **matmul_peak(config.dtype),
@@ -217,13 +226,15 @@ def matmul_peak(dtype: str) -> dict[str, Any]:
 def report(found: dict[str, Any]) -> str:
     """Return the figures as text."""
     steady, peak = found["steady_seconds"], found["peak_flop_per_second"]
+    memory = "-" if found["memory"] is None else f"{found['memory'] / 1e9:.2f}"
     lines = [
         found["machine"],
         found["config"],
         "",
         f"compile  {found['compile_seconds']:10.2f} s",
         f"first    {1e3 * found['first_seconds']:10.2f} ms",
-        f"steady   {1e3 * steady:10.2f} ms   {1 / steady:.2f} steps/s",
+        f"steady   {1e3 * steady:10.2f} ms   {1 / steady:.3g} steps/s",
+        f"memory   {memory:>10} GB",
         "",
         f"{'part':<26}{'ms':>10}{'of the step':>13}{'TFLOP':>12}{'of the peak':>13}",
     ]
@@ -238,20 +249,22 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"peak: {peak / 1e12:.3f} TFLOP/s, measured with {size} x {size} matrices of "
         f"{found['dtype']}",
-        "Parts are compiled and timed one by one; loss and gradient contain both forward parts.",
     ]
+    if found["parts"]:
+        lines.append("Parts are timed one by one; loss and gradient contain both forward parts.")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20, help="calls that are timed")
+    parser.add_argument("--whole", action="store_true", help="time the step, not its parts")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     config, options = cases.arguments_of(parser, arguments)
     if options.steps < 1:
         raise UserError(f"--steps is {options.steps}; expected at least 1")
     about = {"machine": cases.machine(), "config": cases.of_config(config), "dtype": config.dtype}
-    found = {**about, **measure(config, options.steps)}
+    found = {**about, **measure(config, options.steps, options.whole)}
     if options.json:
         print(json.dumps(found))
         return 0

@@ -351,6 +351,10 @@ def test_the_training_step_is_timed(capsys):
     assert found["compile_seconds"] > 0 and found["peak_flop_per_second"] > 1e8
     text = train_step.report(found)
     assert found["machine"] in text and "jax" in text and "steps/s" in text
+    assert found["memory"] > 0 and f"{found['memory'] / 1e9:.2f} GB" in text
+    assert train_step.main([f"--config={IMAGE}", "--steps=1", "--json", "--whole"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["parts"] == {} and whole["memory"] == found["memory"]
 
 
 def test_sizes_of_batches_are_numbers():

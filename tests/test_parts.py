@@ -11,6 +11,7 @@ from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import build_training
 
 SPRITES = "configs/sprites.py"
+ENCODER = load_config(SPRITES).model.encoder.to_dict()
 
 
 @pytest.mark.parametrize("variant", ["", ":gaussian", ":image", ":full", ":smoke"])
@@ -48,6 +49,18 @@ def test_every_variant_passes_its_checks_and_fits_three_mebibytes(variant):
         (
             {"model.aggregator": {"name": "metaslot", "first": 3, "later": 1, "codes": 3}},
             "model.aggregator.codes is 3, less than model.num_slots=",
+        ),
+        (
+            {"model.pruning": {"name": "redundancy", "distance": 0.5, "begin": -1}},
+            "model.pruning.begin is -1",
+        ),
+        (
+            {"data.features": "auto", "weights.encoder.frozen": ()},
+            "data.features is set, but the encoder is trained",
+        ),
+        (
+            {"data.features": "auto", "model.target_encoder": ENCODER},
+            "data.features is set, but model.target_encoder needs pixels",
         ),
         ({"model.encoder.position_width": 7}, "an even number below the width 32"),
         ({"model.decoder.num_layers": 1}, "expected at least 2"),

@@ -174,7 +174,6 @@ def test_features_of_anything_else_are_refused(config, stored, tmp_path, monkeyp
         c.companions.teacher = {"source": "", "model": teacher}
 
     refused(lambda c: teach(c, bandwidth=1.0), "companions.teacher has another encoder")
-    refused(lambda c: c.model.update(target_encoder=c.model.encoder), "model.target_encoder needs")
     changed = using(config, "")
     changed.weights.encoder.seed = 1
     with pytest.raises(UserError, match="nothing was changed"):

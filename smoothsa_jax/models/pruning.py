@@ -65,7 +65,7 @@ class Redundancy(nnx.Module):
         check_flag("model.pruning.relative", relative)
         check_one_of("model.pruning.restart", restart, ("slots", "queries"))
         check_whole("model.pruning.iterations", iterations)
-        check_number("model.pruning.begin", begin, below=1.0)
+        del begin  # see `schedules`
         self.restart, self.iterations, self.relative = restart, iterations, relative
 
     @staticmethod
@@ -74,6 +74,7 @@ class Redundancy(nnx.Module):
         if "distance" not in settings:  # `parts.make` refuses that
             return {}
         begin = settings.get("begin", 0.2)
+        check_number("model.pruning.begin", begin, below=1.0)
         return {"distance": {"schedule": "from", "begin": begin, "value": settings["distance"]}}
 
     def __call__(

@@ -33,9 +33,11 @@ from smoothsa_jax.report.page import Picture, Section, page
 from smoothsa_jax.report.ranking import Ranking, best_first, rank
 from smoothsa_jax.report.records import Records, read_records
 from smoothsa_jax.report.stages import Stage, stage
+from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.training.evaluating import (
     batches_of,
     restored,
+    slots_of,
     source_of_split,
     without_untrained,
 )
@@ -172,7 +174,7 @@ def _scored_checkpoint(
 
 def _batches(config: ConfigDict) -> Iterator[Batch]:
     settings = config.eval
-    num_slots = config.eval.num_slots or config.model.num_slots
+    num_slots = slots_of(config, build_task(config))
     return batches_of(
         config, source_of_split(config, num_slots, settings.split, settings.num_samples)
     )

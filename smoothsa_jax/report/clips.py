@@ -19,6 +19,7 @@ from smoothsa_jax.models.pruning import as_scheduled, pruning_of
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
+from smoothsa_jax.training.evaluating import slots_of
 
 # Where the first frame starts: from the warm queries of a model with a warmer, or from the
 # cold-start samples.
@@ -98,7 +99,7 @@ class Observer:
         self._backend = backend_of(jax.local_devices()[0])
         patterns = frozen_patterns(config.weights)
         definition, _, _ = split(model, config.dtype, self._backend, patterns)
-        self.num_slots = config.eval.num_slots or task.slot_model.num_slots
+        self.num_slots = slots_of(config, task)
         self._masks, self._inputs = SOURCES[config.eval.masks], task.inputs
 
         pruning = as_scheduled(pruning_of(config.eval))

@@ -24,7 +24,15 @@ from smoothsa_jax.models.build import (
     starts_from_boxes,
 )
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.parameters import Parameters, below, frozen_patterns, matching, split
+from smoothsa_jax.models.parameters import (
+    ENCODER,
+    TARGET_ENCODER,
+    Parameters,
+    below,
+    frozen_patterns,
+    matching,
+    split,
+)
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
@@ -160,11 +168,28 @@ def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
             f"data.features is {features!r}, but {config.task} is trained on pixels; "
             "set --config.data.features="
         )
+    if features:
+        _check_stored_features(config)
     if (remat := config.train.remat) != "none" and "num_slots" not in config.model:
         raise UserError(
             f"train.remat is {remat!r}, but no gradient passes through the frozen model of a "
             f"{config.task}; set --config.train.remat=none"
         )
+
+
+def _check_stored_features(config: ConfigDict) -> None:
+    """Check that no model needs features of an encoder that changes, or of another one."""
+    if not any(x in ("*", f"{ENCODER}.*") for x in frozen_patterns(config.weights)):
+        raise UserError(
+            "data.features is set, but the encoder is trained, which changes its features; freeze "
+            "it with --config.weights.encoder.frozen='(\"*\",)', or set --config.data.features="
+        )
+    for path, model in _slot_models(config):
+        if TARGET_ENCODER in model:
+            raise UserError(
+                f"data.features is set, but {path}.{TARGET_ENCODER} needs pixels; set "
+                "--config.data.features="
+            )
 
 
 def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
@@ -212,6 +237,8 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
             f"{cold_start(config.model)!r} has a query for each of {own} slots; set "
             "--config.eval.num_slots=None, or train with queries of one Gaussian"
         )
+    if hasattr(model.aggregator, "check_num_slots"):
+        model.aggregator.check_num_slots(settings.num_slots, "eval.num_slots")
 
 
 def _check_scoring(config: ConfigDict, task: Task) -> None:

@@ -170,7 +170,13 @@ def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Dra
         constants["target_features"] = _features_of_target(teacher, batch)
     given = teacher.target(batch, constants, draws.get("target"))
     boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
-    return teacher(features, given, draws, boxes, slot_mask)["masks"]
+    outputs = teacher(features, given, draws, boxes, slot_mask)
+    if "masks" not in outputs:
+        raise UserError(
+            f"companions.{TEACHER} has a decoder without masks, which losses read; choose a "
+            "teacher with another decoder"
+        )
+    return outputs["masks"]
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:

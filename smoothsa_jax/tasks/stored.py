@@ -12,14 +12,8 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
-from smoothsa_jax.models.parameters import (
-    ENCODER,
-    TARGET_ENCODER,
-    Parameters,
-    frozen_patterns,
-)
+from smoothsa_jax.models.parameters import ENCODER, Parameters
 from smoothsa_jax.tasks.discovery import TEACHER
-from smoothsa_jax.tasks.task import MODEL
 
 INTERPOLATION, BILINEAR = "interpolation", INTERPOLATIONS[0]  # a setting of data; its default
 
@@ -55,16 +49,10 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
         frozen: frozen arrays of the run, including the encoder's.
 
     Raises:
-        UserError: the encoder is trained, the features were made differently, or a model needs
-            those of another encoder.
+        UserError: the features were made differently, or the teacher needs those of another
+            encoder.
     """
-    patterns = frozen_patterns(config.weights)
-    if not any(pattern in ("*", f"{ENCODER}.*") for pattern in patterns):
-        raise UserError(
-            "data.features is set, but the encoder is trained, which changes its features; freeze "
-            "it with --config.weights.encoder.frozen='(\"*\",)', or set --config.data.features="
-        )
-    _refuse_other_encoders(config, frozen)
+    _refuse_other_encoder_of_teacher(config, frozen)
     own = features_made_of(config, frozen)
     for key in (*own, INTERPOLATION):
         default = BILINEAR if key == INTERPOLATION else None
@@ -77,29 +65,22 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
             )
 
 
-def _refuse_other_encoders(config: ConfigDict, frozen: Parameters) -> None:
-    """Refuse models that need features of an encoder besides the run's own."""
-    models = {MODEL: config.model}
-    if "model" in config.companions.get(TEACHER, {}):
-        models[f"companions.{TEACHER}.model"] = config.companions[TEACHER].model
-        theirs = {
-            name.removeprefix(f"{TEACHER}."): x
-            for name, x in frozen.items()
-            if name.startswith(f"{TEACHER}.{ENCODER}.")
-        }
-        mine = {name: x for name, x in frozen.items() if name.startswith(f"{ENCODER}.")}
-        same = config.companions[TEACHER].model.encoder == config.model.encoder
-        if not same or digest(on_host(theirs)) != digest(on_host(mine)):
-            raise UserError(
-                f"data.features is set, but companions.{TEACHER} has another encoder than the "
-                "model, and would read features that are not its own; set --config.data.features="
-            )
-    for path, model in models.items():
-        if TARGET_ENCODER in model:
-            raise UserError(
-                f"data.features is set, but {path}.{TARGET_ENCODER} needs pixels; set "
-                "--config.data.features="
-            )
+def _refuse_other_encoder_of_teacher(config: ConfigDict, frozen: Parameters) -> None:
+    """Refuse a teacher that needs features of an encoder besides the run's own."""
+    if "model" not in config.companions.get(TEACHER, {}):
+        return
+    theirs = {
+        name.removeprefix(f"{TEACHER}."): x
+        for name, x in frozen.items()
+        if name.startswith(f"{TEACHER}.{ENCODER}.")
+    }
+    mine = {name: x for name, x in frozen.items() if name.startswith(f"{ENCODER}.")}
+    same = config.companions[TEACHER].model.encoder == config.model.encoder
+    if not same or digest(on_host(theirs)) != digest(on_host(mine)):
+        raise UserError(
+            f"data.features is set, but companions.{TEACHER} has another encoder than the model, "
+            "and would read features that are not its own; set --config.data.features="
+        )
 
 
 def clips_of(config: ConfigDict) -> str:

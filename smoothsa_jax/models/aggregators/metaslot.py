@@ -149,8 +149,12 @@ class MetaSlot(SlotAttention):
         self.tied = Buffer(jnp.zeros((), jnp.int32))
         self.slots_share = Buffer(jnp.float32(slots_share))
 
-    def check_num_slots(self, num_slots: int) -> None:
-        """Refuse a codebook that leaves fewer slots than the model has.
+    def check_num_slots(self, num_slots: int, path: str = "model.num_slots") -> None:
+        """Refuse a codebook that leaves fewer slots than asked for.
+
+        Args:
+            num_slots: N.
+            path: of the setting that asks for them.
 
         Raises:
             UserError: there are fewer codes than slots.
@@ -158,7 +162,7 @@ class MetaSlot(SlotAttention):
         codes = self.codebook.shape[0]
         if codes < num_slots:
             raise UserError(
-                f"model.aggregator.codes is {codes}, less than model.num_slots={num_slots}: slots "
+                f"model.aggregator.codes is {codes}, less than {path}={num_slots}: slots "
                 "of the same code are removed, so some would never be used; set "
                 f"--config.model.aggregator.codes={num_slots} or more"
             )
