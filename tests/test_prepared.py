@@ -23,6 +23,7 @@ from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.records import Records
 from smoothsa_jax.inputs.resize import resize_pixels
+from smoothsa_jax.training.evaluating import batches_of, source_of_split
 from smoothsa_jax.training.loop import train
 
 SIZE = (20, 30)
@@ -425,6 +426,23 @@ def test_videos_are_scored_in_windows(tmp_path, rest, expected):
         source[len(source)]
     with pytest.raises(UserError, match="has the 8 frames of a window, the longest has 7; lower"):
         _source(path, num_frames=None, windows=8, window_rest="drop")
+
+
+def test_windows_of_a_config_are_those_of_evaluation_alone(tmp_path):
+    folder = write_folder(tmp_path / "a", numbered((7, 2)), split="validation")
+    config = load_config("configs/ytvis_2021.py:smoke").unlock()
+    config.data.update(folder=str(folder), image_size=8, cut_frames=4)
+    config.eval.num_samples = None
+    lengths = {}
+    for windows, rest in ((None, "back"), (3, "back"), (3, "keep")):
+        config.eval.update(windows=windows, window_rest=rest)
+        source = source_of_split(config, 7, "validation", None)
+        batches = batches_of(config, source)
+        lengths[windows, rest] = [int(n) for batch in batches for n in batch["num_frames"]]
+    assert lengths == {(None, "back"): [7, 2], (3, "back"): [3] * 3, (3, "keep"): [3, 3, 1, 2]}
+    own = {"name": "sprites", "image_size": 16, "num_frames": 2, "max_objects": 3}
+    with pytest.raises(UserError, match="takes no 'windows', which the program gives it"):
+        build_dataset(own, "test", num_slots=4, windows=3)
 
 
 def test_training_cuts_videos_first(tmp_path):

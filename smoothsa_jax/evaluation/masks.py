@@ -65,7 +65,7 @@ class Scoring:
         """Score one sample.
 
         Args:
-            counts: of each of its frames; without `per_frame` also of the whole sample.
+            counts: of each of its frames; without `per_frame` they may be of the whole sample.
             match_paper: see `metrics.score_batch`.
         """
         options = {

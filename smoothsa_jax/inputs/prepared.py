@@ -58,7 +58,8 @@ class PreparedFolder:
             epoch, but at least once (YouTube-VIS: 30). None: every video counts once.
         cut_frames: in training, cut every video into windows of so many frames first, the last one
             moved back to fit. A video counts once per window, and its clips never cross two of
-            them; shorter videos are left out (RandSF.Q's program on YouTube-VIS: 20). None: no cut.
+            them; shorter videos are left out (RandSF.Q's program on YouTube-VIS: 20). None, or
+            without `num_frames`: no cut.
         rest: where a video is no whole number of training clips, "back" moves the last one back to
             fit, and "drop" leaves out the frames behind the last whole one.
         crop: how training crops: "area", "square" or "none"; see `augment.draw_view`.
