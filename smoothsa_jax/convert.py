@@ -32,7 +32,6 @@ from ml_collections import ConfigDict
 from smoothsa_jax.config.load import (
     Overrides,
     config_from_command_line,
-    load_config,
     split_command_line,
 )
 from smoothsa_jax.environment import settle
@@ -197,12 +196,7 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
     given = next((value for name, value in for_config if name == "config"), None)
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
-    from smoothsa_jax.checkpoints.published import (
-        CONFIGS,
-        RECOGNITION,
-        with_slot_model,
-        with_teacher,
-    )
+    from smoothsa_jax.checkpoints.published import CONFIGS, completed
 
     name, colon, words = given.partition(":")
     path = name
@@ -217,10 +211,7 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
     spec = f"{path}{colon}{words}"
     others = [pair for pair in for_config if pair[0] != "config"]
     config = config_from_command_line([("config", spec), *others], spec)
-    if "slot_model" in config.companions and "model" not in config.companions.slot_model:
-        rest = ",".join(word for word in words.split(",") if word != RECOGNITION)
-        config = with_slot_model(config, load_config(f"{path}:{rest}" if rest else path))
-    return {given: with_teacher(config, spec)}
+    return {given: completed(config, spec)}
 
 
 # ------------------------------------------------------------------- a workdir of a state dict

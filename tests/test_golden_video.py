@@ -230,7 +230,7 @@ def test_part(name):
         build = lambda: make(kind, settings, table, *sizes, rngs=nnx.Rngs(0))  # noqa: E731
         definition, expected, _ = split(nnx.eval_shape(build), prefix=f"{kind}.")
         # The position of other parts in a name tells which program's layout it is.
-        names = {*expected, *(["transition.layer"] if program is GENERA1Z else [])}
+        names = {*expected, "transition.layer"}
         arrays = program.to_ours(recorded, names)
         assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
         inputs = {key: jnp.asarray(x) for key, x in file.group("inp/").items() if "cot" not in key}

@@ -4,8 +4,9 @@
                 length
     ar          the autoregressive decoder
     r384        pictures of 384 pixels instead of 256, so 576 tokens instead of 256
+    dinov2      DINOv2's ViT-B/14 and the parts of VideoSAUR's program, on pictures of 224 pixels
     original    the published recipe: DINO (v1) features of 224 pixels, 500,000 steps of 64 images
-                (VOC: 300,000)
+                (VOC: 300,000); with dinov2, that of VideoSAUR's authors
     genera1z    the re-implementation by SmoothSA's author: DINOv2, separate Gaussians, bi-level
                 truncation
 
@@ -75,16 +76,34 @@ def r384(config: ConfigDict, data: base.DataSet) -> None:
     config.data.image_size = 384 if data.small is None else config.data.image_size
 
 
+def dinov2(config: ConfigDict, data: base.DataSet) -> None:
+    config.title = f"{TITLE}, DINOv2"
+    slot_size, optimizer = 256, config.optimizer.to_dict()
+    queries = {"name": "gaussian", "log_std": -2.7725887}  # log(slot_size**-0.5)
+    base.carry_slots(config, data, slot_size=slot_size, queries=queries, mlp_ratio=4.0)
+    config.model.transition = ConfigDict({"name": "none"})
+    config.model.decoder.update(
+        hidden_size=2048, position_start="normal", position_std=slot_size**-0.5
+    )
+    config.optimizer = ConfigDict(optimizer)
+    config.optimizer.learning_rate.half_life = 0.18
+    base.follow(config, data)
+    base.use_encoder(config, data, base.dinov2("base"), image_size=224)
+
+
 def original(config: ConfigDict, data: base.DataSet) -> None:
-    encoder = base.dino(*(("small", 8) if _is_movi(data) else ("base", 16)))
-    base.use_encoder(config, data, encoder, image_size=224)
-    if data.small is None:  # its files have no last LayerNorm
-        config.model.encoder.final_norm = False
-    config.model.slot_size = 128 if _is_movi(data) else 256
     config.train.batch_size = 64
     config.train.num_steps = 300_000 if data.name == "voc" else 500_000
+    half_life = 90_000
+    if config.model.aggregator.get("state") != "normalized":  # not the word dinov2
+        half_life = 100_000
+        encoder = base.dino(*(("small", 8) if _is_movi(data) else ("base", 16)))
+        base.use_encoder(config, data, encoder, image_size=224)
+        if data.small is None:  # its files have no last LayerNorm
+            config.model.encoder.final_norm = False
+        config.model.slot_size = 128 if _is_movi(data) else 256
     rate = config.optimizer.learning_rate
-    rate.warmup, rate.half_life = (x / config.train.num_steps for x in (10_000, 100_000))
+    rate.warmup, rate.half_life = (x / config.train.num_steps for x in (10_000, half_life))
 
 
 def genera1z(config: ConfigDict, data: base.DataSet) -> None:
@@ -117,6 +136,7 @@ def _is_movi(data: base.DataSet) -> bool:
 WORDS = {
     "ar": ("system variant", ar),
     "r384": ("system variant", r384),
+    "dinov2": ("system variant", dinov2),
     "original": ("version", original),
     "genera1z": ("version", genera1z),
 }

@@ -21,7 +21,7 @@ from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.config.words import split_words
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
-from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT, Program
+from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT, VIDEOSAUR, Program
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import build_head, slot_model_shapes
 from smoothsa_jax.models.parameters import split
@@ -32,7 +32,29 @@ OWN = "own.py"  # for a user's pictures, which no published model was trained on
 RECOGNITION, STUDENT = "recognition", "student"  # words of a config file, after the colon
 SLOT_MODEL, TEACHER = "slot_model", "teacher"  # companions
 # Keys of the initial queries, one for each slot or one for all: (..., N, D) or (..., 1, D).
-QUERIES = ("initializ.mean", "slots_init.weight", "slot_mu", "slots_mu")
+QUERIES = (
+    "initializ.mean",
+    "initializer.mean",
+    "initializer.slots",
+    "slots_init.weight",
+    "slot_mu",
+    "slots_mu",
+)
+SPREADS = ("initializ.logstd",)  # the same, of a Gaussian for each slot
+
+
+def _each(data: str, *words: str) -> tuple[str, ...]:
+    """Return a recipe for each data set of a text and each of these words."""
+    return tuple(
+        f"{name},{word}" if ":" in name else f"{name}:{word}"
+        for name, word in itertools.product(data.split(), words)
+    )
+
+
+# Data sets with published models, and the words that make them fit.
+_PICTURES = "clevrtex coco voc movi_c:image movi_e:image"
+_VIDEOS_2025 = "movi_c movi_d ytvis_hq"
+_VIDEOS_WITHOUT_BOXES = "movi_c:gaussian movi_e:gaussian ytvis_2021"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +65,13 @@ class Family:
         title: in messages.
         program: how it names arrays; None: SmoothSA's own table.
         has: whether a state dict with these keys is one.
-        words: of its recipes, each behind the data sets that `data` lists.
+        recipes: names of the configs that its models may have been trained with.
     """
 
     title: str
     program: Program | None
     has: Callable[[Iterable[str]], bool]
-    words: tuple[str, ...]
+    recipes: tuple[str, ...]
 
 
 def _any(*parts: str) -> Callable[[Iterable[str]], bool]:
@@ -62,29 +84,90 @@ FAMILIES = (
         "DINOSAUR",
         OCLF,
         _any("models.perceptual_grouping."),
-        ("dinosaur,original", "dinosaur,ar,original"),
+        _each(_PICTURES, "dinosaur,original", "dinosaur,ar,original"),
     ),
-    Family("SPOT", SPOT, _any("slot_attn."), ("spot,original", "spot,original,student")),
-    Family("SPOT's re-implementation", GENERA1Z, _any("m.teacher."), ("spot,genera1z,student",)),
+    Family(
+        "SPOT",
+        SPOT,
+        _any("slot_attn."),
+        _each(_PICTURES, "spot,original", "spot,original,student"),
+    ),
+    Family(
+        "VideoSAUR",
+        VIDEOSAUR,
+        _any("decoder.module.allocator."),
+        (
+            *_each(_VIDEOS_WITHOUT_BOXES, "videosaur,original"),
+            "ytvis_2021:videosaur,dinov2,original",
+        ),
+    ),
+    Family(
+        "SlotContrast",
+        VIDEOSAUR,
+        _any("processor.module."),
+        _each(_VIDEOS_WITHOUT_BOXES, "slotcontrast,original"),
+    ),
+    Family(
+        "DINOSAUR in VideoSAUR's program",
+        VIDEOSAUR,
+        _any("processor.corrector."),
+        ("coco:dinosaur,dinov2,original",),
+    ),
+    Family(
+        "SPOT's re-implementation",
+        GENERA1Z,
+        _any("m.teacher."),
+        _each(_PICTURES, "spot,genera1z,student"),
+    ),
     Family(
         "MetaSlot",
         GENERA1Z,
         _any("aggregat.vq."),
-        ("metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
+        _each(_PICTURES, "metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
     ),
     Family("SmoothSA", None, _any("initializ.qinit", DETACH_FLAG), ()),
-    Family("SPOT's re-implementation", GENERA1Z, _any("decode.bos"), ("spot,genera1z",)),
+    Family(
+        "RandSF.Q",
+        GENERA1Z,
+        _any("transit.te."),
+        (
+            *_each(_VIDEOS_2025, "randsfq", "randsfq,tsim"),
+            *_each("ytvis_hq", "randsfq,recognition", "randsfq,tsim,recognition"),
+        ),
+    ),
+    Family(
+        "VideoSAUR's re-implementation",
+        GENERA1Z,
+        _any("decode.allocat."),
+        (
+            *_each(_VIDEOS_2025, "videosaur,genera1z"),
+            "ytvis_hq:videosaur,genera1z,recognition",
+        ),
+    ),
+    Family(
+        "SlotContrast's re-implementation",
+        GENERA1Z,
+        _any("transit.self_attn."),
+        (
+            *_each(_VIDEOS_2025, "slotcontrast,genera1z"),
+            "ytvis_hq:slotcontrast,genera1z,recognition",
+        ),
+    ),
+    Family(
+        "SPOT's re-implementation",
+        GENERA1Z,
+        _any("decode.bos"),
+        _each(_PICTURES, "spot,genera1z"),
+    ),
     Family(
         "DINOSAUR's re-implementation",
         GENERA1Z,
         _any("decode.backbone.0.weight"),
-        ("dinosaur,genera1z", "dinosaur,r384,genera1z"),
+        _each(_PICTURES, "dinosaur,genera1z", "dinosaur,r384,genera1z"),
     ),
-    Family("DIAS", GENERA1Z, _any("decode.mask_token"), ("dias,genera1z",)),
+    Family("DIAS", GENERA1Z, _any("decode.mask_token"), _each(_PICTURES, "dias,genera1z")),
 )
 SMOOTHSA = next(family for family in FAMILIES if family.program is None)
-# Data sets with published models of other systems than SmoothSA, and their words.
-DATA = ("clevrtex", "coco", "voc", "movi_c:image", "movi_e:image")
 
 
 def recipes() -> dict[str, ConfigDict]:
@@ -108,14 +191,31 @@ def recipes() -> dict[str, ConfigDict]:
             f"no configs found in {CONFIGS}; run from a checkout of the project, or give the "
             "config file with --config"
         )
-    for family, data in itertools.product(FAMILIES, DATA):
-        for words in family.words:
-            name = f"{data},{words}" if ":" in data else f"{data}:{words}"
-            file, _, after = name.partition(":")
-            if (CONFIGS / f"{file}.py").is_file():
-                spec = f"{CONFIGS / file}.py:{after}"
-                found[name] = with_teacher(load_config(spec), spec)
+    for name in itertools.chain(*(family.recipes for family in FAMILIES)):
+        file, _, words = name.partition(":")
+        if (CONFIGS / f"{file}.py").is_file():
+            spec = f"{CONFIGS / file}.py:{words}"
+            found[name] = completed(load_config(spec), spec)
     return found
+
+
+def completed(config: ConfigDict, spec: str) -> ConfigDict:
+    """Return a config with the models of its companions: a teacher, or the model of the slots.
+
+    Args:
+        config: the config.
+        spec: what it was loaded from, such as "configs/coco.py:spot,genera1z,student".
+    """
+    if SLOT_MODEL in config.companions and "model" not in config.companions[SLOT_MODEL]:
+        return with_slot_model(config, load_config(_without(spec, RECOGNITION)))
+    return with_teacher(config, spec)
+
+
+def _without(spec: str, left_out: str) -> str:
+    """Return what a config is loaded from, without a word."""
+    path, _, words = spec.partition(":")
+    rest = ",".join(word for word in split_words(words) if word != left_out)
+    return f"{path}:{rest}" if rest else path
 
 
 def with_teacher(config: ConfigDict, spec: str) -> ConfigDict:
@@ -134,9 +234,7 @@ def with_teacher(config: ConfigDict, spec: str) -> ConfigDict:
         del config.companions[TEACHER]
         del config.losses.attention_match
         return canonical(config)
-    path, _, words = spec.partition(":")
-    earlier = ",".join(word for word in split_words(words) if word != STUDENT)
-    teacher = load_config(f"{path}:{earlier}")
+    teacher = load_config(_without(spec, STUDENT))
     config.companions[TEACHER].update(title=teacher.title, model=teacher.model)
     return canonical(config)
 
@@ -166,12 +264,21 @@ def program_of(config: ConfigDict) -> Program | None:
 
     The numerics of slot attention tell the programs apart.
     """
-    model = config.model
-    if SLOT_MODEL in config.companions or "cold" in model.get("initializer", {}):
+    model = _slot_model_of(config)
+    if model is None or "cold" in model.initializer:
         return None
     if model.aggregator.get("epsilon_in", "sum") == "sum":
         return GENERA1Z
+    if model.aggregator.get("state", "slots") == "normalized":
+        return VIDEOSAUR
     return OCLF if model.projection.get("to_slots", False) else SPOT
+
+
+def _slot_model_of(config: ConfigDict) -> ConfigDict | None:
+    """Return the slot model of a config, or the one that its head reads, if that is known."""
+    if SLOT_MODEL in config.companions:
+        return config.companions[SLOT_MODEL].get("model")
+    return config.model
 
 
 def from_state_dict(
@@ -194,10 +301,13 @@ def from_state_dict(
         arrays = renamed(from_authors(state_dict), config, to_ours=True)
         return arrays, {"detach": flag}
     found: dict[str, np.ndarray] = {}
-    for prefix, start, model in _models_of(config):
-        own = {key: x for key, x in state_dict.items() if key.startswith(start)}
+    models = _models_of(config)
+    starts = sorted((start for _, start, _ in models), key=len, reverse=True)
+    start_of = {key: next((x for x in starts if key.startswith(x)), None) for key in state_dict}
+    for prefix, start, model in models:
+        own = {key: x for key, x in state_dict.items() if start_of[key] == start}
         own = {key.replace(start, "m.", 1) if start else key: x for key, x in own.items()}
-        names = {*_shapes(_as_json(model), image_size_of(config)), *buffers}
+        names = {*_shapes_of(model, config), *buffers}
         arrays = program.to_ours(own, names, model)
         found |= {f"{prefix}{name}": x for name, x in arrays.items()}
     return found, program.kept(state_dict)
@@ -239,6 +349,9 @@ def _models_of(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
     program, teacher = program_of(config), config.companions.get(TEACHER)
     if program is not GENERA1Z:
         return [("", "", config.model)]
+    if SLOT_MODEL in config.companions:
+        slots = config.companions[SLOT_MODEL].model
+        return [("", "m.", config.model), (f"{SLOT_MODEL}.", "m.discov.", slots)]
     if teacher is None:
         return [("", "m.", config.model)]
     return [("", "m.student.", config.model), (f"{TEACHER}.", "m.teacher.", teacher.model)]
@@ -271,18 +384,24 @@ def expected_keys(config: ConfigDict) -> dict[str, str]:
     Raises:
         UserError: no program has this model.
     """
-    program, size = program_of(config), image_size_of(config)
-    if program is not None:
+    if program_of(config) is not None:
         shapes: dict[str, Any] = {}
         for prefix, _, model in _models_of(config):
-            found = _shapes(_as_json(model), size)
+            found = _shapes_of(model, config)
             shapes |= {f"{prefix}{name}": x for name, x in found.items()}
         arrays = {name: np.broadcast_to(x.dtype.type(0), x.shape) for name, x in shapes.items()}
         return describe(to_state_dict(arrays, config, {}))
-    companion = config.companions.get(SLOT_MODEL)
-    model = config.model if companion is None else companion.model
-    head = None if companion is None else json.dumps(config.model.to_dict())
-    return dict(_expected_keys(_as_json(model), size, head))
+    model = _slot_model_of(config)
+    head = None if model is config.model else json.dumps(config.model.to_dict())
+    return dict(_expected_keys(_as_json(model), image_size_of(config), head))
+
+
+def _shapes_of(model: ConfigDict, config: ConfigDict) -> dict[str, Any]:
+    """Return the shapes of the arrays of a slot model, or of the head that reads another one."""
+    slots = _slot_model_of(config)
+    if model is config.model and model is not slots:
+        return _head_shapes(json.dumps(model.to_dict(), sort_keys=True), slots.slot_size)
+    return _shapes(_as_json(model), image_size_of(config))
 
 
 def _as_json(model: ConfigDict) -> str:
@@ -306,13 +425,19 @@ def _shapes(model: str, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 @functools.cache
+def _head_shapes(head: str, slot_size: int) -> dict[str, Any]:
+    """Return the shapes of a head's arrays."""
+    settings = ConfigDict(json.loads(head))
+    return split(nnx.eval_shape(lambda: build_head(settings, slot_size, 0)))[1]
+
+
+@functools.cache
 def _expected_keys(model: str, image_size: tuple[int, int], head: str | None) -> dict[str, str]:
     """Describe SmoothSA's state dict of a slot model and an optional head on it, given as JSON."""
     config, shapes = ConfigDict(json.loads(model)), dict(_shapes(model, image_size))
     if head is not None:
-        settings = ConfigDict(json.loads(head))
-        of_head = nnx.eval_shape(lambda: build_head(settings, config.slot_size, 0))
-        shapes |= {f"{HEAD}{name}": x for name, x in split(of_head)[1].items()}
+        of_head = _head_shapes(head, config.slot_size)
+        shapes |= {f"{HEAD}{name}": x for name, x in of_head.items()}
     # The table transforms arrays, not shapes.
     arrays = {name: np.broadcast_to(x.dtype.type(0), x.shape) for name, x in shapes.items()}
     return describe(to_authors(arrays, detach=False))
@@ -328,7 +453,7 @@ def arrays_of(state_dict: StateDict, program: Program | None) -> StateDict:
     """Return a state dict by today's keys, without those that stand for no array of a model."""
     if program is None:
         return state_dict
-    prefixes = ("m.student.", "m.teacher.", "m.")
+    prefixes = ("m.student.", "m.teacher.", "m.discov.", "m.")
 
     def is_array(key: str) -> bool:
         bare = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
@@ -349,7 +474,7 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     if family is not None and all(program_of(x) is not family.program for x in configs.values()):
         raise UserError(
             f"it is a checkpoint of {family.title}, and {', '.join(configs)} describes a model of "
-            "another program; give another --config, or none"
+            f"another program; give the config {_recipes_near(family, next(iter(configs)))}"
         )
     # To make a model of shapes takes half a second. One of another system cannot match, unless the
     # user has chosen the config.
@@ -373,25 +498,70 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
             f"{len(found)} keys such as {next(iter(found), None)!r}, expected those of the "
             f"authors' program, such as {next(iter(expected))!r}"
         )
+    if (number := _other_slots(found, expected)) is not None:
+        raise UserError(
+            f"each of its slots has a query of its own, and there are {number}, where the config "
+            f"{nearest} has {_slot_model_of(near[nearest]).num_slots}; convert it with "
+            f"--config={nearest} --config.model.num_slots={number}"
+        )
+    advice = "download the file again, or give its config with --config"
+    if family is not None and len(configs) == 1 and not _is_of(nearest, near[nearest], family):
+        advice = f"it is a checkpoint of {family.title}: give the config "
+        advice += _recipes_near(family, nearest)
     raise UserError(
         f"the keys do not fit; against the config {nearest}, "
-        f"{'; '.join(mismatches(found, expected))}; download the file again, or give its config "
-        "with --config"
+        f"{'; '.join(mismatches(found, expected))}; {advice}"
     )
+
+
+def _other_slots(found: Mapping[str, str], expected: Mapping[str, str]) -> int | None:
+    """Return how many slots a file has queries for, if that is all that does not fit.
+
+    Args:
+        found: key -> dtype and shape, as `describe` makes it.
+        expected: the same of a config's model.
+    """
+    different = [key for key in found if found[key] != expected.get(key)]
+    if found.keys() != expected.keys() or not different:
+        return None
+    numbers = set()
+    for key in different:
+        sizes = [json.loads(x[x.index("[") :]) for x in (found[key], expected[key])]
+        if not key.endswith((*QUERIES, *SPREADS)) or min(map(len, sizes)) < 2:
+            return None
+        number = sizes[0].pop(-2)
+        if sizes[1].pop(-2) == 1 or sizes[0] != sizes[1]:
+            return None
+        numbers.add(number)
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _recipes_near(family: Family, name: str) -> str:
+    """Name the recipes of a family, for the data set of a config if there are some."""
+    data = Path(name.partition(":")[0]).stem
+    if not family.recipes:
+        return data
+    same = [x for x in family.recipes if x.partition(":")[0] == data]
+    return " or ".join(same or family.recipes)
 
 
 def _is_of(name: str, config: ConfigDict, family: Family | None) -> bool:
     family = family or SMOOTHSA
     if program_of(config) is not family.program:
         return False
-    words = set(name.partition(":")[2].split(",")) - {"image"}
-    return family.program is None or any(words == set(x.split(",")) for x in family.words)
+    same = lambda recipe: _parts_of(recipe) == _parts_of(name)  # noqa: E731
+    return family.program is None or any(map(same, family.recipes))
+
+
+def _parts_of(name: str) -> tuple[str, frozenset[str]]:
+    """Return the data set and the words of a config's name, in which words have any order."""
+    data, _, words = name.partition(":")
+    return Path(data).stem, frozenset(split_words(words))
 
 
 def _may_be(config: ConfigDict, state_dict: StateDict) -> bool:
     """Tell by two signs whether a state dict may be of a config's model, without making it."""
-    companion = config.companions.get(SLOT_MODEL)
-    model = config.model if companion is None else companion.model
+    model = _slot_model_of(config)
     separate = _has_query_of_each_slot(model)
     for key, array in state_dict.items():
         if key.endswith("patch_embed.proj.weight") and array.ndim == 4:

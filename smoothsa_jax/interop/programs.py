@@ -367,8 +367,12 @@ def _videosaur_layer(attention: str) -> list[Row]:
 
 
 def _videosaur_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
-    """VideoSAUR and SlotContrast, whose program is derived from VideoSAUR's."""
+    """VideoSAUR and SlotContrast, whose program is derived from VideoSAUR's; DINOSAUR in both.
+
+    Their models of videos have each part in a module that applies it to every frame.
+    """
     del model
+    of_frame = ".module" if any(name.startswith("transition.") for name in names) else ""
     attention: list[Row] = [
         ("norm_features", "norm_features", NORM),
         ("norm_slots", "norm_slots", NORM),
@@ -380,9 +384,10 @@ def _videosaur_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Ro
         ("mlp.layers.1", "mlp.hidden", LINEAR),
         ("mlp.layers.3", "mlp.out", LINEAR),
     ]
-    projection, decoder = "encoder.module.output_transform.layers", "decoder.module"
+    encoder, decoder = f"encoder{of_frame}", f"decoder{of_frame}"
+    projection = f"{encoder}.output_transform.layers"
     rows: list[Row] = [
-        *below("encoder.module.backbone.model", "encoder", VIT),
+        *below(f"{encoder}.backbone.model", "encoder", VIT),
         (f"{projection}.0", "projection.norm", NORM),
         (f"{projection}.1", "projection.mlp.hidden", LINEAR),
         (f"{projection}.3", "projection.mlp.out", LINEAR),
@@ -391,7 +396,7 @@ def _videosaur_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Ro
         if "initializer.log_std" in names
         else ("initializer.slots", "initializer.mean", RAW),
         ("initializer.log_std", "initializer.log_std", RAW),
-        *below("processor.module.corrector", "aggregator", attention),
+        *below(f"processor{of_frame}.corrector", "aggregator", attention),
         *below(
             "processor.module.predictor.blocks.0",
             "transition.layer",
@@ -466,8 +471,10 @@ def _of_genera1z_mixer(names: Collection[str]) -> list[Row]:
 def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     """DIAS, and SPOT, DINOSAUR and MetaSlot in the programs derived from its author's.
 
-    Also RandSF.Q, and VideoSAUR and SlotContrast in its program.
+    Also RandSF.Q, and VideoSAUR and SlotContrast in its program; and heads of recognition.
     """
+    if "mlp.hidden.kernel" in names:
+        return [("recogn.0", "mlp.hidden", LINEAR), ("recogn.3", "mlp.out", LINEAR)]
     rows = [row for row in SMOOTHSA_ROWS if not row[1].startswith(("initializer.", "recognition."))]
     is_video = any(name.startswith("transition.") for name in names)
     if is_video and "transition.memory.kernel" not in names:
