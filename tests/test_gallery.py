@@ -28,7 +28,7 @@ VARIANTS = {
 WORDS = {
     "boqsa": set(),
     "dias": {"genera1z"},
-    "dinosaur": {"ar", "r384", "original", "genera1z"},
+    "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
     "metaslot": {"ar", "b16", "paper", "genera1z"},
     "randsfq": {"tsim"},
     "slotcontrast": {"original", "genera1z"},
@@ -37,7 +37,7 @@ WORDS = {
     "videosaur": {"dinov2", "original", "genera1z"},
 }
 OF_VIDEOS = ("randsfq", "slotcontrast", "videosaur")
-WITH_VIDEOS = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "own", "sprites", "ytvis",
+WITH_VIDEOS = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "own", "sprites", "ytvis", "ytvis_2021",
                "ytvis_hq")  # fmt: skip
 # Slots, steps, batch, frames, frames to score, learning rate, clipping: the paper's.
 TABLE = {

@@ -1,4 +1,4 @@
-"""State dicts of DIAS, SPOT, DINOSAUR and MetaSlot: recognized, converted both ways, refused."""
+"""State dicts of other systems than SmoothSA: recognized, converted both ways, refused."""
 
 import json
 
@@ -17,7 +17,7 @@ from smoothsa_jax.interop.torch_files import read_state_dict
 
 LAYOUTS = {
     system: json.loads((FOLDER / f"{system}_state_dicts.json").read_text())
-    for system in ("dias", "spot", "dinosaur", "metaslot")
+    for system in ("dias", "spot", "dinosaur", "metaslot", "videosaur", "slotcontrast", "randsfq")
 }
 # Of MetaSlot in models of tokens.
 LATER = ("slate_r", "slotdiffusion_r")
@@ -42,9 +42,42 @@ RECIPES = {
         "spot_r": "metaslot,ar,genera1z",
     },
 }
+# Of videos: the name of a layout -> the whole name of the recipe.
+VIDEO_RECIPES = {
+    "videosaur": {
+        "genera1z movi_c": "movi_c:videosaur,genera1z",
+        "genera1z movi_d": "movi_d:videosaur,genera1z",
+        "genera1z ytvis": "ytvis_hq:videosaur,genera1z",
+        "original movi_c": "movi_c:gaussian,videosaur,original",
+        "original movi_e": "movi_e:gaussian,videosaur,original",
+        "original ytvis": "ytvis_2021:videosaur,original",
+        "original ytvis_dinov2": "ytvis_2021:videosaur,dinov2,original",
+        "original dinosaur coco": "coco:dinosaur,dinov2,original",
+    },
+    "slotcontrast": {
+        "genera1z movi_c": "movi_c:slotcontrast,genera1z",
+        "genera1z movi_d": "movi_d:slotcontrast,genera1z",
+        "genera1z ytvis": "ytvis_hq:slotcontrast,genera1z",
+        "genera1z recognition ytvis": "ytvis_hq:slotcontrast,genera1z,recognition",
+        "original movi_c": "movi_c:gaussian,slotcontrast,original",
+        "original movi_e": "movi_e:gaussian,slotcontrast,original",
+        "original ytvis2021": "ytvis_2021:slotcontrast,original",
+    },
+    "randsfq": {
+        "movi_c": "movi_c:randsfq",
+        "movi_d": "movi_d:randsfq",
+        "ytvis": "ytvis_hq:randsfq",
+        "movi_c tsim": "movi_c:randsfq,tsim",
+        "movi_d tsim": "movi_d:randsfq,tsim",
+        "ytvis tsim": "ytvis_hq:randsfq,tsim",
+        "recognition ytvis": "ytvis_hq:randsfq,tsim,recognition",
+    },
+}
 
 
 def recipe_of(system: str, layout: str) -> str:
+    if system in VIDEO_RECIPES:
+        return VIDEO_RECIPES[system][layout]
     words = next(words for part, words in RECIPES[system].items() if part in layout)
     data = next(x for x in ("clevrtex", "coco", "voc", "movi_c", "movi_e") if x in layout)
     return f"{data}:image,{words}" if data.startswith("movi") else f"{data}:{words}"
@@ -52,7 +85,8 @@ def recipe_of(system: str, layout: str) -> str:
 
 def layouts() -> list:
     names = [(s, n) for s, found in LAYOUTS.items() for n in found if not n.startswith(LATER)]
-    chosen = {"dias_r-coco", "dinosaur_r-voc"}
+    chosen = {"dias_r-coco", "dinosaur_r-voc", "original dinosaur coco", "recognition ytvis"}
+    chosen |= {"original movi_e", "genera1z recognition ytvis"}
     return [
         pytest.param(*pair, marks=() if pair[1] in chosen else pytest.mark.slow, id="-".join(pair))
         for pair in names

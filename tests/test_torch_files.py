@@ -19,6 +19,8 @@ from smoothsa_jax.interop import state_dicts, torch_files
 
 FILES = [*(f"{name}.pth" for name in MODELS), "dias.pth", "spot_genera1z.pth"]
 FILES += ["dinosaur_genera1z.pth", "spot_original.pt.tar"]
+FILES += ["videosaur_original.ckpt", "videosaur_original_features.ckpt"]
+FILES += ["slotcontrast_original.ckpt"]
 MASK = "self_attn_mask"  # in the file, and left out of the recorded arrays
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
 from smoothsa_jax.checkpoints.read import FOLDER
@@ -12,6 +12,7 @@ from smoothsa_jax.checkpoints.sources import Trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inference import released
+from smoothsa_jax.inference.catalogue import CATALOGUE, Published
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
 
@@ -30,11 +31,20 @@ class Available(NamedTuple):
     about: str
 
 
-def list_models() -> list[Available]:
-    """List the models bundled with the package and those that the authors have released.
+@overload
+def list_models(published: Literal[False] = False) -> list[Available]: ...
+@overload
+def list_models(published: Literal[True]) -> list[Published]: ...
+def list_models(published: bool = False) -> list[Available] | list[Published]:
+    """List models.
 
-    The authors' models have to be downloaded first.
+    Args:
+        published: False: what `load` takes by name, that is the models bundled with the package
+            and those that SmoothSA's authors have released, which have to be downloaded first.
+            True: the published checkpoints whose files `load` reads, also of other systems.
     """
+    if published:
+        return list(CATALOGUE)
     found = []
     for folder in sorted(SHIPPED.iterdir() if SHIPPED.is_dir() else ()):
         if (folder / WEIGHTS_FILE).is_file():
