@@ -37,8 +37,8 @@ WORDS = {
     "videosaur": {"dinov2", "original", "genera1z"},
 }
 OF_VIDEOS = ("randsfq", "slotcontrast", "videosaur")
-WITH_VIDEOS = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "own", "sprites", "ytvis", "ytvis_2021",
-               "ytvis_hq")  # fmt: skip
+WITH_VIDEOS = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "own", "sprites", "ytvis",
+               "ytvis_2021", "ytvis_hq")  # fmt: skip
 # Slots, steps, batch, frames, frames to score, learning rate, clipping: the paper's.
 TABLE = {
     "coco": (7, 100_000, 32, 1, 1, 2e-4, 1.0),

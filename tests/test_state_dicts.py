@@ -86,7 +86,6 @@ def recipe_of(system: str, layout: str) -> str:
 def layouts() -> list:
     names = [(s, n) for s, found in LAYOUTS.items() for n in found if not n.startswith(LATER)]
     chosen = {"dias_r-coco", "dinosaur_r-voc", "original dinosaur coco", "recognition ytvis"}
-    chosen |= {"original movi_e", "genera1z recognition ytvis"}
     return [
         pytest.param(*pair, marks=() if pair[1] in chosen else pytest.mark.slow, id="-".join(pair))
         for pair in names

@@ -474,7 +474,7 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
     if family is not None and all(program_of(x) is not family.program for x in configs.values()):
         raise UserError(
             f"it is a checkpoint of {family.title}, and {', '.join(configs)} describes a model of "
-            f"another program; give the config {_recipes_near(family, next(iter(configs)))}"
+            f"another program; give the config {_recipes_for(state_dict, family, configs)}"
         )
     # To make a model of shapes takes half a second. One of another system cannot match, unless the
     # user has chosen the config.
@@ -505,9 +505,10 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
             f"--config={nearest} --config.model.num_slots={number}"
         )
     advice = "download the file again, or give its config with --config"
-    if family is not None and len(configs) == 1 and not _is_of(nearest, near[nearest], family):
-        advice = f"it is a checkpoint of {family.title}: give the config "
-        advice += _recipes_near(family, nearest)
+    if family is not None and len(configs) == 1:
+        others = _recipes_for(state_dict, family, configs)
+        if nearest not in others.split(" or "):
+            advice = f"it is a checkpoint of {family.title}: give the config {others}"
     raise UserError(
         f"the keys do not fit; against the config {nearest}, "
         f"{'; '.join(mismatches(found, expected))}; {advice}"
@@ -536,13 +537,21 @@ def _other_slots(found: Mapping[str, str], expected: Mapping[str, str]) -> int |
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def _recipes_near(family: Family, name: str) -> str:
-    """Name the recipes of a family, for the data set of a config if there are some."""
-    data = Path(name.partition(":")[0]).stem
+def _recipes_for(state_dict: StateDict, family: Family, chosen: Mapping[str, ConfigDict]) -> str:
+    """Name the recipes of a file: those that fit, and of the chosen config's data set, if any do.
+
+    Args:
+        state_dict: the file's.
+        family: its family.
+        chosen: the config that it does not fit.
+    """
+    data = Path(next(iter(chosen)).partition(":")[0]).stem
     if not family.recipes:
         return data
-    same = [x for x in family.recipes if x.partition(":")[0] == data]
-    return " or ".join(same or family.recipes)
+    known, found = recipes(), describe(arrays_of(state_dict, family.program))
+    names = [x for x in family.recipes if x in known and _may_be(known[x], state_dict)]
+    names = [x for x in names if _described(known[x]) == found] or list(family.recipes)
+    return " or ".join([x for x in names if x.partition(":")[0] == data] or names)
 
 
 def _is_of(name: str, config: ConfigDict, family: Family | None) -> bool:
