@@ -40,10 +40,6 @@ from smoothsa_jax.files import whole_folder
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.interop import state_dicts
 
-RECORD = (
-    "authors"  # key in a checkpoint's progress: entries of a state dict that are not parameters
-)
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command line (without the program's name) and return the exit status."""
@@ -232,6 +228,7 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
     import jax.numpy as jnp
 
     from smoothsa_jax.checkpoints import published
+    from smoothsa_jax.checkpoints.read import RECORD
     from smoothsa_jax.checkpoints.workdir import write_config
     from smoothsa_jax.checkpoints.write import CheckpointWriter
     from smoothsa_jax.interop.table import describe, mismatches
@@ -290,7 +287,7 @@ def read_workdir(workdir: Path, warn: Callable[[str], None]) -> dict[str, np.nda
         UserError: no checkpoint, or a model that their program does not have.
     """
     from smoothsa_jax.checkpoints.published import to_state_dict
-    from smoothsa_jax.checkpoints.read import FOLDER, restore_latest
+    from smoothsa_jax.checkpoints.read import FOLDER, RECORD, restore_latest
 
     checkpoint = restore_latest(workdir, warn=warn)
     if checkpoint is None:

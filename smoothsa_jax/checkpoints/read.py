@@ -31,6 +31,8 @@ from smoothsa_jax.errors import UserError
 FOLDER = "checkpoints"
 BROKEN_FOLDER = "checkpoints_broken"
 FILES_LIST = "files.json"
+# Key of `progress` in a converted checkpoint: entries of its state dict that are not parameters.
+RECORD = "authors"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.read import BrokenCheckpoint, Checkpoint, read_checkpoint, steps_found
+from smoothsa_jax.checkpoints.read import (
+    RECORD,
+    BrokenCheckpoint,
+    Checkpoint,
+    read_checkpoint,
+    steps_found,
+)
 from smoothsa_jax.checkpoints.sources import start_elsewhere
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import WORDS, Scoring
@@ -77,7 +83,7 @@ def report(
             f"{workdir} holds a model of the task {config.task!r}, and a report shows slots; give "
             f"the workdir of the slot model that it was trained on: {', '.join(sources)}"
         )
-    records = read_records(workdir)
+    records = read_records(workdir, converted=RECORD in checkpoint.progress)
     config = _as_scored(config, records)
     metric = leading_metric(records.scores)
     labelled = not is_loss(metric)
@@ -110,7 +116,7 @@ def report(
     shown = [found[number] for number in sorted(found) if number < NUM_CLIPS]
     sections = [
         _scores(config.title, records, stages, metric),
-        _training(records),
+        *([_training(records)] if records.log else []),
         _masks(shown, folder),
         _warmer(last, batch, stages, records, config),
         _attention(shown[:NUM_CLOSE]),

@@ -15,7 +15,7 @@ class Records(NamedTuple):
     """The records of one workdir.
 
     Attributes:
-        log: rows in step order.
+        log: rows in step order; none of a converted checkpoint, which was trained elsewhere.
         scores: the content of `scores.json`.
         by_sample: the content of `scores.csv`; the model comes first.
     """
@@ -25,16 +25,21 @@ class Records(NamedTuple):
     by_sample: list[Scored]
 
 
-def read_records(workdir: Path) -> Records:
+def read_records(workdir: Path, converted: bool) -> Records:
     """Read all three files.
+
+    Args:
+        workdir: of the run.
+        converted: whether its checkpoint comes from another program, so that it may have no log.
 
     Raises:
         UserError: a file is missing or damaged; the message gives the command that makes it.
     """
     train = f"python main.py --workdir={workdir} (with the run's --config) trains"
     evaluate = f"python main.py --mode=evaluate --workdir={workdir} makes it"
+    is_logged = not converted or (workdir / LOG_FILE).exists()
     return Records(
-        _read(workdir / LOG_FILE, read_log, train),
+        _read(workdir / LOG_FILE, read_log, train) if is_logged else [],
         _read(workdir / SCORES_FILE, lambda path: json.loads(path.read_text()), evaluate),
         _read(workdir / SAMPLE_SCORES_FILE, read_sample_scores, evaluate),
     )
