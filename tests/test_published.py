@@ -1,4 +1,4 @@
-"""Published files of DIAS, SPOT, DINOSAUR and MetaSlot at full size, and what is said of others."""
+"""Published files of other systems than SmoothSA at full size, and what is said of others."""
 
 import json
 
@@ -86,6 +86,9 @@ SLOW = [
     "dinosaur-original movi_c mlp",
     "metaslot-dinosaur_r-coco",
     "metaslot-spot_r-coco",
+    "slotcontrast-original movi_c",
+    "videosaur-genera1z ytvis",
+    "videosaur-original dinosaur coco",
 ]
 
 

@@ -19,13 +19,14 @@ from test_convert import assert_same, run
 from test_golden_video import OUTPUTS, SYSTEMS, Recorded
 from test_published import filled
 from test_state_dicts import LATER, LAYOUTS, recipe_of
+from tiny import as_recognition
 
 import smoothsa_jax as ssa
 from smoothsa_jax.checkpoints import published
 from smoothsa_jax.checkpoints.read import restore_latest
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import canonical
-from smoothsa_jax.convert import write_workdir
+from smoothsa_jax.convert import read_workdir, write_workdir
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.models.parameters import split
@@ -127,6 +128,24 @@ def test_a_converted_run_is_predicted_with_and_reported(name, converted, tmp_pat
     assert here("--mode=evaluate", f"--workdir={workdir}") == 0
     assert here("--mode=report", f"--workdir={workdir}") == 0
     assert (workdir / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_file_of_recognition_becomes_a_workdir_and_comes_back(converted, tmp_path):
+    """Its slot model and its head."""
+    source, case, workdir = converted("slotcontrast_genera1z")
+    config = as_recognition(restore_latest(workdir, warn=pytest.fail).config, num_classes=3)
+    config.checkpoint.update(best_metric="top1", best_mode="max")
+    width, rng = case.model.slot_size, np.random.default_rng(0)
+    shapes = {"0.weight": (2 * width, width), "0.bias": (2 * width,)}
+    shapes |= {"3.weight": (7, 2 * width), "3.bias": (7,)}
+    theirs = {k.replace("m.", "m.discov.", 1): x for k, x in state_dicts.read(source).items()}
+    for key, shape in shapes.items():
+        theirs[f"m.recogn.{key}"] = rng.standard_normal(shape, np.float32)
+    write_workdir(theirs, canonical(config), tmp_path / "head")
+    assert_same(read_workdir(tmp_path / "head", warn=pytest.fail), theirs)
+    weights = restore_latest(tmp_path / "head", warn=pytest.fail).weights
+    np.testing.assert_array_equal(weights["mlp.out.kernel"], theirs["m.recogn.3.weight"].T)
 
 
 # ---------------------------------------------------------------------------------------- faults
