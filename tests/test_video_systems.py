@@ -84,6 +84,7 @@ def test_a_recipe_is_the_published_one(spec):
     else:
         others = {name: term.to_dict() for name, term in config.losses.items()}
         if "slot_contrast" in others:
+            assert others["slot_contrast"].pop("over", "batch") == "batch"
             assert others["slot_contrast"] == {"weight": 0.5, "temperature": 0.1}
             assert others["reconstruction"] == {"weight": 1.0}
     if spec in TOKENS:
