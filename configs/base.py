@@ -86,6 +86,11 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "split": "validation",
                 "num_samples": None,  # None: all
                 "num_frames": None,  # -1: whole videos; -24: at most their first 24 frames
+                # Score windows of so many frames in place of whole videos. At the end of a video,
+                # the last window moves "back" to fit, or is left out ("drop"), or is shorter
+                # ("keep"). Only "keep" scores videos that are shorter than a window.
+                "windows": None,
+                "window_rest": "back",
                 "num_slots": None,  # None: as in training; more than that go with `prune`
                 # Leave out redundant slots, those of a cosine distance up to this: a number from 0
                 # to 2, auto, or None. "slots" that stay, or their "queries", are aggregated once
@@ -97,6 +102,9 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "batch_size": batch_size,
                 "seeds": (0,),
                 "masks": "decoder",  # or aggregator: whose masks are scored
+                "score_at": None,  # at so many pixels a side; None: at the size of the labels
+                "per_frame": False,  # also score each frame by itself: image_ari, ...
+                "foreground": False,  # also mBO and mIoU without background: fg_mbo, fg_miou
                 "match_paper": False,
                 "background_column_always": False,  # of match_paper
                 "baselines": False,  # k-means on every sample takes longer than the model
