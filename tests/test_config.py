@@ -202,6 +202,15 @@ def test_words_that_do_not_fit_are_one_clear_line(spec, expected):
     assert expected in message and message.startswith(f"config {spec}: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "in_training", "at_evaluation"),
+    [("", 5, 8), (",boqsa", 5, None), (",dias", 8, None), (",dias,genera1z", 5, 8)],
+)
+def test_what_prunes_in_training_has_its_slots_there(words, in_training, at_evaluation):
+    config = load_config(f"configs/sprites.py:image{words}")
+    assert config.model.num_slots == in_training and config.eval.num_slots == at_evaluation
+
+
 def test_smoke_comes_last():
     smoke = load_config(f"{COCO}:recognition,smoke")
     assert (smoke.train.num_steps, smoke.checkpoint.every, smoke.log.every) == (6, 3, 2)
