@@ -86,6 +86,11 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "split": "validation",
                 "num_samples": None,  # None: all
                 "num_frames": None,  # -1: whole videos; -24: at most their first 24 frames
+                # Score windows of so many frames in place of whole videos. At the end of a video,
+                # the last window moves "back" to fit, or is left out ("drop"), or is shorter
+                # ("keep"). Only "keep" scores videos that are shorter than a window.
+                "windows": None,
+                "window_rest": "back",
                 "num_slots": None,  # None: as in training; more than that go with `prune`
                 # Leave out redundant slots, those of a cosine distance up to this: a number from 0
                 # to 2, auto, or None. "slots" that stay, or their "queries", are aggregated once
@@ -97,6 +102,9 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "batch_size": batch_size,
                 "seeds": (0,),
                 "masks": "decoder",  # or aggregator: whose masks are scored
+                "score_at": None,  # at so many pixels a side; None: at the size of the labels
+                "per_frame": False,  # also score each frame by itself: image_ari, ...
+                "foreground": False,  # also mBO and mIoU without background: fg_mbo, fg_miou
                 "match_paper": False,
                 "background_column_always": False,  # of match_paper
                 "baselines": False,  # k-means on every sample takes longer than the model
@@ -142,9 +150,11 @@ class DataSet:
         encoder_source: where its frozen weights come from; "random" for an encoder without any.
         num_classes: of the objects, for recognition; None: no recognition.
         settings: other keys of the config that this data set changes, nested.
-        small: for embedded data, what makes any system small, in four groups: `model` (keys of the
+        small: for embedded data, what makes any system small, in five groups: `model` (keys of the
             model itself), `parts` (settings by the part's name; settings with another `name`
-            replace the part), `losses` (weights of the terms a system has), `optimizer`.
+            replace the part), `losses` (weights of the terms a system has), `optimizer`, and
+            `full_gradient` (settings of the optimizer where the gradient passes through all
+            iterations of slot attention).
         smoke: what the word `smoke` changes, nested; None: `SMOKE`.
         variants: word -> the data set with other facts.
     """
@@ -604,7 +614,10 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
         config.title += ", smooth"
     of_system = config.eval.prune
     config.update(data.settings)
-    if config.eval.num_slots is not None and not draws_any_number(config.model):
+    if config.eval.num_slots is not None and "pruning" in config.model:
+        # What prunes in training starts with too many slots there as well.
+        config.model.num_slots, config.eval.num_slots = config.eval.num_slots, None
+    elif config.eval.num_slots is not None and not draws_any_number(config.model):
         # More slots than in training, and pruning, are for queries from one Gaussian.
         config.eval.update(num_slots=None, prune=of_system)
     if data.small is not None:
@@ -619,6 +632,8 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
         if term in config.losses:
             _set_weight(config.losses[term], weight)
     config.optimizer.update(small["optimizer"])
+    if config.model.aggregator.get("gradient") == "full":
+        config.optimizer.update(small["full_gradient"])
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:

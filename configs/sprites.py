@@ -48,6 +48,8 @@ SMALL = {
         "attention_match": 0.02,
     },
     "optimizer": {"learning_rate": {"peak": 5e-3}, "clip_norm": 1.0},
+    # At 5e-3, one of three seeds lost all masks.
+    "full_gradient": {"learning_rate": {"peak": 2e-3}},
 }
 
 

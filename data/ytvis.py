@@ -6,12 +6,14 @@ label k. Videos without annotations are left out. The public files differ:
 * 2022: train, valid and test. The ground truth of valid and test is a separate JSON file
   (`validation_gt.zip` or `gt.json`, `test_gt.json`).
 * 2019 and 2021: only train has public ground truth. A tenth of it, chosen by a hash of the video's
-  id, is `validation`.
+  id, is `validation`; with `--holdout_last=300` its last 300 videos are, in the order of the JSON,
+  as in VideoSAUR's program and SlotContrast's.
 * HQ-YTVIS: three JSON files for the frames of 2019's train.
 
 A video is named after the folder of its frames, without the folders that hold all videos.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -32,6 +34,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut
 from smoothsa_jax.text import printable, short
 
+HELD_OUT_OF_TRAIN = ("ytvis_2019", "ytvis_2021")  # their validation
 HELD_OUT = 0.1
 PARTS = {"train": "train", "validation": "valid", "test": "test"}  # split -> name in the downloads
 # Possible places of the annotations, best first: a file, one in a zip, or any JSON of a zip.
@@ -86,11 +89,17 @@ class _Track:
 
 @dataclasses.dataclass(frozen=True)
 class _Annotations:
-    """A parsed JSON file; its clips do not have the place of their frames yet."""
+    """A parsed JSON file; its clips do not have the place of their frames yet.
+
+    Attributes:
+        names: of the categories.
+        videos: names of all videos, in the order of the file.
+    """
 
     file: str
     path: Path
     names: list[str]
+    videos: list[str]
     clips: list[Clip]
     without_mask: list[str]
 
@@ -108,6 +117,15 @@ class YoutubeVis(Family):
             "--frames",
             help="ytvis_hq: folder or zip of YouTube-VIS 2019's frames; default --source",
         )
+        # Left out unless given: folders prepared without it have no such setting.
+        parser.add_argument(
+            "--holdout_last",
+            type=int,
+            default=argparse.SUPPRESS,
+            metavar="N",
+            help="ytvis_2019, ytvis_2021: validation is the last N videos of train's json, in "
+            "place of a tenth by a hash",
+        )
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         source = Path(self.source)
@@ -123,6 +141,11 @@ class YoutubeVis(Family):
             raise UserError(
                 f"--frames is for ytvis_hq only; the frames of {self.name} are looked for in "
                 "--source: leave it out"
+            )
+        if self.options.get("holdout_last") is not None and not self._is_held_out_of_train():
+            raise UserError(
+                f"--holdout_last is for {' and '.join(HELD_OUT_OF_TRAIN)}; {self.name} has a "
+                "validation split of its own: leave it out"
             )
         # The metadata cover all splits found, so that splits can be prepared one at a time.
         found = {}
@@ -150,11 +173,11 @@ class YoutubeVis(Family):
             "no_segment": NO_SEGMENT,
             "without_annotation": {s: len(part.without_mask) for s, part in found.items()},
         }
-        if self.name in ("ytvis_2019", "ytvis_2021"):
-            both = clips["train"]
+        if self._is_held_out_of_train():
+            both, held_out = clips["train"], self._held_out(found["train"])
             clips = {
-                split: [c for c in both if is_held_out(c.name, HELD_OUT) is held_out]
-                for split, held_out in (("train", False), ("validation", True))
+                "train": [clip for clip in both if clip.name not in held_out],
+                "validation": [clip for clip in both if clip.name in held_out],
             }
             metadata["held_out_of_train"] = sorted(clip.name for clip in clips["validation"])
         jobs, sources, pictures, left_out = [], {}, {}, LeftOut()
@@ -231,8 +254,23 @@ class YoutubeVis(Family):
             self._archives: dict[Path, Files] = {}
         return self._archives.setdefault(path, Files(path))
 
+    def _is_held_out_of_train(self) -> bool:
+        return self.name in HELD_OUT_OF_TRAIN
+
+    def _held_out(self, train: _Annotations) -> set[str]:
+        """The names of the videos of train that are validation."""
+        last = self.options.get("holdout_last")
+        if last is None:
+            return {name for name in train.videos if is_held_out(name, HELD_OUT)}
+        if not 0 < last < len(train.videos):
+            raise UserError(
+                f"--holdout_last is {last}, but {train.file} has {len(train.videos)} videos; "
+                f"expected 1 to {len(train.videos) - 1}"
+            )
+        return set(train.videos[-last:])
+
     def _public_splits(self) -> tuple[str, ...]:
-        return ("train",) if self.name in ("ytvis_2019", "ytvis_2021") else tuple(PARTS)
+        return ("train",) if self._is_held_out_of_train() else tuple(PARTS)
 
     def _json_names(self, split: str) -> tuple[str, ...]:
         return (HQ_JSONS if self.name == "ytvis_hq" else JSONS)[split]
@@ -372,7 +410,7 @@ def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotat
         "number them anew where sets were joined, or download it again",
     )
     root = _root_of(found["videos"])
-    clips, without_mask = [], []
+    clips, without_mask, videos = [], [], []
     for video in found["videos"]:
         tracks = of_video.pop(video["id"], [])
         refuse_twice(
@@ -389,6 +427,7 @@ def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotat
                     "categories, or skip such videos with --skip-bad"
                 )
         clip = _clip(video, tracks, places, root)
+        videos.append(clip.name)
         if any(track.is_seen for track in tracks):
             clips.append(clip)
         else:
@@ -410,7 +449,7 @@ def _annotations(data: bytes, file: str, path: Path, skip_bad: bool) -> _Annotat
         "give each video a folder of its own",
     )
     ordered = [names[number] for number in places]
-    return _Annotations(file, path, ordered, clips, without_mask)
+    return _Annotations(file, path, ordered, videos, clips, without_mask)
 
 
 def _check(entry: Any, keys: Sequence[str], what: str, file: str) -> None:

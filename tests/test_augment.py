@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from smoothsa_jax.inputs.augment import (
+    RESTS,
     View,
     centre_square,
     draw_view,
@@ -107,6 +108,24 @@ def test_fallback_of_a_long_picture_is_in_the_middle(size, expected, monkeypatch
     assert draw_view(np.random.default_rng(0), *size)._replace(flipped=False) == expected
 
 
+@pytest.mark.parametrize("size", [(30, 80), (80, 30)])
+def test_a_random_square_has_the_shorter_side(size):
+    """As VideoSAUR's program crops YouTube-VIS."""
+    rng = np.random.default_rng(SEED)
+    views = [draw_view(rng, *size, "square") for _ in range(3000)]
+    assert {(view.height, view.width) for view in views} == {(30, 30)}
+    assert {view.top if size[1] < size[0] else view.left for view in views} == set(range(51))
+    places = [(view.top + view.left + rng.random()) / 51 for view in views]
+    assert scipy.stats.kstest(places, "uniform").pvalue > 1e-3
+    assert scipy.stats.binomtest(sum(view.flipped for view in views), len(views)).pvalue > 1e-3
+
+
+def test_a_clip_may_be_seen_whole_and_never_or_always_mirrored():
+    rng = np.random.default_rng(SEED)
+    assert {draw_view(rng, 30, 80, "none", flip=0.0) for _ in range(20)} == {View(0, 0, 30, 80)}
+    assert all(draw_view(rng, 30, 80, flip=1.0).flipped for _ in range(20))
+
+
 def test_centre_square():
     assert centre_square(10, 30) == View(0, 10, 10, 10)
     assert centre_square(31, 10) == View(10, 0, 10, 10)  # 10.5 is rounded to the even 10
@@ -127,11 +146,44 @@ def test_what_a_view_shows():
     np.testing.assert_array_equal(view_labels(labels, mirrored, (8, 9)), seen[:, :, ::-1])
 
 
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys's kernel with the coefficient -0.75."""
+    x, a = np.abs(distance), -0.75
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+@pytest.mark.parametrize("size", [(9, 13), (31, 40), (20, 30)])
+def test_bicubic_resizing_follows_the_definition(size):
+    """Without antialiasing; a pixel beyond the border is that at the border."""
+    frame = np.random.default_rng(SEED).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    weights = []
+    for new, old in zip(size, frame.shape, strict=False):
+        centre = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+        places = np.arange(-3, old + 3)
+        shares = cubic(places - centre)
+        assert np.allclose(shares.sum(axis=1), 1)
+        table = np.zeros((new, old))
+        for i, place in enumerate(places.clip(0, old - 1)):
+            table[:, place] += shares[:, i]
+        weights.append(table)
+    exact = np.einsum("yr,rcx,zc->yzx", weights[0], frame.astype(np.float64), weights[1])
+    found = resize_pixels(frame[None], size, "bicubic")[0]
+    assert np.abs(found - exact.clip(0, 255)).max() < 0.5 + 1e-3
+    assert (exact.min() < 0) == (exact.max() > 255) == (size != (20, 30))  # some are clipped
+
+
 def test_windows_cover_the_video_and_the_last_is_moved_back():
     assert windows(24, 6) == [range(0, 6), range(6, 12), range(12, 18), range(18, 24)]
     assert windows(14, 6) == [range(0, 6), range(6, 12), range(8, 14)]
     assert windows(7, 6) == [range(0, 6), range(1, 7)]
     assert windows(6, 6) == [range(6)] and windows(4, 6) == [range(4)]
+    assert windows(14, 6, "drop") == [range(0, 6), range(6, 12)]
+    assert windows(14, 6, "keep") == [range(0, 6), range(6, 12), range(12, 14)]
+    for rest in RESTS:
+        assert windows(12, 6, rest) == [range(0, 6), range(6, 12)]
+        assert windows(4, 6, rest) == [range(4)]
 
 
 def test_every_window_is_as_likely():

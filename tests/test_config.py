@@ -202,6 +202,15 @@ def test_words_that_do_not_fit_are_one_clear_line(spec, expected):
     assert expected in message and message.startswith(f"config {spec}: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "in_training", "at_evaluation"),
+    [("", 5, 8), (",boqsa", 5, None), (",dias", 8, None), (",dias,genera1z", 5, 8)],
+)
+def test_what_prunes_in_training_has_its_slots_there(words, in_training, at_evaluation):
+    config = load_config(f"configs/sprites.py:image{words}")
+    assert config.model.num_slots == in_training and config.eval.num_slots == at_evaluation
+
+
 def test_smoke_comes_last():
     smoke = load_config(f"{COCO}:recognition,smoke")
     assert (smoke.train.num_steps, smoke.checkpoint.every, smoke.log.every) == (6, 3, 2)
@@ -326,6 +335,11 @@ EDITS = [
     ("weights.encoder.frozen = '*'", "weights.encoder.frozen is '*'; expected a tuple of texts"),
     ("train.match_paper = 1", "train.match_paper is 1; expected True or False"),
     ("train.num_steps = '10'", "train.num_steps is '10'; expected a whole number"),
+    ("eval.windows = 6", "eval.windows is 6, but eval.num_frames is"),
+    ("eval.windows = 0", "eval.windows is 0; expected a whole number of at least 1"),
+    ("eval.window_rest = 'move'", "eval.window_rest is 'move'; expected one of back, drop, keep"),
+    ("eval.score_at = (224, 224)", "eval.score_at is (224, 224); expected a whole number"),
+    ("eval.per_frame = 1", "eval.per_frame is 1; expected True or False"),
 ]
 # Refused by the constructors, before anything is built.
 EDITS_OF_PARTS = [
@@ -344,6 +358,7 @@ EDITS_OF_PARTS = [
     ("data.sead = 1", "data.sead is not an option of 'sprites'"),
     ("data.sead = 1", "did you mean 'seed'?"),
     ("data.split = 'test'", "data.split is not a setting: training reads 'train'"),
+    ("data.windows = 9", "data.windows is not a setting: eval.windows cuts the videos"),
     ("data.num_slots = 9", "data.num_slots is not a setting: it is that of the model"),
     ("data.name = 'sprtes'", "did you mean 'sprites'?"),
     ("data = {'name': 'prepared', 'image_size': 16}", "data.name='prepared' needs data.folder"),
@@ -405,6 +420,18 @@ def test_a_config_without_a_key_is_refused(tmp_path, key):
 )
 def test_what_the_contract_allows(tmp_path, edit):
     edited(tmp_path, edit)
+
+
+def test_only_masks_have_options_of_scoring_masks():
+    config = load_config(f"{COCO}:recognition,smoke")
+    check_all(config)
+    for key, value in (("per_frame", True), ("foreground", True), ("score_at", 224)):
+        with config.unlocked():
+            config.eval[key], before = value, config.eval[key]
+        message = f"eval.{key} is {value}, but recognition is not scored by its masks; set --config"
+        assert message in error_of(check_all, config)
+        with config.unlocked():
+            config.eval[key] = before
 
 
 def test_a_companion_that_the_program_has_filled_is_sound():

@@ -48,6 +48,7 @@ TABLE = {
     "movi_d": (20, 50_000, 8, 6, 24, 5e-5, 0.05),
     "movi_e": (23, 50_000, 8, 6, 24, 5e-5, 0.05),
     "ytvis": (7, 50_000, 8, 5, -1, 5e-5, 0.05),
+    "ytvis_2021": (7, 50_000, 8, 4, -1, 5e-5, 0.05),  # the others' recipe; not a published one
     "ytvis_hq": (7, 50_000, 8, 5, -1, 5e-5, 0.05),
 }
 # Steps, batch, frames, classes.

@@ -1,5 +1,6 @@
 """Real data: full sizes fit together, and miniatures go from raw files to scores."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import ROOT, assert_same_run, copy_of, here
-from raw_clips import hq_source, movi_source, ytvis_2022
+from raw_clips import Videos, hq_source, movi_source, prefixed, write_zip, ytvis_2022
 from raw_stills import clevrtex_source, coco_source, voc_source
 from recipes import quick
 
@@ -18,6 +19,7 @@ from data import prepare
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import to_json
 from smoothsa_jax.devices.host_arrays import copied
+from smoothsa_jax.evaluation.metrics import METRICS
 from smoothsa_jax.evaluation.recognition import RECOGNITION_METRICS
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training import evaluating, loop
@@ -95,11 +97,20 @@ def ytvis_source(folder: Path) -> Path:
     return folder
 
 
+def ytvis_2021_source(folder: Path) -> Path:
+    """The official train.zip alone, which has validation's videos too."""
+    videos = Videos(5, num_frames=7)
+    contents = prefixed("train/JPEGImages/", videos.frames)
+    write_zip(folder / "train.zip", {**contents, "train/instances.json": videos.json()})
+    return folder
+
+
 SOURCES = {
     "coco": coco_source,
     "voc": voc_source,
     "clevrtex": clevrtex_source,
     "ytvis": ytvis_source,
+    "ytvis_2021": ytvis_2021_source,
     "ytvis_hq": hq_source,
 } | {f"movi_{x}": lambda folder, name=f"movi_{x}": movi_source(folder, name) for x in "abcde"}
 
@@ -156,7 +167,10 @@ def trained(tmp_path_factory):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             dataset = "ytvis_2022" if name == "ytvis" else name
-            prepare.prepare(dataset, str(SOURCES[name](folder / "raw")), folder / "prepared")
+            raw, options = SOURCES[name](folder / "raw"), prepare.Options()
+            if name == "ytvis_2021":
+                options = prepare.Options(extra=(("holdout_last", 2),))
+            prepare.prepare(dataset, str(raw), folder / "prepared", options=options)
             run(f"{name}.py", folder / "run", f"--config.data.folder={folder / 'prepared'}")
             made[name] = folder
         return made[name]
@@ -173,6 +187,36 @@ def test_from_raw_files_to_scores(name, trained, tmp_path):
     assert all(np.isfinite(scores["metrics"][m]["mean"]) for m in ("fg_ari", "ari", "mbo", "miou"))
     settings = f"--config.data.folder={folder / 'prepared'}"
     go_on_and_evaluate(f"{name}.py", folder / "run", tmp_path / "cut", settings)
+
+
+@pytest.mark.slow
+def test_the_protocols_of_video_programs(trained, tmp_path):
+    """Windows, another size, single frames and objects alone, from the workdir alone."""
+    cut = copy_of(trained("ytvis_2021") / "run", tmp_path / "cut")
+    before = json.loads((cut / "scores.json").read_text())
+    assert before["protocol"]["windows"] is None and set(before["metrics"]) == set(METRICS)
+    one = [f"--config.eval.{x}" for x in ("num_samples=None", "baselines=True", "per_frame=True")]
+    chosen = [*one, "--config.eval.foreground=True", "--config.eval.score_at=48"]
+    windows = ["--config.eval.windows=3", "--config.eval.window_rest=keep"]
+    assert here("--mode=evaluate", f"--workdir={cut}", *chosen, *windows) == 0
+    scores = json.loads((cut / "scores.json").read_text())
+    asked = {"windows": 3, "window_rest": "keep", "score_at": 48, "per_frame": True}
+    assert (asked | {"foreground": True, "num_samples": 6}).items() <= scores["protocol"].items()
+    names = {*METRICS, "fg_mbo", "fg_miou"}
+    expected = names | {f"image_{name}" for name in names}
+    assert set(scores["metrics"]) == expected
+    assert all(set(found) == expected for found in scores["baselines"].values())
+    with open(cut / "scores.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "SmoothSA"]
+    assert [row["name"].split(" ", 1)[1] for row in rows] == [
+        f"frames {x}" for x in ("0-2", "3-5", "6-6")
+    ] * 2
+    one_frame = [row for row in rows if row["name"].endswith("6-6")]
+    assert all(row[name] == row[f"image_{name}"] for row in one_frame for name in names)
+    # The report scores what was scored.
+    assert here("--mode=report", f"--workdir={cut}") == 0
+    page = (cut / "report" / "index.html").read_text()
+    assert "Each sample is a window of 3 frames" in page and "image FG-mBO" in page
 
 
 @pytest.mark.parametrize("name", quick(list(CLASSES)))

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
+from smoothsa_jax.evaluation.masks import MaskEvaluator, Scoring, evaluate_baselines
 from smoothsa_jax.evaluation.metrics import (
     METRICS,
     ari,
@@ -32,6 +32,7 @@ from smoothsa_jax.evaluation.scores import (
     write_scores,
 )
 from smoothsa_jax.evaluation.split import evaluate
+from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inputs.loader import evaluation_batches
 
 
@@ -485,3 +486,103 @@ def test_baselines_are_scored_on_the_valid_samples():
     assert found["k-means on RGB"]["fg_ari"].mean() > 0.9
     assert found["k-means on features"]["fg_ari"].mean() > 0.7
     assert set(evaluate_baselines(clips(2), with_boxes=False)) == {"k-means on RGB"}
+
+
+# --- options of the protocol ----------------------------------------------------------------------
+
+
+def by_pixels(predicted, true):
+    """All scores of one sample (...) from its pixels, with scikit-learn and permutations."""
+    inside, objects = true != 255, (true != 255) & (true != 0)
+    found = {}
+    for name, where in (("ari", inside), ("fg_ari", objects)):
+        found[name] = np.nan
+        if where.any():
+            found[name] = adjusted_rand_score(true[where], predicted[where])
+    slots = [predicted == p for p in range(5)]
+    for prefix, where in (("", inside), ("fg_", objects)):
+        segments = [true == k for k in np.unique(true[where])]
+        table = np.array([[(s & k).sum() / (s | k).sum() for k in segments] for s in slots])
+        best = (
+            sum(table[p, k] for k, p in enumerate(order))
+            for order in itertools.permutations(range(len(slots)), len(segments))
+        )
+        empty = not segments
+        found[f"{prefix}mbo"] = np.nan if empty else table.max(axis=0).mean()
+        found[f"{prefix}miou"] = np.nan if empty else max(best) / len(segments)
+    return found
+
+
+def random_clips(seed):
+    """Clips of 6, 4 and 1 frames, filled up, that have every kind of missing segment."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((3, 6, 5, 4, 4), np.float32)
+    labels = np.kron(rng.integers(0, 4, (3, 6, 4, 3)), np.ones((1, 1, 3, 4), int)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.1] = 255
+    labels[0, 1] = 0  # a frame of background alone
+    labels[0, 2] = 255  # a frame without true pixels
+    labels[1, 0][labels[1, 0] == 0] = 2  # a frame without background
+    video = np.zeros((*labels.shape, 3), np.uint8)
+    lengths = np.array([6, 4, 1])
+    return masks, {"segmentations": labels, "video": video, "num_frames": lengths}
+
+
+@pytest.mark.parametrize("score_at", [None, 6, 20])
+def test_scores_of_frames_and_of_objects_equal_brute_force(score_at):
+    masks, batch = random_clips(score_at or 0)
+    evaluator = MaskEvaluator(scoring=Scoring(False, score_at, per_frame=True, foreground=True))
+    found = evaluate(lambda *_: {"masks": masks}, [batch], evaluator, keep_samples=3)
+    names = (*METRICS, "fg_mbo", "fg_miou")
+    assert evaluator.metrics == (*names, *(f"image_{name}" for name in names))
+    assert tuple(found.scores) == evaluator.metrics
+    for b, length in enumerate(batch["num_frames"]):
+        labels = batch["segmentations"][b, :length]
+        side = (12, 12) if score_at is None else (score_at, score_at)
+        rows = (np.arange(side[0]) + 0.5) * 12 // side[0]
+        labels = labels[:, rows.astype(int)][:, :, rows.astype(int)]
+        predicted = np.asarray(segments_from_masks(masks[b : b + 1], side))[0, :length]
+        whole = by_pixels(predicted, labels)
+        frames = [by_pixels(*pair) for pair in zip(predicted, labels, strict=True)]
+        for name in names:
+            of_frames = np.array([frame[name] for frame in frames])
+            mean = of_frames[~np.isnan(of_frames)].mean()
+            np.testing.assert_allclose(found.scores[name][0, b], whole[name], atol=1e-12)
+            np.testing.assert_allclose(found.scores[f"image_{name}"][0, b], mean, atol=1e-12)
+        # Pictures stay at the size of the video.
+        assert found.samples[b]["masks"].shape == (length, 12, 12)
+    plain = evaluate(lambda *_: {"masks": masks}, [batch], EVALUATOR)
+    assert tuple(plain.scores) == METRICS
+    if score_at is None:
+        for name in METRICS:
+            np.testing.assert_array_equal(plain.scores[name], found.scores[name])
+
+
+def test_a_clip_of_one_frame_has_the_same_scores_either_way():
+    evaluator = MaskEvaluator(scoring=Scoring(per_frame=True, foreground=True))
+    masks, batch = random_clips(1)
+    batch = {name: x[:, :1] for name, x in batch.items() if name != "num_frames"}
+    found = evaluate(lambda *_: {"masks": masks[:, :1]}, [batch], evaluator, match_paper=True)
+    for scores in (found.scores, found.paper_scores):
+        for name in (*METRICS, "fg_mbo", "fg_miou"):
+            np.testing.assert_array_equal(scores[name], scores[f"image_{name}"])
+
+
+def test_the_table_has_a_column_for_each_option():
+    scoring = Scoring(per_frame=True, foreground=True)
+    of_model = {name: np.full((1, 2), 0.5) for name in scoring.metrics}
+    baseline = evaluate_baselines(clips(2), with_boxes=False, scoring=scoring)
+    assert set(baseline["k-means on RGB"]) == set(scoring.metrics)
+    scores = build_scores(
+        of_model,
+        baseline,
+        mean_over_samples,
+        split="test",
+        protocol=MaskEvaluator(scoring=scoring).protocol,
+        step=1,
+    )
+    head, _, row, other = scores_table("SmoothSA", scores).splitlines()
+    assert "mIoU  FG-mBO  FG-mIoU  image ARI  image FG-ARI  image mBO" in head
+    assert row.split()[1:] == ["50.0"] * 12 and "-" not in other.split()[3:]
+    assert {"per_frame": True, "foreground": True, "score_at": None}.items() <= (
+        scores["protocol"].items()
+    )

@@ -126,6 +126,51 @@ def test_a_part_of_train_is_validation_and_is_listed(tmp_path, name):
     assert len(train) > 32 and len(manifest(out)["splits"]["train"]["shards"]) == 2
 
 
+@pytest.mark.parametrize("name, last", [("ytvis_2021", 5), ("ytvis_2019", 1)])
+def test_the_last_videos_of_train_are_validation_on_request(tmp_path, name, last):
+    """In the order of the json, of which ids and names say nothing; the last but one has no
+    mask."""
+    videos = Videos(12, num_frames=2)
+    videos.videos = videos.videos[6:] + videos.videos[5::-1]
+    order = [Path(video["file_names"][0]).parent.name for video in videos.videos]
+    write_zip(
+        tmp_path / "in" / "train.zip",
+        {**prefixed("train/JPEGImages/", videos.frames), "train/instances.json": videos.json()},
+    )
+    out, extra = tmp_path / "out", (("holdout_last", last),)
+    prepare.prepare(name, str(tmp_path / "in"), out, options=Options(extra=extra))
+    for split, expected in (("train", order[:-last]), ("validation", order[-last:])):
+        samples = read(out, split)
+        # The video without a mask counts, but is left out.
+        assert [sample["name"] for sample in samples] == [x for x in expected if x in videos.labels]
+        for sample in samples:
+            videos.check(sample)
+    held_out = manifest(out)["metadata"]["held_out_of_train"]
+    assert held_out == sorted(x for x in order[-last:] if x in videos.labels)
+    assert len(read(out, "validation")) == (4 if last == 5 else 1)
+    assert check.check(out) == []
+    # Another holdout is another folder.
+    text = refuses(name, tmp_path / "in", out, prepare.SPLITS)
+    assert f"--holdout_last {last}, now it is None" in text
+    for wrong in (0, 12):
+        text = refuses(name, tmp_path / "in", tmp_path / "b", extra={"holdout_last": wrong})
+        assert f"--holdout_last is {wrong}" in text and "12 videos; expected 1 to 11" in text
+
+
+def test_other_data_sets_hold_out_no_last_videos(tmp_path):
+    ytvis_2022(tmp_path / "in", "zip")
+    text = refuses("ytvis_2022", tmp_path / "in", tmp_path / "out", extra={"holdout_last": 1})
+    assert "--holdout_last is for ytvis_2019 and ytvis_2021; ytvis_2022 has a validation" in text
+
+
+def test_the_option_is_part_of_the_settings_only_where_it_is_given():
+    """Folders that were prepared before there was one go on."""
+    line = ["ytvis_2021", "--source=a", "--out=b"]
+    assert prepare.read_command_line(line)[-1].extra == (("frames", None),)
+    *_, options = prepare.read_command_line([*line, "--holdout_last=300"])
+    assert options.extra == (("frames", None), ("holdout_last", 300))
+
+
 def test_the_held_out_part_never_changes():
     names = [f"video_{k}" for k in range(40)]
     assert [n for n in names if is_held_out(n, 0.1)] == HELD_OUT_OF_FORTY

@@ -22,6 +22,8 @@ from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_label
 from smoothsa_jax.inputs.loader import evaluation_batches, training_batches
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.resize import resize_pixels
+from smoothsa_jax.training.evaluating import batches_of, source_of_split
 from smoothsa_jax.training.loop import train
 
 SIZE = (20, 30)
@@ -383,6 +385,107 @@ def test_config_names_it(folder):
     with pytest.raises(UserError, match="has 7 frames, but 9 are expected; lower eval.num_frames"):
         next(evaluation_batches(long, 2))
     assert len(build_dataset(config, "train", num_slots=5, num_samples=100)) == 8
+
+
+# ---------------------------------------------------------------------------------------- windows
+
+
+def numbered(lengths, size=(8, 12)) -> list:
+    """Clips whose pixels are 30 times the number of the frame."""
+    clips = []
+    for length in lengths:
+        frames = np.arange(length, dtype=np.uint8)[:, None, None] * 30
+        labels = np.zeros((length, *size), np.uint8)
+        clips.append((np.repeat((frames + labels)[..., None], 3, axis=-1), labels))
+    return clips
+
+
+def frames_of(sample) -> list[int]:
+    return (sample["video"][:, 2, 2, 0] // 30).tolist()
+
+
+@pytest.mark.parametrize(
+    "rest, expected",
+    [
+        ("back", [(1, [0, 1, 2]), (2, [0, 1, 2]), (2, [3, 4, 5]), (2, [4, 5, 6])]),
+        ("drop", [(1, [0, 1, 2]), (2, [0, 1, 2]), (2, [3, 4, 5])]),
+        ("keep", [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2]), (2, [3, 4, 5]), (2, [6])]),
+    ],
+)
+def test_videos_are_scored_in_windows(tmp_path, rest, expected):
+    path = write_folder(tmp_path / "a", numbered((2, 3, 7)))
+    source = _source(path, num_frames=None, windows=3, window_rest=rest)
+    samples = [source[index] for index in range(len(source))]
+    assert [frames_of(sample) for sample in samples] == [frames for _, frames in expected]
+    names = [f"clip_{video} frames {frames[0]}-{frames[-1]}" for video, frames in expected]
+    assert [str(sample["name"]) for sample in samples] == names
+    assert source.long_enough(3).tolist() == [i for i, (_, f) in enumerate(expected) if len(f) == 3]
+    assert len(_source(path, num_frames=None, windows=3, window_rest=rest, num_samples=2)) == 2
+    # Every frame is scored once, but for those that a moved window has twice and those left out.
+    with pytest.raises(IndexError):
+        source[len(source)]
+    with pytest.raises(UserError, match="has the 8 frames of a window, the longest has 7; lower"):
+        _source(path, num_frames=None, windows=8, window_rest="drop")
+
+
+def test_windows_of_a_config_are_those_of_evaluation_alone(tmp_path):
+    folder = write_folder(tmp_path / "a", numbered((7, 2)), split="validation")
+    config = load_config("configs/ytvis_2021.py:smoke").unlock()
+    config.data.update(folder=str(folder), image_size=8, cut_frames=4)
+    config.eval.num_samples = None
+    lengths = {}
+    for windows, rest in ((None, "back"), (3, "back"), (3, "keep")):
+        config.eval.update(windows=windows, window_rest=rest)
+        source = source_of_split(config, 7, "validation", None)
+        batches = batches_of(config, source)
+        lengths[windows, rest] = [int(n) for batch in batches for n in batch["num_frames"]]
+    assert lengths == {(None, "back"): [7, 2], (3, "back"): [3] * 3, (3, "keep"): [3, 3, 1, 2]}
+    own = {"name": "sprites", "image_size": 16, "num_frames": 2, "max_objects": 3}
+    with pytest.raises(UserError, match="takes no 'windows', which the program gives it"):
+        build_dataset(own, "test", num_slots=4, windows=3)
+
+
+def test_training_cuts_videos_first(tmp_path):
+    """As RandSF.Q's program cuts YouTube-VIS."""
+    path = write_folder(tmp_path / "a", numbered((3, 4, 7)))
+    source = _source(path, num_frames=2, cut_frames=4)
+    assert source.epoch().tolist() == [1, 2, 2]  # a video of 3 frames is too short
+    drawn = {tuple(frames_of(source.draw(2, np.random.default_rng(seed)))) for seed in range(60)}
+    assert drawn == {(0, 1), (2, 3), (3, 4), (5, 6)}  # of 0 to 3 and of 3 to 6
+    whole = _source(path, num_frames=2, rest="drop")
+    drawn = {tuple(frames_of(whole.draw(2, np.random.default_rng(seed)))) for seed in range(40)}
+    assert drawn == {(0, 1), (2, 3), (4, 5)}
+    assert whole.epoch().tolist() == [0, 1, 2]
+
+
+def test_frames_may_be_resized_bicubically(folder, clips):
+    """In evaluation as in training; labels stay the nearest pixels."""
+    options = {"image_size": 32, "num_frames": None, "crop": "none", "flip": 0.0}
+    source, plain = (_source(folder, **options, interpolation=x) for x in ("bicubic", "bilinear"))
+    video = clips[1][0]
+    expected = resize_pixels(video[:, :, 5:25], (32, 32), "bicubic")
+    np.testing.assert_array_equal(source[1]["video"], expected)
+    sample = source.draw(1, np.random.default_rng(0))
+    np.testing.assert_array_equal(sample["video"], resize_pixels(video, (32, 32), "bicubic"))
+    other = plain.draw(1, np.random.default_rng(0))
+    assert not np.array_equal(sample["video"], other["video"])
+    np.testing.assert_array_equal(sample["segmentations"], other["segmentations"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cut_frames": 2}, "cut_frames is 2, shorter than a clip of data.num_frames=3"),
+        ({"cut_frames": 4, "repeat_frames": 3}, "both say how often a video counts"),
+        ({"rest": "keep"}, "data.rest is 'keep'; expected one of back, drop"),
+        ({"crop": "centre"}, "data.crop is 'centre'; expected one of area, none, square"),
+        ({"interpolation": "nearest"}, "data.interpolation is 'nearest'; expected one of"),
+        ({"flip": 1.5}, "data.flip is 1.5; expected a probability"),
+    ],
+)
+def test_options_of_training_clips_are_checked(folder, options, message):
+    with pytest.raises(UserError, match=message):
+        _source(folder, **options)
 
 
 # ----------------------------------------------------------------------------------------- faults

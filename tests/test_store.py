@@ -160,6 +160,8 @@ def test_features_of_anything_else_are_refused(config, stored, tmp_path, monkeyp
     refused(lambda c: c.weights.encoder.update(seed=1), "other weights")
     refused(lambda c: c.model.encoder.update(bandwidth=1.0), "other encoder")
     refused(lambda c: c.data.update(image_size=32), "other image_size")
+    other_way = "other interpolation: found bilinear, the run has bicubic"
+    refused(lambda c: c.data.update(interpolation="bicubic"), other_way)
     more = write_folder(tmp_path / "more", [blobs(np.random.default_rng(1), 7, 20, 30, 2)] * 6)
     refused(lambda c: c.data.update(folder=str(more)), "holds 5 clips, training has 6")
     other = write_folder(tmp_path / "other", [blobs(np.random.default_rng(1), 7, 20, 30, 2)] * 5)

@@ -26,6 +26,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
         initializer=base.SEPARATE_GAUSSIANS,
         aggregator={
             "name": "metaslot",
+            "gradient": "full",
             "first": 3,
             "later": 1,
             "codes": 512,

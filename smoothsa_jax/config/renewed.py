@@ -14,6 +14,11 @@ ADDED: dict[str, Any] = {
     "eval.prune_restart": "slots",
     "eval.prune_iterations": 1,
     "eval.prune_video": "fixed",
+    "eval.windows": None,
+    "eval.window_rest": "back",
+    "eval.score_at": None,
+    "eval.per_frame": False,
+    "eval.foreground": False,
 }
 
 

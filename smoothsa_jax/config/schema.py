@@ -31,6 +31,7 @@ MATMUL_PRECISIONS = ("default", "high", "highest")  # JAX's names, of float32 ma
 REMATS = ("none", "recurrence", "decoder", "all")
 SPLITS = ("train", "validation", "test")
 BATCHES = ("train.batch_size", "eval.batch_size")
+WINDOW_RESTS = ("back", "drop", "keep")
 
 _GROUP = ConfigDict | Mapping
 # Refuses a value in one line: (key, value) -> None.
@@ -161,6 +162,8 @@ KEYS: dict[str, Check] = {
     "eval.split": one_of(*SPLITS),
     "eval.num_samples": none_or(whole(1)),  # None: all
     "eval.num_frames": none_or(anything),  # see `check` and `tasks.checks`
+    "eval.windows": none_or(whole(1)),  # None: videos are not cut
+    "eval.window_rest": one_of(*WINDOW_RESTS),
     "eval.num_slots": none_or(whole(1)),  # None: as in training
     "eval.prune": none_or(check_prune),
     "eval.prune_restart": one_of(*PRUNE_RESTARTS),
@@ -169,6 +172,9 @@ KEYS: dict[str, Check] = {
     "eval.batch_size": whole(1),
     "eval.seeds": seeds,
     "eval.masks": one_of("decoder", "aggregator"),
+    "eval.score_at": none_or(whole(1)),  # None: the size of the labels
+    "eval.per_frame": flag,
+    "eval.foreground": flag,
     "eval.match_paper": flag,
     "eval.background_column_always": flag,
     "eval.baselines": flag,
@@ -347,6 +353,12 @@ def check(
     frames = config.eval.num_frames  # -1: whole videos; -n: at most their first n frames
     if not isinstance(frames, int) or isinstance(frames, bool) or frames >= 0:
         none_or(whole(1))("eval.num_frames", frames)
+    if config.eval.windows is not None and frames != -1:
+        raise UserError(
+            f"eval.windows is {config.eval.windows}, but eval.num_frames is {frames}; expected -1, "
+            "since windows are cut from whole videos; set --config.eval.num_frames=-1 or "
+            "--config.eval.windows=None"
+        )
     _check_devices(flat, num_devices, batches)
 
 

@@ -25,12 +25,12 @@ class CountedMasks(NamedTuple):
 
     Attributes:
         segments: the slot of each pixel.
-        counts: pixels of a clip in slot n and true segment k. Row N and column 255 mean "in no
-            segment".
+        counts: pixels of a clip, or of each of its frames, in slot n and true segment k. Row N and
+            column 255 mean "in no segment".
     """
 
     segments: UInt8[Array, "B T H W"]
-    counts: Int32[Array, "B N+1 256"]
+    counts: Int32[Array, "B N+1 256"] | Int32[Array, "B T N+1 256"]
 
 
 def count_pixels(
@@ -69,6 +69,7 @@ def counted_masks(
     labels: UInt8[np.ndarray, "B T H W"],
     slot_mask: Bool[np.ndarray | Array, "B N"] | Bool[np.ndarray | Array, "B T N"] | None = None,
     num_frames: Int[np.ndarray, " B"] | None = None,
+    per_frame: bool = False,
 ) -> CountedMasks:
     """Resize masks to the labels, and count pixels over whole clips.
 
@@ -80,6 +81,7 @@ def counted_masks(
         labels: 0 background, 1.. objects, 255 in no segment.
         slot_mask: as for `segments_from_masks`; on the host, or where the masks are.
         num_frames: number of frames of each clip that count; the rest are padding. None: all count.
+        per_frame: count over each frame instead; the counts of padding are 0.
 
     Raises:
         UserError: shapes do not match, or there are more slots than segment numbers.
@@ -103,10 +105,10 @@ def counted_masks(
         beside = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else place(x), beside)
     devices = getattr(masks, "devices", set)()
     backend = backend_of(next(iter(devices))) if devices else CPU
-    return _counted(masks, *beside, sharding, backend)
+    return _counted(masks, *beside, sharding, backend, per_frame)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _counted(
     masks: Array,
     labels: Array,
@@ -114,6 +116,7 @@ def _counted(
     num_frames: Array | None,
     sharding: NamedSharding | None,
     backend: Backend,
+    per_frame: bool,
 ) -> CountedMasks:
     def of_clips(masks, labels, slot_mask, num_frames):
         size, num_slots = labels.shape[-2:], masks.shape[2]
@@ -122,7 +125,7 @@ def _counted(
         if num_frames is not None:
             there = jnp.arange(masks.shape[1]) < num_frames[:, None]
             counts = jnp.where(there[..., None, None], counts, 0)
-        return CountedMasks(segments, counts.sum(axis=1))
+        return CountedMasks(segments, counts if per_frame else counts.sum(axis=1))
 
     if sharding is not None:
         mesh, spec = sharding.mesh, sharding.spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,18 +12,73 @@ import numpy as np
 from smoothsa_jax.evaluation import baselines
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.metrics import (
+    FOREGROUND_METRICS,
     METRICS,
+    Contingency,
     check_numbers,
+    contingency,
     contingency_from_counts,
-    score_batch,
     score_counts,
 )
 from smoothsa_jax.evaluation.scores import mean_over_samples
 from smoothsa_jax.evaluation.slots import correlation_of_counts, count_slots, num_slots
 from smoothsa_jax.evaluation.split import Batch, Measured, num_frames_of, scored
+from smoothsa_jax.inputs.resize import resize_labels
 
 WORDS = {"decoder": "decoder attention", "aggregator": "slot attention"}  # in scores.json
+PER_FRAME = "image_"  # begins the names of scores of single frames
 SOURCES = {"decoder": "masks", "aggregator": "attention"}  # eval.masks -> the model's output
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How masks are compared with labels. The attributes are settings of `eval`.
+
+    Attributes:
+        background_column_always: see `metrics.score_batch`.
+        score_at: height and width in pixels at which masks and labels are compared, to which labels
+            are resized (nearest-exact); None: the size of the labels.
+        per_frame: also score each frame by itself. A sample's `image_ari` is the mean of `ari` over
+            its frames with true pixels, and so on. SlotContrast's and VideoSAUR's programs report
+            such scores, as means over the frames of all samples.
+        foreground: also score mBO and mIoU without the background; see `metrics.score_counts`.
+    """
+
+    background_column_always: bool = False
+    score_at: int | None = None
+    per_frame: bool = False
+    foreground: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        names = METRICS + (FOREGROUND_METRICS if self.foreground else ())
+        return names + tuple(PER_FRAME + name for name in names if self.per_frame)
+
+    def sized(self, segments: np.ndarray) -> np.ndarray:
+        """Resize labels, or masks as labels are, (..., H, W) to the size of the comparison."""
+        if self.score_at is None:
+            return segments
+        return resize_labels(segments, (self.score_at, self.score_at))
+
+    def scores(self, counts: Contingency, match_paper: bool = False) -> dict[str, float]:
+        """Score one sample.
+
+        Args:
+            counts: of each of its frames; without `per_frame` they may be of the whole sample.
+            match_paper: see `metrics.score_batch`.
+        """
+        options = {
+            "match_paper": match_paper,
+            "background_column_always": self.background_column_always,
+            "of_foreground": self.foreground,
+        }
+        whole = score_counts(counts.together(), **options)
+        found = {name: float(values[0]) for name, values in whole.items()}
+        if self.per_frame:
+            means = mean_over_samples(score_counts(counts, **options))
+            found |= {PER_FRAME + name: float(value) for name, value in means.items()}
+        return found
 
 
 class MaskEvaluator:
@@ -32,25 +88,25 @@ class MaskEvaluator:
 
     Args:
         source: which masks to score: those of the "decoder" or the "aggregator".
-        background_column_always: see `metrics.score_batch`.
+        scoring: how masks are compared with labels.
         pruning: how slots were pruned, for `scores.json`; None: they were not.
     """
 
-    metrics = METRICS
     paper_differs = False
 
     def __init__(
         self,
         source: str = "decoder",
-        background_column_always: bool = False,
+        scoring: Scoring = Scoring(),  # noqa: B008, it is frozen
         pruning: Mapping[str, Any] | None = None,
     ):
-        self._output = SOURCES[source]
-        self._background, self._counts_slots = background_column_always, pruning is not None
+        self._output, self._scoring = SOURCES[source], scoring
+        self._counts_slots = pruning is not None
+        self.metrics = scoring.metrics
         self.outputs = (self._output, "slot_mask")
         self.protocol = {
             "masks": WORDS[source],
-            "background_column_always": background_column_always,
+            **dataclasses.asdict(scoring),
             **(pruning or {}),
         }
 
@@ -62,10 +118,11 @@ class MaskEvaluator:
         """
         labels = np.asarray(batch["segmentations"])
         check_numbers(labels, "labels")
-        labels = labels.astype(np.uint8, copy=False)
+        labels = self._scoring.sized(labels.astype(np.uint8, copy=False))
         masks, mask = outputs[self._output], outputs.get("slot_mask")
         mask = batch.get("slot_mask") if mask is None else mask  # a model may narrow it
-        found = counted_masks(masks, labels, mask, batch.get("num_frames"))
+        per_frame = self._scoring.per_frame
+        found = counted_masks(masks, labels, mask, batch.get("num_frames"), per_frame)
         tables = {"counts": found.counts}
         if self._counts_slots:
             tables["slots"] = num_slots(mask, batch.get("num_frames"))
@@ -74,16 +131,11 @@ class MaskEvaluator:
     def per_sample(
         self, tables: Mapping[str, np.ndarray], match_paper: bool
     ) -> dict[str, np.ndarray]:
-        rows = [
-            score_counts(
-                contingency_from_counts(counts[None]),
-                match_paper=match_paper,
-                background_column_always=self._background,
-            )
-            for counts in tables["counts"]
-        ]
-        found = {name: np.array([row[name][0] for row in rows]) for name in METRICS}
-        return found | (count_slots(tables) if "slots" in tables else {})
+        counts = tables["counts"] if self._scoring.per_frame else tables["counts"][:, None]
+        rows = [self._scoring.scores(contingency_from_counts(x), match_paper) for x in counts]
+        found = {name: np.array([row[name] for row in rows]) for name in self.metrics}
+        whole = {**tables, "counts": counts.sum(axis=1)}
+        return found | (count_slots(whole) if "slots" in tables else {})
 
     def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return mean_over_samples(per_sample) | correlation_of_counts(per_sample)
@@ -94,6 +146,7 @@ def evaluate_baselines(
     features: Callable[[Batch], Any] | None = None,
     *,
     with_boxes: bool = True,
+    scoring: Scoring = Scoring(),  # noqa: B008, it is frozen
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Score the baselines that need no weights, on the same clips and with the same metrics.
@@ -102,6 +155,7 @@ def evaluate_baselines(
         batches: as for `split.evaluate`.
         features: batch -> (B,T,h,w,C), the frozen features; None: skip that baseline.
         with_boxes: whether to score the first frame's boxes; needs batch["boxes"].
+        scoring: how masks are compared with labels.
         seed: seed of k-means.
 
     Returns:
@@ -126,10 +180,11 @@ def evaluate_baselines(
                 )
             masks["k-means on RGB"] = baselines.kmeans_on_rgb(video, segments, seed)
             for baseline, mask in masks.items():
-                scores = score_batch(mask[None], labels[None])
-                per_metric = found.setdefault(baseline, {name: [] for name in METRICS})
-                for name in METRICS:
-                    per_metric[name].append(scores[name][0])
+                pair = scoring.sized(mask), scoring.sized(labels)
+                counts = contingency(*(x if scoring.per_frame else x[None] for x in pair))
+                per_metric = found.setdefault(baseline, {name: [] for name in scoring.metrics})
+                for name, score in scoring.scores(counts).items():
+                    per_metric[name].append(score)
     return {
         baseline: {name: np.array(values) for name, values in per_metric.items()}
         for baseline, per_metric in found.items()

@@ -16,6 +16,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT
 
 METRICS = ("ari", "fg_ari", "mbo", "miou")
+FOREGROUND_METRICS = ("fg_mbo", "fg_miou")  # on request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Contingency:
         table[samples, :, columns] = 0
         true_area[samples, columns] = 0
         return Contingency(table, self.predicted_area, true_area)
+
+    def together(self) -> Contingency:
+        """Take all samples, such as the frames of a video, for a single one."""
+        arrays = (self.table, self.predicted_area, self.true_area)
+        return Contingency(*(x.sum(axis=0, keepdims=True) for x in arrays))
 
 
 def contingency(
@@ -224,20 +230,37 @@ def score_batch(
 
 
 def score_counts(
-    counts: Contingency, *, match_paper: bool = False, background_column_always: bool = False
+    counts: Contingency,
+    *,
+    match_paper: bool = False,
+    background_column_always: bool = False,
+    of_foreground: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Compute all metrics from counts; see `score_batch`."""
+    """Compute all metrics from counts; see `score_batch`.
+
+    Args:
+        counts: of a batch.
+        match_paper: see `score_batch`.
+        background_column_always: see `score_batch`.
+        of_foreground: also compute "fg_mbo" and "fg_miou", in which the segment that FG-ARI leaves
+            out is no true segment. Its pixels still count toward predicted areas. These are the
+            mBO and mIoU of programs that know objects alone, such as VideoSAUR's and
+            SlotContrast's.
+    """
     if counts.true_area.shape[1] == 0:
-        return {name: np.full(len(counts.table), np.nan) for name in METRICS}
+        names = METRICS + (FOREGROUND_METRICS if of_foreground else ())
+        return {name: np.full(len(counts.table), np.nan) for name in names}
     column = np.zeros(len(counts.table), np.int64)
     if match_paper and not background_column_always:
         column = (counts.true_area > 0).argmax(axis=1)
     foreground = counts.without_column(column)
+    more = {"fg_mbo": mbo(foreground), "fg_miou": miou(foreground)} if of_foreground else {}
     return {
         "ari": np.where(counts.valid, ari(counts, match_paper), np.nan),
         "fg_ari": np.where(foreground.valid, ari(foreground, match_paper), np.nan),
         "mbo": mbo(counts),
         "miou": miou(counts),
+        **more,
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.resize import resize_labels
 
 Batch = Mapping[str, Any]
 Outputs = TypeVar("Outputs")
@@ -154,7 +155,10 @@ def kept_samples(
         length = num_frames_of(batch, b)
         arrays = {"video": batch["video"], "segmentations": batch["segmentations"]}
         arrays["masks"] = segments
-        found.append({name: np.array(x[b][:length]) for name, x in arrays.items()})
+        sample = {name: np.array(x[b][:length]) for name, x in arrays.items()}
+        # Masks may have been scored at another size.
+        sample["masks"] = resize_labels(sample["masks"], sample["segmentations"].shape[1:])
+        found.append(sample)
     return found
 
 

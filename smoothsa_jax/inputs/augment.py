@@ -17,6 +17,8 @@ AREA = (0.75, 1.0)  # of a random crop, relative to min(height, width)^2
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width / height
 TRIES = 10
 FLIP_PROBABILITY = 0.5
+CROPS = ("area", "square", "none")  # how `draw_view` crops
+RESTS = ("back", "drop", "keep")  # what `windows` makes of frames behind the last whole window
 
 
 class View(NamedTuple):
@@ -32,21 +34,29 @@ class View(NamedTuple):
 # ------------------------------------------------------------------------------------------- time
 
 
-def windows(length: int, num_frames: int) -> list[range]:
+def windows(length: int, num_frames: int, rest: str = "back") -> list[range]:
     """Split a video of `length` frames into windows of `num_frames`, in order.
 
-    If the length is not a multiple, the last window is moved back to fit. A video that is no longer
-    than a window is one window.
+    Args:
+        length: number of frames of the video.
+        num_frames: number of frames of a window.
+        rest: where the length is not a multiple: "back" moves the last window back to fit, "drop"
+            leaves out the frames behind the last whole window, "keep" makes a shorter window of
+            them. A video that is shorter than a window is one window, whatever this says.
     """
     if length <= num_frames:
         return [range(length)]
-    starts = (min(start, length - num_frames) for start in range(0, length, num_frames))
-    return [range(start, start + num_frames) for start in starts]
+    starts = range(0, length - num_frames + 1 if rest == "drop" else length, num_frames)
+    if rest == "back":
+        starts = (min(start, length - num_frames) for start in starts)
+    return [range(start, min(start + num_frames, length)) for start in starts]
 
 
-def draw_window(rng: np.random.Generator, length: int, num_frames: int) -> range:
+def draw_window(
+    rng: np.random.Generator, length: int, num_frames: int, rest: str = "back"
+) -> range:
     """Draw one of the `windows` uniformly."""
-    choices = windows(length, num_frames)
+    choices = windows(length, num_frames, rest)
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -58,24 +68,50 @@ def repeats(length: int, repeat_frames: int) -> int:
 # ------------------------------------------------------------------------------------------ space
 
 
-def draw_view(rng: np.random.Generator, height: int, width: int) -> View:
-    """Draw a random crop of frames (height, width), mirrored with probability 0.5.
+def draw_view(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    crop: str = "area",
+    flip: float = FLIP_PROBABILITY,
+) -> View:
+    """Draw a crop of frames (height, width), mirrored with probability `flip`.
+
+    Args:
+        rng: the generator.
+        height: of the frames.
+        width: of the frames.
+        crop: "area", the default, is torchvision's RandomResizedCrop. "square" is a square of the
+            shorter side at a uniform position, as VideoSAUR's program crops YouTube-VIS. "none" is
+            the whole frame, as it takes MOVi.
+        flip: the probability.
+    """
+    draw = {"area": _area, "square": _square, "none": lambda _, *size: View(0, 0, *size)}[crop]
+    return draw(rng, height, width)._replace(flipped=bool(rng.random() < flip))
+
+
+def _area(rng: np.random.Generator, height: int, width: int) -> View:
+    """Draw a crop of random area and aspect ratio.
 
     The crop's area is uniform in AREA times min(height, width)^2, its aspect ratio log-uniform in
     ASPECT, and its position uniform. Sizes are drawn until one fits, at most TRIES times. Otherwise
     the crop is the largest centered rectangle with an aspect ratio within ASPECT, as in
     torchvision's RandomResizedCrop.
     """
-    crop = _fallback(height, width)
     for _ in range(TRIES):
         area = min(height, width) ** 2 * rng.uniform(*AREA)
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < rows <= height and 0 < columns <= width:
             top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-            crop = View(int(top), int(left), rows, columns)
-            break
-    return crop._replace(flipped=bool(rng.random() < FLIP_PROBABILITY))
+            return View(int(top), int(left), rows, columns)
+    return _fallback(height, width)
+
+
+def _square(rng: np.random.Generator, height: int, width: int) -> View:
+    side = min(height, width)
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    return View(int(top), int(left), side, side)
 
 
 def _fallback(height: int, width: int) -> View:
@@ -91,10 +127,13 @@ def centre_square(height: int, width: int) -> View:
 
 
 def view_pixels(
-    frames: UInt8[np.ndarray, "T H W 3"], view: View, size: tuple[int, int]
+    frames: UInt8[np.ndarray, "T H W 3"],
+    view: View,
+    size: tuple[int, int],
+    interpolation: str = "bilinear",
 ) -> UInt8[np.ndarray, "T h w 3"]:
-    """Crop frames to `view` and resize to `size` (height, width): bilinear with antialiasing."""
-    pixels = resize_pixels(_cut(frames, view), size)
+    """Crop frames to `view` and resize to `size` (height, width) as `resize_pixels` does."""
+    pixels = resize_pixels(_cut(frames, view), size, interpolation)
     if view.flipped:  # flip all rows at once with OpenCV: 40 times as fast as copying [:, :, ::-1]
         rows = pixels.reshape(-1, *pixels.shape[2:])
         pixels = cv2.flip(rows, 1).reshape(pixels.shape)

@@ -19,6 +19,8 @@ DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:Prepar
 OF_PROGRAM = {
     "split": "training reads 'train', and eval.split names the split to score",
     "num_slots": "it is that of the model, model.num_slots",
+    "windows": "eval.windows cuts the videos that are scored",
+    "window_rest": "it is eval.window_rest",
 }
 
 

@@ -8,6 +8,9 @@ from jaxtyping import Int, Int32, UInt8
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.augment import (
+    CROPS,
+    FLIP_PROBABILITY,
+    RESTS,
     View,
     centre_square,
     draw_view,
@@ -16,21 +19,24 @@ from smoothsa_jax.inputs.augment import (
     repeats,
     view_labels,
     view_pixels,
+    windows,
 )
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels, parse_clip
 from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.resize import INTERPOLATIONS
+from smoothsa_jax.parts import check_number, check_one_of
 
 
 class PreparedFolder:
     """A random-access source of the clips of a prepared folder; a still is a clip of one frame.
 
     A clip can be seen in two ways. `source[index]` is for evaluation: the largest centered square
-    of the whole video or of its first `num_frames` frames. `source.draw(index, rng)` is for
-    training: a random window of `num_frames` frames, a random crop, a flip. Only the frames used
-    are decoded. Objects not visible in any frame of the result are dropped; boxes are computed from
-    the final labels.
+    of the whole video, of its first `num_frames` frames, or of one of its windows.
+    `source.draw(index, rng)` is for training: a random window of `num_frames` frames, a random
+    crop, a flip. Only the frames used are decoded. Objects not visible in any frame of the result
+    are dropped; boxes are computed from the final labels.
 
     Args:
         folder: a prepared folder.
@@ -50,6 +56,19 @@ class PreparedFolder:
         num_samples: use only the first samples; default: the whole split.
         repeat_frames: in training, a video of t frames counts floor(t / repeat_frames) times per
             epoch, but at least once (YouTube-VIS: 30). None: every video counts once.
+        cut_frames: in training, cut every video into windows of so many frames first, the last one
+            moved back to fit. A video counts once per window, and its clips never cross two of
+            them; shorter videos are left out (RandSF.Q's program on YouTube-VIS: 20). None, or
+            without `num_frames`: no cut.
+        rest: where a video is no whole number of training clips, "back" moves the last one back to
+            fit, and "drop" leaves out the frames behind the last whole one.
+        crop: how training crops: "area", "square" or "none"; see `augment.draw_view`.
+        flip: the probability that training mirrors a clip.
+        interpolation: how frames are resized: "bilinear" or "bicubic"; see `resize.resize_pixels`.
+        windows: in evaluation, each window of so many frames is a sample. The program gives it:
+            `eval.windows`. None: each video is a sample.
+        window_rest: where a video is no whole number of such windows: "back" or "drop" as `rest`,
+            which leave out shorter videos; or "keep", a shorter last window. The program gives it.
 
     Raises:
         UserError: an option is out of range, or the folder is unreadable.
@@ -68,6 +87,13 @@ class PreparedFolder:
         categories: bool = False,
         num_samples: int | None = None,
         repeat_frames: int | None = None,
+        cut_frames: int | None = None,
+        rest: str = "back",
+        crop: str = "area",
+        flip: float = FLIP_PROBABILITY,
+        interpolation: str = "bilinear",
+        windows: int | None = None,
+        window_rest: str = "back",
     ):
         first = int(background_box)
         if num_slots is None:
@@ -95,12 +121,29 @@ class PreparedFolder:
                     ("num_frames", num_frames),
                     ("num_samples", num_samples),
                     ("repeat_frames", repeat_frames),
+                    ("cut_frames", cut_frames),
                 )
+            ),
+            (
+                cut_frames is None or (num_frames or 1) <= cut_frames,
+                f"data.cut_frames is {cut_frames}, shorter than a clip of data.num_frames="
+                f"{num_frames}; raise it, or set --config.data.cut_frames=None",
+            ),
+            (
+                cut_frames is None or repeat_frames is None,
+                f"data.cut_frames and data.repeat_frames are {cut_frames} and {repeat_frames}, and "
+                "both say how often a video counts; set one of them to None",
             ),
         ]
         for passes, message in checks:
             if not passes:
                 raise UserError(message)
+        check_one_of("data.rest", rest, RESTS[:2])
+        check_one_of("data.crop", crop, CROPS)
+        check_one_of("data.interpolation", interpolation, INTERPOLATIONS)
+        check_number("data.flip", flip)
+        if flip > 1:
+            raise UserError(f"data.flip is {flip}; expected a probability, at most 1")
         if boxes and not 0 <= max_objects <= num_slots - first:
             raise UserError(
                 f"data.max_objects is {max_objects}, but {num_slots - first} of the model's "
@@ -114,8 +157,11 @@ class PreparedFolder:
         self._max_objects, self._num_slots = max_objects, num_slots
         self._boxes, self._categories = boxes, categories
         self._whole_frame = whole_frame_box(*size) if background_box else None
-        self._repeat_frames = repeat_frames
-        self._length = min(len(self.records), num_samples or len(self.records))
+        self._repeat_frames, self._cut_frames, self._rest = repeat_frames, cut_frames, rest
+        self._crop, self._flip, self._interpolation = crop, flip, interpolation
+        self._windows = None if windows is None else self._cut(windows, window_rest)
+        count = len(self.records) if self._windows is None else len(self._windows)
+        self._length = min(count, num_samples or count)
 
     def __len__(self) -> int:
         return self._length
@@ -132,7 +178,10 @@ class PreparedFolder:
         """The indices of samples that have at least `num_frames` frames."""
         if num_frames == 1:
             return np.arange(len(self))
-        lengths = frame_counts(self.records.folder, self._split)[: len(self)]
+        if self._windows is not None:
+            lengths = np.array([len(window) for _, window in self._windows[: len(self)]], np.int64)
+        else:
+            lengths = frame_counts(self.records.folder, self._split)[: len(self)]
         return np.flatnonzero(lengths >= num_frames)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
@@ -142,13 +191,23 @@ class PreparedFolder:
             UserError: a record or frame is unreadable, or there are too many objects. The message
                 names the sample.
         """
-        clip = self._clip(index)
-        which = range(len(clip) if self._num_frames is None else min(len(clip), self._num_frames))
+        clip, which, name = self._scored(index)
         frames = decode_frames(clip, which)
         view = centre_square(*frames.shape[1:3])
         sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
-        pixels = view_pixels(frames, view, self._size)
-        return {"video": pixels, **sample, "name": np.array(clip.stored_name)}
+        pixels = view_pixels(frames, view, self._size, self._interpolation)
+        return {"video": pixels, **sample, "name": np.array(name)}
+
+    def _scored(self, index: int) -> tuple[EncodedClip, range, str]:
+        """The clip of an evaluation sample, its frames, and the sample's name."""
+        if self._windows is None:
+            clip = self._clip(index)
+            length = len(clip) if self._num_frames is None else min(len(clip), self._num_frames)
+            return clip, range(length), clip.stored_name
+        self._check_index(index)
+        video, window = self._windows[index]
+        clip = self._record(video)
+        return clip, window, f"{clip.stored_name} frames {window[0]}-{window[-1]}"
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sample `index` for training, with all randomness drawn from `rng`.
@@ -159,9 +218,10 @@ class PreparedFolder:
         clip = self._clip(index)
         which = self._window(clip, rng)
         frames = decode_frames(clip, which)
-        view = draw_view(rng, *frames.shape[1:3])
+        view = draw_view(rng, *frames.shape[1:3], self._crop, self._flip)
         sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
-        return {"video": view_pixels(frames, view, self._size), **sample}
+        pixels = view_pixels(frames, view, self._size, self._interpolation)
+        return {"video": pixels, **sample}
 
     def without_pixels(
         self, index: int, rng: np.random.Generator
@@ -181,7 +241,11 @@ class PreparedFolder:
     def _window(self, clip: EncodedClip, rng: np.random.Generator) -> range:
         if self._num_frames is None:
             return range(len(clip))
-        return draw_window(rng, len(clip), self._num_frames)
+        if self._cut_frames is None:
+            return draw_window(rng, len(clip), self._num_frames, self._rest)
+        outer = draw_window(rng, len(clip), self._cut_frames)
+        inner = draw_window(rng, len(outer), self._num_frames, self._rest)
+        return outer[inner.start : inner.stop]
 
     def epoch(self) -> Int[np.ndarray, " E"]:
         """The indices of one training epoch, in order; some repeat.
@@ -193,32 +257,63 @@ class PreparedFolder:
         """
         indices = np.arange(len(self))
         num_frames = self._num_frames or 1
-        if num_frames == 1 and self._repeat_frames is None:
+        if num_frames == 1 and self._repeat_frames is None and self._cut_frames is None:
             return indices
+        lengths = self._lengths()[: len(self)]
+        if self._cut_frames is not None:
+            counts = np.array([len(windows(length, self._cut_frames)) for length in lengths])
+        else:
+            counts = np.array([repeats(t, self._repeat_frames or t) for t in lengths])
+        counts[lengths < (self._cut_frames or num_frames)] = 0
+        if not counts.any():
+            key = "num_frames" if self._cut_frames is None else "cut_frames"
+            raise UserError(
+                f"no sample of split {self._split!r} in {self.records.folder} has the "
+                f"{self._cut_frames or num_frames} frames requested, the longest has "
+                f"{lengths.max()}; lower data.{key}"
+            )
+        return np.repeat(indices, counts)
+
+    def _lengths(self) -> Int[np.ndarray, " V"]:
+        """The number of frames of every video of the split."""
         lengths = frame_counts(self.records.folder, self._split)
         if len(lengths) != len(self.records):
             raise UserError(
                 f"{self.records.folder} has {len(self.records)} samples of split {self._split!r}, "
                 f"its manifest gives the length of {len(lengths)}; prepare the folder again"
             )
-        lengths = lengths[: len(self)]
-        counts = np.array([repeats(length, self._repeat_frames or length) for length in lengths])
-        counts[lengths < num_frames] = 0
-        if not counts.any():
+        return lengths
+
+    def _cut(self, num_frames: int, rest: str) -> list[tuple[int, range]]:
+        """The windows that are scored: the video of each, and its frames."""
+        lengths = self._lengths()
+        found = [
+            (video, window)
+            for video, length in enumerate(lengths)
+            if length >= num_frames or rest == "keep"
+            for window in windows(int(length), num_frames, rest)
+        ]
+        if not found:
             raise UserError(
-                f"no sample of split {self._split!r} in {self.records.folder} has the {num_frames} "
-                f"frames requested, the longest has {lengths.max()}; lower "
-                "data.num_frames"
+                f"no video of split {self._split!r} in {self.records.folder} has the {num_frames} "
+                f"frames of a window, the longest has {lengths.max(initial=0)}; lower "
+                "--config.eval.windows, or set --config.eval.window_rest=keep"
             )
-        return np.repeat(indices, counts)
+        return found
 
     def fingerprint(self) -> str | None:
         """A hash of the split's bytes, independent of the folder's path; None: unknown."""
         return fingerprint(self.records.folder, self._split)
 
     def _clip(self, index: int) -> EncodedClip:
+        self._check_index(index)
+        return self._record(index)
+
+    def _check_index(self, index: int) -> None:
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} is not in 0..{self._length - 1}")
+
+    def _record(self, index: int) -> EncodedClip:
         name = f"sample {index} of split {self._split!r} in {self.records.folder}"
         return parse_clip(self.records[int(index)], name)
 

@@ -1,8 +1,9 @@
 """Build the report of a workdir."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.checkpoints.read import BrokenCheckpoint, Checkpoint, read_checkpoint, steps_found
 from smoothsa_jax.checkpoints.sources import start_elsewhere
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import WORDS
+from smoothsa_jax.evaluation.masks import WORDS, Scoring
 from smoothsa_jax.evaluation.pictures import contact_sheet
 from smoothsa_jax.evaluation.scores import (
     cell,
@@ -144,8 +145,9 @@ def _as_scored(config: ConfigDict, records: Records) -> ConfigDict:
     config = config.copy_and_resolve_references().unlock()
     protocol = records.scores["protocol"]
     config.eval.split = records.scores["split"]
-    for name in ("num_samples", "num_frames", "batch_size", "background_column_always"):
-        if name in protocol:  # losses have no background
+    names = ("num_samples", "num_frames", "windows", "window_rest", "batch_size")
+    for name in (*names, *(field.name for field in dataclasses.fields(Scoring))):
+        if name in protocol:  # losses have no masks, earlier scores no windows
             config.eval[name] = protocol[name]
     if "masks" in protocol:
         masks = next(name for name, words in WORDS.items() if words == protocol["masks"])
@@ -205,7 +207,7 @@ def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> S
     unit = "without labels: losses, lower is better" if is_loss(metric) else "in %"
     text = (
         f"On {_samples(protocol['num_samples'])} of the {records.scores['split']} split, {unit}, "
-        f"after {records.scores['step']} training steps."
+        f"after {records.scores['step']} training steps.{_more_of(protocol)}"
     )
     png = figures.scores(
         curves(records.log, "validation/"),
@@ -220,6 +222,19 @@ def _scores(title: str, records: Records, stages: list[Stage], metric: str) -> S
     return Section(
         "Scores", text, [Picture("scores", caption, png)], scores_rows(title, records.scores)
     )
+
+
+def _more_of(protocol: Mapping[str, Any]) -> str:
+    """Say what a protocol has on that is off by default."""
+    text = ""
+    if protocol.get("windows"):
+        text += f" Each sample is a window of {protocol['windows']} frames of a video."
+    if protocol.get("score_at"):
+        side = protocol["score_at"]
+        text += f" Masks and labels are compared at {side}x{side} pixels."
+    if protocol.get("per_frame"):
+        text += " Scores named image are means over single frames, the others are of whole clips."
+    return text
 
 
 def _samples(count: int) -> str:

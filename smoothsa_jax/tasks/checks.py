@@ -81,6 +81,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
             models[name] = slot_model_shapes(of_model, image_size_of(config))
     _check_teacher(config, losses, models)
     _check_eval_slots(config, models[MODEL])
+    _check_scoring(config, task)
     outputs = _outputs(config, task, models)
     losses.check_reads(outputs)
     for name in task.evaluator.outputs if outputs is not None else ():
@@ -238,6 +239,16 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
         )
     if hasattr(model.aggregator, "check_num_slots"):
         model.aggregator.check_num_slots(settings.num_slots, "eval.num_slots")
+
+
+def _check_scoring(config: ConfigDict, task: Task) -> None:
+    """Refuse options of scoring masks for a task that scores something else."""
+    for key, off in (("score_at", None), ("per_frame", False), ("foreground", False)):
+        if (value := config.eval[key]) != off and key not in task.evaluator.protocol:
+            raise UserError(
+                f"eval.{key} is {value}, but {config.task} is not scored by its masks; set "
+                f"--config.eval.{key}={off}"
+            )
 
 
 def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:

@@ -4,6 +4,7 @@ A run may have a frozen slot model as the companion `teacher`, whose masks (B,T,
 Scores do not need them, so the compiler leaves the teacher out at evaluation.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.masks import MaskEvaluator, evaluate_baselines
+from smoothsa_jax.evaluation.masks import MaskEvaluator, Scoring, evaluate_baselines
 from smoothsa_jax.evaluation.split import Batch
 from smoothsa_jax.losses.build import LOSSES, build_losses
 from smoothsa_jax.models.build import (
@@ -51,9 +52,8 @@ class Discovery:
         self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
         # Pixels or stored features.
         self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
-        self.evaluator = MaskEvaluator(
-            config.eval.masks, config.eval.background_column_always, prunes(config.eval)
-        )
+        self._scoring = scoring_of(config.eval)
+        self.evaluator = MaskEvaluator(config.eval.masks, self._scoring, prunes(config.eval))
 
     def build(self, shapes_only: bool) -> nnx.Module:
         config = self._config
@@ -133,7 +133,16 @@ class Discovery:
         self, batches: Callable[[], Iterable[Batch]], features: Callable[[Batch], Any]
     ) -> dict[str, dict[str, np.ndarray]]:
         boxes = bool(self._config.data.get("boxes", False))
-        return evaluate_baselines(batches(), features, with_boxes=boxes)
+        return evaluate_baselines(batches(), features, with_boxes=boxes, scoring=self._scoring)
+
+
+def scoring_of(settings: ConfigDict) -> Scoring:
+    """Return how an evaluation compares masks with labels.
+
+    Args:
+        settings: the `eval` part of a config.
+    """
+    return Scoring(**{field.name: settings[field.name] for field in dataclasses.fields(Scoring)})
 
 
 def prunes(settings: ConfigDict) -> dict[str, Any] | None:

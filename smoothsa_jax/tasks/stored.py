@@ -11,8 +11,11 @@ from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import fingerprint
+from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.models.parameters import ENCODER, Parameters
 from smoothsa_jax.tasks.discovery import TEACHER
+
+INTERPOLATION, BILINEAR = "interpolation", INTERPOLATIONS[0]  # a setting of data; its default
 
 
 def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
@@ -31,6 +34,9 @@ def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
         "image_size": image_size_of(config),
         "clips": clips_of(config),
     }
+    # Folders that were stored before there was a choice do not name it.
+    if (how := config.data.get(INTERPOLATION, BILINEAR)) != BILINEAR:
+        made_of[INTERPOLATION] = how
     return json.loads(json.dumps(made_of))
 
 
@@ -47,8 +53,11 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
             encoder.
     """
     _refuse_other_encoder_of_teacher(config, frozen)
-    for key, mine in features_made_of(config, frozen).items():
-        if (found := source.made_of.get(key)) != mine:
+    own = features_made_of(config, frozen)
+    for key in (*own, INTERPOLATION):
+        default = BILINEAR if key == INTERPOLATION else None
+        found, mine = source.made_of.get(key, default), own.get(key, default)
+        if found != mine:
             raise UserError(
                 f"data.features {source.folder} holds features of other {key}: found {found}, the "
                 f"run has {mine}; remove that folder and store them again with python -m "

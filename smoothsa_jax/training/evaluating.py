@@ -379,6 +379,8 @@ def protocol_of(
         "seeds": tuple(settings.seeds),
         "num_samples": num_samples,
         "num_frames": settings.num_frames,
+        "windows": settings.windows,
+        "window_rest": settings.window_rest,
         "batch_size": settings.batch_size,
         "queries": cold_start(training.task.slot_model),
         "num_slots": slots_of(config, training.task),
@@ -405,6 +407,8 @@ def source_of_split(
     options = {"num_slots": num_slots, "may_be_shorter": _vary(config)}
     if (frames := config.eval.num_frames) is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
+    if config.eval.windows is not None:
+        options |= {"windows": config.eval.windows, "window_rest": config.eval.window_rest}
     data = _without_training(config)
     source = build_dataset(data, split, num_samples=num_samples, **options)
     if is_labelled(source):
@@ -431,7 +435,7 @@ def training_clips(
 
 def _without_training(config: ConfigDict) -> dict[str, Any]:
     """Return the data's settings without those that do not apply to evaluation."""
-    for_training = ("num_samples", "keep", "features")
+    for_training = ("num_samples", "keep", "features", "cut_frames")
     return {key: value for key, value in config.data.items() if key not in for_training}
 
 
