@@ -123,13 +123,12 @@ def without_distillation(config: ConfigDict) -> None:
 
 
 def without_pruning(config: ConfigDict) -> None:
-    """Prune neither in training nor at evaluation."""
+    """Prune at evaluation alone; plain scores are without any pruning."""
     drop(config.model, "pruning")
-    config.eval.prune = None
 
 
 def without_both(config: ConfigDict) -> None:
-    """Drop the distillation of attention and the pruning."""
+    """Drop the distillation of attention and the pruning in training."""
     without_distillation(config)
     without_pruning(config)
 
@@ -142,8 +141,8 @@ ABLATIONS: dict[str, Callable[[ConfigDict], None]] = {
     "1/1": iterations(1, 1),
     "no slot contrast": without_slot_contrast,
     "no attention distillation": without_distillation,
-    "no pruning": without_pruning,
-    "no distillation, no pruning": without_both,
+    "no pruning in training": without_pruning,
+    "no distillation, no pruning in training": without_both,
 }
 
 

@@ -614,7 +614,10 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
         config.title += ", smooth"
     of_system = config.eval.prune
     config.update(data.settings)
-    if config.eval.num_slots is not None and not draws_any_number(config.model):
+    if config.eval.num_slots is not None and "pruning" in config.model:
+        # What prunes in training starts with too many slots there as well.
+        config.model.num_slots, config.eval.num_slots = config.eval.num_slots, None
+    elif config.eval.num_slots is not None and not draws_any_number(config.model):
         # More slots than in training, and pruning, are for queries from one Gaussian.
         config.eval.update(num_slots=None, prune=of_system)
     if data.small is not None:

@@ -124,7 +124,7 @@ def test_the_ideas_of_dias_can_be_left_out(tmp_path):
     has = {
         run.key["ablation"]: (
             "attention_distillation" in run.config.losses,
-            "pruning" in run.config.model and run.config.eval.prune is not None,
+            "pruning" in run.config.model,
         )
         for run in runs
     }

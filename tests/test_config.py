@@ -72,7 +72,7 @@ BAD = [
     ("--config=configs/sprite.py", "config file 'configs/sprite.py' does not exist"),
     (
         f"--config={SPRITES}:imag",
-        "no word 'imag' fits here; it takes ar, b16, boqsa, dias, dinosaur, full, gaussian,",
+        "no word 'imag' fits here; it takes ar, b16, boqsa, dias, dinosaur, dinov2, full,",
     ),
     (f"--config={SPRITES}:imag", "did you mean 'image'?"),
     ("--config", "without a value"),
@@ -200,6 +200,15 @@ def test_words_come_in_any_order_and_name_the_run():
 def test_words_that_do_not_fit_are_one_clear_line(spec, expected):
     message = error_of(load_config, spec)
     assert expected in message and message.startswith(f"config {spec}: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "in_training", "at_evaluation"),
+    [("", 5, 8), (",boqsa", 5, None), (",dias", 8, None), (",dias,genera1z", 5, 8)],
+)
+def test_what_prunes_in_training_has_its_slots_there(words, in_training, at_evaluation):
+    config = load_config(f"configs/sprites.py:image{words}")
+    assert config.model.num_slots == in_training and config.eval.num_slots == at_evaluation
 
 
 def test_smoke_comes_last():

@@ -32,7 +32,7 @@ TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 del TABLES["target_encoder"]  # the same as "encoder"
 
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
-MIXER = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "renderer_layers": 3}
+MIXER = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "renderer_layers": 3}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
 GAUSSIAN, BOXES = ({"name": name, "log_std": -1.0} for name in ("gaussian", "boxes"))
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
@@ -86,18 +86,18 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     "aggregator": {
         "slot_attention": [
             {"first": 2, "later": 1, "gradient": "last_and_queries"},
-            {"first": 2, "later": 1, "gradient": "full"},
+            {"first": 2, "later": 1, "gradient": "full", "mlp_ratio": 0.0},
             {
                 "first": 2,
                 "later": 1,
                 "gradient": "last",
                 "epsilon": 1e-8,
                 "epsilon_in": "weights",
+                "state": "normalized",
                 "mlp_ratio": 2.0,
                 "activation": "relu",
                 "start": "xavier",
             },
-            {"first": 2, "later": 1, "state": "normalized", "mlp_ratio": 0.0, "zero_bias": False},
         ],
         "metaslot": [
             {"first": 2, "later": 1, "codes": 16},
@@ -128,10 +128,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         "none": [{}],
     },
     "decoder": {
-        "random_ar": [
-            {"num_layers": 2, "num_heads": 2},
-            {"num_layers": 1, "num_heads": 2, "logits": "next_frame"},
-        ],
+        "random_ar": [{"num_layers": 2, "num_heads": 2, "logits": "next_frame"}],
         "permuted_ar": [
             {
                 **PERMUTED,
@@ -154,12 +151,12 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         "mlp_mixture": [
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
-            {"num_layers": 2, "hidden_size": 16, "position": "slots", "activation": "gelu"},
             {
                 "num_layers": 2,
                 "hidden_size": 16,
                 "position": "slots",
                 "position_start": "normal",
+                "activation": "gelu",
                 "logits": "next_frame",
             },
         ],

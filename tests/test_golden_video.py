@@ -288,9 +288,10 @@ def test_time_similarity():
         # The decoder's logits have a frame more, which has no target.
         whole = jnp.concatenate([logits, jnp.full_like(logits[:, :1], 7.0)], axis=1)
         for case, (temperature, threshold) in cases.items():
-            target = time_similarity(features, temperature, threshold)
+            of = jax.jit(functools.partial(time_similarity, threshold=threshold))
+            target = of(features, temperature)
             file.compare(f"out/target_{case}", target, FORWARD)
-            loss, gradient = jax.value_and_grad(time_similarity_loss)(whole, target)
+            loss, gradient = jax.jit(jax.value_and_grad(time_similarity_loss))(whole, target)
             file.compare(f"loss/{case}", loss, LOSS)
             file.compare(f"grad/inp/logits_{case}", gradient[:, :-1], GRADIENT)
             assert not np.any(gradient[:, -1])
@@ -299,7 +300,7 @@ def test_time_similarity():
 def test_slot_contrast_of_each_video():
     with golden("loss_slot_contrast_per_video") as file:
         run = jax.value_and_grad(lambda slots: slot_contrast_loss(slots, alone=True))
-        loss, gradient = run(jnp.asarray(file["inp/slots"]))
+        loss, gradient = jax.jit(run)(jnp.asarray(file["inp/slots"]))
         file.compare("loss/unweighted", loss, LOSS)
         file.compare("grad/inp/slots", gradient, GRADIENT)
 

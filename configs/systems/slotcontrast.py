@@ -45,7 +45,8 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "activation": "relu",
         }
     )
-    config.losses.slot_contrast = ConfigDict({"weight": 0.5, "temperature": 0.1})
+    contrast = {"weight": 0.5, "temperature": 0.1, "over": "batch"}
+    config.losses.slot_contrast = ConfigDict(contrast)
     config.optimizer.learning_rate.peak = _peak(config, data)
 
 

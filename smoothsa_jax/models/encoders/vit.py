@@ -284,11 +284,14 @@ class PatchTransformer(nnx.Module):
         Returns:
             The tokens, and the outputs named in `also`.
         """
-        *blocks, last = self.blocks
+        blocks = list(self.blocks)
+        last = blocks.pop() if "keys" in also else None
         for block in blocks:
             x = block(x)
+        if last is None:
+            return x, {}
         query, key, value = last.project(x)
-        return last.update(x, query, key, value), {"keys": key} if "keys" in also else {}
+        return last.update(x, query, key, value), {"keys": key}
 
 
 class ViT(PatchTransformer):
