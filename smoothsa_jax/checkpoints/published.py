@@ -265,7 +265,7 @@ def program_of(config: ConfigDict) -> Program | None:
     The numerics of slot attention tell the programs apart.
     """
     model = _slot_model_of(config)
-    if model is None or "cold" in model.initializer:
+    if model is None or "cold" in model.get("initializer", {}):
         return None
     if model.aggregator.get("epsilon_in", "sum") == "sum":
         return GENERA1Z

@@ -64,8 +64,8 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
         source: a workdir of `main.py` (its newest intact checkpoint), a folder that `save` wrote, a
             name from `list_models`, or a published checkpoint (.safetensors, .pth, .pt, .pt.tar or
             .ckpt).
-        config: the recipe of a published checkpoint, such as "coco" or "voc:spot,original"; needed
-            if several recipes have the same model.
+        config: the recipe of a published checkpoint, such as "coco" or "voc:spot,original", as in
+            `list_models(published=True)`; needed if several recipes have the same model.
 
     Raises:
         UserError: there is no such model, its files are damaged, or JAX finds no device.
