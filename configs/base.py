@@ -404,6 +404,7 @@ def carry_slots_as_genera1z(config: ConfigDict, data: DataSet) -> None:
     config.optimizer.learning_rate = plain.learning_rate
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
     use_length(config, data, num_steps=50_000)
+    see_windows_of_20(config, data)
 
 
 def use_length(
@@ -424,6 +425,41 @@ def use_length(
         config.train.num_steps, config.checkpoint.every = num_steps, num_steps // 40
         config.train.batch_size = batch_size or config.train.batch_size
         config.data.num_frames = num_frames or config.data.num_frames
+
+
+def see_videos_as(config: ConfigDict, data: DataSet, clips: Settings, scored: Settings) -> None:
+    """Use the crops, windows and scores of a published program; embedded data keep their own.
+
+    Args:
+        clips: keys of the config's `data`.
+        scored: keys of its `eval`.
+    """
+    if data.small is None:
+        config.data.update(clips)
+        config.eval.update(scored)
+
+
+def see_videos_as_originals(
+    config: ConfigDict, data: DataSet, clips: Settings | None = None, scored: Settings | None = None
+) -> None:
+    """What the programs of VideoSAUR and SlotContrast share.
+
+    Args:
+        clips, scored: further keys for YouTube-VIS.
+    """
+    of_clips = {"crop": "none", "interpolation": "bicubic"}
+    of_scores = {"foreground": True, "per_frame": True}
+    if data.name.startswith("ytvis"):
+        of_clips.update(crop="square", rest="drop", repeat_frames=None, **(clips or {}))
+        of_scores.update(scored or {})
+    see_videos_as(config, data, of_clips, of_scores)
+
+
+def see_windows_of_20(config: ConfigDict, data: DataSet) -> None:
+    """Train and score YouTube-VIS as the program of RandSF.Q's author did in October 2025."""
+    if data.name.startswith("ytvis"):
+        clips = {"cut_frames": 20, "repeat_frames": None}
+        see_videos_as(config, data, clips, {"windows": 20, "window_rest": "back"})
 
 
 def without_boxes(num_slots: int) -> Callable[[DataSet], DataSet]:

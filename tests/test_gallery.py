@@ -271,6 +271,28 @@ def test_a_published_recipe_of_the_gallery_is_what_the_files_say(row):
     assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
 
 
+@pytest.mark.parametrize(
+    "row", rows("| video recipe | "), ids=lambda row: row["video recipe"].strip("`")
+)
+def test_a_published_video_recipe_of_the_gallery_is_what_the_files_say(row):
+    data_set, _, words = row["video recipe"].strip("`").partition(":")
+    config = load(data_set, *words.split(","))
+    assert row["slots"] == str(config.model.num_slots)
+    assert row["steps"] == f"{config.train.num_steps:,}"
+    assert row["batch x frames"] == f"{config.train.batch_size} x {config.data.num_frames}"
+    assert float(row["peak rate"]) == pytest.approx(config.optimizer.learning_rate.peak)
+    windows = re.search(r"windows of (\d+)(, rest dropped)?", row["protocol"])
+    assert config.eval.windows == (int(windows[1]) if windows else None)
+    if windows:
+        assert config.eval.window_rest == ("drop" if windows[2] else "back")
+    # The originals report scores of the objects alone.
+    assert config.eval.foreground == ("original" in words and "randsfq" not in words)
+    scored_at = config.eval.score_at or config.data.image_size
+    if at := re.search(r"at (\d+)$", row["protocol"]):
+        assert scored_at == int(at[1])
+    assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
+
+
 def test_configs_are_loaded_from_any_folder(tmp_path):
     """As from a wheel: the folder lies elsewhere, and the working directory is another one."""
     copied = tmp_path / "recipes" / "configs"

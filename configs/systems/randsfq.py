@@ -2,6 +2,7 @@
 
 (no word)   the published recipe; SmoothSA took its transition, decoder and slot contrast
 tsim        VideoSAUR's similarity over time instead of the slot contrast
+original    the same, and YouTube-VIS in windows of 20 frames, as in the scores of October 2025
 """
 
 from ml_collections import ConfigDict
@@ -36,4 +37,8 @@ def tsim(config: ConfigDict, data: base.DataSet) -> None:
     )
 
 
-WORDS = {"tsim": ("system variant", tsim)}
+def original(config: ConfigDict, data: base.DataSet) -> None:
+    base.see_windows_of_20(config, data)
+
+
+WORDS = {"tsim": ("system variant", tsim), "original": ("version", original)}

@@ -61,6 +61,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
     rate = config.optimizer.learning_rate
     rate.peak, rate.warmup = _peak(config, data), 2_500 / num_steps
     rate.half_life = 1.0 - rate.warmup
+    base.see_videos_as_originals(config, data, clips={"flip": 0.0})
 
 
 def genera1z(config: ConfigDict, data: base.DataSet) -> None:

@@ -85,6 +85,10 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
     config.model.num_slots = ORIGINAL_SLOTS.get(data.name, data.num_slots)
     base.use_length(config, data, num_steps=100_000, batch_size=batch_size, num_frames=4)
     config.optimizer.learning_rate.peak = _peak(config)
+    scored = {"windows": 6, "window_rest": "drop"}
+    if batch_size == 64:
+        scored["score_at"] = 224
+    base.see_videos_as_originals(config, data, scored=scored)
 
 
 def genera1z(config: ConfigDict, data: base.DataSet) -> None:
