@@ -114,7 +114,7 @@ def outputs_of(training, params, frozen, batch):
     return forward(params, frozen, batch, jax.random.key(0))
 
 
-@pytest.mark.parametrize("kind", quick([*OTHERS, "tpu, in turns"], "tpu"))
+@pytest.mark.parametrize("kind", quick([*OTHERS, "tpu, in turns"]))
 @pytest.mark.parametrize("num_frames", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_backends_compute_the_same(kind, num_frames, monkeypatch):
     """A training step and a prediction in float32, on the CPU in the form of another backend."""

@@ -470,7 +470,7 @@ def compare_model(case: Recorded, file: Golden, draws: dict) -> None:
     compare_by_name(case.system.program, file.group("grad/"), case.names, gradients)
 
 
-@pytest.mark.parametrize("name", quick(list(SYSTEMS), "videosaur_original_features"))
+@pytest.mark.parametrize("name", quick(list(SYSTEMS)))
 def test_model_at_evaluation(name):
     """Outputs, losses and gradients with evaluation's draws."""
     with golden(f"model_{name}") as file:

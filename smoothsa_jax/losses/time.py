@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from smoothsa_jax.models.decoders.logits import NEXT_FRAME
-from smoothsa_jax.models.interfaces import Scheduled
+from smoothsa_jax.models.interfaces import NEXT_FRAME, Scheduled
 from smoothsa_jax.parts import check_above_zero, check_number, check_one_of, check_whole
 
 # Of what the similarities are -> the output with it.

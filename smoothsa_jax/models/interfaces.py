@@ -37,6 +37,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Bool, Float, Int
 
+NEXT_FRAME = "next_frame_logits"  # an output of the model; see `decoders/logits.py`
 Draws = Any  # a tree of arrays (B, ...), or None
 Scheduled = Mapping[str, Any]  # the values of schedules at a step, by setting
 

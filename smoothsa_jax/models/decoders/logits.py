@@ -8,10 +8,10 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from smoothsa_jax.models.interfaces import NEXT_FRAME
 from smoothsa_jax.parts import check_one_of
 
 LOGITS = (False, "next_frame", "only")
-NEXT_FRAME = "next_frame_logits"  # the model's output
 
 
 def predicted_channels(logits: Any, width: int, grid: tuple[int, int]) -> int:
