@@ -85,7 +85,7 @@ def test_no_device_is_asked_for_while_tracing(backend, monkeypatch):
     assert len(list(traced)) == 2
 
 
-@pytest.mark.parametrize("name", ["coco", "movi_c", "coco:recognition"])
+@pytest.mark.parametrize("name", quick(["coco", "movi_c", "coco:recognition"], "coco"))
 def test_programs_lower_for_a_tpu_that_is_not_there(name):
     for traced in programs(recipe(name), TPU):
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
@@ -138,6 +138,7 @@ def test_all_backends_compute_the_same(kind, num_frames, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max() + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_sixteen_bits_of_all_backends_are_those_of_float32_rounded(kind):
     config = with_vit(3)

@@ -128,6 +128,7 @@ def run_aggregator(file: Golden, definition, params, buffers, draws):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", "_without_prototypes"])
 def test_evaluation(ending):
     with golden(f"metaslot_eval{ending}") as file:

@@ -545,9 +545,7 @@ def trained_by(case: Recorded, file: Golden) -> frozenset[str]:
     return frozenset(case.to_ours(stand_in))
 
 
-@pytest.mark.parametrize(
-    "name", quick([x for x in SYSTEMS if x not in STUDENTS], "dias", "spot_original")
-)
+@pytest.mark.parametrize("name", quick([x for x in SYSTEMS if x not in STUDENTS]))
 def test_model_at_evaluation(name):
     """Outputs, losses and gradients with evaluation's draws."""
     with golden(f"model_{name}") as file:

@@ -89,6 +89,7 @@ def rows_of_sheet(path):
 # ------------------------------------------------------------------------------- whole runs
 
 
+@pytest.mark.slow
 def test_twenty_pictures_without_labels(pictures, tmp_path, capfd):
     best = "--config.eval.checkpoint=best"
     assert train("smoke", pictures, tmp_path / "run", best) == 0
