@@ -6,9 +6,10 @@
 
 Any `--config.key=value` works as for main.py. Pixels and boxes are random, so discovery needs no
 data; recognition reads its data set. Times are medians of single calls on one batch that is on the
-device already. Memory is what the compiler plans for one device. FLOP are XLA's count for one
-device; the peak is a large matrix product of the same type, measured here. Parts are timed only for
-a slot model with a frozen encoder.
+device already. "Of cores" is the mean processor time of a step, summed over the CPU's cores; other
+programs on the machine hardly change it. Memory is what the compiler plans for one device. FLOP are
+XLA's count for one device; the peak is a large matrix product of the same type, measured here.
+Parts are timed only for a slot model with a frozen encoder.
 """
 
 import argparse
@@ -90,10 +91,14 @@ def measure(config: ConfigDict, steps: int, whole_only: bool = False) -> dict[st
             "seconds": median_of(lambda ready=ready, inputs=inputs: ready(*inputs), steps),
             "flop": count_flop(program, *inputs),
         }
+    begin = time.process_time()
+    steady = median_of(step, steps)
     return {
         "compile_seconds": compile_seconds,
         "first_seconds": first,
-        "steady_seconds": median_of(step, steps),
+        "steady_seconds": steady,
+        # One call of `median_of` is not timed, but it computes.
+        "processor_seconds": (time.process_time() - begin) / (steps + 1),
         "memory": None if (memory := memory_of(compiled)) is None else memory.peak,
         "flop": flop,
         "parts": parts,
@@ -234,6 +239,7 @@ def report(found: dict[str, Any]) -> str:
         f"compile  {found['compile_seconds']:10.2f} s",
         f"first    {1e3 * found['first_seconds']:10.2f} ms",
         f"steady   {1e3 * steady:10.2f} ms   {1 / steady:.3g} steps/s",
+        f"of cores {1e3 * found['processor_seconds']:10.2f} ms",
         f"memory   {memory:>10} GB",
         "",
         f"{'part':<26}{'ms':>10}{'of the step':>13}{'TFLOP':>12}{'of the peak':>13}",

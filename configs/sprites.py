@@ -35,7 +35,8 @@ SMALL = {
         "randsfq": {"history": 6},
         "random_ar": {"name": "mlp_mixture", **DECODER},
         "mlp_mixture": {**DECODER, "position": "waves"},
-        "metaslot": {"codes": 64, "capacity": 320},
+        # Prototypes start aggregation in the first 8 % of the steps, as in the published length.
+        "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
         "slot_mixer": {"num_layers": 2, "hidden_size": 64, "renderer_layers": 3},
     },
