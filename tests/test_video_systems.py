@@ -102,6 +102,21 @@ def test_data_decide_where_slots_start(system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+def test_boxes_stay_without_noise_where_systems_are_small(system):
+    for words in (system, f"{system},smooth"):
+        initializer = load(f"sprites:{words}").model.initializer
+        assert initializer.get("cold", initializer).log_std is None
+    assert load("sprites").model.initializer.cold.log_std == -4.0
+
+
+def test_recognition_is_not_scored_as_masks_are():
+    """Whatever protocol of masks the version of its slots has."""
+    config = load("ytvis_hq:videosaur,original,recognition,smoke")
+    assert config.eval.windows == 6
+    check(config)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_smooth_puts_a_warmer_on_the_projected_tokens(system):
     config = load(f"ytvis:{system},smooth")
     assert (config.model.aggregator.first, config.model.aggregator.later) == (3, 1)
@@ -196,6 +211,13 @@ def test_what_does_not_fit_is_refused(spec, settings, words):
         ),
         ("sprites:image,randsfq", "is a system of videos, but sprites has pictures here; choose"),
         ("coco:videosaur", "videosaur"),
+        (
+            "ytvis:videosaur,dinov2,genera1z",
+            "'genera1z' has no variant 'dinov2'; leave out one of the two words",
+        ),
+        ("coco:dinosaur,dinov2,genera1z", "'genera1z' has no variant 'dinov2'"),
+        ("coco:dinosaur,ar,genera1z", "'genera1z' has no variant 'ar'"),
+        ("coco:dinosaur,r384,original", "'original' has no variant 'r384'"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(spec, words):

@@ -90,9 +90,8 @@ def b16(config: ConfigDict, data: base.DataSet) -> None:
     config.train.num_steps = 100_000
 
 
-def genera1z(config: ConfigDict, data: base.DataSet) -> None:
-    has_choice = config.model.encoder.to_dict() != dict(data.encoder)  # the word b16
-    if config.model.decoder.name == "mlp_mixture" and not has_choice:
+def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
+    if variant not in ("ar", "b16"):
         base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
         config.train.num_steps = 50_000
     config.model.aggregator.return_mask = False
