@@ -241,6 +241,20 @@ def test_sprites_are_small():
     assert (smoke.train.num_steps, smoke.log.every, smoke.checkpoint.every) == (20, 5, 10)
 
 
+def test_sprites_keep_their_length_and_batch():
+    """Also where a version has published ones."""
+    for words in combinations_of("sprites"):
+        if "smoke" in words or _are_apart(words):
+            continue
+        try:
+            config = load("sprites", *words)
+        except UserError:
+            continue
+        steps = 12_000 if "full" in words else 7_000
+        assert (config.train.num_steps, config.train.batch_size) == (steps, 16), words
+        assert config.checkpoint.every == 1000
+
+
 # ---------------------------------------------------------------------------------- the table
 
 
@@ -289,6 +303,7 @@ def test_a_published_recipe_of_the_gallery_is_what_the_files_say(row):
     found = config.model.num_slots, config.train.num_steps, config.train.batch_size
     assert (row["slots"], row["steps"], row["batch"]) == tuple(f"{x:,}" for x in found)
     assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
+    assert config.checkpoint.every == config.train.num_steps // 40
 
 
 @pytest.mark.parametrize(

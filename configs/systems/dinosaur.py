@@ -93,8 +93,8 @@ def dinov2(config: ConfigDict, data: base.DataSet) -> None:
 
 def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
     base.refuse_variant(variant, ("r384",), "original")
-    config.train.batch_size = 64
-    config.train.num_steps = 300_000 if data.name == "voc" else 500_000
+    num_steps = 300_000 if data.name == "voc" else 500_000
+    base.use_length(config, data, num_steps=num_steps, batch_size=64)
     half_life = 90_000
     if variant != "dinov2":
         half_life = 100_000
@@ -104,7 +104,7 @@ def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> Non
             config.model.encoder.final_norm = False
         config.model.slot_size = 128 if _is_movi(data) else 256
     rate = config.optimizer.learning_rate
-    rate.warmup, rate.half_life = (x / config.train.num_steps for x in (10_000, half_life))
+    rate.warmup, rate.half_life = (x / num_steps for x in (10_000, half_life))
 
 
 def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
@@ -128,7 +128,7 @@ def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> Non
     config.optimizer.learning_rate = base.defaults(
         data.name, num_steps=1, batch_size=1
     ).optimizer.learning_rate
-    config.train.num_steps = 50_000
+    base.use_length(config, data, num_steps=50_000)
 
 
 def _is_movi(data: base.DataSet) -> bool:
