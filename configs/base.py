@@ -16,10 +16,13 @@ A file of `configs/systems/` states:
     TITLE                           of a system, as tables and plots show it
     apply(config, data)             puts the system's parts, losses and optimizer on a config
     apply(config, data, source)     the same for a task; `source` is the workdir of the run it
-                                    reads. With an argument `version`, it gets the word of that kind
+                                    reads
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
                                     kind is "system variant", "version" or "task"
+
+A function of a word gets the other words that it has arguments for: `variant`, that of the system,
+and `version`; None: not given.
 
 A new file there is a new word; there is no list to extend.
 """
@@ -308,6 +311,18 @@ def refuse_pictures(data: DataSet, title: str) -> None:
         raise UserError(f"{title} is a system of videos, but {data.name} has pictures here; {add}")
 
 
+def refuse_variant(variant: str | None, refused: tuple[str, ...], version: str) -> None:
+    """Refuse a system variant that a published program does not have.
+
+    Args:
+        variant: the word.
+        refused: the words that the program does not have.
+        version: the word of the program.
+    """
+    if variant in refused:
+        raise UserError(f"{version!r} has no variant {variant!r}; leave out one of the two words")
+
+
 def has_videos(data: DataSet) -> bool:
     """Tell whether a data set, or a variant of it, has videos."""
     return data.is_video or any(change(data).is_video for change in data.variants.values())
@@ -585,10 +600,7 @@ def compose(data: DataSet, words: str = "") -> ConfigDict:
     config.name = _name(data, chosen, without=("task", "smoke"))
     earlier = config.copy_and_resolve_references()
     if task:
-        add_task, source = _function(chosen, "task"), f"runs/{config.name}"
-        takes = inspect.signature(add_task).parameters
-        more = {"version": chosen.get("version")} if "version" in takes else {}
-        add_task(config, data, source, **more)
+        _apply(chosen, "task", config, data, f"runs/{config.name}")
     if "smoke" in chosen:
         _smoke(config, data)
         _smoke(earlier, data)
@@ -642,7 +654,7 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     system.apply(config, data)
     for kind in ("system variant", "version"):
         if kind in chosen:
-            _function(chosen, kind)(config, data)
+            _apply(chosen, kind, config, data)
     if "smooth" in chosen:
         if config.model.initializer.name == "warmed":
             raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
@@ -663,7 +675,11 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
 
 def _make_small(config: ConfigDict, small: Settings) -> None:
     config.model.update(small["model"])
+    cold = cold_of(config.model)
+    are_plain = cold.to_dict() == PLAIN_BOXES
     set_parts(config.model, small["parts"])
+    if are_plain:  # the size of a noise is for boxes that have some
+        cold.log_std = PLAIN_BOXES["log_std"]
     for term, weight in small["losses"].items():
         if term in config.losses:
             _set_weight(config.losses[term], weight)
@@ -713,6 +729,14 @@ def _name(data: DataSet, chosen: Mapping[str, str], without: tuple[str, ...] = (
         if kind in chosen and kind not in without and chosen[kind] != DEFAULT_SYSTEM
     ]
     return "_".join([data.name, *words])
+
+
+def _apply(chosen: Mapping[str, str], kind: str, *arguments: Any) -> None:
+    """Do what the word of that kind does, which may depend on other words."""
+    function = _function(chosen, kind)
+    others = {"variant": chosen.get("system variant"), "version": chosen.get("version")}
+    takes = inspect.signature(function).parameters
+    function(*arguments, **{name: word for name, word in others.items() if name in takes})
 
 
 def _function(chosen: Mapping[str, str], kind: str) -> Callable[..., None]:

@@ -30,11 +30,16 @@ WORDS = {
     "dias": {"genera1z"},
     "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
     "metaslot": {"ar", "b16", "paper", "genera1z"},
-    "randsfq": {"tsim"},
+    "randsfq": {"tsim", "original"},
     "slotcontrast": {"original", "genera1z"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
     "videosaur": {"dinov2", "original", "genera1z"},
+}
+# Variants that a version does not have, by system.
+WITHOUT = {
+    "dinosaur": {("ar", "genera1z"), ("dinov2", "genera1z"), ("r384", "original")},
+    "videosaur": {("dinov2", "genera1z")},
 }
 OF_VIDEOS = ("randsfq", "slotcontrast", "videosaur")
 OF_PICTURES = ("clevrtex", "coco", "voc")  # the data sets
@@ -98,8 +103,10 @@ def test_every_combination_of_words_is_sound(data_set):
             from_boxes = "start from boxes" in str(error) and not own
             of_videos = "is a system of videos" in str(error) and set(OF_VIDEOS) & set(words)
             smooth = "smooth" in words and own and "leave that word out" in str(error)
-            assert from_boxes or of_videos or smooth
+            none = "has no variant" in str(error) and _are_apart(words)
+            assert from_boxes or of_videos or smooth or none
             continue
+        assert not _are_apart(words)
         check(config)
         task = next((word for word in words if kinds[word] == "task"), None)
         assert config.task == ("recognition" if task == "recognition" else "discovery")
@@ -111,6 +118,19 @@ def test_every_combination_of_words_is_sound(data_set):
         same = names.setdefault(config.name, set(words) - {"smoothsa"})
         assert same == set(words) - {"smoothsa"}
     assert data_set in names
+
+
+def _are_apart(words) -> bool:
+    pairs = set().union(*(WITHOUT.get(word, ()) for word in words))
+    return any(set(pair) <= set(words) for pair in pairs)
+
+
+def test_the_words_of_each_system():
+    load("coco")  # puts `configs` on the path
+    from configs import base
+
+    for name, words in WORDS.items():
+        assert set(getattr(base.systems()[name], "WORDS", {})) == words
 
 
 def test_the_words_of_each_data_set():
@@ -221,6 +241,20 @@ def test_sprites_are_small():
     assert (smoke.train.num_steps, smoke.log.every, smoke.checkpoint.every) == (20, 5, 10)
 
 
+def test_sprites_keep_their_length_and_batch():
+    """Also where a version has published ones."""
+    for words in combinations_of("sprites"):
+        if "smoke" in words or _are_apart(words):
+            continue
+        try:
+            config = load("sprites", *words)
+        except UserError:
+            continue
+        steps = 12_000 if "full" in words else 7_000
+        assert (config.train.num_steps, config.train.batch_size) == (steps, 16), words
+        assert config.checkpoint.every == 1000
+
+
 # ---------------------------------------------------------------------------------- the table
 
 
@@ -269,6 +303,7 @@ def test_a_published_recipe_of_the_gallery_is_what_the_files_say(row):
     found = config.model.num_slots, config.train.num_steps, config.train.batch_size
     assert (row["slots"], row["steps"], row["batch"]) == tuple(f"{x:,}" for x in found)
     assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
+    assert config.checkpoint.every == config.train.num_steps // 40
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,23 @@ def test_slot_contrast_is_its_definition(mask):
     assert abs(loss - backwards) > 1e-3
 
 
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all valid", "masked"])
+def test_slot_contrast_of_each_video_on_its_own(mask):
+    """Each video's valid slots alone are compared; every slot counts the same."""
+    valid = np.ones_like(MASK) if mask is None else mask
+    videos = [contrast(SLOTS[b : b + 1], valid[b : b + 1]) for b in range(len(SLOTS))]
+    expected = np.average(videos, weights=valid.sum(axis=1))
+    loss = slot_contrast_loss(jnp.asarray(SLOTS), mask, alone=True)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # A video without any slot changes nothing, and no gradient breaks.
+    none = np.append(valid, np.zeros_like(valid[:1]), axis=0)
+    more = jnp.asarray(np.append(SLOTS, SLOTS[:1], axis=0))
+    run = jax.value_and_grad(lambda slots: slot_contrast_loss(slots, none, alone=True))
+    loss, gradient = run(more)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert np.isfinite(gradient).all() and not np.any(gradient[-1])
+
+
 def test_slot_contrast_trains_both_frames_and_no_masked_slot():
     gradient = jax.grad(slot_contrast_loss)(jnp.asarray(SLOTS[:, :2]), MASK)
     assert np.isfinite(gradient).all()

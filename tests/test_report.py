@@ -19,7 +19,7 @@ from smoothsa_jax.checkpoints.read import read_checkpoint
 from smoothsa_jax.checkpoints.write import CheckpointWriter
 from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.metrics import score_batch
+from smoothsa_jax.evaluation.metrics import FOREGROUND_METRICS, METRICS, score_batch
 from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores, write_sample_scores
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.interfaces import Sizes
@@ -29,7 +29,9 @@ from smoothsa_jax.report.clips import COLD, WARM, Clip, Observer, clips, iterati
 from smoothsa_jax.report.curves import Curve, curves, smoothed
 from smoothsa_jax.report.distances import around_the_warmer, by_iteration, relative_distance
 from smoothsa_jax.report.ranking import best_first, rank
+from smoothsa_jax.report.stages import stage
 from smoothsa_jax.report.trajectories import centres_of_mass, principal_plane
+from smoothsa_jax.tasks.discovery import scoring_of
 from smoothsa_jax.training.evaluating import batches_of, source_of_split
 from smoothsa_jax.training.evaluating import report as score
 from smoothsa_jax.training.logging import RunLog
@@ -46,6 +48,8 @@ def scored_run(workdir: Path, variant: str, initializer: str) -> ConfigDict:
     config.data.boxes = initializer == "boxes"
     config.eval.update(num_samples=SAMPLES, num_frames=1 if variant == "image" else 3)
     config.eval.update(num_pictures=0, baselines=variant == "image")
+    if variant == "image":
+        config.eval.update(score_at=11, per_frame=True, foreground=True)
     config = canonical(config)
     training = build_training(config)
     workdir.mkdir()
@@ -146,6 +150,21 @@ def test_what_is_shown_is_what_was_scored(runs):
         again = score_batch(clip.masks[None], clip.labels[None])
         for metric, values in scores.items():
             np.testing.assert_allclose(values[number], again[metric][0], atol=1e-6)
+
+
+def test_a_checkpoint_is_scored_by_the_protocol_of_the_run(runs):
+    """At another size and without background, though not frame by frame."""
+    workdir, config = runs["image"]
+    batch, weights = next(samples_of(config)), read_checkpoint(workdir, 4).weights
+    found = Observer(config)(weights, batch, jax.random.fold_in(jax.random.key(0), 0))
+    assert found["masks"].shape[-2:] == (11, 11)
+    scores = stage(4, found, batch, scoring_of(config.eval)).scores
+    assert tuple(scores) == METRICS + FOREGROUND_METRICS
+    of_samples = read_sample_scores(workdir / "scores.csv")[0].per_sample
+    for name, mean in scores.items():
+        np.testing.assert_allclose(mean, np.nanmean(of_samples[name][:2]), atol=1e-6)
+    clip = clips(lambda *_: found, samples_of(config), 0, {0})[0]
+    assert clip.masks.shape == clip.labels.shape  # pictures stay at the size of the video
 
 
 def test_iterations_one_by_one_end_where_the_model_ends(runs):

@@ -66,11 +66,11 @@ VIDEO_RECIPES = {
     "randsfq": {
         "movi_c": "movi_c:randsfq",
         "movi_d": "movi_d:randsfq",
-        "ytvis": "ytvis_hq:randsfq",
+        "ytvis": "ytvis_hq:randsfq,original",
         "movi_c tsim": "movi_c:randsfq,tsim",
         "movi_d tsim": "movi_d:randsfq,tsim",
-        "ytvis tsim": "ytvis_hq:randsfq,tsim",
-        "recognition ytvis": "ytvis_hq:randsfq,tsim,recognition",
+        "ytvis tsim": "ytvis_hq:randsfq,tsim,original",
+        "recognition ytvis": "ytvis_hq:randsfq,tsim,original,recognition",
     },
 }
 

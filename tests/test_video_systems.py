@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from recipes import quick
 from tiny import tiny_batch, tiny_config
@@ -13,8 +14,14 @@ from tiny import tiny_batch, tiny_config
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.time import TimeSimilarity, time_similarity, time_similarity_loss
-from smoothsa_jax.models.build import build_slot_model, slot_model_shapes
+from smoothsa_jax.models.build import (
+    DECODERS,
+    INITIALIZERS,
+    build_slot_model,
+    slot_model_shapes,
+)
 from smoothsa_jax.models.parameters import split
+from smoothsa_jax.parts import make
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import build_training
@@ -102,6 +109,21 @@ def test_data_decide_where_slots_start(system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+def test_boxes_stay_without_noise_where_systems_are_small(system):
+    for words in (system, f"{system},smooth"):
+        initializer = load(f"sprites:{words}").model.initializer
+        assert initializer.get("cold", initializer).log_std is None
+    assert load("sprites").model.initializer.cold.log_std == -4.0
+
+
+def test_recognition_is_not_scored_as_masks_are():
+    """Whatever protocol of masks the version of its slots has."""
+    config = load("ytvis_hq:videosaur,original,recognition,smoke")
+    assert config.eval.windows == 6
+    check(config)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_smooth_puts_a_warmer_on_the_projected_tokens(system):
     config = load(f"ytvis:{system},smooth")
     assert (config.model.aggregator.first, config.model.aggregator.later) == (3, 1)
@@ -130,6 +152,48 @@ def test_initial_values_are_those_of_the_originals():
         assert 0.8 * largest < np.abs(arrays[name]).max() <= largest, name
     assert not np.any(arrays["transition.layer.self_attention.in_bias"])
     assert 0.5 < np.std(arrays["initializer.mean"]) * settings.initializer.start_std**-1 < 1.5
+
+
+def test_initial_values_of_the_slot_mixer():
+    """The original's attention and last layer are Xavier-uniform; the other's layers are copies."""
+    found = {}
+    for spec in ("movi_c:gaussian,videosaur,original", "ytvis_hq:videosaur,genera1z"):
+        settings = load(spec).model.decoder.to_dict() | {"hidden_size": 96}
+        build = lambda settings=settings: make(  # noqa: E731
+            "decoder", settings, DECODERS, (4, 4), 48, 64, rngs=nnx.Rngs(0)
+        )
+        found[spec] = split(build())[1]
+    original, other = found.values()
+    xavier, torch, packed = (6 / 128) ** 0.5, 64**-0.5, (6 / 256) ** 0.5
+    attention = "layers.1.cross_attention"
+    for arrays, bounds in (
+        (original, (xavier, xavier, (6 / (96 + 16)) ** 0.5)),
+        (other, (packed, torch, 96**-0.5)),
+    ):
+        names = (f"{attention}.in_projection", f"{attention}.out.kernel", "renderer.out.kernel")
+        bound = dict(zip(names, bounds, strict=True))
+        bound |= {"query.kernel": xavier, "key.kernel": xavier}
+        bound |= {"layers.1.feed_forward.hidden.kernel": torch, "renderer.layers.0.kernel": torch}
+        for name, largest in bound.items():
+            assert 0.95 * largest < np.abs(arrays[name]).max() <= largest, name
+    assert not np.any(original[f"{attention}.in_bias"]) and not np.any(
+        original["renderer.out.bias"]
+    )
+    assert np.any(original["layers.1.feed_forward.hidden.bias"])
+    assert np.std(original["position"]) == pytest.approx(128**-0.5, rel=0.1)
+    assert 1.9 < np.abs(other["position"]).max() <= 2.0
+    for arrays, copies in ((original, False), (other, True)):
+        pair = (arrays[f"layers.{i}.cross_attention.in_projection"] for i in (0, 1))
+        assert np.array_equal(*pair) == copies
+
+
+def test_initial_queries_of_each_slot_are_xavier_as_a_matrix():
+    settings = load("ytvis_hq:slotcontrast,genera1z").model.initializer.to_dict()
+    part = make("initializer", settings, INITIALIZERS, 64, 64, 7, rngs=nnx.Rngs(0))
+    bound = (6 / (7 + 64)) ** 0.5
+    assert part.mean.shape == (1, 7, 64)
+    assert 0.95 * bound < np.abs(part.mean[...]).max() <= bound
+    np.testing.assert_allclose(np.exp(part.log_std[...]), 64**-0.5, rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------------- what is refused
@@ -196,6 +260,13 @@ def test_what_does_not_fit_is_refused(spec, settings, words):
         ),
         ("sprites:image,randsfq", "is a system of videos, but sprites has pictures here; choose"),
         ("coco:videosaur", "videosaur"),
+        (
+            "ytvis:videosaur,dinov2,genera1z",
+            "'genera1z' has no variant 'dinov2'; leave out one of the two words",
+        ),
+        ("coco:dinosaur,dinov2,genera1z", "'genera1z' has no variant 'dinov2'"),
+        ("coco:dinosaur,ar,genera1z", "'genera1z' has no variant 'ar'"),
+        ("coco:dinosaur,r384,original", "'original' has no variant 'r384'"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(spec, words):

@@ -91,11 +91,12 @@ def dinov2(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.dinov2("base"), image_size=224)
 
 
-def original(config: ConfigDict, data: base.DataSet) -> None:
-    config.train.batch_size = 64
-    config.train.num_steps = 300_000 if data.name == "voc" else 500_000
+def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
+    base.refuse_variant(variant, ("r384",), "original")
+    num_steps = 300_000 if data.name == "voc" else 500_000
+    base.use_length(config, data, num_steps=num_steps, batch_size=64)
     half_life = 90_000
-    if config.model.aggregator.get("state") != "normalized":  # not the word dinov2
+    if variant != "dinov2":
         half_life = 100_000
         encoder = base.dino(*(("small", 8) if _is_movi(data) else ("base", 16)))
         base.use_encoder(config, data, encoder, image_size=224)
@@ -103,10 +104,11 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
             config.model.encoder.final_norm = False
         config.model.slot_size = 128 if _is_movi(data) else 256
     rate = config.optimizer.learning_rate
-    rate.warmup, rate.half_life = (x / config.train.num_steps for x in (10_000, half_life))
+    rate.warmup, rate.half_life = (x / num_steps for x in (10_000, half_life))
 
 
-def genera1z(config: ConfigDict, data: base.DataSet) -> None:
+def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
+    base.refuse_variant(variant, ("ar", "dinov2"), "genera1z")
     base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
     config.model.update(
         projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True, "activation": "gelu"},
@@ -126,7 +128,7 @@ def genera1z(config: ConfigDict, data: base.DataSet) -> None:
     config.optimizer.learning_rate = base.defaults(
         data.name, num_steps=1, batch_size=1
     ).optimizer.learning_rate
-    config.train.num_steps = 50_000
+    base.use_length(config, data, num_steps=50_000)
 
 
 def _is_movi(data: base.DataSet) -> bool:

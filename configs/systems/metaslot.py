@@ -87,14 +87,13 @@ def b16(config: ConfigDict, data: base.DataSet) -> None:
     # 256 patches; the positions of 224 pixels are resampled.
     more = {"apply_norm": True, "position_side": 14}
     base.use_encoder(config, data, ({**settings, **more}, source))
-    config.train.num_steps = 100_000
+    base.use_length(config, data, num_steps=100_000)
 
 
-def genera1z(config: ConfigDict, data: base.DataSet) -> None:
-    has_choice = config.model.encoder.to_dict() != dict(data.encoder)  # the word b16
-    if config.model.decoder.name == "mlp_mixture" and not has_choice:
+def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
+    if variant not in ("ar", "b16"):
         base.use_encoder(config, data, base.DINOV2_SMALL_NORMED)
-        config.train.num_steps = 50_000
+        base.use_length(config, data, num_steps=50_000)
     config.model.aggregator.return_mask = False
 
 

@@ -31,5 +31,7 @@ def apply(config: ConfigDict, data: DataSet, source: str) -> None:
     # COCO's fullest image has 63 objects (as DETR's paper counts); the matching pays for more.
     config.data.update(categories=True, max_objects=100)
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 1e-3, 0.0
+    # A version may have chosen how masks are scored.
+    config.eval.update(score_at=None, per_frame=False, foreground=False)
     config.train.num_steps = num_steps
     config.checkpoint.update(every=num_steps // 40, best_metric="top1", best_mode="max")

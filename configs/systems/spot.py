@@ -65,9 +65,9 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.dino("base", 16), image_size=224)
-    config.train.batch_size = 64
-    config.train.num_steps = ORIGINAL_STEPS.get(data.name, 92_400)
-    config.optimizer.learning_rate.warmup = 10_000 / config.train.num_steps
+    num_steps = ORIGINAL_STEPS.get(data.name, 92_400)
+    base.use_length(config, data, num_steps=num_steps, batch_size=64)
+    config.optimizer.learning_rate.warmup = 10_000 / num_steps
     if data.name.startswith("movi"):
         config.optimizer.learning_rate.update(peak=2e-4, end_ratio=0.2)
 
@@ -128,10 +128,9 @@ def student(
     config.companions.teacher.draws = "training"
     config.losses.attention_match = ConfigDict({"weight": weight, "on": "logits"})
     if version == "original" and data.name.startswith("movi"):
-        config.train.num_steps = 30 * 1_371
-        config.optimizer.learning_rate.update(
-            warmup=10_000 / config.train.num_steps, end_ratio=0.75
-        )
+        num_steps = 30 * 1_371
+        base.use_length(config, data, num_steps=num_steps)
+        config.optimizer.learning_rate.update(warmup=10_000 / num_steps, end_ratio=0.75)
 
 
 WORDS = {

@@ -72,12 +72,13 @@ def dinov2(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.dinov2("base"), image_size=518)
 
 
-def original(config: ConfigDict, data: base.DataSet) -> None:
+def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
     base.refuse_boxes(data, f"{TITLE}'s original", videos=True)
-    is_movi, batch_size = data.name.startswith("movi"), 128
-    if config.model.encoder.to_dict() != dict(data.encoder):  # the word dinov2
-        batch_size = 64
+    is_movi, scored = data.name.startswith("movi"), {"windows": 6, "window_rest": "drop"}
+    if variant == "dinov2":
+        batch_size, scored = 64, {**scored, "score_at": 224}
     else:
+        batch_size = 128
         base.use_encoder(config, data, base.dino("base", 8 if is_movi else 16), image_size=224)
         if data.small is None:  # its files have no last LayerNorm
             config.model.encoder.final_norm = False
@@ -85,13 +86,11 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
     config.model.num_slots = ORIGINAL_SLOTS.get(data.name, data.num_slots)
     base.use_length(config, data, num_steps=100_000, batch_size=batch_size, num_frames=4)
     config.optimizer.learning_rate.peak = _peak(config)
-    scored = {"windows": 6, "window_rest": "drop"}
-    if batch_size == 64:
-        scored["score_at"] = 224
     base.see_videos_as_originals(config, data, scored=scored)
 
 
-def genera1z(config: ConfigDict, data: base.DataSet) -> None:
+def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
+    base.refuse_variant(variant, ("dinov2",), "genera1z")
     base.carry_slots_as_genera1z(config, data)
     config.model.decoder.update(
         num_layers=3,

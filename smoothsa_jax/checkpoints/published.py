@@ -131,8 +131,10 @@ FAMILIES = (
         GENERA1Z,
         _any("transit.te."),
         (
-            *_each(_VIDEOS_2025, "randsfq", "randsfq,tsim"),
-            *_each("ytvis_hq", "randsfq,recognition", "randsfq,tsim,recognition"),
+            *_each("movi_c movi_d", "randsfq", "randsfq,tsim"),
+            *_each("ytvis_hq", "randsfq,original", "randsfq,tsim,original"),
+            "ytvis_hq:randsfq,original,recognition",
+            "ytvis_hq:randsfq,tsim,original,recognition",
         ),
     ),
     Family(

@@ -102,8 +102,9 @@ _FILES: tuple[tuple[str, str | None, str | None, str], ...] = (
         "RandSF.Q, its own program",
         None,
         None,
-        "movi_c:randsfq movi_d:randsfq ytvis_hq:randsfq movi_c:randsfq,tsim movi_d:randsfq,tsim "
-        "ytvis_hq:randsfq,tsim ytvis_hq:randsfq,tsim,recognition",
+        "movi_c:randsfq movi_d:randsfq ytvis_hq:randsfq,original movi_c:randsfq,tsim "
+        "movi_d:randsfq,tsim ytvis_hq:randsfq,tsim,original "
+        "ytvis_hq:randsfq,tsim,original,recognition",
     ),
 )
 CATALOGUE = tuple(

@@ -40,6 +40,7 @@ from smoothsa_jax.report.ranking import Ranking, best_first, rank
 from smoothsa_jax.report.records import Records, read_records
 from smoothsa_jax.report.stages import Stage, stage
 from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.discovery import scoring_of
 from smoothsa_jax.training.evaluating import (
     batches_of,
     restored,
@@ -105,9 +106,9 @@ def report(
     say("looking at the first batch with the weights of each checkpoint")
     batch = next(_batches(config))
     key = jax.random.fold_in(jax.random.key(model_scores.seed), 0)
-    background = config.eval.background_column_always
+    scoring = scoring_of(config.eval)
     stages = [
-        stage(step, observer(weights, batch, key), batch, background, labelled)
+        stage(step, observer(weights, batch, key), batch, scoring, labelled)
         for step, weights in _weights_through_training(workdir, config, checkpoint.weights, say)
     ]
     last = observer(params, batch, key)["states"]

@@ -13,6 +13,7 @@ from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.evaluation.masks import SOURCES
 from smoothsa_jax.evaluation.split import Batch, num_frames_of, scored
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.inputs.resize import resize_labels
 from smoothsa_jax.models.backend import backend_of
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
 from smoothsa_jax.models.pruning import as_scheduled, pruning_of
@@ -101,6 +102,7 @@ class Observer:
         definition, _, _ = split(model, config.dtype, self._backend, patterns)
         self.num_slots = slots_of(config, task)
         self._masks, self._inputs = SOURCES[config.eval.masks], task.inputs
+        self._score_at = config.eval.score_at
 
         pruning = as_scheduled(pruning_of(config.eval))
 
@@ -123,12 +125,13 @@ class Observer:
             key: random key of the queries.
 
         Returns:
-            slots (B,T,N,D), masks (B,T,H,W), slot_mask (B,N), and states and attention as in `Clip`
-            with a leading batch axis.
+            slots (B,T,N,D), masks (B,T,H,W) of the size at which they are scored, slot_mask (B,N),
+            and states and attention as in `Clip` with a leading batch axis.
         """
         seen = {name: batch[name] for name in self._inputs if name in batch}
         slots, masks, mask, way = self._look(params, seen, key)
-        size = tuple(batch["segmentations"].shape[-2:])
+        side = self._score_at
+        size = (side, side) if side else tuple(batch["segmentations"].shape[-2:])
         segments = segments_from_masks(masks, size, mask, backend=self._backend)
         return {
             "slots": np.asarray(slots),
@@ -163,11 +166,12 @@ def clips(
         seen = look(batch, jax.random.fold_in(jax.random.key(seed), i))
         for number, b in here.items():
             length = num_frames_of(batch, b)
+            labels = batch["segmentations"][b][:length]
             found[number] = Clip(
                 number,
                 batch["video"][b][:length],
-                batch["segmentations"][b][:length],
-                seen["masks"][b][:length],
+                labels,
+                resize_labels(seen["masks"][b][:length], labels.shape[1:]),
                 seen["slots"][b][:length],
                 seen["slot_mask"][b],
                 {name: x[b] for name, x in seen["states"].items()},
