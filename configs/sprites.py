@@ -38,7 +38,7 @@ SMALL = {
         # Prototypes start aggregation in the first 8 % of the steps, as in the published length.
         "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
-        "slot_mixer": {"num_layers": 2, "hidden_size": 64, "renderer_layers": 3},
+        "slot_mixer": {"num_layers": 1, "hidden_size": 64, "renderer_layers": 3},
     },
     # The papers' weights are set against DINOv2's features, of much larger variance.
     "losses": {
