@@ -125,7 +125,7 @@ class Linear(nnx.Linear):
         return out if self.bias is None else out + self.bias[...]
 
 
-STARTS = ("torch", "xavier")
+STARTS = ("torch", "xavier", "lecun", "glorot")
 ACTIVATIONS = ("gelu", "relu")
 
 
@@ -144,7 +144,7 @@ def linear(
     before_relu: bool = False,
     rngs: nnx.Rngs,
 ) -> Linear:
-    """A Linear layer with one of two kinds of initial values.
+    """A Linear layer with initial values of one kind.
 
     Args:
         in_features: width of the input.
@@ -152,19 +152,22 @@ def linear(
         bias: whether it has a bias.
         zero_bias: whether the bias starts at 0; it does with "xavier".
         start: "torch": uniform in +-1/sqrt(fan_in), the bias likewise. "xavier": uniform in
-            +-sqrt(6/(fan_in+fan_out)) (Glorot and Bengio 2010).
+            +-sqrt(6/(fan_in+fan_out)) (Glorot and Bengio 2010). "glorot": the same, in front of a
+            ReLU too, as in Keras. "lecun": normal of variance 1/fan_in, cut at two deviations, as
+            in Flax.
         before_relu: with "xavier", whether a ReLU follows; then uniform in +-sqrt(6/fan_in) (He et
             al. 2015).
     """
     bound = like_torch = in_features**-0.5
-    if start == "xavier":
-        bound = (6.0 / (in_features if before_relu else in_features + out_features)) ** 0.5
-    zero_bias = zero_bias or start == "xavier"
+    if start in ("xavier", "glorot"):
+        he = before_relu and start == "xavier"
+        bound = (6.0 / (in_features if he else in_features + out_features)) ** 0.5
+    zero_bias = zero_bias or start != "torch"
     return Linear(
         in_features,
         out_features,
         use_bias=bias,
-        kernel_init=uniform(bound),
+        kernel_init=nnx.initializers.lecun_normal() if start == "lecun" else uniform(bound),
         bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(like_torch),
         rngs=rngs,
     )
