@@ -35,6 +35,13 @@ VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
 MIXER = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "renderer_layers": 3}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
 GAUSSIAN, BOXES = ({"name": name, "log_std": -1.0} for name in ("gaussian", "boxes"))
+LINEN = {
+    "epsilon": 1e-8,
+    "activation": "relu",
+    "gru": "linen",
+    "norm_epsilon": 1e-6,
+    "start": "lecun",
+}
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
 # to places, not to slots.
@@ -98,6 +105,17 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "activation": "relu",
                 "start": "xavier",
             },
+            {**LINEN, "first": 1, "later": None, "qkv_size": 6, "mlp_size": 0},
+            {
+                **LINEN,
+                "first": 2,
+                "later": 1,
+                "gradient": "last",
+                "extra_iteration": True,
+                "num_heads": 2,
+                "mlp_size": 20,
+                "mlp_drop_rate": 0.5,
+            },
         ],
         "metaslot": [
             {"first": 2, "later": 1, "codes": 16},
@@ -124,6 +142,17 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "attention_start": "xavier",
             },
             {"num_heads": 2, "norm": "post", "activation": "gelu", "bias": False},
+            {
+                "num_heads": 2,
+                "norm": "post",
+                "activation": "relu",
+                "bias": True,
+                "attention_start": "lecun",
+                "start": "lecun",
+                "qkv_size": 12,
+                "mlp_size": 20,
+                "norm_epsilon": 1e-6,
+            },
         ],
         "none": [{}],
     },
