@@ -228,9 +228,8 @@ class Convolutions(nnx.Module):
                 for *sizes, enlarges in zip(ins, widths, kernels, strides, transposed, strict=True)
             ]
         )
-        self.norms = None
-        if norm == "instance":
-            self.norms = nnx.List([group_norm(width, width, rngs=rngs) for width in widths])
+        norms = lambda: nnx.List([group_norm(width, width, rngs=rngs) for width in widths])  # noqa: E731
+        self.norms = norms() if norm == "instance" else None
 
     def __call__(self, x: Float[Array, "B H W in"]) -> Float[Array, "B h w out"]:
         for number in range(len(self.layers)):
