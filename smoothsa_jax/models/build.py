@@ -19,21 +19,31 @@ from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
 from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
+from smoothsa_jax.models.decoders.spatial_broadcast import SpatialBroadcastDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
+from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
+from smoothsa_jax.models.encoders.resnet import ResNet
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
 from smoothsa_jax.models.interfaces import Aggregator
+from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import Projection, SlotModel
-from smoothsa_jax.models.targets import Features
+from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
 # A new part is one line here. The property tests run on every part in these tables.
-ENCODERS: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
-PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
+ENCODERS: dict[str, Callable] = {
+    "vit": ViT,
+    "dinov3": DINOv3,
+    "colour_fourier": ColourFourier,
+    "conv": Conv,
+    "resnet": ResNet,
+}
+PROJECTIONS: dict[str, Callable] = {"mlp": Projection, "transformer": TransformerProjection}
 INITIALIZERS: dict[str, Callable] = {
     "gaussian": Gaussian,
     "learned": Learned,
@@ -55,8 +65,15 @@ DECODERS: dict[str, Callable] = {
     "permuted_ar": PermutedARDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
+    "spatial_broadcast": SpatialBroadcastDecoder,
 }
-TARGETS: dict[str, Callable] = {"features": Features}
+TARGETS: dict[str, Callable] = {
+    "features": Features,
+    "pixels": Pixels,
+    "flow": Flow,
+    "depth": Depth,
+    "several": Several,
+}
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,
@@ -127,7 +144,7 @@ def _built(
     width = choose_width(config, encoder.width)
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
-    decoder = part("decoder", encoder.grid, target.width, slot_size)
+    decoder = part("decoder", getattr(target, "grid", encoder.grid), target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
     if hasattr(aggregator, "check_num_slots"):

@@ -344,6 +344,8 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         "slot_mask": shape((1, slots), bool),
         "segmentations": shape((1, frames, height, width), jnp.uint8),
         "categories": shape((1, objects), jnp.int32),
+        "flow": shape((1, frames, height, width, 2), jnp.float32),
+        "depth": shape((1, frames, height, width), jnp.float32),
     }
     patterns = frozen_patterns(config.weights)
     apart = {name: split(x, frozen=patterns if name == MODEL else ()) for name, x in models.items()}
