@@ -301,7 +301,7 @@ class Boxes(nnx.Module):
     def _read(self, boxes: Float[Array, "B N 4"]) -> Float[Array, "B N numbers"]:
         """Return the numbers of each box that are embedded."""
         if self.zeros:
-            boxes = jnp.maximum(boxes, 0.0).at[:, 0].set(0.0)
+            boxes = jnp.where(boxes < 0.0, 0.0, boxes).at[:, 0].set(0.0)
         if self.rows_first:
             boxes = boxes[..., jnp.array([1, 0, 3, 2])]
         return (boxes[..., :2] + boxes[..., 2:]) / 2 if self.center else boxes
