@@ -29,6 +29,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -258,6 +259,9 @@ SMOKE_PARTS = {
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "conv": {"width": 16},
+    "resnet": {"blocks": (1, 1, 1, 1), "root_width": 8, "groups": 4},
+    "spatial_broadcast": {"hidden_size": 16},
 }
 
 
@@ -694,10 +698,13 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
     encoder = config.model.get("encoder", data.encoder)
-    if config.data.image_size * encoder["resize"] % encoder["patch"]:
+    if "patch" in encoder and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
+    decoder = config.model.get("decoder", {})
+    if decoder and decoder.name == "spatial_broadcast":
+        decoder.cells = config.data.image_size // math.prod(decoder.strides)
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

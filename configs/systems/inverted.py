@@ -147,13 +147,14 @@ def _from_pixels(config: ConfigDict, data: base.DataSet, tokens: Settings) -> No
         "fusion": "early",  # the same function as late, in less memory
         **_CONVOLUTIONS,
     }
-    config.model.update(
-        slot_size=128 if is_clevr else 64,
-        encoder=ConfigDict({**encoder, "pixels": "unit", **_CONVOLUTIONS}),
-        projection=ConfigDict({**tokens, "hidden_size": 64 if is_clevr else 128}),
-        decoder=ConfigDict(decoder),
-        target=ConfigDict({"name": "pixels"}),
-    )
+    config.model.slot_size = 128 if is_clevr else 64
+    for part, settings in {  # whole parts are replaced
+        "encoder": {**encoder, "pixels": "unit", **_CONVOLUTIONS},
+        "projection": {**tokens, "hidden_size": 64 if is_clevr else 128},
+        "decoder": decoder,
+        "target": {"name": "pixels"},
+    }.items():
+        config.model[part] = ConfigDict(settings)
     config.losses.reconstruction = ConfigDict({"weight": 1.0, "reduction": "sum"})
     config.optimizer.learning_rate = ConfigDict(
         {
