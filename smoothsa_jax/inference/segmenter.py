@@ -76,6 +76,8 @@ class Segmenter:
                 f"the config has the task {config.task!r}, whose model finds no segments; load the "
                 "slot model that it was trained on"
             )
+        if reason := getattr(task, "no_segments", ""):
+            raise UserError(f"this model of the task {config.task!r} {reason}")
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
         self._aggregator, self._can_prune = type(model.aggregator), False
         self._pruning = pruning_settings(config.eval)

@@ -11,31 +11,49 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
+from smoothsa_jax.models.aggregators.unchanged import Unchanged
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
+from smoothsa_jax.models.decoders.rays import (
+    RayBroadcastDecoder,
+    RayMixerDecoder,
+    SceneDecoder,
+)
 from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
+from smoothsa_jax.models.encoders.scene import SceneEncoder
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
-from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Tokens, Warmed
 from smoothsa_jax.models.pruning import Redundancy
-from smoothsa_jax.models.slot_model import Projection, SlotModel
+from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import Features
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
+from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
 # A new part is one line here. The property tests run on every part in these tables.
-ENCODERS: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
-PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
+ENCODERS: dict[str, Callable] = {
+    "vit": ViT,
+    "dinov3": DINOv3,
+    "colour_fourier": ColourFourier,
+    "scene": SceneEncoder,
+}
+PROJECTIONS: dict[str, Callable] = {"mlp": Projection, "none": NoProjection}
 INITIALIZERS: dict[str, Callable] = {
     "gaussian": Gaussian,
     "learned": Learned,
     "boxes": Boxes,
     "warmed": Warmed,
+    "tokens": Tokens,
 }
-AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention, "metaslot": MetaSlot}
+AGGREGATORS: dict[str, Callable] = {
+    "slot_attention": SlotAttention,
+    "metaslot": MetaSlot,
+    "none": Unchanged,
+}
 TRANSITIONS: dict[str, Callable | None] = {
     "randsfq": RandSFQ,
     "transformer": Transformer,
@@ -46,8 +64,11 @@ DECODERS: dict[str, Callable] = {
     "permuted_ar": PermutedARDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
+    "ray_mixer": RayMixerDecoder,
+    "ray_broadcast": RayBroadcastDecoder,
+    "scene": SceneDecoder,
 }
-TARGETS: dict[str, Callable] = {"features": Features}
+TARGETS: dict[str, Callable] = {"features": Features, "rays": Rays}
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,

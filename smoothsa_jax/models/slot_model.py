@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.decoders.logits import taken_apart
-from smoothsa_jax.models.encoders.pixels import normalize
+from smoothsa_jax.models.encoders.pixels import as_shares, normalize
 from smoothsa_jax.models.interfaces import (
     Aggregated,
     Aggregator,
@@ -82,6 +82,21 @@ class Projection(nnx.Module):
 
     def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
         return self.mlp(self.norm(features))
+
+
+class NoProjection(nnx.Module):
+    """The features are the tokens.
+
+    Args:
+        width: C of the features.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        del rngs
+        self.width = width
+
+    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... F"]:
+        return features
 
 
 class SlotModel(nnx.Module):
@@ -171,12 +186,16 @@ class SlotModel(nnx.Module):
         """Encode all frames in one batch; the outputs have the model's dtype.
 
         Args:
-            video: (B,T,H,W,3) uint8, or normalized floats.
-            cameras: (B,T,...) for an encoder that takes them.
+            video: (B,T,H,W,3) uint8, or floats as the encoder takes them.
+            cameras: (B,T,...) for an encoder that takes them. An encoder of scenes sees all frames
+                as the views of one scene, and the features have T = 1.
             encoder: None: the model's own.
             also: outputs besides the features, among the encoder's `extras`.
         """
         encoder = self.encoder if encoder is None else encoder
+        if getattr(encoder, "of_scenes", False):
+            found = encoder(jax.lax.stop_gradient(as_shares(video)), cameras)
+            return {name: x.astype(self.dtype)[:, None] for name, x in found.items()}
         frames = normalize(video.reshape(-1, *video.shape[2:]))
         # Also in front of the encoder: the fastest attention of frozen blocks may have no gradient.
         frames = jax.lax.stop_gradient(frames)
@@ -285,7 +304,9 @@ class SlotModel(nnx.Module):
         return {**outputs, **kept}, carry, memory
 
     def _on_grid(self, x: Float[Array, "*B M"]) -> Float[Array, "*B h w"]:
-        return x.reshape(*x.shape[:-1], *self.encoder.grid)
+        width = self.encoder.grid[1]
+        # The views of a scene are one below the other.
+        return x.reshape(*x.shape[:-1], x.shape[-1] // width, width)
 
     def _outputs(
         self,
@@ -328,7 +349,11 @@ class SlotModel(nnx.Module):
         batch, num_frames = slots.shape[:2]
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
-        given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
+        exact = getattr(self.decoder, "exact", ())
+        given = {
+            name: fold(x) if name in exact else fold(x).astype(self.dtype)
+            for name, x in given.items()
+        }
         folded_mask = slot_mask
         if slot_mask is not None:
             of_frames = slot_mask.ndim == 3

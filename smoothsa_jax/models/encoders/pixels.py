@@ -20,6 +20,13 @@ def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
     return (pixels.astype(jnp.float32) - mean) / std
 
 
+def as_shares(pixels: Array) -> Float[Array, "..."]:
+    """Return uint8 pixels as numbers from 0 to 1; floats are that already."""
+    if not jnp.issubdtype(pixels.dtype, jnp.integer):
+        return pixels
+    return pixels.astype(jnp.float32) / 255.0
+
+
 def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
     """The feature grid (h, w) of an image; raise UserError if it does not divide into patches."""
     check_whole("model.encoder.patch", patch)
