@@ -43,6 +43,25 @@ ALLOCATOR = {
     "head_size": 5,
     "feed_forward_size": 14,
 }
+LINEN = {
+    "epsilon": 1e-8,
+    "activation": "relu",
+    "gru": "linen",
+    "norm_epsilon": 1e-6,
+    "start": "lecun",
+}
+INVERTED = {
+    "first": 2,
+    "later": None,
+    "share": (),
+    "inverted": True,
+    "update": "residual",
+    "renormalize": "mean",
+    "bias": True,
+    "output_projection": True,
+    "mlp_ratio": 2.0,
+    **LINEN,
+}
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
 # to places, not to slots.
@@ -122,6 +141,38 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "activation": "relu",
                 "start": "xavier",
             },
+            {**LINEN, "first": 1, "later": None, "qkv_size": 6, "mlp_size": 0},
+            {
+                **LINEN,
+                "first": 2,
+                "later": 1,
+                "gradient": "last",
+                "extra_iteration": True,
+                "num_heads": 2,
+                "mlp_size": 20,
+                "mlp_drop_rate": 0.5,
+            },
+        ],
+        "inverted_transformer": [
+            {**INVERTED, "later": 1, "gradient": "full"},
+            {**INVERTED, "inverted": False, "renormalize": "none", "gradient": "full"},
+            {
+                **INVERTED,
+                "share": ("gru",),
+                "update": "gru",
+                "renormalize": "layernorm",
+                "normalize_qk": True,
+                "gradient": "last",
+            },
+            {
+                **INVERTED,
+                "share": ("attention", "gru", "mlp"),
+                "update": "gru",
+                "bias": False,
+                "output_projection": False,
+                "qkv_size": 6,
+                "gradient": "last_and_queries",
+            },
         ],
         "metaslot": [
             {"first": 2, "later": 1, "codes": 16},
@@ -149,6 +200,17 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "attention_start": "xavier",
             },
             {"num_heads": 2, "norm": "post", "activation": "gelu", "bias": False},
+            {
+                "num_heads": 2,
+                "norm": "post",
+                "activation": "relu",
+                "bias": True,
+                "attention_start": "lecun",
+                "start": "lecun",
+                "qkv_size": 12,
+                "mlp_size": 20,
+                "norm_epsilon": 1e-6,
+            },
         ],
         "none": [{}],
     },

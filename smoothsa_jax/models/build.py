@@ -9,6 +9,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.inverted_transformer import (
+    InvertedTransformer,
+    check_iterations,
+)
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.aggregators.unchanged import Unchanged
@@ -27,6 +31,7 @@ from smoothsa_jax.models.encoders.scene import SceneEncoder
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Tokens, Warmed
+from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import Features
@@ -51,6 +56,7 @@ INITIALIZERS: dict[str, Callable] = {
 }
 AGGREGATORS: dict[str, Callable] = {
     "slot_attention": SlotAttention,
+    "inverted_transformer": InvertedTransformer,
     "metaslot": MetaSlot,
     "none": Unchanged,
 }
@@ -146,7 +152,7 @@ def _built(
         aggregator.check_num_slots(num_slots)
     pruning = part("pruning")
     if pruning is not None:
-        check_prunable(type(aggregator), config.aggregator.name)
+        check_prunable(aggregator, config.aggregator.name, pruning.restart)
     return SlotModel(
         encoder,
         projection,
@@ -162,13 +168,20 @@ def _built(
     )
 
 
-def check_prunable(aggregator: type, name: str) -> None:
-    """Refuse a class of aggregators that cannot be asked for a number of iterations, as in pruning.
+def check_prunable(aggregator: Aggregator, name: str, restart: str) -> None:
+    """Refuse an aggregator that cannot be asked for a number of iterations, as in pruning.
+
+    Args:
+        aggregator: the aggregator, with arrays or shapes.
+        name: its name in the config.
+        restart: of pruning; with "none" or "merge", nothing is aggregated once more.
 
     Raises:
-        UserError: its call has no argument `iterations`.
+        UserError: its call has no argument `iterations`, or its layers are a fixed number.
     """
-    if "iterations" not in inspect.signature(aggregator.__call__).parameters:
+    if restart in ("slots", "queries"):
+        check_iterations(aggregator, name)
+    if "iterations" not in inspect.signature(type(aggregator).__call__).parameters:
         raise UserError(
             f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
             "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "
