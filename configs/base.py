@@ -248,6 +248,14 @@ SMOKE = {
     "checkpoint": {"every": 3},
 }
 _SMOKE_VIT = {"width": 32, "depth": 1, "num_heads": 2, "registers": 1}
+_SMOKE_RAYS = {"octaves": 4, "position_octave": -2, "hidden_size": 32, "renderer_layers": 2}
+_SMOKE_ALLOCATOR = {
+    "query_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_size": 16,
+    "feed_forward_size": 32,
+}
 SMOKE_SLOT_SIZE = 32
 SMOKE_PARTS = {
     "vit": _SMOKE_VIT,
@@ -257,6 +265,19 @@ SMOKE_PARTS = {
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "scene": {
+        "width": 32,
+        "channels": 4,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "octaves": 4,
+        "position_octave": -2,
+    },
+    "ray_mixer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR, "mix_size": 32},
+    "ray_broadcast": _SMOKE_RAYS,
+    "ray_transformer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR},
+    "rays": {"rays": 64},
 }
 
 

@@ -275,7 +275,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {**RAYS, **ALLOCATOR, "mix_size": 9, "norm": True},
         ],
         "ray_broadcast": [RAYS],
-        "scene": [{**RAYS, **ALLOCATOR}],
+        "ray_transformer": [{**RAYS, **ALLOCATOR}],
     },
     "target": {
         "features": [{}],

@@ -22,7 +22,7 @@ from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
 from smoothsa_jax.models.decoders.rays import (
     RayBroadcastDecoder,
     RayMixerDecoder,
-    SceneDecoder,
+    RayTransformerDecoder,
 )
 from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
@@ -72,7 +72,7 @@ DECODERS: dict[str, Callable] = {
     "slot_mixer": SlotMixerDecoder,
     "ray_mixer": RayMixerDecoder,
     "ray_broadcast": RayBroadcastDecoder,
-    "scene": SceneDecoder,
+    "ray_transformer": RayTransformerDecoder,
 }
 TARGETS: dict[str, Callable] = {"features": Features, "rays": Rays}
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}

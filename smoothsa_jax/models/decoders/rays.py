@@ -296,7 +296,7 @@ class RayBroadcastDecoder(_RayDecoder):
         return jnp.einsum("brn,brnk->brk", weights.astype(colours.dtype), colours), weights
 
 
-class SceneDecoder(_RayDecoder):
+class RayTransformerDecoder(_RayDecoder):
     """SRT's decoder, as OSRT improved it: rays look at a scene's tokens. It has no masks.
 
     With the initializer `tokens` and the aggregator `none`, the tokens stand where slots would.

@@ -6,15 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.layers.attention import attend
-from smoothsa_jax.models.layers.basic import MLP, Linear, layer_norm, packed_products
-
-
-def truncated_linear(
-    in_features: int, out_features: int, *, bias: bool = False, rngs: nnx.Rngs
-) -> Linear:
-    """A Linear layer that starts from a normal of std 1/sqrt(fan_in), cut at 2 std."""
-    start = nnx.initializers.truncated_normal(in_features**-0.5, lower=-2.0, upper=2.0)
-    return Linear(in_features, out_features, use_bias=bias, kernel_init=start, rngs=rngs)
+from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear, packed_products
 
 
 class SceneAttention(nnx.Module):
@@ -42,11 +34,13 @@ class SceneAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         inner, self.num_heads = num_heads * head_size, num_heads
+        start = {"start": "truncated", "rngs": rngs}
+        project = lambda *sizes: linear(*sizes, bias=False, **start)  # noqa: E731
         own = memory_width is None
-        self.packed = truncated_linear(width, 3 * inner, rngs=rngs) if own else None
-        self.query = None if own else truncated_linear(width, inner, rngs=rngs)
-        self.key_value = None if own else truncated_linear(memory_width, 2 * inner, rngs=rngs)
-        self.out = truncated_linear(inner, width, bias=True, rngs=rngs)
+        self.packed = project(width, 3 * inner) if own else None
+        self.query = None if own else project(width, inner)
+        self.key_value = None if own else project(memory_width, 2 * inner)
+        self.out = linear(inner, width, **start)
 
     def __call__(
         self,
