@@ -31,6 +31,34 @@ BFLOAT16 = 5e-2  # of the largest value
 TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
 del TABLES["target_encoder"]  # the same as "encoder"
 
+CONV = {
+    "width": 6,
+    "kernel_size": 5,
+    "strides": (2, 1, 2),
+    "padding": "same",
+    "last_relu": True,
+    "norm": "none",
+    "position": "linear",
+    "pixels": "unit",
+    "start": "lecun",
+}
+RESNET = {
+    "blocks": (1, 2),
+    "root_width": 4,
+    "groups": 2,
+    "padding": "same",
+    "position": "linear",
+    "pixels": "unit",
+    "start": "lecun",
+}
+BROADCAST = {
+    "cells": GRID,
+    "hidden_size": 6,
+    "kernel_size": 3,
+    "padding": "same",
+    "position": "linear",
+    "start": "lecun",
+}
 VIT = {"depth": 1, "num_heads": 2, "patch": 4, "registers": 1, "resize": 1.0}
 MIXER = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "renderer_layers": 3}
 PERMUTED = {"num_layers": 2, "num_heads": 2, "activation": "relu", "bos_std": 0.3}
@@ -63,6 +91,7 @@ INVERTED = {
     **LINEN,
 }
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
+BATCH_ARRAYS = ("video", "flow", "depth", "cameras")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
 # to places, not to slots.
 SETTINGS: dict[str, dict[str, list[dict]]] = {
@@ -103,9 +132,37 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "position_scale": 0.3,
             }
         ],
+        "conv": [
+            CONV,
+            {
+                **CONV,
+                "padding": "torch",
+                "last_relu": False,
+                "position": "borders",
+                "pixels": "signed",
+                "start": "torch",
+            },
+            {**CONV, "norm": "instance", "position": "fourier", "position_waves": 2},
+            {**CONV, "norm": "unused", "position": "none", "pixels": "imagenet"},
+        ],
+        "resnet": [
+            {**RESNET, "root": "large", "blocks": (1,)},
+            {**RESNET, "root": "small", "blocks": (1, 1, 2), "padding": "torch", "start": "torch"},
+        ],
     },
     "projection": {
         "mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}],
+        "transformer": [
+            {
+                "hidden_size": 10,
+                "size": 8,
+                "num_layers": 2,
+                "num_heads": 2,
+                "mlp_size": 12,
+                "norm_epsilon": 1e-6,
+                "start": "lecun",
+            }
+        ],
         "none": [{}],
     },
     "initializer": {
@@ -276,13 +333,45 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         ],
         "ray_broadcast": [RAYS],
         "ray_transformer": [{**RAYS, **ALLOCATOR}],
+        "spatial_broadcast": [
+            {
+                **BROADCAST,
+                "strides": (1, 1),
+                "transposed": (True, False),
+                "head": "separate",
+                "fusion": "early",
+            },
+            {
+                **BROADCAST,
+                "strides": (1, 1),
+                "transposed": (True, True),
+                "head": "separate",
+                "fusion": "late",
+                "position": "fourier",
+                "position_waves": 2,
+            },
+            {
+                **BROADCAST,
+                "strides": (1, 1),
+                "transposed": (True, True),
+                "padding": "torch",
+                "position": "borders",
+                "head": "joint",
+                "fusion": "late",
+                "start": "torch",
+            },
+        ],
     },
     "target": {
         "features": [{}],
+        "pixels": [{}],
+        "flow": [{}],
+        "depth": [{}],
         "rays": [
             {"input_views": 2, "targets": "others", "order": "drawn", "rays": 7},
             {"input_views": 1, "targets": "all", "order": "given", "rays": 7},
         ],
+        "several": [{"flow": {"name": "flow"}, "depth": {"name": "depth"}}],
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
@@ -304,7 +393,7 @@ SIZES: dict[str, tuple] = {
     "head": (SIZE,),
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
-OF_CAMERAS = ("cameras", "positions", "rays")  # float32 in any model
+EXACT = (*BATCH_ARRAYS, "positions", "rays")  # float32 in any model
 OF_PARTS = {"tokens": (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
 
 
@@ -383,7 +472,9 @@ def inputs_of(seed: int = 0) -> dict[str, np.ndarray]:
         "slots": normal(FRAMES, SLOTS, SIZE),
         "boxes": corners.reshape(BATCH, SLOTS, 4),
         "mask": np.ones((BATCH, SLOTS), bool),
-        "video": rng.integers(0, 256, (BATCH, FRAMES, *IMAGE, 3), np.uint8),
+        "video": normal(FRAMES, *IMAGE, 3),
+        "flow": normal(FRAMES, *IMAGE, 2),
+        "depth": np.abs(normal(FRAMES, *IMAGE)),
         "cameras": normal(FRAMES, 4, 3),
         "positions": normal(TOKENS, 3),
         "rays": normal(TOKENS, 3),
@@ -412,7 +503,7 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "projection":
         return {}, {"tokens": module(tokens)}
     if row.kind == "target":
-        return {}, module(x, {"features": tokens}, draws)
+        return {}, module({name: x[name] for name in BATCH_ARRAYS}, {"features": tokens}, draws)
     if row.kind == "initializer":
         values = scheduled_settings("model", row.settings, TABLES[row.kind])
         queries, extras = module(tokens[:, 0], x["boxes"], mask, draws, values)
@@ -458,7 +549,7 @@ def compiled(row: Row, dtype: str = "float32") -> Callable:
 
     def run(arrays, x, draws):
         in_dtype = lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf  # noqa: E731
-        x = {name: leaf if name in OF_CAMERAS else in_dtype(leaf) for name, leaf in x.items()}
+        x = {k: leaf if k in EXACT else in_dtype(leaf) for k, leaf in x.items()}
         return outputs_of(row, definition.merge(arrays), x, draws)
 
     return functools.partial(jax.jit(run), arrays)
@@ -569,9 +660,9 @@ def test_bfloat16_is_near_float32(row):
     assert exact.keys() == near.keys()
     promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
     for name, value in near.items():
-        expected = np.float32 if name.startswith(promised) else jnp.bfloat16
-        # `SlotModel.encode` casts what an encoder gives, and pixels are what they are.
-        if row.kind != "encoder" and row.name != "rays":
+        exact_target = row.kind == "target" and row.name != "features"
+        expected = np.float32 if name.startswith(promised) or exact_target else jnp.bfloat16
+        if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
         assert exact[name].dtype == np.float32
         error = np.abs(value.astype(np.float32) - exact[name]).max()
@@ -673,11 +764,14 @@ def test_targets_are_constants_without_parameters(row):
     definition, arrays = built(row)
     assert not arrays
 
-    def total(tokens):
-        found = definition.merge({})(inputs_of(), {"features": tokens}, drawn(row, True))
+    def total(tokens, batch):
+        found = definition.merge({})(batch, {"features": tokens}, drawn(row, True))
         return sum(jnp.sum(x) for x in found.values())
 
-    assert not np.any(jax.grad(total)(inputs_of()["tokens"]))
+    x = inputs_of()
+    batch = {name: x[name] for name in BATCH_ARRAYS}
+    gradients = jax.grad(total, argnums=(0, 1))(x["tokens"], batch)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
 @of_rows("encoder")

@@ -79,6 +79,7 @@ class Segmenter:
         if reason := getattr(task, "no_segments", ""):
             raise UserError(f"this model of the task {config.task!r} {reason}")
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
+        self._target_grid = getattr(model.target, "grid", self.grid)
         self._aggregator = model.aggregator  # shapes alone
         self._pruning = pruning_settings(config.eval)
         self.num_slots = config.model.num_slots
@@ -140,7 +141,7 @@ class Segmenter:
             params: Parameters, constants: Any, carry: Carry, memory: Any, prune: Prune | None
         ):
             model = definition.merge(params, differentiated=False)
-            given = {"target": constants["target"]}
+            given = {name: constants[name] for name in ("target",) if name in constants}
             features, asked = constants["features"], as_scheduled(prune)
             outputs, carry, memory = model.follow(features, given, carry, memory, asked)
             return self._found({**constants, **outputs}), carry, memory
@@ -433,18 +434,19 @@ class Segmenter:
 
     def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the contents of a segmentation, (B,T,...), float32."""
-        prediction, target = outputs.get("prediction"), outputs["target"].astype(jnp.float32)
+        prediction, target = outputs.get("prediction"), outputs.get("target")
         found = {name: outputs[name] for name in ("slots", "attention") if name in outputs}
         if "slot_mask" in outputs:
             found["slot_mask"] = outputs["slot_mask"]
         # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])
-        grid = (*found["slots"].shape[:2], *self.grid)
-        shape = None if prediction is None else prediction.shape
-        if shape == target.shape and shape[2] == math.prod(self.grid):
-            error = jnp.square(prediction - target).mean(-1)
+        grid = (*found["slots"].shape[:2], *self._target_grid)
+        shapes = [None if x is None else x.shape for x in (prediction, target)]
+        if None not in shapes and shapes[0] == shapes[1] and shapes[0][2] == math.prod(grid[2:]):
+            error = jnp.square(prediction - target.astype(jnp.float32)).mean(-1)
             return {**found, "reconstruction_error": error.reshape(grid)}
-        # A prediction that is not a feature per token has no error per token.
+        # A prediction that is not one of each place has no error there. A video has no target of
+        # flow or depth.
         return {**found, "reconstruction_error": jnp.full(grid, jnp.nan, jnp.float32)}
 
     def _segmentation(

@@ -25,16 +25,20 @@ from smoothsa_jax.models.decoders.rays import (
     RayTransformerDecoder,
 )
 from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
+from smoothsa_jax.models.decoders.spatial_broadcast import SpatialBroadcastDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
+from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
+from smoothsa_jax.models.encoders.resnet import ResNet
 from smoothsa_jax.models.encoders.scene import SceneEncoder
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Tokens, Warmed
 from smoothsa_jax.models.interfaces import Aggregator
+from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
-from smoothsa_jax.models.targets import Features
+from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
 from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
@@ -44,9 +48,15 @@ ENCODERS: dict[str, Callable] = {
     "vit": ViT,
     "dinov3": DINOv3,
     "colour_fourier": ColourFourier,
+    "conv": Conv,
+    "resnet": ResNet,
     "scene": SceneEncoder,
 }
-PROJECTIONS: dict[str, Callable] = {"mlp": Projection, "none": NoProjection}
+PROJECTIONS: dict[str, Callable] = {
+    "mlp": Projection,
+    "transformer": TransformerProjection,
+    "none": NoProjection,
+}
 INITIALIZERS: dict[str, Callable] = {
     "gaussian": Gaussian,
     "learned": Learned,
@@ -70,11 +80,19 @@ DECODERS: dict[str, Callable] = {
     "permuted_ar": PermutedARDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
+    "spatial_broadcast": SpatialBroadcastDecoder,
     "ray_mixer": RayMixerDecoder,
     "ray_broadcast": RayBroadcastDecoder,
     "ray_transformer": RayTransformerDecoder,
 }
-TARGETS: dict[str, Callable] = {"features": Features, "rays": Rays}
+TARGETS: dict[str, Callable] = {
+    "features": Features,
+    "pixels": Pixels,
+    "flow": Flow,
+    "depth": Depth,
+    "several": Several,
+    "rays": Rays,
+}
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,
@@ -145,7 +163,7 @@ def _built(
     width = choose_width(config, encoder.width)
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
-    decoder = part("decoder", encoder.grid, target.width, slot_size)
+    decoder = part("decoder", getattr(target, "grid", encoder.grid), target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
     if hasattr(aggregator, "check_num_slots"):

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.encoders.pixels import as_shares
+from smoothsa_jax.models.encoders.pixels import normalize
 from smoothsa_jax.models.interfaces import Draws, Encoder, Sizes
 from smoothsa_jax.models.layers.rays import pixel_rays
 from smoothsa_jax.parts import check_one_of, check_whole
@@ -36,6 +36,7 @@ class Rays(nnx.Module):
     batch_reads = ("cameras",)
     width = 3
     of_rays = True
+    pixels = "unit"
 
     def __init__(
         self,
@@ -122,11 +123,11 @@ class Rays(nnx.Module):
         rows, columns = at // width, at % width
         view = jnp.take_along_axis(order[:, places.start :], place, axis=1)
         pick = jax.vmap(lambda video, *index: video[index])
-        colours = as_shares(pick(batch["video"], view, rows, columns))
+        colours = normalize(pick(batch["video"], view, rows, columns), self)
         cameras = jax.vmap(lambda cameras, view: cameras[view])(batch["cameras"], view)
         positions, rays = pixel_rays(cameras, rows, columns, self.image_size)
         found = {"target": colours, "positions": positions, "rays": rays}
-        return {name: x[:, None] for name, x in found.items()}
+        return {name: jax.lax.stop_gradient(x)[:, None] for name, x in found.items()}
 
 
 def _given(batch: int, length: int) -> Int[Array, "B L"]:

@@ -354,6 +354,8 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         "slot_mask": shape((1, slots), bool),
         "segmentations": shape((1, frames, height, width), jnp.uint8),
         "categories": shape((1, objects), jnp.int32),
+        "flow": shape((1, frames, height, width, 2), jnp.float32),
+        "depth": shape((1, frames, height, width), jnp.float32),
     }
     if "cameras" in task.inputs:
         batch["cameras"] = shape((1, frames, 4, 3), jnp.float32)

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from smoothsa_jax.models.layers.basic import linear, uniform
+from smoothsa_jax.models.layers.basic import linear
+from smoothsa_jax.models.layers.conv import Convolution, size_after
 from smoothsa_jax.models.layers.rays import pixel_rays, ray_encoding
 from smoothsa_jax.models.layers.scene import SceneLayer
 from smoothsa_jax.parts import check_heads, check_whole
@@ -35,6 +36,7 @@ class SceneEncoder(nnx.Module):
 
     batch_reads = ("cameras",)
     of_scenes = True
+    pixels = "unit"
 
     def __init__(
         self,
@@ -64,15 +66,15 @@ class SceneEncoder(nnx.Module):
         self.width, self.image_size = width, image_size
         self.encoding = ray_encoding(path, octaves, position_octave)
         self.every = every
-        grid = [len(range(every // 2, length, every)) for length in image_size]
+        self.grid = tuple(len(range(every // 2, length, every)) for length in image_size)
         for _ in range(num_blocks):
-            grid = [-(-length // 2) for length in grid]
-        self.grid = (grid[0], grid[1])  # of each view
+            self.grid = size_after("torch", 3, 2, False, self.grid)
         convolutions, inputs = [], 3 + self.encoding.width
         for block in range(num_blocks):
             hidden = inputs if block else channels
             for sizes, stride in (((inputs, hidden), 1), ((hidden, 2 * hidden), 2)):
-                convolutions.append(_convolution(*sizes, stride, rngs))
+                of_torch = {"padding": "torch", "bias": False, "start": "torch", "rngs": rngs}
+                convolutions.append(Convolution(*sizes, 3, stride, **of_torch))
             inputs = 2 * hidden
         self.convolutions = nnx.List(convolutions)
         self.project = linear(inputs, width, rngs=rngs)
@@ -131,17 +133,3 @@ class SceneEncoder(nnx.Module):
         for layer in self.layers:
             tokens = layer(tokens)
         return tokens
-
-
-def _convolution(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 3x3 convolution without bias, with torch's padding and initial values."""
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (3, 3),
-        strides=stride,
-        padding=1,
-        use_bias=False,
-        kernel_init=uniform((9 * inputs) ** -0.5),
-        rngs=rngs,
-    )
