@@ -334,6 +334,25 @@ def has_videos(data: DataSet) -> bool:
     return data.is_video or any(change(data).is_video for change in data.variants.values())
 
 
+def has_views(data: DataSet) -> bool:
+    """Tell whether a data set, or a variant of it, has views of scenes, with their cameras."""
+    return _shows_scenes(data) or any(_shows_scenes(x(data)) for x in data.variants.values())
+
+
+def refuse_without_views(data: DataSet, title: str) -> None:
+    """Refuse pictures and videos, for a system of scenes that several cameras see."""
+    if not _shows_scenes(data):
+        add = _word_for(data, _shows_scenes, "choose another data set")
+        raise UserError(
+            f"{title} is a system of scenes that several cameras see, but {data.name} has no such "
+            f"views here; {add}"
+        )
+
+
+def _shows_scenes(data: DataSet) -> bool:
+    return data.data.get("views", False)
+
+
 def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -> str:
     """Say which data variant suits a system."""
     words = [word for word, change in data.variants.items() if suits(change(data))]
@@ -714,7 +733,7 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
     encoder = config.model.get("encoder", data.encoder)
-    if config.data.image_size * encoder["resize"] % encoder["patch"]:
+    if "patch" in encoder and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE

@@ -44,22 +44,22 @@ RECIPES = {
     "obsurf_msn": {"batch_size": 128, "warmup": 2_500, "rays": 6144},
 }
 STEPS, STEPS_OF_INVERTED = 4_000_000, 1_000_000
-DECAY = 0.16  # of the rate, in 4,000,000 steps
+# In which the learning rate halves: it falls to 0.16 in 4,000,000 steps.
+HALF_LIFE = 4_000_000 * math.log(0.5) / math.log(0.16)
 
 
 def fits(data: base.DataSet) -> bool:
-    return base.has_views(data)
+    return data.name in RECIPES or base.has_views(data)
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
-    base.refuse_without_views(data, TITLE)
-    recipe = RECIPES.get(data.name, RECIPES["msn_hard"])
+    if data.name not in RECIPES:
+        base.refuse_without_views(data, TITLE)
     one = data.data["num_frames"] <= 3  # views: one of them is the input, and all are targets
     config.task = "views"
     config.weights = ConfigDict()  # nothing is frozen
-    config.model.update(
-        slot_size=1536,
-        encoder={
+    config.model.encoder = ConfigDict(
+        {
             "name": "scene",
             "width": 768,
             "channels": 96,
@@ -70,7 +70,10 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "octaves": 15,
             "position_octave": -5,
             "every": 2 if data.name in ("clevr3d", "obsurf_msn") else 1,
-        },
+        }
+    )
+    config.model.update(
+        slot_size=1536,
         projection={"name": "none"},
         initializer={"name": "learned", "start": "normal", "start_std": 1.0, "noise": 0.0},
         aggregator={
@@ -92,24 +95,25 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "input_views": 1 if one else 5,
             "targets": "all" if one else "others",
             "order": "drawn",
-            "rays": recipe["rays"],
+            "rays": RECIPES.get(data.name, RECIPES["msn_hard"])["rays"],
         },
     )
     config.losses.reconstruction = ConfigDict({"weight": 1.0})
     config.optimizer.clip_norm = 0.0
-    _train_for(config, data, STEPS, recipe)
+    _train_for(config, data, STEPS)
 
 
-def _train_for(config: ConfigDict, data: base.DataSet, num_steps: int, recipe: dict) -> None:
-    """Set the length of the training; the learning rate depends on the step alone."""
+def _train_for(config: ConfigDict, data: base.DataSet, num_steps: int) -> None:
+    """Set the length of the training. The learning rate depends on the step, not on the length."""
+    recipe = RECIPES.get(data.name, RECIPES["msn_hard"])
     base.use_length(config, data, num_steps=num_steps, batch_size=recipe["batch_size"])
-    share = 1.0 / num_steps if data.small is None else 1.0 / STEPS
+    embedded = data.small is not None
     config.optimizer.learning_rate = ConfigDict(
         {
             "schedule": "warmup_halving",
             "peak": 1e-4,
-            "warmup": recipe["warmup"] * share,
-            "half_life": math.log(0.5) / math.log(DECAY) * STEPS * share,
+            "warmup": 0.05 if embedded else recipe["warmup"] / num_steps,
+            "half_life": HALF_LIFE / (STEPS if embedded else num_steps),
         }
     )
 
@@ -135,7 +139,7 @@ def srt(config: ConfigDict, data: base.DataSet) -> None:
 def sa(config: ConfigDict, data: base.DataSet) -> None:
     config.title = f"{TITLE}, SA"
     config.model.aggregator.first = 5
-    _as_inverted(config, data)
+    _train_for(config, data, STEPS_OF_INVERTED)
 
 
 def sa_id(config: ConfigDict, data: base.DataSet) -> None:
@@ -167,12 +171,7 @@ def tf_inv(config: ConfigDict, data: base.DataSet) -> None:
             "start": "lecun",
         }
     )
-    _as_inverted(config, data)
-
-
-def _as_inverted(config: ConfigDict, data: base.DataSet) -> None:
-    recipe = RECIPES.get(data.name, RECIPES["msn_hard"])
-    _train_for(config, data, STEPS_OF_INVERTED, recipe)
+    _train_for(config, data, STEPS_OF_INVERTED)
 
 
 WORDS = {
