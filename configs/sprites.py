@@ -55,6 +55,7 @@ SMALL = {
             "hidden_size": 128,
             "octaves": 8,
             "position_octave": -5,
+            "every": 2,
         },
         "ray_mixer": {**RAYS, **ALLOCATOR, "mix_size": 64},
         "ray_broadcast": RAYS,
