@@ -118,7 +118,7 @@ def decoder_sizes(name: str, names: Mapping[str, np.ndarray], slot_size: int) ->
     return {**found, "position_octave": POSITION_OCTAVE}
 
 
-def of_gallery(words: str = "", image_size: int = 16, num_views: int = 10) -> ConfigDict:
+def of_gallery(image_size: tuple[int, int] = (16, 16), num_views: int = 10) -> ConfigDict:
     data = base.DataSet(
         name="rooms",
         data={"name": "scenes", "views": True, "image_size": image_size, "num_frames": num_views},
@@ -127,7 +127,7 @@ def of_gallery(words: str = "", image_size: int = 16, num_views: int = 10) -> Co
         batch_size=2,
         small={"model": {}, "parts": {}, "losses": {}, "optimizer": {}, "full_gradient": {}},
     )
-    return base.compose(data, f"osrt,{words}" if words else "osrt").unlock()
+    return base.compose(data, "osrt").unlock()
 
 
 def is_null(name: str) -> bool:
@@ -277,7 +277,7 @@ class Recorded:
         images = in_last(file["inp/input_images"])
         params = file.group("param/")
         slots = params["encoder.slot_attention.initial_slots"]
-        config = of_gallery(image_size=images.shape[2], num_views=2 * images.shape[1])
+        config = of_gallery(image_size=images.shape[2:4], num_views=2 * images.shape[1])
         model = config.model
         model.num_slots, model.slot_size = slots.shape
         model.encoder.update(encoder_sizes(params))
@@ -377,7 +377,7 @@ def test_trajectory(monkeypatch):
         training = build_training(config)
         place = lambda x: jax.device_put(x, replicated(training.mesh))  # noqa: E731
         state = training.state.replace(params=place(case.arrays))
-        views = np.zeros((len(case.batch["images"]), 1, 1, 1, 3), np.uint8)
+        views = np.zeros((len(case.true), config.data.num_frames, 1, 1, 3), np.uint8)
         slot_mask = np.ones((len(views), config.model.num_slots), bool)
         batch = training.place({**case.batch, "video": views, "slot_mask": slot_mask})
         found = []

@@ -269,7 +269,7 @@ def program_of(config: ConfigDict) -> Program | None:
     model = _slot_model_of(config)
     if model is None or "cold" in model.get("initializer", {}):
         return None
-    if model.encoder.name == "scene":
+    if model.get("encoder", {}).get("name") == "scene":
         return OSRT
     if model.aggregator.get("epsilon_in", "sum") == "sum":
         return GENERA1Z
