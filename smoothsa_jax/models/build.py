@@ -265,6 +265,30 @@ def cold_start(config: ConfigDict) -> str:
     return initializer.name
 
 
+def untrained_queries(config: Mapping[str, Any]) -> str | None:
+    """Say which parts of a slot model get no gradient, because its aggregator cuts it off.
+
+    Args:
+        config: the `model` part of a config.
+
+    Returns:
+        A line for the user; None where all parts are trained.
+    """
+    if "aggregator" not in config or config["aggregator"].get("gradient") != "last":
+        return None
+    start, parts = config["initializer"], []
+    if "cold" not in start or start.get("straight_through", False):
+        parts.append(f"model.initializer.name={start['name']!r}")
+    if config["transition"]["name"] != "none":
+        parts.append(f"model.transition.name={config['transition']['name']!r}")
+    if not parts:
+        return None
+    return (
+        f"{' and '.join(parts)} gets no gradient and keeps its initial values, because "
+        "model.aggregator.gradient is 'last'; with 'last_and_queries' it would be trained"
+    )
+
+
 def has_transition(config: ConfigDict) -> bool:
     """Tell whether a slot model carries slots from one frame to the next."""
     transition = config.transition
