@@ -70,6 +70,18 @@ LINEN = {
     "norm_epsilon": 1e-6,
     "start": "lecun",
 }
+INVERTED = {
+    "first": 2,
+    "later": None,
+    "share": (),
+    "inverted": True,
+    "update": "residual",
+    "renormalize": "mean",
+    "bias": True,
+    "output_projection": True,
+    "mlp_ratio": 2.0,
+    **LINEN,
+}
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
 BATCH_ARRAYS = ("video", "flow", "depth")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
@@ -174,6 +186,27 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "num_heads": 2,
                 "mlp_size": 20,
                 "mlp_drop_rate": 0.5,
+            },
+        ],
+        "inverted_transformer": [
+            {**INVERTED, "later": 1, "gradient": "full"},
+            {**INVERTED, "inverted": False, "renormalize": "none", "gradient": "full"},
+            {
+                **INVERTED,
+                "share": ("gru",),
+                "update": "gru",
+                "renormalize": "layernorm",
+                "normalize_qk": True,
+                "gradient": "last",
+            },
+            {
+                **INVERTED,
+                "share": ("attention", "gru", "mlp"),
+                "update": "gru",
+                "bias": False,
+                "output_projection": False,
+                "qkv_size": 6,
+                "gradient": "last_and_queries",
             },
         ],
         "metaslot": [

@@ -78,7 +78,7 @@ class Segmenter:
             )
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
         self._target_grid = getattr(model.target, "grid", self.grid)
-        self._aggregator, self._can_prune = type(model.aggregator), False
+        self._aggregator = model.aggregator  # shapes alone
         self._pruning = pruning_settings(config.eval)
         self.num_slots = config.model.num_slots
         self.starts_from_boxes = starts_from_boxes(config.model)
@@ -358,9 +358,8 @@ class Segmenter:
         given = prune, prune_restart, prune_iterations, prune_video
         defaults = self._pruning
         asked = prune_of(*(d if x is None else x for x, d in zip(given, defaults, strict=True)))
-        if asked is not None and not self._can_prune:
-            check_prunable(self._aggregator, self.config.model.aggregator.name)
-            self._can_prune = True
+        if asked is not None:
+            check_prunable(self._aggregator, self.config.model.aggregator.name, asked.restart)
         return asked
 
     def save(self, folder: str | os.PathLike) -> None:

@@ -24,7 +24,9 @@ class Reconstruction:
     def __init__(self, *, reduction: str = "mean", of: str | None = None):
         check_one_of("losses.reconstruction.reduction", reduction, REDUCTIONS)
         self.summed = reduction == "sum"
-        self.reads = ("prediction", "target") if of is None else (f"{of}.prediction", f"{of}.target")
+        self.reads = (
+            ("prediction", "target") if of is None else (f"{of}.prediction", f"{of}.target")
+        )
         if of is not None:
             several = f"name it in model.target, with model.target.name='several', to have {of}"
             self.advice = dict.fromkeys(self.reads, several)

@@ -9,6 +9,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.inverted_transformer import (
+    InvertedTransformer,
+    check_iterations,
+)
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
@@ -23,6 +27,7 @@ from smoothsa_jax.models.encoders.resnet import ResNet
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import Projection, SlotModel
@@ -45,7 +50,11 @@ INITIALIZERS: dict[str, Callable] = {
     "boxes": Boxes,
     "warmed": Warmed,
 }
-AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention, "metaslot": MetaSlot}
+AGGREGATORS: dict[str, Callable] = {
+    "slot_attention": SlotAttention,
+    "inverted_transformer": InvertedTransformer,
+    "metaslot": MetaSlot,
+}
 TRANSITIONS: dict[str, Callable | None] = {
     "randsfq": RandSFQ,
     "transformer": Transformer,
@@ -142,7 +151,7 @@ def _built(
         aggregator.check_num_slots(num_slots)
     pruning = part("pruning")
     if pruning is not None:
-        check_prunable(type(aggregator), config.aggregator.name)
+        check_prunable(aggregator, config.aggregator.name, pruning.restart)
     return SlotModel(
         encoder,
         projection,
@@ -158,13 +167,20 @@ def _built(
     )
 
 
-def check_prunable(aggregator: type, name: str) -> None:
-    """Refuse a class of aggregators that cannot be asked for a number of iterations, as in pruning.
+def check_prunable(aggregator: Aggregator, name: str, restart: str) -> None:
+    """Refuse an aggregator that cannot be asked for a number of iterations, as in pruning.
+
+    Args:
+        aggregator: the aggregator, with arrays or shapes.
+        name: its name in the config.
+        restart: of pruning; with "none" or "merge", nothing is aggregated once more.
 
     Raises:
-        UserError: its call has no argument `iterations`.
+        UserError: its call has no argument `iterations`, or its layers are a fixed number.
     """
-    if "iterations" not in inspect.signature(aggregator.__call__).parameters:
+    if restart in ("slots", "queries"):
+        check_iterations(aggregator, name)
+    if "iterations" not in inspect.signature(type(aggregator).__call__).parameters:
         raise UserError(
             f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
             "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "

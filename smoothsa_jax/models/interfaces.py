@@ -159,6 +159,10 @@ class Aggregator(Protocol):
 
     Sizes of the constructor: width (C, of the tokens), slot_size (D). Its draws are (B, T, ...): a
     call gets those of its frame.
+
+    Attributes:
+        any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
+            true.
     """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:

@@ -227,7 +227,7 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
             f"trained on; set --config.eval.{key}=None"
         )
     if settings.prune is not None:
-        check_prunable(type(model.aggregator), config.model.aggregator.name)
+        check_prunable(model.aggregator, config.model.aggregator.name, settings.prune_restart)
     own, start = config.model.num_slots, model.initializer
     if settings.num_slots in (None, own):
         return

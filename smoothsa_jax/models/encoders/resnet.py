@@ -53,7 +53,9 @@ class Block(nnx.Module):
         self.norm_second = group_norm(out_features, groups, rngs=rngs)
         self.norm_second.scale[...] = jnp.zeros_like(self.norm_second.scale[...])
         changes = stride != 1 or in_features != out_features
-        self.shortcut = Convolution(in_features, out_features, 1, stride, **more) if changes else None
+        self.shortcut = (
+            Convolution(in_features, out_features, 1, stride, **more) if changes else None
+        )
         self.norm_shortcut = group_norm(out_features, groups, rngs=rngs) if changes else None
 
     def __call__(self, x: Float[Array, "B H W in"]) -> Float[Array, "B h w out"]:
