@@ -4,7 +4,8 @@ A config is built in this order, and later settings win:
 
     1. `defaults`, below
     2. the facts of the data set, which the system fits itself to: slots, frames, boxes, encoder
-    3. the system (a file of `configs/systems/`), its variant and version, and the word `smooth`
+    3. the system (a file of `configs/systems/`), its variant, queries and version, and the word
+       `smooth`
     4. the data set's own settings, and its `small` block if it has one
     5. the task, such as `recognition`
     6. the word `smoke`
@@ -19,7 +20,7 @@ A file of `configs/systems/` states:
                                     reads. With an argument `version`, it gets the word of that kind
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
-                                    kind is "system variant", "version" or "task"
+                                    kind is "system variant", "queries", "version" or "task"
 
 A new file there is a new word; there is no list to extend.
 """
@@ -641,7 +642,7 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     system = systems()[chosen.get("system", DEFAULT_SYSTEM)]
     config.title = system.TITLE
     system.apply(config, data)
-    for kind in ("system variant", "version"):
+    for kind in ("system variant", "queries", "version"):
         if kind in chosen:
             _function(chosen, kind)(config, data)
     if "smooth" in chosen:

@@ -82,6 +82,14 @@ INVERTED = {
     "mlp_ratio": 2.0,
     **LINEN,
 }
+SAVI_BOXES = {
+    "log_std": None,
+    "norm": False,
+    "order": "rows_first",
+    "hidden_size": 12,
+    "activation": "relu",
+    "start": "lecun",
+}
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
 BATCH_ARRAYS = ("video", "flow", "depth")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
@@ -149,12 +157,18 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {"log_std": -1.0},
             {"log_std": None, "mean": "xavier"},
             {"log_std": -1.0, "mean": "xavier", "separate": True, "noise": "training"},
+            {"log_std": None, "mean": "glorot"},
         ],
         "learned": [
             {"start": "xavier", "noise": 0.5},
             {"start": "normal", "start_std": 0.5, "noise": 0.0},
         ],
-        "boxes": [{"log_std": -1.0}, {"log_std": None, "norm": False}],
+        "boxes": [
+            {"log_std": -1.0},
+            {"log_std": None, "norm": False},
+            {**SAVI_BOXES, "center": True},
+            {**SAVI_BOXES, "zeros": True},
+        ],
         "warmed": [
             {**WARMED, "cold": GAUSSIAN},
             {**WARMED, "cold": BOXES},
@@ -394,8 +408,12 @@ def of_rows(*kinds: str) -> Callable:
 
 
 def of_rows_of_a_set(*kinds: str) -> Callable:
-    """All rows but the initializers that give each slot a query of its own."""
-    own = lambda row: row.name == "learned" or row.settings.get("separate", False)  # noqa: E731
+    """All rows but the initializers that give each slot, or the first, a query of its own."""
+
+    def own(row: Row) -> bool:
+        settings = row.settings
+        return row.name == "learned" or any(settings.get(x, False) for x in ("separate", "zeros"))
+
     found = [row for row in rows(*kinds) if not own(row)]
     return pytest.mark.parametrize("row", found, ids=str)
 
