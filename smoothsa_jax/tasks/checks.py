@@ -13,7 +13,7 @@ from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inputs.build import check_data
+from smoothsa_jax.inputs.build import GENERATED, check_data
 from smoothsa_jax.losses.build import Losses, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
@@ -146,9 +146,10 @@ def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
 
 
 def _check_frames(config: ConfigDict) -> None:
-    if (config.eval.num_frames or 1) < 0 and config.data.name == "sprites":
+    if (config.eval.num_frames or 1) < 0 and config.data.name in GENERATED:
         raise UserError(
-            f"eval.num_frames is {config.eval.num_frames}, but sprites have no whole videos; "
+            f"eval.num_frames is {config.eval.num_frames}, but {config.data.name} have no "
+            "whole videos; "
             "expected a whole number of at least 1; set --config.eval.num_frames=1 or more"
         )
     for path, model in _slot_models(config):

@@ -45,6 +45,7 @@ from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.tasks.task import Task
 from smoothsa_jax.training import signals
@@ -405,6 +406,7 @@ def source_of_split(
         UserError: there is no such split, or an option does not fit.
     """
     options = {"num_slots": num_slots, "may_be_shorter": _vary(config)}
+    options["reads"] = build_task(config).inputs
     if (frames := config.eval.num_frames) is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
     if config.eval.windows is not None:
@@ -429,6 +431,7 @@ def training_clips(
         UserError: there is no such split, or no clip is long enough.
     """
     options = {"num_slots": num_slots, "num_samples": None, "may_be_shorter": True}
+    options["reads"] = build_task(config).inputs
     source = build_dataset(_without_training(config), split, **options)
     return long_enough(source, _training_frames(config), num_samples)
 
