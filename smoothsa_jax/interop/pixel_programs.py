@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop import keras, linen
 from smoothsa_jax.interop.authors import below
 from smoothsa_jax.interop.programs import GRU, Arrays, Program
-from smoothsa_jax.interop.table import LINEAR, NORM, RAW, SAME, Row, Transform
+from smoothsa_jax.interop.table import LINEAR, NORM, SAME, Row, Transform
 from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.resnet import ResNet
 from smoothsa_jax.parts import make
@@ -199,132 +200,44 @@ BOQSA = _OfPixels(
 
 # ----------------------------------------------------------------------- the original (Keras)
 
-_DENSE = {"kernel": ("kernel", SAME), "bias": ("bias", SAME)}
-_KERAS_NORM = {"gamma": ("scale", SAME), "beta": ("bias", SAME)}
-
-
-def _reordered(x: np.ndarray) -> np.ndarray:
-    """Swap the gates that come first and second: Keras has update, reset, new."""
-    first, second, new = np.split(x, 3, axis=-1)
-    return np.concatenate([second, first, new], axis=-1)
-
-
-_GATES = Transform(_reordered, _reordered)
-
 
 def _original_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
     numbers = {int(x.split(".")[3]) for x in names if x.startswith("decoder.layers.layers.")}
     convolution, enlarge = (_convolution(x, "kernel") for x in (SAME, _KERAS_TRANSPOSED))
-    # The bias of input and state are one array of two rows there; `cut` has taken it apart.
-    gru = {
-        "kernel": ("input.kernel", _GATES),
-        "recurrent_kernel": ("hidden.kernel", _GATES),
-        "bias#0": ("input.bias", _GATES),
-        "bias#1": ("hidden.bias", _GATES),
-    }
-    attention: list[Row] = [
-        ("norm_inputs", "norm_features", _KERAS_NORM),
-        ("norm_slots", "norm_slots", _KERAS_NORM),
-        ("norm_mlp", "norm_mlp", _KERAS_NORM),
-        ("project_q", "query", _DENSE),
-        ("project_k", "key", _DENSE),
-        ("project_v", "value", _DENSE),
-        ("gru", "gru", gru),
-        ("mlp.0", "mlp.hidden", _DENSE),
-        ("mlp.1", "mlp.out", _DENSE),
-    ]
     return [
         ("encoder_cnn.{}", "encoder.layers.layers.{}", convolution),
-        ("encoder_pos.dense", "encoder.place.dense", _DENSE),
-        ("layer_norm", "projection.norm", _KERAS_NORM),
-        ("mlp.0", "projection.mlp.hidden", _DENSE),
-        ("mlp.1", "projection.mlp.out", _DENSE),
-        ("slot_attention.slots_mu", "initializer.mean", RAW),
-        ("slot_attention.slots_log_sigma", "initializer.log_std", RAW),
-        *below("slot_attention", "aggregator", attention),
-        ("decoder_pos.dense", "decoder.place.dense", _DENSE),
+        ("encoder_pos.dense", "encoder.place.dense", keras.DENSE),
+        ("layer_norm", "projection.norm", keras.NORM),
+        ("mlp.0", "projection.mlp.hidden", keras.DENSE),
+        ("mlp.1", "projection.mlp.out", keras.DENSE),
+        *[(f"slot_attention.{key}", *row) for key, *row in keras.SLOT_ATTENTION_ROWS],
+        ("decoder_pos.dense", "decoder.place.dense", keras.DENSE),
         (f"decoder_cnn.{max(numbers, default=0) + 1}", "decoder.joint", enlarge),
         ("decoder_cnn.{}", "decoder.layers.layers.{}", enlarge),
     ]
 
 
-_KERAS_BIAS = "slot_attention.gru.bias"
+def _with_slashes(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return {key.replace(".", "/"): x for key, x in arrays.items()}
 
 
-def _cut_original(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
-    del names
-    found = {key.replace("/", "."): x for key, x in state_dict.items()}
-    if _KERAS_BIAS in found:
-        rows = found.pop(_KERAS_BIAS)
-        found |= {f"{_KERAS_BIAS}#{i}": row for i, row in enumerate(rows)}
-    return found
-
-
-def _join_original(state_dict: Arrays) -> Arrays:
-    found = dict(state_dict)
-    if f"{_KERAS_BIAS}#0" in found:
-        found[_KERAS_BIAS] = np.stack([found.pop(f"{_KERAS_BIAS}#{i}") for i in range(2)])
-    return {key.replace(".", "/"): x for key, x in found.items()}
-
-
-ORIGINAL = Program("slot attention", _original_rows, _cut_original, _join_original)
+ORIGINAL = Program(
+    "slot attention",
+    _original_rows,
+    cut=lambda state_dict, names: keras.joined(state_dict),
+    join=lambda state_dict: _with_slashes(keras.parted(state_dict)),
+)
 
 
 # -------------------------------------------------------------------------------------------- SAVi
-
-_LINEN_NORM = {"scale": ("scale", SAME), "bias": ("bias", SAME)}
-_GATE_NAMES = ("r", "z", "n")
-_OF_ATTENTION = ("query", "key", "value")
-
-
-def _heads(number: int) -> Transform:
-    """(in, heads, width) <-> (in, heads * width)."""
-    return Transform(lambda x: x.reshape(len(x), -1), lambda x: x.reshape(len(x), number, -1))
-
-
-def _linen_attention(theirs: str, ours: str, number: int) -> list[Row]:
-    """The rows of a multi-head attention, whose projections `cut` has stacked."""
-    packed = {
-        "qkv.kernel": (
-            "in_projection",
-            Transform(
-                lambda x: np.concatenate([part.reshape(len(part), -1) for part in x], axis=1),
-                lambda x: np.stack(
-                    [part.reshape(len(part), number, -1) for part in np.split(x, 3, axis=1)]
-                ),
-            ),
-        ),
-        "qkv.bias": ("in_bias", Transform(np.ravel, lambda x: x.reshape(3, number, -1))),
-        "out.kernel": (
-            "out.kernel",
-            Transform(
-                lambda x: x.reshape(-1, x.shape[-1]), lambda x: x.reshape(number, -1, x.shape[-1])
-            ),
-        ),
-        "out.bias": ("out.bias", SAME),
-    }
-    return [(theirs, ours, packed)]
-
-
-def _linen_layer(theirs: str, ours: str, number: int) -> list[Row]:
-    """The rows of a transformer block without cross-attention."""
-    return [
-        (f"{theirs}.LayerNorm_0", f"{ours}.norm_self", _LINEN_NORM),
-        (f"{theirs}.LayerNorm_1", f"{ours}.norm_feed_forward", _LINEN_NORM),
-        (f"{theirs}.MLP_0.dense_mlp_0", f"{ours}.feed_forward.hidden", _DENSE),
-        (f"{theirs}.MLP_0.dense_mlp_1", f"{ours}.feed_forward.out", _DENSE),
-        *_linen_attention(
-            f"{theirs}.MultiHeadDotProductAttention_0", f"{ours}.self_attention", number
-        ),
-    ]
 
 
 def _resnet_rows(names: Collection[str], theirs: str) -> list[Row]:
     kernel = {"kernel": ("kernel", SAME)}
     rows: list[Row] = [
         (f"{theirs}.init_conv", "encoder.root", kernel),
-        (f"{theirs}.init_bn", "encoder.norm_root", _LINEN_NORM),
+        (f"{theirs}.init_bn", "encoder.norm_root", linen.NORM),
     ]
     places = {tuple(x.split(".")[2:4]) for x in names if x.startswith("encoder.stages.")}
     for stage, block in sorted(places):
@@ -332,60 +245,42 @@ def _resnet_rows(names: Collection[str], theirs: str) -> list[Row]:
         name = f"encoder.stages.{stage}.{block}"
         rows += [
             (f"{key}.conv1", f"{name}.first", kernel),
-            (f"{key}.bn1", f"{name}.norm_first", _LINEN_NORM),
+            (f"{key}.bn1", f"{name}.norm_first", linen.NORM),
             (f"{key}.conv2", f"{name}.second", kernel),
-            (f"{key}.bn2", f"{name}.norm_second", _LINEN_NORM),
+            (f"{key}.bn2", f"{name}.norm_second", linen.NORM),
             (f"{key}.proj_conv", f"{name}.shortcut", kernel),
-            (f"{key}.proj_bn", f"{name}.norm_shortcut", _LINEN_NORM),
+            (f"{key}.proj_bn", f"{name}.norm_shortcut", linen.NORM),
         ]
     return rows
 
 
 def _savi_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
-    def heads(part: str) -> int:
-        return model.get(part, {}).get("num_heads", 4)
+    def heads(part: str, otherwise: int) -> int:
+        return model.get(part, {}).get("num_heads", otherwise)
 
-    number = model.get("aggregator", {}).get("num_heads", 1)
-    projected = {"kernel": ("kernel", _heads(number))}
     encoder, attention = "FrameEncoder_0", "SlotAttention_0"
     place, decoder = f"{encoder}.PositionEmbedding_0", "SpatialBroadcastDecoder_0"
-    gru = {
-        "input.kernel": ("input.kernel", SAME),
-        "input.bias": ("input.bias", SAME),
-        "hidden.kernel": ("hidden.kernel", SAME),
-        "hn.bias": ("new_bias", SAME),
-    }
+    block = f"{encoder}.Transformer_0.TransformerBlock{{}}"
+    boxes, dense = "CoordinateEncoderStateInit_0.MLP_0", linen.DENSE
     return [
-        (f"{encoder}.CNN_0.conv_{{}}", "encoder.layers.layers.{}", _DENSE),
+        (f"{encoder}.CNN_0.conv_{{}}", "encoder.layers.layers.{}", dense),
         *_resnet_rows(names, f"{encoder}.ResNet_0"),
-        (f"{place}.dense_pe_0", "encoder.place.dense", _DENSE),
-        (f"{place}.MLP_0.LayerNorm_0", "projection.norm", _LINEN_NORM),
-        (f"{place}.MLP_0.dense_mlp_0", "projection.mlp.hidden", _DENSE),
-        (f"{place}.MLP_0.dense_mlp_1", "projection.mlp.out", _DENSE),
-        (f"{encoder}.Dense_0", "projection.embed", _DENSE),
-        *_linen_layer(
-            f"{encoder}.Transformer_0.TransformerBlock{{}}",
-            "projection.layers.{}",
-            heads("projection"),
-        ),
-        ("CoordinateEncoderStateInit_0.MLP_0.dense_mlp_0", "initializer.mlp.hidden", _DENSE),
-        ("CoordinateEncoderStateInit_0.MLP_0.dense_mlp_1", "initializer.mlp.out", _DENSE),
-        (f"{attention}.LayerNorm_0", "aggregator.norm_slots", _LINEN_NORM),
-        (f"{attention}.LayerNorm_1", "aggregator.norm_features", _LINEN_NORM),
-        (f"{attention}.general_dense_q_0", "aggregator.query", projected),
-        (f"{attention}.general_dense_k_0", "aggregator.key", projected),
-        (f"{attention}.general_dense_v_0", "aggregator.value", projected),
-        (f"{attention}.GRU_0.GRUCell_0", "aggregator.gru", gru),
-        *_linen_layer("TransformerBlock_0", "transition.layer", heads("transition")),
-        (f"{decoder}.PositionEmbedding_0.dense_pe_0", "decoder.place.dense", _DENSE),
-        (f"{decoder}.CNN_0.conv_{{}}", "decoder.layers.layers.{}", _DENSE),
-        (f"{decoder}.alpha_logits", "decoder.alpha", _DENSE),
-        (f"{decoder}.Readout", "decoder.values", _DENSE),
+        (f"{place}.dense_pe_0", "encoder.place.dense", dense),
+        (f"{place}.MLP_0.LayerNorm_0", "projection.norm", linen.NORM),
+        *linen.mlp_rows(f"{place}.MLP_0", "projection.mlp"),
+        (f"{encoder}.Dense_0", "projection.embed", dense),
+        *below(block, "projection.layers.{}", linen.block_rows(heads("projection", 4))),
+        *linen.mlp_rows(boxes, "initializer.mlp"),
+        *below(attention, "aggregator", linen.slot_attention_rows(heads("aggregator", 1))),
+        *below("TransformerBlock_0", "transition.layer", linen.block_rows(heads("transition", 4))),
+        (f"{decoder}.PositionEmbedding_0.dense_pe_0", "decoder.place.dense", dense),
+        (f"{decoder}.CNN_0.conv_{{}}", "decoder.layers.layers.{}", dense),
+        (f"{decoder}.alpha_logits", "decoder.alpha", dense),
+        (f"{decoder}.Readout", "decoder.values", dense),
     ]
 
 
 _READOUT = "SpatialBroadcastDecoder_0.Readout_0."
-_GATES_OF = "SlotAttention_0.GRU_0.GRUCell_0."
 
 
 def _readouts(keys: Collection[str]) -> list[str]:
@@ -401,8 +296,8 @@ def _in_our_order(widths: list[int]) -> list[int]:
 
 def _cut_savi(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
     del names
-    found = {key.replace("/", "."): np.asarray(x) for key, x in state_dict.items()}
-    found = {key: x for key, x in found.items() if not key.endswith(".pos_embedding")}
+    bare = {key: x for key, x in state_dict.items() if not key.endswith("pos_embedding")}
+    found = linen.joined(bare)
     for leaf in ("kernel", "bias"):
         heads = [f"{name}.{leaf}" for name in _readouts(found) if f"{name}.{leaf}" in found]
         parts = [found.pop(key) for key in heads]
@@ -410,14 +305,6 @@ def _cut_savi(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> A
             order = _in_our_order([part.shape[-1] for part in parts])
             joined = np.concatenate([parts[i] for i in order], axis=-1)
             found[f"SpatialBroadcastDecoder_0.Readout.{leaf}"] = joined
-        for gates, ours in (("i", "input"), ("h", "hidden")):
-            keys = [f"{_GATES_OF}{gates}{gate}.{leaf}" for gate in _GATE_NAMES]
-            if all(key in found for key in keys):
-                joined = np.concatenate([found.pop(key) for key in keys], axis=-1)
-                found[f"{_GATES_OF}{ours}.{leaf}"] = joined
-    for key in [key for key in found if ".query." in key]:
-        parts = [found.pop(key.replace(".query.", f".{part}.")) for part in _OF_ATTENTION]
-        found[key.replace(".query.", ".qkv.")] = np.stack(parts)
     return found
 
 
@@ -431,30 +318,20 @@ class _Savi(_OfPixels):
         model: Mapping[str, Any] = MappingProxyType({}),
         kept: Mapping[str, Any] = MappingProxyType({}),
     ) -> Arrays:
-        # The keys of what `join` puts together depend on the config, so this is done here.
-        found = super().to_theirs(arrays, model, {**kept, "prefix": ""})
+        found = super().to_theirs(arrays, model, kept)
+        # How the heads are called depends on the config, so `join` cannot part them.
         early = model.get("decoder", {}).get("fusion", "late") == "early"
         form = "MLP_{}.dense_mlp_0" if early else "Dense_{}.Dense_0"
         for leaf in ("kernel", "bias"):
             whole = found.pop(f"SpatialBroadcastDecoder_0.Readout.{leaf}", None)
-            if whole is not None:
-                widths = kept.get("heads") or _widths_of(model, whole.shape[-1])
-                order = _in_our_order(widths)
-                ends = np.cumsum([widths[i] for i in order])[:-1]
-                for i, part in zip(order, np.split(whole, ends, axis=-1), strict=True):
-                    found[f"{_READOUT}{form.format(i)}.{leaf}"] = part
-            for gates, ours in (("i", "input"), ("h", "hidden")):
-                joined = found.pop(f"{_GATES_OF}{ours}.{leaf}", None)
-                if joined is not None:
-                    parts = np.split(joined, 3, axis=-1)
-                    for gate, part in zip(_GATE_NAMES, parts, strict=True):
-                        found[f"{_GATES_OF}{gates}{gate}.{leaf}"] = part
-        for key in [key for key in found if ".qkv." in key]:
-            for part, array in zip(_OF_ATTENTION, found.pop(key), strict=True):
-                found[key.replace(".qkv.", f".{part}.")] = array
-        prefix = kept.get("prefix", "")
-        join = lambda key: prefix + key.replace(".", "/")  # noqa: E731
-        return {join(key): np.ascontiguousarray(x) for key, x in found.items()}
+            if whole is None:
+                continue
+            widths = kept.get("heads") or _widths_of(model, whole.shape[-1])
+            order = _in_our_order(widths)
+            ends = np.cumsum([widths[i] for i in order])[:-1]
+            for i, part in zip(order, np.split(whole, ends, axis=-1), strict=True):
+                found[f"{_READOUT}{form.format(i)}.{leaf}"] = np.ascontiguousarray(part)
+        return _with_slashes(found)
 
 
 def _widths_of(model: Mapping[str, Any], width: int) -> list[int]:
@@ -482,7 +359,7 @@ SAVI = _Savi(
     "SAVi",
     _savi_rows,
     _cut_savi,
-    lambda state_dict: state_dict,
+    linen.parted,
     kept=_savi_kept,
     ignored=lambda key: key.endswith(("/pos_embedding", ".pos_embedding")),
     places=_SAVI_PLACES,
