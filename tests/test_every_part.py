@@ -140,7 +140,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     },
     "projection": {
         "mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}],
-        "transformer": [
+        "token_transformer": [
             {
                 "hidden_size": 10,
                 "size": 8,

@@ -43,7 +43,7 @@ ENCODERS: dict[str, Callable] = {
     "conv": Conv,
     "resnet": ResNet,
 }
-PROJECTIONS: dict[str, Callable] = {"mlp": Projection, "transformer": TransformerProjection}
+PROJECTIONS: dict[str, Callable] = {"mlp": Projection, "token_transformer": TransformerProjection}
 INITIALIZERS: dict[str, Callable] = {
     "gaussian": Gaussian,
     "learned": Learned,
