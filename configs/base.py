@@ -107,6 +107,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "score_at": None,  # at so many pixels a side; None: at the size of the labels
                 "per_frame": False,  # also score each frame by itself: image_ari, ...
                 "foreground": False,  # also mBO and mIoU without background: fg_mbo, fg_miou
+                "skip_frames": 0,  # frames at the start of each clip that are not scored
                 "match_paper": False,
                 "background_column_always": False,  # of match_paper
                 "baselines": False,  # k-means on every sample takes longer than the model
@@ -267,9 +268,10 @@ SMOKE_PARTS = {
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
-    "conv": {"width": 16},
-    "resnet": {"blocks": (1, 1, 1, 1), "root_width": 8, "groups": 4},
-    "spatial_broadcast": {"hidden_size": 16},
+    "conv": {"width": 8, "strides": (2, 2)},
+    "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
+    "token_transformer": {"num_layers": 1, "mlp_size": 32},
+    "spatial_broadcast": {"hidden_size": 8, "strides": (2, 2), "transposed": (True, True)},
     "scene": {
         "width": 32,
         "channels": 4,
@@ -712,9 +714,17 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
     for term, weight in small["losses"].items():
         if term in config.losses:
             _set_weight(config.losses[term], weight)
+    fit_cells(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
+
+
+def fit_cells(config: ConfigDict) -> None:
+    """Let a broadcast decoder start from as many cells as reach the size of the pictures."""
+    decoder = config.model.get("decoder", {})
+    if decoder.get("name") == "spatial_broadcast":
+        decoder.cells = config.data.image_size // math.prod(decoder.strides)
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:
@@ -737,8 +747,10 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
         return
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
+    fit_cells(config)
     encoder = config.model.get("encoder", data.encoder)
-    if "patch" in encoder and config.data.image_size * encoder["resize"] % encoder["patch"]:
+    has_patches = "patch" in encoder
+    if has_patches and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE

@@ -46,6 +46,11 @@ SMALL = {
         "metaslot": {"codes": 64, "capacity": 320},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
         "slot_mixer": {"num_layers": 2, "hidden_size": 64, "renderer_layers": 3},
+        # Of models that see pixels alone.
+        "conv": {"width": 16, "strides": (2, 2, 1)},
+        "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
+        "token_transformer": {"num_layers": 1, "mlp_size": 64},
+        "spatial_broadcast": {"hidden_size": 16, "strides": (2, 2), "transposed": (True, True)},
         # Of scenes with the word views.
         "scene": {
             "width": 64,

@@ -35,6 +35,7 @@ RANGES = {
     "backward_flow": "backward_flow_range",
 }
 KEPT = (*PICTURES, *FLOWS, "events")
+FLOW = "flow"  # of samples: the backward one
 CATEGORY_KEYS = ("category", "shape_label")  # MOVi C to E; A and B
 
 
@@ -46,10 +47,10 @@ class Movi(Family):
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         tfrecords.check_address(self.source)
-        if unknown := set(self.options.keep) - set(KEPT):
+        if unknown := set(self.options.keep) - {*KEPT, FLOW}:
             raise UserError(
                 f"--keep={','.join(sorted(unknown))} is not an annotation of MOVi; expected some "
-                f"of {', '.join(KEPT)}"
+                f"of {', '.join((*KEPT, FLOW))}"
             )
         folder, info = find_build(self.source, self.name)
         splits_named = (entry["name"] for entry in info["splits"])
@@ -89,7 +90,7 @@ class Movi(Family):
             "bboxes": table(np.float32, 4),
             "visibility": table(np.int32),
         }
-        keep = self.options.keep
+        keep = self._keep
         for name in PICTURES.keys() & set(keep):
             more[name] = tfds.features.Sequence(
                 tfds.features.Image(
@@ -109,6 +110,10 @@ class Movi(Family):
             if name in keep:
                 features["metadata"][key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
         return features
+
+    @property
+    def _keep(self) -> tuple[str, ...]:
+        return tuple("backward_flow" if name == FLOW else name for name in self.options.keep)
 
     def items(self, job: Job) -> Iterator[tuple[str, bytes, int]]:
         folder, file, length, _ = job.payload
@@ -204,7 +209,7 @@ class Movi(Family):
         return label_png(segmentation.astype(np.uint8), self.options)
 
     def _kept(self, example: dict[str, Any], values: "_Values", num_frames: int) -> dict[str, Any]:
-        keep = self.options.keep
+        keep = self._keep
         for name in PICTURES.keys() & set(keep):
             example[name] = values.encoded(name)
         for name in set(FLOWS) & set(keep):

@@ -160,7 +160,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     },
     "projection": {
         "mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}],
-        "transformer": [
+        "token_transformer": [
             {
                 "hidden_size": 10,
                 "size": 8,
@@ -443,7 +443,7 @@ def of_rows(*kinds: str) -> Callable:
 
 
 def of_rows_of_a_set(*kinds: str) -> Callable:
-    """All rows but the initializers that give each slot, or the first, a query of its own; or each token."""
+    """All rows but the initializers that give a slot, or each token, a query of its own."""
 
     def own(row: Row) -> bool:
         settings = row.settings

@@ -54,7 +54,7 @@ ENCODERS: dict[str, Callable] = {
 }
 PROJECTIONS: dict[str, Callable] = {
     "mlp": Projection,
-    "transformer": TransformerProjection,
+    "token_transformer": TransformerProjection,
     "none": NoProjection,
 }
 INITIALIZERS: dict[str, Callable] = {
