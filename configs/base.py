@@ -4,7 +4,8 @@ A config is built in this order, and later settings win:
 
     1. `defaults`, below
     2. the facts of the data set, which the system fits itself to: slots, frames, boxes, encoder
-    3. the system (a file of `configs/systems/`), its variant and version, and the word `smooth`
+    3. the system (a file of `configs/systems/`), its variant, queries and version, and the word
+       `smooth`
     4. the data set's own settings, and its `small` block if it has one
     5. the task, such as `recognition`
     6. the word `smoke`
@@ -19,7 +20,7 @@ A file of `configs/systems/` states:
                                     reads. With an argument `version`, it gets the word of that kind
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
-                                    kind is "system variant", "version" or "task"
+                                    kind is "system variant", "queries", "version" or "task"
 
 A new file there is a new word; there is no list to extend.
 """
@@ -28,6 +29,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -288,6 +290,9 @@ SMOKE_PARTS = {
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "conv": {"width": 16},
+    "resnet": {"blocks": (1, 1, 1, 1), "root_width": 8, "groups": 4},
+    "spatial_broadcast": {"hidden_size": 16},
 }
 
 
@@ -671,7 +676,7 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     system = systems()[chosen.get("system", DEFAULT_SYSTEM)]
     config.title = system.TITLE
     system.apply(config, data)
-    for kind in ("system variant", "version"):
+    for kind in ("system variant", "queries", "version"):
         if kind in chosen:
             _function(chosen, kind)(config, data)
     if "smooth" in chosen:
@@ -724,10 +729,13 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
     encoder = config.model.get("encoder", data.encoder)
-    if config.data.image_size * encoder["resize"] % encoder["patch"]:
+    if "patch" in encoder and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
+    decoder = config.model.get("decoder", {})
+    if decoder and decoder.name == "spatial_broadcast":
+        decoder.cells = config.data.image_size // math.prod(decoder.strides)
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

@@ -29,6 +29,7 @@ WORDS = {
     "boqsa": set(),
     "dias": {"genera1z"},
     "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
+    "inverted": {"tf", "tf_inv_gru", "sa_no_gru", "sa", "sa_id", "learned", "original"},
     "metaslot": {"ar", "b16", "paper", "genera1z"},
     "randsfq": {"tsim"},
     "slotcontrast": {"original", "genera1z"},

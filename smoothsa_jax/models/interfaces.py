@@ -68,6 +68,7 @@ class Encoder(Protocol):
         width: C, the width of its features.
         extras: outputs besides `features` that it computes where a loss reads them, such as `keys`;
             may be absent: none. An encoder that has some takes the keyword `also`.
+        pixels: the range of its input, see `encoders/pixels.py`; may be absent: "imagenet".
     """
 
     grid: tuple[int, int]
@@ -85,7 +86,7 @@ class Encoder(Protocol):
 
 
 class Projection(Protocol):
-    """A part that turns features into tokens, each on its own.
+    """A part that turns features into tokens, each on its own or all of a frame together.
 
     Sizes of the constructor: width (of the features), and, by keyword for a class that takes it,
     slot_size (D).
@@ -96,7 +97,7 @@ class Projection(Protocol):
 
     width: int
 
-    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
+    def __call__(self, features: Float[Array, "*B M F"]) -> Float[Array, "*B M C"]:
         """Return the tokens."""
 
 
@@ -158,6 +159,10 @@ class Aggregator(Protocol):
 
     Sizes of the constructor: width (C, of the tokens), slot_size (D). Its draws are (B, T, ...): a
     call gets those of its frame.
+
+    Attributes:
+        any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
+            true.
     """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
@@ -260,7 +265,7 @@ class Transition(Protocol):
 class Decoder(Protocol):
     """A part that predicts a target from slots, each frame on its own.
 
-    Sizes of the constructor: grid (h, w), width (C, channels of the target), slot_size (D).
+    Sizes of the constructor: grid (h, w) and width (C, channels) of the target, slot_size (D).
 
     Attributes:
         remat: whether the backward pass recomputes layers.
@@ -297,6 +302,8 @@ class Target(Protocol):
 
     Attributes:
         width: number of channels of the prediction.
+        grid: (h, w) of the prediction; may be absent: that of the encoder.
+        parts: name -> channels of the prediction, of several targets; may be absent: none.
     """
 
     width: int
@@ -305,6 +312,9 @@ class Target(Protocol):
         self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: Draws
     ) -> dict[str, Array]:
         """Return named targets (B, T, ...) of a batch; `target` is what the decoder may see.
+
+        A target that reads more of a batch than pixels returns nothing where that is absent, as
+        at inference.
 
         Args:
             batch: the samples.

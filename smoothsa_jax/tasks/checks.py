@@ -228,7 +228,7 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
             f"trained on; set --config.eval.{key}=None"
         )
     if settings.prune is not None:
-        check_prunable(type(model.aggregator), config.model.aggregator.name)
+        check_prunable(model.aggregator, config.model.aggregator.name, settings.prune_restart)
     own, start = config.model.num_slots, model.initializer
     if settings.num_slots in (None, own):
         return
@@ -345,6 +345,8 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         "slot_mask": shape((1, slots), bool),
         "segmentations": shape((1, frames, height, width), jnp.uint8),
         "categories": shape((1, objects), jnp.int32),
+        "flow": shape((1, frames, height, width, 2), jnp.float32),
+        "depth": shape((1, frames, height, width), jnp.float32),
     }
     patterns = frozen_patterns(config.weights)
     apart = {name: split(x, frozen=patterns if name == MODEL else ()) for name, x in models.items()}
