@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 # An array with an axis of length 1 in front that theirs lacks.
 WITH_AXIS = Transform(lambda x: x[None], lambda x: x[0])
 _ROWS = {"": ("", WITH_AXIS)}
-_GRU = {
+GRU = {
     "weight_ih": ("input.kernel", KERNEL),
     "weight_hh": ("hidden.kernel", KERNEL),
     "bias_ih": ("input.bias", SAME),
@@ -237,7 +237,7 @@ def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ("project_q", "query", LINEAR),
         ("project_k", "key", LINEAR),
         ("project_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("mlp.0", "mlp.hidden", LINEAR),
         ("mlp.2", "mlp.out", LINEAR),
     ]
@@ -295,7 +295,7 @@ def _oclf_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ("to_q", "query", LINEAR),
         ("to_k", "key", LINEAR),
         ("to_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("ff_mlp.module.1", "mlp.hidden", LINEAR),
         ("ff_mlp.module.3", "mlp.out", LINEAR),
     ]
@@ -379,7 +379,7 @@ def _videosaur_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Ro
         ("to_q", "query", LINEAR),
         ("to_k", "key", LINEAR),
         ("to_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("mlp.layers.0", "norm_mlp", NORM),
         ("mlp.layers.1", "mlp.hidden", LINEAR),
         ("mlp.layers.3", "mlp.out", LINEAR),

@@ -238,6 +238,8 @@ def _more_of(protocol: Mapping[str, Any]) -> str:
     if protocol.get("score_at"):
         side = protocol["score_at"]
         text += f" Masks and labels are compared at {side}x{side} pixels."
+    if skipped := protocol.get("skip_frames"):
+        text += f" The first {f'{skipped} frames' if skipped > 1 else 'frame'} of each is left out."
     if protocol.get("per_frame"):
         text += " Scores named image are means over single frames, the others are of whole clips."
     return text

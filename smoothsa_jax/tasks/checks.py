@@ -244,12 +244,19 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
 
 def _check_scoring(config: ConfigDict, task: Task) -> None:
     """Refuse options of scoring masks for a task that scores something else."""
-    for key, off in (("score_at", None), ("per_frame", False), ("foreground", False)):
+    options = {"score_at": None, "per_frame": False, "foreground": False, "skip_frames": 0}
+    for key, off in options.items():
         if (value := config.eval[key]) != off and key not in task.evaluator.protocol:
             raise UserError(
                 f"eval.{key} is {value}, but {config.task} is not scored by its masks; set "
                 f"--config.eval.{key}={off}"
             )
+    frames, skipped = config.eval.windows or config.eval.num_frames or 1, config.eval.skip_frames
+    if 0 < frames <= skipped:
+        raise UserError(
+            f"eval.skip_frames is {skipped}, but scored clips have {frames} frames; set "
+            f"--config.eval.skip_frames={frames - 1} or less"
+        )
 
 
 def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:
