@@ -241,6 +241,37 @@ def prepared(
     )
 
 
+def prepared_views(
+    name: str,
+    *,
+    num_slots: int,
+    num_steps: int,
+    batch_size: int,
+    num_views: int,
+    image_size: int | tuple[int, int],
+    split: str = "validation",
+) -> DataSet:
+    """A data set on disk whose clips are views of still scenes, with cameras.
+
+    Args:
+        num_views: of each scene; the frames of a sample.
+        image_size: of the views, which are used as they are.
+        split: the one that is scored.
+    """
+    data = prepared(
+        name,
+        num_slots=num_slots,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_frames=num_views,
+        eval_frames=num_views,
+        views=True,
+        crop="none",
+        flip=0.0,
+    )
+    return data.changed(data={"image_size": image_size}, settings={"eval": {"split": split}})
+
+
 # A tiny model and six steps: to see within a minute that a prepared folder and the whole program
 # fit together. Its scores mean nothing.
 SMOKE = {
