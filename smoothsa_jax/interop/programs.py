@@ -590,7 +590,7 @@ def _osrt_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ("to_q", "query", LINEAR),
         ("to_k", "key", LINEAR),
         ("to_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("mlp.0", "mlp.hidden", LINEAR),
         ("mlp.2", "mlp.out", LINEAR),
     ]
