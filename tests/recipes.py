@@ -11,7 +11,7 @@ from smoothsa_jax.config.load import load_config
 def recipes() -> list[str]:
     """Return all published data sets, and recognition where a data set has that word."""
     names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    names = [name for name in names if name not in ("base", "sprites", "own")]
+    names = [name for name in names if name not in ("base", "sprites", "scenes", "own")]
     has_categories = ("coco", "ytvis", "ytvis_hq")
     return [*names, *(f"{name}:recognition" for name in has_categories)]
 

@@ -26,7 +26,7 @@ from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.step import build_training
 
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
-REAL = [name for name in DATA_SETS if name not in ("sprites", "base", "own")]
+REAL = [name for name in DATA_SETS if name not in ("sprites", "scenes", "base", "own")]
 CLASSES = {"coco": 91, "ytvis": 41, "ytvis_hq": 41}  # of recognition
 
 
