@@ -22,6 +22,7 @@ VARIANTS = {
     "sprites": {"gaussian", "image", "full"},
     "scenes": {"gaussian", "moving", "image", "views"},
     "own": {"image", "video"},
+    "movi_a": {"image"},
     "movi_c": {"image", "gaussian"},
     "movi_e": {"image", "gaussian"},
 }
