@@ -37,6 +37,7 @@ from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.evaluation.masks import Scoring
 from smoothsa_jax.evaluation.metrics import contingency
 from smoothsa_jax.interop.pixel_programs import BOQSA, ORIGINAL, SAVI
+from smoothsa_jax.interop.programs import Program
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.losses.reconstruction import reconstruction_loss
 from smoothsa_jax.models.decoders.spatial_broadcast import SpatialBroadcastDecoder
