@@ -241,6 +241,37 @@ def prepared(
     )
 
 
+def prepared_views(
+    name: str,
+    *,
+    num_slots: int,
+    num_steps: int,
+    batch_size: int,
+    num_views: int,
+    image_size: int | tuple[int, int],
+    split: str = "validation",
+) -> DataSet:
+    """A data set on disk whose clips are views of still scenes, with cameras.
+
+    Args:
+        num_views: of each scene; the frames of a sample.
+        image_size: of the views, which are used as they are.
+        split: the one that is scored.
+    """
+    data = prepared(
+        name,
+        num_slots=num_slots,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_frames=num_views,
+        eval_frames=num_views,
+        views=True,
+        crop="none",
+        flip=0.0,
+    )
+    return data.changed(data={"image_size": image_size}, settings={"eval": {"split": split}})
+
+
 # A tiny model and six steps: to see within a minute that a prepared folder and the whole program
 # fit together. Its scores mean nothing.
 SMOKE = {
@@ -251,6 +282,14 @@ SMOKE = {
     "checkpoint": {"every": 3},
 }
 _SMOKE_VIT = {"width": 32, "depth": 1, "num_heads": 2, "registers": 1}
+_SMOKE_RAYS = {"octaves": 4, "position_octave": -2, "hidden_size": 32, "renderer_layers": 2}
+_SMOKE_ALLOCATOR = {
+    "query_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_size": 16,
+    "feed_forward_size": 32,
+}
 SMOKE_SLOT_SIZE = 32
 SMOKE_PARTS = {
     "vit": _SMOKE_VIT,
@@ -264,6 +303,19 @@ SMOKE_PARTS = {
     "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
     "token_transformer": {"num_layers": 1, "mlp_size": 32},
     "spatial_broadcast": {"hidden_size": 8, "strides": (2, 2), "transposed": (True, True)},
+    "scene": {
+        "width": 32,
+        "channels": 4,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "octaves": 4,
+        "position_octave": -2,
+    },
+    "ray_mixer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR, "mix_size": 32},
+    "ray_broadcast": _SMOKE_RAYS,
+    "ray_transformer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR},
+    "rays": {"rays": 64},
 }
 
 
@@ -318,6 +370,25 @@ def refuse_pictures(data: DataSet, title: str) -> None:
 def has_videos(data: DataSet) -> bool:
     """Tell whether a data set, or a variant of it, has videos."""
     return data.is_video or any(change(data).is_video for change in data.variants.values())
+
+
+def has_views(data: DataSet) -> bool:
+    """Tell whether a data set, or a variant of it, has views of scenes, with their cameras."""
+    return _shows_scenes(data) or any(_shows_scenes(x(data)) for x in data.variants.values())
+
+
+def refuse_without_views(data: DataSet, title: str) -> None:
+    """Refuse pictures and videos, for a system of scenes that several cameras see."""
+    if not _shows_scenes(data):
+        add = _word_for(data, _shows_scenes, "choose another data set")
+        raise UserError(
+            f"{title} is a system of scenes that several cameras see, but {data.name} has no such "
+            f"views here; {add}"
+        )
+
+
+def _shows_scenes(data: DataSet) -> bool:
+    return data.data.get("views", False)
 
 
 def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -> str:
@@ -714,6 +785,9 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
+    decoder = config.model.get("decoder", {})
+    if decoder and decoder.name == "spatial_broadcast":
+        decoder.cells = config.data.image_size // math.prod(decoder.strides)
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

@@ -21,6 +21,7 @@ SYSTEMS = sorted(p.stem for p in (CONFIGS / "systems").glob("*.py"))
 VARIANTS = {
     "sprites": {"gaussian", "image", "full"},
     "own": {"image", "video"},
+    "movi_a": {"image"},
     "movi_c": {"image", "gaussian"},
     "movi_e": {"image", "gaussian"},
 }

@@ -116,6 +116,8 @@ def _from_pixels(config: ConfigDict, data: base.DataSet, tokens: Settings) -> No
     is_clevr = data.name == "clevr"
     config.weights = ConfigDict()  # nothing is frozen
     config.data.image_size = 128
+    if not is_clevr:  # the folder of CLEVR holds its crop
+        config.data.update(centre_crop=192, crop="none", flip=0.0, interpolation="plain_bilinear")
     if is_clevr:
         encoder = {
             "name": "conv",
@@ -147,13 +149,14 @@ def _from_pixels(config: ConfigDict, data: base.DataSet, tokens: Settings) -> No
         "fusion": "early",  # the same function as late, in less memory
         **_CONVOLUTIONS,
     }
-    config.model.update(
-        slot_size=128 if is_clevr else 64,
-        encoder=ConfigDict({**encoder, "pixels": "unit", **_CONVOLUTIONS}),
-        projection=ConfigDict({**tokens, "hidden_size": 64 if is_clevr else 128}),
-        decoder=ConfigDict(decoder),
-        target=ConfigDict({"name": "pixels"}),
-    )
+    config.model.slot_size = 128 if is_clevr else 64
+    for part, settings in {  # whole parts are replaced
+        "encoder": {**encoder, "pixels": "unit", **_CONVOLUTIONS},
+        "projection": {**tokens, "hidden_size": 64 if is_clevr else 128},
+        "decoder": decoder,
+        "target": {"name": "pixels"},
+    }.items():
+        config.model[part] = ConfigDict(settings)
     config.losses.reconstruction = ConfigDict({"weight": 1.0, "reduction": "sum"})
     config.optimizer.learning_rate = ConfigDict(
         {

@@ -21,7 +21,7 @@ from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.config.words import split_words
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
-from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT, VIDEOSAUR, Program
+from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import build_head, slot_model_shapes
 from smoothsa_jax.models.parameters import split
@@ -39,6 +39,7 @@ QUERIES = (
     "slots_init.weight",
     "slot_mu",
     "slots_mu",
+    "initial_slots",
 )
 SPREADS = ("initializ.logstd",)  # the same, of a Gaussian for each slot
 
@@ -166,6 +167,7 @@ FAMILIES = (
         _each(_PICTURES, "dinosaur,genera1z", "dinosaur,r384,genera1z"),
     ),
     Family("DIAS", GENERA1Z, _any("decode.mask_token"), _each(_PICTURES, "dias,genera1z")),
+    Family("OSRT", OSRT, _any("srt_encoder."), _each("msn_hard clevr3d obsurf_msn", "osrt")),
 )
 SMOOTHSA = next(family for family in FAMILIES if family.program is None)
 
@@ -262,11 +264,13 @@ def with_slot_model(config: ConfigDict, slots: ConfigDict) -> ConfigDict:
 def program_of(config: ConfigDict) -> Program | None:
     """Return the program that a config's model belongs to; None: SmoothSA's.
 
-    The numerics of slot attention tell the programs apart.
+    The numerics of slot attention tell the programs apart, and OSRT's encoder of scenes.
     """
     model = _slot_model_of(config)
     if model is None or "cold" in model.get("initializer", {}):
         return None
+    if model.get("encoder", {}).get("name") == "scene":
+        return OSRT
     if model.aggregator.get("epsilon_in", "sum") == "sum":
         return GENERA1Z
     if model.aggregator.get("state", "slots") == "normalized":

@@ -83,8 +83,8 @@ class PreparedFolder:
         interpolation: how frames are resized: one of INTERPOLATIONS; see `resize.resize_pixels`.
         centre_crop: take the central square of so many pixels out of every frame before anything
             else, in training and evaluation (ClevrTex: 192). None: frames are used as stored.
-        whole_frames: whether evaluation sees whole frames, instead of their largest centered
-            square; for views of scenes, whose cameras it follows.
+        views: whether the frames of a clip are views of one still scene. Evaluation then sees whole
+            frames, instead of their largest centered square.
         stored_boxes: whether boxes are those of the data set's own annotation, cropped (MOVi, as
             SAVi's program takes them), instead of the tightest around the final labels.
         also: optional keys of the samples: flow, depth, cameras. The program gives it.
@@ -116,7 +116,7 @@ class PreparedFolder:
         flip: float = FLIP_PROBABILITY,
         interpolation: str = "bilinear",
         centre_crop: int | None = None,
-        whole_frames: bool = False,
+        views: bool = False,
         stored_boxes: bool = False,
         also: tuple[str, ...] = (),
         windows: int | None = None,
@@ -181,7 +181,7 @@ class PreparedFolder:
         self.records = Records(folder, split)
         self._split = split
         self._size = size
-        self._centre_crop, self._whole_frames = centre_crop, whole_frames
+        self._centre_crop, self._views = centre_crop, views
         self._stored_boxes, self._also = stored_boxes, tuple(also)
         self._num_frames = num_frames
         self._max_objects, self._num_slots = max_objects, num_slots
@@ -300,7 +300,7 @@ class PreparedFolder:
         inner = self._inner(clip, size)
         if inner != size:
             return within(View(0, 0, *inner), inner[0], *size)
-        return View(0, 0, *size) if self._whole_frames else centre_square(*size)
+        return View(0, 0, *size) if self._views else centre_square(*size)
 
     def _window(self, clip: EncodedClip, rng: np.random.Generator) -> range:
         if self._num_frames is None:

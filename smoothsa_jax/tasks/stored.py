@@ -16,7 +16,7 @@ from smoothsa_jax.models.parameters import ENCODER, Parameters
 from smoothsa_jax.tasks.discovery import TEACHER
 
 # Settings of data that change the view of a frame, and their defaults.
-OF_VIEW = {"interpolation": INTERPOLATIONS[0], "centre_crop": None, "whole_frames": False}
+OF_VIEW = {"interpolation": INTERPOLATIONS[0], "centre_crop": None, "views": False}
 
 
 def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
