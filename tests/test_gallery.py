@@ -134,7 +134,7 @@ def test_the_words_of_each_data_set():
             and (name not in OF_SCENES or data_set in WITH_VIEWS)
         }
         if data_set in OF_VIEWS:
-            systems = {"smoothsa": set()}
+            systems = {name: WORDS[name] for name in ("smoothsa", *OF_SCENES)}
         expected = {"smooth", "smoke", *systems}.union(*systems.values())
         expected |= VARIANTS.get(data_set, set())
         expected |= {"recognition"} if data_set in RECOGNITION_TABLE else set()
