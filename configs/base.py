@@ -733,6 +733,8 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     if "smooth" in chosen:
         if config.model.initializer.name == "warmed":
             raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
+        if config.model.initializer.name == "tokens":
+            raise UserError(f"{config.title} has no slots for 'smooth'; leave that word out")
         systems()[DEFAULT_SYSTEM].smooth(config)
         config.title += ", smooth"
     of_system = config.eval.prune
