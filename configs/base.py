@@ -287,6 +287,14 @@ SMOKE = {
     "checkpoint": {"every": 3},
 }
 _SMOKE_VIT = {"width": 32, "depth": 1, "num_heads": 2, "registers": 1}
+_SMOKE_RAYS = {"octaves": 4, "position_octave": -2, "hidden_size": 32, "renderer_layers": 2}
+_SMOKE_ALLOCATOR = {
+    "query_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_size": 16,
+    "feed_forward_size": 32,
+}
 SMOKE_SLOT_SIZE = 32
 SMOKE_PARTS = {
     "vit": _SMOKE_VIT,
@@ -296,9 +304,23 @@ SMOKE_PARTS = {
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
-    "conv": {"width": 16},
-    "resnet": {"blocks": (1, 1, 1, 1), "root_width": 8, "groups": 4},
-    "spatial_broadcast": {"hidden_size": 16},
+    "conv": {"width": 8, "strides": (2, 2)},
+    "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
+    "token_transformer": {"num_layers": 1, "mlp_size": 32},
+    "spatial_broadcast": {"hidden_size": 8, "strides": (2, 2), "transposed": (True, True)},
+    "scene": {
+        "width": 32,
+        "channels": 4,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "octaves": 4,
+        "position_octave": -2,
+    },
+    "ray_mixer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR, "mix_size": 32},
+    "ray_broadcast": _SMOKE_RAYS,
+    "ray_transformer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR},
+    "rays": {"rays": 64},
 }
 
 
@@ -355,6 +377,25 @@ def has_videos(data: DataSet) -> bool:
     if only_views(data):
         return False
     return data.is_video or any(change(data).is_video for change in data.variants.values())
+
+
+def has_views(data: DataSet) -> bool:
+    """Tell whether a data set, or a variant of it, has views of scenes, with their cameras."""
+    return _shows_scenes(data) or any(_shows_scenes(x(data)) for x in data.variants.values())
+
+
+def refuse_without_views(data: DataSet, title: str) -> None:
+    """Refuse pictures and videos, for a system of scenes that several cameras see."""
+    if not _shows_scenes(data):
+        add = _word_for(data, _shows_scenes, "choose another data set")
+        raise UserError(
+            f"{title} is a system of scenes that several cameras see, but {data.name} has no such "
+            f"views here; {add}"
+        )
+
+
+def _shows_scenes(data: DataSet) -> bool:
+    return data.data.get("views", False)
 
 
 def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -> str:
@@ -692,6 +733,8 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     if "smooth" in chosen:
         if config.model.initializer.name == "warmed":
             raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
+        if config.model.initializer.name == "tokens":
+            raise UserError(f"{config.title} has no slots for 'smooth'; leave that word out")
         systems()[DEFAULT_SYSTEM].smooth(config)
         config.title += ", smooth"
     of_system = config.eval.prune
@@ -713,9 +756,17 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
     for term, weight in small["losses"].items():
         if term in config.losses:
             _set_weight(config.losses[term], weight)
+    fit_cells(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
+
+
+def fit_cells(config: ConfigDict) -> None:
+    """Let a broadcast decoder start from as many cells as reach the size of the pictures."""
+    decoder = config.model.get("decoder", {})
+    if decoder.get("name") == "spatial_broadcast":
+        decoder.cells = config.data.image_size // math.prod(decoder.strides)
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:
@@ -740,8 +791,10 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
         config.data.image_size = SMOKE["data"]["image_size"]
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
+    fit_cells(config)
     encoder = config.model.get("encoder", data.encoder)
-    if "patch" in encoder and config.data.image_size * encoder["resize"] % encoder["patch"]:
+    has_patches = "patch" in encoder
+    if has_patches and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE

@@ -116,6 +116,8 @@ def _from_pixels(config: ConfigDict, data: base.DataSet, tokens: Settings) -> No
     is_clevr = data.name == "clevr"
     config.weights = ConfigDict()  # nothing is frozen
     config.data.image_size = 128
+    if not is_clevr:  # the folder of CLEVR holds its crop
+        config.data.update(centre_crop=192, crop="none", flip=0.0, interpolation="plain_bilinear")
     if is_clevr:
         encoder = {
             "name": "conv",

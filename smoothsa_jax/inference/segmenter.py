@@ -76,6 +76,8 @@ class Segmenter:
                 f"the config has the task {config.task!r}, whose model finds no segments; load the "
                 "slot model that it was trained on"
             )
+        if reason := getattr(task, "no_segments", ""):
+            raise UserError(f"this model of the task {config.task!r} {reason}")
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
         self._target_grid = getattr(model.target, "grid", self.grid)
         self._aggregator = model.aggregator  # shapes alone

@@ -15,24 +15,32 @@ from smoothsa_jax.models.aggregators.inverted_transformer import (
 )
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
+from smoothsa_jax.models.aggregators.unchanged import Unchanged
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
+from smoothsa_jax.models.decoders.rays import (
+    RayBroadcastDecoder,
+    RayMixerDecoder,
+    RayTransformerDecoder,
+)
 from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
 from smoothsa_jax.models.decoders.spatial_broadcast import SpatialBroadcastDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
 from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
 from smoothsa_jax.models.encoders.resnet import ResNet
+from smoothsa_jax.models.encoders.scene import SceneEncoder
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
-from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Tokens, Warmed
 from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
-from smoothsa_jax.models.slot_model import Projection, SlotModel
+from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
+from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
 # A new part is one line here. The property tests run on every part in these tables.
@@ -42,18 +50,25 @@ ENCODERS: dict[str, Callable] = {
     "colour_fourier": ColourFourier,
     "conv": Conv,
     "resnet": ResNet,
+    "scene": SceneEncoder,
 }
-PROJECTIONS: dict[str, Callable] = {"mlp": Projection, "transformer": TransformerProjection}
+PROJECTIONS: dict[str, Callable] = {
+    "mlp": Projection,
+    "token_transformer": TransformerProjection,
+    "none": NoProjection,
+}
 INITIALIZERS: dict[str, Callable] = {
     "gaussian": Gaussian,
     "learned": Learned,
     "boxes": Boxes,
     "warmed": Warmed,
+    "tokens": Tokens,
 }
 AGGREGATORS: dict[str, Callable] = {
     "slot_attention": SlotAttention,
     "inverted_transformer": InvertedTransformer,
     "metaslot": MetaSlot,
+    "none": Unchanged,
 }
 TRANSITIONS: dict[str, Callable | None] = {
     "randsfq": RandSFQ,
@@ -66,6 +81,9 @@ DECODERS: dict[str, Callable] = {
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
     "spatial_broadcast": SpatialBroadcastDecoder,
+    "ray_mixer": RayMixerDecoder,
+    "ray_broadcast": RayBroadcastDecoder,
+    "ray_transformer": RayTransformerDecoder,
 }
 TARGETS: dict[str, Callable] = {
     "features": Features,
@@ -73,6 +91,7 @@ TARGETS: dict[str, Callable] = {
     "flow": Flow,
     "depth": Depth,
     "several": Several,
+    "rays": Rays,
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {

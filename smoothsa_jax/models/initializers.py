@@ -420,3 +420,41 @@ class Warmed(nnx.Module):
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
         noise = standard_noise(keys[1], sizes, self.slot_size) if training else None
         return {"cold": self.cold.draw(keys, sizes, training), "noise": noise}
+
+
+class Tokens(nnx.Module):
+    """An initializer whose queries are the tokens themselves, for models without slots.
+
+    With the aggregator `none`, the decoder sees all tokens: SRT (Sajjadi et al. 2022, arXiv
+    2111.13152).
+
+    Args:
+        width: C of the tokens; has to be D.
+        slot_size: D.
+        num_slots: N; unused, since there is a query for each token.
+    """
+
+    starts_from_boxes = False
+    any_number = False
+
+    def __init__(self, width: int, slot_size: int, num_slots: int, *, rngs: nnx.Rngs):
+        del num_slots, rngs
+        if width != slot_size:
+            raise UserError(
+                f"model.initializer.name is 'tokens', but tokens have {width} channels and "
+                f"model.slot_size is {slot_size}; set --config.model.slot_size={width}"
+            )
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B M C"],
+        boxes: Float[Array, "B N 4"] | None,
+        slot_mask: Bool[Array, "B N"] | None,
+        draws: None,
+        scheduled: Scheduled,
+    ) -> tuple[Float[Array, "B M C"], dict[str, Array]]:
+        del boxes, slot_mask, draws, scheduled
+        return tokens, {}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> None:
+        """Return None: nothing is random."""

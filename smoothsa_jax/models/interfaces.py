@@ -59,13 +59,17 @@ class Sizes(NamedTuple):
 class Encoder(Protocol):
     """A part that turns frames into features, each frame on its own.
 
+    An encoder of scenes sees all frames at once instead, as the views (B,V,H,W,3) of one scene with
+    their cameras (B,V,4,3), and turns them into one set of tokens: those of a video of one frame.
+
     `weights` in the config determines whether it is frozen or trained.
 
     Sizes of the constructor: image_size (H, W).
 
     Attributes:
-        grid: (h, w) of its tokens.
+        grid: (h, w) of its tokens; of a scene, those of each view.
         width: C, the width of its features.
+        of_scenes: whether it is an encoder of scenes; may be absent: no.
         extras: outputs besides `features` that it computes where a loss reads them, such as `keys`;
             may be absent: none. An encoder that has some takes the keyword `also`.
         pixels: the range of its input, see `encoders/pixels.py`; may be absent: "imagenet".
@@ -77,8 +81,8 @@ class Encoder(Protocol):
     def __call__(self, frames: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
         """Encode normalized frames.
 
-        An encoder of scenes also takes `cameras`. With `extras`, it takes `also`, the names of
-        those to compute.
+        An encoder of scenes takes pixels from 0 to 1, and `cameras`. With `extras`, it takes
+        `also`, the names of those to compute.
 
         Returns:
             Named outputs with tokens in row-major order: `features`, and what `also` names.
@@ -271,6 +275,9 @@ class Decoder(Protocol):
         remat: whether the backward pass recomputes layers.
         logits: which logits over the next frame's patches the prediction has; see
             `decoders/logits.py`. May be absent: none.
+        of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
+            `decoders/rays.py`. May be absent: no.
+        exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
     """
 
     remat: bool

@@ -91,6 +91,21 @@ class Projection(nnx.Module):
         return self.mlp(self.norm(features))
 
 
+class NoProjection(nnx.Module):
+    """The features are the tokens.
+
+    Args:
+        width: C of the features.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        del rngs
+        self.width = width
+
+    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... F"]:
+        return features
+
+
 class SlotModel(nnx.Module):
     """A composition of named parts; `build.py` makes them from a config.
 
@@ -178,12 +193,17 @@ class SlotModel(nnx.Module):
         """Encode all frames in one batch; the outputs have the model's dtype.
 
         Args:
-            video: (B,T,H,W,3) uint8, or normalized floats.
-            cameras: (B,T,...) for an encoder that takes them.
+            video: (B,T,H,W,3) uint8, or floats as the encoder takes them.
+            cameras: (B,T,...) for an encoder that takes them. An encoder of scenes sees all frames
+                as the views of one scene, and the features have T = 1.
             encoder: None: the model's own.
             also: outputs besides the features, among the encoder's `extras`.
         """
         encoder = self.encoder if encoder is None else encoder
+        if getattr(encoder, "of_scenes", False):
+            views = jax.lax.stop_gradient(normalize(video, encoder))
+            found = encoder(views, cameras)
+            return {name: x.astype(self.dtype)[:, None] for name, x in found.items()}
         frames = normalize(video.reshape(-1, *video.shape[2:]), encoder)
         # Also in front of the encoder: the fastest attention of frozen blocks may have no gradient.
         frames = jax.lax.stop_gradient(frames)
@@ -293,7 +313,9 @@ class SlotModel(nnx.Module):
         return {**outputs, **kept}, carry, memory
 
     def _on_grid(self, x: Float[Array, "*B M"]) -> Float[Array, "*B h w"]:
-        return x.reshape(*x.shape[:-1], *self.encoder.grid)
+        width = self.encoder.grid[1]
+        # The views of a scene are one below the other.
+        return x.reshape(*x.shape[:-1], x.shape[-1] // width, width)
 
     def _outputs(
         self,
@@ -336,7 +358,11 @@ class SlotModel(nnx.Module):
         batch, num_frames = slots.shape[:2]
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
-        given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
+        exact = getattr(self.decoder, "exact", ())
+        given = {
+            name: fold(x) if name in exact else fold(x).astype(self.dtype)
+            for name, x in given.items()
+        }
         folded_mask = slot_mask
         if slot_mask is not None:
             of_frames = slot_mask.ndim == 3

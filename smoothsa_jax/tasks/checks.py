@@ -34,6 +34,7 @@ from smoothsa_jax.models.parameters import (
     split,
 )
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.parts import choose
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.discovery import TEACHER
@@ -153,6 +154,8 @@ def _check_frames(config: ConfigDict) -> None:
             "expected a whole number of at least 1; set --config.eval.num_frames=1 or more"
         )
     for path, model in _slot_models(config):
+        if _sees_scenes(model):
+            continue  # its frames are the views of one scene
         for group in ("data", "eval"):
             frames = config[group].get("num_frames") or 1
             if frames > 1 and not has_transition(model):
@@ -161,6 +164,11 @@ def _check_frames(config: ConfigDict) -> None:
                     f"model of single images; set --config.{group}.num_frames=1 or choose a "
                     "transition"
                 )
+
+
+def _sees_scenes(model: ConfigDict) -> bool:
+    encoder = choose("model.encoder", model.encoder.name, PARTS["encoder"])
+    return getattr(encoder, "of_scenes", False)
 
 
 def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
@@ -343,7 +351,9 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         The names; None if the models read arrays that not every data set has.
     """
     (height, width), slots = image_size_of(config), task.slot_model.num_slots
-    frames = min(config.data.get("num_frames") or 1, 2)  # the others are like the second
+    frames = config.data.get("num_frames") or 1
+    if not _sees_scenes(task.slot_model):
+        frames = min(frames, 2)  # the others are like the second
     objects = config.data.get("max_objects") or slots
     shape = jax.ShapeDtypeStruct
     batch = {
@@ -355,6 +365,8 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         "flow": shape((1, frames, height, width, 2), jnp.float32),
         "depth": shape((1, frames, height, width), jnp.float32),
     }
+    if "cameras" in task.inputs:
+        batch["cameras"] = shape((1, frames, 4, 3), jnp.float32)
     patterns = frozen_patterns(config.weights)
     apart = {name: split(x, frozen=patterns if name == MODEL else ()) for name, x in models.items()}
 

@@ -30,7 +30,7 @@ from smoothsa_jax.devices.host_arrays import copied, on_own_devices
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.losses import LossEvaluator
-from smoothsa_jax.evaluation.pictures import animation, contact_sheet
+from smoothsa_jax.evaluation.pictures import animation, contact_sheet, scene_sheet
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import (
     LOSS,
@@ -289,8 +289,12 @@ def report(
 def _draw(
     samples: Sequence[dict[str, np.ndarray]], labelled: bool, split: str, workdir: Path
 ) -> None:
-    """Draw each sample's frames, true segments if it has labels, and masks."""
+    """Draw each sample's frames, true segments if it has labels, and masks; a scene's views."""
     for number, sample in enumerate(samples):
+        if "rendered" in sample:
+            sheet = workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png"
+            scene_sheet(sample, sheet, labelled=labelled)
+            continue
         true = sample["segmentations"] if labelled else None
         clip = (sample["video"], true, sample["masks"])
         contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")

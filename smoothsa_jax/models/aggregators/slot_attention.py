@@ -6,6 +6,8 @@ The defaults are those of SmoothSA (docs/design.md, section 1.1). Conventions of
         epsilon=1e-8, activation="relu", gru="linen", norm_epsilon=1e-6, start="lecun"
     the original (Keras)
         epsilon=1e-8, epsilon_in="weights", activation="relu", norm_epsilon=1e-3, start="glorot"
+    OSRT
+        epsilon=1e-8, epsilon_in="weights", activation="relu", start="truncated", zero_bias=False
 """
 
 import jax
@@ -77,7 +79,7 @@ class SlotAttention(nnx.Module):
         mlp_drop_rate: in training, probability that a sample goes without the MLP of an iteration
             (stochastic depth; 0.2 in BO-QSA).
         start: initial values: those of "torch"; or, with an orthogonal GRU, "xavier" (SPOT),
-            "lecun" (flax linen) or "glorot" (Keras).
+            "lecun" (flax linen) or "glorot" (Keras); or "truncated" with torch's GRU (OSRT).
         attention_start: of the projections to queries and keys; None: as `start`.
         zero_bias: whether the biases of GRU and MLP start at 0; with "torch".
     """

@@ -125,7 +125,7 @@ class Linear(nnx.Linear):
         return out if self.bias is None else out + self.bias[...]
 
 
-STARTS = ("torch", "xavier", "lecun", "glorot")
+STARTS = ("torch", "xavier", "lecun", "glorot", "truncated")
 GRUS = ("torch", "linen")
 ACTIVATIONS = ("gelu", "relu")
 
@@ -155,6 +155,7 @@ def linear(
         start: "torch": uniform in +-1/sqrt(fan_in), the bias likewise. "glorot" (Keras) and
             "xavier": uniform in +-sqrt(6/(fan_in+fan_out)) (Glorot and Bengio 2010). "lecun"
             (flax linen): normal of variance 1/fan_in, truncated at two standard deviations.
+            "truncated" (OSRT): the same, but for the variance, which the cut makes smaller.
         before_relu: with "xavier", whether a ReLU follows; then uniform in +-sqrt(6/fan_in) (He et
             al. 2015).
     """
@@ -163,11 +164,16 @@ def linear(
         all_in = start == "xavier" and before_relu
         bound = (6.0 / (in_features if all_in else in_features + out_features)) ** 0.5
     zero_bias = zero_bias or start != "torch"
+    kernel_init = uniform(bound)
+    if start == "lecun":
+        kernel_init = nnx.initializers.lecun_normal()
+    elif start == "truncated":
+        kernel_init = nnx.initializers.truncated_normal(like_torch, lower=-2.0, upper=2.0)
     return Linear(
         in_features,
         out_features,
         use_bias=bias,
-        kernel_init=nnx.initializers.lecun_normal() if start == "lecun" else uniform(bound),
+        kernel_init=kernel_init,
         bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(like_torch),
         rngs=rngs,
     )
@@ -298,8 +304,9 @@ class GRUCell(nnx.Module):
         size: D.
         input_size: width of the input; None: D.
         form: "torch", with hidden biases of all gates; or "linen", with one of the new gate alone.
-        start: initial values: those of "torch"; or "xavier", "glorot" or "lecun" for the input's
-            kernel and an orthogonal matrix for the hidden one ("lecun": one for each gate).
+        start: initial values: those of "torch", as with "truncated"; or "xavier", "glorot" or
+            "lecun" for the input's kernel and an orthogonal matrix for the hidden one ("lecun":
+            one for each gate).
         zero_bias: whether the biases start at 0.
     """
 
@@ -313,6 +320,7 @@ class GRUCell(nnx.Module):
         zero_bias: bool = True,
         rngs: nnx.Rngs,
     ):
+        start = "torch" if start == "truncated" else start
         of_input = {"zero_bias": zero_bias, "start": start, "rngs": rngs}
         self.input = linear(input_size or size, 3 * size, **of_input)
         all_gates = form == "torch"
