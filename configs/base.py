@@ -272,6 +272,11 @@ def prepared_views(
     return data.changed(data={"image_size": image_size}, settings={"eval": {"split": split}})
 
 
+def only_views(data: DataSet) -> bool:
+    """Tell whether all that a data set has are views of still scenes, not pictures or videos."""
+    return data.data.get("views", False) and not data.variants
+
+
 # A tiny model and six steps: to see within a minute that a prepared folder and the whole program
 # fit together. Its scores mean nothing.
 SMOKE = {
@@ -368,7 +373,9 @@ def refuse_pictures(data: DataSet, title: str) -> None:
 
 
 def has_videos(data: DataSet) -> bool:
-    """Tell whether a data set, or a variant of it, has videos."""
+    """Tell whether a data set, or a variant of it, has videos; views of still scenes are none."""
+    if only_views(data):
+        return False
     return data.is_video or any(change(data).is_video for change in data.variants.values())
 
 
@@ -638,7 +645,9 @@ def words_of(data: DataSet) -> dict[str, str]:
     words = dict.fromkeys(data.variants, "data variant")
     found = {"smooth": "smooth", "smoke": "smoke"}
     for name, module in systems().items():
-        if not getattr(module, "fits", lambda data: True)(data):
+        always = name == DEFAULT_SYSTEM or not only_views(data)
+        fits = getattr(module, "fits", lambda data, always=always: always)
+        if not fits(data):
             continue
         found[name] = module.KIND
         found |= {word: kind for word, (kind, _) in getattr(module, "WORDS", {}).items()}
@@ -724,6 +733,8 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     if "smooth" in chosen:
         if config.model.initializer.name == "warmed":
             raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
+        if config.model.initializer.name == "tokens":
+            raise UserError(f"{config.title} has no slots for 'smooth'; leave that word out")
         systems()[DEFAULT_SYSTEM].smooth(config)
         config.title += ", smooth"
     of_system = config.eval.prune
@@ -776,6 +787,8 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if data.smoke is not None:
         config.update(data.smoke)
         return
+    with config.data.ignore_type():  # it may be a pair of numbers
+        config.data.image_size = SMOKE["data"]["image_size"]
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
     fit_cells(config)

@@ -135,14 +135,14 @@ def _matrices(camera: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def clevr3d_source(folder: Path, scenes: dict[int, int], num_scenes: int) -> Path:
-    """A folder with the scenes that are named, each with so many objects; others have none."""
+    """A folder with the scenes that are named, each with so many objects; others have too many."""
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     rng = np.random.default_rng(0)
-    shapes = np.zeros((num_scenes, 10), np.int64)
+    shapes = np.ones((num_scenes, 10), np.int64)
     positions = rng.normal(size=(num_scenes, 3, 3)).astype(np.float32) + [7, 0, 5]
     for scene, count in scenes.items():
-        shapes[scene, :count] = 1 + np.arange(count) % 3
+        shapes[scene] = np.where(np.arange(10) < count, 1 + np.arange(10) % 3, 0)
         for view in range(3):
             name = f"{scene}_{view}.png"
             data = encoded(picture(scene % 50 + view, 240, 320), "PNG")

@@ -28,19 +28,9 @@ from smoothsa_jax.inputs.encoded import decode_flow, in_range, parse_clip
 from smoothsa_jax.inputs.loader import evaluation_batches
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.resize import resize_pixels, resize_values
+from smoothsa_jax.models.targets import flow_picture
 
 # -------------------------------------------------------------------------------- SAVi's program
-
-
-def _picture(flow: np.ndarray) -> np.ndarray:
-    """The picture of a flow, section 4 of SAVi's contract, from its formula."""
-    height, width = flow.shape[1:3]
-    hue = (np.arctan2(flow[..., 1], flow[..., 0]) / np.pi + 1) / 2
-    saturation = np.minimum(np.linalg.norm(flow, axis=-1) * 50 / np.hypot(height, width), 1)
-    # HSV to RGB with value 1: a channel falls from 1 as the hue leaves it.
-    away = np.abs((6 * hue[..., None] - np.array([3, 2, 4])) * [1, -1, -1]) * [1, -1, -1]
-    rgb = 1 - saturation[..., None] * (1 - np.clip(away + np.array([-1, 2, 2]), 0, 1))
-    return np.floor(255.5 * rgb) / 255
 
 
 def test_preprocessing_equals_that_of_savi():
@@ -74,7 +64,7 @@ def test_preprocessing_equals_that_of_savi():
                 far = np.log1p(view_depth(depth, view, found))[..., None]
                 file.compare(f"out/{case}/depth", far, FORWARD)
                 recorded = file[f"out/{case}/flow"]
-                off = np.abs(_picture(view_flow(flow, view, found)) - recorded)
+                off = np.abs(np.asarray(flow_picture(view_flow(flow, view, found))) - recorded)
                 # Rounding to 256 levels may go either way, but rarely.
                 assert off.max() < 1.01 / 255 and (off > 1e-5).mean() < 0.01
         draws = file["out/crop_draws"].astype(int)

@@ -143,10 +143,6 @@ def test_clevr3d_has_views_and_cameras_of_scenes_with_few_objects(tmp_path):
     scenes = {0: 3, 1: 7, 2: 6, 70_000: 2, 85_000: 5}
     source = clevr3d_source(tmp_path / "raw", scenes, 85_001)
     given = np.load(source / "metadata.npz")
-    # All other scenes are too large here, so that no pictures are missing.
-    shapes = np.ones_like(given["shape"])
-    shapes[list(scenes)] = given["shape"][list(scenes)]
-    np.savez(source / "metadata.npz", camera_pos=given["camera_pos"], shape=shapes)
     out = _prepared("clevr3d", source, tmp_path / "out")
     train = _views(out, "train", image_size=(240, 320))
     assert [str(train[k]["name"]) for k in range(len(train))] == [
@@ -186,7 +182,8 @@ def _rays_of_the_contract(position: np.ndarray, height: int, width: int) -> np.n
 
 def test_clevr3d_refuses_what_it_cannot_read(tmp_path):
     source = clevr3d_source(tmp_path / "raw", {0: 3}, 2)
-    assert "has no images/img_1_0.png" in _refused("clevr3d", source, tmp_path / "a")
+    (source / "images" / "img_0_1.png").unlink()
+    assert "has no images/img_0_1.png" in _refused("clevr3d", source, tmp_path / "a")
     (source / "metadata.npz").write_bytes(b"no archive")
     assert "metadata.npz cannot be used" in _refused("clevr3d", source, tmp_path / "b")
     (source / "metadata.npz").unlink()

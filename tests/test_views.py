@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_torch_files
 from flax import nnx
 from golden_files import FOLDER
 from ml_collections import ConfigDict
 from recipes import quick
+from test_torch_files import plain
 
 from configs import base
 from smoothsa_jax.checkpoints import published
@@ -34,6 +36,7 @@ from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import build_training
 
+write = test_torch_files.write  # a fixture
 CONFIG = f"{Path(__file__).parent.parent / 'configs' / 'scenes.py'}:views,osrt,smoke"
 HEIGHT, WIDTH, VIEWS = 6, 8, 5
 
@@ -337,37 +340,54 @@ def test_the_layout_of_another_decoder(word, layout):
     assert {k: x for k, x in found.items() if k.startswith("decoder.")} == LAYOUTS[layout]
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_file_comes_back_bit_for_bit(suffix, tmp_path):
-    """The program saves a state dict of encoder and decoder each, beside its optimizer's."""
-    torch = pytest.importorskip("torch")
-    config = tiny()
-    expected = shapes_of(published.expected_keys(config))
+@pytest.fixture(scope="module")
+def arrays():
+    """A small state dict of the program, by its keys."""
     rng = np.random.default_rng(0)
-    arrays = {k: rng.standard_normal(x).astype(np.float32) for k, x in expected.items()}
-    path = tmp_path / f"model{suffix}"
-    if suffix == ".pt":
-        parts = {
-            part: {
-                k.split(".", 1)[1]: torch.from_numpy(x) for k, x in arrays.items() if part in k[:8]
-            }
-            for part in ("encoder", "decoder")
-        }
-        optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
-        more = {"optimizer": optimizer, "it": 7, "t": 0.5, "loss_val_best": -np.float64(3)}
-        torch.save({**parts, **more}, path)
-    else:
-        state_dicts.write(path, arrays)
-    read = state_dicts.read(path)
-    assert read.keys() == arrays.keys()
-    write_workdir(read, config, tmp_path / "run")
-    back = read_workdir(tmp_path / "run", pytest.fail)
-    state_dicts.write(tmp_path / f"back{suffix}", back)
-    again = state_dicts.read(tmp_path / f"back{suffix}")
+    expected = shapes_of(published.expected_keys(tiny()))
+    return {key: rng.standard_normal(x).astype(np.float32) for key, x in expected.items()}
+
+
+def test_a_file_comes_back_bit_for_bit(arrays, tmp_path):
+    source, target = tmp_path / "model.safetensors", tmp_path / "back.safetensors"
+    state_dicts.write(source, arrays)
+    write_workdir(state_dicts.read(source), tiny(), tmp_path / "run")
+    state_dicts.write(target, read_workdir(tmp_path / "run", pytest.fail))
+    again = state_dicts.read(target)
+    assert again.keys() == arrays.keys()
     for key, x in arrays.items():
         np.testing.assert_array_equal(again[key], x, err_msg=key, strict=True)
-    if suffix == ".pt":
-        whole = torch.load(tmp_path / "back.pt", weights_only=True)
-        assert whole.keys() == {"encoder", "decoder"}
-        for part, found in whole.items():
-            assert found.keys() == parts[part].keys()
+
+
+def of_part(arrays: dict, part: str) -> dict:
+    return {k.removeprefix(f"{part}."): x for k, x in arrays.items() if k.startswith(f"{part}.")}
+
+
+def test_the_program_saves_the_parts_side_by_side(arrays, write):
+    """A state dict of the encoder and of the decoder each, beside the optimizer's and numbers."""
+    parts = {
+        part: {k: plain(x, entry=f"{part}.{k}") for k, x in of_part(arrays, part).items()}
+        for part in ("encoder", "decoder")
+    }
+    moments = plain(np.ones(3, np.float32), entry="moments")
+    optimizer = {"state": {0: {"exp_avg": moments}}, "param_groups": [{"lr": 1e-4}]}
+    path = write({**parts, "optimizer": optimizer, "it": 7, "loss_val_best": -3.0}, "model.pt")
+    found = state_dicts.read(path)
+    assert found.keys() == arrays.keys()
+    for key, x in arrays.items():
+        np.testing.assert_array_equal(found[key], x, err_msg=key, strict=True)
+
+
+def test_a_file_for_the_program(arrays, tmp_path):
+    torch = pytest.importorskip("torch")
+    state_dicts.write(tmp_path / "model.pt", arrays)
+    whole = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert whole.keys() == {"encoder", "decoder"}
+    for part, found in whole.items():
+        expected = of_part(arrays, part)
+        assert found.keys() == expected.keys()
+        for key, x in expected.items():
+            np.testing.assert_array_equal(found[key].numpy(), x, err_msg=key)
+    again = state_dicts.read(tmp_path / "model.pt")
+    for key, x in arrays.items():
+        np.testing.assert_array_equal(again[key], x, err_msg=key, strict=True)

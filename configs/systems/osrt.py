@@ -49,12 +49,11 @@ HALF_LIFE = 4_000_000 * math.log(0.5) / math.log(0.16)
 
 
 def fits(data: base.DataSet) -> bool:
-    return data.name in RECIPES or base.has_views(data)
+    return base.has_views(data)
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
-    if data.name not in RECIPES:
-        base.refuse_without_views(data, TITLE)
+    base.refuse_without_views(data, TITLE)
     one = data.data["num_frames"] <= 3  # views: one of them is the input, and all are targets
     config.task = "views"
     config.weights = ConfigDict()  # nothing is frozen

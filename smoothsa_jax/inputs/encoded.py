@@ -120,10 +120,16 @@ FEATURES = {
 }
 
 
+def has(clip: EncodedClip, key: str) -> bool:
+    """Whether a clip has an optional key of samples."""
+    feature = FEATURES[key][0]
+    return feature in clip.features or f"{feature}/value" in clip.features
+
+
 def refuse_lacking(clip: EncodedClip, key: str) -> None:
     """Raise UserError if a clip lacks an optional key of samples."""
-    feature, fix = FEATURES[key]
-    if not {feature, f"{feature}/value"} & set(clip.features):
+    if not has(clip, key):
+        fix = FEATURES[key][1]
         raise UserError(
             f"{clip.name} has no {key}, which a part, a loss or the task reads; {fix}, or choose "
             "another system"
