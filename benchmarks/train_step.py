@@ -35,6 +35,7 @@ from ml_collections import ConfigDict  # noqa: E402
 from benchmarks import cases  # noqa: E402
 from smoothsa_jax.devices.compiling import memory_of
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import OPTIONAL
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.losses.build import build_losses
@@ -107,11 +108,13 @@ def measure(config: ConfigDict, steps: int, whole_only: bool = False) -> dict[st
 
 
 def batch_of(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Return random pixels, or samples of the data set for a task that needs labels."""
+    """Return random pixels, or samples of the data set where more than pixels is read."""
     task = build_task(config)
-    if "segmentations" not in task.inputs:
+    if not {"segmentations", *OPTIONAL} & set(task.inputs):
         return cases.random_batch(config)
-    source = build_dataset(config.data, "train", num_slots=task.slot_model.num_slots)
+    source = build_dataset(
+        config.data, "train", reads=task.inputs, num_slots=task.slot_model.num_slots
+    )
     return next(training_batches(source, config.train.batch_size, config.seed))
 
 

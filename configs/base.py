@@ -4,7 +4,8 @@ A config is built in this order, and later settings win:
 
     1. `defaults`, below
     2. the facts of the data set, which the system fits itself to: slots, frames, boxes, encoder
-    3. the system (a file of `configs/systems/`), its variant and version, and the word `smooth`
+    3. the system (a file of `configs/systems/`), its variant, queries and version, and the word
+       `smooth`
     4. the data set's own settings, and its `small` block if it has one
     5. the task, such as `recognition`
     6. the word `smoke`
@@ -19,7 +20,7 @@ A file of `configs/systems/` states:
                                     reads
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
-                                    kind is "system variant", "version" or "task"
+                                    kind is "system variant", "queries", "version" or "task"
 
 A function of a word gets the other words that it has arguments for: `variant`, that of the system,
 and `version`; None: not given.
@@ -31,6 +32,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -108,6 +110,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "score_at": None,  # at so many pixels a side; None: at the size of the labels
                 "per_frame": False,  # also score each frame by itself: image_ari, ...
                 "foreground": False,  # also mBO and mIoU without background: fg_mbo, fg_miou
+                "skip_frames": 0,  # frames at the start of each clip that are not scored
                 "match_paper": False,
                 "background_column_always": False,  # of match_paper
                 "baselines": False,  # k-means on every sample takes longer than the model
@@ -241,6 +244,42 @@ def prepared(
     )
 
 
+def prepared_views(
+    name: str,
+    *,
+    num_slots: int,
+    num_steps: int,
+    batch_size: int,
+    num_views: int,
+    image_size: int | tuple[int, int],
+    split: str = "validation",
+) -> DataSet:
+    """A data set on disk whose clips are views of still scenes, with cameras.
+
+    Args:
+        num_views: of each scene; the frames of a sample.
+        image_size: of the views, which are used as they are.
+        split: the one that is scored.
+    """
+    data = prepared(
+        name,
+        num_slots=num_slots,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        num_frames=num_views,
+        eval_frames=num_views,
+        views=True,
+        crop="none",
+        flip=0.0,
+    )
+    return data.changed(data={"image_size": image_size}, settings={"eval": {"split": split}})
+
+
+def only_views(data: DataSet) -> bool:
+    """Tell whether all that a data set has are views of still scenes, not pictures or videos."""
+    return data.data.get("views", False) and not data.variants
+
+
 # A tiny model and six steps: to see within a minute that a prepared folder and the whole program
 # fit together. Its scores mean nothing.
 SMOKE = {
@@ -251,6 +290,14 @@ SMOKE = {
     "checkpoint": {"every": 3},
 }
 _SMOKE_VIT = {"width": 32, "depth": 1, "num_heads": 2, "registers": 1}
+_SMOKE_RAYS = {"octaves": 4, "position_octave": -2, "hidden_size": 32, "renderer_layers": 2}
+_SMOKE_ALLOCATOR = {
+    "query_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_size": 16,
+    "feed_forward_size": 32,
+}
 SMOKE_SLOT_SIZE = 32
 SMOKE_PARTS = {
     "vit": _SMOKE_VIT,
@@ -260,6 +307,23 @@ SMOKE_PARTS = {
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "conv": {"width": 8, "strides": (2, 2)},
+    "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
+    "token_transformer": {"num_layers": 1, "mlp_size": 32},
+    "spatial_broadcast": {"hidden_size": 8, "strides": (2, 2), "transposed": (True, True)},
+    "scene": {
+        "width": 32,
+        "channels": 4,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "octaves": 4,
+        "position_octave": -2,
+    },
+    "ray_mixer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR, "mix_size": 32},
+    "ray_broadcast": _SMOKE_RAYS,
+    "ray_transformer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR},
+    "rays": {"rays": 64},
 }
 
 
@@ -324,8 +388,29 @@ def refuse_variant(variant: str | None, refused: tuple[str, ...], version: str) 
 
 
 def has_videos(data: DataSet) -> bool:
-    """Tell whether a data set, or a variant of it, has videos."""
+    """Tell whether a data set, or a variant of it, has videos; views of still scenes are none."""
+    if only_views(data):
+        return False
     return data.is_video or any(change(data).is_video for change in data.variants.values())
+
+
+def has_views(data: DataSet) -> bool:
+    """Tell whether a data set, or a variant of it, has views of scenes, with their cameras."""
+    return _shows_scenes(data) or any(_shows_scenes(x(data)) for x in data.variants.values())
+
+
+def refuse_without_views(data: DataSet, title: str) -> None:
+    """Refuse pictures and videos, for a system of scenes that several cameras see."""
+    if not _shows_scenes(data):
+        add = _word_for(data, _shows_scenes, "choose another data set")
+        raise UserError(
+            f"{title} is a system of scenes that several cameras see, but {data.name} has no such "
+            f"views here; {add}"
+        )
+
+
+def _shows_scenes(data: DataSet) -> bool:
+    return data.data.get("views", False)
 
 
 def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -> str:
@@ -575,7 +660,9 @@ def words_of(data: DataSet) -> dict[str, str]:
     words = dict.fromkeys(data.variants, "data variant")
     found = {"smooth": "smooth", "smoke": "smoke"}
     for name, module in systems().items():
-        if not getattr(module, "fits", lambda data: True)(data):
+        always = name == DEFAULT_SYSTEM or not only_views(data)
+        fits = getattr(module, "fits", lambda data, always=always: always)
+        if not fits(data):
             continue
         found[name] = module.KIND
         found |= {word: kind for word, (kind, _) in getattr(module, "WORDS", {}).items()}
@@ -652,12 +739,14 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     system = systems()[chosen.get("system", DEFAULT_SYSTEM)]
     config.title = system.TITLE
     system.apply(config, data)
-    for kind in ("system variant", "version"):
+    for kind in ("system variant", "queries", "version"):
         if kind in chosen:
             _apply(chosen, kind, config, data)
     if "smooth" in chosen:
         if config.model.initializer.name == "warmed":
             raise UserError(f"{system.TITLE} already has what 'smooth' adds; leave that word out")
+        if config.model.initializer.name == "tokens":
+            raise UserError(f"{config.title} has no slots for 'smooth'; leave that word out")
         systems()[DEFAULT_SYSTEM].smooth(config)
         config.title += ", smooth"
     of_system = config.eval.prune
@@ -683,9 +772,17 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
     for term, weight in small["losses"].items():
         if term in config.losses:
             _set_weight(config.losses[term], weight)
+    fit_cells(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
+
+
+def fit_cells(config: ConfigDict) -> None:
+    """Let a broadcast decoder start from as many cells as reach the size of the pictures."""
+    decoder = config.model.get("decoder", {})
+    if decoder.get("name") == "spatial_broadcast":
+        decoder.cells = config.data.image_size // math.prod(decoder.strides)
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:
@@ -706,13 +803,17 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if data.smoke is not None:
         config.update(data.smoke)
         return
+    with config.data.ignore_type():  # it may be a pair of numbers
+        config.data.image_size = SMOKE["data"]["image_size"]
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
     encoder = config.model.get("encoder", data.encoder)
-    if config.data.image_size * encoder["resize"] % encoder["patch"]:
+    has_patches = "patch" in encoder
+    if has_patches and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
+    fit_cells(config)
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

@@ -21,6 +21,14 @@ from configs import base
 # The plain mixture decoder learns masks in fewer steps than the autoregressive ones. Each slot has
 # one appearance for all its tokens: otherwise slots share the scene, add up, and no masks form.
 DECODER = {"num_layers": 3, "hidden_size": 64, "uniform_values": True}
+RAYS = {"octaves": 8, "position_octave": -5, "hidden_size": 64, "renderer_layers": 3}
+ALLOCATOR = {
+    "query_size": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "head_size": 16,
+    "feed_forward_size": 128,
+}
 SMALL = {
     "model": {"slot_size": 48},
     "parts": {
@@ -39,6 +47,26 @@ SMALL = {
         "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
         "slot_mixer": {"num_layers": 1, "hidden_size": 64, "renderer_layers": 3},
+        # Of models that see pixels alone.
+        "conv": {"width": 16, "strides": (2, 2, 1)},
+        "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
+        "token_transformer": {"num_layers": 1, "mlp_size": 64},
+        "spatial_broadcast": {"hidden_size": 16, "strides": (2, 2), "transposed": (True, True)},
+        # Of scenes with the word views.
+        "scene": {
+            "width": 64,
+            "channels": 16,
+            "num_layers": 2,
+            "num_heads": 4,
+            "hidden_size": 128,
+            "octaves": 8,
+            "position_octave": -5,
+            "every": 2,
+        },
+        "ray_mixer": {**RAYS, **ALLOCATOR, "mix_size": 64},
+        "ray_broadcast": RAYS,
+        "ray_transformer": {**RAYS, **ALLOCATOR},
+        "rays": {"input_views": 3, "rays": 512},
     },
     # The papers' weights are set against DINOv2's features, of much larger variance.
     "losses": {

@@ -1,16 +1,30 @@
 """The data sets that can be prepared."""
 
 from data.authors_lmdb import AuthorsLmdb
+from data.clevr import Clevr
+from data.clevr3d import Clevr3d
 from data.clevrtex import Clevrtex
 from data.coco import Coco
 from data.davis import Davis
 from data.family import Family, Options
 from data.folder import Folder
 from data.movi import Movi
+from data.msn import MsnHard
 from data.voc import Voc
 from data.ytvis import YoutubeVis
 
-FAMILIES: tuple[type[Family], ...] = (Movi, Coco, Voc, Clevrtex, YoutubeVis, Davis, Folder)
+FAMILIES: tuple[type[Family], ...] = (
+    Movi,
+    Coco,
+    Voc,
+    Clevr,
+    Clevrtex,
+    Clevr3d,
+    MsnHard,
+    YoutubeVis,
+    Davis,
+    Folder,
+)
 
 
 def family_of(name: str, options: Options) -> type[Family]:

@@ -39,6 +39,11 @@ def column(dtype: Any, *widths: int) -> Any:
     return tfds.features.Tensor(shape=(None, *widths), dtype=dtype)
 
 
+def view_cameras() -> Any:
+    """The camera of each frame (T,4,3), see smoothsa_jax/inputs/cameras.py."""
+    return tfds.features.Tensor(shape=(None, 4, 3), dtype=np.float32)
+
+
 def categories(names: list[str]) -> Any:
     """The category of each object, as an index into `names`."""
     return tfds.features.Sequence(tfds.features.ClassLabel(names=names))

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from data import tfrecords
+from data.examples import Values
 from data.family import BadSample, Family, Job, Plan, refuse_twice
 from data.features import categories, clip_features, column, table
 from data.pictures import frame, label_png, labels
@@ -35,6 +35,7 @@ RANGES = {
     "backward_flow": "backward_flow_range",
 }
 KEPT = (*PICTURES, *FLOWS, "events")
+FLOW = "flow"  # of samples: the backward one
 CATEGORY_KEYS = ("category", "shape_label")  # MOVi C to E; A and B
 
 
@@ -46,10 +47,10 @@ class Movi(Family):
 
     def plan(self, splits: tuple[str, ...]) -> Plan:
         tfrecords.check_address(self.source)
-        if unknown := set(self.options.keep) - set(KEPT):
+        if unknown := set(self.options.keep) - {*KEPT, FLOW}:
             raise UserError(
                 f"--keep={','.join(sorted(unknown))} is not an annotation of MOVi; expected some "
-                f"of {', '.join(KEPT)}"
+                f"of {', '.join((*KEPT, FLOW))}"
             )
         folder, info = find_build(self.source, self.name)
         splits_named = (entry["name"] for entry in info["splits"])
@@ -89,7 +90,7 @@ class Movi(Family):
             "bboxes": table(np.float32, 4),
             "visibility": table(np.int32),
         }
-        keep = self.options.keep
+        keep = self._keep
         for name in PICTURES.keys() & set(keep):
             more[name] = tfds.features.Sequence(
                 tfds.features.Image(
@@ -109,6 +110,10 @@ class Movi(Family):
             if name in keep:
                 features["metadata"][key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
         return features
+
+    @property
+    def _keep(self) -> tuple[str, ...]:
+        return tuple("backward_flow" if name == FLOW else name for name in self.options.keep)
 
     def items(self, job: Job) -> Iterator[tuple[str, bytes, int]]:
         folder, file, length, _ = job.payload
@@ -143,12 +148,7 @@ class Movi(Family):
             ) from error
 
     def _example(self, where: str, record: bytes, num_categories: int) -> dict[str, Any]:
-        try:
-            values = _Values(tf_example_pb2.Example.FromString(record))
-        except Exception as error:  # protobuf raises several types
-            raise BadSample(
-                f"{where} is not a tf.train.Example ({error}); download it again"
-            ) from error
+        values = Values(record, where, "MOVi")
         num_frames = int(values.numbers("metadata/num_frames")[0])
         num_objects = int(values.numbers("metadata/num_instances")[0])
         frames = values.encoded("video")
@@ -203,8 +203,8 @@ class Movi(Family):
             return data
         return label_png(segmentation.astype(np.uint8), self.options)
 
-    def _kept(self, example: dict[str, Any], values: "_Values", num_frames: int) -> dict[str, Any]:
-        keep = self.options.keep
+    def _kept(self, example: dict[str, Any], values: Values, num_frames: int) -> dict[str, Any]:
+        keep = self._keep
         for name in PICTURES.keys() & set(keep):
             example[name] = values.encoded(name)
         for name in set(FLOWS) & set(keep):
@@ -226,32 +226,7 @@ class Movi(Family):
         return example
 
 
-class _Values:
-    """The flat values of a tf.train.Example."""
-
-    def __init__(self, example: Any):
-        self._features = example.features.feature
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._features
-
-    def numbers(self, name: str) -> np.ndarray:
-        feature = self._get(name)
-        kind = feature.WhichOneof("kind")
-        if kind is None:
-            return np.zeros(0)
-        return np.array(getattr(feature, kind).value)
-
-    def encoded(self, name: str) -> list[bytes]:
-        return list(self._get(name).bytes_list.value)
-
-    def _get(self, name: str) -> Any:
-        if name not in self._features:
-            raise BadSample(f"a record has no {name!r}: it is not from MOVi, or of another version")
-        return self._features[name]
-
-
-def _boxes(values: _Values, num_objects: int, num_frames: int) -> np.ndarray:
+def _boxes(values: Values, num_objects: int, num_frames: int) -> np.ndarray:
     """Boxes (objects, frames, 4) as ymin, xmin, ymax, xmax in 0..1; 0 where no box is stored."""
     lengths = values.numbers("instances/bbox_frames/ragged_row_lengths_0").astype(int)
     frames = values.numbers("instances/bbox_frames/ragged_flat_values").astype(int)
@@ -261,15 +236,16 @@ def _boxes(values: _Values, num_objects: int, num_frames: int) -> np.ndarray:
     return boxes
 
 
-def find_build(source: str, name: str) -> tuple[str, dict[str, Any]]:
+def find_build(source: str, *names: str) -> tuple[str, dict[str, Any]]:
     """Find the folder of TFRecord files below `source`, and read its dataset_info.json.
 
     Raises:
-        UserError: there is no build of this data set, or more than one.
+        UserError: there is no build of these names, or more than one.
     """
+    name = names[0]
     files, read = _info_files(source)
     infos = {folder: _info(folder, read(folder)) for folder in files}
-    mine = {folder: info for folder, info in infos.items() if info.get("name") == name}
+    mine = {folder: info for folder, info in infos.items() if info.get("name") in names}
     if not mine:
         there = ", ".join(f"{info.get('name')} in {folder}" for folder, info in infos.items())
         raise UserError(

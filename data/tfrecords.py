@@ -1,10 +1,12 @@
 """Read TFRecord files from disk or a bucket, verifying the CRC of every record."""
 
 import contextlib
+import gzip
 import hashlib
 import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +15,7 @@ import google_crc32c
 
 from smoothsa_jax.errors import UserError
 
+GZIP = b"\x1f\x8b"
 MASK_DELTA = 0xA282EAD8
 LENGTH, CRC = struct.Struct("<Q"), struct.Struct("<I")
 
@@ -24,7 +27,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def read_records(path: Path, digest: Any = None) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file in order.
+    """Yield the records of a TFRecord file in order; a gzipped file is unpacked on the way.
 
     Args:
         path: the file.
@@ -33,29 +36,51 @@ def read_records(path: Path, digest: Any = None) -> Iterator[bytes]:
     Raises:
         UserError: a record is truncated or fails its CRC; the message names file and offset.
     """
-    end = path.stat().st_size
+    size = path.stat().st_size
     digest = digest or hashlib.sha256()
-    with open(path, "rb") as file:
-        while (offset := file.tell()) < end:
-            head = _read(file, LENGTH.size + CRC.size, path, offset, digest)
-            (length,), (crc,) = LENGTH.unpack(head[:8]), CRC.unpack(head[8:])
-            if masked_crc(head[:8]) != crc:
-                raise _damaged(path, offset, "the length of a record does not match its CRC")
-            if offset + len(head) + length + CRC.size > end:
-                raise _damaged(path, offset, f"a record of {length} bytes is cut off at {end}")
-            data = _read(file, length, path, offset, digest)
-            (crc,) = CRC.unpack(_read(file, CRC.size, path, offset, digest))
-            if masked_crc(data) != crc:
-                raise _damaged(path, offset, "a record does not match its CRC")
-            yield data
+    with open(path, "rb") as raw:
+        zipped = raw.read(2) == GZIP
+        raw.seek(0)
+        hashed = _Hashed(raw, digest)
+        file = gzip.GzipFile(fileobj=hashed) if zipped else hashed
+        offset = 0
+        try:
+            while zipped or offset < size:
+                head = file.read(LENGTH.size + CRC.size)
+                if zipped and not head:
+                    break
+                _check_length(head, LENGTH.size + CRC.size, path, offset)
+                (length,), (crc,) = LENGTH.unpack(head[:8]), CRC.unpack(head[8:])
+                if masked_crc(head[:8]) != crc:
+                    raise _damaged(path, offset, "the length of a record does not match its CRC")
+                end = offset + len(head) + length + CRC.size
+                if not zipped and end > size:
+                    raise _damaged(path, offset, f"a record of {length} bytes is cut off at {size}")
+                data, tail = file.read(length), file.read(CRC.size)
+                _check_length(data + tail, length + CRC.size, path, offset)
+                if masked_crc(data) != CRC.unpack(tail)[0]:
+                    raise _damaged(path, offset, "a record does not match its CRC")
+                yield data
+                offset = end
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _damaged(path, offset, f"it cannot be unpacked: {error}") from error
 
 
-def _read(file: BinaryIO, size: int, path: Path, offset: int, digest: Any) -> bytes:
-    data = file.read(size)
+class _Hashed:
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, digest: Any):
+        self._file, self._digest = file, digest
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._digest.update(data)
+        return data
+
+
+def _check_length(data: bytes, size: int, path: Path, offset: int) -> None:
     if len(data) < size:
         raise _damaged(path, offset, "the file ends inside a record")
-    digest.update(data)
-    return data
 
 
 def _damaged(path: Path, offset: int, what: str) -> UserError:

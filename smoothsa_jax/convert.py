@@ -1,4 +1,4 @@
-"""Convert the authors' PyTorch checkpoints to workdirs and back, and folders of earlier versions.
+"""Convert the authors' checkpoints to workdirs and back, and folders of earlier versions.
 
     python -m smoothsa_jax.convert IN.pth runs/coco --config=coco
         a state dict -> a workdir for main.py
@@ -7,9 +7,10 @@
     python -m smoothsa_jax.convert OLD NEW
         a run or a saved model from before version 0.2 -> a new folder
 
-A state dict is a .pth, .pt, .pt.tar or .ckpt file (PyTorch is needed to write one, not to read it)
-or a .safetensors file. Its keys and shapes identify its config. If several configs fit, choose one
-with --config: a name in configs/, or a config file with any --config.key=value.
+A state dict is a .pth, .pt, .pt.tar or .ckpt file (PyTorch is needed to write one, not to read it),
+a .safetensors file, or a .msgpack or .flax file of flax. Its keys and shapes identify its config.
+If several configs fit, choose one with --config: a name in configs/, or a config file with any
+--config.key=value.
 """
 
 import sys

@@ -191,7 +191,7 @@ def test_words_come_in_any_order_and_name_the_run():
         (f"{SPRITES}:smoke,smoke", "the word 'smoke' is given 2 times"),
         (f"{SPRITES}:recognition", "no word 'recognition' fits here"),  # no categories
         (f"{COCO}:recogniton", "did you mean 'recognition'?"),
-        (f"{COCO}:gaussian", "recognition, smoke, smooth, smoothsa, spot, student"),
+        (f"{COCO}:gaussian", "smoke, smooth, smoothsa, spot, student"),
         (f"{COCO}:smoke,", "no word '' fits here"),
         (f"{COCO}:smooth", "SmoothSA already has what 'smooth' adds"),
         (f"{COCO}:smooth,smoothsa", "SmoothSA already has what 'smooth' adds"),
@@ -425,7 +425,7 @@ def test_what_the_contract_allows(tmp_path, edit):
 def test_only_masks_have_options_of_scoring_masks():
     config = load_config(f"{COCO}:recognition,smoke")
     check_all(config)
-    for key, value in (("per_frame", True), ("foreground", True), ("score_at", 224)):
+    for key, value in (("per_frame", True), ("foreground", True), ("skip_frames", 1)):
         with config.unlocked():
             config.eval[key], before = value, config.eval[key]
         message = f"eval.{key} is {value}, but recognition is not scored by its masks; set --config"

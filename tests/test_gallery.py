@@ -20,17 +20,24 @@ DATA_SETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "base")
 SYSTEMS = sorted(p.stem for p in (CONFIGS / "systems").glob("*.py"))
 VARIANTS = {
     "sprites": {"gaussian", "image", "full"},
+    "scenes": {"gaussian", "moving", "image", "views"},
     "own": {"image", "video"},
+    "movi_a": {"image"},
     "movi_c": {"image", "gaussian"},
     "movi_e": {"image", "gaussian"},
 }
 # Words of systems, by system; each is a system variant, a version or a task.
 WORDS = {
-    "boqsa": set(),
+    "boqsa": {"mixture"},
     "dias": {"genera1z"},
     "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
+    "inverted": {"tf", "tf_inv_gru", "sa_no_gru", "sa", "sa_id", "learned", "original"},
     "metaslot": {"ar", "b16", "paper", "genera1z"},
+    "osrt": {"broadcast", "srt", "sa", "sa_id", "tf_inv"},
     "randsfq": {"tsim", "original"},
+    "savi": {"medium", "large", "tf_inv", "tf_inv_gru"},
+    "savi_plus": {"tf_inv", "tf_inv_gru"},
+    "slot_attention": set(),
     "slotcontrast": {"original", "genera1z"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
@@ -41,8 +48,13 @@ WITHOUT = {
     "dinosaur": {("ar", "genera1z"), ("dinov2", "genera1z"), ("r384", "original")},
     "videosaur": {("dinov2", "genera1z")},
 }
-OF_VIDEOS = ("randsfq", "slotcontrast", "videosaur")
-OF_PICTURES = ("clevrtex", "coco", "voc")  # the data sets
+OF_FLOW = ("savi", "savi_plus")
+WITH_FLOW = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "scenes")  # data sets
+OF_VIDEOS = ("randsfq", "slotcontrast", "videosaur", *OF_FLOW)
+OF_SCENES = ("osrt",)
+WITH_VIEWS = ("clevr3d", "msn_hard", "obsurf_msn", "scenes")  # data sets, or a variant of them
+OF_PICTURES = ("clevr", "clevrtex", "coco", "voc")  # the data sets
+OF_VIEWS = ("clevr3d", "msn_hard", "obsurf_msn")  # the data sets
 # Slots, steps, batch, frames, frames to score, learning rate, clipping: the paper's.
 TABLE = {
     "coco": (7, 100_000, 32, 1, 1, 2e-4, 1.0),
@@ -95,6 +107,8 @@ def test_every_combination_of_words_is_sound(data_set):
     names, kinds = {}, words_of(data_set)
     for words in combinations_of(data_set):
         own = not {"smoothsa", *WORDS} & set(words) or "smoothsa" in words
+        if data_set == "scenes" and {"version", "smooth"} & {kinds[word] for word in words}:
+            continue  # as on sprites
         try:
             config = load(data_set, *words)
         except UserError as error:
@@ -105,11 +119,16 @@ def test_every_combination_of_words_is_sound(data_set):
             smooth = "smooth" in words and own and "leave that word out" in str(error)
             none = "has no variant" in str(error) and _are_apart(words)
             assert from_boxes or of_videos or smooth or none
+            of_scenes = "is a system of scenes" in str(error) and set(OF_SCENES) & set(words)
+            has_no_use = own or "srt" in words
+            smooth = "smooth" in words and has_no_use and "leave that word out" in str(error)
+            assert from_boxes or of_videos or of_scenes or smooth
             continue
         assert not _are_apart(words)
         check(config)
         task = next((word for word in words if kinds[word] == "task"), None)
-        assert config.task == ("recognition" if task == "recognition" else "discovery")
+        of_system = "views" if set(OF_SCENES) & set(words) else "discovery"
+        assert config.task == ("recognition" if task == "recognition" else of_system)
         assert ("smoke" not in words) or config.train.num_steps <= 20
         # The name is the data set and the words, in the order of their kinds.
         ordered = sorted(set(words) - {"smoothsa"}, key=lambda word: KINDS.index(kinds[word]))
@@ -138,8 +157,12 @@ def test_the_words_of_each_data_set():
         systems = {
             name: words
             for name, words in WORDS.items()
-            if name not in OF_VIDEOS or data_set not in OF_PICTURES
+            if (name not in OF_VIDEOS or data_set not in OF_PICTURES)
+            and (name not in OF_SCENES or data_set in WITH_VIEWS)
+            and (name not in OF_FLOW or data_set in WITH_FLOW)
         }
+        if data_set in OF_VIEWS:
+            systems = {name: WORDS[name] for name in ("smoothsa", *OF_SCENES)}
         expected = {"smooth", "smoke", *systems}.union(*systems.values())
         expected |= VARIANTS.get(data_set, set())
         expected |= {"recognition"} if data_set in RECOGNITION_TABLE else set()
@@ -326,6 +349,24 @@ def test_a_published_video_recipe_of_the_gallery_is_what_the_files_say(row):
     if at := re.search(r"at (\d+)$", row["protocol"]):
         assert scored_at == int(at[1])
     assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
+
+
+@pytest.mark.parametrize(
+    "row", rows("| recipe of scenes | "), ids=lambda row: row["recipe of scenes"].strip("`")
+)
+def test_a_recipe_of_scenes_is_what_the_files_say(row):
+    data_set, _, words = row["recipe of scenes"].strip("`").partition(":")
+    config = load(data_set, *words.split(","))
+    target, views = config.model.target, config.data.num_frames
+    others = "others" == target.targets
+    found = f"{target.input_views} / " + (
+        f"the other {views - target.input_views}" if others else f"all {views}"
+    )
+    assert row["views in / target"] == found and row["rays"] == f"{target.rays:,}"
+    assert row["slots"] == ("none" if "srt" in words.split(",") else str(config.model.num_slots))
+    assert row["steps"] == f"{config.train.num_steps:,}"
+    assert row["batch"] == str(config.train.batch_size)
+    assert row["published"] and row["scores"] and re.fullmatch(r"\d+ h", row["cost"])
 
 
 def test_configs_are_loaded_from_any_folder(tmp_path):

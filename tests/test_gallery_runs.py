@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command import ROOT, assert_same_run, copy_of, here
 from raw_clips import Videos, hq_source, movi_source, prefixed, write_zip, ytvis_2022
+from raw_scenes import clevr3d_source, clevr_source
 from raw_stills import clevrtex_source, coco_source, voc_source
 from recipes import quick
 
@@ -26,7 +27,9 @@ from smoothsa_jax.training import evaluating, loop
 from smoothsa_jax.training.step import build_training
 
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
-REAL = [name for name in DATA_SETS if name not in ("sprites", "base", "own")]
+# Those with 256 pixels and DINOv2's 16x16 tokens.
+OTHERS = ("sprites", "scenes", "base", "own", "clevr", "clevr3d", "msn_hard", "obsurf_msn")
+REAL = [name for name in DATA_SETS if name not in OTHERS]
 CLASSES = {"coco": 91, "ytvis": 41, "ytvis_hq": 41}  # of recognition
 
 
@@ -108,6 +111,8 @@ def ytvis_2021_source(folder: Path) -> Path:
 SOURCES = {
     "coco": coco_source,
     "voc": voc_source,
+    "clevr": lambda folder: clevr_source(folder, 4),
+    "clevr3d": lambda folder: clevr3d_source(folder, dict.fromkeys((0, 1, 70_000), 3), 70_001),
     "clevrtex": clevrtex_source,
     "ytvis": ytvis_source,
     "ytvis_2021": ytvis_2021_source,
@@ -170,6 +175,8 @@ def trained(tmp_path_factory):
             raw, options = SOURCES[name](folder / "raw"), prepare.Options()
             if name == "ytvis_2021":
                 options = prepare.Options(extra=(("holdout_last", 2),))
+            elif name == "clevr":
+                options = prepare.Options(extra=(("parts", "2,2"),))
             prepare.prepare(dataset, str(raw), folder / "prepared", options=options)
             run(f"{name}.py", folder / "run", f"--config.data.folder={folder / 'prepared'}")
             made[name] = folder

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data import prepare, show
+from data.family import Options
 
 MOVI = Path(__file__).parent / "fixtures" / "movi_c"
 
@@ -71,3 +72,41 @@ def test_what_cannot_be_drawn_gets_one_line(folder, arguments, expected, capsys)
 def test_a_folder_that_is_not_prepared(tmp_path, capsys):
     assert show.main([str(tmp_path)]) == 2
     assert "python -m data.prepare" in capsys.readouterr().err
+
+
+def test_generated_data_are_shown_with_depth_flow_and_contacts(tmp_path, capsys):
+    out = tmp_path / "scenes.png"
+    arguments = ["configs/scenes.py", "--split=test", "--index=1", "--num_frames=8"]
+    assert show.main([*arguments, f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "contacts (0 is the ground): 0-1 from frame 0" in said and str(out) in said
+    tile = show.TILE + show.GAP
+    assert Image.open(out).size == (show.MARGIN + 8 * tile, 4 * tile)
+    _, rows = show.look_at_generated("configs/scenes.py", "test", 1, 64, 8)
+    pictures = {name: pixels for name, pixels, _ in rows}
+    assert list(pictures) == ["video", "labels", "depth", "flow"]
+    labels = rows[1][2]
+    assert (pictures["flow"][labels == 0] >= 254).all()  # the ground stands still: white
+    assert (pictures["flow"][labels > 0] < 254).any()
+    assert pictures["depth"].max() == 255 and pictures["depth"].min() == 0
+    _, views = show.look_at_generated("configs/scenes.py:views", "train", 0, None, 3)
+    assert [name for name, *_ in views] == ["video", "labels", "depth"]
+    _, sprites = show.look_at_generated("configs/sprites.py", "train", 0, None, 2)
+    assert [name for name, *_ in sprites] == ["video", "labels"]
+    assert show.main(["configs/coco.py"]) == 2
+    assert "has no generated data but 'prepared'" in capsys.readouterr().err
+
+
+def test_contacts_are_told_by_their_first_frames():
+    contacts = np.zeros((4, 3, 3), bool)
+    contacts[2:, 0, 1] = contacts[2:, 1, 0] = contacts[1, 1, 2] = contacts[1, 2, 1] = True
+    assert show.contacts_in_words(contacts) == "1-2 from frame 1, 0-1 from frame 2"
+    assert show.contacts_in_words(contacts[:1]) == "none"
+
+
+def test_depth_and_flow_of_a_prepared_folder_are_shown(tmp_path):
+    keep = Options(keep=("depth", "flow"))
+    prepare.prepare("movi_c", str(MOVI), tmp_path, ("train",), keep)
+    rows = show.look(tmp_path, "train", 0, 64, 3, seed=0)[1]
+    assert [name for name, *_ in rows[-2:]] == ["depth", "flow"]
+    assert rows[-1][1].shape == (3, 64, 64, 3)

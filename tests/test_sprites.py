@@ -8,14 +8,13 @@ from sklearn.metrics import adjusted_rand_score
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.procedural import SPLITS, number_by_appearance
 from smoothsa_jax.inputs.sprite_motion import Motion, paths
 from smoothsa_jax.inputs.sprite_shapes import SHAPES
 from smoothsa_jax.inputs.sprites import (
-    SPLITS,
     Scene,
     Sprites,
     draw_scene,
-    number_by_appearance,
     render,
 )
 

@@ -109,6 +109,7 @@ def tiny_config(
                 "score_at": None,
                 "per_frame": False,
                 "foreground": False,
+                "skip_frames": 0,
                 "match_paper": False,
                 "background_column_always": False,
                 "baselines": True,

@@ -1,14 +1,16 @@
 """BO-QSA: learned queries with bi-level optimization (Jia et al. 2023, arXiv 2210.08990).
 
 Each slot has a learned query, to which training adds noise that decreases to nothing. The gradient
-passes through the last iteration alone, and from there straight to the queries. Here on features of
-the frozen encoder with DINOSAUR's MLP decoder; the paper's models of pixels need an encoder and a
-decoder of pixels.
+passes through the last iteration alone, and from there straight to the queries.
+
+    (no word)   on features of the frozen encoder, with DINOSAUR's MLP decoder
+    mixture     the paper's model of pixels, trained as a whole with a broadcast decoder
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.systems import slot_attention
 
 TITLE = "BO-QSA"
 KIND = "system"
@@ -56,3 +58,14 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     )
     config.optimizer.clip_norm = 1.0
     base.follow(config, data)
+
+
+def mixture(config: ConfigDict, data: base.DataSet) -> None:
+    config.title = f"{TITLE}, pixels"
+    config.model.projection.update(hidden_size=128)
+    config.model.aggregator.update(mlp_size=128, mlp_drop_rate=0.2, start="xavier")
+    slot_attention.from_pixels(config, data, 2, padding="torch", start="xavier")
+    base.use_length(config, data, num_steps=250_000, batch_size=128)
+
+
+WORDS = {"mixture": ("system variant", mixture)}

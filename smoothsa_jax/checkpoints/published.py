@@ -21,7 +21,8 @@ from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.config.words import split_words
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
-from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT, VIDEOSAUR, Program
+from smoothsa_jax.interop.pixel_programs import BOQSA, IMAGE_SIZE, ORIGINAL, SAVI
+from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import build_head, slot_model_shapes
 from smoothsa_jax.models.parameters import split
@@ -39,6 +40,7 @@ QUERIES = (
     "slots_init.weight",
     "slot_mu",
     "slots_mu",
+    "initial_slots",
 )
 SPREADS = ("initializ.logstd",)  # the same, of a Gaussian for each slot
 
@@ -80,6 +82,24 @@ def _any(*parts: str) -> Callable[[Iterable[str]], bool]:
 
 # The first that fits counts.
 FAMILIES = (
+    Family(
+        "SAVi",
+        SAVI,
+        _any("SlotAttention_0/GRU_0/"),
+        ("movi_a:savi", "movi_a:savi,medium", "movi_a:savi,large", "movi_e:savi_plus"),
+    ),
+    Family(
+        "slot attention on pixels",
+        ORIGINAL,
+        _any("encoder_cnn/0/kernel"),
+        ("clevrtex:slot_attention",),
+    ),
+    Family(
+        "BO-QSA on pixels",
+        BOQSA,
+        _any("decoder.conv.0.0.conv.0."),
+        ("clevrtex:boqsa,mixture",),
+    ),
     Family(
         "DINOSAUR",
         OCLF,
@@ -168,6 +188,7 @@ FAMILIES = (
         _each(_PICTURES, "dinosaur,genera1z", "dinosaur,r384,genera1z"),
     ),
     Family("DIAS", GENERA1Z, _any("decode.mask_token"), _each(_PICTURES, "dias,genera1z")),
+    Family("OSRT", OSRT, _any("srt_encoder."), _each("msn_hard clevr3d obsurf_msn", "osrt")),
 )
 SMOOTHSA = next(family for family in FAMILIES if family.program is None)
 
@@ -264,11 +285,17 @@ def with_slot_model(config: ConfigDict, slots: ConfigDict) -> ConfigDict:
 def program_of(config: ConfigDict) -> Program | None:
     """Return the program that a config's model belongs to; None: SmoothSA's.
 
-    The numerics of slot attention tell the programs apart.
+    The numerics of slot attention tell the programs apart, and OSRT's encoder of scenes.
     """
     model = _slot_model_of(config)
     if model is None or "cold" in model.get("initializer", {}):
         return None
+    if model.decoder.name == "spatial_broadcast":
+        if model.decoder.head == "separate":
+            return SAVI
+        return BOQSA if model.decoder.padding == "torch" else ORIGINAL
+    if model.get("encoder", {}).get("name") == "scene":
+        return OSRT
     if model.aggregator.get("epsilon_in", "sum") == "sum":
         return GENERA1Z
     if model.aggregator.get("state", "slots") == "normalized":
@@ -339,7 +366,10 @@ def to_state_dict(
             for name, x in arrays.items()
             if (name.startswith(prefix) if prefix else not name.startswith(companions))
         }
-        state_dict = program.to_theirs(own, model, kept)
+        # Some files hold functions of the place on the grid of an encoder.
+        state_dict = program.to_theirs(
+            own, model, {IMAGE_SIZE: list(image_size_of(config)), **kept}
+        )
         found |= {
             f"{start}{key.removeprefix('m.')}" if start else key: x for key, x in state_dict.items()
         }

@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "eval.score_at": None,
     "eval.per_frame": False,
     "eval.foreground": False,
+    "eval.skip_frames": 0,
 }
 
 

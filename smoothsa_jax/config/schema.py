@@ -175,6 +175,7 @@ KEYS: dict[str, Check] = {
     "eval.score_at": none_or(whole(1)),  # None: the size of the labels
     "eval.per_frame": flag,
     "eval.foreground": flag,
+    "eval.skip_frames": whole(0),
     "eval.match_paper": flag,
     "eval.background_column_always": flag,
     "eval.baselines": flag,

@@ -8,7 +8,16 @@ from collections.abc import Iterable, Mapping
 from smoothsa_jax.errors import UserError, did_you_mean
 
 # In the order in which the words enter a run's name.
-KINDS = ("data variant", "system", "system variant", "version", "task", "smooth", "smoke")
+KINDS = (
+    "data variant",
+    "system",
+    "system variant",
+    "queries",
+    "version",
+    "task",
+    "smooth",
+    "smoke",
+)
 
 
 def split_words(text: str) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ def counted_masks(
     slot_mask: Bool[np.ndarray | Array, "B N"] | Bool[np.ndarray | Array, "B T N"] | None = None,
     num_frames: Int[np.ndarray, " B"] | None = None,
     per_frame: bool = False,
+    skip_frames: int = 0,
 ) -> CountedMasks:
     """Resize masks to the labels, and count pixels over whole clips.
 
@@ -82,6 +83,7 @@ def counted_masks(
         slot_mask: as for `segments_from_masks`; on the host, or where the masks are.
         num_frames: number of frames of each clip that count; the rest are padding. None: all count.
         per_frame: count over each frame instead; the counts of padding are 0.
+        skip_frames: how many frames at the start of each clip do not count.
 
     Raises:
         UserError: shapes do not match, or there are more slots than segment numbers.
@@ -105,10 +107,10 @@ def counted_masks(
         beside = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else place(x), beside)
     devices = getattr(masks, "devices", set)()
     backend = backend_of(next(iter(devices))) if devices else CPU
-    return _counted(masks, *beside, sharding, backend, per_frame)
+    return _counted(masks, *beside, sharding, backend, per_frame, skip_frames)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _counted(
     masks: Array,
     labels: Array,
@@ -117,6 +119,7 @@ def _counted(
     sharding: NamedSharding | None,
     backend: Backend,
     per_frame: bool,
+    skip_frames: int,
 ) -> CountedMasks:
     def of_clips(masks, labels, slot_mask, num_frames):
         size, num_slots = labels.shape[-2:], masks.shape[2]
@@ -125,6 +128,8 @@ def _counted(
         if num_frames is not None:
             there = jnp.arange(masks.shape[1]) < num_frames[:, None]
             counts = jnp.where(there[..., None, None], counts, 0)
+        if skip_frames:
+            counts = counts.at[:, :skip_frames].set(0)
         return CountedMasks(segments, counts if per_frame else counts.sum(axis=1))
 
     if sharding is not None:

@@ -42,12 +42,15 @@ class Scoring:
             its frames with true pixels, and so on. SlotContrast's and VideoSAUR's programs report
             such scores, as means over the frames of all samples.
         foreground: also score mBO and mIoU without the background; see `metrics.score_counts`.
+        skip_frames: how many frames at the start of each clip are not scored. SAVi's paper leaves
+            out the first one, whose boxes are given.
     """
 
     background_column_always: bool = False
     score_at: int | None = None
     per_frame: bool = False
     foreground: bool = False
+    skip_frames: int = 0
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -60,6 +63,10 @@ class Scoring:
         if self.score_at is None:
             return segments
         return resize_labels(segments, (self.score_at, self.score_at))
+
+    def kept(self, frames: np.ndarray) -> np.ndarray:
+        """Return the frames (T, ...) of a clip that are scored."""
+        return frames[self.skip_frames :]
 
     def scores(self, counts: Contingency, match_paper: bool = False) -> dict[str, float]:
         """Score one sample.
@@ -121,8 +128,8 @@ class MaskEvaluator:
         labels = self._scoring.sized(labels.astype(np.uint8, copy=False))
         masks, mask = outputs[self._output], outputs.get("slot_mask")
         mask = batch.get("slot_mask") if mask is None else mask  # a model may narrow it
-        per_frame = self._scoring.per_frame
-        found = counted_masks(masks, labels, mask, batch.get("num_frames"), per_frame)
+        options = self._scoring.per_frame, self._scoring.skip_frames
+        found = counted_masks(masks, labels, mask, batch.get("num_frames"), *options)
         tables = {"counts": found.counts}
         if self._counts_slots:
             tables["slots"] = num_slots(mask, batch.get("num_frames"))
@@ -180,7 +187,7 @@ def evaluate_baselines(
                 )
             masks["k-means on RGB"] = baselines.kmeans_on_rgb(video, segments, seed)
             for baseline, mask in masks.items():
-                pair = scoring.sized(mask), scoring.sized(labels)
+                pair = [scoring.sized(scoring.kept(x)) for x in (mask, labels)]
                 counts = contingency(*(x if scoring.per_frame else x[None] for x in pair))
                 per_metric = found.setdefault(baseline, {name: [] for name in scoring.metrics})
                 for name, score in scoring.scores(counts).items():

@@ -126,30 +126,71 @@ def contact_sheet(
     rows = _rows(video, true, predicted)
     shown = _evenly(len(video), max_frames)
     scale = enlarge_factor(video, tile)
-    height, width = video.shape[1] * scale, video.shape[2] * scale
+    tiles = {
+        name: _tiles(video[shown], None if segments is None else segments[shown], scale)
+        for name, segments in rows
+    }
+    _write_sheet(tiles, [f"t = {t if numbers is None else numbers[t]}" for t in shown], path)
+
+
+def scene_sheet(
+    scene: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+    *,
+    labelled: bool = True,
+    max_views: int = 8,
+    tile: int = 128,
+) -> None:
+    """Write a PNG with the views of a scene from left to right.
+
+    The rows are the input views, the target views, and what a model makes of these: the rendered
+    pictures and the segments, under the true ones.
+
+    Args:
+        scene: "inputs" (V,H,W,3), "video" (T,H,W,3) and "rendered" (T,H,W,3), uint8, of the target
+            views; "segmentations" (T,H,W); and "masks" (T,H,W), if there are any.
+        path: the PNG; written atomically.
+        labelled: whether there are true segments.
+        max_views: of more views, this many evenly spaced ones are shown, including first and last.
+        tile: as for `contact_sheet`.
+    """
+    video, scale = scene["video"], enlarge_factor(scene["video"], tile)
+    inputs = scene["inputs"][_evenly(len(scene["inputs"]), max_views)]
+    shown = _evenly(len(video), max_views)
+    tiles = {"input": enlarge(inputs, scale), "target": enlarge(video[shown], scale)}
+    tiles["rendered"] = enlarge(scene["rendered"][shown], scale)
+    true = scene["segmentations"] if labelled else None
+    if "masks" in scene:
+        for name, segments in _rows(video, true, scene["masks"])[1:]:
+            tiles[name] = _tiles(video[shown], segments[shown], scale)
+    columns = range(max(len(pictures) for pictures in tiles.values()))
+    _write_sheet(tiles, [f"view {i + 1}" for i in columns], path)
+
+
+def _write_sheet(
+    tiles: Mapping[str, np.ndarray], heads: Sequence[str], path: str | os.PathLike
+) -> None:
+    """Write a PNG of rows of pictures.
+
+    Args:
+        tiles: a row's name -> its pictures (columns,H,W,3) uint8; rows may be of different lengths.
+        heads: the heads of the columns.
+        path: the PNG; written atomically.
+    """
+    height, width = next(iter(tiles.values())).shape[1:3]
     font = ImageFont.load_default(size=13)
-    margin = max(int(font.getlength(name)) for name, _ in rows) + 3 * GAP
+    margin = max(int(font.getlength(name)) for name in tiles) + 3 * GAP
     head = 20
-    sheet = Image.new(
-        "RGB",
-        (margin + len(shown) * (width + GAP), head + len(rows) * (height + GAP)),
-        PAPER,
-    )
+    size = margin + len(heads) * (width + GAP), head + len(tiles) * (height + GAP)
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    for column, t in enumerate(shown):
+    for column, text in enumerate(heads):
         middle = margin + column * (width + GAP) + width // 2
-        draw.text(
-            (middle, head // 2),
-            f"t = {t if numbers is None else numbers[t]}",
-            fill=INK,
-            font=font,
-            anchor="mm",
-        )
-    for row, (name, segments) in enumerate(rows):
+        draw.text((middle, head // 2), text, fill=INK, font=font, anchor="mm")
+    for row, (name, pictures) in enumerate(tiles.items()):
         top = head + row * (height + GAP)
         draw.text((margin - 2 * GAP, top + height // 2), name, fill=INK, font=font, anchor="rm")
-        tiles = _tiles(video[shown], None if segments is None else segments[shown], scale)
-        for column, picture in enumerate(tiles):
+        for column, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (margin + column * (width + GAP), top))
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)

@@ -16,6 +16,7 @@ from smoothsa_jax.files import atomic_file
 
 # Columns of the table. The leading metric orders the baselines and is printed in the last line.
 TITLES = {
+    "psnr": "PSNR",
     "ari": "ARI",
     "fg_ari": "FG-ARI",
     "mbo": "mBO",
@@ -38,9 +39,9 @@ TITLES = {
     "slots_correlation": "correlation",
     "one_slot": "one slot",
 }
-LEADING = ("fg_ari", "top1", "loss")
+LEADING = ("fg_ari", "top1", "psnr", "loss")
 COUNTS = ("num_matches",)  # numbers, not shares
-NUMBERS = ("slots", "segments", "slots_error", "slots_correlation")  # likewise, of decimals
+NUMBERS = ("psnr", "slots", "segments", "slots_error", "slots_correlation")  # likewise, of decimals
 LOSS = "loss"  # also the beginning of a term's name, `loss/reconstruction`
 DECIMALS = 6  # finer than any relevant difference, coarser than the noise of summation order
 

@@ -26,6 +26,9 @@ class Evaluator(Protocol):
         outputs: names of the model's outputs that it reads.
         paper_differs: whether `match_paper` changes more than the slot mask.
         protocol: what `scores.json` states about it.
+
+    An evaluator whose pictures are not the frames of a batch also has
+    `kept(measured, batch, samples)` in place of `kept_samples`.
     """
 
     metrics: tuple[str, ...]
@@ -52,10 +55,12 @@ class Measured:
     Attributes:
         tables: small arrays (B, ...), on the device.
         segments: (B,T,H,W), the segment of each pixel, for pictures; None: there are none.
+        rendered: (B,T,H,W,3) uint8, what the model predicts of the pixels; None: nothing.
     """
 
     tables: dict[str, jax.Array]
     segments: jax.Array | None = None
+    rendered: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Evaluation:
         paper_scores: the same under the paper's protocol; None: not scored.
         names: names of the samples; "" if the data set has none.
         samples: the first few samples, each {"video" (T,H,W,3), "segmentations" (T,H,W),
-            "masks" (T,H,W)}; the masks are predicted with the first seed.
+            "masks" (T,H,W)}; the masks are predicted with the first seed. Of scenes, also
+            "rendered" (T,H,W,3) and the "inputs" (V,H,W,3); they may have no masks.
     """
 
     scores: dict[str, np.ndarray]
@@ -130,9 +136,11 @@ def evaluate(
         if number > 0:
             continue
         names += [str(name) for name in batch["name"][at]] if "name" in batch else [""] * len(at)
-        segments = found[False].segments
-        if segments is not None and len(samples) < keep_samples:
-            samples += kept_samples(batch, np.asarray(segments), at[: keep_samples - len(samples)])
+        shown, kept = at[: keep_samples - len(samples)], getattr(evaluator, "kept", None)
+        if kept is not None and len(shown):
+            samples += kept(found[False], batch, shown)
+        elif found[False].segments is not None and len(shown):
+            samples += kept_samples(batch, np.asarray(found[False].segments), shown)
     stacked = {
         paper: {
             name: np.stack([np.concatenate([part[name] for part in of_seed]) for of_seed in found])

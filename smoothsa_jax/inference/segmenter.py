@@ -76,8 +76,11 @@ class Segmenter:
                 f"the config has the task {config.task!r}, whose model finds no segments; load the "
                 "slot model that it was trained on"
             )
+        if reason := getattr(task, "no_segments", ""):
+            raise UserError(f"this model of the task {config.task!r} {reason}")
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
-        self._aggregator, self._can_prune = type(model.aggregator), False
+        self._target_grid = getattr(model.target, "grid", self.grid)
+        self._aggregator = model.aggregator  # shapes alone
         self._pruning = pruning_settings(config.eval)
         self.num_slots = config.model.num_slots
         self.starts_from_boxes = starts_from_boxes(config.model)
@@ -138,7 +141,7 @@ class Segmenter:
             params: Parameters, constants: Any, carry: Carry, memory: Any, prune: Prune | None
         ):
             model = definition.merge(params, differentiated=False)
-            given = {"target": constants["target"]}
+            given = {name: constants[name] for name in ("target",) if name in constants}
             features, asked = constants["features"], as_scheduled(prune)
             outputs, carry, memory = model.follow(features, given, carry, memory, asked)
             return self._found({**constants, **outputs}), carry, memory
@@ -357,9 +360,8 @@ class Segmenter:
         given = prune, prune_restart, prune_iterations, prune_video
         defaults = self._pruning
         asked = prune_of(*(d if x is None else x for x, d in zip(given, defaults, strict=True)))
-        if asked is not None and not self._can_prune:
-            check_prunable(self._aggregator, self.config.model.aggregator.name)
-            self._can_prune = True
+        if asked is not None:
+            check_prunable(self._aggregator, self.config.model.aggregator.name, asked.restart)
         return asked
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -432,18 +434,19 @@ class Segmenter:
 
     def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the contents of a segmentation, (B,T,...), float32."""
-        prediction, target = outputs.get("prediction"), outputs["target"].astype(jnp.float32)
+        prediction, target = outputs.get("prediction"), outputs.get("target")
         found = {name: outputs[name] for name in ("slots", "attention") if name in outputs}
         if "slot_mask" in outputs:
             found["slot_mask"] = outputs["slot_mask"]
         # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])
-        grid = (*found["slots"].shape[:2], *self.grid)
-        shape = None if prediction is None else prediction.shape
-        if shape == target.shape and shape[2] == math.prod(self.grid):
-            error = jnp.square(prediction - target).mean(-1)
+        grid = (*found["slots"].shape[:2], *self._target_grid)
+        shapes = [None if x is None else x.shape for x in (prediction, target)]
+        if None not in shapes and shapes[0] == shapes[1] and shapes[0][2] == math.prod(grid[2:]):
+            error = jnp.square(prediction - target.astype(jnp.float32)).mean(-1)
             return {**found, "reconstruction_error": error.reshape(grid)}
-        # A prediction that is not a feature per token has no error per token.
+        # A prediction that is not one of each place has no error there. A video has no target of
+        # flow or depth.
         return {**found, "reconstruction_error": jnp.full(grid, jnp.nan, jnp.float32)}
 
     def _segmentation(

@@ -1,4 +1,4 @@
-"""Augmentation: a temporal window, a crop, a flip.
+"""Augmentation: a temporal window, a crop, a flip; of pixels and of what belongs to them.
 
 All randomness comes from the generator passed in, and is drawn once for all frames of a clip.
 """
@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from smoothsa_jax.inputs import NO_SEGMENT
-from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
+from smoothsa_jax.inputs.cameras import cropped
+from smoothsa_jax.inputs.resize import resize_labels, resize_pixels, resize_values
 
 AREA = (0.75, 1.0)  # of a random crop, relative to min(height, width)^2
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width / height
 TRIES = 10
+COVERED, SMALLEST = 0.75, 0.05  # of "covering": least share of the frame, accepted and drawn
+COVERING_TRIES = 100
 FLIP_PROBABILITY = 0.5
-CROPS = ("area", "square", "none")  # how `draw_view` crops
+CROPS = ("area", "covering", "square", "none")  # how `draw_view` crops
 RESTS = ("back", "drop", "keep")  # what `windows` makes of frames behind the last whole window
 
 
@@ -81,12 +84,18 @@ def draw_view(
         rng: the generator.
         height: of the frames.
         width: of the frames.
-        crop: "area", the default, is torchvision's RandomResizedCrop. "square" is a square of the
+        crop: "area", the default, is torchvision's RandomResizedCrop. "covering" is a crop that
+            covers most of the frame, as SAVi++'s program crops. "square" is a square of the
             shorter side at a uniform position, as VideoSAUR's program crops YouTube-VIS. "none" is
             the whole frame, as it takes MOVi.
         flip: the probability.
     """
-    draw = {"area": _area, "square": _square, "none": lambda _, *size: View(0, 0, *size)}[crop]
+    draw = {
+        "area": _area,
+        "covering": _covering,
+        "square": _square,
+        "none": lambda _, *size: View(0, 0, *size),
+    }[crop]
     return draw(rng, height, width)._replace(flipped=bool(rng.random() < flip))
 
 
@@ -108,6 +117,30 @@ def _area(rng: np.random.Generator, height: int, width: int) -> View:
     return _fallback(height, width)
 
 
+def _covering(rng: np.random.Generator, height: int, width: int) -> View:
+    """Draw a crop of at least 75 % of the frame.
+
+    The law is that of TensorFlow's sample_distorted_bounding_box, with the whole frame as the
+    object to cover: an aspect ratio (width / height) uniform in ASPECT, then a height uniform
+    between that of 5 % of the area and the largest that fits, drawn until the crop is large enough.
+    So small crops are likelier than under a law that is uniform in the area.
+    """
+    for _ in range(COVERING_TRIES):
+        aspect = rng.uniform(*ASPECT)
+        low = round(math.sqrt(SMALLEST * height * width / aspect))
+        high = min(round(math.sqrt(height * width / aspect)), height)
+        if round(high * aspect) > width:
+            high = int((width + 0.5 - 1e-7) / aspect)
+        rows = int(rng.integers(low, high + 1)) if low < high else high
+        columns = min(round(rows * aspect), width)
+        if rows * columns >= COVERED * height * width:
+            # The last place is never drawn, as there.
+            top = int(rng.integers(height - rows)) if rows < height else 0
+            left = int(rng.integers(width - columns)) if columns < width else 0
+            return View(top, left, rows, columns)
+    return View(0, 0, height, width)
+
+
 def _square(rng: np.random.Generator, height: int, width: int) -> View:
     side = min(height, width)
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -118,6 +151,12 @@ def _fallback(height: int, width: int) -> View:
     rows = min(height, round(width / ASPECT[0]))
     columns = min(width, round(height * ASPECT[1]))
     return View((height - rows) // 2, (width - columns) // 2, rows, columns)
+
+
+def within(view: View, size: int, height: int, width: int) -> View:
+    """Move a view of the central `size` x `size` pixels into frames (height, width) around them."""
+    top, left = (height - size) // 2, (width - size) // 2
+    return view._replace(top=view.top + top, left=view.left + left)
 
 
 def centre_square(height: int, width: int) -> View:
@@ -146,6 +185,54 @@ def view_labels(
     """Crop label maps to `view` and resize to `size` (height, width): nearest-exact."""
     seen = resize_labels(_cut(labels, view), size)
     return np.ascontiguousarray(seen[:, :, ::-1]) if view.flipped else seen
+
+
+def view_depth(
+    depth: Float32[np.ndarray, "T H W"], view: View, size: tuple[int, int]
+) -> Float32[np.ndarray, "T h w"]:
+    """Crop depth maps to `view` and resize to `size` (height, width)."""
+    seen = resize_values(_cut(depth, view), size)
+    return np.ascontiguousarray(seen[:, :, ::-1]) if view.flipped else seen
+
+
+def view_flow(
+    flow: Float32[np.ndarray, "T H W 2"], view: View, size: tuple[int, int]
+) -> Float32[np.ndarray, "T h w 2"]:
+    """Crop flow to `view` and resize to `size`; its lengths are scaled with each axis."""
+    seen = resize_values(_cut(flow, view), size)
+    seen *= np.array([size[0] / view.height, size[1] / view.width], np.float32)
+    if view.flipped:
+        seen = seen[:, :, ::-1] * np.array([1, -1], np.float32)
+    return np.ascontiguousarray(seen)
+
+
+def view_cameras(
+    cameras: Float32[np.ndarray, "T 4 3"], view: View, size: tuple[int, int]
+) -> Float32[np.ndarray, "T 4 3"]:
+    """The cameras of frames of `size` (height, width) that are cropped to `view`."""
+    crop = (view.top, view.left, view.height, view.width)
+    return cropped(cameras, size, crop, view.flipped).astype(np.float32)
+
+
+def view_boxes(
+    boxes: Float32[np.ndarray, "... 4"], view: View, size: tuple[int, int]
+) -> Float32[np.ndarray, "... 4"]:
+    """The boxes (top, left, bottom, right in 0..1) of frames of `size`, as seen in `view`.
+
+    They are clipped to the view. A box that lies outside of it becomes all zero, as absent ones
+    are.
+    """
+    height, width = size
+    scale = np.array([height, width, height, width], np.float32)
+    corner = np.array([view.top, view.left, view.top, view.left], np.float32)
+    side = np.array([view.height, view.width, view.height, view.width], np.float32)
+    seen = np.clip((boxes * scale - corner) / side, 0, 1)
+    if view.flipped:
+        top, left, bottom, right = np.moveaxis(seen, -1, 0)
+        seen = np.stack([top, 1 - right, bottom, 1 - left], axis=-1)
+    there = (seen[..., 2] > seen[..., 0]) & (seen[..., 3] > seen[..., 1])
+    there &= boxes.any(axis=-1)
+    return np.where(there[..., None], seen, 0).astype(np.float32)
 
 
 def _cut(pictures: np.ndarray, view: View) -> np.ndarray:

@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.inputs import OPTIONAL
 from smoothsa_jax.inputs.loader import RandomSource, Source
+from smoothsa_jax.inputs.scenes import Scenes
 from smoothsa_jax.inputs.sprites import Sprites
 
 # A class, or "module:class" if the module needs packages that other data sets do not. Those are
 # imported on use only: importing one of them breaks imports that run in other threads.
-DATASETS = {"sprites": Sprites, "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder"}
+DATASETS = {
+    "sprites": Sprites,
+    "scenes": Scenes,
+    "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder",
+}
+
+GENERATED = ("sprites", "scenes")  # of DATASETS, those without files
 
 # Arguments that the program passes to a data set, so a config cannot set them.
 OF_PROGRAM = {
@@ -21,11 +29,17 @@ OF_PROGRAM = {
     "num_slots": "it is that of the model, model.num_slots",
     "windows": "eval.windows cuts the videos that are scored",
     "window_rest": "it is eval.window_rest",
+    "also": "samples have what the parts, losses and the task read",
 }
 
 
 def build_dataset(
-    config: Mapping[str, Any], split: str, *, may_be_shorter: bool = False, **options: Any
+    config: Mapping[str, Any],
+    split: str,
+    *,
+    reads: Iterable[str] = (),
+    may_be_shorter: bool = False,
+    **options: Any,
 ) -> Source:
     """Build the data set `config.name` with the other entries of `config` as its options.
 
@@ -34,6 +48,8 @@ def build_dataset(
     Args:
         config: the `data` part of a config.
         split: name of the split.
+        reads: names of the keys of samples that will be read, such as `Task.inputs`; of these, a
+            data set with the argument `also` gets the optional ones.
         may_be_shorter: whether clips may have fewer frames than requested.
         **options: override `config`, for example `num_frames` or `num_samples` of an evaluation.
 
@@ -45,6 +61,14 @@ def build_dataset(
         UserError: the name or an option is unknown.
     """
     dataset = check_data(config, options)
+    also = tuple(name for name in OPTIONAL if name in tuple(reads))
+    if "also" in inspect.signature(dataset).parameters:
+        options["also"] = also
+    elif also and config.get("name") in DATASETS:
+        raise UserError(
+            f"a part, a loss or the task reads {also[0]!r}, which {config['name']} do not have; "
+            "choose scenes, or a prepared folder that has it"
+        )
     arguments = {**config, **options, "split": split}
     del arguments["name"]
     named = arguments.pop("features", "")

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inputs import NO_SEGMENT
+from smoothsa_jax.inputs import NO_SEGMENT, OPTIONAL
 
 
 class Source(Protocol):
@@ -96,7 +96,7 @@ def filled_length(num_frames: int) -> int:
     return power * 3 // 4 if power > 2 and num_frames <= power * 3 // 4 else power
 
 
-PER_FRAME = ("video", "segmentations", "boxes")
+PER_FRAME = ("video", "segmentations", "boxes", *OPTIONAL)
 
 
 def _fill(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, UInt8
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import NO_SEGMENT
@@ -17,12 +17,28 @@ from smoothsa_jax.inputs.augment import (
     draw_window,
     drop_absent,
     repeats,
+    view_boxes,
+    view_cameras,
+    view_depth,
+    view_flow,
     view_labels,
     view_pixels,
     windows,
+    within,
 )
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
-from smoothsa_jax.inputs.encoded import EncodedClip, decode_frames, decode_labels, parse_clip
+from smoothsa_jax.inputs.encoded import (
+    FEATURES,
+    EncodedClip,
+    decode_boxes,
+    decode_cameras,
+    decode_depth,
+    decode_flow,
+    decode_frames,
+    decode_labels,
+    parse_clip,
+    refuse_lacking,
+)
 from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
@@ -64,7 +80,14 @@ class PreparedFolder:
             fit, and "drop" leaves out the frames behind the last whole one.
         crop: how training crops: "area", "square" or "none"; see `augment.draw_view`.
         flip: the probability that training mirrors a clip.
-        interpolation: how frames are resized: "bilinear" or "bicubic"; see `resize.resize_pixels`.
+        interpolation: how frames are resized: one of INTERPOLATIONS; see `resize.resize_pixels`.
+        centre_crop: take the central square of so many pixels out of every frame before anything
+            else, in training and evaluation (ClevrTex: 192). None: frames are used as stored.
+        views: whether the frames of a clip are views of one still scene. Evaluation then sees whole
+            frames, instead of their largest centered square.
+        stored_boxes: whether boxes are those of the data set's own annotation, cropped (MOVi, as
+            SAVi's program takes them), instead of the tightest around the final labels.
+        also: optional keys of the samples: flow, depth, cameras. The program gives it.
         windows: in evaluation, each window of so many frames is a sample. The program gives it:
             `eval.windows`. None: each video is a sample.
         window_rest: where a video is no whole number of such windows: "back" or "drop" as `rest`,
@@ -92,6 +115,10 @@ class PreparedFolder:
         crop: str = "area",
         flip: float = FLIP_PROBABILITY,
         interpolation: str = "bilinear",
+        centre_crop: int | None = None,
+        views: bool = False,
+        stored_boxes: bool = False,
+        also: tuple[str, ...] = (),
         windows: int | None = None,
         window_rest: str = "back",
     ):
@@ -122,6 +149,7 @@ class PreparedFolder:
                     ("num_samples", num_samples),
                     ("repeat_frames", repeat_frames),
                     ("cut_frames", cut_frames),
+                    ("centre_crop", centre_crop),
                 )
             ),
             (
@@ -153,6 +181,8 @@ class PreparedFolder:
         self.records = Records(folder, split)
         self._split = split
         self._size = size
+        self._centre_crop, self._views = centre_crop, views
+        self._stored_boxes, self._also = stored_boxes, tuple(also)
         self._num_frames = num_frames
         self._max_objects, self._num_slots = max_objects, num_slots
         self._boxes, self._categories = boxes, categories
@@ -162,9 +192,21 @@ class PreparedFolder:
         self._windows = None if windows is None else self._cut(windows, window_rest)
         count = len(self.records) if self._windows is None else len(self._windows)
         self._length = min(count, num_samples or count)
+        self._refuse_lacking()
 
     def __len__(self) -> int:
         return self._length
+
+    def _refuse_lacking(self) -> None:
+        """Refuse optional keys that the folder does not have, before a run begins."""
+        for key in self._also:
+            if key not in FEATURES:
+                raise UserError(
+                    f"a part, a loss or the task reads {key!r}, which prepared folders do not "
+                    "have; choose scenes"
+                )
+            if len(self.records):
+                refuse_lacking(self._record(0), key)
 
     @property
     def is_labelled(self) -> bool:
@@ -193,7 +235,7 @@ class PreparedFolder:
         """
         clip, which, name = self._scored(index)
         frames = decode_frames(clip, which)
-        view = centre_square(*frames.shape[1:3])
+        view = self._scored_view(clip, frames.shape[1:3])
         sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
         pixels = view_pixels(frames, view, self._size, self._interpolation)
         return {"video": pixels, **sample, "name": np.array(name)}
@@ -218,7 +260,10 @@ class PreparedFolder:
         clip = self._clip(index)
         which = self._window(clip, rng)
         frames = decode_frames(clip, which)
-        view = draw_view(rng, *frames.shape[1:3], self._crop, self._flip)
+        size = frames.shape[1:3]
+        inner = self._inner(clip, size)
+        view = draw_view(rng, *inner, self._crop, self._flip)
+        view = view if inner == size else within(view, inner[0], *size)
         sample = self._sample(clip, which, self._labels(clip, which, frames.shape[1:3]), view)
         pixels = view_pixels(frames, view, self._size, self._interpolation)
         return {"video": pixels, **sample}
@@ -236,7 +281,26 @@ class PreparedFolder:
         clip = self._clip(index)
         which = self._window(clip, rng)
         labels = self._labels(clip, which)
-        return self._sample(clip, which, labels, centre_square(*labels.shape[1:])), which
+        return self._sample(clip, which, labels, self._scored_view(clip, labels.shape[1:])), which
+
+    def _inner(self, clip: EncodedClip, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the part of frames (height, width) that is used."""
+        side = self._centre_crop
+        if side is None:
+            return size
+        if side > min(size):
+            raise UserError(
+                f"{clip.name} has frames of {size[0]}x{size[1]} pixels, data.centre_crop is "
+                f"{side}; lower it, or prepare the folder without --size"
+            )
+        return side, side
+
+    def _scored_view(self, clip: EncodedClip, size: tuple[int, int]) -> View:
+        """What evaluation sees of frames (height, width)."""
+        inner = self._inner(clip, size)
+        if inner != size:
+            return within(View(0, 0, *inner), inner[0], *size)
+        return View(0, 0, *size) if self._views else centre_square(*size)
 
     def _window(self, clip: EncodedClip, rng: np.random.Generator) -> range:
         if self._num_frames is None:
@@ -321,6 +385,7 @@ class PreparedFolder:
         self, clip: EncodedClip, which: range, labels: UInt8[np.ndarray, "T H W"], view: View
     ) -> dict[str, np.ndarray]:
         """Everything in a sample except its pixels."""
+        whole = labels.shape[1:]
         labels, kept = drop_absent(view_labels(labels, view, self._size))
         num_objects = len(kept)
         if (self._boxes or self._categories) and num_objects > self._max_objects:
@@ -331,9 +396,11 @@ class PreparedFolder:
             )
         room = self._num_slots - int(self._whole_frame is not None)
         ids = np.arange(1, min(num_objects, room) + 1)
-        boxes = pad_boxes(
-            boxes_from_segmentation(labels, ids), self._num_slots, whole_frame=self._whole_frame
-        )
+        if self._stored_boxes:
+            boxes = self._boxes_of(clip, which, kept[: len(ids)], view, whole)
+        else:
+            boxes = boxes_from_segmentation(labels, ids)
+        boxes = pad_boxes(boxes, self._num_slots, whole_frame=self._whole_frame)
         slot_mask = np.ones(self._num_slots, dtype=bool)
         if self._boxes:
             slot_mask = boxes[0, :, 0] >= 0
@@ -347,7 +414,40 @@ class PreparedFolder:
         }
         if self._categories:
             sample["categories"] = self._categories_of(clip, kept)
-        return sample
+        return sample | {key: self._optional(key, clip, which, view, whole) for key in self._also}
+
+    def _optional(
+        self, key: str, clip: EncodedClip, which: range, view: View, size: tuple[int, int]
+    ) -> np.ndarray:
+        """An optional key of a sample, whose frames have the `size` (height, width)."""
+        if key == "cameras":
+            return view_cameras(decode_cameras(clip, which), view, size)
+        decode, see = {"depth": (decode_depth, view_depth), "flow": (decode_flow, view_flow)}[key]
+        values = decode(clip, which)
+        if values.shape[1:3] != tuple(size):
+            raise UserError(
+                f"{clip.name} has frames of {size[0]}x{size[1]} pixels and {key} of "
+                f"{values.shape[1]}x{values.shape[2]}; prepare the folder again without --size"
+            )
+        return see(values, view, self._size)
+
+    def _boxes_of(
+        self,
+        clip: EncodedClip,
+        which: range,
+        kept: Int[np.ndarray, " k"],
+        view: View,
+        size: tuple[int, int],
+    ) -> Float32[np.ndarray, "T k 4"]:
+        """The stored boxes of the objects with the original labels `kept`, as seen in `view`."""
+        stored = decode_boxes(clip, which)
+        if kept.max(initial=0) > stored.shape[1]:
+            raise UserError(
+                f"{clip.name} has label {kept.max()} and boxes of {stored.shape[1]} objects, "
+                "expected one of each object; prepare the folder again"
+            )
+        top, left, bottom, right = np.moveaxis(view_boxes(stored[:, kept - 1], view, size), -1, 0)
+        return np.stack([left, top, right, bottom], axis=-1)
 
     def _categories_of(
         self, clip: EncodedClip, kept: Int[np.ndarray, " k"]

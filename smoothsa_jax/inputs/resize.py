@@ -1,8 +1,9 @@
 """Resize pixels and labels like the authors' program.
 
 Pixels: bilinear with antialiasing, in float32, rounded to uint8. Labels: the nearest pixel, so that
-labels are not mixed. Both use half-pixel centers. On request pixels are resized like VideoSAUR's
-program and SlotContrast's do: bicubic without antialiasing.
+labels are not mixed. Both use half-pixel centers. On request pixels are resized as in other
+programs: bicubic without antialiasing (VideoSAUR, SlotContrast), or bilinear without it (SAVi, the
+original slot attention). Depth and flow are always resized in the last way.
 
 The float32 operations of bilinear resizing run in the order of the authors' program (rows first,
 neighbors from first to last), so that values half-way between two levels nearly always round to the
@@ -17,7 +18,7 @@ import scipy.sparse
 
 from smoothsa_jax.errors import UserError
 
-INTERPOLATIONS = ("bilinear", "bicubic")  # of pixels
+INTERPOLATIONS = ("bilinear", "bicubic", "plain_bilinear")  # of pixels
 
 
 def resize_pixels(
@@ -31,7 +32,7 @@ def resize_pixels(
         interpolation: "bilinear" with antialiasing: when an image shrinks, each new pixel averages
             all old pixels that it covers; when it grows, this is plain bilinear interpolation. Or
             "bicubic" without antialiasing, with the coefficient -0.75: 4x4 old pixels decide on a
-            new one.
+            new one. Or "plain_bilinear" without antialiasing: 2x2 old pixels do.
 
     Returns:
         (..., *size, 3) uint8, contiguous.
@@ -49,10 +50,32 @@ def resize_pixels(
         if interpolation == "bicubic":
             values = cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
             values = np.maximum(values, 0)  # next, cv2 clips only what is too large
+        elif interpolation == "plain_bilinear":
+            values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
         else:
             values = _weigh_rows(values, height)
             values = cv2.transpose(_weigh_rows(cv2.transpose(values), width))
         cv2.convertScaleAbs(values, dst=resized[place])  # rounds half to even, like np.rint
+    return resized
+
+
+def resize_values(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize numbers, such as depth or flow: bilinear, without antialiasing.
+
+    Args:
+        values: (T, H, W) or (T, H, W, C) float32.
+        size: new height and width in pixels.
+
+    Returns:
+        The same with `size` in place of (H, W).
+
+    Raises:
+        UserError: the size is below 1.
+    """
+    height, width = _checked(size)
+    resized = np.empty((len(values), height, width, *values.shape[3:]), np.float32)
+    for picture, old in zip(resized, values, strict=True):
+        cv2.resize(old, (width, height), dst=picture, interpolation=cv2.INTER_LINEAR)
     return resized
 
 

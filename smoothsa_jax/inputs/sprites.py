@@ -6,19 +6,14 @@ alone does not separate the objects (see sprite_textures). Nothing is downloaded
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from smoothsa_jax.errors import UserError
-from smoothsa_jax.inputs.boxes import boxes_from_segmentation, pad_boxes, whole_frame_box
+from smoothsa_jax.inputs.procedural import GeneratedClips
 from smoothsa_jax.inputs.sprite_motion import Motion, draw_motion, paths
 from smoothsa_jax.inputs.sprite_shapes import SHAPES
-from smoothsa_jax.inputs.sprite_textures import COLOURS, TEXTURES, draw_pairs, paint
-
-# Part of a clip's seed, so that no two splits share a clip.
-SPLITS = {"train": 1, "validation": 2, "test": 3}
-DEFAULT_NUM_SAMPLES = {"train": 1_000_000, "validation": 128, "test": 128}
+from smoothsa_jax.inputs.sprite_textures import TEXTURES, draw_pairs, paint
 
 # The far side of an object or the background is darker by up to this fraction.
 SHADE = 0.1
@@ -149,26 +144,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
     )
 
 
-def number_by_appearance(labels: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Renumber labels 1.. in the order in which the objects first appear, and drop unseen ones.
-
-    The order does not depend on later frames, so a longer clip keeps the numbers of a shorter one.
-
-    Returns:
-        The labels, and the number of objects seen.
-    """
-    frames = len(labels)
-    cells = labels.reshape(frames, -1) + np.arange(frames)[:, None] * (count + 1)
-    pixels = np.bincount(cells.ravel(), minlength=frames * (count + 1)).reshape(frames, -1)
-    present = pixels[:, 1:].T > 0  # (n, T)
-    first = np.where(present.any(axis=1), present.argmax(axis=1), len(labels))
-    order = np.argsort(first, kind="stable")
-    table = np.zeros(count + 1, dtype=np.uint8)
-    table[order + 1] = np.arange(1, count + 1)
-    return table.take(labels), int(present.any(axis=1).sum())
-
-
-class Sprites:
+class Sprites(GeneratedClips):
     """A random-access source of sprite clips.
 
     Args:
@@ -205,95 +181,31 @@ class Sprites:
         palette_size: int = 4,
         keep: bool = False,
     ):
-        if keep and num_samples is None:
-            raise UserError(
-                "data.keep holds every clip in memory, and the split has no end; set "
-                "data.num_samples"
-            )
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if num_samples is None:
-            num_samples = DEFAULT_NUM_SAMPLES.get(split, 1)
-        if num_slots is None:
-            num_slots = max_objects + int(background_box)
-        needed = max_objects + int(background_box) if boxes else 1
-        checks = [
-            (
-                split in SPLITS,
-                f"data split {split!r} is unknown; choose one of {', '.join(SPLITS)}",
-            ),
-            (
-                len(size) == 2 and min(size) >= 16,
-                f"data.image_size is {image_size}; sprites need a height and a width of at least "
-                "16 pixels",
-            ),
-            (
-                num_frames >= 1,
-                f"data.num_frames is {num_frames}; set it to at least 1",
-            ),
-            (
-                num_samples >= 1,
-                f"data.num_samples is {num_samples}; it needs at least 1",
-            ),
-            (0 <= seed < 2**32, f"data.seed is {seed}; choose one in 0..{2**32 - 1}"),
-            (
-                2 <= min_objects <= max_objects <= 254,
-                f"data.min_objects is {min_objects} and data.max_objects {max_objects}; choose "
-                "2 <= min_objects <= max_objects <= 254",
-            ),
-            (
-                3 <= palette_size <= len(COLOURS),
-                f"data.palette_size is {palette_size}; choose one in 3..{len(COLOURS)}",
-            ),
-            (
-                num_slots >= needed,
-                f"clips have up to {needed} boxes, but the model has {num_slots} slots; set "
-                f"model.num_slots to at least {needed}",
-            ),
-        ]
-        for passes, message in checks:
-            if not passes:
-                raise UserError(message)
-        self.height, self.width = size
-        self.num_frames = num_frames
-        self.num_slots = num_slots
-        self.num_samples = num_samples
+        super().__init__(
+            "sprites",
+            image_size=image_size,
+            num_frames=num_frames,
+            max_objects=max_objects,
+            min_objects=min_objects,
+            split=split,
+            num_samples=num_samples,
+            seed=seed,
+            num_slots=num_slots,
+            boxes=boxes,
+            background_box=background_box,
+            palette_size=palette_size,
+            keep=keep,
+            checks=[
+                (
+                    2 <= min_objects <= max_objects <= 254,
+                    f"data.min_objects is {min_objects} and data.max_objects {max_objects}; choose "
+                    "2 <= min_objects <= max_objects <= 254",
+                )
+            ],
+        )
         self._scene_options = (min_objects, max_objects, palette_size)
-        self._seed = (seed, SPLITS[split])
-        self._kept: dict[int, dict[str, np.ndarray]] | None = {} if keep else None
-        self._boxes = boxes
-        self._whole_frame = whole_frame_box(*size) if background_box else None
 
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`, see smoothsa_jax.inputs for its keys and shapes."""
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"index {index} is not in 0..{self.num_samples - 1}")
-        if self._kept is None:
-            return self._make(index)
-        if index not in self._kept:
-            self._kept[index] = self._make(index)
-        return dict(self._kept[index])
-
-    def without_pixels(
-        self, index: int, rng: np.random.Generator
-    ) -> tuple[dict[str, np.ndarray], range]:
-        """Sample `index` without "video", and its frames: all, since nothing is random."""
-        sample = self[index]
-        del sample["video"]
-        return sample, range(self.num_frames)
-
-    def _make(self, index: int) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([*self._seed, int(index)])
+    def generate(self, rng: np.random.Generator) -> dict[str, Any]:
         scene = draw_scene(rng, self.height, self.width, *self._scene_options)
         video, labels = render(scene, self.num_frames, self.height, self.width)
-        labels, num_objects = number_by_appearance(labels, len(scene.shapes))
-        boxes = boxes_from_segmentation(labels, np.arange(1, num_objects + 1))
-        if not self._boxes:
-            boxes = boxes[:, : self.num_slots - int(self._whole_frame is not None)]
-        boxes = pad_boxes(boxes, self.num_slots, whole_frame=self._whole_frame)
-        slot_mask = np.ones(self.num_slots, dtype=bool)
-        if self._boxes:
-            slot_mask = boxes[0, :, 0] >= 0
-        return {"video": video, "segmentations": labels, "boxes": boxes, "slot_mask": slot_mask}
+        return {"video": video, "labels": labels, "count": len(scene.shapes)}

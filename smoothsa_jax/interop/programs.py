@@ -15,9 +15,11 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import PACKED, TORCH_LAYER, below
 from smoothsa_jax.interop.authors import ROWS as SMOOTHSA_ROWS
 from smoothsa_jax.interop.table import (
+    FILTERS,
     KERNEL,
     LINEAR,
     NORM,
+    ONE_BY_ONE,
     RAW,
     SAME,
     KeyTable,
@@ -30,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 # An array with an axis of length 1 in front that theirs lacks.
 WITH_AXIS = Transform(lambda x: x[None], lambda x: x[0])
 _ROWS = {"": ("", WITH_AXIS)}
-_GRU = {
+GRU = {
     "weight_ih": ("input.kernel", KERNEL),
     "weight_hh": ("hidden.kernel", KERNEL),
     "bias_ih": ("input.bias", SAME),
@@ -237,7 +239,7 @@ def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ("project_q", "query", LINEAR),
         ("project_k", "key", LINEAR),
         ("project_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("mlp.0", "mlp.hidden", LINEAR),
         ("mlp.2", "mlp.out", LINEAR),
     ]
@@ -295,7 +297,7 @@ def _oclf_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ("to_q", "query", LINEAR),
         ("to_k", "key", LINEAR),
         ("to_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("ff_mlp.module.1", "mlp.hidden", LINEAR),
         ("ff_mlp.module.3", "mlp.out", LINEAR),
     ]
@@ -379,7 +381,7 @@ def _videosaur_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Ro
         ("to_q", "query", LINEAR),
         ("to_k", "key", LINEAR),
         ("to_v", "value", LINEAR),
-        ("gru", "gru", _GRU),
+        ("gru", "gru", GRU),
         ("mlp.layers.0", "norm_mlp", NORM),
         ("mlp.layers.1", "mlp.hidden", LINEAR),
         ("mlp.layers.3", "mlp.out", LINEAR),
@@ -563,3 +565,67 @@ GENERA1Z = Program(
         key == _MASK_OF_METASLOT or (key.startswith(_METASLOT_STATE) and "codebook" not in key)
     ),
 )
+
+
+# --------------------------------------------------------------------------------------- OSRT
+
+
+def _osrt_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    """OSRT's port. Where tokens stand for slots, it is SRT in the same program."""
+    del model
+    layer: list[Row] = [
+        ("0.norm", "norm_attention", NORM),
+        ("0.fn.to_qkv", "attention.packed", LINEAR),
+        ("0.fn.to_q", "attention.query", LINEAR),
+        ("0.fn.to_kv", "attention.key_value", LINEAR),
+        ("0.fn.to_out.0", "attention.out", LINEAR),
+        ("1.norm", "norm_feed_forward", NORM),
+        ("1.fn.net.0", "feed_forward.hidden", LINEAR),
+        ("1.fn.net.3", "feed_forward.out", LINEAR),
+    ]
+    attention: list[Row] = [
+        ("norm_input", "norm_features", NORM),
+        ("norm_slots", "norm_slots", NORM),
+        ("norm_pre_mlp", "norm_mlp", NORM),
+        ("to_q", "query", LINEAR),
+        ("to_k", "key", LINEAR),
+        ("to_v", "value", LINEAR),
+        ("gru", "gru", GRU),
+        ("mlp.0", "mlp.hidden", LINEAR),
+        ("mlp.2", "mlp.out", LINEAR),
+    ]
+    has_slots = "initializer.mean" in names
+    encoder, allocator = f"encoder{'.srt_encoder' * has_slots}", "decoder.allocation_transformer"
+    renderer = f"decoder.render_mlp{'.net' * ('decoder.allocator.hidden.kernel' in names)}"
+    return [
+        *[
+            (
+                f"{encoder}.conv_blocks.{i // 2}.layers.{2 * (i % 2)}.weight",
+                f"encoder.convolutions.{i}.kernel",
+                {"": ("", FILTERS)},
+            )
+            for i in range(_numbered(names, "encoder.convolutions."))
+        ],
+        (
+            f"{encoder}.per_patch_linear",
+            "encoder.project",
+            {"weight": ("kernel", ONE_BY_ONE), "bias": ("bias", SAME)},
+        ),
+        *below(f"{encoder}.transformer.layers.{{}}", "encoder.layers.{}", layer),
+        ("encoder.slot_attention.initial_slots", "initializer.mean", _ROWS),
+        *below("encoder.slot_attention", "aggregator", attention),
+        (f"{allocator}.input_mlp.0", "decoder.allocator.hidden", LINEAR),
+        (f"{allocator}.input_mlp.2", "decoder.allocator.out", LINEAR),
+        *below(f"{allocator}.transformer.layers.{{}}", "decoder.allocator.layers.{}", layer),
+        ("decoder.mixing_block.norm1", "decoder.norm_query", NORM),
+        ("decoder.mixing_block.norm2", "decoder.norm_mixed", NORM),
+        ("decoder.mixing_block.to_q", "decoder.query", LINEAR),
+        ("decoder.mixing_block.to_k", "decoder.key", LINEAR),
+        *[
+            (f"{renderer}.{2 * i}", f"decoder.renderer.layers.{i}", LINEAR)
+            for i in range(_numbered(names, "decoder.renderer.layers."))
+        ],
+    ]
+
+
+OSRT = Program("OSRT", _osrt_rows, lambda state_dict, names: dict(state_dict), lambda x: x)

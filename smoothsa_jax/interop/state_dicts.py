@@ -7,10 +7,11 @@ import numpy as np
 from safetensors import SafetensorError
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.interop import safetensors_files, torch_files
+from smoothsa_jax.interop import flax_files, safetensors_files, torch_files
 
 TORCH, SAFETENSORS = (".pth", ".pt", ".ckpt", ".pt.tar"), (".safetensors",)
-SUFFIXES = (*TORCH, *SAFETENSORS)
+FLAX = flax_files.SUFFIXES
+SUFFIXES = (*TORCH, *SAFETENSORS, *FLAX)
 
 
 def is_state_dict(path: str | Path) -> bool:
@@ -26,6 +27,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """
     if Path(path).name.endswith(SAFETENSORS):
         return safetensors_files.read_safetensors(path)
+    if Path(path).name.endswith(FLAX):
+        return flax_files.read_msgpack(path)
     if Path(path).name.endswith(TORCH):
         return torch_files.read_state_dict(path)
     raise UserError(
@@ -40,7 +43,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         UserError: PyTorch is needed but missing, or the file is not writable.
     """
     write_file = safetensors_files.write_safetensors
-    if path.suffix not in SAFETENSORS:
+    if path.suffix in FLAX:
+        write_file = flax_files.write_msgpack
+    elif path.suffix not in SAFETENSORS:
         write_file = torch_files.write_state_dict
     try:
         write_file(path, arrays)

@@ -35,6 +35,13 @@ KERNEL = Transform(np.transpose, np.transpose)
 # Convolution weight (C, 3, p, p) <-> kernel (p * p * 3, C) over patches of channels-last pixels.
 PATCHES = Transform(_patches_to_ours, _patches_to_theirs)
 
+# torch's convolution weight (out, in, h, w) <-> kernel (h, w, in, out).
+FILTERS = Transform(
+    lambda array: array.transpose(2, 3, 1, 0), lambda array: array.transpose(3, 2, 0, 1)
+)
+# The same of size 1x1 <-> kernel (in, out) of a Linear layer.
+ONE_BY_ONE = Transform(lambda array: array[:, :, 0, 0].T, lambda array: array.T[:, :, None, None])
+
 Leaves = Mapping[str, tuple[str, Transform]]
 Row = tuple[str, str, Leaves]
 

@@ -22,6 +22,10 @@ HOLDERS = ("state_dict", "model")
 # By the end of a file's name, what the programs that write such files look for.
 _HOLDER_OF = {".ckpt": HOLDERS[0], ".tar": HOLDERS[1]}
 
+# OSRT's program saves a state dict of each of these, side by side. Here the names of the parts
+# stand in front of the keys.
+PARTS = ("encoder", "decoder")
+
 _BFLOAT16 = "bfloat16"  # NumPy lacks it
 _DTYPES = {
     "FloatStorage": "f4",
@@ -155,7 +159,13 @@ def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         ) from error
     tensors = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
     holder = _HOLDER_OF.get(path.suffix)
-    torch.save(tensors if holder is None else {holder: tensors}, path)
+    whole = tensors if holder is None else {holder: tensors}
+    if all(key.partition(".")[0] in PARTS for key in tensors):
+        whole = {part: {} for part in PARTS}
+        for key, tensor in tensors.items():
+            part, _, rest = key.partition(".")
+            whole[part][rest] = tensor
+    torch.save(whole, path)
 
 
 def _state_dict(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
@@ -166,6 +176,8 @@ def _state_dict(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
     for holder in HOLDERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(holder), dict):
             loaded = loaded[holder]
+    if isinstance(loaded, dict) and all(isinstance(loaded.get(part), dict) for part in PARTS):
+        loaded = {f"{part}.{key}": x for part in PARTS for key, x in loaded[part].items()}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise _no_state_dict(path, type(loaded).__name__)
     for key, value in loaded.items():

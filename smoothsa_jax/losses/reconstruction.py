@@ -7,22 +7,46 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smoothsa_jax.models.interfaces import Scheduled
+from smoothsa_jax.parts import check_one_of
+
+REDUCTIONS = ("mean", "sum")
 
 
 class Reconstruction:
-    """Mean squared error between prediction and target, over all elements."""
+    """Squared error between prediction and target.
 
-    reads = ("prediction", "target")
+    Args:
+        reduction: "mean", over all elements; or "sum", over all of a sample, then the mean over
+            samples, as in SAVi (Kipf et al. 2022, arXiv 2111.12594).
+        of: which of several targets is compared, such as "flow"; None: all of the prediction.
+    """
+
+    def __init__(self, *, reduction: str = "mean", of: str | None = None):
+        check_one_of("losses.reconstruction.reduction", reduction, REDUCTIONS)
+        self.summed = reduction == "sum"
+        self.reads = (
+            ("prediction", "target") if of is None else (f"{of}.prediction", f"{of}.target")
+        )
+        if of is not None:
+            several = f"name it in model.target, with model.target.name='several', to have {of}"
+            self.advice = dict.fromkeys(self.reads, several)
 
     def __call__(
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> Float[Array, ""]:
         del batch, scheduled
-        return reconstruction_loss(outputs["prediction"], outputs["target"])
+        return reconstruction_loss(*(outputs[name] for name in self.reads), self.summed)
 
 
 def reconstruction_loss(
-    prediction: Float[Array, "... C"], target: Float[Array, "... C"]
+    prediction: Float[Array, "... C"], target: Float[Array, "... C"], summed: bool = False
 ) -> Float[Array, ""]:
-    """Return the mean squared error; no gradient flows into the target."""
-    return jnp.mean((prediction - jax.lax.stop_gradient(target)) ** 2)
+    """Return the squared error; no gradient flows into the target.
+
+    Args:
+        prediction: what is compared.
+        target: with what.
+        summed: whether it is summed over all but the first axis, and not the mean over all.
+    """
+    errors = (prediction - jax.lax.stop_gradient(target)) ** 2
+    return jnp.sum(errors) / len(errors) if summed else jnp.mean(errors)

@@ -9,33 +9,67 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.inverted_transformer import (
+    InvertedTransformer,
+    check_iterations,
+)
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
+from smoothsa_jax.models.aggregators.unchanged import Unchanged
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
+from smoothsa_jax.models.decoders.rays import (
+    RayBroadcastDecoder,
+    RayMixerDecoder,
+    RayTransformerDecoder,
+)
 from smoothsa_jax.models.decoders.slot_mixer import SlotMixerDecoder
+from smoothsa_jax.models.decoders.spatial_broadcast import SpatialBroadcastDecoder
 from smoothsa_jax.models.encoders.colour_fourier import ColourFourier
+from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.dinov3 import DINOv3
+from smoothsa_jax.models.encoders.resnet import ResNet
+from smoothsa_jax.models.encoders.scene import SceneEncoder
 from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
-from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Warmed
+from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Tokens, Warmed
+from smoothsa_jax.models.interfaces import Aggregator
+from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
-from smoothsa_jax.models.slot_model import Projection, SlotModel
-from smoothsa_jax.models.targets import Features
+from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
+from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
+from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
 # A new part is one line here. The property tests run on every part in these tables.
-ENCODERS: dict[str, Callable] = {"vit": ViT, "dinov3": DINOv3, "colour_fourier": ColourFourier}
-PROJECTIONS: dict[str, Callable] = {"mlp": Projection}
+ENCODERS: dict[str, Callable] = {
+    "vit": ViT,
+    "dinov3": DINOv3,
+    "colour_fourier": ColourFourier,
+    "conv": Conv,
+    "resnet": ResNet,
+    "scene": SceneEncoder,
+}
+PROJECTIONS: dict[str, Callable] = {
+    "mlp": Projection,
+    "token_transformer": TransformerProjection,
+    "none": NoProjection,
+}
 INITIALIZERS: dict[str, Callable] = {
     "gaussian": Gaussian,
     "learned": Learned,
     "boxes": Boxes,
     "warmed": Warmed,
+    "tokens": Tokens,
 }
-AGGREGATORS: dict[str, Callable] = {"slot_attention": SlotAttention, "metaslot": MetaSlot}
+AGGREGATORS: dict[str, Callable] = {
+    "slot_attention": SlotAttention,
+    "inverted_transformer": InvertedTransformer,
+    "metaslot": MetaSlot,
+    "none": Unchanged,
+}
 TRANSITIONS: dict[str, Callable | None] = {
     "randsfq": RandSFQ,
     "transformer": Transformer,
@@ -46,8 +80,19 @@ DECODERS: dict[str, Callable] = {
     "permuted_ar": PermutedARDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
+    "spatial_broadcast": SpatialBroadcastDecoder,
+    "ray_mixer": RayMixerDecoder,
+    "ray_broadcast": RayBroadcastDecoder,
+    "ray_transformer": RayTransformerDecoder,
 }
-TARGETS: dict[str, Callable] = {"features": Features}
+TARGETS: dict[str, Callable] = {
+    "features": Features,
+    "pixels": Pixels,
+    "flow": Flow,
+    "depth": Depth,
+    "several": Several,
+    "rays": Rays,
+}
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 PARTS = {
     "encoder": ENCODERS,
@@ -118,14 +163,14 @@ def _built(
     width = choose_width(config, encoder.width)
     initializer = part("initializer", width, slot_size, num_slots)
     transition = part("transition", width, slot_size)
-    decoder = part("decoder", encoder.grid, target.width, slot_size)
+    decoder = part("decoder", getattr(target, "grid", encoder.grid), target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
     if hasattr(aggregator, "check_num_slots"):
         aggregator.check_num_slots(num_slots)
     pruning = part("pruning")
     if pruning is not None:
-        check_prunable(type(aggregator), config.aggregator.name)
+        check_prunable(aggregator, config.aggregator.name, pruning.restart)
     return SlotModel(
         encoder,
         projection,
@@ -141,13 +186,20 @@ def _built(
     )
 
 
-def check_prunable(aggregator: type, name: str) -> None:
-    """Refuse a class of aggregators that cannot be asked for a number of iterations, as in pruning.
+def check_prunable(aggregator: Aggregator, name: str, restart: str) -> None:
+    """Refuse an aggregator that cannot be asked for a number of iterations, as in pruning.
+
+    Args:
+        aggregator: the aggregator, with arrays or shapes.
+        name: its name in the config.
+        restart: of pruning; with "none" or "merge", nothing is aggregated once more.
 
     Raises:
-        UserError: its call has no argument `iterations`.
+        UserError: its call has no argument `iterations`, or its layers are a fixed number.
     """
-    if "iterations" not in inspect.signature(aggregator.__call__).parameters:
+    if restart in ("slots", "queries"):
+        check_iterations(aggregator, name)
+    if "iterations" not in inspect.signature(type(aggregator).__call__).parameters:
         raise UserError(
             f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
             "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "
@@ -211,6 +263,30 @@ def cold_start(config: ConfigDict) -> str:
     while "cold" in initializer:
         initializer = initializer.cold
     return initializer.name
+
+
+def untrained_queries(config: Mapping[str, Any]) -> str | None:
+    """Say which parts of a slot model get no gradient, because its aggregator cuts it off.
+
+    Args:
+        config: the `model` part of a config.
+
+    Returns:
+        A line for the user; None where all parts are trained.
+    """
+    if "aggregator" not in config or config["aggregator"].get("gradient") != "last":
+        return None
+    start, parts = config["initializer"], []
+    if "cold" not in start or start.get("straight_through", False):
+        parts.append(f"model.initializer.name={start['name']!r}")
+    if config["transition"]["name"] != "none":
+        parts.append(f"model.transition.name={config['transition']['name']!r}")
+    if not parts:
+        return None
+    return (
+        f"{' and '.join(parts)} gets no gradient and keeps its initial values, because "
+        "model.aggregator.gradient is 'last'; with 'last_and_queries' it would be trained"
+    )
 
 
 def has_transition(config: ConfigDict) -> bool:

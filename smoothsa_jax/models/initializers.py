@@ -11,13 +11,21 @@ from jaxtyping import Array, Bool, Float
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Initializer, Scheduled, Sizes
 from smoothsa_jax.models.layers.attention import MultiHeadAttention
-from smoothsa_jax.models.layers.basic import MLP, layer_norm, linear, uniform
+from smoothsa_jax.models.layers.basic import (
+    ACTIVATIONS,
+    MLP,
+    check_start,
+    layer_norm,
+    linear,
+    uniform,
+)
 from smoothsa_jax.parts import (
     check_above_zero,
     check_flag,
     check_heads,
     check_number,
     check_one_of,
+    check_whole,
 )
 
 Queries = tuple[Float[Array, "B N D"], dict[str, Array]]
@@ -48,6 +56,10 @@ def xavier_matrix(rngs: nnx.Rngs, num_slots: int, slot_size: int) -> Float[Array
     return uniform(bound)(rngs.params(), (1, num_slots, slot_size), jnp.float32)
 
 
+# Of Keras for an array (1,1,D), which has one input; the means of several slots are a matrix.
+MEANS = {"xavier": xavier, "xavier_matrix": xavier_matrix, "glorot": xavier_matrix}
+
+
 class Gaussian(nnx.Module):
     """An initializer that draws every query from a learned Gaussian.
 
@@ -56,10 +68,11 @@ class Gaussian(nnx.Module):
         slot_size: D.
         num_slots: N; matters only if Gaussians are separate.
         log_std: initial value of the learned log standard deviation; None: random ones, as of the
-            mean "xavier".
+            mean "xavier", or of "glorot" where that is the mean's.
         mean: initial value of the learned mean: "zero"; "xavier", a random one (DINOSAUR, SPOT,
-            DIAS); or "xavier_matrix", uniform in +-sqrt(6/(N+D)) (VideoSAUR and SlotContrast in
-            the program of RandSF.Q).
+            DIAS); "xavier_matrix", uniform in +-sqrt(6/(N+D)) (VideoSAUR and SlotContrast in the
+            program of RandSF.Q); or "glorot", with N = 1 uniform in +-sqrt(6/(1+D)) (Keras, for
+            both parameters of the original).
         separate: whether each slot has a Gaussian of its own. Then there are always N slots.
         noise: "always", at evaluation too; or "training", so that slots start from their means at
             evaluation.
@@ -81,7 +94,7 @@ class Gaussian(nnx.Module):
     ):
         del width
         path = "model.initializer"
-        check_one_of(f"{path}.mean", mean, ("zero", "xavier", "xavier_matrix"))
+        check_one_of(f"{path}.mean", mean, ("zero", *MEANS))
         check_flag(f"{path}.separate", separate)
         if log_std is not None:
             check_number(f"{path}.log_std", log_std, least=-math.inf)
@@ -95,13 +108,11 @@ class Gaussian(nnx.Module):
         self.any_number, self.always = not separate, noise == "always"
         slots = num_slots if separate else 1
         shape = (1, slots, slot_size)
-        draw = lambda: xavier(rngs, slots, slot_size)  # noqa: E731
-        if mean == "xavier_matrix":
-            self.mean = nnx.Param(xavier_matrix(rngs, slots, slot_size))
-        else:
-            self.mean = nnx.Param(jnp.zeros(shape, jnp.float32) if mean == "zero" else draw())
+        zeros = jnp.zeros(shape, jnp.float32)
+        self.mean = nnx.Param(zeros if mean == "zero" else MEANS[mean](rngs, slots, slot_size))
+        draw = xavier_matrix if mean == "glorot" else xavier
         self.log_std = nnx.Param(
-            draw() if log_std is None else jnp.full(shape, log_std, jnp.float32)
+            draw(rngs, slots, slot_size) if log_std is None else zeros + log_std
         )
 
     def __call__(
@@ -194,6 +205,9 @@ def _for_all(mean: nnx.Param, tokens: Float[Array, "B M C"]) -> Float[Array, "B 
     return jnp.broadcast_to(mean[...], (len(tokens), *mean.shape[1:]))
 
 
+BOX_ORDERS = ("columns_first", "rows_first")
+
+
 class Boxes(nnx.Module):
     """An initializer that embeds each object's box in the first frame and may add scaled noise.
 
@@ -207,6 +221,15 @@ class Boxes(nnx.Module):
         num_slots: N; unused.
         log_std: initial value of the learned log standard deviation; None: no noise (RandSF.Q).
         norm: whether a LayerNorm follows the embedding.
+        order: of a box's numbers as they are embedded: "columns_first" (left, top, right, bottom),
+            or "rows_first" (top, left, bottom, right), as in SAVi's program.
+        center: whether the middle of the box is embedded in place of the box (SAVi's
+            `center_of_mass`).
+        zeros: whether the first box, the background's (`data.background_box`), and the padding
+            enter as boxes of zeros, as in SAVi's program.
+        hidden_size: hidden width of the embedding's MLP; None: D. 256 in SAVi.
+        activation: "gelu" or "relu", of that MLP.
+        start: its initial values; see `linear`.
     """
 
     starts_from_boxes = True
@@ -220,14 +243,30 @@ class Boxes(nnx.Module):
         *,
         log_std: float | None,
         norm: bool = True,
+        order: str = "columns_first",
+        center: bool = False,
+        zeros: bool = False,
+        hidden_size: int | None = None,
+        activation: str = "gelu",
+        start: str = "torch",
         rngs: nnx.Rngs,
     ):
         del width, num_slots
+        path = "model.initializer"
         if log_std is not None:
-            check_number("model.initializer.log_std", log_std, least=-math.inf)
-        check_flag("model.initializer.norm", norm)
+            check_number(f"{path}.log_std", log_std, least=-math.inf)
+        check_flag(f"{path}.norm", norm)
+        check_one_of(f"{path}.order", order, BOX_ORDERS)
+        check_flag(f"{path}.center", center)
+        check_flag(f"{path}.zeros", zeros)
+        if hidden_size is not None:
+            check_whole(f"{path}.hidden_size", hidden_size)
+        check_one_of(f"{path}.activation", activation, ACTIVATIONS)
+        check_start(f"{path}.start", start)
         self.slot_size = slot_size
-        self.mlp = MLP((4, slot_size, slot_size), rngs=rngs)
+        self.rows_first, self.center, self.zeros = order == "rows_first", center, zeros
+        sizes = (2 if center else 4, hidden_size or slot_size, slot_size)
+        self.mlp = MLP(sizes, activation=activation, start=start, rngs=rngs)
         self.norm = layer_norm(slot_size, rngs=rngs) if norm else None
         std = None if log_std is None else jnp.full((1, 1, slot_size), log_std, jnp.float32)
         self.log_std = None if std is None else nnx.Param(std)
@@ -246,7 +285,7 @@ class Boxes(nnx.Module):
                 "this model starts its slots from boxes, and the batch has none: give `boxes` "
                 "(B,T,N,4), or use a model with initializer.name='gaussian'"
             )
-        queries = self.mlp(boxes.astype(self.mlp.hidden.kernel.dtype))
+        queries = self.mlp(self._read(boxes).astype(self.mlp.hidden.kernel.dtype))
         if self.norm is not None:
             queries = self.norm(queries)
         return queries if draws is None else queries + scaled(draws, self.log_std), {}
@@ -258,6 +297,14 @@ class Boxes(nnx.Module):
         if self.log_std is None:
             return None
         return standard_noise(keys[0], sizes, self.slot_size)
+
+    def _read(self, boxes: Float[Array, "B N 4"]) -> Float[Array, "B N numbers"]:
+        """Return the numbers of each box that are embedded."""
+        if self.zeros:
+            boxes = jnp.where(boxes < 0.0, 0.0, boxes).at[:, 0].set(0.0)
+        if self.rows_first:
+            boxes = boxes[..., jnp.array([1, 0, 3, 2])]
+        return (boxes[..., :2] + boxes[..., 2:]) / 2 if self.center else boxes
 
 
 class Warmer(nnx.Module):
@@ -373,3 +420,41 @@ class Warmed(nnx.Module):
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
         noise = standard_noise(keys[1], sizes, self.slot_size) if training else None
         return {"cold": self.cold.draw(keys, sizes, training), "noise": noise}
+
+
+class Tokens(nnx.Module):
+    """An initializer whose queries are the tokens themselves, for models without slots.
+
+    With the aggregator `none`, the decoder sees all tokens: SRT (Sajjadi et al. 2022, arXiv
+    2111.13152).
+
+    Args:
+        width: C of the tokens; has to be D.
+        slot_size: D.
+        num_slots: N; unused, since there is a query for each token.
+    """
+
+    starts_from_boxes = False
+    any_number = False
+
+    def __init__(self, width: int, slot_size: int, num_slots: int, *, rngs: nnx.Rngs):
+        del num_slots, rngs
+        if width != slot_size:
+            raise UserError(
+                f"model.initializer.name is 'tokens', but tokens have {width} channels and "
+                f"model.slot_size is {slot_size}; set --config.model.slot_size={width}"
+            )
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B M C"],
+        boxes: Float[Array, "B N 4"] | None,
+        slot_mask: Bool[Array, "B N"] | None,
+        draws: None,
+        scheduled: Scheduled,
+    ) -> tuple[Float[Array, "B M C"], dict[str, Array]]:
+        del boxes, slot_mask, draws, scheduled
+        return tokens, {}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> None:
+        """Return None: nothing is random."""

@@ -59,15 +59,20 @@ class Sizes(NamedTuple):
 class Encoder(Protocol):
     """A part that turns frames into features, each frame on its own.
 
+    An encoder of scenes sees all frames at once instead, as the views (B,V,H,W,3) of one scene with
+    their cameras (B,V,4,3), and turns them into one set of tokens: those of a video of one frame.
+
     `weights` in the config determines whether it is frozen or trained.
 
     Sizes of the constructor: image_size (H, W).
 
     Attributes:
-        grid: (h, w) of its tokens.
+        grid: (h, w) of its tokens; of a scene, those of each view.
         width: C, the width of its features.
+        of_scenes: whether it is an encoder of scenes; may be absent: no.
         extras: outputs besides `features` that it computes where a loss reads them, such as `keys`;
             may be absent: none. An encoder that has some takes the keyword `also`.
+        pixels: the range of its input, see `encoders/pixels.py`; may be absent: "imagenet".
     """
 
     grid: tuple[int, int]
@@ -76,8 +81,8 @@ class Encoder(Protocol):
     def __call__(self, frames: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:
         """Encode normalized frames.
 
-        An encoder of scenes also takes `cameras`. With `extras`, it takes `also`, the names of
-        those to compute.
+        An encoder of scenes takes pixels from 0 to 1, and `cameras`. With `extras`, it takes
+        `also`, the names of those to compute.
 
         Returns:
             Named outputs with tokens in row-major order: `features`, and what `also` names.
@@ -85,7 +90,7 @@ class Encoder(Protocol):
 
 
 class Projection(Protocol):
-    """A part that turns features into tokens, each on its own.
+    """A part that turns features into tokens, each on its own or all of a frame together.
 
     Sizes of the constructor: width (of the features), and, by keyword for a class that takes it,
     slot_size (D).
@@ -96,7 +101,7 @@ class Projection(Protocol):
 
     width: int
 
-    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
+    def __call__(self, features: Float[Array, "*B M F"]) -> Float[Array, "*B M C"]:
         """Return the tokens."""
 
 
@@ -158,6 +163,10 @@ class Aggregator(Protocol):
 
     Sizes of the constructor: width (C, of the tokens), slot_size (D). Its draws are (B, T, ...): a
     call gets those of its frame.
+
+    Attributes:
+        any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
+            true.
     """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
@@ -260,12 +269,15 @@ class Transition(Protocol):
 class Decoder(Protocol):
     """A part that predicts a target from slots, each frame on its own.
 
-    Sizes of the constructor: grid (h, w), width (C, channels of the target), slot_size (D).
+    Sizes of the constructor: grid (h, w) and width (C, channels) of the target, slot_size (D).
 
     Attributes:
         remat: whether the backward pass recomputes layers.
         logits: which logits over the next frame's patches the prediction has; see
             `decoders/logits.py`. May be absent: none.
+        of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
+            `decoders/rays.py`. May be absent: no.
+        exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
     """
 
     remat: bool
@@ -297,6 +309,8 @@ class Target(Protocol):
 
     Attributes:
         width: number of channels of the prediction.
+        grid: (h, w) of the prediction; may be absent: that of the encoder.
+        parts: name -> channels of the prediction, of several targets; may be absent: none.
     """
 
     width: int
@@ -305,6 +319,9 @@ class Target(Protocol):
         self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: Draws
     ) -> dict[str, Array]:
         """Return named targets (B, T, ...) of a batch; `target` is what the decoder may see.
+
+        A target that reads more of a batch than pixels returns nothing where that is absent, as
+        at inference.
 
         Args:
             batch: the samples.

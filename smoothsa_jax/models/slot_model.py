@@ -28,9 +28,9 @@ from smoothsa_jax.models.interfaces import (
     Target,
     Transition,
 )
-from smoothsa_jax.models.layers.basic import ACTIVATIONS, MLP, check_start, layer_norm
+from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, MLP, check_start, layer_norm
 from smoothsa_jax.models.pruning import Carry, Prune, Pruned, prune_frame, united, zeroed
-from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of
+from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of, check_whole
 
 # The random keys of each part at a step. They are fixed, so that a seed gives the same training
 # when parts are added; a new random part takes new keys.
@@ -51,9 +51,11 @@ class Projection(nnx.Module):
         width: C of the features.
         slot_size: D.
         hidden_ratio: hidden width, as a multiple of C.
+        hidden_size: hidden width, in place of `hidden_ratio`.
         to_slots: whether the tokens are as wide as slots; otherwise as wide as the features.
         activation: "gelu" or "relu".
-        start: initial values, "torch" or "xavier".
+        norm_epsilon: of the LayerNorm; 1e-5 in torch, 1e-6 in flax linen, 1e-3 in Keras.
+        start: initial values, "torch", "xavier", "lecun" or "glorot".
         zero_bias: whether the biases start at 0; with "torch".
     """
 
@@ -63,25 +65,45 @@ class Projection(nnx.Module):
         *,
         slot_size: int,
         hidden_ratio: float = 1.0,
+        hidden_size: int | None = None,
         to_slots: bool = False,
         activation: str = "gelu",
+        norm_epsilon: float = EPSILON,
         start: str = "torch",
         zero_bias: bool = True,
         rngs: nnx.Rngs,
     ):
         path = "model.projection"
         check_above_zero(f"{path}.hidden_ratio", hidden_ratio)
+        if hidden_size is not None:
+            check_whole(f"{path}.hidden_size", hidden_size)
         check_flag(f"{path}.to_slots", to_slots)
         check_one_of(f"{path}.activation", activation, ACTIVATIONS)
+        check_above_zero(f"{path}.norm_epsilon", norm_epsilon)
         check_start(f"{path}.start", start)
         check_flag(f"{path}.zero_bias", zero_bias)
         self.width = slot_size if to_slots else width
-        self.norm = layer_norm(width, rngs=rngs)
-        sizes = width, round(hidden_ratio * width), self.width
+        self.norm = layer_norm(width, epsilon=norm_epsilon, rngs=rngs)
+        sizes = width, hidden_size or round(hidden_ratio * width), self.width
         self.mlp = MLP(sizes, zero_bias=zero_bias, activation=activation, start=start, rngs=rngs)
 
     def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
         return self.mlp(self.norm(features))
+
+
+class NoProjection(nnx.Module):
+    """The features are the tokens.
+
+    Args:
+        width: C of the features.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        del rngs
+        self.width = width
+
+    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... F"]:
+        return features
 
 
 class SlotModel(nnx.Module):
@@ -171,13 +193,18 @@ class SlotModel(nnx.Module):
         """Encode all frames in one batch; the outputs have the model's dtype.
 
         Args:
-            video: (B,T,H,W,3) uint8, or normalized floats.
-            cameras: (B,T,...) for an encoder that takes them.
+            video: (B,T,H,W,3) uint8, or floats as the encoder takes them.
+            cameras: (B,T,...) for an encoder that takes them. An encoder of scenes sees all frames
+                as the views of one scene, and the features have T = 1.
             encoder: None: the model's own.
             also: outputs besides the features, among the encoder's `extras`.
         """
         encoder = self.encoder if encoder is None else encoder
-        frames = normalize(video.reshape(-1, *video.shape[2:]))
+        if getattr(encoder, "of_scenes", False):
+            views = jax.lax.stop_gradient(normalize(video, encoder))
+            found = encoder(views, cameras)
+            return {name: x.astype(self.dtype)[:, None] for name, x in found.items()}
+        frames = normalize(video.reshape(-1, *video.shape[2:]), encoder)
         # Also in front of the encoder: the fastest attention of frozen blocks may have no gradient.
         frames = jax.lax.stop_gradient(frames)
         more = () if cameras is None else (cameras.reshape(-1, *cameras.shape[2:]),)
@@ -209,7 +236,8 @@ class SlotModel(nnx.Module):
         Returns:
             slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration; first_tokens
             (B,M,C), first_attention (B,I,N,h,w) and first_states (B,I,N,D) of all iterations on
-            the first frame; prediction (B,T,M,C), unless the decoder predicts logits alone;
+            the first frame; prediction (B,T,M,C), unless the decoder predicts logits alone, and
+            each part of it, such as flow.prediction, where the target has several;
             next_frame_logits (B,T,M,M) if it predicts them, over the patches of the next frame;
             masks (B,T,N,h,w) if the decoder has masks; queries (B,N,D) and the initializer's
             extras, such as warm_queries. All of them are float32. With a slot mask, also slot_mask
@@ -285,7 +313,9 @@ class SlotModel(nnx.Module):
         return {**outputs, **kept}, carry, memory
 
     def _on_grid(self, x: Float[Array, "*B M"]) -> Float[Array, "*B h w"]:
-        return x.reshape(*x.shape[:-1], *self.encoder.grid)
+        width = self.encoder.grid[1]
+        # The views of a scene are one below the other.
+        return x.reshape(*x.shape[:-1], x.shape[-1] // width, width)
 
     def _outputs(
         self,
@@ -328,7 +358,11 @@ class SlotModel(nnx.Module):
         batch, num_frames = slots.shape[:2]
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
-        given = {name: fold(x).astype(self.dtype) for name, x in given.items()}
+        exact = getattr(self.decoder, "exact", ())
+        given = {
+            name: fold(x) if name in exact else fold(x).astype(self.dtype)
+            for name, x in given.items()
+        }
         folded_mask = slot_mask
         if slot_mask is not None:
             of_frames = slot_mask.ndim == 3
@@ -340,6 +374,8 @@ class SlotModel(nnx.Module):
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
         logits = getattr(self.decoder, "logits", False)
         found = taken_apart(unfold(prediction), logits, self.encoder.grid)
+        for name, channels in getattr(self.target, "parts", {}).items():
+            found[f"{name}.prediction"] = found["prediction"][..., channels]
         return found if masks is None else {**found, "masks": unfold(masks)}
 
     def first_frame(

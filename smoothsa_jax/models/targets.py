@@ -1,13 +1,16 @@
 """Targets of the decoder: constants of a training step."""
 
+import math
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.interfaces import Encoder
+from smoothsa_jax.models.encoders.pixels import normalize
+from smoothsa_jax.models.interfaces import Encoder, Target
 
 
 class Features(nnx.Module):
@@ -40,3 +43,145 @@ class Features(nnx.Module):
 
     def draw(self, keys, sizes, training) -> None:
         """Draw nothing: the target is not random."""
+
+
+class _OfPixels(nnx.Module):
+    """A target with a value for each pixel, row by row; subclasses have `width` and `of_batch`.
+
+    Without what it reads, as at inference, there is no target, and no decoder of such a target
+    needs it.
+
+    Args:
+        encoder: unused, but for the range of its pixels.
+        image_size: (H, W) of the frames, in pixels.
+    """
+
+    width: int
+    batch_reads: tuple[str, ...] = ()
+
+    def __init__(self, encoder: Encoder, image_size: tuple[int, int], *, rngs: nnx.Rngs):
+        del rngs
+        self.grid = tuple(image_size)
+        self.pixels = getattr(encoder, "pixels", "imagenet")
+
+    def __call__(
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None
+    ) -> dict[str, Float[Array, "B T H*W C"]]:
+        """Return the target, through which no gradient flows."""
+        del constants, draws
+        names = self.batch_reads or ("video",)
+        if any(name not in batch for name in names):
+            return {}
+        found = self.of_batch(batch)
+        found = found.reshape(*found.shape[:2], -1, self.width).astype(jnp.float32)
+        return {"target": jax.lax.stop_gradient(found)}
+
+    def draw(self, keys, sizes, training) -> None:
+        """Draw nothing: the target is not random."""
+
+
+class Pixels(_OfPixels):
+    """The pixels, in the range in which the encoder sees them."""
+
+    width = 3
+
+    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "B T H W 3"]:
+        return normalize(batch["video"], self)
+
+
+class Flow(_OfPixels):
+    """The flow towards the previous frame as a picture: its direction is the hue (SAVi).
+
+    Kipf et al. 2022 (arXiv 2111.12594). What stands still is white.
+    """
+
+    width = 3
+    batch_reads = ("flow",)
+
+    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "B T H W 3"]:
+        return flow_picture(batch["flow"])
+
+
+class Depth(_OfPixels):
+    """log(1 + distance to the camera in world units), from SAVi++ (arXiv 2206.07764)."""
+
+    width = 1
+    batch_reads = ("depth",)
+
+    def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "B T H W 1"]:
+        return jnp.log1p(batch["depth"].astype(jnp.float32))[..., None]
+
+
+class Several(nnx.Module):
+    """Several targets of pixels at once, side by side as channels of one prediction.
+
+    A loss reads all of them, or one with the setting `of`, such as `of="flow"`, so that each can
+    have a weight. SAVi++ predicts flow and depth.
+
+    Args:
+        encoder: unused, but for the range of its pixels.
+        image_size: (H, W) of the frames, in pixels.
+        pixels, flow, depth: the targets; at least two.
+
+    Attributes:
+        parts: name -> the channels of that target.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: tuple[int, int],
+        *,
+        pixels: Target | None = None,
+        flow: Target | None = None,
+        depth: Target | None = None,
+        rngs: nnx.Rngs,
+    ):
+        del encoder, rngs
+        given = {"pixels": pixels, "flow": flow, "depth": depth}
+        given = {name: target for name, target in given.items() if target is not None}
+        if len(given) < 2:
+            raise UserError(
+                f"model.target.name is 'several', with {' and '.join(given) or 'none'}; expected "
+                "at least two of pixels, flow and depth; or give model.target.name that one's name"
+            )
+        self.targets = nnx.Dict(given)
+        self.grid, self.parts, self.width = tuple(image_size), {}, 0
+        for name, target in given.items():
+            self.parts[name] = slice(self.width, self.width + target.width)
+            self.width += target.width
+
+    def __call__(
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None
+    ) -> dict[str, Float[Array, "B T H*W C"]]:
+        """Return `target`, all channels, and the part of each target, such as `flow.target`."""
+        found = {name: x(batch, constants, draws) for name, x in self.targets.items()}
+        if not all(found.values()):
+            return {}
+        parts = {f"{name}.target": x["target"] for name, x in found.items()}
+        return {"target": jnp.concatenate(list(parts.values()), axis=-1), **parts}
+
+    def draw(self, keys, sizes, training) -> None:
+        """Draw nothing: the targets are not random."""
+
+
+def flow_picture(flow: Float[Array, "... H W 2"]) -> Float[Array, "... H W 3"]:
+    """Return SAVi's picture of a flow, RGB in 0..1 in steps of 1/255.
+
+    The hue is the angle of (row, column), the saturation the length in units of 1/50 of the
+    picture's diagonal, at most 1, and the value 1.
+
+    Args:
+        flow: rows, then columns, in pixels of this picture.
+    """
+    flow = flow.astype(jnp.float32)
+    height, width = flow.shape[-3:-1]
+    rows, columns = flow[..., 0], flow[..., 1]
+    hue = (jnp.arctan2(columns, rows) / math.pi + 1.0) / 2.0
+    length = jnp.sqrt(jnp.square(rows) + jnp.square(columns))
+    saturation = jnp.minimum(length * (50.0 / math.sqrt(height**2 + width**2)), 1.0)
+    # Of full value: each color is 1 where the hue is within a sixth of it.
+    shifts = jnp.array([0.0, 2.0 / 3.0, 1.0 / 3.0], jnp.float32)
+    sixths = jnp.abs(jnp.mod(hue[..., None] + shifts, 1.0) * 6.0 - 3.0) - 1.0
+    rgb = 1.0 + saturation[..., None] * (jnp.clip(sixths, 0.0, 1.0) - 1.0)
+    return jnp.floor(255.5 * rgb) / 255.0

@@ -9,9 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import QUERY_SCALES, KeysValues
-from smoothsa_jax.models.layers.basic import ACTIVATIONS, check_start, linear, split_key
+from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, check_start, linear, split_key
 from smoothsa_jax.models.layers.transformer import NORMS, EncoderLayer, PostNormLayer
 from smoothsa_jax.parts import (
+    check_above_zero,
     check_dropout,
     check_flag,
     check_heads,
@@ -151,12 +152,17 @@ class Transformer(nnx.Module):
         num_heads: number of attention heads.
         norm: "pre", LayerNorms in front of attention and feed-forward; or "post", after their
             residuals.
-        activation: "gelu" or "relu", of the feed-forward, whose hidden width is 4 D.
+        activation: "gelu" or "relu", of the feed-forward.
         bias: whether the layer has biases.
         dropout_rate: rate of dropout, in training.
         query_scale: what is done to the queries with (width of a head)**-0.5: "multiply", or
             "divide", as in the programs of VideoSAUR and SlotContrast.
-        attention_start: initial values of the attention, "torch" or "xavier".
+        attention_start: initial values of the attention, "torch", "xavier" or, as in SAVi's
+            program, "lecun".
+        start: the same for the feed-forward.
+        qkv_size: width of all heads together; None: D. 256 in SAVi++.
+        mlp_size: hidden width of the feed-forward; None: 4 D.
+        norm_epsilon: of the LayerNorms; 1e-5 in torch, 1e-6 in SAVi's program.
     """
 
     def __init__(
@@ -171,11 +177,23 @@ class Transformer(nnx.Module):
         dropout_rate: float = 0.0,
         query_scale: str = "multiply",
         attention_start: str = "torch",
+        start: str = "torch",
+        qkv_size: int | None = None,
+        mlp_size: int | None = None,
+        norm_epsilon: float = EPSILON,
         rngs: nnx.Rngs,
     ):
         del width
         path = "model.transition"
-        check_heads(f"{path}.num_heads", num_heads, slot_size, f"model.slot_size {slot_size}")
+        inner = f"model.slot_size {slot_size}"
+        if qkv_size is not None:
+            check_whole(f"{path}.qkv_size", qkv_size)
+            inner = f"{path}.qkv_size {qkv_size}"
+        check_heads(f"{path}.num_heads", num_heads, qkv_size or slot_size, inner)
+        if mlp_size is not None:
+            check_whole(f"{path}.mlp_size", mlp_size)
+        check_above_zero(f"{path}.norm_epsilon", norm_epsilon)
+        check_start(f"{path}.start", start)
         check_one_of(f"{path}.norm", norm, NORMS)
         check_one_of(f"{path}.activation", activation, ACTIVATIONS)
         check_flag(f"{path}.bias", bias)
@@ -191,6 +209,10 @@ class Transformer(nnx.Module):
             dropout_rate=dropout_rate,
             query_scale=query_scale,
             attention_start=attention_start,
+            start=start,
+            qkv_size=qkv_size,
+            mlp_size=mlp_size,
+            norm_epsilon=norm_epsilon,
             rngs=rngs,
         )
 

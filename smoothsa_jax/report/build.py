@@ -84,6 +84,8 @@ def report(
             f"{workdir} holds a model of the task {config.task!r}, and a report shows slots; give "
             f"the workdir of the slot model that it was trained on: {', '.join(sources)}"
         )
+    if reason := getattr(build_task(config), "no_segments", ""):
+        raise UserError(f"{workdir} holds a model of the task {config.task!r}, which {reason}")
     records = read_records(workdir, converted=RECORD in checkpoint.progress)
     config = _as_scored(config, records)
     metric = leading_metric(records.scores)
@@ -239,6 +241,8 @@ def _more_of(protocol: Mapping[str, Any]) -> str:
     if protocol.get("score_at"):
         side = protocol["score_at"]
         text += f" Masks and labels are compared at {side}x{side} pixels."
+    if skipped := protocol.get("skip_frames"):
+        text += f" The first {f'{skipped} frames' if skipped > 1 else 'frame'} of each is left out."
     if protocol.get("per_frame"):
         text += " Scores named image are means over single frames, the others are of whole clips."
     return text

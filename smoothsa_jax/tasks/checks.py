@@ -13,7 +13,7 @@ from smoothsa_jax.config import schema
 from smoothsa_jax.config.values import flatten, image_size_of
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inputs.build import check_data
+from smoothsa_jax.inputs.build import GENERATED, check_data
 from smoothsa_jax.losses.build import Losses, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
@@ -34,6 +34,7 @@ from smoothsa_jax.models.parameters import (
     split,
 )
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.parts import choose
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.discovery import TEACHER
@@ -146,12 +147,15 @@ def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
 
 
 def _check_frames(config: ConfigDict) -> None:
-    if (config.eval.num_frames or 1) < 0 and config.data.name == "sprites":
+    if (config.eval.num_frames or 1) < 0 and config.data.name in GENERATED:
         raise UserError(
-            f"eval.num_frames is {config.eval.num_frames}, but sprites have no whole videos; "
+            f"eval.num_frames is {config.eval.num_frames}, but {config.data.name} have no "
+            "whole videos; "
             "expected a whole number of at least 1; set --config.eval.num_frames=1 or more"
         )
     for path, model in _slot_models(config):
+        if _sees_scenes(model):
+            continue  # its frames are the views of one scene
         for group in ("data", "eval"):
             frames = config[group].get("num_frames") or 1
             if frames > 1 and not has_transition(model):
@@ -160,6 +164,11 @@ def _check_frames(config: ConfigDict) -> None:
                     f"model of single images; set --config.{group}.num_frames=1 or choose a "
                     "transition"
                 )
+
+
+def _sees_scenes(model: ConfigDict) -> bool:
+    encoder = choose("model.encoder", model.encoder.name, PARTS["encoder"])
+    return getattr(encoder, "of_scenes", False)
 
 
 def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
@@ -227,7 +236,7 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
             f"trained on; set --config.eval.{key}=None"
         )
     if settings.prune is not None:
-        check_prunable(type(model.aggregator), config.model.aggregator.name)
+        check_prunable(model.aggregator, config.model.aggregator.name, settings.prune_restart)
     own, start = config.model.num_slots, model.initializer
     if settings.num_slots in (None, own):
         return
@@ -243,12 +252,19 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
 
 def _check_scoring(config: ConfigDict, task: Task) -> None:
     """Refuse options of scoring masks for a task that scores something else."""
-    for key, off in (("score_at", None), ("per_frame", False), ("foreground", False)):
+    options = {"score_at": None, "per_frame": False, "foreground": False, "skip_frames": 0}
+    for key, off in options.items():
         if (value := config.eval[key]) != off and key not in task.evaluator.protocol:
             raise UserError(
                 f"eval.{key} is {value}, but {config.task} is not scored by its masks; set "
                 f"--config.eval.{key}={off}"
             )
+    frames, skipped = config.eval.windows or config.eval.num_frames or 1, config.eval.skip_frames
+    if 0 < frames <= skipped:
+        raise UserError(
+            f"eval.skip_frames is {skipped}, but scored clips have {frames} frames; set "
+            f"--config.eval.skip_frames={frames - 1} or less"
+        )
 
 
 def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:
@@ -335,7 +351,9 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         The names; None if the models read arrays that not every data set has.
     """
     (height, width), slots = image_size_of(config), task.slot_model.num_slots
-    frames = min(config.data.get("num_frames") or 1, 2)  # the others are like the second
+    frames = config.data.get("num_frames") or 1
+    if not _sees_scenes(task.slot_model):
+        frames = min(frames, 2)  # the others are like the second
     objects = config.data.get("max_objects") or slots
     shape = jax.ShapeDtypeStruct
     batch = {
@@ -344,7 +362,11 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         "slot_mask": shape((1, slots), bool),
         "segmentations": shape((1, frames, height, width), jnp.uint8),
         "categories": shape((1, objects), jnp.int32),
+        "flow": shape((1, frames, height, width, 2), jnp.float32),
+        "depth": shape((1, frames, height, width), jnp.float32),
     }
+    if "cameras" in task.inputs:
+        batch["cameras"] = shape((1, frames, 4, 3), jnp.float32)
     patterns = frozen_patterns(config.weights)
     apart = {name: split(x, frozen=patterns if name == MODEL else ()) for name, x in models.items()}
 

@@ -121,7 +121,8 @@ class Discovery:
         encoded = constants
         if "features" not in constants:
             encoded = model.encode(batch["video"], batch.get("cameras"))
-        given = {"target": constants["target"]}
+        # At inference there is no target of what pictures alone do not tell, such as flow.
+        given = {name: constants[name] for name in ("target",) if name in constants}
         boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
         return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
 
@@ -202,11 +203,16 @@ def read_extras(config: ConfigDict) -> tuple[str, ...]:
     return found
 
 
+def _names(part: ConfigDict) -> list[str]:
+    """Return the names of a part and of the parts inside it."""
+    inside = [x for x in part.values() if isinstance(x, ConfigDict)]
+    return [part.name, *(name for x in inside for name in _names(x))]
+
+
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:
     """Return the keys that the chosen parts and losses read, besides those of all samples."""
-    chosen = [
-        choose(f"model.{kind}", model[kind].name, PARTS[kind]) for kind in ("encoder", "target")
-    ]
+    chosen = [choose("model.encoder", model.encoder.name, PARTS["encoder"])]
+    chosen += [choose("model.target", name, PARTS["target"]) for name in _names(model.target)]
     for name, settings in losses.items():
         chosen.append(choose(f"losses.{name}", settings.get("name", name), LOSSES))
     return tuple(sorted({name for x in chosen for name in getattr(x, "batch_reads", ())}))

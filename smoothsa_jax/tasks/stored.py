@@ -15,7 +15,8 @@ from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.models.parameters import ENCODER, Parameters
 from smoothsa_jax.tasks.discovery import TEACHER
 
-INTERPOLATION, BILINEAR = "interpolation", INTERPOLATIONS[0]  # a setting of data; its default
+# Settings of data that change the view of a frame, and their defaults.
+OF_VIEW = {"interpolation": INTERPOLATIONS[0], "centre_crop": None, "views": False}
 
 
 def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
@@ -35,8 +36,9 @@ def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
         "clips": clips_of(config),
     }
     # Folders that were stored before there was a choice do not name it.
-    if (how := config.data.get(INTERPOLATION, BILINEAR)) != BILINEAR:
-        made_of[INTERPOLATION] = how
+    for key, default in OF_VIEW.items():
+        if (how := config.data.get(key, default)) != default:
+            made_of[key] = how
     return json.loads(json.dumps(made_of))
 
 
@@ -54,8 +56,8 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
     """
     _refuse_other_encoder_of_teacher(config, frozen)
     own = features_made_of(config, frozen)
-    for key in (*own, INTERPOLATION):
-        default = BILINEAR if key == INTERPOLATION else None
+    for key in (*own, *(key for key in OF_VIEW if key not in own)):
+        default = OF_VIEW.get(key)
         found, mine = source.made_of.get(key, default), own.get(key, default)
         if found != mine:
             raise UserError(

@@ -34,6 +34,8 @@ class Task(Protocol):
         untrained: name of the baseline with the initial parameters.
         companions: names of the companions that the task uses; a config may have no others.
         averages: whether it may also have moving averages of the model, under any name.
+        no_segments: why its model cannot segment pictures and videos, for messages; "": it can.
+            May be absent: it can, if it is a slot model.
     """
 
     evaluator: Evaluator
@@ -43,6 +45,7 @@ class Task(Protocol):
     untrained: str
     companions: tuple[str, ...]
     averages: bool
+    no_segments: str
 
     def build(self, shapes_only: bool) -> nnx.Module:
         """Make the model to train, freshly initialized.

@@ -30,7 +30,7 @@ from smoothsa_jax.devices.host_arrays import copied, on_own_devices
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.losses import LossEvaluator
-from smoothsa_jax.evaluation.pictures import animation, contact_sheet
+from smoothsa_jax.evaluation.pictures import animation, contact_sheet, scene_sheet
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import (
     LOSS,
@@ -45,6 +45,7 @@ from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
+from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.tasks.task import Task
 from smoothsa_jax.training import signals
@@ -288,8 +289,12 @@ def report(
 def _draw(
     samples: Sequence[dict[str, np.ndarray]], labelled: bool, split: str, workdir: Path
 ) -> None:
-    """Draw each sample's frames, true segments if it has labels, and masks."""
+    """Draw each sample's frames, true segments if it has labels, and masks; a scene's views."""
     for number, sample in enumerate(samples):
+        if "rendered" in sample:
+            sheet = workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png"
+            scene_sheet(sample, sheet, labelled=labelled)
+            continue
         true = sample["segmentations"] if labelled else None
         clip = (sample["video"], true, sample["masks"])
         contact_sheet(*clip, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")
@@ -405,6 +410,7 @@ def source_of_split(
         UserError: there is no such split, or an option does not fit.
     """
     options = {"num_slots": num_slots, "may_be_shorter": _vary(config)}
+    options["reads"] = build_task(config).inputs
     if (frames := config.eval.num_frames) is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
     if config.eval.windows is not None:
@@ -429,6 +435,7 @@ def training_clips(
         UserError: there is no such split, or no clip is long enough.
     """
     options = {"num_slots": num_slots, "num_samples": None, "may_be_shorter": True}
+    options["reads"] = build_task(config).inputs
     source = build_dataset(_without_training(config), split, **options)
     return long_enough(source, _training_frames(config), num_samples)
 

@@ -35,6 +35,7 @@ from smoothsa_jax.evaluation.split import paper_slot_mask
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.inputs.records import NoSuchSplit
+from smoothsa_jax.models.build import untrained_queries
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training.evaluating import (
@@ -128,6 +129,8 @@ def _begin(config: ConfigDict, checkpoint: Checkpoint | None) -> tuple[TrainStat
     training = build_training(config)
     state = training.state
     if checkpoint is None:
+        if (line := untrained_queries(config.model)) is not None and hosts.is_primary():
+            warn(line)
         params, frozen, words = sources.begin(config, training, warn)
         averages = {
             f"{name}.{key}": jnp.copy(x)
@@ -216,7 +219,7 @@ def _open_data(
     num_slots = training.task.slot_model.num_slots
     # A missing split fails now, not after hours of training.
     source_of_split(config, slots_of(config, training.task), config.eval.split, None)
-    source = build_dataset(config.data, "train", num_slots=num_slots)
+    source = build_dataset(config.data, "train", reads=training.task.inputs, num_slots=num_slots)
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None

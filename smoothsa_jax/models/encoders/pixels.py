@@ -1,5 +1,7 @@
 """The preparation of pixels that encoders share."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -7,15 +9,24 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.parts import check_whole
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of pixels in 0..255
-
-
 IMAGENET_STD = (58.395, 57.12, 57.375)
+# What encoders see: pixels by ImageNet's statistics, in 0..1, or in -1..1.
+RANGES = ("imagenet", "unit", "signed")
 
 
-def normalize(pixels: Array) -> Float[Array, "... H W 3"]:
-    """Normalize uint8 pixels by ImageNet statistics; floats must be normalized already."""
+def normalize(pixels: Array, encoder: Any = None) -> Float[Array, "... H W 3"]:
+    """Bring uint8 pixels to the range that an encoder sees; floats must be in it already.
+
+    Args:
+        pixels: of pictures.
+        encoder: its attribute `pixels` is one of `RANGES`; without it, "imagenet".
+    """
     if not jnp.issubdtype(pixels.dtype, jnp.integer):
         return pixels
+    seen = getattr(encoder, "pixels", "imagenet")
+    if seen != "imagenet":
+        unit = pixels.astype(jnp.float32) / 255.0
+        return unit if seen == "unit" else 2.0 * unit - 1.0
     mean, std = (jnp.asarray(x, jnp.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels.astype(jnp.float32) - mean) / std
 

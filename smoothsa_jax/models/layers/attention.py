@@ -264,17 +264,21 @@ def _heads(x: Float[Array, "B S E"], num_heads: int) -> Float[Array, "B S H D"]:
 
 
 class MultiHeadAttention(nnx.Module):
-    """Multi-head attention with torch's initial values, or with those of SLATE and SPOT.
+    """Multi-head attention with the initial values of torch, of SLATE and SPOT, or of flax linen.
 
-    The three input projections are packed in one (E, 3 E) kernel.
+    The three input projections are packed in one (E, 3 Q) kernel. With `memory_size`, that has the
+    queries alone, and a second one (S, 2 Q) has keys and values.
 
     Args:
         width: E.
         num_heads: number of attention heads.
+        qkv_size: Q, the width of all heads together; None: E.
+        memory_size: width of a memory that is not as wide as `x`; None: E.
         bias: whether the four projections have biases, which start at 0.
+        out_bias: whether the output projection has one; None: as `bias`.
         causal: whether attention to `x` itself sees earlier entries alone.
-        start: "torch": the packed kernel starts Xavier-uniform as a whole. "xavier": each
-            projection does.
+        start: "torch": the packed kernel starts Xavier-uniform as a whole. "xavier", "glorot":
+            each projection does. "lecun": each is normal, as in flax linen; see `linear`.
         out_gain: factor of the initial output projection, with "xavier".
         query_scale: what is done to the queries with (width of a head)**-0.5. "multiply": the usual
             scale. "divide": its inverse, as in the programs of VideoSAUR and SlotContrast.
@@ -288,7 +292,10 @@ class MultiHeadAttention(nnx.Module):
         width: int,
         num_heads: int,
         *,
+        qkv_size: int | None = None,
+        memory_size: int | None = None,
         bias: bool = False,
+        out_bias: bool | None = None,
         causal: bool = False,
         start: str = "torch",
         out_gain: float = 1.0,
@@ -296,12 +303,21 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.num_heads, self.causal = num_heads, causal
+        self.qkv_size = inner = qkv_size or width
         # Attention multiplies by (width of a head)**-0.5 in any case.
-        self.query_gain = width // num_heads if query_scale == "divide" else 1
-        xavier = uniform((6.0 / ((4 if start == "torch" else 2) * width)) ** 0.5)
-        self.in_projection = nnx.Param(xavier(rngs.params(), (width, 3 * width)))
-        self.in_bias = nnx.Param(jnp.zeros(3 * width, jnp.float32)) if bias else None
-        self.out = linear(width, width, bias=bias, zero_bias=True, start=start, rngs=rngs)
+        self.query_gain = inner // num_heads if query_scale == "divide" else 1
+
+        def kernel(fan_in: int, number: int) -> nnx.Param:
+            packed = number if start == "torch" else 1
+            xavier = uniform((6.0 / (fan_in + packed * inner)) ** 0.5)
+            init = nnx.initializers.lecun_normal() if start == "lecun" else xavier
+            return nnx.Param(init(rngs.params(), (fan_in, number * inner), jnp.float32))
+
+        self.in_projection = kernel(width, 3 if memory_size is None else 1)
+        self.memory_projection = None if memory_size is None else kernel(memory_size, 2)
+        self.in_bias = nnx.Param(jnp.zeros(3 * inner, jnp.float32)) if bias else None
+        out_bias = bias if out_bias is None else out_bias
+        self.out = linear(inner, width, bias=out_bias, zero_bias=True, start=start, rngs=rngs)
         if out_gain != 1.0:
             self.out.kernel[...] = out_gain * self.out.kernel[...]
 
@@ -342,13 +358,15 @@ class MultiHeadAttention(nnx.Module):
 
         With all frames at once, later frame-by-frame attention does not repeat this.
         """
-        width = memory.shape[-1]
-        kernel = self.in_projection[...][:, width:]
+        if self.memory_projection is None:
+            kernel = self.in_projection[...][:, self.qkv_size :]
+        else:
+            kernel = self.memory_projection[...]
         key, value = packed_products(memory, kernel, 2, self.backend)
         return self._biased((key, value), 1)
 
     def _project(self, x, memory):
-        kernel, width = self.in_projection[...], x.shape[-1]
+        kernel, width = self.in_projection[...], self.qkv_size
         if memory is None:
             query, *memory = self._biased(packed_products(x, kernel, 3, self.backend), 0)
         else:

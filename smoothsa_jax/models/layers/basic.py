@@ -14,7 +14,7 @@ from smoothsa_jax.parts import check_one_of
 
 FEW_ROWS = 64
 MERGED_ON_A_GPU = 2**24  # elements; XLA's limit is 32 MB per product
-EPSILON = 1e-5  # of every LayerNorm trained here; the ViT uses 1e-6
+EPSILON = 1e-5  # of LayerNorm, as in torch; linen has 1e-6, Keras 1e-3
 
 
 def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
@@ -125,7 +125,8 @@ class Linear(nnx.Linear):
         return out if self.bias is None else out + self.bias[...]
 
 
-STARTS = ("torch", "xavier")
+STARTS = ("torch", "xavier", "lecun", "glorot", "truncated")
+GRUS = ("torch", "linen")
 ACTIVATIONS = ("gelu", "relu")
 
 
@@ -144,27 +145,35 @@ def linear(
     before_relu: bool = False,
     rngs: nnx.Rngs,
 ) -> Linear:
-    """A Linear layer with one of two kinds of initial values.
+    """A Linear layer with the initial values of torch, of flax linen or of Keras.
 
     Args:
         in_features: width of the input.
         out_features: width of the output.
         bias: whether it has a bias.
-        zero_bias: whether the bias starts at 0; it does with "xavier".
-        start: "torch": uniform in +-1/sqrt(fan_in), the bias likewise. "xavier": uniform in
-            +-sqrt(6/(fan_in+fan_out)) (Glorot and Bengio 2010).
+        zero_bias: whether the bias starts at 0; it does with all starts but "torch".
+        start: "torch": uniform in +-1/sqrt(fan_in), the bias likewise. "glorot" (Keras) and
+            "xavier": uniform in +-sqrt(6/(fan_in+fan_out)) (Glorot and Bengio 2010). "lecun"
+            (flax linen): normal of variance 1/fan_in, truncated at two standard deviations.
+            "truncated" (OSRT): the same, but for the variance, which the cut makes smaller.
         before_relu: with "xavier", whether a ReLU follows; then uniform in +-sqrt(6/fan_in) (He et
             al. 2015).
     """
     bound = like_torch = in_features**-0.5
-    if start == "xavier":
-        bound = (6.0 / (in_features if before_relu else in_features + out_features)) ** 0.5
-    zero_bias = zero_bias or start == "xavier"
+    if start in ("xavier", "glorot"):
+        all_in = start == "xavier" and before_relu
+        bound = (6.0 / (in_features if all_in else in_features + out_features)) ** 0.5
+    zero_bias = zero_bias or start != "torch"
+    kernel_init = uniform(bound)
+    if start == "lecun":
+        kernel_init = nnx.initializers.lecun_normal()
+    elif start == "truncated":
+        kernel_init = nnx.initializers.truncated_normal(like_torch, lower=-2.0, upper=2.0)
     return Linear(
         in_features,
         out_features,
         use_bias=bias,
-        kernel_init=uniform(bound),
+        kernel_init=kernel_init,
         bias_init=nnx.initializers.zeros_init() if zero_bias else uniform(like_torch),
         rngs=rngs,
     )
@@ -213,6 +222,19 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
     draw = lambda key, shape: jax.random.bernoulli(key, jnp.float32(1.0 - rate), shape)  # noqa: E731
     keep = jax.vmap(lambda key: draw(key, x.shape[1:]))(key) if key.ndim else draw(key, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def drop_branch(x: Float[Array, "B ..."], rate: float, keys: Array | None) -> Float[Array, "B ..."]:
+    """Drop a residual branch of whole samples with probability `rate`, and rescale the rest.
+
+    This is stochastic depth (Huang et al. 2016). `keys` (B,) are those of the branch's dropout, one
+    per sample, which are not used up; None: no branch is dropped.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    of_sample = lambda key, x: dropout(jnp.ones((), x.dtype), rate, key) * x  # noqa: E731
+    return jax.vmap(of_sample)(own, x)
 
 
 def split_key(key: Array, num: int) -> Array:
@@ -275,27 +297,48 @@ class SwiGLU(nnx.Module):
 class GRUCell(nnx.Module):
     """The GRU of torch: the reset gate multiplies `W_hn h + b_hn`, including the hidden bias.
 
-    (`nnx.GRUCell` has no hidden bias.) Gates are packed in the order reset, update, new.
+    (`nnx.GRUCell` has no hidden bias.) Gates are packed in the order reset, update, new. Keras 2
+    computes the same, with its gates in the order update, reset, new.
 
     Args:
         size: D.
-        start: initial values: those of "torch"; or "xavier" for the input's kernel and an
-            orthogonal matrix for the hidden one.
+        input_size: width of the input; None: D.
+        form: "torch", with hidden biases of all gates; or "linen", with one of the new gate alone.
+        start: initial values: those of "torch", as with "truncated"; or "xavier", "glorot" or
+            "lecun" for the input's kernel and an orthogonal matrix for the hidden one ("lecun":
+            one for each gate).
         zero_bias: whether the biases start at 0.
     """
 
-    def __init__(self, size: int, *, start: str = "torch", zero_bias: bool = True, rngs: nnx.Rngs):
-        self.input = linear(size, 3 * size, zero_bias=zero_bias, start=start, rngs=rngs)
-        self.hidden = linear(size, 3 * size, zero_bias=zero_bias, rngs=rngs)
-        if start == "xavier":
-            orthogonal = nnx.initializers.orthogonal()
-            self.hidden.kernel[...] = orthogonal(rngs.params(), (size, 3 * size), jnp.float32)
+    def __init__(
+        self,
+        size: int,
+        input_size: int | None = None,
+        *,
+        form: str = "torch",
+        start: str = "torch",
+        zero_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        start = "torch" if start == "truncated" else start
+        of_input = {"zero_bias": zero_bias, "start": start, "rngs": rngs}
+        self.input = linear(input_size or size, 3 * size, **of_input)
+        all_gates = form == "torch"
+        self.hidden = linear(size, 3 * size, bias=all_gates, zero_bias=zero_bias, rngs=rngs)
+        self.new_bias = None if all_gates else nnx.Param(jnp.zeros(size, jnp.float32))
+        if start != "torch":
+            draw = nnx.initializers.orthogonal()
+            shapes = [(size, size)] * 3 if start == "lecun" else [(size, 3 * size)]
+            parts = [draw(rngs.params(), shape, jnp.float32) for shape in shapes]
+            self.hidden.kernel[...] = jnp.concatenate(parts, axis=1)
 
     def __call__(
-        self, x: Float[Array, "... D"], state: Float[Array, "... D"]
+        self, x: Float[Array, "... I"], state: Float[Array, "... D"]
     ) -> Float[Array, "... D"]:
         x_reset, x_update, x_new = jnp.split(self.input(x), 3, axis=-1)
         h_reset, h_update, h_new = jnp.split(self.hidden(state), 3, axis=-1)
+        if self.new_bias is not None:
+            h_new = h_new + self.new_bias[...]
         reset = jax.nn.sigmoid(x_reset + h_reset)
         update = jax.nn.sigmoid(x_update + h_update)
         new = jnp.tanh(x_new + reset * h_new)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.layers.attention import KeysValues, MultiHeadAttention
-from smoothsa_jax.models.layers.basic import MLP, dropout, layer_norm, split_key
+from smoothsa_jax.models.layers.basic import EPSILON, MLP, dropout, layer_norm, split_key
 
 
 class PostNormLayer(nnx.Module):
@@ -62,7 +62,10 @@ NORMS = ("pre", "post")
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward of width 4 E, each with a residual and a LayerNorm.
+    """Self-attention and feed-forward, each with a residual and a LayerNorm.
+
+    With `memory_size`, cross-attention to a memory, which is not normalized, stands in between
+    (SAVi's general block).
 
     Args:
         width: E.
@@ -74,7 +77,12 @@ class EncoderLayer(nnx.Module):
         dropout_rate: with a dropout key, of the attention weights, of the hidden units and of each
             branch.
         query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
-        attention_start: initial values of the attention, "torch" or "xavier".
+        attention_start: initial values of the attention; see `MultiHeadAttention`.
+        qkv_size: width of all heads together; None: E.
+        mlp_size: hidden width of the feed-forward; None: 4 E.
+        memory_size: width of the memory; None: no cross-attention.
+        norm_epsilon: of every LayerNorm.
+        start: initial values of the feed-forward; see `linear`.
     """
 
     def __init__(
@@ -88,37 +96,73 @@ class EncoderLayer(nnx.Module):
         dropout_rate: float = 0.0,
         query_scale: str = "multiply",
         attention_start: str = "torch",
+        qkv_size: int | None = None,
+        mlp_size: int | None = None,
+        memory_size: int | None = None,
+        norm_epsilon: float = EPSILON,
+        start: str = "torch",
         rngs: nnx.Rngs,
     ):
         self.is_pre, self.dropout_rate = norm == "pre", dropout_rate
-        self.self_attention = MultiHeadAttention(
-            width, num_heads, bias=bias, start=attention_start, query_scale=query_scale, rngs=rngs
+        of_attention = {
+            "qkv_size": qkv_size,
+            "bias": bias,
+            "start": attention_start,
+            "query_scale": query_scale,
+            "rngs": rngs,
+        }
+        of_norm = {"bias": bias, "epsilon": norm_epsilon, "rngs": rngs}
+        crosses = memory_size is not None
+        self.self_attention = MultiHeadAttention(width, num_heads, **of_attention)
+        self.cross_attention = (
+            MultiHeadAttention(width, num_heads, memory_size=memory_size, **of_attention)
+            if crosses
+            else None
         )
-        sizes = (width, 4 * width, width)
-        self.feed_forward = MLP(sizes, bias=bias, activation=activation, rngs=rngs)
-        self.norm_self = layer_norm(width, bias=bias, rngs=rngs)
-        self.norm_feed_forward = layer_norm(width, bias=bias, rngs=rngs)
+        sizes = (width, mlp_size or 4 * width, width)
+        self.feed_forward = MLP(sizes, bias=bias, activation=activation, start=start, rngs=rngs)
+        self.norm_self = layer_norm(width, **of_norm)
+        self.norm_cross = layer_norm(width, **of_norm) if crosses else None
+        self.norm_feed_forward = layer_norm(width, **of_norm)
 
     def __call__(
         self,
         x: Float[Array, "B N E"],
+        memory: Float[Array, "B S C"] | None = None,
         *,
         mask: Bool[Array, "B N"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B N E"]:
-        """Update the valid entries of `x`; see `PostNormLayer`."""
+        """Update the valid entries of `x`.
+
+        Args:
+            x: the tokens.
+            memory: what cross-attention reads.
+            mask: the valid entries of `x`; only these are attended to.
+            dropout_key: random key of dropout; None: no dropout.
+        """
         rate = self.dropout_rate
-        keys = [None] * 4 if dropout_key is None else list(split_key(dropout_key, 4))
-        attend = lambda x: self.self_attention(  # noqa: E731
+        keys = [None] * 6 if dropout_key is None else list(split_key(dropout_key, 4))
+        if dropout_key is not None and self.cross_attention is not None:
+            keys = list(split_key(dropout_key, 6))
+        look = lambda x: self.self_attention(  # noqa: E731
             x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0]
         )
+        x = self._add(x, look, self.norm_self, keys[1])
+        if self.cross_attention is not None:
+            cross = self.cross_attention
+            read = lambda x: cross(  # noqa: E731
+                x, cross.remember(memory), dropout_rate=rate, dropout_key=keys[4]
+            )
+            x = self._add(x, read, self.norm_cross, keys[5])
+        think = lambda x: self.feed_forward(x, rate, keys[2])  # noqa: E731
+        return self._add(x, think, self.norm_feed_forward, keys[3])
+
+    def _add(self, x, branch, norm, dropout_key):
+        """Add a branch, with its LayerNorm in front or after the sum."""
         if self.is_pre:
-            x = x + dropout(attend(self.norm_self(x)), rate, keys[1])
-            update = self.feed_forward(self.norm_feed_forward(x), rate, keys[2])
-            return x + dropout(update, rate, keys[3])
-        x = self.norm_self(x + dropout(attend(x), rate, keys[1]))
-        update = self.feed_forward(x, rate, keys[2])
-        return self.norm_feed_forward(x + dropout(update, rate, keys[3]))
+            return x + dropout(branch(norm(x)), self.dropout_rate, dropout_key)
+        return norm(x + dropout(branch(x), self.dropout_rate, dropout_key))
 
 
 BIASES = ("none", "all_but_attention", "all")

@@ -1,0 +1,210 @@
+"""Transformers with inverted attention: slots that compete for tokens (UniReps 2023).
+
+After "Inverted-Attention Transformers can Learn Object Representations", which has no public
+program: its variants are put together from SAVi's modules, in flax linen's conventions. What the
+paper leaves open is a choice: the transformers have biases and an output projection, slot attention
+has neither.
+
+    (no word)   TF-Inv: 3 layers with weights of their own; softmax over slots, mean over tokens
+    tf          TF: the softmax is over tokens, as in any transformer
+    tf_inv_gru  TF-Inv with a GRU in each layer
+    sa_no_gru   one layer's weights for all iterations, plain projections
+    sa          slot attention
+    sa_id       slot attention with the gradient of the last iteration alone
+    learned     with any of these: a learned query for each slot instead of one Gaussian
+    original    the paper's encoder, size of pictures, steps and batch
+
+On CLEVR and ClevrTex, everything is trained from pixels; elsewhere slots reconstruct features of a
+frozen encoder. The key `model.aggregator.first` is the number of layers, or of iterations.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+TITLE = "TF-Inv"
+KIND = "system"
+
+Settings = dict[str, Any]
+
+# Flax linen and SAVi.
+LINEN: Settings = {
+    "mlp_ratio": 2.0,
+    "activation": "relu",
+    "epsilon": 1e-8,
+    "norm_epsilon": 1e-6,
+    "gru": "linen",
+    "start": "lecun",
+}
+TF_INV: Settings = {
+    "name": "inverted_transformer",
+    "first": 3,
+    "later": None,
+    "share": (),
+    "inverted": True,
+    "update": "residual",
+    "renormalize": "mean",
+    "normalize_qk": False,
+    "bias": True,
+    "output_projection": True,
+    "gradient": "full",
+    **LINEN,
+}
+TF: Settings = {**TF_INV, "inverted": False, "renormalize": "none"}
+TF_INV_GRU: Settings = {**TF_INV, "update": "gru"}
+SA_NO_GRU: Settings = {
+    **TF_INV,
+    "share": ("attention", "gru", "mlp"),
+    "bias": False,
+    "output_projection": False,
+}
+SA: Settings = {
+    "name": "slot_attention",
+    "first": 3,
+    "later": None,
+    "gradient": "full",
+    "extra_iteration": False,
+    "epsilon_in": "sum",
+    **LINEN,
+}
+SA_ID: Settings = {**SA, "gradient": "last"}
+# The paper's settings for OSRT, with TF-Inv.
+NORMALIZED: Settings = {"renormalize": "layernorm", "normalize_qk": True}
+
+PIXELS = ("clevr", "clevrtex")
+_CONVOLUTIONS: Settings = {"padding": "same", "position": "linear", "start": "lecun"}
+STEPS, BATCH = 300_000, 64
+
+
+def apply(config: ConfigDict, data: base.DataSet) -> None:
+    base.refuse_boxes(data, TITLE)
+    tokens = {"name": "mlp", "activation": "relu", "norm_epsilon": 1e-6, "start": "lecun"}
+    base.predict_features(
+        config,
+        projection={**tokens, "to_slots": True},
+        initializer={"name": "gaussian", "log_std": None, "mean": "glorot"},
+        aggregator=TF_INV,
+        decoder={
+            "name": "mlp_mixture",
+            "num_layers": 4,
+            "hidden_size": 1024 if _is_movi(data) else 2048,
+            "position": "slots",
+            "position_std": 0.02,
+            "activation": "relu",
+        },
+    )
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_halving",
+            "peak": 4e-4,
+            "warmup": 10_000 / STEPS,
+            "half_life": 100_000 / STEPS,
+        }
+    )
+    config.optimizer.clip_norm = 1.0
+    # Layers with weights of their own cannot run once more.
+    config.eval.prune_restart = "none"
+    if data.name in PIXELS:
+        _from_pixels(config, data, tokens)
+    base.follow(config, data)
+
+
+def _from_pixels(config: ConfigDict, data: base.DataSet, tokens: Settings) -> None:
+    """Train encoder and decoder on pictures of 128 pixels, as the paper does."""
+    is_clevr = data.name == "clevr"
+    config.weights = ConfigDict()  # nothing is frozen
+    config.data.image_size = 128
+    if not is_clevr:  # the folder of CLEVR holds its crop
+        config.data.update(centre_crop=192, crop="none", flip=0.0, interpolation="plain_bilinear")
+    if is_clevr:
+        encoder = {
+            "name": "conv",
+            "width": 64,
+            "kernel_size": 5,
+            "strides": (2, 1, 1, 1),
+            "last_relu": True,
+            "norm": "none",
+        }
+        strides, transposed = (2, 2, 2, 2), (True, True, True, True)
+    else:
+        encoder = {
+            "name": "resnet",
+            "blocks": (3, 4, 6, 3),
+            "root": "small",
+            "root_width": 64,
+            "groups": 32,
+        }
+        # The paper's strides of 3, 3, 3, 2, 2 do not give 128 pixels; these are of ISA's program.
+        strides, transposed = (2, 2, 2, 1, 1), (True, True, True, False, False)
+    decoder = {
+        "name": "spatial_broadcast",
+        "cells": 8 if is_clevr else 16,
+        "hidden_size": 64,
+        "kernel_size": 5,
+        "strides": strides,
+        "transposed": transposed,
+        "head": "separate",
+        "fusion": "early",  # the same function as late, in less memory
+        **_CONVOLUTIONS,
+    }
+    config.model.slot_size = 128 if is_clevr else 64
+    for part, settings in {  # whole parts are replaced
+        "encoder": {**encoder, "pixels": "unit", **_CONVOLUTIONS},
+        "projection": {**tokens, "hidden_size": 64 if is_clevr else 128},
+        "decoder": decoder,
+        "target": {"name": "pixels"},
+    }.items():
+        config.model[part] = ConfigDict(settings)
+    config.losses.reconstruction = ConfigDict({"weight": 1.0, "reduction": "sum"})
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_cosine",
+            "peak": 2e-4 if is_clevr else 4e-4,
+            "warmup": (2_500 if is_clevr else 10_000) / STEPS,
+            "end_ratio": 0.0,
+        }
+    )
+    config.optimizer.clip_norm = 0.05
+
+
+def _variant(title: str, aggregator: Settings):
+    def change(config: ConfigDict, data: base.DataSet) -> None:
+        del data
+        config.title, config.model.aggregator = title, ConfigDict(aggregator)
+
+    return change
+
+
+def learned(config: ConfigDict, data: base.DataSet) -> None:
+    del data
+    config.title += ", learned queries"
+    config.model.initializer = ConfigDict(
+        {"name": "learned", "start": "normal", "start_std": 1.0, "noise": 0.0}
+    )
+
+
+def original(config: ConfigDict, data: base.DataSet) -> None:
+    base.use_length(config, data, num_steps=STEPS, batch_size=BATCH)
+    if data.name in PIXELS:
+        return
+    base.use_encoder(config, data, base.dino("base", 8 if _is_movi(data) else 16), image_size=224)
+    if data.small is None:  # its files have no last LayerNorm
+        config.model.encoder.final_norm = False
+    config.model.slot_size = 128 if _is_movi(data) else 256
+
+
+def _is_movi(data: base.DataSet) -> bool:
+    return data.name.startswith("movi")
+
+
+WORDS = {
+    "tf": ("system variant", _variant("TF", TF)),
+    "tf_inv_gru": ("system variant", _variant("TF-Inv-GRU", TF_INV_GRU)),
+    "sa_no_gru": ("system variant", _variant("SA without GRU", SA_NO_GRU)),
+    "sa": ("system variant", _variant("SA", SA)),
+    "sa_id": ("system variant", _variant("SA-ID", SA_ID)),
+    "learned": ("queries", learned),
+    "original": ("version", original),
+}
