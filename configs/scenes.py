@@ -11,7 +11,9 @@ systems that read them.
     views       six views of one still scene from random sides, without boxes
     smoke       seconds, to see that everything runs
 
-Every system is small here, as on sprites; `configs/sprites.py` says how.
+Every system is small here, as on sprites; `configs/sprites.py` says how. SmoothSA, whose frozen
+features are statistics of color, learns no masks in these steps (one seed: FG-ARI 3.4 %, untrained
+5.4 %, k-means on features 28.4 %, first boxes kept still 52.5 %).
 """
 
 from ml_collections import ConfigDict
