@@ -791,16 +791,13 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
         config.data.image_size = SMOKE["data"]["image_size"]
     config.update(SMOKE)
     set_parts(config.model, SMOKE_PARTS)
-    fit_cells(config)
     encoder = config.model.get("encoder", data.encoder)
     has_patches = "patch" in encoder
     if has_patches and config.data.image_size * encoder["resize"] % encoder["patch"]:
         config.data.image_size = round(4 * encoder["patch"] / encoder["resize"])  # 4x4 tokens
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
-    decoder = config.model.get("decoder", {})
-    if decoder and decoder.name == "spatial_broadcast":
-        decoder.cells = config.data.image_size // math.prod(decoder.strides)
+    fit_cells(config)
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.systems import inverted
+from smoothsa_jax.errors import UserError
 
 TITLE = "SAVi-S"
 KIND = "system"
@@ -42,6 +43,16 @@ RESNET_34: Settings = {
 def fits(data: base.DataSet) -> bool:
     """Whether a data set has flow."""
     return data.name.startswith("movi") or data.name == "scenes"
+
+
+def refuse_without_flow(data: base.DataSet, title: str) -> None:
+    """Refuse single pictures, and views from several sides, between which there is no flow."""
+    base.refuse_pictures(data, title)
+    if data.data.get("views", False):
+        raise UserError(
+            f"{title} is a system of videos, but {data.name} has views of still scenes here; leave "
+            "the word views out"
+        )
 
 
 def convolutions(width: int, first_stride: int) -> Settings:
@@ -75,7 +86,7 @@ def decoder(doubled: int, fusion: str) -> Settings:
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
-    base.refuse_pictures(data, TITLE)
+    refuse_without_flow(data, TITLE)
     config.weights = ConfigDict()  # nothing is frozen
     boxes = {
         "name": "boxes",

@@ -20,7 +20,7 @@ fits = savi.fits
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
-    base.refuse_pictures(data, TITLE)
+    savi.refuse_without_flow(data, TITLE)
     savi.apply(config, data)
     config.model.encoder = ConfigDict(savi.RESNET_34)
     config.model.projection = ConfigDict(

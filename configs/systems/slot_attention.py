@@ -27,7 +27,8 @@ def from_pixels(config: ConfigDict, data: base.DataSet, first_stride: int, **pro
     """
     config.weights = ConfigDict()
     if data.small is None:
-        config.data.image_size = 128
+        with config.data.ignore_type():  # it may be a pair of numbers
+            config.data.image_size = 128
     shared = {"kernel_size": 5, "position": "borders", **program}
     config.model.encoder = ConfigDict(
         {
