@@ -104,8 +104,8 @@ def without_warmer(config: ConfigDict) -> None:
         drop(config.losses, "distillation")
 
 
-def iterations(first: int, later: int) -> Callable[[ConfigDict], None]:
-    """Set the iterations on the first frame and on later ones."""
+def iterations(first: int, later: int | None) -> Callable[[ConfigDict], None]:
+    """Set the iterations, or layers, on the first frame and on later ones; None: the same."""
 
     def change(config: ConfigDict) -> None:
         config.model.aggregator.update(first=first, later=later)
@@ -139,6 +139,7 @@ ABLATIONS: dict[str, Callable[[ConfigDict], None]] = {
     "no warmer": without_warmer,
     "3/3": iterations(3, 3),
     "1/1": iterations(1, 1),
+    **{f"{number} iterations": iterations(number, None) for number in (4, 6, 8)},
     "no slot contrast": without_slot_contrast,
     "no attention distillation": without_distillation,
     "no pruning in training": without_pruning,

@@ -72,7 +72,7 @@ class Golden:
             largest, tolerance = 1.0, NOISE
         else:
             largest = np.abs(expected[~missing]).max(initial=0.0)
-            kind = key.split("/")[0]
+            kind = next((x for x in key.split("/") if f"{x}/" in RESULTS), "")
             relative = error / largest if largest else error
             worst[self.name, kind] = max(worst.get((self.name, kind), 0.0), relative)
         assert error <= tolerance * largest, (

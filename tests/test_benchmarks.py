@@ -114,7 +114,8 @@ def test_a_partial_table_says_what_is_missing():
 
 
 OF_DIAS = [name for name in arena.ABLATIONS if "distillation" in name or "pruning" in name]
-OF_SMOOTHSA = [name for name in arena.ABLATIONS if name not in OF_DIAS]
+OF_INVERTED = [name for name in arena.ABLATIONS if name.endswith("iterations")]
+OF_SMOOTHSA = [name for name in arena.ABLATIONS if name not in (*OF_DIAS, *OF_INVERTED)]
 
 
 def test_the_ideas_of_dias_can_be_left_out(tmp_path):
@@ -132,6 +133,14 @@ def test_the_ideas_of_dias_can_be_left_out(tmp_path):
     assert sorted(has[name] for name in OF_DIAS) == [(False, False), (False, True), (True, False)]
     for run in runs:
         check_config(run.config)
+
+
+def test_transformers_and_slot_attention_take_more_iterations(tmp_path):
+    systems, ablations = ["inverted", "inverted,sa"], ["full", *OF_INVERTED]
+    runs = arena.plan(systems, ["sprites:image"], ablations, [0], STEPS, tmp_path)
+    found = [run.config.model.aggregator for run in runs]
+    assert [(x.first, x.later) for x in found] == 2 * [(n, None) for n in (3, 4, 6, 8)]
+    assert [x.name for x in found] == 4 * ["inverted_transformer"] + 4 * ["slot_attention"]
 
 
 def test_every_ablation_trains_what_its_name_says(tmp_path):

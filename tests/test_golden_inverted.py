@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FORWARD, GRADIENT, METRIC, Golden, golden, inner, write_report
+from golden_files import FORWARD, GRADIENT, METRIC, Golden, golden, inner, worst, write_report
 from recipes import quick
 
 from configs.systems import inverted
@@ -35,7 +35,7 @@ from smoothsa_jax.parts import make
 from smoothsa_jax.schedules import schedule_of
 
 # Stated in the READMEs and the papers only.
-ITERATIONS = {"original": 3, "corrector": 1, "mlp": 3, "heads": 2}
+ITERATIONS = 3  # of the original
 ORIGINAL = {"epsilon": 1e-8, "epsilon_in": "weights", "norm_epsilon": 1e-3, "activation": "relu"}
 ORIGINAL["start"] = "glorot"
 # Gradients that are zero in exact arithmetic, and hold rounding noise: patterns of recorded names.
@@ -121,16 +121,19 @@ class Case:
             return inner(pairs), found
 
         (_, found), (of_arrays, of_inputs) = jax.jit(run)(arrays, jax.tree.map(jnp.asarray, given))
-        for name, x in found.items():
-            if f"{self.prefix}out/{name}" in self.file:
-                self.compare(name, x)
+        for name in self.group("out"):
+            self.compare(name, found[name])
         recorded = self.group("grad")
         largest = max(np.abs(x).max() for x in recorded.values())
         found = of.to_theirs({k: np.asarray(x) for k, x in of_arrays.items()})
         found |= {f"inp.{k}": np.asarray(x) for k, x in of_inputs.items()}
         for key, x in recorded.items():
             error, own = np.abs(found[key.replace("/", ".")] - x).max(), np.abs(x).max()
-            exact = NO_GRADIENT * largest if re.search(null, key) else GRADIENT * own
+            is_null = re.search(null, key) is not None
+            if not is_null and own:
+                name = self.file.name, "grad"
+                worst[name] = max(worst.get(name, 0.0), float(error / own))
+            exact = NO_GRADIENT * largest if is_null else GRADIENT * own
             assert error <= exact, f"{self.prefix}{key}: error {error:.2e}, largest {own:.2e}"
 
 
@@ -206,9 +209,7 @@ def null_of(name: str) -> str:
     return NONE if "qk_norm" in name else OF_SLOTS
 
 
-@pytest.mark.parametrize(
-    "name", quick(list(TRANSFORMERS), "tf", "tf_inv_gru", "tf_inv_layernorm_qk_norm")
-)
+@pytest.mark.parametrize("name", quick(list(TRANSFORMERS), "tf", "tf_inv_layernorm_qk_norm"))
 def test_transformer(name):
     with golden("inverted_transformers") as file:
         case = Case(file, name)
@@ -237,7 +238,7 @@ def test_slot_attention_of_the_paper(name):
 
 
 # The same function as `slot_attention`, of the other class.
-@pytest.mark.parametrize("name", ["sa", pytest.param("sa_id", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", quick(["sa", "sa_id"]))
 def test_slot_attention_as_an_inverted_transformer(name):
     with golden("inverted_slot_attention") as file:
         case = Case(file, name)
@@ -266,7 +267,7 @@ def test_slot_attention_of_savi(name):
         params = case.group("param")
         number, inner = params["general_dense_q_0/kernel"].shape[1:]
         mlp = params.get("MLP_0/dense_mlp_0/kernel")
-        settings = {"first": ITERATIONS[name], "later": None, "qkv_size": number * inner}
+        settings = {"first": len(case["out/attention"]), "later": None, "qkv_size": number * inner}
         settings |= {"num_heads": number, "mlp_size": 0 if mlp is None else mlp.shape[1]}
         build = lambda: SlotAttention(width, size, **LINEN_SLOTS, **settings, rngs=nnx.Rngs(0))  # noqa: E731
 
@@ -353,7 +354,7 @@ class Blocks(nnx.Module):
         return x
 
 
-@pytest.mark.parametrize("name", quick(list(NORMS), "predictor", "pre_cross"))
+@pytest.mark.parametrize("name", quick(list(NORMS), "predictor"))
 def test_transformer_of_savi(name):
     with golden("savi_transformer") as file:
         case = Case(file, name)
@@ -393,7 +394,7 @@ BOXES = {
 }
 
 
-@pytest.mark.parametrize("name", list(BOXES))
+@pytest.mark.parametrize("name", quick(list(BOXES), "center_of_mass"))
 def test_boxes_of_savi(name):
     """Our first box, the whole frame's, stands where the program puts zeros in front."""
     with golden("savi_box_queries") as file:
@@ -435,7 +436,7 @@ def test_slot_attention_of_the_original():
     with golden("original_slot_attention") as file:
         case = Case(file, "")
         width, size = case["inp/inputs"].shape[-1], case["param/slots_mu"].shape[-1]
-        settings = {**ORIGINAL, "first": ITERATIONS["original"], "later": None}
+        settings = {**ORIGINAL, "first": ITERATIONS, "later": None}
         settings["mlp_size"] = case["param/mlp/0/kernel"].shape[1]
         case.check(
             program(keras.SLOT_ATTENTION_ROWS, keras),
@@ -471,18 +472,19 @@ OSRT_ROWS: list[Row] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["1", pytest.param("3", marks=pytest.mark.slow)])
-def test_slot_attention_of_osrt(name):
-    """One iteration, and three, from learned slots."""
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_slot_attention_of_osrt(number):
+    """One iteration, and several, from learned slots."""
     with golden("osrt_slot_attention") as file:
+        name = sorted({key.split("/")[0] for key in file.arrays}, key=int)[number]
         case = Case(file, name)
-        width, (number, size) = case["inp/inputs"].shape[-1], case["param/initial_slots"].shape
+        width, (slots, size) = case["inp/inputs"].shape[-1], case["param/initial_slots"].shape
         settings = {"epsilon": 1e-8, "epsilon_in": "weights", "activation": "relu"}
         settings["mlp_size"] = case["param/mlp.0.weight"].shape[0]
         case.check(
             program(OSRT_ROWS),
             lambda: Started(
-                Learned(width, size, number, start="normal", rngs=nnx.Rngs(0)),
+                Learned(width, size, slots, start="normal", rngs=nnx.Rngs(0)),
                 SlotAttention(
                     width, size, first=int(name), later=None, **settings, rngs=nnx.Rngs(0)
                 ),

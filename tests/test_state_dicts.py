@@ -17,10 +17,19 @@ from smoothsa_jax.interop.torch_files import read_state_dict
 
 LAYOUTS = {
     system: json.loads((FOLDER / f"{system}_state_dicts.json").read_text())
-    for system in ("dias", "spot", "dinosaur", "metaslot", "videosaur", "slotcontrast", "randsfq")
+    for system in (
+        "dias",
+        "spot",
+        "dinosaur",
+        "metaslot",
+        "videosaur",
+        "slotcontrast",
+        "randsfq",
+        "osrt",
+    )
 }
-# Of MetaSlot in models of tokens.
-LATER = ("slate_r", "slotdiffusion_r")
+# Of MetaSlot in models of tokens; and parts of OSRT's models alone, see tests/test_views.py.
+LATER = ("slate_r", "slotdiffusion_r", "decoder_")
 # The name of a layout -> the recipe that it has to be among.
 RECIPES = {
     "dias": {"dias_r": "dias,genera1z"},
@@ -63,6 +72,7 @@ VIDEO_RECIPES = {
         "original movi_e": "movi_e:gaussian,slotcontrast,original",
         "original ytvis2021": "ytvis_2021:slotcontrast,original",
     },
+    "osrt": {name: f"{name}:osrt" for name in ("msn_hard", "clevr3d", "obsurf_msn")},
     "randsfq": {
         "movi_c": "movi_c:randsfq",
         "movi_d": "movi_d:randsfq",
