@@ -401,7 +401,9 @@ def test_targets():
     with golden("savi_targets", parts=()) as file:
         plain = {name: file[f"out/plain/{name}"] for name in ("flow", "depth")}
         found = jax.jit(flow_picture)(plain["flow"])
-        file.compare("out/targets/flow", found, FORWARD)
+        # Colors are rounded down, so float32 may rarely be one step of 1/255 off.
+        error = np.abs(np.asarray(found, np.float64) - file["out/targets/flow"])
+        assert error.max() <= 1.001 / 255 and (error > FORWARD).mean() <= 1e-3
         depth = np.log1p(plain["depth"])
         file.compare("out/targets/depth", depth, FORWARD)
     still = np.asarray(flow_picture(jnp.zeros((4, 4, 2))))

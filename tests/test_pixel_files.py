@@ -28,7 +28,7 @@ RECIPES = {
     "savi-savi_conditional_medium": "movi_a:savi,medium",
     "savi-savi_conditional_large": "movi_a:savi,large",
     "savi-savi++_conditional": "movi_e:savi_plus",
-    "original-object_discovery": "clevrtex:slot_attention",
+    "original-object_discovery": "clevr:slot_attention",
 }
 MIXTURE = "clevrtex:boqsa,mixture"
 SMALL = "savi-savi_conditional_small"

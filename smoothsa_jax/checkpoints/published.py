@@ -92,7 +92,7 @@ FAMILIES = (
         "slot attention on pixels",
         ORIGINAL,
         _any("encoder_cnn/0/kernel"),
-        ("clevrtex:slot_attention",),
+        ("clevr:slot_attention",),
     ),
     Family(
         "BO-QSA on pixels",

@@ -180,8 +180,10 @@ def flow_picture(flow: Float[Array, "... H W 2"]) -> Float[Array, "... H W 3"]:
     hue = (jnp.arctan2(columns, rows) / math.pi + 1.0) / 2.0
     length = jnp.sqrt(jnp.square(rows) + jnp.square(columns))
     saturation = jnp.minimum(length * (50.0 / math.sqrt(height**2 + width**2)), 1.0)
-    # Of full value: each color is 1 where the hue is within a sixth of it.
-    shifts = jnp.array([0.0, 2.0 / 3.0, 1.0 / 3.0], jnp.float32)
-    sixths = jnp.abs(jnp.mod(hue[..., None] + shifts, 1.0) * 6.0 - 3.0) - 1.0
-    rgb = 1.0 + saturation[..., None] * (jnp.clip(sixths, 0.0, 1.0) - 1.0)
+    # HSV to RGB in TensorFlow's order of operations, since the last one rounds down.
+    sixths = 6.0 * hue
+    red, green, blue = (jnp.abs(sixths - x) for x in (3.0, 2.0, 4.0))
+    pure = jnp.clip(jnp.stack([red - 1.0, 2.0 - green, 2.0 - blue], axis=-1), 0.0, 1.0)
+    saturation = saturation[..., None]
+    rgb = (1.0 - saturation) + saturation * pure
     return jnp.floor(255.5 * rgb) / 255.0
