@@ -223,6 +223,18 @@ def test_cached_features_of_a_trained_encoder():
     assert "data.features is set, but the encoder is trained" in error_of(config)
 
 
+def test_cached_features_of_a_target_of_pixels():
+    several = {"name": "several", "pixels": {"name": "pixels"}, "depth": {"name": "depth"}}
+    for target in ({"name": "pixels"}, several):
+        config = pixel_config(target)
+        with config.ignore_type():
+            config.model.encoder = tiny_config().model.encoder
+            config.weights = tiny_config().weights
+        config.data.features = "somewhere"
+        error = error_of(config)
+        assert "data.features is set, but model.target.name='pixels' needs pixels" in error
+
+
 def test_more_boxes_than_slots():
     config = pixel_config({"name": "flow"})
     config.data.update(max_objects=4, background_box=True)
@@ -256,3 +268,6 @@ def test_first_frames_are_left_out():
     config = pixel_config({"name": "flow"})
     config.eval.skip_frames = config.eval.num_frames
     assert "eval.skip_frames is 3, but scored clips have 3 frames" in error_of(config)
+    with config.ignore_type():
+        config.eval.update(num_frames=None, skip_frames=config.data.num_frames - 1)
+    check(config)

@@ -269,6 +269,8 @@ def test_one_line_of_what_is_wrong():
         task.check_batch({"video": np.zeros((1, 4, 16, 16, 3), np.uint8)})
     for change, expected in (
         ({"data.num_frames": 2}, "scenes have 2 views, expected at least 3"),
+        ({"eval.num_frames": 2}, "scenes have 2 views, expected at least 3"),
+        ({"eval.num_frames": -4}, "eval.num_frames is -4, but the task 'views' scores as many"),
         ({"model.target.rays": 513}, r"rays is 513, but 2 target views of 16x16 pixels have 512"),
         ({"model.target.targets": "most"}, "targets is 'most'; expected one of all, others"),
         ({"eval.num_slots": 7}, "eval.num_slots is 7, but model.initializer.name='learned'"),

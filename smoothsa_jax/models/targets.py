@@ -84,6 +84,7 @@ class Pixels(_OfPixels):
     """The pixels, in the range in which the encoder sees them."""
 
     width = 3
+    of_pixels = True
 
     def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "B T H W 3"]:
         return normalize(batch["video"], self)

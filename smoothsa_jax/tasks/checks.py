@@ -37,7 +37,7 @@ from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.parts import choose
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
-from smoothsa_jax.tasks.discovery import TEACHER
+from smoothsa_jax.tasks.discovery import TEACHER, names_of
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
@@ -199,6 +199,12 @@ def _check_stored_features(config: ConfigDict) -> None:
                 f"data.features is set, but {path}.{TARGET_ENCODER} needs pixels; set "
                 "--config.data.features="
             )
+        for name in names_of(model.target):
+            if getattr(choose(f"{path}.target", name, PARTS["target"]), "of_pixels", False):
+                raise UserError(
+                    f"data.features is set, but {path}.target.name={name!r} needs pixels; set "
+                    "--config.data.features="
+                )
 
 
 def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
@@ -259,7 +265,8 @@ def _check_scoring(config: ConfigDict, task: Task) -> None:
                 f"eval.{key} is {value}, but {config.task} is not scored by its masks; set "
                 f"--config.eval.{key}={off}"
             )
-    frames, skipped = config.eval.windows or config.eval.num_frames or 1, config.eval.skip_frames
+    of_clips = config.eval.num_frames or config.data.get("num_frames") or 1
+    frames, skipped = config.eval.windows or of_clips, config.eval.skip_frames
     if 0 < frames <= skipped:
         raise UserError(
             f"eval.skip_frames is {skipped}, but scored clips have {frames} frames; set "

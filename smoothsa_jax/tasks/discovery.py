@@ -203,16 +203,16 @@ def read_extras(config: ConfigDict) -> tuple[str, ...]:
     return found
 
 
-def _names(part: ConfigDict) -> list[str]:
+def names_of(part: ConfigDict) -> list[str]:
     """Return the names of a part and of the parts inside it."""
     inside = [x for x in part.values() if isinstance(x, ConfigDict)]
-    return [part.name, *(name for x in inside for name in _names(x))]
+    return [part.name, *(name for x in inside for name in names_of(x))]
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:
     """Return the keys that the chosen parts and losses read, besides those of all samples."""
     chosen = [choose("model.encoder", model.encoder.name, PARTS["encoder"])]
-    chosen += [choose("model.target", name, PARTS["target"]) for name in _names(model.target)]
+    chosen += [choose("model.target", name, PARTS["target"]) for name in names_of(model.target)]
     for name, settings in losses.items():
         chosen.append(choose(f"losses.{name}", settings.get("name", name), LOSSES))
     return tuple(sorted({name for x in chosen for name in getattr(x, "batch_reads", ())}))

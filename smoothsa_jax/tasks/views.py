@@ -53,8 +53,9 @@ class Views(Discovery):
         self.inputs = ("video", "slot_mask", CAMERAS)
         settings, size = config.model.target, image_size_of(config)
         self._target = make("model.target", settings, PARTS["target"], None, size, rngs=None)
-        if (views := config.data.get("num_frames")) is not None:
-            self._target.check_views(views)
+        for views in (config.data.get("num_frames"), config.eval.num_frames):
+            if views is not None:
+                self._check_number(views)
         decoder = choose("model.decoder", config.model.decoder.name, PARTS["decoder"])
         self.evaluator = ViewsEvaluator(self._target, decoder.has_masks)
         for key, default in (("prune", None), ("masks", "decoder")):
@@ -63,6 +64,14 @@ class Views(Discovery):
                     f"eval.{key} is {found!r}, but the task 'views' scores all slots of the "
                     f"decoder's masks; set --config.eval.{key}={default}"
                 )
+
+    def _check_number(self, views: int) -> None:
+        if views < 1:  # scenes of any length would be filled up with copies of their last views
+            raise UserError(
+                f"eval.num_frames is {views}, but the task 'views' scores as many views of each "
+                "scene; set --config.eval.num_frames to that number"
+            )
+        self._target.check_views(views)
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
         if CAMERAS not in batch:
