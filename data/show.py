@@ -6,9 +6,9 @@
 
 The rows are: stored frames; their labels with boxes; two training draws (window, crop, flip); the
 center square used in evaluation; and of that, depth (near is bright) and backward flow (as a color
-wheel, where white stands still), if there are any. Boxes are computed from the displayed labels;
-pixels in no segment keep the frame's colors. A config of generated data has the rows of its
-samples, and the command prints which objects touch.
+wheel, where white stands still), if there are any. Views of still scenes are shown whole. Boxes are
+computed from the displayed labels; pixels in no segment keep the frame's colors. A config of
+generated data has the rows of its samples, and the command prints which objects touch.
 """
 
 import sys
@@ -34,6 +34,7 @@ from smoothsa_jax.inputs.augment import drop_absent
 from smoothsa_jax.inputs.boxes import boxes_from_segmentation
 from smoothsa_jax.inputs.build import GENERATED, build_dataset
 from smoothsa_jax.inputs.encoded import FEATURES, decode_frames, decode_labels, has, parse_clip
+from smoothsa_jax.inputs.manifest import shows_scenes
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.models.targets import flow_picture
 from smoothsa_jax.text import say
@@ -108,18 +109,20 @@ def look(
     Raises:
         UserError: the folder, split or sample does not exist or is unreadable.
     """
-    source = _prepared(folder, split, image_size, num_frames, ())
+    source = _prepared(folder, split, (image_size, image_size), num_frames)
     if not 0 <= index < len(source):
         raise UserError(
             f"--index is {index}, but split {split!r} of {folder} has {len(source)} samples; "
             f"expected 0 to {len(source) - 1}"
         )
     clip = parse_clip(source.records[index], f"sample {index} of split {split!r} in {folder}")
-    also = tuple(key for key in FEATURES if has(clip, key))
-    if also:
-        source = _prepared(folder, split, image_size, num_frames, also)
     which = _evenly(len(clip), num_frames)
     frames = decode_frames(clip, which)
+    size, also = (image_size, image_size), tuple(key for key in FEATURES if has(clip, key))
+    if views := shows_scenes(folder):
+        size = tuple(round(x * image_size / max(frames.shape[1:3])) for x in frames.shape[1:3])
+    if also or views:
+        source = _prepared(folder, split, size, num_frames, also, views)
     stored = decode_labels(clip, which) if clip.labels is not None else None
     empty = np.full(frames.shape[:3], 255, np.uint8)
     rows = [("stored", frames, empty), ("labels", frames, empty if stored is None else stored)]
@@ -132,17 +135,24 @@ def look(
 
 
 def _prepared(
-    folder: Path, split: str, image_size: int, num_frames: int, also: tuple[str, ...]
+    folder: Path,
+    split: str,
+    size: tuple[int, int],
+    num_frames: int,
+    also: tuple[str, ...] = (),
+    views: bool = False,
 ) -> PreparedFolder:
+    whole = {"views": True, "crop": "none", "flip": 0.0} if views else {}
     return PreparedFolder(
         folder,
         split,
-        image_size,
+        size,
         num_frames,
         max_objects=MAX_OBJECTS,
         boxes=False,
         background_box=False,
         also=also,
+        **whole,
     )
 
 

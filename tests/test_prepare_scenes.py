@@ -17,7 +17,7 @@ from raw_scenes import (
     msn_source,
 )
 
-from data import check, prepare
+from data import check, prepare, show
 from data.family import Options
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import cameras as pinhole
@@ -121,6 +121,9 @@ def test_msn_hard_has_views_cameras_and_labels(rays, tmp_path):
             directions.append(found / np.linalg.norm(found, axis=-1, keepdims=True))
         np.testing.assert_allclose(*directions, atol=1e-5)
     assert len(_views(out, "test")) == 1
+    rows = show.look(out, "train", 0, 48, 10, seed=0)[1]  # whole views, not mirrored
+    assert all(row[1].shape == (10, 36, 48, 3) for row in rows[2:])
+    np.testing.assert_array_equal(rows[2][1], rows[4][1])
 
 
 def test_msn_hard_refuses_rays_of_other_lenses(tmp_path):

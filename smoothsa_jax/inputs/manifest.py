@@ -41,6 +41,14 @@ def labelled_splits(folder: Path) -> tuple[str, ...] | None:
         return None
 
 
+def shows_scenes(folder: Path) -> bool:
+    """Whether the frames of a clip are views of one still scene."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text())["metadata"].get("views", False))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
 def fingerprint(folder: Path, split: str) -> str | None:
     """A hash of a split's bytes, independent of the folder's path; None: no checksums."""
     try:
