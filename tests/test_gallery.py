@@ -287,6 +287,14 @@ def rows(head: str = "| data set | ") -> list[dict[str, str]]:
     return [dict(zip(head, cells, strict=True)) for cells in body]
 
 
+def test_every_table_has_a_head():
+    """A blank line inside a table would hide the rows behind it."""
+    lines = (CONFIGS / "README.md").read_text().splitlines()
+    for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        if line.startswith("|") and not before.startswith("|"):
+            assert after.startswith("| ---"), line
+
+
 def test_the_gallery_has_every_data_set_with_every_system():
     expected = {(name, "smoothsa") for name in DATA_SETS}
     expected |= {(name, "recognition") for name in RECOGNITION_TABLE}
