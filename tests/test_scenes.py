@@ -15,7 +15,8 @@ VIEWS_ALSO = ("depth", "cameras", "contacts")
 
 
 def _paths(index: int, num_frames: int = 25):
-    scene = draw_scene(np.random.default_rng(index), 4, 6, 4)
+    most = (4, 6)[index % 2]  # in a grid of 2x2, or 3x3
+    scene = draw_scene(np.random.default_rng(index), 4, most, 4)
     return scene.bodies, simulate(scene.bodies, num_frames, FRAMES_PER_SECOND)
 
 
@@ -78,6 +79,24 @@ def test_scenes_vary_and_show_most_objects():
         counts.append((pixels > 0).sum())
         shown.append(pixels.sum() / labels.size)
     assert np.mean(counts) > 2.7 and 0.05 < np.mean(shown) < 0.4
+
+
+def test_objects_are_large_enough_to_learn():
+    """Of 64 pixels, most objects that are whole have 18 to 32; more objects are smaller."""
+    for most, low, high in ((4, 18, 32), (9, 11, 24)):
+        source = Scenes(num_frames=1, min_objects=2, max_objects=most)
+        boxes = np.concatenate([source[k]["boxes"][0, 1:] for k in range(30)])
+        whole = boxes[(boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < 63 / 64).all(axis=1)]
+        sizes = 64 * (whole[:, 2:] - whole[:, :2]).max(axis=1) + 1
+        assert len(sizes) > 40 and ((sizes >= low) & (sizes <= high)).mean() > 0.8, most
+
+
+def test_main_colours_differ():
+    for index in range(10):
+        look = draw_scene(np.random.default_rng(index), 5, 5, 6).look
+        assert len(np.unique(look.colours[:, 0], axis=0)) == 6
+        spans = np.abs(look.colours[:, 1] - look.colours[:, 0]).max(axis=1)
+        assert (spans > 0).all() and (spans <= 255 * np.array([0.25, *5 * [0.5]]) + 1e-3).all()
 
 
 def test_bad_options_are_refused_in_one_line():

@@ -12,7 +12,7 @@ from smoothsa_jax.inputs.cameras import project
 from smoothsa_jax.inputs.scene_shapes import SHAPES, Three, points_at
 from smoothsa_jax.inputs.sprite_textures import paint
 
-AMBIENT = 0.62  # brightness of surfaces that the light does not reach
+AMBIENT = 0.7  # brightness of surfaces that the light does not reach
 NEAR = 0.05  # m; nothing nearer to a camera is seen
 
 

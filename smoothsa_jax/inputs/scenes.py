@@ -15,18 +15,21 @@ from smoothsa_jax.inputs.cameras import look_at
 from smoothsa_jax.inputs.procedural import GeneratedClips, appearance
 from smoothsa_jax.inputs.scene_physics import BOX, CYLINDER, KINDS, Bodies, simulate
 from smoothsa_jax.inputs.scene_rendering import Look, Poses, render
-from smoothsa_jax.inputs.sprite_textures import TEXTURES, draw_pairs
+from smoothsa_jax.inputs.sprite_textures import COLOURS, TEXTURES
 from smoothsa_jax.parts import check_number
 
 FRAMES_PER_SECOND = 12.0
-CELLS, CELL = 3, 1.65  # objects start in cells of a square grid; meters
-MOST = CELLS * CELLS  # objects
+CELL = 1.65  # m; objects start in cells of a square grid, of 2x2 or 3x3
+MOST = 9  # objects
 
 HALF_ANGLE = math.radians(17)  # of the picture, from its center to an edge
-DISTANCE = (8.3, 9.3)  # m, of the camera from the middle of the ground
+DISTANCE = (3.0, 3.3)  # m for each row of the grid, of the camera from the middle of the ground
 ELEVATION = (30.0, 48.0)  # degrees above the ground; at these, the horizon is never seen
 ORBIT = (1.0, 3.0)  # degrees per frame of a moving camera
 FALLING = 0.5  # share of the objects that start in the air
+# Of the two colors of a texture, for the ground and for objects: 0 would be plain. Each thing has a
+# main color of its own, so that short trainings on statistics of color learn something.
+CONTRAST = (0.25, 0.5)
 
 ALSO = ("flow", "depth", "cameras", "contacts")
 _TEXTURE_NAMES = tuple(TEXTURES)
@@ -69,10 +72,11 @@ def draw_scene(
         still: whether all objects rest on the ground.
     """
     count = int(rng.integers(min_objects, max_objects + 1))
-    bodies = _draw_bodies(rng, count, still)
+    side = max(2, math.ceil(math.sqrt(max_objects)))  # of the grid that objects start in
+    bodies = _draw_bodies(rng, count, side, still)
     number = rng.random((4, count + 1))
     # The texture of the ground is coarser, since it reaches far.
-    period = 0.34 + 0.22 * number[1]
+    period = 0.5 + 0.3 * number[1]
     period[0] *= 2
     heading = 2 * np.pi * rng.random()
     axes = _rotations(rng, count + 1)[:, :2]
@@ -83,7 +87,7 @@ def draw_scene(
         frequencies=2 * np.pi / period,
         phases=2 * np.pi * number[2:].T,
         axes=axes,
-        colours=draw_pairs(rng, palette_size, count + 1),
+        colours=_draw_colours(rng, palette_size, count + 1),
         light=np.array([0.6 * np.cos(heading), 0.6 * np.sin(heading), 0.8]),
     )
     camera = rng.random(6)
@@ -93,7 +97,7 @@ def draw_scene(
         look,
         Orbit(
             target=np.array([0.0, 0.0, 0.45]),
-            distance=_between(DISTANCE, camera[0]),
+            distance=side * _between(DISTANCE, camera[0]),
             elevation=math.radians(_between(ELEVATION, camera[1])),
             azimuth=2 * np.pi * camera[2],
             turn=(turn if camera[4] < moving else 0.0) * (1 if camera[5] < 0.5 else -1),
@@ -101,22 +105,35 @@ def draw_scene(
     )
 
 
-def _draw_bodies(rng: np.random.Generator, count: int, still: bool) -> Bodies:
+def _draw_colours(rng: np.random.Generator, palette_size: int, count: int) -> np.ndarray:
+    """Draw a main color for each thing, and one beside it (count, 2, 3), from one random palette.
+
+    Main colors repeat only if there are more things than colors.
+    """
+    main = np.arange(count) % palette_size
+    beside = (main + rng.integers(1, palette_size, count)) % palette_size
+    palette = COLOURS[rng.permutation(len(COLOURS))[:palette_size]]
+    contrast = np.where(np.arange(count) == 0, *CONTRAST)[:, None]
+    first, second = palette[main], palette[beside]
+    return np.stack([first, first + contrast * (second - first)], axis=1)
+
+
+def _draw_bodies(rng: np.random.Generator, count: int, side: int, still: bool) -> Bodies:
     """Every object starts in its own cell of a grid, and moves towards the middle, more or less."""
     number = rng.random((11, count))
     kinds = [KINDS[int(x * len(KINDS))] for x in number[0]]
-    half = 0.45 + 0.3 * number[1][:, None] * np.ones(3)
+    half = 0.5 + 0.25 * number[1][:, None] * np.ones(3)
     for k, kind in enumerate(kinds):
         if kind == BOX:  # its footprint lies inside the circle of that radius
             diagonal = math.radians(35 + 20 * number[2, k])
             half[k, :2] *= math.cos(diagonal), math.sin(diagonal)
         if kind in (BOX, CYLINDER):
             half[k, 2] = 0.35 + 0.35 * number[3, k]
-    cells = rng.permutation(MOST)[:count]
+    cells = rng.permutation(side * side)[:count]
     room = CELL / 2 - 0.76  # around the middle of a cell, without leaving it
-    place = np.stack([cells % CELLS, cells // CELLS], axis=1) - (CELLS - 1) / 2
+    place = np.stack([cells % side, cells // side], axis=1) - (side - 1) / 2
     place = CELL * place + room * (2 * number[4:6].T - 1)
-    height = np.where(number[6] < FALLING, 0.3 + 2.2 * number[7], 0.0)
+    height = np.where(number[6] < FALLING, 0.3 + 1.5 * number[7], 0.0)
     speed, turn = 0.5 + 2.0 * number[8], np.pi * (number[9] - 0.5)
     heading = np.arctan2(-place[:, 1], -place[:, 0]) + 0.7 * turn
     spin = rng.normal(size=(count, 3)) * 1.5
@@ -197,7 +214,7 @@ class Scenes(GeneratedClips):
         num_slots: int | None = None,
         boxes: bool = True,
         background_box: bool = True,
-        palette_size: int = 4,
+        palette_size: int = 6,
         keep: bool = False,
         moving: float = 0.0,
         views: bool = False,
