@@ -1,18 +1,15 @@
 """MOVi A to E from TFDS builds (TFRecord), in a folder or the bucket gs://kubric-public/tfds."""
 
-import hashlib
-import itertools
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data import tfrecords
+from data.builds import TfdsBuild, find_build
 from data.examples import Values
-from data.family import BadSample, Family, Job, Plan, refuse_twice
+from data.family import BadSample, Job, Plan, refuse_twice
 from data.features import categories, clip_features, column, table
 from data.pictures import frame, label_png, labels
 from smoothsa_jax.errors import UserError
@@ -39,7 +36,7 @@ FLOW = "flow"  # of samples: the backward one
 CATEGORY_KEYS = ("category", "shape_label")  # MOVi C to E; A and B
 
 
-class Movi(Family):
+class Movi(TfdsBuild):
     names = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e")
     summary = (
         "a folder of TFDS TFRecord files, at any resolution; or gs://kubric-public/tfds/movi_..."
@@ -53,32 +50,10 @@ class Movi(Family):
                 f"of {', '.join((*KEPT, FLOW))}"
             )
         folder, info = find_build(self.source, self.name)
-        splits_named = (entry["name"] for entry in info["splits"])
-        refuse_twice(splits_named, f"{folder}/dataset_info.json", "splits", "download it again")
-        there = {entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]}
-        sizes = {entry["name"]: entry.get("numBytes") for entry in info["splits"]}
-        jobs = []
-        for split in splits:
-            if split not in there:
-                continue
-            if min(there[split], default=0) < 1:
-                raise UserError(
-                    f"{folder}/dataset_info.json says that {split} has the shardLengths "
-                    f"{there[split]}, expected at least one record in each; download it again"
-                )
-            left = self.options.limit
-            count = len(there[split])
-            for index, length in enumerate(there[split]):
-                take = length if left is None else min(left, length)
-                if take == 0:
-                    break
-                file = f"{self.name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
-                size = sizes[split]  # distinguishes builds of other resolutions
-                jobs.append(Job(split, (folder, file, length, size), take))
-                left = None if left is None else left - take
+        jobs = self.shards(folder, info, {split: split for split in splits})
         key, names = _category_names(folder)
         return Plan(
-            jobs=tuple(jobs),
+            jobs=jobs,
             sources=(),
             features=self._features(names),
             metadata={"kind": "clips", "categories": names, "category_key": key},
@@ -116,24 +91,9 @@ class Movi(Family):
         return tuple("backward_flow" if name == FLOW else name for name in self.options.keep)
 
     def items(self, job: Job) -> Iterator[tuple[str, bytes, int]]:
-        folder, file, length, _ = job.payload
-        with tfrecords.staged(folder, file) as path:
-            if not path.is_file():
-                raise UserError(
-                    f"{path} is missing, but dataset_info.json names it; download it too"
-                )
-            digest, found = hashlib.sha256(), 0
-            num_categories = len(_category_names(folder)[1])
-            for index, record in enumerate(tfrecords.read_records(path, digest)):
-                found += 1
-                if index < job.num_items:
-                    yield f"{file}, record {index}", record, num_categories
-            if found != length:
-                raise UserError(
-                    f"{path} holds {found} records, dataset_info.json says {length}; download this "
-                    "file again"
-                )
-            self.note_source(file, path.stat().st_size, digest.hexdigest())
+        num_categories = len(_category_names(job.payload[0])[1])
+        for where, record in self.records(job):
+            yield where, record, num_categories
 
     def example(self, item: tuple[str, bytes, int]) -> dict[str, Any]:
         where, record, num_categories = item
@@ -234,74 +194,6 @@ def _boxes(values: Values, num_objects: int, num_frames: int) -> np.ndarray:
     boxes = np.zeros((num_objects, num_frames, 4), np.float32)
     boxes[np.repeat(np.arange(num_objects), lengths), frames] = flat
     return boxes
-
-
-def find_build(source: str, *names: str) -> tuple[str, dict[str, Any]]:
-    """Find the folder of TFRecord files below `source`, and read its dataset_info.json.
-
-    Raises:
-        UserError: there is no build of these names, or more than one.
-    """
-    name = names[0]
-    files, read = _info_files(source)
-    infos = {folder: _info(folder, read(folder)) for folder in files}
-    mine = {folder: info for folder, info in infos.items() if info.get("name") in names}
-    if not mine:
-        there = ", ".join(f"{info.get('name')} in {folder}" for folder, info in infos.items())
-        raise UserError(
-            f"--source={source} holds no TFDS build of {name} (found "
-            f"{there or 'no dataset_info.json'}); expected "
-            f"<source>/[{name}/][256x256/][1.0.0/]dataset_info.json with {name}-train.tfrecord-... "
-            "beside it"
-        )
-    if len(mine) > 1:
-        raise UserError(
-            f"--source={source} holds {len(mine)} builds of {name}: {', '.join(sorted(mine))}; "
-            "give one of them as --source"
-        )
-    return next(iter(mine.items()))
-
-
-def _info(folder: str, data: bytes) -> dict[str, Any]:
-    text = text_of(data, f"{folder}/dataset_info.json")
-    try:
-        info = json.loads(text)
-        for split in info["splits"]:
-            if not isinstance(split["name"], str):
-                raise TypeError(f"a split has the name {split['name']!r}")
-            [int(length) for length in split["shardLengths"]]
-        return info
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}/dataset_info.json is damaged ({type(error).__name__}: {error}); download it "
-            "again"
-        ) from error
-
-
-def _info_files(source: str):
-    patterns = ["/".join(["*"] * depth + ["dataset_info.json"]) for depth in range(4)]
-    if tfrecords.is_remote(source):
-        file_system, folder = tfrecords.remote_file_system(source)
-        protocol = source.split("://", 1)[0]
-        try:
-            found = itertools.chain(
-                *(file_system.glob(f"{folder.rstrip('/')}/{p}") for p in patterns)
-            )
-            folders = [f"{protocol}://{str(f).lstrip('/').rsplit('/', 1)[0]}" for f in found]
-        except OSError as error:
-            raise UserError(
-                f"{source} cannot be listed: {error}; check the address and the network"
-            ) from error
-        return folders, lambda folder: tfrecords.remote_file_system(folder)[0].cat(
-            f"{tfrecords.remote_file_system(folder)[1]}/dataset_info.json"
-        )
-    root = Path(source)
-    if not root.is_dir():
-        raise UserError(
-            f"--source={source} is not a folder; give the one that holds the TFDS build"
-        )
-    folders = [str(f.parent) for pattern in patterns for f in sorted(root.glob(pattern))]
-    return folders, lambda folder: (Path(folder) / "dataset_info.json").read_bytes()
 
 
 def _category_names(folder: str) -> tuple[str, list[str]]:

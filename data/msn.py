@@ -7,7 +7,6 @@ smoothsa_jax/inputs/cameras.py, in world coordinates. Instances 1 to 34 become l
 the background, and so are the few pixels of 0, as in the public program.
 """
 
-import hashlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from data import tfrecords
+from data.builds import TfdsBuild, find_build
 from data.clips import clip_example
 from data.examples import Values
-from data.family import BadSample, Family, Job, Plan
+from data.family import BadSample, Job, Plan
 from data.features import NO_SEGMENT, clip_features, view_cameras
-from data.movi import find_build
 from data.pictures import labels
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import cameras as pinhole
@@ -32,7 +31,7 @@ LAST = 34  # the largest instance
 NO_DISTORTION = 1e-6
 
 
-class MsnHard(Family):
+class MsnHard(TfdsBuild):
     names = ("msn_hard",)
     summary = (
         "a folder of TFDS TFRecord files, or "
@@ -47,44 +46,17 @@ class MsnHard(Family):
                 "--keep out"
             )
         folder, info = find_build(self.source, *BUILDS)
-        jobs = []
-        for entry in info["splits"]:
-            split = SPLIT_NAMES.get(entry["name"])
-            if split not in splits:
-                continue
-            lengths, left = [int(n) for n in entry["shardLengths"]], self.options.limit
-            for index, length in enumerate(lengths):
-                take = length if left is None else min(left, length)
-                if take == 0:
-                    break
-                file = f"{info['name']}-{entry['name']}.tfrecord-{index:05d}-of-{len(lengths):05d}"
-                jobs.append(Job(split, (folder, file, length), take))
-                left = None if left is None else left - take
+        names = {name: split for name, split in SPLIT_NAMES.items() if split in splits}
+        jobs = self.shards(folder, info, names)
         return Plan(
-            jobs=tuple(jobs),
+            jobs=jobs,
             sources=(),
             features=clip_features(cameras=view_cameras()),
             metadata={"kind": "clips", "no_segment": NO_SEGMENT, "views": True},
         )
 
     def items(self, job: Job) -> Iterator[tuple[str, bytes]]:
-        folder, file, length = job.payload
-        with tfrecords.staged(folder, file) as path:
-            if not path.is_file():
-                raise UserError(
-                    f"{path} is missing, but dataset_info.json names it; download it too"
-                )
-            digest, found = hashlib.sha256(), 0
-            for index, record in enumerate(tfrecords.read_records(path, digest)):
-                found += 1
-                if index < job.num_items:
-                    yield f"{file}, record {index}", record
-            if found != length:
-                raise UserError(
-                    f"{path} holds {found} records, dataset_info.json says {length}; download this "
-                    "file again"
-                )
-            self.note_source(file, path.stat().st_size, digest.hexdigest())
+        return self.records(job)
 
     def example(self, item: tuple[str, bytes]) -> dict[str, Any]:
         where, record = item
