@@ -194,6 +194,7 @@ def test_a_decoder_that_does_not_fit(change, message):
         ({"strides": ()}, "strides is (); expected the stride of each layer"),
         ({"norm": "batch"}, "norm is 'batch'; expected one of instance, none, unused"),
         ({"pixels": "bytes"}, "pixels is 'bytes'; expected one of imagenet, signed, unit"),
+        ({"start": "truncated"}, "start is 'truncated'; expected one of glorot, lecun, torch"),
     ],
 )
 def test_an_encoder_that_does_not_exist(change, message):
@@ -215,6 +216,19 @@ def test_targets_and_losses_that_do_not_fit():
     assert "losses.depth needs depth.prediction, which this model does not give" in error_of(config)
     with pytest.raises(UserError, match="reduction is 'max'; expected one of mean, sum"):
         build_losses({"reconstruction": {"weight": 1.0, "reduction": "max"}})
+
+
+def test_stored_features_without_the_pixels_of_a_target():
+    """A frozen encoder's features can be stored, but a target of pixels needs the pixels too."""
+    task = build_task(pixel_config({"name": "pixels"}))
+    with pytest.raises(UserError, match="the data has no 'video', which a part of the model"):
+        task.check_batch({"features": np.zeros((2, 3, 16, 6), np.float32)})
+
+
+def test_zeros_in_place_of_an_objects_box():
+    config = pixel_config({"name": "flow"})
+    config.data.background_box = False
+    assert "data.background_box is False, so that it is an object's" in error_of(config)
 
 
 def test_cached_features_of_a_trained_encoder():

@@ -1,7 +1,7 @@
 """Small layers with the initial values and numerics of the authors' program."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -125,14 +125,15 @@ class Linear(nnx.Linear):
         return out if self.bias is None else out + self.bias[...]
 
 
-STARTS = ("torch", "xavier", "lecun", "glorot", "truncated")
+COMMON_STARTS = ("torch", "xavier", "lecun", "glorot")  # convolutions and attention have them too
+STARTS = (*COMMON_STARTS, "truncated")
 GRUS = ("torch", "linen")
 ACTIVATIONS = ("gelu", "relu")
 
 
-def check_start(key: str, value: str) -> None:
+def check_start(key: str, value: str, starts: Sequence[str] = STARTS) -> None:
     """Refuse a name of initial values that does not exist."""
-    check_one_of(key, value, STARTS)
+    check_one_of(key, value, starts)
 
 
 def linear(
