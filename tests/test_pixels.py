@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
@@ -17,6 +18,7 @@ from smoothsa_jax.inputs.boxes import pad_boxes
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.encoders.pixels import normalize
+from smoothsa_jax.models.layers.conv import Convolution
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.targets import flow_picture
 from smoothsa_jax.tasks.build import build_task
@@ -108,6 +110,22 @@ def test_memory_options_change_nothing(changes):
         if name.endswith(("norm_slots.bias", "alpha.bias", "in_bias")):
             continue  # their gradients are zero in exact arithmetic
         assert np.median(np.abs(x - after[name])) <= 1e-5 * np.abs(x).max(), name
+
+
+def test_the_bias_of_many_pixels_in_bfloat16():
+    """Its gradient is a sum over all pixels, which bfloat16 cannot count."""
+    layer = Convolution(
+        2, 3, 5, 2, transposed=True, padding="same", start="lecun", rngs=nnx.Rngs(0)
+    )
+    definition, arrays, _ = split(layer, "bfloat16")
+    x = jnp.ones((40, 8, 8, 2), jnp.bfloat16)
+    weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (40, 16, 16, 1)), "f")
+
+    def total(arrays, weights):
+        return jnp.sum(definition.merge(arrays)(x).astype(jnp.float32) * weights)
+
+    gradients = jax.jit(jax.grad(total))(arrays, weights)
+    np.testing.assert_allclose(gradients["bias"], weights.sum(), rtol=1e-2)
 
 
 def test_a_video_without_flow_is_segmented():

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
-from smoothsa_jax.models.layers.basic import COMMON_STARTS, check_start, uniform
+from smoothsa_jax.models.layers.basic import COMMON_STARTS, add_bias, check_start, uniform
 from smoothsa_jax.parts import check_one_of, check_whole
 
 # "same" is that of Flax and TensorFlow: n pixels become ceil(n / stride), or n * stride if
@@ -131,7 +131,7 @@ class Convolution(nnx.Module):
             out = enlarge(x, kernel, s, zeros)
         else:
             out = _correlate(x, kernel, zeros, window_strides=(1, 1), lhs_dilation=(s, s))
-        return out if self.bias is None else out + self.bias[...]
+        return out if self.bias is None else add_bias(out, self.bias[...])
 
 
 def _correlate(x, kernel, zeros, **strides):
