@@ -174,9 +174,14 @@ def test_a_truncation_that_leaves_queries_untrained_is_said():
     assert "'learned'" in untrained_queries(load("sa_id,learned").model)
     assert untrained_queries(load("sa").model) is None
     # On sprites, the warmer passes the gradient straight to the samples.
-    assert "'warmed'" in untrained_queries(load("sa_id,smooth").model)
+    line = untrained_queries(load("sa_id,smooth").model)
+    assert "model.initializer.cold.name='gaussian' gets no" in line
     assert untrained_queries(load("sa_id,smooth", "coco", "").model) is None
     assert untrained_queries(ConfigDict({"name": "recognition_head"})) is None
+    video = load_config(f"{CONFIGS / 'scenes.py'}:savi,sa")
+    video.model.aggregator.gradient = "last"
+    line = untrained_queries(video.model)
+    assert "initializer.name='boxes' and model.transition.name='transformer' get no grad" in line
 
 
 @functools.cache

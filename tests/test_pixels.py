@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config
 
@@ -17,6 +18,7 @@ from smoothsa_jax.inputs.boxes import pad_boxes
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.encoders.pixels import normalize
+from smoothsa_jax.models.layers.conv import Convolution
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.targets import flow_picture
 from smoothsa_jax.tasks.build import build_task
@@ -110,6 +112,22 @@ def test_memory_options_change_nothing(changes):
         assert np.median(np.abs(x - after[name])) <= 1e-5 * np.abs(x).max(), name
 
 
+def test_the_bias_of_many_pixels_in_bfloat16():
+    """Its gradient is a sum over all pixels, which bfloat16 cannot count."""
+    layer = Convolution(
+        2, 3, 5, 2, transposed=True, padding="same", start="lecun", rngs=nnx.Rngs(0)
+    )
+    definition, arrays, _ = split(layer, "bfloat16")
+    x = jnp.ones((40, 8, 8, 2), jnp.bfloat16)
+    weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (40, 16, 16, 1)), "f")
+
+    def total(arrays, weights):
+        return jnp.sum(definition.merge(arrays)(x).astype(jnp.float32) * weights)
+
+    gradients = jax.jit(jax.grad(total))(arrays, weights)
+    np.testing.assert_allclose(gradients["bias"], weights.sum(), rtol=1e-2)
+
+
 def test_a_video_without_flow_is_segmented():
     """There is no target then, and neither the first frame nor later ones need it."""
     config = of_both()
@@ -194,6 +212,7 @@ def test_a_decoder_that_does_not_fit(change, message):
         ({"strides": ()}, "strides is (); expected the stride of each layer"),
         ({"norm": "batch"}, "norm is 'batch'; expected one of instance, none, unused"),
         ({"pixels": "bytes"}, "pixels is 'bytes'; expected one of imagenet, signed, unit"),
+        ({"start": "truncated"}, "start is 'truncated'; expected one of glorot, lecun, torch"),
     ],
 )
 def test_an_encoder_that_does_not_exist(change, message):
@@ -215,6 +234,19 @@ def test_targets_and_losses_that_do_not_fit():
     assert "losses.depth needs depth.prediction, which this model does not give" in error_of(config)
     with pytest.raises(UserError, match="reduction is 'max'; expected one of mean, sum"):
         build_losses({"reconstruction": {"weight": 1.0, "reduction": "max"}})
+
+
+def test_stored_features_without_the_pixels_of_a_target():
+    """A frozen encoder's features can be stored, but a target of pixels needs the pixels too."""
+    task = build_task(pixel_config({"name": "pixels"}))
+    with pytest.raises(UserError, match="the data has no 'video', which a part of the model"):
+        task.check_batch({"features": np.zeros((2, 3, 16, 6), np.float32)})
+
+
+def test_zeros_in_place_of_an_objects_box():
+    config = pixel_config({"name": "flow"})
+    config.data.background_box = False
+    assert "data.background_box is False, so that it is an object's" in error_of(config)
 
 
 def test_cached_features_of_a_trained_encoder():

@@ -34,6 +34,7 @@ from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import make
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.training import loop
 from smoothsa_jax.training.step import build_training
 
 write = test_torch_files.write  # a fixture
@@ -260,6 +261,15 @@ def test_a_step_of_training_and_an_evaluation(words):
     if "masks" in training.task.evaluator.outputs:
         assert found["masks"].shape == (2, 1, config.model.num_slots, 1, pixels)
     np.testing.assert_array_equal(found["prediction"], again["prediction"])
+
+
+def test_learned_slots_that_are_not_trained_are_said(capsys):
+    """With the gradient of the last iteration alone, none reaches them; once, when a run begins."""
+    for words, is_said in (("osrt,sa_id", True), ("osrt,sa", False)):
+        loop._begin(tiny(words), None)
+        said = capsys.readouterr().err
+        assert said.count("\n") == is_said
+        assert ("model.initializer.name='learned' gets no gradient" in said) == is_said
 
 
 def test_one_line_of_what_is_wrong():

@@ -29,15 +29,9 @@ KIND = "system"
 
 Settings = dict[str, Any]
 
-# Flax linen and SAVi.
-LINEN: Settings = {
-    "mlp_ratio": 2.0,
-    "activation": "relu",
-    "epsilon": 1e-8,
-    "norm_epsilon": 1e-6,
-    "gru": "linen",
-    "start": "lecun",
-}
+# Flax linen and SAVi: of layers in general, and of aggregators.
+LAYERS: Settings = {"activation": "relu", "norm_epsilon": 1e-6, "start": "lecun"}
+LINEN: Settings = {"mlp_ratio": 2.0, "epsilon": 1e-8, "gru": "linen", **LAYERS}
 TF_INV: Settings = {
     "name": "inverted_transformer",
     "first": 3,
@@ -74,13 +68,53 @@ SA_ID: Settings = {**SA, "gradient": "last"}
 NORMALIZED: Settings = {"renormalize": "layernorm", "normalize_qk": True}
 
 PIXELS = ("clevr", "clevrtex")
-_CONVOLUTIONS: Settings = {"padding": "same", "position": "linear", "start": "lecun"}
 STEPS, BATCH = 300_000, 64
+# Encoders and decoders of SAVi's program.
+_CONVOLUTIONS: Settings = {"padding": "same", "position": "linear", "start": "lecun"}
+RESNET_34: Settings = {
+    "name": "resnet",
+    "blocks": (3, 4, 6, 3),
+    "root": "small",
+    "root_width": 64,
+    "groups": 32,
+    "pixels": "unit",
+    **_CONVOLUTIONS,
+}
+
+
+def convolutions(width: int, first_stride: int) -> Settings:
+    """An encoder of four convolutions."""
+    return {
+        "name": "conv",
+        "width": width,
+        "kernel_size": 5,
+        "strides": (first_stride, 1, 1, 1),
+        "last_relu": True,
+        "norm": "none",
+        "pixels": "unit",
+        **_CONVOLUTIONS,
+    }
+
+
+def broadcast(cells: int, doubled: int, layers: int, fusion: str) -> Settings:
+    """A broadcast decoder, whose first layers double the size of its cells."""
+    enlarges = tuple(i < doubled for i in range(layers))
+    return {
+        "name": "spatial_broadcast",
+        "cells": cells,
+        "hidden_size": 64,
+        "kernel_size": 5,
+        "strides": tuple(2 if x else 1 for x in enlarges),
+        "transposed": enlarges,
+        "head": "separate",
+        "fusion": fusion,
+        **_CONVOLUTIONS,
+    }
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, TITLE)
-    tokens = {"name": "mlp", "activation": "relu", "norm_epsilon": 1e-6, "start": "lecun"}
+    tokens = {"name": "mlp", **LAYERS}
     base.predict_features(
         config,
         projection={**tokens, "to_slots": True},
@@ -118,42 +152,14 @@ def _from_pixels(config: ConfigDict, data: base.DataSet, tokens: Settings) -> No
     config.data.image_size = 128
     if not is_clevr:  # the folder of CLEVR holds its crop
         config.data.update(centre_crop=192, crop="none", flip=0.0, interpolation="plain_bilinear")
-    if is_clevr:
-        encoder = {
-            "name": "conv",
-            "width": 64,
-            "kernel_size": 5,
-            "strides": (2, 1, 1, 1),
-            "last_relu": True,
-            "norm": "none",
-        }
-        strides, transposed = (2, 2, 2, 2), (True, True, True, True)
-    else:
-        encoder = {
-            "name": "resnet",
-            "blocks": (3, 4, 6, 3),
-            "root": "small",
-            "root_width": 64,
-            "groups": 32,
-        }
-        # The paper's strides of 3, 3, 3, 2, 2 do not give 128 pixels; these are of ISA's program.
-        strides, transposed = (2, 2, 2, 1, 1), (True, True, True, False, False)
-    decoder = {
-        "name": "spatial_broadcast",
-        "cells": 8 if is_clevr else 16,
-        "hidden_size": 64,
-        "kernel_size": 5,
-        "strides": strides,
-        "transposed": transposed,
-        "head": "separate",
-        "fusion": "early",  # the same function as late, in less memory
-        **_CONVOLUTIONS,
-    }
+    # Early fusion is the same function as late, in less memory. On ClevrTex, the paper's strides of
+    # 3, 3, 3, 2, 2 do not give 128 pixels; these are of ISA's program.
+    of_decoder = (8, 4, 4) if is_clevr else (16, 3, 5)
     config.model.slot_size = 128 if is_clevr else 64
     for part, settings in {  # whole parts are replaced
-        "encoder": {**encoder, "pixels": "unit", **_CONVOLUTIONS},
+        "encoder": convolutions(64, 2) if is_clevr else RESNET_34,
         "projection": {**tokens, "hidden_size": 64 if is_clevr else 128},
-        "decoder": decoder,
+        "decoder": broadcast(*of_decoder, fusion="early"),
         "target": {"name": "pixels"},
     }.items():
         config.model[part] = ConfigDict(settings)

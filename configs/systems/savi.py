@@ -3,8 +3,8 @@
     (no word)   SAVi-S: pictures of 64 pixels
     medium      SAVi-M: pictures of 128 pixels
     large       SAVi-L: a ResNet-34
-    tf_inv      transformer layers with inverted attention in place of slot attention, as in the
-                inverted-attention paper
+    sa          the slot attention of the inverted-attention paper, which has an MLP
+    tf_inv      a transformer layer with inverted attention in its place, as in that paper
     tf_inv_gru  the same with a GRU
 
 Everything is trained from pixels. Nothing is random, and the gradient passes through all frames.
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.systems import inverted
+from configs.systems.inverted import RESNET_34, convolutions
 from smoothsa_jax.errors import UserError
 
 TITLE = "SAVi-S"
@@ -27,17 +28,7 @@ KIND = "system"
 STEPS, BATCH, FRAMES, SLOTS = 100_000, 64, 6, 24
 
 Settings = dict[str, Any]
-LINEN: Settings = {"activation": "relu", "norm_epsilon": 1e-6, "start": "lecun"}
-_CONVOLUTIONS: Settings = {"padding": "same", "position": "linear", "start": "lecun"}
-RESNET_34: Settings = {
-    "name": "resnet",
-    "blocks": (3, 4, 6, 3),
-    "root": "small",
-    "root_width": 64,
-    "groups": 32,
-    "pixels": "unit",
-    **_CONVOLUTIONS,
-}
+LINEN = inverted.LAYERS
 
 
 def fits(data: base.DataSet) -> bool:
@@ -55,34 +46,9 @@ def refuse_without_flow(data: base.DataSet, title: str) -> None:
         )
 
 
-def convolutions(width: int, first_stride: int) -> Settings:
-    """The encoder of SAVi-S and SAVi-M."""
-    return {
-        "name": "conv",
-        "width": width,
-        "kernel_size": 5,
-        "strides": (first_stride, 1, 1, 1),
-        "last_relu": True,
-        "norm": "none",
-        "pixels": "unit",
-        **_CONVOLUTIONS,
-    }
-
-
 def decoder(doubled: int, fusion: str) -> Settings:
     """The decoder, whose first layers double the size of its 8x8 cells."""
-    enlarges = tuple(i < doubled for i in range(4))
-    return {
-        "name": "spatial_broadcast",
-        "cells": 8,
-        "hidden_size": 64,
-        "kernel_size": 5,
-        "strides": tuple(2 if x else 1 for x in enlarges),
-        "transposed": enlarges,
-        "head": "separate",
-        "fusion": fusion,
-        **_CONVOLUTIONS,
-    }
+    return inverted.broadcast(8, doubled, 4, fusion)
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -173,19 +139,20 @@ def large(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def corrector(title: str, aggregator: Settings):
-    """A variant with one layer of another aggregator per frame."""
+    """A variant with one layer, or iteration, of another aggregator per frame."""
 
     def change(config: ConfigDict, data: base.DataSet) -> None:
         del data
         config.title += f" with {title}"
         config.model.aggregator = ConfigDict({**aggregator, "first": 1})
         config.model.transition.update(qkv_size=128, mlp_size=256)
-        config.eval.prune_restart = "none"  # as of `inverted`
+        config.eval.prune_restart = "none"  # layers of their own cannot run once more
 
     return change
 
 
 CORRECTORS = {
+    "sa": ("system variant", corrector("SA", inverted.SA)),
     "tf_inv": ("system variant", corrector("TF-Inv", inverted.TF_INV)),
     "tf_inv_gru": ("system variant", corrector("TF-Inv-GRU", inverted.TF_INV_GRU)),
 }

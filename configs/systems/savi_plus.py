@@ -4,8 +4,9 @@ Elsayed et al. 2022, arXiv 2206.07764. The tokens of a ResNet-34 see each other 
 and the decoder's channels are summed over slots before they become a prediction.
 
     (no word)   slot attention that is twice as wide as the slots
-    tf_inv      as the inverted-attention paper has it, with one layer of TF-Inv per frame
-    tf_inv_gru  the same with a GRU
+    sa, tf_inv, tf_inv_gru
+                as the inverted-attention paper has it, with one iteration of slot attention, or
+                one layer of TF-Inv or TF-Inv-GRU, per frame
 """
 
 from ml_collections import ConfigDict

@@ -16,8 +16,8 @@ from flax import nnx
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import keras, linen
 from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.programs import GRU, Arrays, Program
-from smoothsa_jax.interop.table import LINEAR, NORM, SAME, Row, Transform
+from smoothsa_jax.interop.programs import GRU, WITH_AXIS, Arrays, Program
+from smoothsa_jax.interop.table import FILTERS, LINEAR, NORM, SAME, Row, Transform
 from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.resnet import ResNet
 from smoothsa_jax.parts import make
@@ -102,8 +102,7 @@ def _grid_of(encoder: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[i
 
 # ------------------------------------------------------------------------------------------ BO-QSA
 
-# (out, in, k, k), and of a transposed convolution (in, out, k, k), which torch flips.
-_TORCH = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+# torch's of a transposed convolution, (in, out, k, k), which it flips.
 _TORCH_TRANSPOSED = Transform(
     lambda x: x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
     lambda x: x.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
@@ -134,14 +133,13 @@ def _boqsa_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ("mlp.0", "mlp.hidden", LINEAR),
         ("mlp.2", "mlp.out", LINEAR),
     ]
-    with_axis = {"": ("", Transform(lambda x: x[None], lambda x: x[0]))}
     return [
-        ("encoder.conv.{}.0", "encoder.layers.layers.{}", _convolution(_TORCH)),
+        ("encoder.conv.{}.0", "encoder.layers.layers.{}", _convolution(FILTERS)),
         ("slot_attn.pos_emb.dense", "encoder.place.dense", LINEAR),
         ("slot_attn.mlp.0", "projection.norm", NORM),
         ("slot_attn.mlp.1", "projection.mlp.hidden", LINEAR),
         ("slot_attn.mlp.3", "projection.mlp.out", LINEAR),
-        ("slot_attn.slots_init.weight", "initializer.mean", with_axis),
+        ("slot_attn.slots_init.weight", "initializer.mean", {"": ("", WITH_AXIS)}),
         *below("slot_attn.slot_attention", "aggregator", attention),
         ("decoder.pos_emb.dense", "decoder.place.dense", LINEAR),
         ("decoder.conv.{}.0.conv.0", "decoder.layers.layers.{}", enlarge),

@@ -160,7 +160,7 @@ def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     tensors = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
     holder = _HOLDER_OF.get(path.suffix)
     whole = tensors if holder is None else {holder: tensors}
-    if all(key.partition(".")[0] in PARTS for key in tensors):
+    if {key.partition(".")[0] for key in tensors} == set(PARTS):
         whole = {part: {} for part in PARTS}
         for key, tensor in tensors.items():
             part, _, rest = key.partition(".")

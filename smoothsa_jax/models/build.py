@@ -276,16 +276,21 @@ def untrained_queries(config: Mapping[str, Any]) -> str | None:
     """
     if "aggregator" not in config or config["aggregator"].get("gradient") != "last":
         return None
-    start, parts = config["initializer"], []
-    if "cold" not in start or start.get("straight_through", False):
-        parts.append(f"model.initializer.name={start['name']!r}")
+    path, start, parts = "model.initializer", config["initializer"], []
+    # The distillation of a warmer trains its cold-start samples, unless they go straight through.
+    reached = "cold" in start and not start.get("straight_through", False)
+    while "cold" in start:
+        path, start = f"{path}.cold", start["cold"]
+    if not reached:
+        parts.append(f"{path}.name={start['name']!r}")
     if config["transition"]["name"] != "none":
         parts.append(f"model.transition.name={config['transition']['name']!r}")
     if not parts:
         return None
+    verbs = "get no gradient and keep their" if len(parts) > 1 else "gets no gradient and keeps its"
     return (
-        f"{' and '.join(parts)} gets no gradient and keeps its initial values, because "
-        "model.aggregator.gradient is 'last'; with 'last_and_queries' it would be trained"
+        f"{' and '.join(parts)} {verbs} initial values, because model.aggregator.gradient is "
+        "'last'; set --config.model.aggregator.gradient=last_and_queries to train them"
     )
 
 

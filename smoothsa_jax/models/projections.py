@@ -4,7 +4,13 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from smoothsa_jax.models.layers.basic import MLP, check_start, layer_norm, linear
+from smoothsa_jax.models.layers.basic import (
+    COMMON_STARTS,
+    MLP,
+    check_start,
+    layer_norm,
+    linear,
+)
 from smoothsa_jax.models.layers.transformer import EncoderLayer
 from smoothsa_jax.parts import check_above_zero, check_heads, check_whole
 
@@ -45,7 +51,7 @@ class TransformerProjection(nnx.Module):
         check_heads(f"{path}.num_heads", num_heads, size, f"{path}.size {size}")
         check_whole(f"{path}.mlp_size", mlp_size)
         check_above_zero(f"{path}.norm_epsilon", norm_epsilon)
-        check_start(f"{path}.start", start)
+        check_start(f"{path}.start", start, COMMON_STARTS)
         self.width = size
         self.norm = layer_norm(width, epsilon=norm_epsilon, rngs=rngs)
         sizes = (width, hidden_size, width)

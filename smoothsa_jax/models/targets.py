@@ -46,10 +46,10 @@ class Features(nnx.Module):
 
 
 class _OfPixels(nnx.Module):
-    """A target with a value for each pixel, row by row; subclasses have `width` and `of_batch`.
+    """A target with a value for each pixel, row by row.
 
-    Without what it reads, as at inference, there is no target, and no decoder of such a target
-    needs it.
+    Subclasses have `width`, `batch_reads` and `of_batch`. Without what it reads, as at inference,
+    there is no target, and no decoder of such a target needs it.
 
     Args:
         encoder: unused, but for the range of its pixels.
@@ -57,7 +57,7 @@ class _OfPixels(nnx.Module):
     """
 
     width: int
-    batch_reads: tuple[str, ...] = ()
+    batch_reads: tuple[str, ...]
 
     def __init__(self, encoder: Encoder, image_size: tuple[int, int], *, rngs: nnx.Rngs):
         del rngs
@@ -69,8 +69,7 @@ class _OfPixels(nnx.Module):
     ) -> dict[str, Float[Array, "B T H*W C"]]:
         """Return the target, through which no gradient flows."""
         del constants, draws
-        names = self.batch_reads or ("video",)
-        if any(name not in batch for name in names):
+        if any(name not in batch for name in self.batch_reads):
             return {}
         found = self.of_batch(batch)
         found = found.reshape(*found.shape[:2], -1, self.width).astype(jnp.float32)
@@ -85,6 +84,7 @@ class Pixels(_OfPixels):
 
     width = 3
     of_pixels = True
+    batch_reads = ("video",)
 
     def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "B T H W 3"]:
         return normalize(batch["video"], self)

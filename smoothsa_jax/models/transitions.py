@@ -9,7 +9,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import QUERY_SCALES, KeysValues
-from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, check_start, linear, split_key
+from smoothsa_jax.models.layers.basic import (
+    ACTIVATIONS,
+    COMMON_STARTS,
+    EPSILON,
+    check_start,
+    linear,
+    split_key,
+)
 from smoothsa_jax.models.layers.transformer import NORMS, EncoderLayer, PostNormLayer
 from smoothsa_jax.parts import (
     check_above_zero,
@@ -199,7 +206,7 @@ class Transformer(nnx.Module):
         check_flag(f"{path}.bias", bias)
         check_dropout(f"{path}.dropout_rate", dropout_rate)
         check_one_of(f"{path}.query_scale", query_scale, QUERY_SCALES)
-        check_start(f"{path}.attention_start", attention_start)
+        check_start(f"{path}.attention_start", attention_start, COMMON_STARTS)
         self.layer = EncoderLayer(
             slot_size,
             num_heads,

@@ -220,6 +220,12 @@ def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
             f"data.boxes is {boxes}, but {key}.name is {part.name!r}; set "
             f"--config.data.boxes={not boxes}, or use a word of the config that changes both"
         )
+    if from_boxes and part.get("zeros", False) and config.data.get("background_box") is False:
+        raise UserError(
+            f"{key}.zeros is True, which makes the first box the background's, but "
+            "data.background_box is False, so that it is an object's; set "
+            "--config.data.background_box=True"
+        )
     slots, objects = model.num_slots, config.data.get("max_objects")
     background = 1 if config.data.get("background_box", False) else 0
     if from_boxes and isinstance(objects, int) and objects + background > slots:

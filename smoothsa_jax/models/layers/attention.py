@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from smoothsa_jax.models.backend import CPU, Backend
 from smoothsa_jax.models.layers.basic import (
+    add_bias,
     dropout,
     in_turns,
     linear,
@@ -378,4 +379,4 @@ class MultiHeadAttention(nnx.Module):
         if self.in_bias is None:
             return tuple(projected)
         biases = jnp.split(self.in_bias[...], 3)[first:]
-        return tuple(x + bias for x, bias in zip(projected, biases, strict=False))
+        return tuple(add_bias(x, bias) for x, bias in zip(projected, biases, strict=False))

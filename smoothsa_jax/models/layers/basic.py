@@ -1,7 +1,7 @@
 """Small layers with the initial values and numerics of the authors' program."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -115,6 +115,30 @@ def product(
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
+@jax.custom_vjp
+def add_bias(x: Float[Array, "... C"], bias: Float[Array, "*some C"]) -> Float[Array, "... C"]:
+    """Return `x + bias`; the gradient of the bias is summed over the other axes in float32.
+
+    In bfloat16, a sum stops growing after a few hundred terms, and the pixels of a batch are
+    millions.
+    """
+    return x + bias
+
+
+def _add_bias_forward(x, bias):
+    # Of `x`, the backward pass needs the dtype alone.
+    return x + bias, (jnp.zeros(0, x.dtype), bias)
+
+
+def _add_bias_backward(residuals, cotangent):
+    (of_x, bias), axes = residuals, tuple(range(cotangent.ndim - residuals[1].ndim))
+    of_bias = jnp.sum(cotangent, axis=axes, dtype=jnp.float32)
+    return cotangent.astype(of_x.dtype), of_bias.astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 class Linear(nnx.Linear):
     """`nnx.Linear` with the fastest product for the backend (see `product`)."""
 
@@ -122,17 +146,18 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         out = product(x, self.kernel[...], self.backend)
-        return out if self.bias is None else out + self.bias[...]
+        return out if self.bias is None else add_bias(out, self.bias[...])
 
 
-STARTS = ("torch", "xavier", "lecun", "glorot", "truncated")
+COMMON_STARTS = ("torch", "xavier", "lecun", "glorot")  # convolutions and attention have them too
+STARTS = (*COMMON_STARTS, "truncated")
 GRUS = ("torch", "linen")
 ACTIVATIONS = ("gelu", "relu")
 
 
-def check_start(key: str, value: str) -> None:
+def check_start(key: str, value: str, starts: Sequence[str] = STARTS) -> None:
     """Refuse a name of initial values that does not exist."""
-    check_one_of(key, value, STARTS)
+    check_one_of(key, value, starts)
 
 
 def linear(
@@ -338,7 +363,7 @@ class GRUCell(nnx.Module):
         x_reset, x_update, x_new = jnp.split(self.input(x), 3, axis=-1)
         h_reset, h_update, h_new = jnp.split(self.hidden(state), 3, axis=-1)
         if self.new_bias is not None:
-            h_new = h_new + self.new_bias[...]
+            h_new = add_bias(h_new, self.new_bias[...])
         reset = jax.nn.sigmoid(x_reset + h_reset)
         update = jax.nn.sigmoid(x_update + h_update)
         new = jnp.tanh(x_new + reset * h_new)

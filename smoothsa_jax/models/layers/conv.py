@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.backend import CPU
-from smoothsa_jax.models.layers.basic import STARTS, uniform
+from smoothsa_jax.models.layers.basic import COMMON_STARTS, add_bias, check_start, uniform
 from smoothsa_jax.parts import check_one_of, check_whole
 
 # "same" is that of Flax and TensorFlow: n pixels become ceil(n / stride), or n * stride if
@@ -85,7 +85,8 @@ class Convolution(nnx.Module):
         transposed: whether it enlarges the input, rather than shrink it.
         padding: "same" or "torch"; see `PADDINGS`.
         bias: whether it has a bias.
-        start: initial values, as of `linear`; the inputs of an output are those of the kernel.
+        start: initial values, of `COMMON_STARTS`, as of `linear`; the inputs of an output are those
+            of the kernel.
     """
 
     backend = CPU
@@ -130,7 +131,7 @@ class Convolution(nnx.Module):
             out = enlarge(x, kernel, s, zeros)
         else:
             out = _correlate(x, kernel, zeros, window_strides=(1, 1), lhs_dilation=(s, s))
-        return out if self.bias is None else out + self.bias[...]
+        return out if self.bias is None else add_bias(out, self.bias[...])
 
 
 def _correlate(x, kernel, zeros, **strides):
@@ -257,7 +258,7 @@ def size_after_all(
 def check_convolutions(path: str, padding: str, start: str) -> None:
     """Refuse a padding or initial values that do not exist."""
     check_one_of(f"{path}.padding", padding, PADDINGS)
-    check_one_of(f"{path}.start", start, STARTS)
+    check_start(f"{path}.start", start, COMMON_STARTS)
 
 
 def group_norm(width: int, num_groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.layers.basic import linear
+from smoothsa_jax.models.layers.basic import add_bias, linear
 from smoothsa_jax.parts import check_one_of, check_whole
 
 STARTS = ("truncated_normal", "normal")
@@ -111,4 +111,4 @@ class PlaceEmbedding(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         place = functions_of_place(self.grid, self.position, self.waves)
-        return x + self.dense(jnp.asarray(place, self.dense.kernel.dtype))
+        return add_bias(x, self.dense(jnp.asarray(place, self.dense.kernel.dtype)))
