@@ -48,7 +48,7 @@ def programs(config, backend: Backend):
     yield training.predict_on.trace(training.mesh, *inputs)
 
 
-@pytest.mark.parametrize("name", quick(recipes(), "coco", "movi_c"))
+@pytest.mark.parametrize("name", quick(recipes(), "coco"))
 def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
     """On a GPU, cuDNN refuses these while tracing: 7 slots, 23, 11, and 261 encoder tokens."""
     original, calls = attention.takes_cudnn, []

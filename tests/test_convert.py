@@ -94,6 +94,7 @@ def test_a_converted_checkpoint_gives_the_recorded_numbers(name, ending, tmp_pat
         assert_same(state_dicts.read(target), case.recorded)
 
 
+@pytest.mark.slow
 def test_a_converted_folder_is_a_workdir(tmp_path, monkeypatch, capsys):
     """main.py scores it; a recognition head uses it, also from a recognition checkpoint."""
     monkeypatch.setitem(build.DATASETS, "sprites", WithCategories)

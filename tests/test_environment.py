@@ -227,6 +227,7 @@ def test_a_run_does_not_depend_on_variables_of_jax(tmp_path):
     assert sorted(told) == sorted(f"{name}={value}" for name, value in OTHERS.items())
 
 
+@pytest.mark.slow
 def test_a_library_in_64_bits_finds_the_same():
     """A notebook may compute in 64 bits; models do not."""
     frames = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)

@@ -149,7 +149,7 @@ def test_a_part_from_outside_goes_through_the_whole_program(outside, capsys):
         ("my_part:TFInvv", "cannot be imported"),
         ("no_module:TFInv", "cannot be imported"),
         ("my_part:__doc__", "is not a class"),
-        ("tf_inv", 'expected one of metaslot, slot_attention, or "package.module:Class"'),
+        ("tf_inv", 'metaslot, none, slot_attention, or "package.module:Class"'),
     ],
 )
 def test_a_part_that_cannot_be_had_is_refused_in_one_line(outside, capsys, name, expected):

@@ -164,6 +164,7 @@ def test_a_result_left_out_is_an_error():
 # -------------------------------------------------------------------------------------------- parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", ["bilevel", "full"])
 def test_slot_attention(truncation):
     with golden(f"slot_attention_{truncation}") as file:
@@ -515,6 +516,7 @@ def test_model(name):
         compare_outputs(file, case, *case.build(case.recorded))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_model_in_bfloat16(name):
     """The same arrays and inputs; `config.dtype` is all that differs."""

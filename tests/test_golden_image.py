@@ -105,6 +105,7 @@ def boqsa_attention(params: dict[str, np.ndarray], gradient: str):
     return definition, arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", quick(list(BOQSA_GRADIENTS), "bi-level"))
 def test_slot_attention_of_boqsa(truncation):
     others = [name for name in BOQSA_GRADIENTS if name != truncation]
@@ -138,6 +139,7 @@ def test_slot_attention_of_boqsa(truncation):
                 file.compare(name, grads[0][boqsa_name(key)], GRADIENT, change=change)
 
 
+@pytest.mark.slow
 def test_gaussian_of_boqsa():
     """Its baseline: queries from one learned Gaussian, tokens of an MLP with positions."""
     with golden("boqsa_gaussian") as file:

@@ -51,6 +51,14 @@ PEAK, WARMUP, DECAY, DECAY_STEPS = 5e-3, 2, 0.16, 10
 # Of a file's largest gradient: for what is zero in exact arithmetic; and what float32 leaves of a
 # small gradient, in sums of large terms.
 NO_GRADIENT, ROUNDING = 1e-5, 1e-7
+FILES = [
+    "osrt_ray_encoding",
+    "osrt_scene_encoder",
+    "osrt_decoders",
+    "osrt_model",
+    "osrt_ari",
+    "osrt_trajectory",
+]
 CASES = {
     "slot_mixer": ("ray_mixer", False),
     "slot_mixer_norm": ("ray_mixer", True),

@@ -53,6 +53,7 @@ def test_any_part_gets_the_current_value_of_its_schedule():
     assert one_step(config)["loss/noise"] == pytest.approx(1.5)
 
 
+@pytest.mark.slow
 def test_a_target_may_have_several_names():
     config = config_with(target={"name": "outside_parts:Twice"})
     training = build_training(canonical(config))

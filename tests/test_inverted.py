@@ -215,6 +215,7 @@ def test_layers_of_their_own_cannot_run_once_more():
         slot_model_shapes(ConfigDict({**config.model.to_dict(), **pruning}), (16, 16))
 
 
+@pytest.mark.slow
 def test_a_segmenter_prunes_inverted_transformers_with_more_slots():
     config = with_aggregator(inverted.TF_INV)
     model = build_slot_model(config.model, (16, 16), 0)

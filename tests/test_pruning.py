@@ -358,6 +358,7 @@ def test_evaluations_that_cannot_be_are_told():
         check(config)
 
 
+@pytest.mark.slow
 def test_asked_pruning_replaces_the_models_own():
     model = build_slot_model(pruned_config().model, (16, 16), 0)
     features, given, draws = inputs(model)

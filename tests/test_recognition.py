@@ -492,6 +492,7 @@ def test_no_gradient_of_the_frozen_model_is_computed_again():
         check(config)
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(build.DATASETS, "sprites", WithCategories)
     config = get_config("image")

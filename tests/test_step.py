@@ -80,6 +80,7 @@ def first_moment(state) -> dict:
     return jax.device_get(found)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_bits(setup, batch):
     """Repeat from the same state; a training built again begins with that state."""
     first, second = (run(setup, batch, [3, 4, 5]) for _ in range(2))
@@ -182,6 +183,7 @@ def test_losses_fall_on_one_batch(setup, batch):
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
 
 
+@pytest.mark.slow
 def test_pixels_and_normalised_floats_are_the_same(setup, batch):
     """`predict` on uint8 frames and on the same frames normalized agrees with the model itself."""
     frames = (np.asarray(batch["video"]) - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
