@@ -5,9 +5,9 @@ SmoothSA's FG-ARI on the test clips in %, mean and sample standard deviation ove
 seeds:
 
     (no word)   video, slots start from boxes; 7 min on 2 cores: 74.9 ± 1.5
-    gaussian    video, slots start from one learned Gaussian; same budget: 68.4 ± 1.3 with five slots.
-                By default eight are scored, of which redundant ones are pruned: after half of the
-                steps 68.4 ± 1.2, and 64.4 ± 0.3 with five
+    gaussian    video, slots start from one learned Gaussian; same budget: 68.4 ± 1.3 with five
+                slots. By default eight are scored, of which redundant ones are pruned: after half
+                of the steps 68.4 ± 1.2, and 64.4 ± 0.3 with five
     image       single frames, Gaussian; 3 min on one core: 77.7 ± 0.9 with eight slots, of which
                 redundant ones are pruned; 71.3 ± 1.5 with the five of training, not pruned
     full        longer training, scored on 24-frame clips; 26 min on one core: 70.3 (one run)
