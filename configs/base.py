@@ -419,6 +419,15 @@ def _word_for(data: DataSet, suits: Callable[[DataSet], bool], otherwise: str) -
     return f"add the word {' or '.join(words)}" if words else otherwise
 
 
+# The mixture decoder of DINOSAUR, which others took over.
+DINOSAUR_DECODER = {
+    "name": "mlp_mixture",
+    "num_layers": 4,
+    "hidden_size": 2048,
+    "position": "slots",
+    "position_std": 0.02,
+    "activation": "relu",
+}
 # Each object's box is embedded, without noise.
 PLAIN_BOXES = {"name": "boxes", "log_std": None, "norm": False}
 

@@ -72,16 +72,8 @@ DATA = base.DataSet(
     encoder=sprites.DATA.encoder,
     encoder_source="random",
     settings={
-        "train": {"num_threads": 1},
-        "log": {"every": 50},
-        "eval": {
-            "split": "test",
-            "num_samples": 64,
-            "num_frames": 12,
-            "baselines": True,
-            "validation_samples": 16,
-        },
-        "checkpoint": {"every": 500, "best_metric": "loss", "best_mode": "min"},
+        **sprites.DATA.settings,
+        "checkpoint": {**sprites.DATA.settings["checkpoint"], "every": 500},
     },
     small=sprites.SMALL,
     smoke=sprites.DATA.smoke,

@@ -37,14 +37,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "activation": "relu",
             "start": "xavier",
         },
-        decoder={
-            "name": "mlp_mixture",
-            "num_layers": 4,
-            "hidden_size": 2048,
-            "position": "slots",
-            "position_std": 0.02,
-            "activation": "relu",
-        },
+        decoder=base.DINOSAUR_DECODER,
     )
     # The program multiplies the warm-up by the decay too: 5,000 and 50,000 of 250,000 steps.
     config.optimizer.learning_rate = ConfigDict(

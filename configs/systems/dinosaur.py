@@ -37,14 +37,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "epsilon_in": "weights",
             "activation": "relu",
         },
-        decoder={
-            "name": "mlp_mixture",
-            "num_layers": 4,
-            "hidden_size": 1024 if _is_movi(data) else 2048,
-            "position": "slots",
-            "position_std": 0.02,
-            "activation": "relu",
-        },
+        decoder={**base.DINOSAUR_DECODER, "hidden_size": 1024 if _is_movi(data) else 2048},
     )
     config.optimizer.learning_rate = ConfigDict(
         {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}

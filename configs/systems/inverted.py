@@ -120,14 +120,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
         projection={**tokens, "to_slots": True},
         initializer={"name": "gaussian", "log_std": None, "mean": "glorot"},
         aggregator=TF_INV,
-        decoder={
-            "name": "mlp_mixture",
-            "num_layers": 4,
-            "hidden_size": 1024 if _is_movi(data) else 2048,
-            "position": "slots",
-            "position_std": 0.02,
-            "activation": "relu",
-        },
+        decoder={**base.DINOSAUR_DECODER, "hidden_size": 1024 if _is_movi(data) else 2048},
     )
     config.optimizer.learning_rate = ConfigDict(
         {

@@ -16,7 +16,7 @@ from flax import nnx
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import keras, linen
 from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.programs import GRU, WITH_AXIS, Arrays, Program
+from smoothsa_jax.interop.programs import SLOT_ATTENTION, WITH_AXIS, Arrays, Program
 from smoothsa_jax.interop.table import FILTERS, LINEAR, NORM, SAME, Row, Transform
 from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.resnet import ResNet
@@ -124,14 +124,7 @@ def _boqsa_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     enlarge = _convolution(_TORCH_TRANSPOSED)
     attention: list[Row] = [
         ("norm_feature", "norm_features", NORM),
-        ("norm_slots", "norm_slots", NORM),
-        ("norm_mlp", "norm_mlp", NORM),
-        ("project_q", "query", LINEAR),
-        ("project_k", "key", LINEAR),
-        ("project_v", "value", LINEAR),
-        ("gru", "gru", GRU),
-        ("mlp.0", "mlp.hidden", LINEAR),
-        ("mlp.2", "mlp.out", LINEAR),
+        *SLOT_ATTENTION,
     ]
     return [
         ("encoder.conv.{}.0", "encoder.layers.layers.{}", _convolution(FILTERS)),

@@ -38,6 +38,17 @@ GRU = {
     "bias_ih": ("input.bias", SAME),
     "bias_hh": ("hidden.bias", SAME),
 }
+# Slot attention in BO-QSA's and SPOT's programs, but for the LayerNorm of tokens.
+SLOT_ATTENTION: list[Row] = [
+    ("norm_slots", "norm_slots", NORM),
+    ("norm_mlp", "norm_mlp", NORM),
+    ("project_q", "query", LINEAR),
+    ("project_k", "key", LINEAR),
+    ("project_v", "value", LINEAR),
+    ("gru", "gru", GRU),
+    ("mlp.0", "mlp.hidden", LINEAR),
+    ("mlp.2", "mlp.out", LINEAR),
+]
 VIT: list[Row] = [
     *TIMM_ROWS,
     # A position embedding with an entry for the class token is cut before it gets here.
@@ -234,14 +245,7 @@ def _spot_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     ]
     attention: list[Row] = [
         ("norm_inputs", "norm_features", NORM),
-        ("norm_slots", "norm_slots", NORM),
-        ("norm_mlp", "norm_mlp", NORM),
-        ("project_q", "query", LINEAR),
-        ("project_k", "key", LINEAR),
-        ("project_v", "value", LINEAR),
-        ("gru", "gru", GRU),
-        ("mlp.0", "mlp.hidden", LINEAR),
-        ("mlp.2", "mlp.out", LINEAR),
+        *SLOT_ATTENTION,
     ]
     return [
         *below("encoder", "encoder", VIT),

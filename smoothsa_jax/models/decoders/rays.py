@@ -45,6 +45,9 @@ class _RayDecoder(nnx.Module):
 
     It reads `positions` and `rays` (B,R,3) of what is given: where rays begin and their unit
     directions, in world coordinates. Its grid is one row of R rays.
+
+    Args:
+        octaves, position_octave, hidden_size, renderer_layers: see `RayMixerDecoder`.
     """
 
     exact = ("positions", "rays")  # high octaves need float32
@@ -52,8 +55,11 @@ class _RayDecoder(nnx.Module):
     differentiated = True
     has_masks = True
 
-    def __init__(self, octaves: int, position_octave: int):
+    def __init__(self, octaves: int, position_octave: int, hidden_size: int, renderer_layers: int):
         self.encoding = ray_encoding(PATH, octaves, position_octave)
+        check_whole(f"{PATH}.hidden_size", hidden_size)
+        check_whole(f"{PATH}.renderer_layers", renderer_layers)
+        self._hidden = (hidden_size,) * (renderer_layers - 1)
         self.remat = False  # whether the backward pass recomputes a layer's activations
 
     def __call__(
@@ -211,10 +217,8 @@ class RayMixerDecoder(_RayDecoder):
         rngs: nnx.Rngs,
     ):
         del grid
-        super().__init__(octaves, position_octave)
+        super().__init__(octaves, position_octave, hidden_size, renderer_layers)
         check_whole(f"{PATH}.mix_size", mix_size)
-        check_whole(f"{PATH}.hidden_size", hidden_size)
-        check_whole(f"{PATH}.renderer_layers", renderer_layers)
         check_flag(f"{PATH}.norm", norm)
         encoded = self.encoding.width
         self.allocator = _Allocator(
@@ -231,8 +235,7 @@ class RayMixerDecoder(_RayDecoder):
         self.norm_mixed = layer_norm(slot_size, rngs=rngs) if norm else None
         self.query = linear(encoded, mix_size, bias=False, start="xavier", rngs=rngs)
         self.key = linear(slot_size, mix_size, bias=False, start="xavier", rngs=rngs)
-        hidden = [hidden_size] * (renderer_layers - 1)
-        self.renderer = RayMLP((slot_size + encoded, *hidden, width), rngs=rngs)
+        self.renderer = RayMLP((slot_size + encoded, *self._hidden, width), rngs=rngs)
 
     def render(self, slots, slot_mask, positions, rays):
         encoded = self.encoding(positions, rays)
@@ -272,11 +275,10 @@ class RayBroadcastDecoder(_RayDecoder):
         rngs: nnx.Rngs,
     ):
         del grid
-        super().__init__(octaves, position_octave)
-        check_whole(f"{PATH}.hidden_size", hidden_size)
-        check_whole(f"{PATH}.renderer_layers", renderer_layers)
-        hidden = [hidden_size] * (renderer_layers - 1)
-        self.renderer = RayMLP((slot_size + self.encoding.width, *hidden, 1 + width), rngs=rngs)
+        super().__init__(octaves, position_octave, hidden_size, renderer_layers)
+        self.renderer = RayMLP(
+            (slot_size + self.encoding.width, *self._hidden, 1 + width), rngs=rngs
+        )
 
     def copies(self, num_slots: int) -> int:
         return num_slots
@@ -336,9 +338,7 @@ class RayTransformerDecoder(_RayDecoder):
         rngs: nnx.Rngs,
     ):
         del grid
-        super().__init__(octaves, position_octave)
-        check_whole(f"{PATH}.hidden_size", hidden_size)
-        check_whole(f"{PATH}.renderer_layers", renderer_layers)
+        super().__init__(octaves, position_octave, hidden_size, renderer_layers)
         self.allocator = _Allocator(
             self.encoding.width,
             slot_size,
@@ -349,8 +349,7 @@ class RayTransformerDecoder(_RayDecoder):
             feed_forward_size=feed_forward_size,
             rngs=rngs,
         )
-        hidden = [hidden_size] * (renderer_layers - 1)
-        self.renderer = RayMLP((self.encoding.width, *hidden, width), rngs=rngs)
+        self.renderer = RayMLP((self.encoding.width, *self._hidden, width), rngs=rngs)
 
     def copies(self, num_slots: int) -> int:
         return max(1, num_slots // 64)  # the attention's weights grow with the scene's tokens
