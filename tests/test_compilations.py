@@ -5,11 +5,13 @@ import logging
 import re
 
 import jax
+import pytest
 import run_config
 
 from smoothsa_jax.training import loop
 
 
+@pytest.mark.slow
 def test_a_whole_run_compiles_each_program_once(tmp_path, caplog):
     """Training with validations, and an evaluation by both protocols with a partial last batch."""
     config = run_config.get_config("image")

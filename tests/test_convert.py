@@ -238,6 +238,7 @@ def test_keys_are_used_exactly_once(coco, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_load_takes_an_authors_file(coco, tmp_path, monkeypatch):
     source = tmp_path / "file.safetensors"
     save_file(coco, source)

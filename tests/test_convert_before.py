@@ -632,6 +632,7 @@ def test_a_converted_recognition_goes_on(converted, tmp_path, monkeypatch):
     assert_goes_on(copied("recognition", tmp_path, converted), "recognition")
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_evaluated(converted, tmp_path):
     workdir = copied("run", tmp_path, converted)
     scores = evaluating.evaluate_run(workdir)

@@ -45,6 +45,7 @@ def snippets(page: str, language: str = "python") -> list[str]:
 # ------------------------------------------------------------------------------- the code runs
 
 
+@pytest.mark.slow
 def test_the_snippets_on_building_on_slots_run():
     found = snippets("docs/use.md")
     assert len(found) == 5

@@ -672,6 +672,7 @@ def test_attention_and_masks_sum_to_one(row, dtype):
 # -------------------------------------------------------------------------------------------- dtype
 
 
+@pytest.mark.slow
 @of_rows(*TABLES)
 def test_bfloat16_is_near_float32(row):
     x, draws = inputs_of(), drawn(row, True)

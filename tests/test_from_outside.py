@@ -244,6 +244,7 @@ def test_the_commands_of_the_page_give_configs(mine, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_part_the_loss_the_system_and_the_task_of_the_page_train(mine):
     config = base.compose(sprites.DATA, "from_tokens,smoke")
     names: dict = {}

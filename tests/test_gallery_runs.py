@@ -50,8 +50,8 @@ def shapes(tree):
     return jax.tree.map(lambda x: x.shape, tree)
 
 
-# The others differ from these in numbers of slots and steps alone.
-@pytest.mark.parametrize("name", quick(REAL, "movi_e"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
 def test_full_sizes_fit_together(name):
     """The real train step, on shapes alone."""
     config = load_config(f"configs/{name}.py")
@@ -72,7 +72,8 @@ def test_full_sizes_fit_together(name):
     assert {key for key in metrics if key.startswith("loss/")} == weighted
 
 
-@pytest.mark.parametrize("name", quick(list(CLASSES), "ytvis"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CLASSES))
 def test_full_sizes_of_recognition_fit_together(name):
     config = load_config(f"configs/{name}.py:recognition")
     slot_model = load_config(f"configs/{name}.py").model
@@ -185,7 +186,8 @@ def trained(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", quick(list(SOURCES), "coco"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SOURCES))
 def test_from_raw_files_to_scores(name, trained, tmp_path):
     """Prepare, train, resume an interrupted run, evaluate: as for the real data."""
     folder = trained(name)

@@ -93,6 +93,7 @@ def trained(**changes) -> tuple[dict, dict, dict]:
     return before, jax.device_get(state.params), jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_training_moves_the_encoder():
     before, after, metrics = trained()
     assert set(metrics) >= {"loss/flow", "loss/depth"}

@@ -103,16 +103,18 @@ def test_patterns_name_arrays():
 @pytest.mark.parametrize(
     ("weights", "patterns"),
     [
-        (
+        pytest.param(
             {"all": {**RANDOM, "frozen": ("encoder.*", "decoder.layers.0.*")}},
             ("decoder.layers.0.*",),
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {
                 "encoder": ENCODER,
                 "top": {**RANDOM, "into": "decoder", "frozen": ("layers.[0-0].*",)},
             },
             ("decoder.layers.0.*",),
+            marks=pytest.mark.slow,
         ),
         (
             {"encoder": ENCODER, "rest": {**RANDOM, "frozen": ("aggregator.*", "*.log_std")}},
@@ -553,6 +555,7 @@ def test_an_average_follows_the_parameters():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_average_changes_no_training():
     """Nothing reads it here: losses and parameters equal those of a run without it."""
     config, training = with_average()
