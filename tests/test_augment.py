@@ -123,6 +123,7 @@ def test_a_random_square_has_the_shorter_side(size):
 def test_a_clip_may_be_seen_whole_and_never_or_always_mirrored():
     rng = np.random.default_rng(SEED)
     assert {draw_view(rng, 30, 80, "none", flip=0.0) for _ in range(20)} == {View(0, 0, 30, 80)}
+    assert {draw_view(rng, 30, 80, "centre", 0.0) for _ in range(20)} == {View(0, 25, 30, 30)}
     assert all(draw_view(rng, 30, 80, flip=1.0).flipped for _ in range(20))
 
 

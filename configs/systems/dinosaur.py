@@ -88,6 +88,8 @@ def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> Non
     base.refuse_variant(variant, ("r384",), "original")
     num_steps = 300_000 if data.name == "voc" else 500_000
     base.use_length(config, data, num_steps=num_steps, batch_size=64)
+    if data.small is None:
+        config.data.update(crop="centre", interpolation="bicubic")
     half_life = 90_000
     if variant != "dinov2":
         half_life = 100_000

@@ -20,7 +20,7 @@ TRIES = 10
 COVERED, SMALLEST = 0.75, 0.05  # of "covering": least share of the frame, accepted and drawn
 COVERING_TRIES = 100
 FLIP_PROBABILITY = 0.5
-CROPS = ("area", "covering", "square", "none")  # how `draw_view` crops
+CROPS = ("area", "covering", "square", "centre", "none")  # how `draw_view` crops
 RESTS = ("back", "drop", "keep")  # what `windows` makes of frames behind the last whole window
 
 
@@ -86,14 +86,16 @@ def draw_view(
         width: of the frames.
         crop: "area", the default, is torchvision's RandomResizedCrop. "covering" is a crop that
             covers most of the frame, as SAVi++'s program crops. "square" is a square of the
-            shorter side at a uniform position, as VideoSAUR's program crops YouTube-VIS. "none" is
-            the whole frame, as it takes MOVi.
+            shorter side at a uniform position, as VideoSAUR's program crops YouTube-VIS. "centre" is
+            the square in the middle, as DINOSAUR crops pictures. "none" is the whole frame, as
+            VideoSAUR's program takes MOVi.
         flip: the probability.
     """
     draw = {
         "area": _area,
         "covering": _covering,
         "square": _square,
+        "centre": lambda _, *size: centre_square(*size),
         "none": lambda _, *size: View(0, 0, *size),
     }[crop]
     return draw(rng, height, width)._replace(flipped=bool(rng.random() < flip))

@@ -226,8 +226,9 @@ class InvertedTransformer(nnx.Module):
         self.attention = nnx.List(
             [SlotToToken(width, slot_size, **of_attention) for _ in range(number["attention"])]
         )
-        grus = [GRUCell(slot_size, updates, **of_gru) for _ in range(number["gru"])]
-        self.gru = nnx.List(grus) if update == "gru" else None
+        num_grus = number["gru"] if update == "gru" else 0
+        grus = [GRUCell(slot_size, updates, **of_gru) for _ in range(num_grus)]
+        self.gru = nnx.List(grus) if grus else None
         self.norm_mlp = nnx.List(
             [layer_norm(slot_size, epsilon=norm_epsilon, rngs=rngs) for _ in range(number["mlp"])]
         )

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.encoders.vit import PatchTransformer, ViTBlock
-from smoothsa_jax.models.layers.basic import uniform
+from smoothsa_jax.models.layers.basic import add_bias, uniform
 from smoothsa_jax.parts import check_whole
 
 EPSILON = 1e-5
@@ -51,9 +51,9 @@ class RotaryBlock(ViTBlock):
 
     def __call__(self, x: Float[Array, "B S C"], rotation: Rotation) -> Float[Array, "B S C"]:
         query, key, value = self.project(x)
-        query = rotate(query + self.query_bias[...], rotation, self.num_heads)
+        query = rotate(add_bias(query, self.query_bias[...]), rotation, self.num_heads)
         key = rotate(key, rotation, self.num_heads)
-        return self.update(x, query, key, value + self.value_bias[...])
+        return self.update(x, query, key, add_bias(value, self.value_bias[...]))
 
 
 class DINOv3(PatchTransformer):

@@ -15,6 +15,7 @@ from smoothsa_jax.models.layers.attention import attend, fit_on_chip
 from smoothsa_jax.models.layers.basic import (
     MLP,
     SwiGLU,
+    add_bias,
     layer_norm,
     linear,
     packed_products,
@@ -104,7 +105,7 @@ class ViTBlock(nnx.Module):
         found = packed_products(normed, qkv.kernel[...], 3, self.backend)
         if qkv.bias is None:
             return found
-        return [x + bias for x, bias in zip(found, jnp.split(qkv.bias[...], 3), strict=True)]
+        return [add_bias(*pair) for pair in zip(found, jnp.split(qkv.bias[...], 3), strict=True)]
 
     def update(
         self,
@@ -258,7 +259,7 @@ class PatchTransformer(nnx.Module):
             found = jax.lax.conv_general_dilated(
                 images, kernel, (p, p), "VALID", dimension_numbers=layout
             )
-            return found.reshape(len(images), h * w, -1) + self.embed.bias[...]
+            return add_bias(found.reshape(len(images), h * w, -1), self.embed.bias[...])
         patches = images.reshape(-1, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
         return self.embed(patches.reshape(-1, h * w, p * p * 3))
 
