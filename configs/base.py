@@ -778,9 +778,9 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
     set_parts(config.model, small["parts"])
     if are_plain:  # the size of a noise is for boxes that have some
         cold.log_std = PLAIN_BOXES["log_std"]
-    for term, weight in small["losses"].items():
+    for term, settings in small["losses"].items():
         if term in config.losses:
-            _set_weight(config.losses[term], weight)
+            _set_loss(config.losses[term], settings)
     fit_cells(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
@@ -794,17 +794,19 @@ def fit_cells(config: ConfigDict) -> None:
         decoder.cells = config.data.image_size // math.prod(decoder.strides)
 
 
-def _set_weight(term: ConfigDict, weight: float) -> None:
-    """Give a loss another weight. A schedule keeps its shape: what it starts from and goes to is
-    scaled so that the larger becomes `weight`."""
-    if not is_schedule(term.weight):
-        with term.ignore_type():
+def _set_loss(term: ConfigDict, settings: float | Settings) -> None:
+    """Give a loss another weight, or other settings. A schedule of the weight keeps its shape: what
+    it starts from and goes to is scaled so that the larger becomes that weight."""
+    settings = dict(settings) if isinstance(settings, Mapping) else {"weight": settings}
+    weight = settings.pop("weight")
+    with term.ignore_type():
+        term.update(settings)
+        if not is_schedule(term.weight):
             term.weight = weight
-        return
-    found = {key: term.weight[key] for key in ("begin", "end", "peak") if key in term.weight}
-    largest = max(found.values(), default=0.0)
-    if largest > 0.0:
-        with term.ignore_type():
+            return
+        found = {key: term.weight[key] for key in ("begin", "end", "peak") if key in term.weight}
+        largest = max(found.values(), default=0.0)
+        if largest > 0.0:
             term.weight.update({key: weight * (x / largest) for key, x in found.items()})
 
 

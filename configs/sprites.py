@@ -48,7 +48,7 @@ SMALL = {
         # Prototypes start aggregation in the first 8 % of the steps, as in the published length.
         "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
-        "slot_mixer": {"num_layers": 1, "hidden_size": 64, "renderer_layers": 3},
+        "slot_mixer": {"name": "mlp_mixture", **DECODER, "position": "waves"},
         # Of models that see pixels alone.
         "conv": {"width": 16, "strides": (2, 2, 1)},
         "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
@@ -74,7 +74,8 @@ SMALL = {
     "losses": {
         "distillation": 0.1,
         "slot_contrast": 0.02,
-        "time_similarity": 0.01,
+        # Patches of an object are alike; at a higher temperature, those of different ones as well.
+        "time_similarity": {"weight": 1.0, "temperature": 0.075},
         "attention_distillation": 0.1,
         "attention_match": 0.02,
     },

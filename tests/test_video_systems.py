@@ -229,7 +229,7 @@ ON_MOVI = "movi_c:gaussian,videosaur"
             "losses.reconstruction needs prediction, which this model does not give",
         ),
         ("sprites:videosaur", {"model.decoder.logits": "all"}, "model.decoder.logits is 'all'"),
-        ("sprites:videosaur", {"model.decoder.mix_heads": 5}, "does not divide model.slot_size"),
+        (ON_MOVI, {"model.decoder.mix_heads": 5}, "does not divide model.slot_size"),
         ("sprites:videosaur", {"model.transition.norm": "mid"}, "expected one of post, pre"),
         ("sprites:slotcontrast", {"losses.slot_contrast.over": "clip"}, "one of batch, video"),
     ],
