@@ -261,8 +261,10 @@ def check_convolutions(path: str, padding: str, start: str) -> None:
     check_start(f"{path}.start", start, COMMON_STARTS)
 
 
-def group_norm(width: int, num_groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """A GroupNorm with linen's epsilon; its statistics are float32."""
+def group_norm(
+    width: int, num_groups: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs
+) -> nnx.GroupNorm:
+    """A GroupNorm, by default with linen's epsilon; its statistics are float32."""
     return nnx.GroupNorm(
-        width, num_groups=num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs
+        width, num_groups=num_groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs
     )
