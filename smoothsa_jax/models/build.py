@@ -40,6 +40,8 @@ from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import Depth, Features, Flow, Noise, Pixels, Several
+from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
+from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
 from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
@@ -97,6 +99,10 @@ TARGETS: dict[str, Callable] = {
     "rays": Rays,
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
+TOKENIZERS: dict[str, Callable] = {
+    "vq_features": VQFeatures,
+    "vq_pixels": VQPixels,
+}
 PARTS = {
     "encoder": ENCODERS,
     "projection": PROJECTIONS,
@@ -107,9 +113,10 @@ PARTS = {
     "target": TARGETS,
     "target_encoder": ENCODERS,
     "pruning": PRUNINGS,
+    "tokenizer": TOKENIZERS,
 }
 # A model may do without these, and its config then lacks them.
-OPTIONAL = ("target_encoder", "pruning")
+OPTIONAL = ("target_encoder", "pruning", "tokenizer")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 

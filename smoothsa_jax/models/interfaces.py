@@ -5,6 +5,7 @@
     slots -> Transition -> queries -> Aggregator -> slots                       (every later frame)
     slots -> Pruning -> fewer slots (optional) -> Aggregator -> slots           (first frame)
     slots -> Decoder -> prediction and masks;  Target -> what the decoder should predict
+    pixels or features -> Tokenizer -> tokens, which a decoder may predict
 
 A system is a choice of parts in a config: `model.encoder`, `model.initializer` and so on, each with
 a `name` from the tables in `build.py` or a `"package.module:Class"` of your own. `SlotModel` joins
@@ -336,6 +337,81 @@ class Target(Protocol):
         """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
+
+
+class Quantized(NamedTuple):
+    """What a tokenizer's quantizer chooses for latents.
+
+    Attributes:
+        tokens: the number of the chosen code.
+        codes: these codes.
+        mixed: what the decoder reads, with the gradient of the latents straight through; None: the
+            codes themselves, without any.
+        extras: named outputs for losses, (B, ...).
+    """
+
+    tokens: Int[Array, "B M"]
+    codes: Float[Array, "B M D"]
+    mixed: Float[Array, "B M D"] | None = None
+    extras: Mapping[str, Array] = MappingProxyType({})
+
+
+class Tokenizer(Protocol):
+    """A part that turns pictures, or features of them, into tokens, and codes into pictures.
+
+    Frames are folded into the batch. Positions are in row-major order.
+
+    Sizes of the constructor: image_size (H, W), and of the encoder grid (h, w) and width (C); these
+    two are None for a tokenizer that reads pixels, which ignores them.
+
+    Attributes:
+        grid: (h, w) of its tokens; M = h * w.
+        width: D, the width of a code.
+        vocabulary: V, the number of codes.
+        reads: "features" or "pixels".
+        pixels: the range of the pixels that it reads and decodes, see `encoders/pixels.py`; may be
+            absent: "imagenet".
+        scheduled: its settings that change with the step. A frozen tokenizer has their last values.
+    """
+
+    grid: tuple[int, int]
+    width: int
+    vocabulary: int
+    reads: str
+
+    def encode(self, x: Float[Array, "B H W 3"] | Float[Array, "B M C"]) -> Float[Array, "B h w D"]:
+        """Return the latents of normalized pixels or features, as `reads` says."""
+
+    def quantize(
+        self, latents: Float[Array, "B h w D"], draws: Draws, scheduled: Scheduled
+    ) -> Quantized:
+        """Choose a code for each latent.
+
+        Args:
+            latents: what `encode` returned.
+            draws: what `draw` returned, with frames folded into the batch; None: the nearest codes.
+            scheduled: the current values of the part's schedules; {} at evaluation.
+        """
+
+    def codes(self, tokens: Int[Array, "B M"]) -> Float[Array, "B M D"]:
+        """Return the codes of tokens."""
+
+    def decode(self, codes: Float[Array, "B M D"]) -> Float[Array, "B H' W' 3"]:
+        """Return pixels in the range `pixels`; they may be smaller than the frames."""
+
+    def target(self, frames: Float[Array, "B H W 3"]) -> Float[Array, "B H' W' 3"]:
+        """Return what `decode` should give: normalized frames, at its size."""
+
+    def __call__(self, x: Array, draws: Draws, scheduled: Scheduled) -> dict[str, Array]:
+        """Encode, quantize and decode, to train it.
+
+        Returns:
+            Named outputs: `prediction` (B,H',W',3), `latents` and `codes` (B,M,D), `tokens` (B,M),
+            and more for losses.
+        """
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws:
+        """Return draws of shape (B, T, ...), or None."""
 
 
 class Loss(Protocol):

@@ -74,6 +74,9 @@ class EncoderLayer(nnx.Module):
             residual.
         activation: "gelu" or "relu".
         bias: whether attention, feed-forward and LayerNorms have biases.
+        attention_bias: whether attention has; None: as `bias`.
+        norm_stream: with the norm "pre", whether the first LayerNorm replaces the stream, and so
+            also enters the residual branch, as in the first layer of STEVE's predictor.
         dropout_rate: with a dropout key, of the attention weights, of the hidden units and of each
             branch.
         query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
@@ -83,6 +86,7 @@ class EncoderLayer(nnx.Module):
         memory_size: width of the memory; None: no cross-attention.
         norm_epsilon: of every LayerNorm.
         start: initial values of the feed-forward; see `linear`.
+        out_gain: factor of the initial projections that add to the stream.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class EncoderLayer(nnx.Module):
         norm: str,
         activation: str,
         bias: bool,
+        attention_bias: bool | None = None,
+        norm_stream: bool = False,
         dropout_rate: float = 0.0,
         query_scale: str = "multiply",
         attention_start: str = "torch",
@@ -101,13 +107,16 @@ class EncoderLayer(nnx.Module):
         memory_size: int | None = None,
         norm_epsilon: float = EPSILON,
         start: str = "torch",
+        out_gain: float = 1.0,
         rngs: nnx.Rngs,
     ):
         self.is_pre, self.dropout_rate = norm == "pre", dropout_rate
+        self.norm_stream = norm_stream
         of_attention = {
             "qkv_size": qkv_size,
-            "bias": bias,
+            "bias": bias if attention_bias is None else attention_bias,
             "start": attention_start,
+            "out_gain": out_gain,
             "query_scale": query_scale,
             "rngs": rngs,
         }
@@ -121,6 +130,8 @@ class EncoderLayer(nnx.Module):
         )
         sizes = (width, mlp_size or 4 * width, width)
         self.feed_forward = MLP(sizes, bias=bias, activation=activation, start=start, rngs=rngs)
+        if out_gain != 1.0:
+            self.feed_forward.out.kernel[...] = out_gain * self.feed_forward.out.kernel[...]
         self.norm_self = layer_norm(width, **of_norm)
         self.norm_cross = layer_norm(width, **of_norm) if crosses else None
         self.norm_feed_forward = layer_norm(width, **of_norm)
@@ -148,7 +159,11 @@ class EncoderLayer(nnx.Module):
         look = lambda x: self.self_attention(  # noqa: E731
             x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0]
         )
-        x = self._add(x, look, self.norm_self, keys[1])
+        if self.norm_stream:
+            x = self.norm_self(x)
+            x = x + dropout(look(x), rate, keys[1])
+        else:
+            x = self._add(x, look, self.norm_self, keys[1])
         if self.cross_attention is not None:
             cross = self.cross_attention
             read = lambda x: cross(  # noqa: E731
