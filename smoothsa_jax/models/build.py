@@ -17,6 +17,7 @@ from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.aggregators.unchanged import Unchanged
 from smoothsa_jax.models.decoders.causal_transformer import CausalTransformerDecoder
+from smoothsa_jax.models.decoders.denoising_unet import DenoisingUNet
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
@@ -39,7 +40,7 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
-from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
+from smoothsa_jax.models.targets import Depth, Features, Flow, Noise, Pixels, Several
 from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
 from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
@@ -85,6 +86,7 @@ DECODERS: dict[str, Callable] = {
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
     "spatial_broadcast": SpatialBroadcastDecoder,
+    "denoising_unet": DenoisingUNet,
     "ray_mixer": RayMixerDecoder,
     "ray_broadcast": RayBroadcastDecoder,
     "ray_transformer": RayTransformerDecoder,
@@ -95,6 +97,7 @@ TARGETS: dict[str, Callable] = {
     "flow": Flow,
     "depth": Depth,
     "several": Several,
+    "noise": Noise,
     "rays": Rays,
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}

@@ -40,6 +40,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 NEXT_FRAME = "next_frame_logits"  # an output of the model; see `decoders/logits.py`
 TOKEN_LOSS = "token_loss"  # another, of decoders of tokens: (B,T,M), cross-entropy of each token
+# What a decoder may be given of its target and of a tokenizer's codes, where it is there.
+GIVEN = ("target", "tokens", "codes", "noisy", "time")
 Draws = Any  # a tree of arrays (B, ...), or None
 Scheduled = Mapping[str, Any]  # the values of schedules at a step, by setting
 
@@ -280,6 +282,8 @@ class Decoder(Protocol):
         of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
             `decoders/rays.py`. May be absent: no.
         exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
+        needs: names of what has to be given; without, as at inference, nothing is decoded. May be
+            absent: none.
     """
 
     remat: bool
