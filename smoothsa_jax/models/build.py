@@ -50,6 +50,7 @@ from smoothsa_jax.models.targets import (
     Pixels,
     Several,
 )
+from smoothsa_jax.models.tokenizers.dvae import DVAE
 from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
 from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
@@ -113,6 +114,7 @@ TARGETS: dict[str, Callable] = {
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 TOKENIZERS: dict[str, Callable] = {
+    "dvae": DVAE,
     "vq_features": VQFeatures,
     "vq_pixels": VQPixels,
 }
