@@ -817,7 +817,7 @@ def test_targets_are_constants_without_parameters(row):
     def total(tokens, batch):
         constants = {"features": tokens, "codes": tokens[..., :SIZE], "tokens": x["token_ids"]}
         found = definition.merge({})(batch, constants, drawn(row, True))
-        return sum(jnp.sum(x) for x in found.values())
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in found.values())
 
     x = inputs_of()
     batch = {name: x[name] for name in BATCH_ARRAYS}
