@@ -23,6 +23,7 @@ from smoothsa_jax.models.transitions import Transformer
 HEADS, ITERATIONS = 4, 2
 ATTENTION = {
     "first": ITERATIONS,
+    "later": ITERATIONS,
     "gradient": "full",
     "epsilon": 1e-8,
     "epsilon_in": "weights",
@@ -101,16 +102,16 @@ def test_dvae():
             found = model.quantize(latents, {"soft": noise, "hard": noise}, scheduled)
             recon = model.decode(found.mixed)
             loss = jnp.sum((recon - image) ** 2) / len(image)
-            return loss, (latents, found, recon)
+            return loss, (latents, found.tokens, found.mixed, recon)
 
-        (loss, (latents, found, recon)), gradients = jax.jit(
+        (loss, (latents, tokens, mixed, recon)), gradients = jax.jit(
             jax.value_and_grad(run, has_aux=True)
         )(arrays)
         file.compare("out/log_probability", jnp.moveaxis(latents, -1, 1), FORWARD)
-        file.compare("out/soft", found.mixed, FORWARD, change=grid_last)
+        file.compare("out/soft", mixed, FORWARD, change=grid_last)
         file.compare("out/recon", jnp.moveaxis(recon, -1, 1), FORWARD)
         file.compare("loss/mse", loss, LOSS)
-        np.testing.assert_array_equal(found.tokens, np.argmax(found.mixed, axis=-1))
+        np.testing.assert_array_equal(tokens, np.argmax(mixed, axis=-1))
         recorded = {}
         for key, x in file.group("grad/").items():
             name, transform = table.ours(key)
