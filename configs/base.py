@@ -71,6 +71,9 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                     "warmup": 0.05,
                     "end_ratio": 1e-3,
                 },
+                # Arrays with a learning rate of their own: name -> {"of": patterns of their names,
+                # "learning_rate": a number or a schedule}.
+                "rates": {},
                 "clip_norm": 1.0,  # of the gradient; 0: no clipping
                 "clip_by": "norm",  # the global norm; or largest, the largest entry
             },
