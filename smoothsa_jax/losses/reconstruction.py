@@ -38,6 +38,19 @@ class Reconstruction:
         return reconstruction_loss(*(outputs[name] for name in self.reads), self.summed)
 
 
+class Noise:
+    """Mean squared error of the predicted noise (Ho et al. 2020, arXiv 2006.11239, eq. 14)."""
+
+    reads = ("prediction", "target", "noisy")
+    advice = dict.fromkeys(reads, "set model.target.name='noise', and a decoder that denoises")
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        return reconstruction_loss(outputs["prediction"], outputs["target"])
+
+
 def reconstruction_loss(
     prediction: Float[Array, "... C"], target: Float[Array, "... C"], summed: bool = False
 ) -> Float[Array, ""]:

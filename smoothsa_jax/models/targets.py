@@ -1,7 +1,7 @@
 """Targets of the decoder: constants of a training step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.encoders.pixels import normalize
-from smoothsa_jax.models.interfaces import Encoder, Target
+from smoothsa_jax.models.interfaces import Encoder, Sizes, Target
+from smoothsa_jax.models.layers.diffusion import NUM_STEPS, add_noise
+from smoothsa_jax.parts import check_whole
 
 
 class Features(nnx.Module):
@@ -111,6 +113,84 @@ class Depth(_OfPixels):
 
     def of_batch(self, batch: Mapping[str, Array]) -> Float[Array, "B T H W 1"]:
         return jnp.log1p(batch["depth"].astype(jnp.float32))[..., None]
+
+
+class Noise(nnx.Module):
+    """The noise in a frozen tokenizer's codes (SlotDiffusion, Wu et al. 2023, arXiv 2305.11281).
+
+    For each frame, a step of the noise schedule and the noise are drawn, at evaluation too, so that
+    the loss is random there.
+
+    Args:
+        encoder: unused, but for its grid.
+        image_size: (H, W) of the frames, in pixels; unused.
+        width: D of a code.
+        grid: (h, w) of the codes; None: that of the encoder's features.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        grid: Sequence[int] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        del image_size, rngs
+        check_whole("model.target.width", width)
+        self.width, self.grid = width, checked_grid(grid) or tuple(encoder.grid)
+
+    def __call__(
+        self,
+        batch: Mapping[str, Array],
+        constants: Mapping[str, Array],
+        draws: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Return the noise as `target`, `noisy` codes (B,T,M,D) and their `time` (B,T).
+
+        Without codes, or without draws as at inference, there is no target.
+
+        Args:
+            batch: unused.
+            constants: `codes` (B,T,M,D).
+            draws: what `draw` returned.
+        """
+        del batch
+        if draws is None or "codes" not in constants:
+            return {}
+        codes = jax.lax.stop_gradient(constants["codes"]).astype(jnp.float32)
+        noise, time = draws["noise"], draws["time"]
+        return {"target": noise, "noisy": add_noise(codes, noise, time), "time": time}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
+        """Draw `time` (B,T), a whole number from 0 to 999, and `noise` (B,T,M,D)."""
+        del training
+        of_time, of_noise = jax.random.split(keys[0])
+        frames = sizes.batch, sizes.frames
+        shape = (*frames, self.grid[0] * self.grid[1], self.width)
+        return {
+            "time": jax.random.randint(of_time, frames, 0, NUM_STEPS, jnp.int32),
+            "noise": jax.random.normal(of_noise, shape, jnp.float32),
+        }
+
+
+def checked_grid(grid: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return the grid of a target; None: that of the encoder's features.
+
+    Raises:
+        UserError: it is not a pair of whole numbers.
+    """
+    if grid is None:
+        return None
+    if isinstance(grid, str) or not isinstance(grid, Sequence) or len(grid) != 2:
+        raise UserError(
+            f"model.target.grid is {grid!r}; expected (h, w), the tokenizer's, or None for that of "
+            "the encoder's features"
+        )
+    for side in grid:
+        check_whole("model.target.grid", side)
+    return tuple(grid)
 
 
 class Several(nnx.Module):

@@ -26,7 +26,7 @@ from smoothsa_jax.models.build import (
     part_schedules,
     slot_model_shapes,
 )
-from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
+from smoothsa_jax.models.interfaces import GIVEN, Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.parts import choose
@@ -122,7 +122,7 @@ class Discovery:
         if "features" not in constants:
             encoded = model.encode(batch["video"], batch.get("cameras"))
         # At inference there is no target of what pictures alone do not tell, such as flow.
-        given = {name: constants[name] for name in ("target",) if name in constants}
+        given = {name: constants[name] for name in GIVEN if name in constants}
         boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
         return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
 
