@@ -103,9 +103,9 @@ TARGETS: dict[str, Callable] = {
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 TOKENIZERS: dict[str, Callable] = {
+    "dvae": DVAE,
     "vq_features": VQFeatures,
     "vq_pixels": VQPixels,
-    "dvae": DVAE,
 }
 PARTS = {
     "encoder": ENCODERS,
