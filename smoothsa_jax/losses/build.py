@@ -13,6 +13,7 @@ from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Noise, Reconstruction
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
 from smoothsa_jax.losses.time import TimeSimilarity
+from smoothsa_jax.losses.tokenizers import Codebook, Commitment, LatentNorm
 from smoothsa_jax.models.interfaces import Loss, Scheduled
 from smoothsa_jax.parts import check_number, make, scheduled_settings
 
@@ -24,6 +25,9 @@ LOSSES: dict[str, Callable] = {
     "time_similarity": TimeSimilarity,
     "attention_distillation": AttentionDistillation,
     "attention_match": AttentionMatch,
+    "codebook": Codebook,
+    "commitment": Commitment,
+    "latent_norm": LatentNorm,
     "category": Category,
     "box": Box,
 }

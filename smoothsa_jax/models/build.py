@@ -40,6 +40,7 @@ from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import Depth, Features, Flow, Noise, Pixels, Several
+from smoothsa_jax.models.tokenizers.dvae import DVAE
 from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
 from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
@@ -100,6 +101,7 @@ TARGETS: dict[str, Callable] = {
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
 TOKENIZERS: dict[str, Callable] = {
+    "dvae": DVAE,
     "vq_features": VQFeatures,
     "vq_pixels": VQPixels,
 }

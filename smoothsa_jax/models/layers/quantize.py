@@ -59,16 +59,6 @@ def gumbel_noise(draws: Array, num_places: int, vocabulary: int) -> Float[Array,
     return jax.vmap(draw)(draws)
 
 
-def pixel_shuffle(x: Float[Array, "B h w 4*C"]) -> Float[Array, "B 2*h 2*w C"]:
-    """Channel 4c + 2dy + dx of a pixel becomes channel c of pixel (2y + dy, 2x + dx), as in torch.
-
-    Shi et al. 2016 (arXiv 1609.05158).
-    """
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
-    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
-
-
 def on_row(x: Float[Array, "B h w D"]) -> Float[Array, "B M D"]:
     """Put the positions of a grid in a row."""
     return x.reshape(len(x), -1, x.shape[-1])

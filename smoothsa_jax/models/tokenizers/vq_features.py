@@ -9,12 +9,12 @@ from jaxtyping import Array, Float
 
 from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
 from smoothsa_jax.models.layers.basic import linear
+from smoothsa_jax.models.layers.conv import pixel_shuffle
 from smoothsa_jax.models.layers.quantize import (
     chosen,
     gumbel_keys,
     gumbel_noise,
     on_row,
-    pixel_shuffle,
     scores_of_distances,
     squared_distances,
 )
@@ -158,6 +158,6 @@ class _Expand(nnx.Module):
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B H W C"]:
         x = jax.nn.silu(self.norm_second(self.second(self.first(x))))
         x = self.third(x)
-        x = pixel_shuffle(x) if self.factor == 2 else x
+        x = pixel_shuffle(x, self.factor)
         x = jax.nn.silu(self.norm_third(x))
         return jax.nn.silu(self.norm_fourth(self.fourth(x)))
