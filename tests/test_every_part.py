@@ -306,6 +306,20 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "first_norm": "branch",
             },
         ],
+        "causal_transformer": [
+            {"num_layers": 2, "num_heads": 2, "embed": "codes"},
+            {
+                "num_layers": 2,
+                "num_heads": 2,
+                "embed": "table",
+                "token_size": 6,
+                "project_slots": True,
+                "biases": "all_but_attention",
+                "activation": "relu",
+                "final_norm": True,
+                "start": "xavier",
+            },
+        ],
         "mlp_mixture": [
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
@@ -497,6 +511,8 @@ def inputs_of(seed: int = 0) -> dict[str, np.ndarray]:
         "cameras": normal(FRAMES, 4, 3),
         "positions": normal(TOKENS, 3),
         "rays": normal(TOKENS, 3),
+        "codes": normal(TOKENS, SIZE),
+        "token_ids": rng.integers(0, WIDTH, (BATCH, TOKENS), np.int32),
     }
 
 
@@ -548,9 +564,12 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "decoder":
         of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         given = {"target": tokens[:, 0].astype(slots.dtype)}
-        given |= {name: x[name] for name in getattr(module, "exact", ())}
-        prediction, masks = module(slots[:, 0], mask, given, of_frame)
-        return {} if masks is None else {"masks": masks}, {"prediction": prediction}
+        given |= {"codes": x["codes"].astype(slots.dtype)}
+        ids = {"tokens": "token_ids"}  # the features have that name here
+        given |= {name: x[ids.get(name, name)] for name in getattr(module, "exact", ())}
+        found, masks = module(slots[:, 0], mask, given, of_frame)
+        found = found if isinstance(found, Mapping) else {"prediction": found}
+        return {} if masks is None else {"masks": masks}, found
     if row.kind == "pruning":
         logits = jnp.einsum("bnd,bmd->bnm", slots[:, 1], tokens[:, 1, :, : slots.shape[-1]])
         attention = jax.nn.softmax(jnp.where(mask[..., None], logits, -jnp.inf), axis=1)
@@ -679,8 +698,9 @@ def test_bfloat16_is_near_float32(row):
     assert exact.keys() == near.keys()
     promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
     for name, value in near.items():
-        exact_target = row.kind == "target" and row.name != "features"
-        expected = np.float32 if name.startswith(promised) or exact_target else jnp.bfloat16
+        exact_row = row.kind == "target" and row.name != "features"
+        exact_row |= row.name == "causal_transformer"  # logits, and losses of them
+        expected = np.float32 if name.startswith(promised) or exact_row else jnp.bfloat16
         if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
         assert exact[name].dtype == np.float32

@@ -16,6 +16,7 @@ from smoothsa_jax.models.aggregators.inverted_transformer import (
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.aggregators.unchanged import Unchanged
+from smoothsa_jax.models.decoders.causal_transformer import CausalTransformerDecoder
 from smoothsa_jax.models.decoders.denoising_unet import DenoisingUNet
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
@@ -82,6 +83,7 @@ TRANSITIONS: dict[str, Callable | None] = {
 DECODERS: dict[str, Callable] = {
     "random_ar": RandomARDecoder,
     "permuted_ar": PermutedARDecoder,
+    "causal_transformer": CausalTransformerDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
     "spatial_broadcast": SpatialBroadcastDecoder,

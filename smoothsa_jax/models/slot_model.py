@@ -373,8 +373,11 @@ class SlotModel(nnx.Module):
         more = _current(self.decoder, "decoder", scheduled)
         drawn = jax.tree.map(fold, draws)
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
-        logits = getattr(self.decoder, "logits", False)
-        found = taken_apart(unfold(prediction), logits, self.encoder.grid)
+        if isinstance(prediction, Mapping):
+            found = {name: unfold(x) for name, x in prediction.items()}
+        else:
+            logits = getattr(self.decoder, "logits", False)
+            found = taken_apart(unfold(prediction), logits, self.encoder.grid)
         for name, channels in getattr(self.target, "parts", {}).items():
             found[f"{name}.prediction"] = found["prediction"][..., channels]
         return found if masks is None else {**found, "masks": unfold(masks)}
