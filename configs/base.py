@@ -309,6 +309,7 @@ SMOKE_PARTS = {
     "permuted_ar": {"num_layers": 1, "num_heads": 2},
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
+    "denoising_unet": {"widths": (16, 16), "num_blocks": 1, "groups": 4, "num_heads": 2},
     "metaslot": {"codes": 32, "capacity": 64},
     "conv": {"width": 8, "strides": (2, 2)},
     "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
@@ -651,6 +652,18 @@ SEPARATE_GAUSSIANS = {
     "mean": "xavier",
     "separate": True,
     "noise": "training",
+}
+
+
+# SlotDiffusion's UNet, of 135 million parameters, in the re-implementation. VVO-Dfz has it too.
+DENOISING_UNET = {
+    "name": "denoising_unet",
+    "widths": (128, 256, 384, 512),
+    "num_blocks": 2,
+    "groups": 32,
+    "num_heads": 8,
+    "dropout_rate": 0.1,
+    "zero_start": False,
 }
 
 
