@@ -88,16 +88,9 @@ def test_dvae():
             arrays[name] = jnp.asarray(transform.to_ours(x))
         image = np.moveaxis(file["inp/image"], 1, -1)
         vocabulary, hidden = theirs["encoder.7.weight"].shape[:2]
-        make = (
-            lambda: DVAE(  # noqa: E731
-                image.shape[1:3],
-                None,
-                None,
-                vocabulary=vocabulary,
-                hidden_size=hidden,
-                rngs=nnx.Rngs(0),
-            )
-        )
+        sizes = image.shape[1:3], None, None
+        settings = {"vocabulary": vocabulary, "hidden_size": hidden}
+        make = lambda: DVAE(*sizes, **settings, rngs=nnx.Rngs(0))  # noqa: E731
         definition, expected, _ = split(nnx.eval_shape(make))
         assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
         noise = jnp.asarray(grid_last(file["inp/gumbel"]))
