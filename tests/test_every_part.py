@@ -399,7 +399,12 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {"input_views": 2, "targets": "others", "order": "drawn", "rays": 7},
             {"input_views": 1, "targets": "all", "order": "given", "rays": 7},
         ],
-        "several": [{"flow": {"name": "flow"}, "depth": {"name": "depth"}}],
+        "several": [
+            {"flow": {"name": "flow"}, "depth": {"name": "depth"}},
+            {"codes": {"name": "codes", "width": SIZE}, "features": {"name": "features"}},
+        ],
+        "codes": [{"width": SIZE}],
+        "tokens": [{"vocabulary": WIDTH, "width": SIZE}],
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
@@ -538,7 +543,9 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "projection":
         return {}, {"tokens": module(tokens)}
     if row.kind == "target":
-        return {}, module({name: x[name] for name in BATCH_ARRAYS}, {"features": tokens}, draws)
+        codes = jnp.repeat(x["codes"][:, None], FRAMES, axis=1)
+        constants = {"features": tokens, "codes": codes, "tokens": x["token_ids"][:, None]}
+        return {}, module({name: x[name] for name in BATCH_ARRAYS}, constants, draws)
     if row.kind == "initializer":
         values = scheduled_settings("model", row.settings, TABLES[row.kind])
         queries, extras = module(tokens[:, 0], x["boxes"], mask, draws, values)
@@ -698,11 +705,15 @@ def test_bfloat16_is_near_float32(row):
     assert exact.keys() == near.keys()
     promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
     for name, value in near.items():
-        exact_row = row.kind == "target" and row.name != "features"
+        exact_row = row.kind == "target" and "features" not in (row.name, name.split(".")[0])
         exact_row |= row.name == "causal_transformer"  # logits, and losses of them
         expected = np.float32 if name.startswith(promised) or exact_row else jnp.bfloat16
+        expected = np.int32 if row.name == "tokens" and row.kind == "target" else expected
         if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
+        if np.issubdtype(exact[name].dtype, np.integer):
+            np.testing.assert_array_equal(value, exact[name])
+            continue
         assert exact[name].dtype == np.float32
         error = np.abs(value.astype(np.float32) - exact[name]).max()
         assert error <= BFLOAT16 * np.abs(exact[name]).max(), name
@@ -804,7 +815,8 @@ def test_targets_are_constants_without_parameters(row):
     assert not arrays
 
     def total(tokens, batch):
-        found = definition.merge({})(batch, {"features": tokens}, drawn(row, True))
+        constants = {"features": tokens, "codes": tokens[..., :SIZE], "tokens": x["token_ids"]}
+        found = definition.merge({})(batch, constants, drawn(row, True))
         return sum(jnp.sum(x) for x in found.values())
 
     x = inputs_of()

@@ -40,7 +40,16 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
-from smoothsa_jax.models.targets import Depth, Features, Flow, Noise, Pixels, Several
+from smoothsa_jax.models.targets import (
+    Codes,
+    Depth,
+    DiscreteTokens,
+    Features,
+    Flow,
+    Noise,
+    Pixels,
+    Several,
+)
 from smoothsa_jax.models.tokenizers.dvae import DVAE
 from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
 from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
@@ -99,6 +108,8 @@ TARGETS: dict[str, Callable] = {
     "depth": Depth,
     "several": Several,
     "noise": Noise,
+    "tokens": DiscreteTokens,
+    "codes": Codes,
     "rays": Rays,
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
