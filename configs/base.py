@@ -71,6 +71,9 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                     "warmup": 0.05,
                     "end_ratio": 1e-3,
                 },
+                # Arrays with a learning rate of their own: name -> {"of": patterns of their names,
+                # "learning_rate": a number or a schedule}.
+                "rates": {},
                 "clip_norm": 1.0,  # of the gradient; 0: no clipping
                 "clip_by": "norm",  # the global norm; or largest, the largest entry
             },
@@ -306,7 +309,10 @@ SMOKE_PARTS = {
     "permuted_ar": {"num_layers": 1, "num_heads": 2},
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
+    "denoising_unet": {"widths": (16, 16), "num_blocks": 1, "groups": 4, "num_heads": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "causal_transformer": {"num_layers": 1},
+    "dvae": {"vocabulary": 16, "hidden_size": 8},
     "conv": {"width": 8, "strides": (2, 2)},
     "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
     "token_transformer": {"num_layers": 1, "mlp_size": 32},
@@ -651,6 +657,18 @@ SEPARATE_GAUSSIANS = {
 }
 
 
+# SlotDiffusion's UNet, of 135 million parameters, in the re-implementation. VVO-Dfz has it too.
+DENOISING_UNET = {
+    "name": "denoising_unet",
+    "widths": (128, 256, 384, 512),
+    "num_blocks": 2,
+    "groups": 32,
+    "num_heads": 8,
+    "dropout_rate": 0.1,
+    "zero_start": False,
+}
+
+
 def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
     """Patterns of a ViT's arrays that freeze all but the last third of its blocks."""
     tuned = encoder["depth"] // 3
@@ -782,6 +800,7 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
         if term in config.losses:
             _set_weight(config.losses[term], weight)
     fit_cells(config)
+    fit_tokens(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
@@ -792,6 +811,16 @@ def fit_cells(config: ConfigDict) -> None:
     decoder = config.model.get("decoder", {})
     if decoder.get("name") == "spatial_broadcast":
         decoder.cells = config.data.image_size // math.prod(decoder.strides)
+
+
+def fit_tokens(config: ConfigDict) -> None:
+    """Let the target have the tokens of a discrete VAE that is trained along."""
+    tokenizer = config.model.get("tokenizer", {})
+    if tokenizer.get("name") == "dvae":
+        size = config.data.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        codes = tokenizer.vocabulary
+        config.model.target.update(vocabulary=codes, width=codes, grid=(height // 4, width // 4))
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:
@@ -823,6 +852,7 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
     fit_cells(config)
+    fit_tokens(config)
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

@@ -26,6 +26,7 @@ from smoothsa_jax.models.interfaces import (
     Scheduled,
     Sizes,
     Target,
+    Tokenizer,
     Transition,
 )
 from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, MLP, check_start, layer_norm
@@ -40,8 +41,10 @@ KEYS = {
     "transition": (3, 4, 5),
     "aggregator": (6,),
     "target": (7,),
+    "tokenizer": (8,),
 }
-NUM_KEYS = 8
+NUM_KEYS = 9
+TOKENIZER = "tokenizer"  # the part; also begins the names of its outputs
 
 
 class Projection(nnx.Module):
@@ -115,6 +118,7 @@ class SlotModel(nnx.Module):
         transition: None for a model of images.
         pruning: None for a model without.
         target_encoder: the frozen encoder of the target, for a model that trains its encoder.
+        tokenizer: the tokenizer of the decoder's target, for a model that trains it along.
         num_slots: N that the model is trained with.
         slot_size: D.
     """
@@ -135,6 +139,7 @@ class SlotModel(nnx.Module):
         pruning: Pruning | None = None,
         *,
         target_encoder: Encoder | None = None,
+        tokenizer: Tokenizer | None = None,
         num_slots: int,
         slot_size: int,
     ):
@@ -147,6 +152,7 @@ class SlotModel(nnx.Module):
         self.target = target
         self.pruning = pruning
         self.target_encoder = target_encoder
+        self.tokenizer = tokenizer
         self.num_slots, self.slot_size = num_slots, slot_size
         self.remat, self.scan_unroll = "none", 0
 
@@ -211,6 +217,35 @@ class SlotModel(nnx.Module):
         unfold = lambda x: x.astype(self.dtype).reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
         asked = {"also": also} if also else {}
         return jax.tree.map(unfold, encoder(frames, *more, **asked))
+
+    def tokenize(
+        self,
+        video: Array,
+        features: Float[Array, "B T M C"],
+        draws: Draws,
+        scheduled: Scheduled | None = None,
+    ) -> dict[str, Array]:
+        """Apply the tokenizer that is trained along to all frames.
+
+        Args:
+            video: (B,T,H,W,3) uint8, or floats as the tokenizer takes them.
+            features: the encoder's, for a tokenizer that reads them.
+            draws: its draws (B,T,...), or None.
+            scheduled: the current values of its schedules.
+
+        Returns:
+            `tokens` (B,T,M), a constant; and, for losses, its outputs with `tokenizer.` in front,
+            with `tokenizer.target` (B,T,H',W',3), the pixels to decode. All floats are float32.
+        """
+        fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        unfold = lambda x: x.reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
+        frames = jax.lax.stop_gradient(normalize(fold(video), self.tokenizer))
+        read = frames if self.tokenizer.reads == "pixels" else fold(features)
+        found = self.tokenizer(read, jax.tree.map(fold, draws), scheduled or {})
+        found = {**found, "target": self.tokenizer.target(frames)}
+        outputs = {f"{TOKENIZER}.{name}": unfold(x) for name, x in found.items()}
+        tokens = outputs.pop(f"{TOKENIZER}.tokens")
+        return {"tokens": tokens, **_floats_as(jnp.float32, outputs)}
 
     def __call__(
         self,

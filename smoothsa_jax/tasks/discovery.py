@@ -28,7 +28,7 @@ from smoothsa_jax.models.build import (
 )
 from smoothsa_jax.models.interfaces import GIVEN, Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
-from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.models.slot_model import TOKENIZER, SlotModel
 from smoothsa_jax.parts import choose
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
@@ -106,7 +106,8 @@ class Discovery:
         return models[MODEL].target(batch, constants, (draws or {}).get("target"))
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
-        pixels = () if "features" in constants else ("video", "cameras")
+        along = TOKENIZER in self.slot_model  # reads pixels, and is trained
+        pixels = ("video", "cameras") if along or "features" not in constants else ()
         return ("boxes", "slot_mask", *pixels)
 
     def forward(
@@ -124,7 +125,13 @@ class Discovery:
         # At inference there is no target of what pictures alone do not tell, such as flow.
         given = {name: constants[name] for name in GIVEN if name in constants}
         boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
-        return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+        found = {}
+        if model.tokenizer is not None and "video" in batch:
+            own = draws.get(TOKENIZER), scheduled.get(TOKENIZER)
+            found = model.tokenize(batch["video"], encoded["features"], *own)
+            given = {**given, "tokens": found["tokens"]}
+        outputs = model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+        return {**found, **outputs}
 
     def monitor(self, constants: Outputs) -> Outputs:
         del constants

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
-from smoothsa_jax.models.layers.conv import Convolutions, pixel_shuffle
+from smoothsa_jax.models.layers.conv import Convolutions
+from smoothsa_jax.models.layers.quantize import gumbel_keys, gumbel_noise, on_row, pixel_shuffle
 from smoothsa_jax.parts import check_whole
 
 PATCH = 4  # pixels of a side of what one token stands for
@@ -93,11 +94,11 @@ class DVAE(nnx.Module):
             draws: what `draw` returned, or, in place of keys, the noise (B,M,V) itself.
             scheduled: the temperature.
         """
-        logits = latents.reshape(len(latents), -1, self.vocabulary)
+        logits = on_row(latents)
         if draws is None:
             tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             return Quantized(tokens, self.codes(tokens))
-        soft, hard = (_gumbel(draws[name], logits.shape[1:]) for name in ("soft", "hard"))
+        soft, hard = (gumbel_noise(draws[name], *logits.shape[1:]) for name in ("soft", "hard"))
         tokens = jnp.argmax(jax.lax.stop_gradient(logits) + hard, axis=-1).astype(jnp.int32)
         relaxed = jax.nn.softmax((logits + soft) / scheduled["tau"], axis=-1)
         return Quantized(tokens, self.codes(tokens), relaxed)
@@ -112,7 +113,7 @@ class DVAE(nnx.Module):
         *first, last = self.decoder
         x = x.astype(last.layers[0].kernel.dtype)
         for layers in first:
-            x = pixel_shuffle(layers(x), 2)
+            x = pixel_shuffle(layers(x))
         return last(x)
 
     def target(self, frames: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
@@ -126,22 +127,12 @@ class DVAE(nnx.Module):
         latents = self.encode(x)
         found = self.quantize(latents, draws, scheduled)
         read = found.codes if found.mixed is None else found.mixed
-        flat = latents.reshape(len(latents), -1, self.vocabulary)
-        outputs = {"latents": flat, "codes": found.codes, "tokens": found.tokens}
+        outputs = {"latents": on_row(latents), "codes": found.codes, "tokens": found.tokens}
         return {"prediction": self.decode(read), **outputs, **found.extras}
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array] | None:
         """Return the keys (B,T) of the relaxed samples and of the tokens."""
         if not training:
             return None
-        shape = sizes.batch, sizes.frames
         soft, hard = jax.random.split(keys[0])
-        split = lambda key: jax.random.split(key, shape)  # noqa: E731
-        return {"soft": split(soft), "hard": split(hard)}
-
-
-def _gumbel(draws: Array, shape: tuple[int, ...]) -> Float[Array, "B M V"]:
-    """Return Gumbel noise of the given keys (B,); noise that is given stays as it is."""
-    if not jnp.issubdtype(draws.dtype, jax.dtypes.prng_key):
-        return draws
-    return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32))(draws)
+        return {"soft": gumbel_keys(soft, sizes), "hard": gumbel_keys(hard, sizes)}
