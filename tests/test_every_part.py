@@ -306,6 +306,20 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "first_norm": "branch",
             },
         ],
+        "causal_transformer": [
+            {"num_layers": 2, "num_heads": 2, "embed": "codes"},
+            {
+                "num_layers": 2,
+                "num_heads": 2,
+                "embed": "table",
+                "token_size": 6,
+                "project_slots": True,
+                "biases": "all_but_attention",
+                "activation": "relu",
+                "final_norm": True,
+                "start": "xavier",
+            },
+        ],
         "mlp_mixture": [
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
@@ -385,7 +399,12 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {"input_views": 2, "targets": "others", "order": "drawn", "rays": 7},
             {"input_views": 1, "targets": "all", "order": "given", "rays": 7},
         ],
-        "several": [{"flow": {"name": "flow"}, "depth": {"name": "depth"}}],
+        "several": [
+            {"flow": {"name": "flow"}, "depth": {"name": "depth"}},
+            {"codes": {"name": "codes", "width": SIZE}, "features": {"name": "features"}},
+        ],
+        "codes": [{"width": SIZE}],
+        "tokens": [{"vocabulary": WIDTH, "width": SIZE}],
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
@@ -408,7 +427,7 @@ SIZES: dict[str, tuple] = {
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
 EXACT = (*BATCH_ARRAYS, "positions", "rays")  # float32 in any model
-OF_PARTS = {"tokens": (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
+OF_PARTS = {("initializer", "tokens"): (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,7 +481,7 @@ def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[Model
         f"model.{row.kind}",
         row.settings,
         TABLES[row.kind],
-        *OF_PARTS.get(row.name, SIZES[row.kind]),
+        *OF_PARTS.get((row.kind, row.name), SIZES[row.kind]),
         **GIVEN.get(row.kind, {}),
         rngs=nnx.Rngs(0),
     )
@@ -497,6 +516,8 @@ def inputs_of(seed: int = 0) -> dict[str, np.ndarray]:
         "cameras": normal(FRAMES, 4, 3),
         "positions": normal(TOKENS, 3),
         "rays": normal(TOKENS, 3),
+        "codes": normal(TOKENS, SIZE),
+        "token_ids": rng.integers(0, WIDTH, (BATCH, TOKENS), np.int32),
     }
 
 
@@ -522,7 +543,9 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "projection":
         return {}, {"tokens": module(tokens)}
     if row.kind == "target":
-        return {}, module({name: x[name] for name in BATCH_ARRAYS}, {"features": tokens}, draws)
+        codes = jnp.repeat(x["codes"][:, None], FRAMES, axis=1)
+        constants = {"features": tokens, "codes": codes, "tokens": x["token_ids"][:, None]}
+        return {}, module({name: x[name] for name in BATCH_ARRAYS}, constants, draws)
     if row.kind == "initializer":
         values = scheduled_settings("model", row.settings, TABLES[row.kind])
         queries, extras = module(tokens[:, 0], x["boxes"], mask, draws, values)
@@ -548,9 +571,12 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "decoder":
         of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         given = {"target": tokens[:, 0].astype(slots.dtype)}
-        given |= {name: x[name] for name in getattr(module, "exact", ())}
-        prediction, masks = module(slots[:, 0], mask, given, of_frame)
-        return {} if masks is None else {"masks": masks}, {"prediction": prediction}
+        given |= {"codes": x["codes"].astype(slots.dtype)}
+        ids = {"tokens": "token_ids"}  # the features have that name here
+        given |= {name: x[ids.get(name, name)] for name in getattr(module, "exact", ())}
+        found, masks = module(slots[:, 0], mask, given, of_frame)
+        found = found if isinstance(found, Mapping) else {"prediction": found}
+        return {} if masks is None else {"masks": masks}, found
     if row.kind == "pruning":
         logits = jnp.einsum("bnd,bmd->bnm", slots[:, 1], tokens[:, 1, :, : slots.shape[-1]])
         attention = jax.nn.softmax(jnp.where(mask[..., None], logits, -jnp.inf), axis=1)
@@ -679,10 +705,15 @@ def test_bfloat16_is_near_float32(row):
     assert exact.keys() == near.keys()
     promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
     for name, value in near.items():
-        exact_target = row.kind == "target" and row.name != "features"
-        expected = np.float32 if name.startswith(promised) or exact_target else jnp.bfloat16
+        exact_row = row.kind == "target" and "features" not in (row.name, name.split(".")[0])
+        exact_row |= row.name == "causal_transformer"  # logits, and losses of them
+        expected = np.float32 if name.startswith(promised) or exact_row else jnp.bfloat16
+        expected = np.int32 if row.name == "tokens" and row.kind == "target" else expected
         if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
+        if np.issubdtype(exact[name].dtype, np.integer):
+            np.testing.assert_array_equal(value, exact[name])
+            continue
         assert exact[name].dtype == np.float32
         error = np.abs(value.astype(np.float32) - exact[name]).max()
         assert error <= BFLOAT16 * np.abs(exact[name]).max(), name
@@ -784,7 +815,8 @@ def test_targets_are_constants_without_parameters(row):
     assert not arrays
 
     def total(tokens, batch):
-        found = definition.merge({})(batch, {"features": tokens}, drawn(row, True))
+        constants = {"features": tokens, "codes": tokens[..., :SIZE], "tokens": x["token_ids"]}
+        found = definition.merge({})(batch, constants, drawn(row, True))
         return sum(jnp.sum(x) for x in found.values())
 
     x = inputs_of()

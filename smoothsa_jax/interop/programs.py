@@ -14,6 +14,7 @@ import numpy as np
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import PACKED, TORCH_LAYER, below
 from smoothsa_jax.interop.authors import ROWS as SMOOTHSA_ROWS
+from smoothsa_jax.interop.generative import UNET
 from smoothsa_jax.interop.table import (
     FILTERS,
     KERNEL,
@@ -520,6 +521,9 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
     if "decoder.renderer.out.kernel" in names:
         rows = [row for row in rows if not row[1].startswith("decoder.")]
         rows += _of_genera1z_mixer(names)
+    if "decoder.embedding.out.kernel" in names:
+        rows = [row for row in rows if not row[1].startswith("decoder.")]
+        rows += below("decode.backbone", "decoder", UNET)
     return rows
 
 

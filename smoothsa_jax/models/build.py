@@ -16,6 +16,8 @@ from smoothsa_jax.models.aggregators.inverted_transformer import (
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.aggregators.unchanged import Unchanged
+from smoothsa_jax.models.decoders.causal_transformer import CausalTransformerDecoder
+from smoothsa_jax.models.decoders.denoising_unet import DenoisingUNet
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
@@ -38,7 +40,16 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
-from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
+from smoothsa_jax.models.targets import (
+    Codes,
+    Depth,
+    DiscreteTokens,
+    Features,
+    Flow,
+    Noise,
+    Pixels,
+    Several,
+)
 from smoothsa_jax.models.tokenizer_model import (
     FEATURES,
     PIXELS,
@@ -88,9 +99,11 @@ TRANSITIONS: dict[str, Callable | None] = {
 DECODERS: dict[str, Callable] = {
     "random_ar": RandomARDecoder,
     "permuted_ar": PermutedARDecoder,
+    "causal_transformer": CausalTransformerDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
     "spatial_broadcast": SpatialBroadcastDecoder,
+    "denoising_unet": DenoisingUNet,
     "ray_mixer": RayMixerDecoder,
     "ray_broadcast": RayBroadcastDecoder,
     "ray_transformer": RayTransformerDecoder,
@@ -101,6 +114,9 @@ TARGETS: dict[str, Callable] = {
     "flow": Flow,
     "depth": Depth,
     "several": Several,
+    "noise": Noise,
+    "tokens": DiscreteTokens,
+    "codes": Codes,
     "rays": Rays,
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
@@ -329,9 +345,7 @@ def make_tokenizer(
         rngs: of its initial values.
     """
     sizes = (None, None) if encoder is None else (encoder.grid, encoder.width)
-    return make(
-        f"model.{TOKENIZER}", config[TOKENIZER], TOKENIZERS, image_size, *sizes, rngs=rngs
-    )
+    return make(f"model.{TOKENIZER}", config[TOKENIZER], TOKENIZERS, image_size, *sizes, rngs=rngs)
 
 
 class _OneKey(nnx.RngStream):

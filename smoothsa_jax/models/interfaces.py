@@ -39,6 +39,9 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Bool, Float, Int
 
 NEXT_FRAME = "next_frame_logits"  # an output of the model; see `decoders/logits.py`
+TOKEN_LOSS = "token_loss"  # another, of decoders of tokens: (B,T,M), cross-entropy of each token
+# What a decoder may be given of its target and of a tokenizer's codes, where it is there.
+GIVEN = ("target", "tokens", "codes", "noisy", "time")
 Draws = Any  # a tree of arrays (B, ...), or None
 Scheduled = Mapping[str, Any]  # the values of schedules at a step, by setting
 
@@ -279,6 +282,8 @@ class Decoder(Protocol):
         of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
             `decoders/rays.py`. May be absent: no.
         exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
+        needs: names of what has to be given; without, as at inference, nothing is decoded. May be
+            absent: none.
     """
 
     remat: bool
@@ -289,13 +294,17 @@ class Decoder(Protocol):
         slot_mask: Bool[Array, "B N"] | None,
         given: Mapping[str, Array],
         draws: Draws,
-    ) -> tuple[Array, Float[Array, "B N h w"] | None]:
+    ) -> tuple[Array | dict[str, Array], Float[Array, "B N h w"] | None]:
         """Return the prediction, and masks on the decoder's own grid, which sum to one over slots.
+
+        A decoder with more outputs returns all of them by name, with `prediction` among them; one
+        whose slots compete in the aggregator alone has no masks, None.
 
         Args:
             slots: the slots of each frame.
             slot_mask: true = valid.
-            given: what a decoder may see of the target, by name; `target` is the target itself.
+            given: what a decoder may see of the target, by name; `target` is the target itself, and
+                `tokens` (B,M) and `codes` (B,M,E) are those of a tokenizer.
             draws: what `draw` returned, with frames folded into the batch.
         """
 

@@ -329,7 +329,8 @@ class SlotModel(nnx.Module):
         """Return slots, attention, prediction and masks of frames (B,T,...)."""
         merges = asked is not None and asked.merges
         outputs = {"slots": frames.slots, "attention": self._on_grid(frames.attention)}
-        if given is not None:
+        needed = getattr(self.decoder, "needs", ())
+        if given is not None and all(name in given for name in needed):
             seen = carry.slot_mask if merges or frames.kept is None else frames.kept
             outputs |= self._decoded(frames.slots, given, draws, seen, scheduled)
         if merges:
@@ -372,8 +373,11 @@ class SlotModel(nnx.Module):
         more = _current(self.decoder, "decoder", scheduled)
         drawn = jax.tree.map(fold, draws)
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
-        logits = getattr(self.decoder, "logits", False)
-        found = taken_apart(unfold(prediction), logits, self.encoder.grid)
+        if isinstance(prediction, Mapping):
+            found = {name: unfold(x) for name, x in prediction.items()}
+        else:
+            logits = getattr(self.decoder, "logits", False)
+            found = taken_apart(unfold(prediction), logits, self.encoder.grid)
         for name, channels in getattr(self.target, "parts", {}).items():
             found[f"{name}.prediction"] = found["prediction"][..., channels]
         return found if masks is None else {**found, "masks": unfold(masks)}

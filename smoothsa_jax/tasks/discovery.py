@@ -32,7 +32,7 @@ from smoothsa_jax.models.build import (
     reads_of_tokenizer,
     slot_model_shapes,
 )
-from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
+from smoothsa_jax.models.interfaces import GIVEN, Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.models.tokenizer_model import FEATURES, PIXELS, TOKENIZER, TokenizerModel
@@ -136,7 +136,7 @@ class Discovery:
         if "features" not in constants:
             encoded = model.encode(batch["video"], batch.get("cameras"))
         # At inference there is no target of what pictures alone do not tell, such as flow.
-        given = {name: constants[name] for name in ("target",) if name in constants}
+        given = {name: constants[name] for name in GIVEN if name in constants}
         boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
         return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
 

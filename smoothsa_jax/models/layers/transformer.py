@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.models.layers.attention import KeysValues, MultiHeadAttention
 from smoothsa_jax.models.layers.basic import EPSILON, MLP, dropout, layer_norm, split_key
@@ -204,6 +204,7 @@ class PreNormLayer(nnx.Module):
         feed_forward_start: of the feed-forward; None: as `start`.
         out_gain: factor of the initial projections that add to the stream, with "xavier".
         query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
+        dropout_rate: with a dropout key, of attention weights and of each branch (STEVE).
     """
 
     def __init__(
@@ -221,9 +222,10 @@ class PreNormLayer(nnx.Module):
         feed_forward_start: str | None = None,
         out_gain: float = 1.0,
         query_scale: str = "multiply",
+        dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.norm_stream = norm_stream
+        self.norm_stream, self.dropout_rate = norm_stream, dropout_rate
         bias = biases != "none"
         attention = {"bias": biases == "all", "start": start, "out_gain": out_gain, "rngs": rngs}
         attention["query_scale"] = query_scale
@@ -252,10 +254,42 @@ class PreNormLayer(nnx.Module):
         memory: Float[Array, "B N E"],
         *,
         memory_mask: Bool[Array, "B N"] | None = None,
+        dropout_key: Array | None = None,
     ) -> Float[Array, "B M E"]:
-        x, memory = self._look_around(x), self.cross_attention.remember(memory)
-        x = x + self.cross_attention(self.norm_cross(x), memory, key_mask=memory_mask)
-        return self._feed_forward(x)
+        """The new tokens.
+
+        Args:
+            x: the tokens.
+            memory: what cross-attention reads.
+            memory_mask: true = valid.
+            dropout_key: random key of dropout; None: no dropout.
+        """
+        keys = [None] * 5 if dropout_key is None else list(split_key(dropout_key, 5))
+        x = self._look_around(x, *keys[:2])
+        return self._read(x, self.cross_attention.remember(memory), memory_mask, *keys[2:])
+
+    def extend(
+        self,
+        x: Float[Array, "B 1 E"],
+        cache: KeysValues,
+        place: Int[Array, ""],
+        memory: KeysValues,
+        *,
+        memory_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B 1 E"], KeysValues]:
+        """The new token of one place of a causal layer, and the cache with its key and value.
+
+        Args:
+            x: the token.
+            cache: keys and values of the earlier places, as `self_attention.extend` takes them.
+            place: its number, from 0.
+            memory: the result of `cross_attention.remember`.
+            memory_mask: true = valid.
+        """
+        normed = x if self.norm_self is None else self.norm_self(x)
+        update, cache = self.self_attention.extend(normed, cache, place)
+        x = (normed if self.norm_stream else x) + update
+        return self._read(x, memory, memory_mask), cache
 
     def with_weights(
         self,
@@ -271,14 +305,24 @@ class PreNormLayer(nnx.Module):
         )
         return self._feed_forward(x + update), weights
 
-    def _look_around(self, x):
+    def _look_around(self, x, weights_key=None, key=None):
         normed = x if self.norm_self is None else self.norm_self(x)
         if self.self_attention is None:
             return x if self.norm_self is None else x + normed
-        return (normed if self.norm_stream else x) + self.self_attention(normed)
+        rate = self.dropout_rate
+        update = self.self_attention(normed, dropout_rate=rate, dropout_key=weights_key)
+        return (normed if self.norm_stream else x) + dropout(update, rate, key)
 
-    def _feed_forward(self, x):
-        return x + self.feed_forward(self.norm_feed_forward(x))
+    def _read(self, x, memory, memory_mask, weights_key=None, key=None, last_key=None):
+        rate = self.dropout_rate
+        update = self.cross_attention(
+            self.norm_cross(x), memory, memory_mask, dropout_rate=rate, dropout_key=weights_key
+        )
+        return self._feed_forward(x + dropout(update, rate, key), last_key)
+
+    def _feed_forward(self, x, key=None):
+        update = self.feed_forward(self.norm_feed_forward(x))
+        return x + dropout(update, self.dropout_rate, key)
 
 
 def run_layers(
