@@ -427,7 +427,7 @@ SIZES: dict[str, tuple] = {
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
 EXACT = (*BATCH_ARRAYS, "positions", "rays")  # float32 in any model
-OF_PARTS = {"tokens": (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
+OF_PARTS = {("initializer", "tokens"): (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -481,7 +481,7 @@ def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[Model
         f"model.{row.kind}",
         row.settings,
         TABLES[row.kind],
-        *OF_PARTS.get(row.name, SIZES[row.kind]),
+        *OF_PARTS.get((row.kind, row.name), SIZES[row.kind]),
         **GIVEN.get(row.kind, {}),
         rngs=nnx.Rngs(0),
     )
