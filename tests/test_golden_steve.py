@@ -217,7 +217,9 @@ class Recorded:
             config.model, config.losses = model, gallery.losses
             config.optimizer, config.weights = gallery.optimizer, ConfigDict()
             config.eval.masks = gallery.eval.masks
-            config.data.update(image_size=self.size, boxes=False)
+            config.data.boxes = False
+            with config.data.ignore_type():
+                config.data.image_size = self.size
             model.update(num_slots=self.num_slots, slot_size=slot_size)
             model.encoder.update(
                 width=of("steve_encoder.cnn.0.m.weight")[0],

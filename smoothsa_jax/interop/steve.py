@@ -68,15 +68,15 @@ _DECODER_LAYER: list[Row] = [
 
 def _rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
-    convolutions = {x.split(".")[2] for x in names if x.startswith("encoder.layers.layers.")}
+    convolutions = {x.split(".")[3] for x in names if x.startswith("encoder.layers.layers.")}
     last = max(map(int, convolutions), default=0)
     further = {x.split(".")[2] for x in names if x.startswith("transition.further.")}
-    cnn = [(i, "" if i == last else ".m") for i in range(last + 1)]
+    cnn = [(f"{i}" if i == last else f"{i}.m", i) for i in range(last + 1)]
     return [
         *below("dvae", "tokenizer", DVAE),
         *[
-            (f"steve_encoder.cnn.{i}{m}", f"encoder.layers.layers.{i}", _CONVOLUTION)
-            for i, m in cnn
+            (f"steve_encoder.cnn.{key}", f"encoder.layers.layers.{i}", _CONVOLUTION)
+            for key, i in cnn
         ],
         (
             "steve_encoder.pos.projection",

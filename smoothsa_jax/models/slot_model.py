@@ -31,6 +31,7 @@ from smoothsa_jax.models.interfaces import (
 )
 from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, MLP, check_start, layer_norm
 from smoothsa_jax.models.pruning import Carry, Prune, Pruned, prune_frame, united, zeroed
+from smoothsa_jax.models.tokenizer_model import TOKENIZER, floats, fold, unfold
 from smoothsa_jax.parts import (
     check_above_zero,
     check_dropout,
@@ -51,7 +52,6 @@ KEYS = {
     "projection": (9,),
 }
 NUM_KEYS = 10
-TOKENIZER = "tokenizer"  # the part; also begins the names of its outputs
 
 
 class Projection(nnx.Module):
@@ -273,15 +273,13 @@ class SlotModel(nnx.Module):
             `tokens` (B,T,M), a constant; and, for losses, its outputs with `tokenizer.` in front,
             with `tokenizer.target` (B,T,H',W',3), the pixels to decode. All floats are float32.
         """
-        fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-        unfold = lambda x: x.reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
         frames = jax.lax.stop_gradient(normalize(fold(video), self.tokenizer))
         read = frames if self.tokenizer.reads == "pixels" else fold(features)
         found = self.tokenizer(read, jax.tree.map(fold, draws), scheduled or {})
         found = {**found, "target": self.tokenizer.target(frames)}
-        outputs = {f"{TOKENIZER}.{name}": unfold(x) for name, x in found.items()}
-        tokens = outputs.pop(f"{TOKENIZER}.tokens")
-        return {"tokens": tokens, **_floats_as(jnp.float32, outputs)}
+        batch = len(video)
+        outputs = {f"{TOKENIZER}.{name}": floats(unfold(x, batch)) for name, x in found.items()}
+        return {"tokens": outputs.pop(f"{TOKENIZER}.tokens"), **outputs}
 
     def __call__(
         self,

@@ -276,3 +276,15 @@ def group_norm(
     return nnx.GroupNorm(
         width, num_groups=num_groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs
     )
+
+
+def pixel_shuffle(x: Float[Array, "B h w C"], factor: int) -> Float[Array, "B H W D"]:
+    """Make an image `factor` times as large of its channels (Shi et al. 2016, arXiv 1609.05158).
+
+    As in torch, channel `factor`**2 c + `factor` i + j becomes channel c of row i and column j of
+    each cell.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, channels // factor**2, factor, factor)
+    x = x.transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, height * factor, width * factor, -1)

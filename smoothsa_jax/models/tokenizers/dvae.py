@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
-from smoothsa_jax.models.layers.conv import Convolutions
-from smoothsa_jax.models.layers.quantize import gumbel_keys, gumbel_noise, on_row, pixel_shuffle
+from smoothsa_jax.models.layers.conv import Convolutions, pixel_shuffle
+from smoothsa_jax.models.layers.quantize import gumbel_keys, gumbel_noise, on_row
 from smoothsa_jax.parts import check_whole
 
 PATCH = 4  # pixels of a side of what one token stands for
@@ -113,7 +113,7 @@ class DVAE(nnx.Module):
         *first, last = self.decoder
         x = x.astype(last.layers[0].kernel.dtype)
         for layers in first:
-            x = pixel_shuffle(layers(x))
+            x = pixel_shuffle(layers(x), 2)
         return last(x)
 
     def target(self, frames: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
