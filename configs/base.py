@@ -325,6 +325,15 @@ SMOKE_PARTS = {
     "ray_broadcast": _SMOKE_RAYS,
     "ray_transformer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR},
     "rays": {"rays": 64},
+    "vq_features": {
+        "width": 8,
+        "vocabulary": 16,
+        "basis_size": 16,
+        "hidden_size": 16,
+        "decoder_width": 8,
+        "strides": (2, 2, 1),
+    },
+    "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8},
 }
 
 
@@ -674,6 +683,127 @@ def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
     return (*names, *(f"blocks.{i}.*" for i in range(encoder["depth"] - tuned)))
 
 
+# ------------------------------------------------------------------------------------ tokenizers
+
+TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
+TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
+SMALL_STEPS = 1500  # of a tokenizer of embedded data
+# Of VQ-VFM-OCL (arXiv 2502.20263); `width` is 4 for a denoising decoder.
+VQ_PIXELS = {
+    "name": "vq_pixels",
+    "width": 256,
+    "vocabulary": 4096,
+    "layer_width": 64,
+    "strides": (2, 2, 2),
+    "pixels": "imagenet",
+}
+VQ_FEATURES = {
+    "name": "vq_features",
+    "width": 256,
+    "vocabulary": 4096,
+    "basis_size": 1024,
+    "hidden_size": 256,
+    "decoder_width": 64,
+    "strides": (2, 2, 2),
+    # The decoder reads less and less of the latents, and nothing of them after half of the steps.
+    "alpha": {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5},
+    "std": {"schedule": "log_cosine", "begin": 1.0, "end": 2.35},
+}
+
+
+def train_tokenizer(
+    config: ConfigDict,
+    data: DataSet,
+    tokenizer: Settings,
+    *,
+    width: int = 256,
+    keep_latents: bool = False,
+) -> None:
+    """The first stage of a system whose decoder explains tokens: 30,000 steps for its tokenizer.
+
+    Args:
+        tokenizer: `VQ_PIXELS` or `VQ_FEATURES`.
+        width: of a code.
+        keep_latents: on videos, let the decoder of `VQ_FEATURES` read the latents alone to the end,
+            and normalize them over whole clips, as the published program does there. Its decoder
+            never sees a code.
+    """
+    of_features = tokenizer["name"] == "vq_features"
+    config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
+    encoder = config.model.get("target_encoder", config.model.get("encoder"))
+    config.model = ConfigDict({"encoder": encoder} if of_features else {})
+    config.model.tokenizer = ConfigDict({**tokenizer, "width": width})
+    weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
+    weights |= {"latent_norm": 0.1} if of_features else {}
+    config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
+    if of_features and keep_latents and data.is_video:
+        with config.model.tokenizer.ignore_type():
+            config.model.tokenizer.alpha = 1.0
+        config.losses.latent_norm.of_clips = True
+    config.companions = ConfigDict()
+    config.weights = ConfigDict({"encoder": dict(config.weights.encoder)} if of_features else {})
+    plain = defaults(data.name, num_steps=30_000, batch_size=1)
+    config.optimizer = plain.optimizer
+    config.optimizer.learning_rate.peak = 2e-3
+    config.data.boxes = False
+    if not of_features and "features" in config.data:
+        config.data.features = ""
+    config.eval.update(num_slots=None, prune=None, masks="decoder", score_at=None)
+    config.eval.update(per_frame=False, foreground=False, skip_frames=0, match_paper=False)
+    config.train.update(match_paper=False, remat="none")
+    config.checkpoint.update(best_metric="psnr", best_mode="max")
+    if data.small is not None:
+        set_parts(config.model, data.small["parts"])
+        config.train.num_steps, config.checkpoint.every = SMALL_STEPS, SMALL_STEPS // 3
+        return
+    config.train.num_steps, config.checkpoint.every = 30_000, plain.checkpoint.every
+    config.train.batch_size = 16 if data.is_video else 64
+    # TAESD's encoder stays as it is up to its last stride, and its decoder starts from there.
+    if not of_features:
+        config.weights.taesd_encoder = ConfigDict(
+            {
+                "into": "tokenizer.encoder",
+                "source": TAESD,
+                "frozen": ("layers.?.*", "layers.10.*"),
+            }
+        )
+    config.weights.taesd_decoder = ConfigDict({"into": "tokenizer.decoder", "source": TAESD})
+
+
+def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
+    """The second stage: a frozen tokenizer of the same data set and words, from its own run.
+
+    `compose` names that run, and fits the targets to its vocabulary.
+
+    Args:
+        draws: "training": its tokens are drawn in training as in the first stage; None: they are
+            the nearest ones.
+    """
+    drawn = {"draws": draws} if draws is not None else {}
+    config.companions[TOKENIZER] = ConfigDict({"source": "", **drawn})
+
+
+def _fit_tokens(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) -> None:
+    """Fill in what the first stage decides: its workdir, vocabulary and width.
+
+    With the word `smoke`, it is an untrained tokenizer.
+    """
+    apart = ("queries", "smooth")  # the tokens are the same
+    first = {kind: word for kind, word in chosen.items() if kind not in apart} | {"task": TOKENIZER}
+    of_first = _of_words(data, {kind: first[kind] for kind in KINDS if kind in first})
+    for part in _parts_in(config.model.target):
+        part.update({x: of_first.model.tokenizer[x] for x in ("vocabulary", "width") if x in part})
+    companion = config.companions[TOKENIZER]
+    companion.source = f"runs/{_name(data, first, without=('smoke',))}"
+    if "smoke" in chosen:
+        companion.update(source="", title=of_first.title, model=of_first.model)
+
+
+def _parts_in(part: ConfigDict) -> list[ConfigDict]:
+    inside = [x for x in part.values() if isinstance(x, ConfigDict)]
+    return [part, *(y for x in inside for y in _parts_in(x))]
+
+
 # ------------------------------------------------------------------------------------- composing
 
 
@@ -702,9 +832,14 @@ def compose(data: DataSet, words: str = "") -> ConfigDict:
         UserError: a word that does not fit, or two words of one kind.
     """
     chosen = choose(words, words_of(data))
-    variant, task = chosen.get("data variant"), chosen.get("task")
-    if variant:
+    if variant := chosen.get("data variant"):
         data = data.variants[variant](data)
+    return _of_words(data, chosen)
+
+
+def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
+    """The config of a data set, with its variant, and of kind -> word in the order of `KINDS`."""
+    task = chosen.get("task")
     config = _of_system(data, chosen)
     config.name = _name(data, chosen, without=("task", "smoke"))
     earlier = config.copy_and_resolve_references()
@@ -716,6 +851,8 @@ def compose(data: DataSet, words: str = "") -> ConfigDict:
         for companion in config.companions.values():
             if "source" in companion:  # an untrained one, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
+    if TOKENIZER in config.companions:
+        _fit_tokens(config, data, chosen)
     config.name = _name(data, chosen)
     return config
 
@@ -836,6 +973,8 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
     fit_cells(config)
+    for name in [n for n, x in config.weights.items() if x["into"].startswith("tokenizer.")]:
+        del config.weights[name]  # layers of another width, which no file has
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:

@@ -5,6 +5,7 @@
     {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
     {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}
     {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.12}   half a cosine, and then 0
+    {"schedule": "log_cosine", "begin": 1.0, "end": 2.35}         half a cosine of logarithms
     {"schedule": "from", "begin": 0.2, "value": 0.5}              -1 for the first fifth: off
     {"schedule": "package.module:function", ...}                  a function of your own
 
@@ -24,6 +25,9 @@ from jaxtyping import Array, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.parts import check_number, check_settings, choose, is_schedule, settings_of
+
+
+NOMINAL = 10_000  # steps, where a schedule's last value is wanted
 
 
 def step(num_steps: int, *, path: str, begin: float, end: float, at: float) -> optax.Schedule:
@@ -59,6 +63,17 @@ def cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Sche
         return begin + (end - begin) * 0.5 * (1.0 - jnp.cos(jnp.pi * done))
 
     return value_at
+
+
+def log_cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Schedule:
+    """Return a schedule whose logarithm is half a cosine from `begin` to `end`.
+
+    The sharpness of the draws of VQ-VFM-OCL's tokenizer (arXiv 2502.20263) increases in this way.
+    """
+    for key, value in (("begin", begin), ("end", end)):
+        check_number(f"{path}.{key}", value, above=True)
+    of_logs = cosine(num_steps, path=path, begin=0.0, end=1.0)
+    return lambda count: begin * (end / begin) ** of_logs(count)
 
 
 def cosine_to_zero(num_steps: int, *, path: str, begin: float, until: float) -> optax.Schedule:
@@ -161,6 +176,7 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "from": from_,
     "cosine": cosine,
     "cosine_to_zero": cosine_to_zero,
+    "log_cosine": log_cosine,
     "warmup_cosine": warmup_cosine,
     "warmup_halving": warmup_halving,
 }
@@ -193,6 +209,17 @@ def schedule_of(path: str, value: Any, num_steps: int) -> optax.Schedule:
     check_settings(path, f"{path}.schedule={name!r}", settings, optional)
     given = {key: x for key, x in given.items() if key in takes}
     return function(num_steps, **settings, **given)
+
+
+def last_values(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of settings at the last step of a training, however long it is.
+
+    Args:
+        path: of the group of settings, for messages.
+        settings: setting -> a number or a schedule.
+    """
+    values = {key: schedule_of(f"{path}.{key}", x, NOMINAL) for key, x in settings.items()}
+    return {key: float(value(NOMINAL)) for key, value in values.items()}
 
 
 class Schedules:

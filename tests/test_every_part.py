@@ -400,12 +400,17 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         "pixels": [{}],
         "flow": [{}],
         "depth": [{}],
-        "noise": [{"width": WIDTH}],
+        "noise": [{"width": SIZE}],
         "rays": [
             {"input_views": 2, "targets": "others", "order": "drawn", "rays": 7},
             {"input_views": 1, "targets": "all", "order": "given", "rays": 7},
         ],
-        "several": [{"flow": {"name": "flow"}, "depth": {"name": "depth"}}],
+        "several": [
+            {"flow": {"name": "flow"}, "depth": {"name": "depth"}},
+            {"codes": {"name": "codes", "width": SIZE}, "features": {"name": "features"}},
+        ],
+        "codes": [{"width": SIZE}],
+        "tokens": [{"vocabulary": WIDTH, "width": SIZE}],
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
@@ -428,7 +433,7 @@ SIZES: dict[str, tuple] = {
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
 EXACT = (*BATCH_ARRAYS, "positions", "rays")  # float32 in any model
-OF_PARTS = {"tokens": (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
+OF_PARTS = {("initializer", "tokens"): (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -482,7 +487,7 @@ def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[Model
         f"model.{row.kind}",
         row.settings,
         TABLES[row.kind],
-        *OF_PARTS.get(row.name, SIZES[row.kind]),
+        *OF_PARTS.get((row.kind, row.name), SIZES[row.kind]),
         **GIVEN.get(row.kind, {}),
         rngs=nnx.Rngs(0),
     )
@@ -546,7 +551,8 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "projection":
         return {}, {"tokens": module(tokens)}
     if row.kind == "target":
-        constants = {"features": tokens, "codes": tokens}
+        codes = jnp.repeat(x["codes"][:, None], FRAMES, axis=1)
+        constants = {"features": tokens, "codes": codes, "tokens": x["token_ids"][:, None]}
         return {}, module({name: x[name] for name in BATCH_ARRAYS}, constants, draws)
     if row.kind == "initializer":
         values = scheduled_settings("model", row.settings, TABLES[row.kind])
@@ -707,14 +713,16 @@ def test_bfloat16_is_near_float32(row):
     assert exact.keys() == near.keys()
     promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
     for name, value in near.items():
-        exact_row = row.kind == "target" and row.name != "features"
+        exact_row = row.kind == "target" and "features" not in (row.name, name.split(".")[0])
         exact_row |= row.name == "causal_transformer"  # logits, and losses of them
         expected = np.float32 if name.startswith(promised) or exact_row else jnp.bfloat16
-        if value.dtype == np.int32:
-            expected = np.int32  # such as a step
+        expected = np.int32 if value.dtype == np.int32 else expected  # tokens, or a step
         if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
-        assert exact[name].dtype in (np.float32, np.int32)
+        if np.issubdtype(exact[name].dtype, np.integer):
+            np.testing.assert_array_equal(value, exact[name])
+            continue
+        assert exact[name].dtype == np.float32
         error = np.abs(value.astype(np.float32) - exact[name]).max()
         assert error <= BFLOAT16 * np.abs(exact[name]).max(), name
     _, params = built(row, "bfloat16")
@@ -815,7 +823,7 @@ def test_targets_are_constants_without_parameters(row):
     assert not arrays
 
     def total(tokens, batch):
-        constants = {"features": tokens, "codes": tokens}
+        constants = {"features": tokens, "codes": tokens[..., :SIZE], "tokens": x["token_ids"]}
         found = definition.merge({})(batch, constants, drawn(row, True))
         return sum(jnp.sum(x.astype(jnp.float32)) for x in found.values())
 

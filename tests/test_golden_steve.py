@@ -87,15 +87,8 @@ def test_dvae():
             arrays[name] = jnp.asarray(transform.to_ours(x))
         image = np.moveaxis(file["inp/image"], 1, -1)
         vocabulary, hidden = theirs["encoder.7.weight"].shape[:2]
-        make = (
-            lambda: DVAE(  # noqa: E731
-                image.shape[1:3],
-                None,
-                None,
-                vocabulary=vocabulary,
-                hidden_size=hidden,
-                rngs=nnx.Rngs(0),
-            )
+        make = lambda: DVAE(  # noqa: E731
+            image.shape[1:3], None, None, vocabulary=vocabulary, hidden_size=hidden, rngs=nnx.Rngs(0)
         )
         definition, expected, _ = split(nnx.eval_shape(make))
         assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
@@ -110,9 +103,9 @@ def test_dvae():
             loss = jnp.sum((recon - image) ** 2) / len(image)
             return loss, (latents, found, recon)
 
-        (loss, (latents, found, recon)), gradients = jax.jit(jax.value_and_grad(run, has_aux=True))(
-            arrays
-        )
+        (loss, (latents, found, recon)), gradients = jax.jit(
+            jax.value_and_grad(run, has_aux=True)
+        )(arrays)
         file.compare("out/log_probability", jnp.moveaxis(latents, -1, 1), FORWARD)
         file.compare("out/soft", found.mixed, FORWARD, change=grid_last)
         file.compare("out/recon", jnp.moveaxis(recon, -1, 1), FORWARD)
@@ -133,7 +126,9 @@ class Recurrence(nnx.Module):
         rngs = nnx.Rngs(0)
         gaussian = {"log_std": None, "mean": "xavier"}
         self.initializer = Gaussian(width, slot_size, 1, **gaussian, rngs=rngs)
-        self.aggregator = SlotAttention(width, slot_size, **ATTENTION, mlp_size=mlp_size, rngs=rngs)
+        self.aggregator = SlotAttention(
+            width, slot_size, **ATTENTION, mlp_size=mlp_size, rngs=rngs
+        )
         self.transition = Transformer(
             width, slot_size, **PREDICTOR, num_layers=num_layers, rngs=rngs
         )

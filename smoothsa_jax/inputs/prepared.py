@@ -283,6 +283,17 @@ class PreparedFolder:
         labels = self._labels(clip, which)
         return self._sample(clip, which, labels, self._scored_view(clip, labels.shape[1:])), which
 
+    def fixed_pixels(self, index: int, which: range) -> UInt8[np.ndarray, "T H W 3"]:
+        """These frames of sample `index`, for the largest centered square, as evaluation sees them.
+
+        Raises:
+            UserError: as for evaluation.
+        """
+        clip = self._clip(index)
+        frames = decode_frames(clip, which)
+        view = self._scored_view(clip, frames.shape[1:3])
+        return view_pixels(frames, view, self._size, self._interpolation)
+
     def _inner(self, clip: EncodedClip, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the part of frames (height, width) that is used."""
         side = self._centre_crop

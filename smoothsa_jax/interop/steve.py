@@ -70,10 +70,7 @@ def _rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     cnn = [(i, "" if i == last else ".m") for i in range(last + 1)]
     return [
         *below("dvae", "tokenizer", DVAE),
-        *[
-            (f"steve_encoder.cnn.{i}{m}", f"encoder.layers.layers.{i}", _CONVOLUTION)
-            for i, m in cnn
-        ],
+        *[(f"steve_encoder.cnn.{i}{m}", f"encoder.layers.layers.{i}", _CONVOLUTION) for i, m in cnn],
         (
             "steve_encoder.pos.projection",
             "encoder.place.dense",

@@ -5,7 +5,6 @@ two files of its own repository, whose decoder counts a layer more (the clamp in
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
 from smoothsa_jax.losses.recognition import Box, Category
-from smoothsa_jax.losses.reconstruction import Noise, Reconstruction
+from smoothsa_jax.losses.reconstruction import Noise, Reconstruction, Token
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
 from smoothsa_jax.losses.time import TimeSimilarity
 from smoothsa_jax.losses.tokenizers import Codebook, Commitment, LatentNorm
@@ -20,6 +20,7 @@ from smoothsa_jax.parts import check_number, make, scheduled_settings
 LOSSES: dict[str, Callable] = {
     "reconstruction": Reconstruction,
     "noise": Noise,
+    "token": Token,
     "distillation": Distillation,
     "slot_contrast": SlotContrast,
     "time_similarity": TimeSimilarity,

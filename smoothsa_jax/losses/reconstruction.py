@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from smoothsa_jax.models.interfaces import Scheduled
+from smoothsa_jax.models.interfaces import TOKEN_LOSS, Scheduled
 from smoothsa_jax.parts import check_one_of
 
 REDUCTIONS = ("mean", "sum")
@@ -49,6 +49,31 @@ class Noise:
     ) -> Float[Array, ""]:
         del batch, scheduled
         return reconstruction_loss(outputs["prediction"], outputs["target"])
+
+
+class Token:
+    """Cross-entropy of the predicted tokens (SLATE, Singh et al. 2022, arXiv 2110.11405).
+
+    The decoder gives it for each token, so that the logits of a batch never exist at once.
+
+    Args:
+        reduction: "mean", over all tokens; or "sum", over the tokens of a frame, then the mean over
+            frames, as in the originals.
+    """
+
+    reads = (TOKEN_LOSS,)
+    advice = {TOKEN_LOSS: "set model.decoder.name='causal_transformer' and give it a tokenizer"}
+
+    def __init__(self, *, reduction: str = "mean"):
+        check_one_of("losses.token.reduction", reduction, REDUCTIONS)
+        self.summed = reduction == "sum"
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        losses = outputs[TOKEN_LOSS]  # (B,T,M)
+        return jnp.mean(jnp.sum(losses, axis=-1)) if self.summed else jnp.mean(losses)
 
 
 def reconstruction_loss(

@@ -31,7 +31,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.buffers import DRAWS, Updates
-from smoothsa_jax.models.build import slot_model_shapes
+from smoothsa_jax.models.build import model_shapes
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.parameters import (
     ModelDefinition,
@@ -439,9 +439,10 @@ def _companion(
 ) -> tuple[ModelDefinition, Parameters]:
     """Return a companion's definition and the shapes of its arrays, which come from elsewhere."""
     of_model = companion.get("model") or config.model
-    model = slot_model_shapes(of_model, image_size_of(config))
-    # No gradient passes through it, so there is nothing to recompute.
-    model.set_memory_options("none", config.train.scan_unroll)
+    model = model_shapes(of_model, image_size_of(config))
+    if hasattr(model, "set_memory_options"):
+        # No gradient passes through it, so there is nothing to recompute.
+        model.set_memory_options("none", config.train.scan_unroll)
     definition, _, arrays = split(model, config.dtype, backend, ("*",), f"{name}.")
     return definition, arrays
 

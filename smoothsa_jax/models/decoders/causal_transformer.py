@@ -106,6 +106,7 @@ class CausalTransformerDecoder(nnx.Module):
         self.first = nnx.Param(first)
         draw_table = lambda: jax.random.normal(rngs.params(), (width, size), jnp.float32)  # noqa: E731
         self.table = nnx.Param(draw_table()) if embed == "table" else None
+        self.needs = ("codes",) if self.table is None else ("tokens",)
         # STEVE's program has a position after the last token too, which nothing reads.
         places = num_tokens if embed == "codes" else num_tokens + 1
         self.position = nnx.Param(
@@ -156,12 +157,11 @@ class CausalTransformerDecoder(nnx.Module):
         Returns:
             The outputs, and None: there are no masks.
         """
-        name = "codes" if self.table is None else "tokens"
-        if name not in given:
-            return {}, None
+        (name,) = self.needs
         if self.table is None and given["codes"].shape[-1] != self.token_size:
+            found = given["codes"].shape[-1]
             raise UserError(
-                f"the tokenizer's codes are {given['codes'].shape[-1]} wide, model.decoder expects "
+                f"the tokenizer's codes are {found} wide, but model.decoder takes codes of "
                 f"{self.token_size}; train a tokenizer of that width, or change model.slot_size"
             )
         inputs = given[name], slots, draws, slot_mask

@@ -68,7 +68,9 @@ class DVAE(nnx.Module):
             return Convolutions(widths[0], widths[1:], kernels, strides, **settings)
 
         same, larger = hidden_size, 4 * hidden_size
-        self.encoder = layers((3, *[same] * 7, vocabulary), (PATCH, *[1] * 7), last_relu=False)
+        self.encoder = layers(
+            (3, *[same] * 7, vocabulary), (PATCH, *[1] * 7), last_relu=False
+        )
         # After each but the last, pixels are shuffled into twice as many rows and columns.
         self.decoder = nnx.List(
             [
@@ -130,7 +132,9 @@ class DVAE(nnx.Module):
         outputs = {"latents": flat, "codes": found.codes, "tokens": found.tokens}
         return {"prediction": self.decode(read), **outputs, **found.extras}
 
-    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array] | None:
+    def draw(
+        self, keys: Sequence[Array], sizes: Sizes, training: bool
+    ) -> dict[str, Array] | None:
         """Return the keys (B,T) of the relaxed samples and of the tokens."""
         if not training:
             return None
