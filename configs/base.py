@@ -330,9 +330,10 @@ SMOKE_PARTS = {
         "basis_size": 16,
         "hidden_size": 16,
         "decoder_width": 8,
+        "blocks": 1,
         "strides": (2, 2, 1),
     },
-    "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8},
+    "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8, "blocks": 1},
 }
 
 
@@ -681,6 +682,7 @@ VQ_PIXELS = {
     "width": 256,
     "vocabulary": 4096,
     "layer_width": 64,
+    "blocks": 3,
     "strides": (2, 2, 2),
     "pixels": "imagenet",
 }
@@ -691,6 +693,7 @@ VQ_FEATURES = {
     "basis_size": 1024,
     "hidden_size": 256,
     "decoder_width": 64,
+    "blocks": 3,
     "strides": (2, 2, 2),
     # The decoder reads less and less of the latents, and nothing of them after half of the steps.
     "alpha": {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5},
