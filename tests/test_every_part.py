@@ -99,6 +99,7 @@ SAVI_BOXES = {
     "start": "lecun",
 }
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
+UNET = {"num_blocks": 1, "groups": 2, "dropout_rate": 0.0}
 BATCH_ARRAYS = ("video", "flow", "depth", "cameras")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
 # to places, not to slots.
@@ -159,7 +160,11 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         ],
     },
     "projection": {
-        "mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}],
+        "mlp": [
+            {},
+            {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"},
+            {"hidden_ratio": 2.0, "norm": False, "activation": "none"},
+        ],
         "token_transformer": [
             {
                 "hidden_size": 10,
@@ -320,6 +325,10 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "start": "xavier",
             },
         ],
+        "denoising_unet": [
+            {**UNET, "widths": (4, 8), "num_heads": 2, "zero_start": False},
+            {**UNET, "widths": (4,), "head_size": 2, "zero_start": True},
+        ],
         "mlp_mixture": [
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
@@ -395,6 +404,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         "pixels": [{}],
         "flow": [{}],
         "depth": [{}],
+        "noise": [{"width": SIZE}],
         "rays": [
             {"input_views": 2, "targets": "others", "order": "drawn", "rays": 7},
             {"input_views": 1, "targets": "all", "order": "given", "rays": 7},
@@ -516,6 +526,8 @@ def inputs_of(seed: int = 0) -> dict[str, np.ndarray]:
         "cameras": normal(FRAMES, 4, 3),
         "positions": normal(TOKENS, 3),
         "rays": normal(TOKENS, 3),
+        "noisy": normal(TOKENS, WIDTH),
+        "time": np.array([3, 900], np.int32),
         "codes": normal(TOKENS, SIZE),
         "token_ids": rng.integers(0, WIDTH, (BATCH, TOKENS), np.int32),
     }
@@ -527,7 +539,10 @@ def drawn(row: Row, training: bool, seed: int = 0) -> Draws:
     if row.kind not in RANDOM:
         return None
     keys = list(jax.random.split(jax.random.key(seed), len(KEYS.get(row.kind, (0,)))))
-    return built(row)[0].skeleton().draw(keys, ALL, training)
+    module = built(row)[0].skeleton()
+    if row.kind == "projection" and not hasattr(module, "draw"):
+        return None
+    return module.draw(keys, ALL, training)
 
 
 Outputs = dict[str, Any]
@@ -541,7 +556,7 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
             return {}, module(x["frames"][:, None], x["cameras"][:, :1])
         return {}, module(x["frames"])
     if row.kind == "projection":
-        return {}, {"tokens": module(tokens)}
+        return {}, {"tokens": module(tokens, *(() if draws is None else (draws,)))}
     if row.kind == "target":
         codes = jnp.repeat(x["codes"][:, None], FRAMES, axis=1)
         constants = {"features": tokens, "codes": codes, "tokens": x["token_ids"][:, None]}
@@ -571,7 +586,7 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "decoder":
         of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         given = {"target": tokens[:, 0].astype(slots.dtype)}
-        given |= {"codes": x["codes"].astype(slots.dtype)}
+        given |= {name: x[name].astype(slots.dtype) for name in ("codes", "noisy")}
         ids = {"tokens": "token_ids"}  # the features have that name here
         given |= {name: x[ids.get(name, name)] for name in getattr(module, "exact", ())}
         found, masks = module(slots[:, 0], mask, given, of_frame)
@@ -708,7 +723,7 @@ def test_bfloat16_is_near_float32(row):
         exact_row = row.kind == "target" and "features" not in (row.name, name.split(".")[0])
         exact_row |= row.name == "causal_transformer"  # logits, and losses of them
         expected = np.float32 if name.startswith(promised) or exact_row else jnp.bfloat16
-        expected = np.int32 if row.name == "tokens" and row.kind == "target" else expected
+        expected = np.int32 if value.dtype == np.int32 else expected  # tokens, or a step
         if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
         if np.issubdtype(exact[name].dtype, np.integer):
@@ -736,8 +751,8 @@ def test_draws_have_a_leading_batch_axis_and_come_from_the_key(row, training):
     if leaves:
         changed = zip(leaves, jax.tree.leaves(other), strict=True)
         assert any(np.any(data(a) != data(b)) for a, b in changed)
-    if not training:  # the cold start alone is random at evaluation
-        assert not leaves or row.kind == "initializer"
+    if not training:  # the cold start is random at evaluation, and what a noisy target is
+        assert not leaves or row.kind == "initializer" or row.name == "noise"
 
 
 @both_modes
@@ -817,7 +832,7 @@ def test_targets_are_constants_without_parameters(row):
     def total(tokens, batch):
         constants = {"features": tokens, "codes": tokens[..., :SIZE], "tokens": x["token_ids"]}
         found = definition.merge({})(batch, constants, drawn(row, True))
-        return sum(jnp.sum(x) for x in found.values())
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in found.values())
 
     x = inputs_of()
     batch = {name: x[name] for name in BATCH_ARRAYS}

@@ -1,10 +1,8 @@
 """Names of decoders that explain a tokenizer's codes, and of tokenizers, in other programs."""
 
 from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.table import FILTERS, LINEAR, NORM, ONE_BY_ONE, SAME, Row
-
-FILTER = {"weight": ("kernel", FILTERS), "bias": ("bias", SAME)}
-POINTWISE = {"weight": ("kernel", ONE_BY_ONE), "bias": ("bias", SAME)}  # 1x1, a Linear in ours
+from smoothsa_jax.interop.table import LINEAR, NORM, Row
+from smoothsa_jax.interop.tokenizers import FILTER, POINTWISE
 
 _BLOCK: list[Row] = [  # of diffusers' UNet, which latent diffusion's program is the origin of
     ("norm1", "norm_in", NORM),

@@ -106,7 +106,11 @@ class Projection(Protocol):
     width: int
 
     def __call__(self, features: Float[Array, "*B M F"]) -> Float[Array, "*B M C"]:
-        """Return the tokens."""
+        """Return the tokens.
+
+        A projection with random numbers has `draw`, and in training takes what it returned, (B, T,
+        ...), as its second argument.
+        """
 
 
 class Initializer(Protocol):
@@ -282,8 +286,6 @@ class Decoder(Protocol):
         of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
             `decoders/rays.py`. May be absent: no.
         exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
-        needs: names of what has to be given; without, as at inference, nothing is decoded. May be
-            absent: none.
     """
 
     remat: bool

@@ -45,7 +45,6 @@ class DenoisingUNet(nnx.Module):
     """
 
     exact = ("time",)
-    needs = ("noisy", "time")
 
     def __init__(
         self,
@@ -123,8 +122,10 @@ class DenoisingUNet(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None,
         given: Mapping[str, Array],
         draws: Array | None = None,
-    ) -> tuple[Float[Array, "B M D"], None]:
-        """Return the predicted noise, and no masks.
+    ) -> tuple[dict[str, Float[Array, "B M D"]], None]:
+        """Return the predicted noise as `prediction`, and no masks.
+
+        Without noisy codes, as at inference, nothing is predicted.
 
         Args:
             slots: the slots of each frame.
@@ -133,7 +134,10 @@ class DenoisingUNet(nnx.Module):
                 counted from 0.
             draws: the keys (B,) of dropout; None: no dropout.
         """
-        return self.denoise(given["noisy"], given["time"], slots, slot_mask, draws), None
+        if "noisy" not in given:
+            return {}, None
+        found = self.denoise(given["noisy"], given["time"], slots, slot_mask, draws)
+        return {"prediction": found}, None
 
     def denoise(
         self,
