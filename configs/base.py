@@ -700,7 +700,7 @@ def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
 
 TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
 TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
-SMALL_STEPS = 1500  # of a tokenizer of embedded data
+SMALL_STEPS = 600  # of a tokenizer of embedded data
 # Of VQ-VFM-OCL (arXiv 2502.20263); `width` is 4 for a denoising decoder.
 VQ_PIXELS = {
     "name": "vq_pixels",
@@ -927,8 +927,8 @@ def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     if "smoke" in chosen:
         _smoke(config, data)
         _smoke(earlier, data)
-        for companion in config.companions.values():
-            if "source" in companion:  # an untrained one, of the earlier run's smoke form
+        for key, companion in config.companions.items():
+            if "source" in companion and key != TOKENIZER:  # an untrained one, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
     if TOKENIZER in config.companions:
         _fit_tokens(config, data, chosen)
