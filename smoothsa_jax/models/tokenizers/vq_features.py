@@ -47,6 +47,7 @@ class VQFeatures(VQ, nnx.Module):
         basis_size: width of the random matrix.
         hidden_size: width of the decoder's first layers.
         decoder_width: channels of TAESD's layers.
+        blocks: in front of each stride; 3 in TAESD.
         strides: how the decoder enlarges: a pixel shuffle, then twice within TAESD's layers.
         std: scheduled; how sharp draws are.
         alpha: scheduled; share of the latents in what the decoder reads.
@@ -66,6 +67,7 @@ class VQFeatures(VQ, nnx.Module):
         basis_size: int,
         hidden_size: int,
         decoder_width: int,
+        blocks: int,
         strides: Sequence[int],
         rngs: nnx.Rngs,
     ):
@@ -74,6 +76,7 @@ class VQFeatures(VQ, nnx.Module):
         check_whole(f"{PATH}.basis_size", basis_size)
         check_whole(f"{PATH}.hidden_size", hidden_size)
         check_whole(f"{PATH}.decoder_width", decoder_width)
+        check_whole(f"{PATH}.blocks", blocks)
         self.strides = strides_of(strides)
         self.grid, self.width, self.vocabulary = tuple(grid), width, vocabulary
         self.encoder = _Encoder(features, width, rngs=rngs)
@@ -81,7 +84,7 @@ class VQFeatures(VQ, nnx.Module):
         self.basis = nnx.Variable(basis)  # not nnx.Param: it is never trained
         self.codebook = linear(basis_size, width, rngs=rngs)
         self.expand = _Expand(width, hidden_size, decoder_width, self.strides[0], rngs=rngs)
-        self.decoder = TinyDecoder(decoder_width, (1, *self.strides[1:]), rngs=rngs)
+        self.decoder = TinyDecoder(decoder_width, (1, *self.strides[1:]), blocks, rngs=rngs)
 
     def code_matrix(self) -> Float[Array, "V D"]:
         """Compute the codes from the present arrays, never from earlier ones."""
