@@ -43,6 +43,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     config.model.target = ConfigDict({"name": "noise", "width": CODE_SIZE})
     config.losses = ConfigDict({"noise": {"weight": 1.0}})
     config.eval.masks = "aggregator"
+    base.read_tokens(config)
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
     base.follow(config, data)
 
@@ -52,4 +53,10 @@ def genera1z(config: ConfigDict, data: base.DataSet) -> None:
     base.use_length(config, data, num_steps=50_000)
 
 
-WORDS = {"genera1z": ("version", genera1z)}
+def tokenizer(config: ConfigDict, data: base.DataSet, source: str) -> None:
+    del source
+    base.train_tokenizer(config, data, base.VQ_PIXELS, width=CODE_SIZE)
+    config.model.tokenizer.width = CODE_SIZE  # of embedded data too
+
+
+WORDS = {"genera1z": ("version", genera1z), "tokenizer": ("task", tokenizer)}
