@@ -4,8 +4,8 @@ A config is built in this order, and later settings win:
 
     1. `defaults`, below
     2. the facts of the data set, which the system fits itself to: slots, frames, boxes, encoder
-    3. the system (a file of `configs/systems/`), its variant, queries and version, and the word
-       `smooth`
+    3. the system (a file of `configs/systems/`), its variant, size, queries and version, and the
+       word `smooth`
     4. the data set's own settings, and its `small` block if it has one
     5. the task, such as `recognition`
     6. the word `smoke`
@@ -20,10 +20,11 @@ A file of `configs/systems/` states:
                                     reads
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
-                                    kind is "system variant", "queries", "version" or "task"
+                                    kind is "system variant", "size", "queries", "version" or
+                                    "task"
 
 A function of a word gets the other words that it has arguments for: `variant`, that of the system,
-and `version`; None: not given.
+`size` and `version`; None: not given.
 
 A new file there is a new word; there is no list to extend.
 """
@@ -71,6 +72,9 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                     "warmup": 0.05,
                     "end_ratio": 1e-3,
                 },
+                # Arrays with a learning rate of their own: name -> {"of": patterns of their names,
+                # "learning_rate": a number or a schedule}.
+                "rates": {},
                 "clip_norm": 1.0,  # of the gradient; 0: no clipping
                 "clip_by": "norm",  # the global norm; or largest, the largest entry
             },
@@ -308,6 +312,8 @@ SMOKE_PARTS = {
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
     "denoising_unet": {"widths": (16, 16), "num_blocks": 1, "groups": 4, "num_heads": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "causal_transformer": {"num_layers": 1},
+    "dvae": {"vocabulary": 16, "hidden_size": 8},
     "conv": {"width": 8, "strides": (2, 2)},
     "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
     "token_transformer": {"num_layers": 1, "mlp_size": 32},
@@ -673,6 +679,12 @@ DENOISING_UNET = {
 }
 
 
+def r384(config: ConfigDict, data: DataSet) -> None:
+    """Pictures of 384 pixels, so 576 tokens in place of 256; embedded data keep their own."""
+    config.title += ", 384 pixels"
+    config.data.image_size = 384 if data.small is None else config.data.image_size
+
+
 def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
     """Patterns of a ViT's arrays that freeze all but the last third of its blocks."""
     tuned = encoder["depth"] // 3
@@ -770,6 +782,66 @@ def train_tokenizer(
     config.weights.taesd_decoder = ConfigDict({"into": "tokenizer.decoder", "source": TAESD})
 
 
+def predict_tokens(config: ConfigDict) -> None:
+    """The parts that SLATE, STEVE and VQ-VFM-OCL share in the program of SmoothSA's author.
+
+    A causal transformer predicts the tokens of a tokenizer, and slot attention's masks are scored.
+    """
+    predict_features(
+        config,
+        projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
+        initializer={**SEPARATE_GAUSSIANS, "mean": "xavier_matrix"},
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 3,
+            "dropout_rate": 0.01,
+        },
+        decoder={"name": "causal_transformer", "num_layers": 4, "num_heads": 4, "embed": "codes"},
+    )
+    config.model.target = ConfigDict({"name": "tokens", "vocabulary": 4096, "width": 256})
+    config.losses = ConfigDict({"token": {"weight": 1.0}})
+    config.eval.masks = "aggregator"
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
+
+
+def carry_tokens(config: ConfigDict, data: DataSet) -> None:
+    """The same on videos, as in STEVE: one iteration per frame, then a transformer over slots.
+
+    Slots start from boxes where there are some. One more slot is that of the background, and slots
+    without a box are masked; `explain_tokens_as_genera1z` has what the published program does.
+    """
+    if data.boxes:
+        config.model.initializer = ConfigDict(PLAIN_BOXES)
+        if data.small is None:
+            config.model.num_slots = data.num_slots + 1
+            config.data.background_box = True
+    config.model.aggregator.update(first=1, later=1)
+    config.model.transition = ConfigDict(
+        {
+            "name": "transformer",
+            "num_heads": 4,
+            "norm": "post",
+            "activation": "gelu",
+            "bias": False,
+            "dropout_rate": 0.1,
+        }
+    )
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
+
+
+def explain_tokens_as_genera1z(config: ConfigDict, data: DataSet) -> None:
+    """Encoder, steps and boxes of the program of SmoothSA's author for systems of tokens.
+
+    Its slots without a box start from a box of zeros and take part, with none for the background.
+    """
+    use_encoder(config, data, DINOV2_SMALL_NORMED)
+    use_length(config, data, num_steps=50_000)
+    if data.boxes and data.small is None:
+        config.data.update(background_box=False, zero_boxes=True)
+
+
 def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
     """The second stage: a frozen tokenizer of the same data set and words, from its own run.
 
@@ -791,8 +863,12 @@ def _fit_tokens(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) ->
     apart = ("queries", "smooth")  # the tokens are the same
     first = {kind: word for kind, word in chosen.items() if kind not in apart} | {"task": TOKENIZER}
     of_first = _of_words(data, {kind: first[kind] for kind in KINDS if kind in first})
+    tokenizer, decoder = of_first.model.tokenizer, config.model.decoder
     for part in _parts_in(config.model.target):
-        part.update({x: of_first.model.tokenizer[x] for x in ("vocabulary", "width") if x in part})
+        part.update({x: tokenizer[x] for x in ("vocabulary", "width") if x in part})
+    if decoder.get("embed") == "codes" and tokenizer.width != config.model.slot_size:
+        # In small models, slots are not as wide as codes.
+        decoder.update(token_size=tokenizer.width, project_slots=True)
     companion = config.companions[TOKENIZER]
     companion.source = f"runs/{_name(data, first, without=('smoke',))}"
     if "smoke" in chosen:
@@ -898,7 +974,7 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     system = systems()[chosen.get("system", DEFAULT_SYSTEM)]
     config.title = system.TITLE
     system.apply(config, data)
-    for kind in ("system variant", "queries", "version"):
+    for kind in ("system variant", "size", "queries", "version"):
         if kind in chosen:
             _apply(chosen, kind, config, data)
     if "smooth" in chosen:
@@ -932,6 +1008,7 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
         if term in config.losses:
             _set_weight(config.losses[term], weight)
     fit_cells(config)
+    fit_tokens(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
@@ -942,6 +1019,16 @@ def fit_cells(config: ConfigDict) -> None:
     decoder = config.model.get("decoder", {})
     if decoder.get("name") == "spatial_broadcast":
         decoder.cells = config.data.image_size // math.prod(decoder.strides)
+
+
+def fit_tokens(config: ConfigDict) -> None:
+    """Let the target have the tokens of a discrete VAE that is trained along."""
+    tokenizer = config.model.get("tokenizer", {})
+    if tokenizer.get("name") == "dvae":
+        size = config.data.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        codes = tokenizer.vocabulary
+        config.model.target.update(vocabulary=codes, width=codes, grid=(height // 4, width // 4))
 
 
 def _set_weight(term: ConfigDict, weight: float) -> None:
@@ -973,6 +1060,7 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
     fit_cells(config)
+    fit_tokens(config)
     for name in [n for n, x in config.weights.items() if x["into"].startswith("tokenizer.")]:
         del config.weights[name]  # layers of another width, which no file has
     for entry in config.weights.values():
@@ -996,7 +1084,8 @@ def _name(data: DataSet, chosen: Mapping[str, str], without: tuple[str, ...] = (
 def _apply(chosen: Mapping[str, str], kind: str, *arguments: Any) -> None:
     """Do what the word of that kind does, which may depend on other words."""
     function = _function(chosen, kind)
-    others = {"variant": chosen.get("system variant"), "version": chosen.get("version")}
+    kinds = {"variant": "system variant", "size": "size", "version": "version"}
+    others = {name: chosen.get(kind) for name, kind in kinds.items()}
     takes = inspect.signature(function).parameters
     function(*arguments, **{name: word for name, word in others.items() if name in takes})
 

@@ -160,7 +160,11 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         ],
     },
     "projection": {
-        "mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}],
+        "mlp": [
+            {},
+            {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"},
+            {"hidden_ratio": 2.0, "norm": False, "activation": "none"},
+        ],
         "token_transformer": [
             {
                 "hidden_size": 10,
@@ -535,7 +539,10 @@ def drawn(row: Row, training: bool, seed: int = 0) -> Draws:
     if row.kind not in RANDOM:
         return None
     keys = list(jax.random.split(jax.random.key(seed), len(KEYS.get(row.kind, (0,)))))
-    return built(row)[0].skeleton().draw(keys, ALL, training)
+    module = built(row)[0].skeleton()
+    if row.kind == "projection" and not hasattr(module, "draw"):
+        return None
+    return module.draw(keys, ALL, training)
 
 
 Outputs = dict[str, Any]
@@ -549,7 +556,7 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
             return {}, module(x["frames"][:, None], x["cameras"][:, :1])
         return {}, module(x["frames"])
     if row.kind == "projection":
-        return {}, {"tokens": module(tokens)}
+        return {}, {"tokens": module(tokens, *(() if draws is None else (draws,)))}
     if row.kind == "target":
         codes = jnp.repeat(x["codes"][:, None], FRAMES, axis=1)
         constants = {"features": tokens, "codes": codes, "tokens": x["token_ids"][:, None]}

@@ -3,26 +3,42 @@
 GOLDEN_DIR names another folder of the same layout, with other numbers and other sizes.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FORWARD, GRADIENT, LOSS, Golden, golden, inner, write_report
+from golden_files import FORWARD, GRADIENT, LOSS, TRAINED, Golden, golden, inner, write_report
+from ml_collections import ConfigDict
+from tiny import tiny_config
 
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.interop.steve import DVAE as DVAE_ROWS
 from smoothsa_jax.interop.steve import STEVE
 from smoothsa_jax.interop.table import KeyTable
+from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.initializers import Gaussian
 from smoothsa_jax.models.parameters import split
+from smoothsa_jax.models.slot_model import KEYS
 from smoothsa_jax.models.tokenizers.dvae import DVAE
 from smoothsa_jax.models.transitions import Transformer
+from smoothsa_jax.tasks.build import build_task
+from smoothsa_jax.tasks.task import run_task
+from smoothsa_jax.training.step import build_training
 
-# What the files do not tell.
+CONFIG = Path(__file__).parent.parent / "configs" / "movi_d.py"
+LOSSES = {"cross_entropy": "token", "mse": "tokenizer"}
+# What the files do not tell: of the trajectory, the steps of the warm-up, of the halving and of the
+# cosine of the temperature.
+WARMUP, HALF_LIFE, COOLING = 3, 5, 4
 HEADS, ITERATIONS = 4, 2
 ATTENTION = {
     "first": ITERATIONS,
+    "later": ITERATIONS,
     "gradient": "full",
     "epsilon": 1e-8,
     "epsilon_in": "weights",
@@ -87,9 +103,9 @@ def test_dvae():
             arrays[name] = jnp.asarray(transform.to_ours(x))
         image = np.moveaxis(file["inp/image"], 1, -1)
         vocabulary, hidden = theirs["encoder.7.weight"].shape[:2]
-        make = lambda: DVAE(  # noqa: E731
-            image.shape[1:3], None, None, vocabulary=vocabulary, hidden_size=hidden, rngs=nnx.Rngs(0)
-        )
+        sizes = image.shape[1:3], None, None
+        settings = {"vocabulary": vocabulary, "hidden_size": hidden}
+        make = lambda: DVAE(*sizes, **settings, rngs=nnx.Rngs(0))  # noqa: E731
         definition, expected, _ = split(nnx.eval_shape(make))
         assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
         noise = jnp.asarray(grid_last(file["inp/gumbel"]))
@@ -101,16 +117,16 @@ def test_dvae():
             found = model.quantize(latents, {"soft": noise, "hard": noise}, scheduled)
             recon = model.decode(found.mixed)
             loss = jnp.sum((recon - image) ** 2) / len(image)
-            return loss, (latents, found, recon)
+            return loss, (latents, found.tokens, found.mixed, recon)
 
-        (loss, (latents, found, recon)), gradients = jax.jit(
+        (loss, (latents, tokens, mixed, recon)), gradients = jax.jit(
             jax.value_and_grad(run, has_aux=True)
         )(arrays)
         file.compare("out/log_probability", jnp.moveaxis(latents, -1, 1), FORWARD)
-        file.compare("out/soft", found.mixed, FORWARD, change=grid_last)
+        file.compare("out/soft", mixed, FORWARD, change=grid_last)
         file.compare("out/recon", jnp.moveaxis(recon, -1, 1), FORWARD)
         file.compare("loss/mse", loss, LOSS)
-        np.testing.assert_array_equal(found.tokens, np.argmax(found.mixed, axis=-1))
+        np.testing.assert_array_equal(tokens, np.argmax(mixed, axis=-1))
         recorded = {}
         for key, x in file.group("grad/").items():
             name, transform = table.ours(key)
@@ -126,9 +142,7 @@ class Recurrence(nnx.Module):
         rngs = nnx.Rngs(0)
         gaussian = {"log_std": None, "mean": "xavier"}
         self.initializer = Gaussian(width, slot_size, 1, **gaussian, rngs=rngs)
-        self.aggregator = SlotAttention(
-            width, slot_size, **ATTENTION, mlp_size=mlp_size, rngs=rngs
-        )
+        self.aggregator = SlotAttention(width, slot_size, **ATTENTION, mlp_size=mlp_size, rngs=rngs)
         self.transition = Transformer(
             width, slot_size, **PREDICTOR, num_layers=num_layers, rngs=rngs
         )
@@ -171,3 +185,183 @@ def test_slot_attention():
         file.compare("out/attention", attention.swapaxes(2, 3), FORWARD)
         recorded = {f"steve_encoder.savi.{k}": x for k, x in file.group("grad/").items()}
         compare_gradients(file, convert(recorded), gradients)
+
+
+class Recorded:
+    """The gallery's STEVE at the size of a file, with its arrays.
+
+    Args:
+        file: `model_steve_original`.
+        dvae: `tokeniser_dvae`, whose weights the model has.
+    """
+
+    def __init__(self, file: Golden, dvae: Golden):
+        theirs = {f"dvae.{key}": x for key, x in dvae.group("param/").items()}
+        theirs |= file.group("param/")
+        of = lambda key: theirs[key].shape  # noqa: E731
+        self.file, self.theirs = file, theirs
+        video = file["inp/video"]
+        self.video = np.moveaxis(video, 2, -1)
+        self.size = video.shape[-2:]
+        self.num_slots = file["inp/noise"].shape[1]
+        savi, decoder = "steve_encoder.savi.", "steve_decoder."
+        slot_size = of(f"{savi}project_q.weight")[0]
+        vocabulary, hidden = of("dvae.encoder.7.weight")[:2]
+        layers = numbers(theirs, "steve_encoder.cnn.")
+        stride = self.size[0] // of("steve_encoder.pos.pe")[2]
+        blocks = numbers(theirs, f"{savi}predictor.blocks.")
+        config = tiny_config(video.shape[1])
+        gallery = load_config(f"{CONFIG}:steve,original")
+        with config.unlocked(), gallery.unlocked():
+            model = gallery.model
+            config.model, config.losses = model, gallery.losses
+            config.optimizer, config.weights = gallery.optimizer, ConfigDict()
+            config.eval.masks = gallery.eval.masks
+            config.data.boxes = False
+            with config.data.ignore_type():
+                config.data.image_size = self.size
+            model.update(num_slots=self.num_slots, slot_size=slot_size)
+            model.encoder.update(
+                width=of("steve_encoder.cnn.0.m.weight")[0],
+                out_width=of(f"steve_encoder.cnn.{layers - 1}.weight")[0],
+                kernel_size=of("steve_encoder.cnn.0.m.weight")[2],
+                strides=(stride, *(1,) * (layers - 1)),
+            )
+            model.projection.hidden_size = of("steve_encoder.mlp.0.weight")[0]
+            model.aggregator.mlp_size = of(f"{savi}mlp.0.weight")[0]
+            model.transition.num_layers = blocks
+            model.decoder.update(
+                token_size=of(f"{decoder}bos")[-1],
+                num_layers=numbers(theirs, f"{decoder}tf.blocks."),
+                dropout_rate=0.0,
+            )
+            model.tokenizer.update(vocabulary=vocabulary, hidden_size=hidden)
+            model.target.update(
+                vocabulary=vocabulary,
+                width=vocabulary,
+                grid=tuple(x // 4 for x in self.size),
+            )
+        self.config = config
+
+    def batch(self) -> dict[str, np.ndarray]:
+        return {"video": self.video, "slot_mask": np.ones((len(self.video), self.num_slots), bool)}
+
+    def draws(self, steps: bool = False) -> dict:
+        found = dict.fromkeys(KEYS)
+        lead = self.video.shape[:2]
+        noise = lambda key: grid_last(self.file[key]).reshape(*lead, -1, self.vocabulary)  # noqa: E731
+        own = {"soft": noise("inp/gumbel_soft"), "hard": noise("inp/gumbel_hard")}
+        return {**found, "initializer": self.file["inp/noise"], "tokenizer": own}
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.model.tokenizer.vocabulary
+
+    def to_ours(self, arrays: dict, names) -> dict:
+        return STEVE.to_ours(arrays, names)
+
+
+def test_model():
+    """Outputs, losses, gradients, and pictures generated from slots."""
+    with golden("model_steve_original") as file, golden("tokeniser_dvae", parts=()) as dvae:
+        case = Recorded(file, dvae)
+        task, losses = build_task(case.config), build_losses(case.config.losses)
+        definition, expected, _ = split(task.build(shapes_only=True))
+        arrays = {k: jnp.asarray(x) for k, x in case.to_ours(case.theirs, expected).items()}
+        assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
+        scheduled = {"tokenizer": {"tau": jnp.asarray(file["inp/tau"])}}
+        draws = jax.tree.map(jnp.asarray, case.draws())
+
+        @jax.jit
+        def run(arrays):
+            def total(arrays):
+                model = definition.merge(arrays)
+                outputs = run_task(task, {"model": model}, case.batch(), draws, scheduled=scheduled)
+                terms = losses(outputs, {}, losses.schedules)
+                return sum(terms.values()), (outputs, terms)
+
+            return jax.value_and_grad(total, has_aux=True)(arrays)
+
+        (_, (outputs, terms)), gradients = run(arrays)
+        first = lambda x: jnp.moveaxis(x, -1, 2)  # noqa: E731
+        recon = jnp.clip(outputs["tokenizer.prediction"], 0.0, 1.0)
+        file.compare("out/recon_clamped", first(recon), FORWARD)
+        file.compare("out/slots", outputs["slots"], FORWARD)
+        attention = outputs["attention"]
+        larger = case.size[0] // attention.shape[-1]
+        attention = attention.repeat(larger, axis=-1).repeat(larger, axis=-2)
+        file.compare("out/attention", attention, FORWARD)
+        tokens = outputs["tokens"].reshape(file["out/tokens"].shape)
+        np.testing.assert_array_equal(tokens, file["out/tokens"])
+        for theirs, ours in LOSSES.items():
+            file.compare(f"loss/{theirs}", terms[ours], LOSS)
+        compare_gradients(file, case.to_ours(file.group("grad/"), expected), gradients)
+        table = KeyTable(STEVE.rows(expected, {}))
+        compare_norms(file, lambda key: table.ours(key)[0], gradients)
+
+        @jax.jit
+        def generate(arrays):
+            model = definition.merge(arrays)
+            found = model.decoder.generate(outputs["slots"][:, 0], None)
+            return model.tokenizer.decode(model.tokenizer.codes(found))
+
+        picture = jnp.clip(generate(arrays), 0.0, 1.0)
+        file.compare("out/generated_frame0", jnp.moveaxis(picture, -1, 1), FORWARD)
+
+
+@pytest.mark.slow
+def test_training():
+    """Six steps of the train step that `main.py` calls, with the optimizer of the gallery."""
+    with (
+        golden("model_steve_original", parts=()) as model,
+        golden("tokeniser_dvae", parts=()) as dvae,
+        golden("trajectory_steve_original", parts=("traj/", "final/")) as file,
+    ):
+        case = Recorded(model, dvae)
+        rates, tau = file["traj/learning_rates"], file["traj/tau"]
+        parts = list(file["traj/parts"])
+        config, steps = case.config, len(rates)
+        of_part = dict(zip(parts, rates.T, strict=True))
+        settings = {"warmup": WARMUP / steps, "half_life": HALF_LIFE / steps}
+        slots, decoder = of_part["steve_encoder"], of_part["steve_decoder"]
+        peak = lambda rates: float(rates[0]) * WARMUP  # noqa: E731
+        config.optimizer.learning_rate.update(peak=peak(decoder), **settings)
+        config.optimizer.rates.slots.learning_rate.update(peak=peak(slots), **settings)
+        config.optimizer.rates.tokenizer.learning_rate = float(of_part["dvae"][0])
+        config.model.tokenizer.tau.update(
+            begin=float(tau[0]), end=float(tau[-1]), until=COOLING / steps
+        )
+        config.train.num_steps = steps
+        setup = build_training(config)
+        names = set(setup.state.params)
+        put = lambda tree: jax.device_put(  # noqa: E731
+            {k: jnp.asarray(x) for k, x in tree.items()}, replicated(setup.mesh)
+        )
+        state = setup.state.replace(params=put(case.to_ours(case.theirs, names)))
+        batch = setup.place(case.batch())
+        draws = jax.tree.map(jnp.asarray, case.draws())
+        found, final = [], None
+        for step in range(steps + 1):
+            state, metrics = setup.train_step(state, {}, batch, jax.random.key(step), draws)
+            found.append(jax.device_get(metrics))
+            if step == steps - 1:  # one more step tells the losses after the last
+                final = jax.device_get(state.params)
+        names_of_rates = {
+            "dvae": "learning_rate/tokenizer",
+            "steve_encoder": "learning_rate/slots",
+            "steve_decoder": "learning_rate",
+        }
+        logged = [[m[names_of_rates[part]] for part in parts] for m in found[:steps]]
+        file.compare("traj/learning_rates", logged, LOSS)
+        file.compare("traj/gradient_norms", [m["grad_norm"] for m in found[:steps]], GRADIENT)
+        terms = [LOSSES[str(name)] for name in file["traj/terms"]]
+        losses = np.array([[m[f"loss/{name}"] for name in terms] for m in found])
+        for number in range(len(terms)):
+            expected = file["traj/losses"][:, number]
+            np.testing.assert_allclose(losses[:, number], expected, rtol=10 * LOSS)
+        recorded = case.to_ours(file.group("final/"), names)
+        for key, expected in recorded.items():
+            if key.endswith("norm_slots.bias"):  # its gradient is rounding noise
+                continue
+            error = np.abs(final[key] - expected).max()
+            assert error <= TRAINED * np.abs(expected).max(), f"{key}: {error:.1e}"

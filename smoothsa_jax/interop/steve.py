@@ -31,15 +31,19 @@ _DECODER, _PREDICTOR = "steve_decoder", "steve_encoder.savi.predictor"
 
 # Of the decoder, the layers of each of its parts; pixels are shuffled in between.
 _DVAE_LAYERS = ((0, 1, 2, 3, 4), (6, 7, 8, 9), (11,))
-DVAE: list[Row] = [
-    *[(f"encoder.{i}.m", f"encoder.layers.{i}", _CONVOLUTION) for i in range(7)],
-    ("encoder.7", "encoder.layers.7", _CONVOLUTION),
-    *[
-        (f"decoder.{number}{'' if number == 11 else '.m'}", f"decoder.{part}.layers.{i}", _CONVOLUTION)
-        for part, numbers in enumerate(_DVAE_LAYERS)
-        for i, number in enumerate(numbers)
-    ],
-]  # fmt: skip
+
+
+def _dvae_rows() -> list[Row]:
+    rows = [(f"encoder.{i}.m", f"encoder.layers.{i}", _CONVOLUTION) for i in range(7)]
+    rows.append(("encoder.7", "encoder.layers.7", _CONVOLUTION))
+    for part, numbers in enumerate(_DVAE_LAYERS):
+        for i, number in enumerate(numbers):
+            last = "" if number == 11 else ".m"
+            rows.append((f"decoder.{number}{last}", f"decoder.{part}.layers.{i}", _CONVOLUTION))
+    return rows
+
+
+DVAE = _dvae_rows()
 _FEED_FORWARD: list[Row] = [
     ("ffn.0", "feed_forward.hidden", LINEAR),
     ("ffn.2", "feed_forward.out", LINEAR),
@@ -64,13 +68,16 @@ _DECODER_LAYER: list[Row] = [
 
 def _rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
-    convolutions = {x.split(".")[2] for x in names if x.startswith("encoder.layers.layers.")}
+    convolutions = {x.split(".")[3] for x in names if x.startswith("encoder.layers.layers.")}
     last = max(map(int, convolutions), default=0)
     further = {x.split(".")[2] for x in names if x.startswith("transition.further.")}
-    cnn = [(i, "" if i == last else ".m") for i in range(last + 1)]
+    cnn = [(f"{i}" if i == last else f"{i}.m", i) for i in range(last + 1)]
     return [
         *below("dvae", "tokenizer", DVAE),
-        *[(f"steve_encoder.cnn.{i}{m}", f"encoder.layers.layers.{i}", _CONVOLUTION) for i, m in cnn],
+        *[
+            (f"steve_encoder.cnn.{key}", f"encoder.layers.layers.{i}", _CONVOLUTION)
+            for key, i in cnn
+        ],
         (
             "steve_encoder.pos.projection",
             "encoder.place.dense",
@@ -93,12 +100,12 @@ def _rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         ],
         (f"{_PREDICTOR}.layer_norm", "transition.norm", NORM),
         ("steve_encoder.slot_proj", "decoder.project_slots", LINEAR),
-        (f"{_DECODER}.bos", "decoder.bos", RAW),
-        (f"{_DECODER}.dict.dictionary.weight", "decoder.embedding", RAW),
+        (f"{_DECODER}.bos", "decoder.first", RAW),
+        (f"{_DECODER}.dict.dictionary.weight", "decoder.table", RAW),
         (f"{_DECODER}.pos.pe", "decoder.position", RAW),
         *below(f"{_DECODER}.tf.blocks.{{}}", "decoder.layers.{}", _DECODER_LAYER),
         (f"{_DECODER}.tf.layer_norm", "decoder.norm_out", NORM),
-        (f"{_DECODER}.head", "decoder.head", LINEAR),
+        (f"{_DECODER}.head", "decoder.readout", LINEAR),
     ]
 
 

@@ -198,6 +198,7 @@ def _built(
     decoder = part("decoder", getattr(target, "grid", encoder.grid), target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
+    tokenizer = part("tokenizer", image_size, encoder.grid, encoder.width)
     if hasattr(aggregator, "check_num_slots"):
         aggregator.check_num_slots(num_slots)
     pruning = part("pruning")
@@ -213,6 +214,7 @@ def _built(
         target,
         pruning,
         target_encoder=target_encoder,
+        tokenizer=tokenizer,
         num_slots=num_slots,
         slot_size=slot_size,
     )

@@ -106,7 +106,11 @@ class Projection(Protocol):
     width: int
 
     def __call__(self, features: Float[Array, "*B M F"]) -> Float[Array, "*B M C"]:
-        """Return the tokens."""
+        """Return the tokens.
+
+        A projection with random numbers has `draw`, and in training takes what it returned, (B, T,
+        ...), as its second argument.
+        """
 
 
 class Initializer(Protocol):

@@ -90,9 +90,7 @@ class TokenizerModel(nnx.Module):
         latents = self.tokenizer.encode(fold(inputs))
         found = self.tokenizer.quantize(latents, drawn, scheduled)
         outputs = {"tokens": found.tokens, "codes": floats(found.codes)}
-        return {
-            name: jax.lax.stop_gradient(unfold(x, len(inputs))) for name, x in outputs.items()
-        }
+        return {name: jax.lax.stop_gradient(unfold(x, len(inputs))) for name, x in outputs.items()}
 
 
 def check_reads(name: str, reads: str) -> None:

@@ -72,6 +72,8 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     _check_best(config, task, losses)
     num_steps = config.train.num_steps
     schedule_of("optimizer.learning_rate", config.optimizer.learning_rate, num_steps)
+    for name, entry in config.optimizer.rates.items():
+        schedule_of(f"optimizer.rates.{name}.learning_rate", entry.learning_rate, num_steps)
     Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
     losses.check_frames(config.data.get("num_frames") or 1)
     models = {MODEL: task.build(shapes_only=True)}

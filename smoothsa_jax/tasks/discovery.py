@@ -59,7 +59,8 @@ class Discovery:
         teacher = config.companions.get(TEACHER)
         self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
         self._tokenizer = FrozenTokenizer(config.companions.get(TOKENIZER, {}))
-        self.needs_pixels = self._tokenizer.reads == PIXELS
+        self._along = TOKENIZER in config.model  # it is a part, and trained
+        self.needs_pixels = self._along or self._tokenizer.reads == PIXELS
         # Pixels or stored features.
         self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
         self._scoring = scoring_of(config.eval)
@@ -120,7 +121,7 @@ class Discovery:
         return models[MODEL].target(batch, constants, (draws or {}).get("target"))
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
-        pixels = () if "features" in constants else ("video", "cameras")
+        pixels = ("video", "cameras") if self._along or "features" not in constants else ()
         return ("boxes", "slot_mask", *pixels)
 
     def forward(
@@ -138,7 +139,13 @@ class Discovery:
         # At inference there is no target of what pictures alone do not tell, such as flow.
         given = {name: constants[name] for name in GIVEN if name in constants}
         boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
-        return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+        found = {}
+        if model.tokenizer is not None and "video" in batch:
+            own = draws.get(TOKENIZER), scheduled.get(TOKENIZER)
+            found = model.tokenize(batch["video"], encoded["features"], *own)
+            given = {**given, "tokens": found["tokens"]}
+        outputs = model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+        return {**found, **outputs}
 
     def monitor(self, constants: Outputs) -> Outputs:
         del constants

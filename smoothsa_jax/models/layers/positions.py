@@ -70,7 +70,8 @@ def functions_of_place(
         position: "linear": row and column, each from -1 to 1 (SAVi). "borders": the distances from
             the top, left, bottom and right border, each from 0 to 1 (original slot attention,
             BO-QSA). "centers": of the cells' centers, the distances from the left, top, right and
-            bottom border (STEVE). "fourier": sines and cosines of half periods 1, 2, 4, ... of "linear" (SAVi).
+            bottom border (STEVE). "fourier": sines and cosines of half periods 1, 2, 4, ... of
+            "linear" (SAVi).
         waves: how many such periods.
     """
     lowest = 0.0 if position == "borders" else -1.0

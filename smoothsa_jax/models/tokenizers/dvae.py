@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
 from smoothsa_jax.models.layers.conv import Convolutions, pixel_shuffle
+from smoothsa_jax.models.layers.quantize import gumbel_keys, gumbel_noise, on_row
 from smoothsa_jax.parts import check_whole
 
 PATCH = 4  # pixels of a side of what one token stands for
@@ -68,9 +69,7 @@ class DVAE(nnx.Module):
             return Convolutions(widths[0], widths[1:], kernels, strides, **settings)
 
         same, larger = hidden_size, 4 * hidden_size
-        self.encoder = layers(
-            (3, *[same] * 7, vocabulary), (PATCH, *[1] * 7), last_relu=False
-        )
+        self.encoder = layers((3, *[same] * 7, vocabulary), (PATCH, *[1] * 7), last_relu=False)
         # After each but the last, pixels are shuffled into twice as many rows and columns.
         self.decoder = nnx.List(
             [
@@ -95,11 +94,11 @@ class DVAE(nnx.Module):
             draws: what `draw` returned, or, in place of keys, the noise (B,M,V) itself.
             scheduled: the temperature.
         """
-        logits = latents.reshape(len(latents), -1, self.vocabulary)
+        logits = on_row(latents)
         if draws is None:
             tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             return Quantized(tokens, self.codes(tokens))
-        soft, hard = (_gumbel(draws[name], logits.shape[1:]) for name in ("soft", "hard"))
+        soft, hard = (gumbel_noise(draws[name], *logits.shape[1:]) for name in ("soft", "hard"))
         tokens = jnp.argmax(jax.lax.stop_gradient(logits) + hard, axis=-1).astype(jnp.int32)
         relaxed = jax.nn.softmax((logits + soft) / scheduled["tau"], axis=-1)
         return Quantized(tokens, self.codes(tokens), relaxed)
@@ -128,24 +127,12 @@ class DVAE(nnx.Module):
         latents = self.encode(x)
         found = self.quantize(latents, draws, scheduled)
         read = found.codes if found.mixed is None else found.mixed
-        flat = latents.reshape(len(latents), -1, self.vocabulary)
-        outputs = {"latents": flat, "codes": found.codes, "tokens": found.tokens}
+        outputs = {"latents": on_row(latents), "codes": found.codes, "tokens": found.tokens}
         return {"prediction": self.decode(read), **outputs, **found.extras}
 
-    def draw(
-        self, keys: Sequence[Array], sizes: Sizes, training: bool
-    ) -> dict[str, Array] | None:
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array] | None:
         """Return the keys (B,T) of the relaxed samples and of the tokens."""
         if not training:
             return None
-        shape = sizes.batch, sizes.frames
         soft, hard = jax.random.split(keys[0])
-        split = lambda key: jax.random.split(key, shape)  # noqa: E731
-        return {"soft": split(soft), "hard": split(hard)}
-
-
-def _gumbel(draws: Array, shape: tuple[int, ...]) -> Float[Array, "B M V"]:
-    """Return Gumbel noise of the given keys (B,); noise that is given stays as it is."""
-    if not jnp.issubdtype(draws.dtype, jax.dtypes.prng_key):
-        return draws
-    return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32))(draws)
+        return {"soft": gumbel_keys(soft, sizes), "hard": gumbel_keys(hard, sizes)}
