@@ -1,8 +1,7 @@
-"""Edits of slots for `--mode=predict --edit`: what the decoded picture shows without a slot, or with
-one of another picture or video.
+"""Edits of slots for `--mode=predict --edit`, whose decoded pictures show them.
 
-    remove:K          without slot K
-    swap:K,FILE:J     with slot J of FILE in place of slot K
+remove:K          without slot K
+swap:K,FILE:J     with slot J of FILE in place of slot K
 """
 
 from collections.abc import Callable, Iterator, Sequence

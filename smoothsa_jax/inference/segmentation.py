@@ -79,8 +79,8 @@ class Segmentation:
         widths = self.slots.shape[-1], other.slots.shape[-1]
         if widths[0] != widths[1]:
             raise UserError(
-                f"a slot of width {widths[1]} cannot replace one of width {widths[0]}; segment both "
-                "pictures with the same model"
+                f"a slot of width {widths[1]} cannot replace one of width {widths[0]}; segment "
+                "both pictures with the same model"
             )
         lead, new = self.slots.shape[:-2], other.slots[..., other_slot, :]
         if new.ndim > 2 or (new.ndim == 2 and not lead):
