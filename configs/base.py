@@ -927,8 +927,8 @@ def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     if "smoke" in chosen:
         _smoke(config, data)
         _smoke(earlier, data)
-        for key, companion in config.companions.items():
-            if "source" in companion and key != TOKENIZER:  # an untrained one, of the earlier run's smoke form
+        for companion in (x for n, x in config.companions.items() if n != TOKENIZER):
+            if "source" in companion:  # an untrained one, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
     if TOKENIZER in config.companions:
         _fit_tokens(config, data, chosen)

@@ -1,8 +1,10 @@
 """Names of decoders that explain a tokenizer's codes, and of tokenizers, in other programs."""
 
-from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.table import LINEAR, NORM, Row
-from smoothsa_jax.interop.tokenizers import FILTER, POINTWISE
+from collections.abc import Collection
+
+from smoothsa_jax.interop.authors import TORCH_LAYER, below
+from smoothsa_jax.interop.table import LINEAR, NORM, RAW, Row
+from smoothsa_jax.interop.tokenizers import FILTER, POINTWISE, VQ_FEATURES, VQ_PIXELS
 
 _BLOCK: list[Row] = [  # of diffusers' UNet, which latent diffusion's program is the origin of
     ("norm1", "norm_in", NORM),
@@ -34,7 +36,7 @@ _LEVEL: list[Row] = [
     *below("resnets.{}", "blocks.{}", _BLOCK),
     *below("attentions.{}", "transformers.{}", _TRANSFORMER),
 ]
-UNET: list[Row] = [
+_UNET: list[Row] = [
     ("conv_in", "conv_in", FILTER),
     ("time_embedding.linear_1", "embedding.hidden", LINEAR),
     ("time_embedding.linear_2", "embedding.out", LINEAR),
@@ -44,3 +46,19 @@ UNET: list[Row] = [
     ("conv_norm_out", "norm_out", NORM),
     ("conv_out", "conv_out", FILTER),
 ]
+# Below the decoder, in the program of SmoothSA's author.
+UNET: list[Row] = [(f"backbone.{theirs}", ours, leaves) for theirs, ours, leaves in _UNET]
+CAUSAL: list[Row] = [
+    ("bos", "first", RAW),
+    ("posit_embed.pe", "position", RAW),
+    ("norm0", "layers.0.norm_self", NORM),  # in front of the layers
+    *below("backbone.layers.{}", "layers.{}", TORCH_LAYER),
+    ("readout", "readout", LINEAR),
+]
+
+
+def tokenizer_rows(names: Collection[str]) -> list[Row]:
+    """Return the rows of a frozen tokenizer, which has arrays of these names."""
+    of_features = "tokenizer.basis" in names
+    rows = VQ_FEATURES if of_features else VQ_PIXELS
+    return [(theirs, f"tokenizer.{ours}", leaves) for theirs, ours, leaves in rows]

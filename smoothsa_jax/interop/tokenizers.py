@@ -72,8 +72,8 @@ VQ_FEATURES: list[Row] = [
     ("decode.1.4", "expand.norm_third", NORM),
     ("decode.1.6", "expand.fourth", POINTWISE),
     ("decode.2", "expand.norm_fourth", NORM),
-    *below("decode.4", "decoder.layers", LAYERS),
     *_shifted("decode.5", "decoder.layers", 4),  # without the first enlargement
+    *below("decode.4", "decoder.layers", LAYERS),
     ("quant.codebook.weight", "basis", RAW),
     ("quant.project", "codebook", LINEAR),
 ]

@@ -13,7 +13,7 @@ from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
 from smoothsa_jax.models.layers.conv import check_strides, group_norm
 from smoothsa_jax.models.layers.quantize import chosen, on_row
 from smoothsa_jax.models.layers.taesd import NUM_STRIDES
-from smoothsa_jax.parts import check_whole
+from smoothsa_jax.parts import check_flag, check_whole
 
 PATH = "model.tokenizer"
 
@@ -77,6 +77,25 @@ def check_codes(width: Any, vocabulary: Any) -> None:
     """Refuse sizes of codes that cannot be."""
     check_whole(f"{PATH}.width", width)
     check_whole(f"{PATH}.vocabulary", vocabulary, 2)
+
+
+def checked_decodes(decodes: Any) -> bool:
+    """Return whether a tokenizer has a decoder."""
+    check_flag(f"{PATH}.decodes", decodes)
+    return decodes
+
+
+def refuse_without_decoder(decoder: Any) -> None:
+    """Refuse to decode where there is no decoder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if decoder is None:
+        raise UserError(
+            "this tokenizer has no decoder, as it comes from a published file of a second stage; "
+            "give the run of its first stage with --config.companions.tokenizer.source to decode"
+        )
 
 
 def strides_of(strides: Any) -> tuple[int, ...]:

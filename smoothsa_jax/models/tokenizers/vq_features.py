@@ -23,7 +23,9 @@ from smoothsa_jax.models.tokenizers.base import (
     PATH,
     VQ,
     check_codes,
+    checked_decodes,
     one_group,
+    refuse_without_decoder,
     straight_through,
     strides_of,
 )
@@ -49,6 +51,7 @@ class VQFeatures(VQ, nnx.Module):
         decoder_width: channels of TAESD's layers.
         blocks: in front of each stride; 3 in TAESD.
         strides: how the decoder enlarges: a pixel shuffle, then twice within TAESD's layers.
+        decodes: whether it has a decoder. A published file of a second stage holds none.
         std: scheduled; how sharp draws are.
         alpha: scheduled; share of the latents in what the decoder reads.
     """
@@ -69,6 +72,7 @@ class VQFeatures(VQ, nnx.Module):
         decoder_width: int,
         blocks: int,
         strides: Sequence[int],
+        decodes: bool = True,
         rngs: nnx.Rngs,
     ):
         del image_size
@@ -85,6 +89,8 @@ class VQFeatures(VQ, nnx.Module):
         self.codebook = linear(basis_size, width, rngs=rngs)
         self.expand = _Expand(width, hidden_size, decoder_width, self.strides[0], rngs=rngs)
         self.decoder = TinyDecoder(decoder_width, (1, *self.strides[1:]), blocks, rngs=rngs)
+        if not checked_decodes(decodes):
+            self.expand = self.decoder = None
 
     def code_matrix(self) -> Float[Array, "V D"]:
         """Compute the codes from the present arrays, never from earlier ones."""
@@ -112,6 +118,7 @@ class VQFeatures(VQ, nnx.Module):
         return Quantized(tokens, codes, mixed)
 
     def decode(self, codes: Float[Array, "B M D"]) -> Float[Array, "B H' W' 3"]:
+        refuse_without_decoder(self.decoder)
         codes = codes.astype(self.codebook.kernel.dtype)
         return self.decoder(self.expand(codes.reshape(len(codes), *self.grid, self.width)))
 

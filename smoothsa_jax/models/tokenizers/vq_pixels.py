@@ -17,7 +17,9 @@ from smoothsa_jax.models.tokenizers.base import (
     PATH,
     VQ,
     check_codes,
+    checked_decodes,
     one_group,
+    refuse_without_decoder,
     straight_through,
     strides_of,
 )
@@ -39,6 +41,7 @@ class VQPixels(VQ, nnx.Module):
         blocks: of each stride; 3 in TAESD.
         strides: of TAESD's encoder; its decoder enlarges by the same.
         pixels: range of the pixels that it reads and decodes: "imagenet", "unit" or "signed".
+        decodes: whether it has a decoder. A published file of a second stage holds none.
     """
 
     reads = "pixels"
@@ -55,6 +58,7 @@ class VQPixels(VQ, nnx.Module):
         blocks: int,
         strides: Sequence[int],
         pixels: str,
+        decodes: bool = True,
         rngs: nnx.Rngs,
     ):
         del grid, features
@@ -79,6 +83,8 @@ class VQPixels(VQ, nnx.Module):
         self.expand = linear(width, layer_width, rngs=rngs)
         self.expand_norm = one_group(layer_width, rngs=rngs)
         self.decoder = TinyDecoder(layer_width, self.strides, blocks, rngs=rngs)
+        if not checked_decodes(decodes):
+            self.expand = self.expand_norm = self.decoder = None
 
     def code_matrix(self) -> Float[Array, "V D"]:
         """Return the codes."""
@@ -99,6 +105,7 @@ class VQPixels(VQ, nnx.Module):
         return Quantized(tokens, codes, straight_through(codes, latents))
 
     def decode(self, codes: Float[Array, "B M D"]) -> Float[Array, "B H' W' 3"]:
+        refuse_without_decoder(self.decoder)
         codes = codes.astype(self.codebook[...].dtype)
         x = self.expand(codes.reshape(len(codes), *self.grid, self.width))
         return self.decoder(self.expand_norm(x))
