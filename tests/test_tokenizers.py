@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import here
+from command import ROOT, here
 from flax import nnx
 from ml_collections import ConfigDict
 from recipes import quick
@@ -346,9 +346,9 @@ QUICK = ("--config.train.num_steps=4", "--config.checkpoint.every=2", "--config.
 def test_two_stages(tmp_path, monkeypatch, capsys, system):
     """Stage two needs stage one, copies it, and stands alone; stage one resumes and is scored."""
     monkeypatch.chdir(tmp_path)
-    config = load_config(f"configs/sprites.py:image,{system}")
+    config = load_config(f"{ROOT}/configs/sprites.py:image,{system}")
     source = config.companions.tokenizer.source
-    spec = f"--config=configs/sprites.py:image,{system}"
+    spec = f"--config={ROOT}/configs/sprites.py:image,{system}"
     assert here(spec, *QUICK) == 1
     assert (
         f"train it first: python main.py --config=configs/sprites.py:image,{system},tokenizer"
@@ -382,7 +382,7 @@ def test_two_stages(tmp_path, monkeypatch, capsys, system):
 @pytest.mark.slow
 def test_stored_features(tmp_path):
     """A tokenizer of stored features sees the pixels of the same frames as its target."""
-    config = load_config("configs/sprites.py:image,vvo,tokenizer,smoke").unlock()
+    config = load_config(f"{ROOT}/configs/sprites.py:image,vvo,tokenizer,smoke").unlock()
     config.data.num_samples = 8
     with_pixels = [tuple(x[k].shape for k in ("video",)) for x in _batches(config)]
     store.store(config, tmp_path / "features")
