@@ -337,9 +337,10 @@ SMOKE_PARTS = {
         "basis_size": 16,
         "hidden_size": 16,
         "decoder_width": 8,
+        "blocks": 1,
         "strides": (2, 2, 1),
     },
-    "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8},
+    "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8, "blocks": 1},
 }
 
 
@@ -699,13 +700,14 @@ def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
 
 TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
 TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
-SMALL_STEPS = 1500  # of a tokenizer of embedded data
+SMALL_STEPS = 600  # of a tokenizer of embedded data
 # Of VQ-VFM-OCL (arXiv 2502.20263); `width` is 4 for a denoising decoder.
 VQ_PIXELS = {
     "name": "vq_pixels",
     "width": 256,
     "vocabulary": 4096,
     "layer_width": 64,
+    "blocks": 3,
     "strides": (2, 2, 2),
     "pixels": "imagenet",
 }
@@ -716,6 +718,7 @@ VQ_FEATURES = {
     "basis_size": 1024,
     "hidden_size": 256,
     "decoder_width": 64,
+    "blocks": 3,
     "strides": (2, 2, 2),
     # The decoder reads less and less of the latents, and nothing of them after half of the steps.
     "alpha": {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5},

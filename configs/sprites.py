@@ -64,12 +64,14 @@ SMALL = {
             "basis_size": 64,
             "hidden_size": 32,
             "decoder_width": 16,
+            "blocks": 1,
             "strides": (2, 1, 1),
         },
         "vq_pixels": {
             "width": 32,
             "vocabulary": 64,
             "layer_width": 16,
+            "blocks": 1,
             "strides": (2, 1, 1),
         },
         # Of scenes with the word views.

@@ -6,23 +6,34 @@ and other sizes.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FORWARD, GRADIENT, LOSS, METRIC, Golden, golden
+from golden_files import FORWARD, GRADIENT, LOSS, METRIC, TRAINED, Golden, golden
+from ml_collections import ConfigDict
 
+from configs import base, coco, sprites
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.interop.table import KeyTable, Row
 from smoothsa_jax.interop.tokenizers import VQ_FEATURES, VQ_PIXELS
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import TOKENIZERS
 from smoothsa_jax.models.layers.quantize import distance_moments
 from smoothsa_jax.models.parameters import split
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.parts import make
+from smoothsa_jax.schedules import Schedules
+from smoothsa_jax.training.step import build_training
 
 FEATURES, PIXELS = "vqdino", "vqvae"
+CONFIGS = Path(__file__).parent.parent / "configs"
+SCHEDULED = ("alpha", "std")
+BLOCKS = 3  # of TAESD, for each stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Recorded:
     """A file's tokenizer in our layout."""
 
     def __init__(self, kind: str, file: Golden):
-        self.kind, front = KINDS[kind], KINDS[kind].front
+        self.name, self.kind, front = kind, KINDS[kind], KINDS[kind].front
         self.table = KeyTable(self.kind.rows)
         arrays = file.group(f"param/{front}")
         self.image = np.moveaxis(file["inp/image"], 1, -1)
@@ -72,6 +83,7 @@ class Recorded:
                 "basis_size": basis,
                 "hidden_size": len(arrays["decode.0.weight"]),
                 "decoder_width": len(arrays["decode.5.0.weight"]),
+                "blocks": BLOCKS,
                 "strides": strides_of(layers[0] // grid[0]),
                 "alpha": 0.0,
                 "std": 1.0,
@@ -84,9 +96,11 @@ class Recorded:
                 "width": width,
                 "vocabulary": vocabulary,
                 "layer_width": len(arrays["encode.1.0.weight"]),
+                "blocks": BLOCKS,
                 "strides": strides_of(layers[1] // 2 // tokens),
                 "pixels": "imagenet",
             }
+        self.grid = grid
         sizes = self.image.shape[1:3], None if grid is None else tuple(grid), features
         config = {"name": self.kind.name, **self.settings}
         self.build = lambda rngs: make("model.tokenizer", config, TOKENIZERS, *sizes, rngs=rngs)
@@ -197,3 +211,79 @@ def test_vq_features(mode):
         mean, deviation = distance_moments(case.settings["width"])
         file.compare("out/mu", mean, METRIC)
         file.compare("out/sigma", deviation, METRIC)
+
+
+# ------------------------------------------------------------------------------------- trajectories
+
+
+def config_of(case: Recorded, steps: int, peak: float, at: int) -> ConfigDict:
+    """The config of the first stage, with the file's sizes; schedules as the gallery has them."""
+    shipped = {PIXELS: base.VQ_PIXELS, FEATURES: base.VQ_FEATURES}[case.name]
+    config, data = load_config(f"{CONFIGS}/coco.py"), coco.DATA
+    base.train_tokenizer(config, data, shipped)
+    config.model.tokenizer.update({k: x for k, x in case.settings.items() if k not in SCHEDULED})
+    side = case.image.shape[1]
+    config.data.image_size, config.mesh.data = side, 1
+    if case.name == FEATURES:
+        grid, width = case.grid, case.inputs.shape[-1]
+        # The features are given, so that any encoder of this grid and width does.
+        config.model.encoder = {**sprites.DATA.encoder, "width": width, "patch": side // grid[0]}
+        config.model.encoder.window = side // grid[0]
+        config.weights.encoder.update(source="random", seed=0)
+    del config.weights.taesd_decoder
+    if "taesd_encoder" in config.weights:
+        config.weights.taesd_encoder.source = "random"
+    config.train.update(num_steps=steps, batch_size=len(case.image))
+    config.optimizer.learning_rate.update(peak=peak, warmup=at / steps)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [PIXELS, FEATURES])
+def test_training(name):
+    """Six steps of the training step that `main.py` calls, with the optimizer of the gallery."""
+    with (
+        golden(f"tokeniser_{name}", parts=()) as start,
+        golden(f"trajectory_{name}", parts=("inp/", "traj/", "final/")) as file,
+    ):
+        case = Recorded(name, start)
+        rates = file["traj/learning_rates"]
+        steps, at = len(rates), int(rates.argmax())
+        config = config_of(case, steps, float(rates.max()), at)
+        setup = build_training(config)
+        front = f"{TOKENIZER}."
+        given = {f"{front}{key}": x for key, x in case.arrays.items()}
+        place = lambda arrays: jax.device_put(  # noqa: E731
+            {k: given.get(k, x) for k, x in arrays.items()}, replicated(setup.mesh)
+        )
+        state = setup.state.replace(params=place(setup.state.params))
+        frozen = place(setup.frozen)
+        trained = {key.removeprefix(front) for key in state.params}
+        recorded = case.to_ours(
+            {k.removeprefix(case.kind.front): x for k, x in file.group("final/").items()}
+        )
+        assert recorded.keys() == trained
+        batch = {"video": case.image[:, None], "slot_mask": np.ones((len(case.image), 1), bool)}
+        if name == FEATURES:
+            batch["features"] = case.inputs[:, None]
+            values = Schedules({"model": setup.task.schedules}, steps)
+            for key in SCHEDULED:
+                found = [values.at(n)["model"][TOKENIZER][key] for n in range(steps + 1)]
+                file.compare(f"traj/{key}", found, LOSS)
+        batch, found = setup.place(batch), []
+        for step in range(steps + 1):
+            draws = {TOKENIZER: None}
+            if name == FEATURES:
+                noise = file["inp/gumbel"][step]
+                draws[TOKENIZER] = jnp.asarray(noise.reshape(len(noise), 1, -1, noise.shape[-1]))
+            state, metrics = setup.train_step(state, frozen, batch, jax.random.key(step), draws)
+            found.append(jax.device_get(metrics))
+            if step == steps - 1:  # one more step tells the losses after the last
+                final = jax.device_get(state.params)
+        file.compare("traj/learning_rates", [m["learning_rate"] for m in found[:steps]], LOSS)
+        file.compare("traj/gradient_norms", [m["grad_norm"] for m in found[:steps]], GRADIENT)
+        names = [f"loss/{case.kind.losses[str(term)]}" for term in file["traj/terms"]]
+        file.compare("traj/losses", [[m[x] for x in names] for m in found], LOSS)
+        for key, expected in recorded.items():
+            error = np.abs(final[front + key] - expected).max()
+            assert error <= TRAINED * np.abs(expected).max(), f"{key}: {error:.1e}"

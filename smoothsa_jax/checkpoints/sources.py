@@ -9,6 +9,7 @@ workdir is self-contained.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -55,12 +56,14 @@ class Trained(NamedTuple):
             are left out.
         step: number of training steps done.
         what: where the arrays come from, in words.
+        tokenizer: the arrays of its frozen tokenizer, by their names there; none without one.
     """
 
     config: ConfigDict
     arrays: dict[str, np.ndarray]
     step: int
     what: str
+    tokenizer: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def is_trained(source: str) -> bool:
@@ -90,18 +93,27 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():
         config, arrays, step = read_model(path)
-        return Trained(config, _own(arrays, config), step, str(path))
+        return Trained(config, _own(arrays, config), step, str(path), _of_tokenizer(arrays, config))
     checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
     config, arrays = checkpoint.config, checkpoint.weights
-    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path))
+    tokenizer = _of_tokenizer(arrays, config)
+    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path), tokenizer)
 
 
 def _own(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
     """Leave out the arrays of the companions that a model was trained with."""
     companions = tuple(f"{name}." for name in config.get("companions", {}))
     return {name: x for name, x in arrays.items() if not name.startswith(companions)}
+
+
+def _of_tokenizer(arrays: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
+    """Return the arrays of the companion that makes tokens, from which pictures are decoded."""
+    if TOKENIZER not in config.get("companions", {}):
+        return {}
+    start = f"{TOKENIZER}."
+    return {n.removeprefix(start): x for n, x in arrays.items() if n.startswith(start)}
 
 
 def _of_state_dict(path: Path, recipe: str | None) -> Trained:
@@ -123,7 +135,8 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
         )
     found = configs[names[0]]
     arrays, _ = from_state_dict(state_dict, found)
-    return Trained(found, _own(arrays, found), found.train.num_steps, str(path))
+    tokenizer = _of_tokenizer(arrays, found)
+    return Trained(found, _own(arrays, found), found.train.num_steps, str(path), tokenizer)
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:

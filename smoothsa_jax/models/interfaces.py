@@ -286,6 +286,11 @@ class Decoder(Protocol):
         of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
             `decoders/rays.py`. May be absent: no.
         exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
+
+    A decoder of a tokenizer's codes has one more method, `draw_codes(slots, slot_mask, codes_of,
+    key, steps)`, which returns the codes (B,M,D) of a picture of these slots: `codes_of` returns
+    the codes of tokens, `key` is that of its noise, the same for every sample, and `steps` how
+    often it runs, None for as often as it was published with. What it does not need, it ignores.
     """
 
     remat: bool

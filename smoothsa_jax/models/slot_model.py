@@ -417,6 +417,25 @@ class SlotModel(nnx.Module):
             outputs["slots"] = zeroed(frames.slots, stays)
         return outputs
 
+    def decode(
+        self,
+        slots: Float[Array, "B T N D"],
+        slot_mask: Bool[Array, "B N"] | Bool[Array, "B T N"] | None,
+    ) -> Float[Array, "B T M C"]:
+        """Return the prediction of slots, float32, by a decoder that sees nothing else.
+
+        Raises:
+            UserError: the decoder predicts the target from the target itself.
+        """
+        try:
+            found = self._decoded(slots, {}, None, slot_mask)
+        except KeyError as error:
+            raise UserError(
+                f"this model's decoder needs {error} besides the slots, so that there is no "
+                "picture of slots alone; use a model with another decoder"
+            ) from error
+        return found["prediction"].astype(jnp.float32)
+
     def _decoded(
         self,
         slots: Float[Array, "B T N D"],

@@ -267,6 +267,8 @@ class Codes(nnx.Module):
         grid: (h, w) of the codes; None: that of the encoder's features.
     """
 
+    of_codes = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -197,6 +197,19 @@ class CausalTransformerDecoder(nnx.Module):
         """
         return self.generate_with_logits(slots, slot_mask, embed)[0]
 
+    def draw_codes(
+        self,
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        codes_of: Callable[[Int[Array, "B M"]], Float[Array, "B M E"]],
+        key: Array,
+        steps: int | None,
+    ) -> Float[Array, "B M E"]:
+        """Return the codes of the most likely tokens; see `interfaces.Decoder`."""
+        del key, steps
+        embed = codes_of if self.table is None else None
+        return codes_of(self.generate(slots, slot_mask, embed))
+
     def generate_with_logits(
         self,
         slots: Float[Array, "B N D"],

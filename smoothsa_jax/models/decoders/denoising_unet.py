@@ -1,6 +1,6 @@
 """The denoising decoder: a UNet that predicts the noise in a tokenizer's codes (SlotDiffusion)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from smoothsa_jax.models.layers.unet import (
 from smoothsa_jax.parts import check_dropout, check_flag, check_heads, check_whole
 
 PATH = "model.decoder"
+SAMPLING_STEPS = 200  # of DDIM, in the paper
 
 
 class DenoisingUNet(nnx.Module):
@@ -205,6 +206,21 @@ class DenoisingUNet(nnx.Module):
         )
         predict = lambda x, time: self.denoise(x.astype(slots.dtype), time, slots, slot_mask)  # noqa: E731
         return sample_ddim(predict, start, steps)
+
+    def draw_codes(
+        self,
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        codes_of: Callable,
+        key: Array,
+        steps: int | None,
+    ) -> Float[Array, "B M D"]:
+        """Return codes by DDIM, each picture from the same noise; see `interfaces.Decoder`."""
+        del codes_of
+        one = lambda slots, mask: self.generate(  # noqa: E731
+            slots[None], None if mask is None else mask[None], key, steps or SAMPLING_STEPS
+        )
+        return jax.vmap(one)(slots, slot_mask)[:, 0]
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Array | None:
         """Return the keys (B,T) of dropout; None: no dropout."""

@@ -50,19 +50,19 @@ class Enlarge(nnx.Module):
 class TinyEncoder(nnx.Module):
     """Pixels -> features: layers 0 to 13 of TAESD's encoder.
 
-    A convolution and a block, then for each stride a convolution and three blocks. It sees
-    (x + 1) / 2.
+    A convolution and a block, then for each stride a convolution and blocks. It sees (x + 1) / 2.
 
     Args:
-        width: channels of all layers.
+        width: channels of all layers; 64 in TAESD.
         strides: 2, 2, 2 in TAESD.
+        blocks: after each stride; 3 in TAESD.
     """
 
-    def __init__(self, width: int, strides: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, width: int, strides: tuple[int, ...], blocks: int, *, rngs: nnx.Rngs):
         layers = [conv3(3, width, rngs=rngs), Block(width, rngs=rngs)]
         for stride in strides:
             layers.append(conv3(width, width, stride, bias=False, rngs=rngs))
-            layers += [Block(width, rngs=rngs) for _ in range(3)]
+            layers += [Block(width, rngs=rngs) for _ in range(blocks)]
         self.layers = nnx.List(layers)
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
@@ -75,17 +75,18 @@ class TinyEncoder(nnx.Module):
 class TinyDecoder(nnx.Module):
     """Features -> pixels: layers 2 to 18 of TAESD's decoder, and 2x - 1 of what they give.
 
-    For each stride three blocks, an enlargement and a convolution; then a block and a convolution.
+    For each stride blocks, an enlargement and a convolution; then a block and a convolution.
 
     Args:
-        width: channels of all layers.
+        width: channels of all layers; 64 in TAESD.
         strides: 2, 2, 2 in TAESD.
+        blocks: in front of each stride; 3 in TAESD.
     """
 
-    def __init__(self, width: int, strides: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(self, width: int, strides: tuple[int, ...], blocks: int, *, rngs: nnx.Rngs):
         layers = []
         for stride in strides:
-            layers += [Block(width, rngs=rngs) for _ in range(3)]
+            layers += [Block(width, rngs=rngs) for _ in range(blocks)]
             layers += [Enlarge(stride), conv3(width, width, bias=False, rngs=rngs)]
         layers += [Block(width, rngs=rngs), conv3(width, 3, rngs=rngs)]
         self.layers = nnx.List(layers)

@@ -49,6 +49,7 @@ class VQFeatures(VQ, nnx.Module):
         basis_size: width of the random matrix.
         hidden_size: width of the decoder's first layers.
         decoder_width: channels of TAESD's layers.
+        blocks: in front of each stride; 3 in TAESD.
         strides: how the decoder enlarges: a pixel shuffle, then twice within TAESD's layers.
         decodes: whether it has a decoder. A published file of a second stage holds none.
         std: scheduled; how sharp draws are.
@@ -69,6 +70,7 @@ class VQFeatures(VQ, nnx.Module):
         basis_size: int,
         hidden_size: int,
         decoder_width: int,
+        blocks: int,
         strides: Sequence[int],
         decodes: bool = True,
         rngs: nnx.Rngs,
@@ -78,6 +80,7 @@ class VQFeatures(VQ, nnx.Module):
         check_whole(f"{PATH}.basis_size", basis_size)
         check_whole(f"{PATH}.hidden_size", hidden_size)
         check_whole(f"{PATH}.decoder_width", decoder_width)
+        check_whole(f"{PATH}.blocks", blocks)
         self.strides = strides_of(strides)
         self.grid, self.width, self.vocabulary = tuple(grid), width, vocabulary
         self.encoder = _Encoder(features, width, rngs=rngs)
@@ -85,7 +88,7 @@ class VQFeatures(VQ, nnx.Module):
         self.basis = nnx.Variable(basis)  # not nnx.Param: it is never trained
         self.codebook = linear(basis_size, width, rngs=rngs)
         self.expand = _Expand(width, hidden_size, decoder_width, self.strides[0], rngs=rngs)
-        self.decoder = TinyDecoder(decoder_width, (1, *self.strides[1:]), rngs=rngs)
+        self.decoder = TinyDecoder(decoder_width, (1, *self.strides[1:]), blocks, rngs=rngs)
         if not checked_decodes(decodes):
             self.expand = self.decoder = None
 

@@ -38,6 +38,7 @@ class VQPixels(VQ, nnx.Module):
         width: D of a code.
         vocabulary: V.
         layer_width: channels of TAESD's layers.
+        blocks: of each stride; 3 in TAESD.
         strides: of TAESD's encoder; its decoder enlarges by the same.
         pixels: range of the pixels that it reads and decodes: "imagenet", "unit" or "signed".
         decodes: whether it has a decoder. A published file of a second stage holds none.
@@ -54,6 +55,7 @@ class VQPixels(VQ, nnx.Module):
         width: int,
         vocabulary: int,
         layer_width: int,
+        blocks: int,
         strides: Sequence[int],
         pixels: str,
         decodes: bool = True,
@@ -62,6 +64,7 @@ class VQPixels(VQ, nnx.Module):
         del grid, features
         check_codes(width, vocabulary)
         check_whole(f"{PATH}.layer_width", layer_width)
+        check_whole(f"{PATH}.blocks", blocks)
         check_one_of(f"{PATH}.pixels", pixels, RANGES)
         self.strides, self.pixels = strides_of(strides), pixels
         factor = 2 * self.strides[0] * self.strides[1] * self.strides[2]
@@ -72,14 +75,14 @@ class VQPixels(VQ, nnx.Module):
             )
         self.grid = tuple(side // factor for side in image_size)
         self.width, self.vocabulary = width, vocabulary
-        self.encoder = TinyEncoder(layer_width, self.strides, rngs=rngs)
+        self.encoder = TinyEncoder(layer_width, self.strides, blocks, rngs=rngs)
         self.norm = one_group(layer_width, rngs=rngs)
         self.project = linear(layer_width, width, rngs=rngs)
         draw = uniform(1.0 / vocabulary)
         self.codebook = nnx.Param(draw(rngs.params(), (vocabulary, width), jnp.float32))
         self.expand = linear(width, layer_width, rngs=rngs)
         self.expand_norm = one_group(layer_width, rngs=rngs)
-        self.decoder = TinyDecoder(layer_width, self.strides, rngs=rngs)
+        self.decoder = TinyDecoder(layer_width, self.strides, blocks, rngs=rngs)
         if not checked_decodes(decodes):
             self.expand = self.expand_norm = self.decoder = None
 
