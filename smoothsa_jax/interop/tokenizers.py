@@ -13,7 +13,6 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import hub, state_dicts
 from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.safetensors_files import read_model_folder
 from smoothsa_jax.interop.table import (
     FILTERS,
     LINEAR,
@@ -28,6 +27,7 @@ from smoothsa_jax.interop.table import (
 )
 
 TAESD = "madebyollin/taesd"  # on the Hugging Face Hub
+TAESD_FILE = "diffusion_pytorch_model.safetensors"  # of diffusers, in it
 FILTER = {"weight": ("kernel", FILTERS), "bias": ("bias", SAME)}
 POINTWISE = {"weight": ("kernel", ONE_BY_ONE), "bias": ("bias", SAME)}
 # Of TAESD's encoder or decoder, below their `layers` and ours.
@@ -98,7 +98,12 @@ def load_taesd(
     """
     local = expanded(source)
     if local.is_dir():
-        what, found = str(local), read_model_folder(local)
+        what = str(local / TAESD_FILE)
+        if not (local / TAESD_FILE).is_file():
+            raise UserError(
+                f"{path}.source: {local} has no {TAESD_FILE}; give the folder of a copy of {TAESD}"
+            )
+        found = state_dicts.read(local / TAESD_FILE)
     elif local.is_file():
         what, found = str(local), state_dicts.read(local)
     elif source.startswith(("/", ".", "~")) or state_dicts.is_state_dict(source):
@@ -107,8 +112,9 @@ def load_taesd(
             "copy of it, or its file taesd_encoder or taesd_decoder"
         )
     else:
-        folder = hub.fetch(source)
-        what, found = f"{source.partition('@')[0]}@{folder.name}", read_model_folder(folder)
+        file = hub.fetch_file(source, TAESD_FILE, path)
+        what = f"{source.partition('@')[0]}@{file.parent.name}"
+        found = state_dicts.read(file)
     arrays = _layers(found, part)
     arrays = {name: x for name, x in arrays.items() if name in expected}
     wrong = mismatches(describe(arrays), describe(expected))
