@@ -100,7 +100,7 @@ VIDEO_RECIPES = {
         "recognition ytvis": "ytvis_hq:randsfq,tsim,original,recognition",
     },
 }
-# Of systems that explain tokens: the layout up to its first "-" -> words, and of tokenizers those of
+# Of systems that explain tokens: the layout up to its first "-" -> words; of tokenizers, those of
 # codes of width 256 and 4.
 TOKEN_RECIPES = {
     "slate_r_vqvae": "slate",
