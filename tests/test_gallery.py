@@ -39,7 +39,6 @@ WORDS = {
     "savi": {"medium", "large", "sa", "tf_inv", "tf_inv_gru"},
     "savi_plus": {"sa", "tf_inv", "tf_inv_gru"},
     "slot_attention": set(),
-    "slotdiffusion": {"r384", "genera1z", "tokenizer"},
     "slotcontrast": {"original", "genera1z"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
