@@ -3,8 +3,7 @@
     python benchmarks/generate.py                       STEVE's decoder: 1024 tokens, 8 layers
     python benchmarks/generate.py --config=configs/coco.py:slate --batch=8
 
-Without the cache, each token runs the whole prefix again, in one program of full length: the work of
-the published programs, without their compilation for each length.
+Without the cache, each token runs all places again, in one program of full length.
 """
 
 import argparse
