@@ -33,7 +33,7 @@ WORDS = {
     "dias": {"genera1z"},
     "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
     "inverted": {"tf", "tf_inv_gru", "sa_no_gru", "sa", "sa_id", "learned", "original"},
-    "metaslot": {"ar", "b16", "paper", "genera1z"},
+    "metaslot": {"ar", "b16", "paper", "tokens", "noise", "genera1z", "tokenizer"},
     "osrt": {"broadcast", "srt", "sa", "sa_id", "tf_inv"},
     "randsfq": {"tsim", "original"},
     "savi": {"medium", "large", "sa", "tf_inv", "tf_inv_gru"},
