@@ -23,6 +23,10 @@ model, or the name of a bundled model.
     --prune_restart=slots|queries|none|merge --prune_iterations=N --prune_video=fixed|renewed
                                 how the rest is aggregated once more
     --shot-cuts[=THRESHOLD]     starts new slots where a video cuts to another scene
+    --reconstruct               also writes the decoded picture of each frame's slots
+    --edit=remove:K             also writes the decoded picture without slot K
+    --edit=swap:K,FILE:J        also writes it with slot J of another picture or video in place of
+                                slot K; several --edit apply one after the other
 
 Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
 host, with a workdir that all of them share.
@@ -61,7 +65,8 @@ from smoothsa_jax.guard import exit_status
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
 PRUNE_FLAGS = "prune prune_restart prune_iterations prune_video".split()
 PREDICT_FLAGS = (
-    "input output boxes num_slots seed shot_cuts overwrite folders".split() + PRUNE_FLAGS
+    "input output boxes num_slots seed shot_cuts overwrite folders reconstruct edit".split()
+    + PRUNE_FLAGS
 )
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
 
@@ -180,6 +185,7 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
 
     values = {name: given[name].value for name in ("workdir", *PREDICT_FLAGS)}
     values["output"] = Path(given.output)
+    values["edit"] = tuple(given.edit or ())
     values["prune"] = distance_from(given.prune)
     values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts)
     runtime.start(lambda line: leave(line, 0))
@@ -232,6 +238,8 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("prune_restart", None, "of the slots that stay", **here)
     flags.DEFINE_integer("prune_iterations", None, "of the extra aggregation", **here)
     flags.DEFINE_string("prune_video", None, "of later frames", **here)
+    flags.DEFINE_bool("reconstruct", False, "write decoded pictures", **here)
+    flags.DEFINE_multi_string("edit", None, "of slots, for decoded pictures", **here)
     flags.DEFINE_bool("overwrite", False, "replace finished outputs", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)

@@ -4,8 +4,8 @@ A config is built in this order, and later settings win:
 
     1. `defaults`, below
     2. the facts of the data set, which the system fits itself to: slots, frames, boxes, encoder
-    3. the system (a file of `configs/systems/`), its variant, queries and version, and the word
-       `smooth`
+    3. the system (a file of `configs/systems/`), its variant, size, queries and version, and the
+       word `smooth`
     4. the data set's own settings, and its `small` block if it has one
     5. the task, such as `recognition`
     6. the word `smoke`
@@ -20,10 +20,11 @@ A file of `configs/systems/` states:
                                     reads
     fits(data)                      optional: whether the system can use the data set
     WORDS                           optional: word -> (kind, function like `apply`), where the
-                                    kind is "system variant", "queries", "version" or "task"
+                                    kind is "system variant", "size", "queries", "version" or
+                                    "task"
 
 A function of a word gets the other words that it has arguments for: `variant`, that of the system,
-and `version`; None: not given.
+`size` and `version`; None: not given.
 
 A new file there is a new word; there is no list to extend.
 """
@@ -71,6 +72,9 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                     "warmup": 0.05,
                     "end_ratio": 1e-3,
                 },
+                # Arrays with a learning rate of their own: name -> {"of": patterns of their names,
+                # "learning_rate": a number or a schedule}.
+                "rates": {},
                 "clip_norm": 1.0,  # of the gradient; 0: no clipping
                 "clip_by": "norm",  # the global norm; or largest, the largest entry
             },
@@ -306,7 +310,10 @@ SMOKE_PARTS = {
     "permuted_ar": {"num_layers": 1, "num_heads": 2},
     "mlp_mixture": {"hidden_size": 32},
     "slot_mixer": {"num_layers": 1, "hidden_size": 32, "renderer_layers": 2},
+    "denoising_unet": {"widths": (16, 16), "num_blocks": 1, "groups": 4, "num_heads": 2},
     "metaslot": {"codes": 32, "capacity": 64},
+    "causal_transformer": {"num_layers": 1},
+    "dvae": {"vocabulary": 16, "hidden_size": 8},
     "conv": {"width": 8, "strides": (2, 2)},
     "resnet": {"blocks": (1, 1, 1), "root_width": 8, "groups": 2},
     "token_transformer": {"num_layers": 1, "mlp_size": 32},
@@ -324,6 +331,16 @@ SMOKE_PARTS = {
     "ray_broadcast": _SMOKE_RAYS,
     "ray_transformer": {**_SMOKE_RAYS, **_SMOKE_ALLOCATOR},
     "rays": {"rays": 64},
+    "vq_features": {
+        "width": 8,
+        "vocabulary": 16,
+        "basis_size": 16,
+        "hidden_size": 16,
+        "decoder_width": 8,
+        "blocks": 1,
+        "strides": (2, 2, 1),
+    },
+    "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8, "blocks": 1},
 }
 
 
@@ -651,6 +668,24 @@ SEPARATE_GAUSSIANS = {
 }
 
 
+# SlotDiffusion's UNet, of 135 million parameters, in the re-implementation. VVO-Dfz has it too.
+DENOISING_UNET = {
+    "name": "denoising_unet",
+    "widths": (128, 256, 384, 512),
+    "num_blocks": 2,
+    "groups": 32,
+    "num_heads": 8,
+    "dropout_rate": 0.1,
+    "zero_start": False,
+}
+
+
+def r384(config: ConfigDict, data: DataSet) -> None:
+    """Pictures of 384 pixels, so 576 tokens in place of 256; embedded data keep their own."""
+    config.title += ", 384 pixels"
+    config.data.image_size = 384 if data.small is None else config.data.image_size
+
+
 def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
     """Patterns of a ViT's arrays that freeze all but the last third of its blocks."""
     tuned = encoder["depth"] // 3
@@ -659,6 +694,193 @@ def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
     names += ["registers"] if encoder["registers"] else []
     names += ["norm.*"] if encoder.get("final_norm", False) else []
     return (*names, *(f"blocks.{i}.*" for i in range(encoder["depth"] - tuned)))
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
+TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
+SMALL_STEPS = 600  # of a tokenizer of embedded data
+# Of VQ-VFM-OCL (arXiv 2502.20263); `width` is 4 for a denoising decoder.
+VQ_PIXELS = {
+    "name": "vq_pixels",
+    "width": 256,
+    "vocabulary": 4096,
+    "layer_width": 64,
+    "blocks": 3,
+    "strides": (2, 2, 2),
+    "pixels": "imagenet",
+}
+VQ_FEATURES = {
+    "name": "vq_features",
+    "width": 256,
+    "vocabulary": 4096,
+    "basis_size": 1024,
+    "hidden_size": 256,
+    "decoder_width": 64,
+    "blocks": 3,
+    "strides": (2, 2, 2),
+    # The decoder reads less and less of the latents, and nothing of them after half of the steps.
+    "alpha": {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5},
+    "std": {"schedule": "log_cosine", "begin": 1.0, "end": 2.35},
+}
+
+
+def train_tokenizer(
+    config: ConfigDict,
+    data: DataSet,
+    tokenizer: Settings,
+    *,
+    width: int = 256,
+    keep_latents: bool = False,
+) -> None:
+    """The first stage of a system whose decoder explains tokens: 30,000 steps for its tokenizer.
+
+    Args:
+        tokenizer: `VQ_PIXELS` or `VQ_FEATURES`.
+        width: of a code.
+        keep_latents: on videos, let the decoder of `VQ_FEATURES` read the latents alone to the end,
+            and normalize them over whole clips, as the published program does there. Its decoder
+            never sees a code.
+    """
+    of_features = tokenizer["name"] == "vq_features"
+    config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
+    encoder = config.model.get("target_encoder", config.model.get("encoder"))
+    config.model = ConfigDict({"encoder": encoder} if of_features else {})
+    config.model.tokenizer = ConfigDict({**tokenizer, "width": width})
+    weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
+    weights |= {"latent_norm": 0.1} if of_features else {}
+    config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
+    if of_features and keep_latents and data.is_video:
+        with config.model.tokenizer.ignore_type():
+            config.model.tokenizer.alpha = 1.0
+        config.losses.latent_norm.of_clips = True
+    config.companions = ConfigDict()
+    config.weights = ConfigDict({"encoder": dict(config.weights.encoder)} if of_features else {})
+    plain = defaults(data.name, num_steps=30_000, batch_size=1)
+    config.optimizer = plain.optimizer
+    config.optimizer.learning_rate.peak = 2e-3
+    config.data.boxes = False
+    if not of_features and "features" in config.data:
+        config.data.features = ""
+    config.eval.update(num_slots=None, prune=None, masks="decoder", score_at=None)
+    config.eval.update(per_frame=False, foreground=False, skip_frames=0, match_paper=False)
+    config.train.update(match_paper=False, remat="none")
+    config.checkpoint.update(best_metric="psnr", best_mode="max")
+    if data.small is not None:
+        set_parts(config.model, data.small["parts"])
+        config.train.num_steps, config.checkpoint.every = SMALL_STEPS, SMALL_STEPS // 3
+        return
+    config.train.num_steps, config.checkpoint.every = 30_000, plain.checkpoint.every
+    config.train.batch_size = 16 if data.is_video else 64
+    # TAESD's encoder stays as it is up to its last stride, and its decoder starts from there.
+    if not of_features:
+        config.weights.taesd_encoder = ConfigDict(
+            {
+                "into": "tokenizer.encoder",
+                "source": TAESD,
+                "frozen": ("layers.?.*", "layers.10.*"),
+            }
+        )
+    config.weights.taesd_decoder = ConfigDict({"into": "tokenizer.decoder", "source": TAESD})
+
+
+def predict_tokens(config: ConfigDict) -> None:
+    """The parts that SLATE, STEVE and VQ-VFM-OCL share in the program of SmoothSA's author.
+
+    A causal transformer predicts the tokens of a tokenizer, and slot attention's masks are scored.
+    """
+    predict_features(
+        config,
+        projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
+        initializer={**SEPARATE_GAUSSIANS, "mean": "xavier_matrix"},
+        aggregator={
+            "name": "slot_attention",
+            "gradient": "last_and_queries",
+            "first": 3,
+            "later": 3,
+            "dropout_rate": 0.01,
+        },
+        decoder={"name": "causal_transformer", "num_layers": 4, "num_heads": 4, "embed": "codes"},
+    )
+    config.model.target = ConfigDict({"name": "tokens", "vocabulary": 4096, "width": 256})
+    config.losses = ConfigDict({"token": {"weight": 1.0}})
+    config.eval.masks = "aggregator"
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
+
+
+def carry_tokens(config: ConfigDict, data: DataSet) -> None:
+    """The same on videos, as in STEVE: one iteration per frame, then a transformer over slots.
+
+    Slots start from boxes where there are some. One more slot is that of the background, and slots
+    without a box are masked; `explain_tokens_as_genera1z` has what the published program does.
+    """
+    if data.boxes:
+        config.model.initializer = ConfigDict(PLAIN_BOXES)
+        if data.small is None:
+            config.model.num_slots = data.num_slots + 1
+            config.data.background_box = True
+    config.model.aggregator.update(first=1, later=1)
+    config.model.transition = ConfigDict(
+        {
+            "name": "transformer",
+            "num_heads": 4,
+            "norm": "post",
+            "activation": "gelu",
+            "bias": False,
+            "dropout_rate": 0.1,
+        }
+    )
+    config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
+
+
+def explain_tokens_as_genera1z(config: ConfigDict, data: DataSet) -> None:
+    """Encoder, steps and boxes of the program of SmoothSA's author for systems of tokens.
+
+    Its slots without a box start from a box of zeros and take part, with none for the background.
+    """
+    use_encoder(config, data, DINOV2_SMALL_NORMED)
+    use_length(config, data, num_steps=50_000)
+    if data.boxes and data.small is None:
+        config.data.update(background_box=False, zero_boxes=True)
+
+
+def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
+    """The second stage: a frozen tokenizer of the same data set and words, from its own run.
+
+    `compose` names that run, and fits the targets to its vocabulary.
+
+    Args:
+        draws: "training": its tokens are drawn in training as in the first stage; None: they are
+            the nearest ones.
+    """
+    drawn = {"draws": draws} if draws is not None else {}
+    config.companions[TOKENIZER] = ConfigDict({"source": "", **drawn})
+
+
+def _fit_tokens(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) -> None:
+    """Fill in what the first stage decides: its workdir, vocabulary and width.
+
+    With the word `smoke`, it is an untrained tokenizer.
+    """
+    apart = ("queries", "smooth")  # the tokens are the same
+    first = {kind: word for kind, word in chosen.items() if kind not in apart} | {"task": TOKENIZER}
+    of_first = _of_words(data, {kind: first[kind] for kind in KINDS if kind in first})
+    tokenizer, decoder = of_first.model.tokenizer, config.model.decoder
+    for part in _parts_in(config.model.target):
+        part.update({x: tokenizer[x] for x in ("vocabulary", "width") if x in part})
+    if decoder.get("embed") == "codes" and tokenizer.width != config.model.slot_size:
+        # In small models, slots are not as wide as codes.
+        decoder.update(token_size=tokenizer.width, project_slots=True)
+    companion = config.companions[TOKENIZER]
+    companion.source = f"runs/{_name(data, first, without=('smoke',))}"
+    if "smoke" in chosen:
+        companion.update(source="", title=of_first.title, model=of_first.model)
+
+
+def _parts_in(part: ConfigDict) -> list[ConfigDict]:
+    inside = [x for x in part.values() if isinstance(x, ConfigDict)]
+    return [part, *(y for x in inside for y in _parts_in(x))]
 
 
 # ------------------------------------------------------------------------------------- composing
@@ -689,9 +911,14 @@ def compose(data: DataSet, words: str = "") -> ConfigDict:
         UserError: a word that does not fit, or two words of one kind.
     """
     chosen = choose(words, words_of(data))
-    variant, task = chosen.get("data variant"), chosen.get("task")
-    if variant:
+    if variant := chosen.get("data variant"):
         data = data.variants[variant](data)
+    return _of_words(data, chosen)
+
+
+def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
+    """The config of a data set, with its variant, and of kind -> word in the order of `KINDS`."""
+    task = chosen.get("task")
     config = _of_system(data, chosen)
     config.name = _name(data, chosen, without=("task", "smoke"))
     earlier = config.copy_and_resolve_references()
@@ -700,9 +927,11 @@ def compose(data: DataSet, words: str = "") -> ConfigDict:
     if "smoke" in chosen:
         _smoke(config, data)
         _smoke(earlier, data)
-        for companion in config.companions.values():
+        for companion in (x for n, x in config.companions.items() if n != TOKENIZER):
             if "source" in companion:  # an untrained one, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
+    if TOKENIZER in config.companions:
+        _fit_tokens(config, data, chosen)
     config.name = _name(data, chosen)
     return config
 
@@ -748,7 +977,7 @@ def _of_system(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
     system = systems()[chosen.get("system", DEFAULT_SYSTEM)]
     config.title = system.TITLE
     system.apply(config, data)
-    for kind in ("system variant", "queries", "version"):
+    for kind in ("system variant", "size", "queries", "version"):
         if kind in chosen:
             _apply(chosen, kind, config, data)
     if "smooth" in chosen:
@@ -782,6 +1011,7 @@ def _make_small(config: ConfigDict, small: Settings) -> None:
         if term in config.losses:
             _set_loss(config.losses[term], settings)
     fit_cells(config)
+    fit_tokens(config)
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
@@ -792,6 +1022,16 @@ def fit_cells(config: ConfigDict) -> None:
     decoder = config.model.get("decoder", {})
     if decoder.get("name") == "spatial_broadcast":
         decoder.cells = config.data.image_size // math.prod(decoder.strides)
+
+
+def fit_tokens(config: ConfigDict) -> None:
+    """Let the target have the tokens of a discrete VAE that is trained along."""
+    tokenizer = config.model.get("tokenizer", {})
+    if tokenizer.get("name") == "dvae":
+        size = config.data.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        codes = tokenizer.vocabulary
+        config.model.target.update(vocabulary=codes, width=codes, grid=(height // 4, width // 4))
 
 
 def _set_loss(term: ConfigDict, settings: float | Settings) -> None:
@@ -825,6 +1065,9 @@ def _smoke(config: ConfigDict, data: DataSet) -> None:
     if "slot_size" in config.model:
         config.model.slot_size = SMOKE_SLOT_SIZE
     fit_cells(config)
+    fit_tokens(config)
+    for name in [n for n, x in config.weights.items() if x["into"].startswith("tokenizer.")]:
+        del config.weights[name]  # layers of another width, which no file has
     for entry in config.weights.values():
         entry.source = "random"
         if entry.into:
@@ -846,7 +1089,8 @@ def _name(data: DataSet, chosen: Mapping[str, str], without: tuple[str, ...] = (
 def _apply(chosen: Mapping[str, str], kind: str, *arguments: Any) -> None:
     """Do what the word of that kind does, which may depend on other words."""
     function = _function(chosen, kind)
-    others = {"variant": chosen.get("system variant"), "version": chosen.get("version")}
+    kinds = {"variant": "system variant", "size": "size", "version": "version"}
+    others = {name: chosen.get(kind) for name, kind in kinds.items()}
     takes = inspect.signature(function).parameters
     function(*arguments, **{name: word for name, word in others.items() if name in takes})
 

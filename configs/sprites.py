@@ -49,11 +49,31 @@ SMALL = {
         "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
         "slot_mixer": {"name": "mlp_mixture", **DECODER, "position": "waves"},
+        "denoising_unet": {"widths": (16, 24, 32), "groups": 4, "num_heads": 4},
         # Of models that see pixels alone.
         "conv": {"width": 16, "strides": (2, 2, 1)},
         "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
         "token_transformer": {"num_layers": 1, "mlp_size": 64},
+        "causal_transformer": {"num_layers": 1},
+        "dvae": {"vocabulary": 64, "hidden_size": 32},
         "spatial_broadcast": {"hidden_size": 16, "strides": (2, 2), "transposed": (True, True)},
+        # Tokenizers: 15x15 tokens, and pictures of 30x30 pixels.
+        "vq_features": {
+            "width": 32,
+            "vocabulary": 64,
+            "basis_size": 64,
+            "hidden_size": 32,
+            "decoder_width": 16,
+            "blocks": 1,
+            "strides": (2, 1, 1),
+        },
+        "vq_pixels": {
+            "width": 32,
+            "vocabulary": 64,
+            "layer_width": 16,
+            "blocks": 1,
+            "strides": (2, 1, 1),
+        },
         # Of scenes with the word views.
         "scene": {
             "width": 64,

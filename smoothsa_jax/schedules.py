@@ -2,9 +2,11 @@
 
     {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 0.1}     `begin` for the first tenth
     {"schedule": "cosine", "begin": 0.0, "end": 1.0}              half a cosine over all steps
+    {"schedule": "cosine", "begin": 1.0, "end": 0.1, "until": 0.15}   and then `end`
     {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
     {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}
     {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.12}   half a cosine, and then 0
+    {"schedule": "log_cosine", "begin": 1.0, "end": 2.35}         half a cosine of logarithms
     {"schedule": "from", "begin": 0.2, "value": 0.5}              -1 for the first fifth: off
     {"schedule": "package.module:function", ...}                  a function of your own
 
@@ -24,6 +26,8 @@ from jaxtyping import Array, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.parts import check_number, check_settings, choose, is_schedule, settings_of
+
+NOMINAL = 10_000  # steps, where a schedule's last value is wanted
 
 
 def step(num_steps: int, *, path: str, begin: float, end: float, at: float) -> optax.Schedule:
@@ -49,16 +53,38 @@ def from_(num_steps: int, *, path: str, begin: float, value: Any) -> optax.Sched
     return lambda count: jnp.where(count < begin * num_steps, -1.0, later(count))
 
 
-def cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Schedule:
-    """Return a schedule: half a cosine from `begin` at step 0 to `end` at the last step."""
+def cosine(
+    num_steps: int, *, path: str, begin: float, end: float, until: float = 1.0
+) -> optax.Schedule:
+    """Return a schedule: half a cosine from `begin` at step 0 to `end`, and then `end`.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        path: path of the setting, for messages.
+        begin: the value at step 0.
+        end: the value at the fraction `until` of the steps, and afterwards.
+        until: where the cosine ends, as a fraction of the steps.
+    """
     for key, value in (("begin", begin), ("end", end)):
         check_number(f"{path}.{key}", value)
+    check_number(f"{path}.until", until, above=True)
 
     def value_at(count: Int[Array, ""]) -> Array:
-        done = jnp.minimum(count / num_steps, 1.0)
+        done = jnp.minimum(count / (until * num_steps), 1.0)
         return begin + (end - begin) * 0.5 * (1.0 - jnp.cos(jnp.pi * done))
 
     return value_at
+
+
+def log_cosine(num_steps: int, *, path: str, begin: float, end: float) -> optax.Schedule:
+    """Return a schedule whose logarithm is half a cosine from `begin` to `end`.
+
+    The sharpness of the draws of VQ-VFM-OCL's tokenizer (arXiv 2502.20263) increases in this way.
+    """
+    for key, value in (("begin", begin), ("end", end)):
+        check_number(f"{path}.{key}", value, above=True)
+    of_logs = cosine(num_steps, path=path, begin=0.0, end=1.0)
+    return lambda count: begin * (end / begin) ** of_logs(count)
 
 
 def cosine_to_zero(num_steps: int, *, path: str, begin: float, until: float) -> optax.Schedule:
@@ -119,6 +145,7 @@ def warmup_halving(
     warmup: float,
     half_life: float,
     from_zero: bool = False,
+    starts_above_zero: bool = False,
 ) -> optax.Schedule:
     """Return a schedule: a linear warm-up, then an exponential decay.
 
@@ -130,6 +157,8 @@ def warmup_halving(
         half_life: in which the value halves, as a fraction of the steps.
         from_zero: whether the decay begins at step 0, as in slot attention's and BO-QSA's programs;
             otherwise after the warm-up, as in DINOSAUR's.
+        starts_above_zero: whether the first step already has its share of the warm-up, so that step
+            n has (n + 1) of them, as in STEVE's program.
 
     Raises:
         UserError: a setting is out of range, or the warm-up leaves no step.
@@ -138,9 +167,10 @@ def warmup_halving(
     check_number(f"{path}.half_life", half_life, above=True)
     warmup_steps = _warmup_steps(path, warmup, num_steps)
     begin, period = 0 if from_zero else warmup_steps, half_life * num_steps
+    ahead = int(starts_above_zero)
 
     def value_at(count: Int[Array, ""]) -> Array:
-        rise = jnp.minimum(count / max(warmup_steps, 1), 1.0) if warmup_steps else 1.0
+        rise = jnp.minimum((count + ahead) / max(warmup_steps, 1), 1.0) if warmup_steps else 1.0
         return peak * rise * 0.5 ** (jnp.maximum(count - begin, 0) / period)
 
     return value_at
@@ -161,6 +191,7 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "from": from_,
     "cosine": cosine,
     "cosine_to_zero": cosine_to_zero,
+    "log_cosine": log_cosine,
     "warmup_cosine": warmup_cosine,
     "warmup_halving": warmup_halving,
 }
@@ -193,6 +224,17 @@ def schedule_of(path: str, value: Any, num_steps: int) -> optax.Schedule:
     check_settings(path, f"{path}.schedule={name!r}", settings, optional)
     given = {key: x for key, x in given.items() if key in takes}
     return function(num_steps, **settings, **given)
+
+
+def last_values(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of settings at the last step of a training, however long it is.
+
+    Args:
+        path: of the group of settings, for messages.
+        settings: setting -> a number or a schedule.
+    """
+    values = {key: schedule_of(f"{path}.{key}", x, NOMINAL) for key, x in settings.items()}
+    return {key: float(value(NOMINAL)) for key, value in values.items()}
 
 
 class Schedules:

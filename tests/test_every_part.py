@@ -99,6 +99,7 @@ SAVI_BOXES = {
     "start": "lecun",
 }
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
+UNET = {"num_blocks": 1, "groups": 2, "dropout_rate": 0.0}
 BATCH_ARRAYS = ("video", "flow", "depth", "cameras")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
 # to places, not to slots.
@@ -159,7 +160,11 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         ],
     },
     "projection": {
-        "mlp": [{}, {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"}],
+        "mlp": [
+            {},
+            {"hidden_ratio": 2.0, "to_slots": True, "activation": "relu"},
+            {"hidden_ratio": 2.0, "norm": False, "activation": "none"},
+        ],
         "token_transformer": [
             {
                 "hidden_size": 10,
@@ -306,6 +311,24 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "first_norm": "branch",
             },
         ],
+        "causal_transformer": [
+            {"num_layers": 2, "num_heads": 2, "embed": "codes"},
+            {
+                "num_layers": 2,
+                "num_heads": 2,
+                "embed": "table",
+                "token_size": 6,
+                "project_slots": True,
+                "biases": "all_but_attention",
+                "activation": "relu",
+                "final_norm": True,
+                "start": "xavier",
+            },
+        ],
+        "denoising_unet": [
+            {**UNET, "widths": (4, 8), "num_heads": 2, "zero_start": False},
+            {**UNET, "widths": (4,), "head_size": 2, "zero_start": True},
+        ],
         "mlp_mixture": [
             {"num_layers": 3, "hidden_size": 16, "uniform_values": True},
             {"num_layers": 3, "hidden_size": 16, "uniform_values": False},
@@ -381,14 +404,46 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         "pixels": [{}],
         "flow": [{}],
         "depth": [{}],
+        "noise": [{"width": SIZE}],
         "rays": [
             {"input_views": 2, "targets": "others", "order": "drawn", "rays": 7},
             {"input_views": 1, "targets": "all", "order": "given", "rays": 7},
         ],
-        "several": [{"flow": {"name": "flow"}, "depth": {"name": "depth"}}],
+        "several": [
+            {"flow": {"name": "flow"}, "depth": {"name": "depth"}},
+            {"codes": {"name": "codes", "width": SIZE}, "features": {"name": "features"}},
+        ],
+        "codes": [{"width": SIZE}],
+        "tokens": [{"vocabulary": WIDTH, "width": SIZE}],
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
+    "tokenizer": {
+        "dvae": [{"vocabulary": 7, "hidden_size": 6, "tau": 0.7}],
+        "vq_features": [
+            {
+                "width": 5,
+                "vocabulary": 7,
+                "basis_size": 6,
+                "hidden_size": 8,
+                "decoder_width": 4,
+                "blocks": 1,
+                "strides": (2, 1, 1),
+                "alpha": 0.4,
+                "std": 1.5,
+            }
+        ],
+        "vq_pixels": [
+            {
+                "width": 5,
+                "vocabulary": 7,
+                "layer_width": 4,
+                "blocks": 1,
+                "strides": (2, 1, 1),
+                "pixels": "unit",
+            }
+        ],
+    },
 }
 OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "pruning", "head")
 RANDOM = (*KEYS, "head")  # kinds of parts that have `draw`
@@ -405,10 +460,11 @@ SIZES: dict[str, tuple] = {
     "target": (ENCODER_STUB, IMAGE),
     "pruning": (),
     "head": (SIZE,),
+    "tokenizer": (IMAGE, GRID, WIDTH),
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
 EXACT = (*BATCH_ARRAYS, "positions", "rays")  # float32 in any model
-OF_PARTS = {"tokens": (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
+OF_PARTS = {("initializer", "tokens"): (WIDTH, WIDTH, SLOTS)}  # sizes that a part needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,7 +518,7 @@ def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[Model
         f"model.{row.kind}",
         row.settings,
         TABLES[row.kind],
-        *OF_PARTS.get(row.name, SIZES[row.kind]),
+        *OF_PARTS.get((row.kind, row.name), SIZES[row.kind]),
         **GIVEN.get(row.kind, {}),
         rngs=nnx.Rngs(0),
     )
@@ -473,6 +529,8 @@ def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[Model
         if name in definition.constants:
             return array
         scale = 0.3 if array.ndim < 2 else array.shape[-2] ** -0.5
+        if row.kind == "tokenizer" and array.ndim == 4:  # many convolutions in a row
+            scale = np.prod(array.shape[:-1]) ** -0.5
         centre = 1.0 if name.endswith("scale") else 0.0
         return jnp.asarray(centre + scale * rng.standard_normal(array.shape), jnp.float32)
 
@@ -497,6 +555,10 @@ def inputs_of(seed: int = 0) -> dict[str, np.ndarray]:
         "cameras": normal(FRAMES, 4, 3),
         "positions": normal(TOKENS, 3),
         "rays": normal(TOKENS, 3),
+        "noisy": normal(TOKENS, WIDTH),
+        "time": np.array([3, 900], np.int32),
+        "codes": normal(TOKENS, SIZE),
+        "token_ids": rng.integers(0, WIDTH, (BATCH, TOKENS), np.int32),
     }
 
 
@@ -506,7 +568,10 @@ def drawn(row: Row, training: bool, seed: int = 0) -> Draws:
     if row.kind not in RANDOM:
         return None
     keys = list(jax.random.split(jax.random.key(seed), len(KEYS.get(row.kind, (0,)))))
-    return built(row)[0].skeleton().draw(keys, ALL, training)
+    module = built(row)[0].skeleton()
+    if row.kind == "projection" and not hasattr(module, "draw"):
+        return None
+    return module.draw(keys, ALL, training)
 
 
 Outputs = dict[str, Any]
@@ -520,9 +585,11 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
             return {}, module(x["frames"][:, None], x["cameras"][:, :1])
         return {}, module(x["frames"])
     if row.kind == "projection":
-        return {}, {"tokens": module(tokens)}
+        return {}, {"tokens": module(tokens, *(() if draws is None else (draws,)))}
     if row.kind == "target":
-        return {}, module({name: x[name] for name in BATCH_ARRAYS}, {"features": tokens}, draws)
+        codes = jnp.repeat(x["codes"][:, None], FRAMES, axis=1)
+        constants = {"features": tokens, "codes": codes, "tokens": x["token_ids"][:, None]}
+        return {}, module({name: x[name] for name in BATCH_ARRAYS}, constants, draws)
     if row.kind == "initializer":
         values = scheduled_settings("model", row.settings, TABLES[row.kind])
         queries, extras = module(tokens[:, 0], x["boxes"], mask, draws, values)
@@ -548,15 +615,29 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
     if row.kind == "decoder":
         of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         given = {"target": tokens[:, 0].astype(slots.dtype)}
-        given |= {name: x[name] for name in getattr(module, "exact", ())}
-        prediction, masks = module(slots[:, 0], mask, given, of_frame)
-        return {} if masks is None else {"masks": masks}, {"prediction": prediction}
+        given |= {name: x[name].astype(slots.dtype) for name in ("codes", "noisy")}
+        ids = {"tokens": "token_ids"}  # the features have that name here
+        given |= {name: x[ids.get(name, name)] for name in getattr(module, "exact", ())}
+        found, masks = module(slots[:, 0], mask, given, of_frame)
+        found = found if isinstance(found, Mapping) else {"prediction": found}
+        return {} if masks is None else {"masks": masks}, found
     if row.kind == "pruning":
         logits = jnp.einsum("bnd,bmd->bnm", slots[:, 1], tokens[:, 1, :, : slots.shape[-1]])
         attention = jax.nn.softmax(jnp.where(mask[..., None], logits, -jnp.inf), axis=1)
         values = {"distance": row.settings["distance"]}
         owner = module(slots[:, 0], attention, mask, values)
         return {"masks": ((owner == jnp.arange(owner.shape[1])) & mask).astype(jnp.float32)}, {}
+    if row.kind == "tokenizer":
+        whole = x["frames"] if module.reads == "pixels" else tokens[:, 0]
+        smooth = {"latents": module.encode(whole)}
+        smooth["pixels"] = module.decode(module.codes(x["token_ids"] % module.vocabulary))
+        values = scheduled_settings("model", row.settings, TABLES[row.kind])
+        # A choice is not smooth: of latents that are the same in every dtype.
+        latents = x["positions"][..., :1] * jnp.cos(jnp.arange(module.width))
+        latents = latents.reshape(len(latents), *GRID, -1)
+        of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
+        tokens = module.quantize(latents, of_frame, values).tokens
+        return {}, {**{k: v.astype(slots.dtype) for k, v in smooth.items()}, "tokens": tokens}
     logits, boxes = module(slots, draws)  # a head
     return {"logits": logits.swapaxes(1, 2), "boxes": boxes.swapaxes(1, 2)}, {}
 
@@ -680,10 +761,15 @@ def test_bfloat16_is_near_float32(row):
     assert exact.keys() == near.keys()
     promised = ("attention", "masks", "logits", "boxes")  # a softmax, and what is a result
     for name, value in near.items():
-        exact_target = row.kind == "target" and row.name != "features"
-        expected = np.float32 if name.startswith(promised) or exact_target else jnp.bfloat16
+        exact_row = row.kind == "target" and "features" not in (row.name, name.split(".")[0])
+        exact_row |= row.name == "causal_transformer"  # logits, and losses of them
+        expected = np.float32 if name.startswith(promised) or exact_row else jnp.bfloat16
+        expected = np.int32 if value.dtype == np.int32 else expected  # tokens, or a step
         if row.kind != "encoder":  # `SlotModel.encode` casts what an encoder gives
             assert value.dtype == expected, f"{name} is {value.dtype}"
+        if np.issubdtype(exact[name].dtype, np.integer):
+            np.testing.assert_array_equal(value, exact[name])
+            continue
         assert exact[name].dtype == np.float32
         error = np.abs(value.astype(np.float32) - exact[name]).max()
         assert error <= BFLOAT16 * np.abs(exact[name]).max(), name
@@ -706,8 +792,8 @@ def test_draws_have_a_leading_batch_axis_and_come_from_the_key(row, training):
     if leaves:
         changed = zip(leaves, jax.tree.leaves(other), strict=True)
         assert any(np.any(data(a) != data(b)) for a, b in changed)
-    if not training:  # the cold start alone is random at evaluation
-        assert not leaves or row.kind == "initializer"
+    if not training:  # the cold start is random at evaluation, and what a noisy target is
+        assert not leaves or row.kind == "initializer" or row.name == "noise"
 
 
 @both_modes
@@ -785,8 +871,9 @@ def test_targets_are_constants_without_parameters(row):
     assert not arrays
 
     def total(tokens, batch):
-        found = definition.merge({})(batch, {"features": tokens}, drawn(row, True))
-        return sum(jnp.sum(x) for x in found.values())
+        constants = {"features": tokens, "codes": tokens[..., :SIZE], "tokens": x["token_ids"]}
+        found = definition.merge({})(batch, constants, drawn(row, True))
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in found.values())
 
     x = inputs_of()
     batch = {name: x[name] for name in BATCH_ARRAYS}
@@ -822,6 +909,24 @@ def test_encoders_say_their_grid_and_width(row):
     encoder, (_, outputs) = definition.skeleton(), run(row, inputs_of(), None)
     assert encoder.grid == GRID
     assert outputs["features"].shape == (BATCH, TOKENS, encoder.width)
+
+
+@of_rows("tokenizer")
+def test_tokenizers_say_their_sizes(row):
+    definition, arrays = built(row)
+    tokenizer, x = definition.merge(arrays), inputs_of()
+    assert tokenizer.grid == GRID and tokenizer.reads in ("features", "pixels")
+    whole = x["frames"] if tokenizer.reads == "pixels" else x["tokens"][:, 0]
+    draws = jax.tree.map(lambda leaf: leaf[:, 0], drawn(row, True))
+    values = scheduled_settings("model", row.settings, TABLES[row.kind])
+    outputs = tokenizer(jnp.asarray(whole), draws, values)
+    assert outputs["tokens"].dtype == jnp.int32
+    assert outputs["tokens"].shape == (BATCH, TOKENS)
+    assert 0 <= outputs["tokens"].min() and outputs["tokens"].max() < tokenizer.vocabulary
+    assert outputs["codes"].shape == (BATCH, TOKENS, tokenizer.width)
+    np.testing.assert_array_equal(outputs["codes"], tokenizer.codes(outputs["tokens"]))
+    assert outputs["prediction"].shape == tokenizer.target(jnp.asarray(x["frames"])).shape
+    assert tokenizer.encode(jnp.asarray(whole)).shape == (BATCH, *GRID, tokenizer.width)
 
 
 @of_rows("decoder")

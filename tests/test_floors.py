@@ -25,6 +25,7 @@ FLOORS = (
         "models.transitions",
         "models.decoders",
         "models.targets",
+        "models.tokenizers",
         "interop",
         "devices",
     ),

@@ -560,6 +560,7 @@ def trajectory_config(name: str, case: Recorded, rates: np.ndarray) -> ConfigDic
             "end_ratio": float(rates[-1] / rates[peak]),
         },
         "clip_norm": CLIP[name.split("_")[0]],
+        "rates": {},
         "clip_by": "norm",
     }
     config["train"] |= {"num_steps": num_steps, "batch_size": len(case.video)}

@@ -359,8 +359,7 @@ def started(case: Recorded, rates: np.ndarray):
     """The training that `main.py` builds, with these learning rates and the recorded arrays."""
     schedule = lambda step: jnp.asarray(rates, jnp.float32)[step]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        for module in (step_file, optimizer):
-            patch.setattr(module, "learning_rate_schedule", lambda *_: schedule)
+        patch.setattr(optimizer, "learning_rate_schedule", lambda *_: schedule)
         setup = step_file.build_training(case.config)
     state = setup.state
     assert {n: x.shape for n, x in case.params.items()} == {

@@ -115,6 +115,7 @@ def training_config(name: str, case: Recorded, file: Golden) -> dict:
                 "end_ratio": float(rates[-1] / rates[peak]),
             },
             "clip_norm": CLIP[name.split("_")[0]],
+            "rates": {},
             "clip_by": "norm",
         },
         "train": {"num_steps": num_steps},

@@ -230,7 +230,10 @@ def test_groups_of_a_resnet():
 
 def test_targets_and_losses_that_do_not_fit():
     one = pixel_config({"name": "several", "flow": {"name": "flow"}})
-    assert "with flow; expected at least two of pixels, flow and depth" in error_of(one)
+    assert (
+        "with flow; expected at least two of pixels, flow, depth, codes and features"
+        in error_of(one)
+    )
     config = pixel_config({"name": "flow"}, depth={**SUM, "of": "depth"})
     assert "losses.depth needs depth.prediction, which this model does not give" in error_of(config)
     with pytest.raises(UserError, match="reduction is 'max'; expected one of mean, sum"):

@@ -26,10 +26,33 @@ LAYOUTS = {
         "slotcontrast",
         "randsfq",
         "osrt",
+        "generative",
     )
 }
-# Of MetaSlot in models of tokens; and parts of OSRT's models alone, see tests/test_views.py.
-LATER = ("slate_r", "slotdiffusion_r", "decoder_")
+# Of SLATE's and SlotDiffusion's own programs, which this one does not have.
+LEFT_OUT = ("slate_original", "slotdiffusion_original")
+
+
+def whole(found: dict) -> dict[str, dict[str, list[int]]]:
+    """Layouts in full, of which some are told by how they differ from another one."""
+    full = {}
+    for name, keys in found.items():
+        if not name.startswith(LEFT_OUT):
+            full[name] = {**full[keys["like"]], **keys["differs"]} if "like" in keys else keys
+    return full
+
+
+# Of MetaSlot in models of tokens, the file lists what is not SLATE's or SlotDiffusion's.
+OTHER_PARTS = ("m.encode_backbone.", "m.mediat.", "m.decode.")
+# They have the keys of another one, in other sizes.
+ALIKE = frozenset(name for name, keys in LAYOUTS["generative"].items() if "like" in keys)
+LAYOUTS["generative"] = whole(LAYOUTS["generative"])
+for layout, own in LAYOUTS["metaslot"].items():
+    if layout in LAYOUTS["generative"]:
+        others = LAYOUTS["generative"][layout].items()
+        own |= {key: shape for key, shape in others if key.startswith(OTHER_PARTS)}
+# Parts of OSRT's models alone, see tests/test_views.py.
+LATER = {"osrt": ("decoder_",)}
 # The name of a layout -> the recipe that it has to be among.
 RECIPES = {
     "dias": {"dias_r": "dias,genera1z"},
@@ -49,6 +72,8 @@ RECIPES = {
         "ViT_B16": "metaslot,b16,genera1z",
         "dinosaur_r": "metaslot,genera1z",
         "spot_r": "metaslot,ar,genera1z",
+        "slate_r": "metaslot,tokens,genera1z",
+        "slotdiffusion_r": "metaslot,noise,genera1z",
     },
 }
 # Of videos: the name of a layout -> the whole name of the recipe.
@@ -83,9 +108,37 @@ VIDEO_RECIPES = {
         "recognition ytvis": "ytvis_hq:randsfq,tsim,original,recognition",
     },
 }
+# Of systems that explain tokens: the layout up to its first "-" -> words; of tokenizers, those of
+# codes of width 256 and 4.
+TOKEN_RECIPES = {
+    "slate_r_vqvae": "slate",
+    "steve_c_vqvae": "steve",
+    "slotdiffusion_r_vqvae": "slotdiffusion",
+    "vqdino_tfd_r": "vvo,tfd",
+    "vqdino_tfdt_c": "vvo,tfdt",
+    "vqdino_dfz_r": "vvo,dfz",
+    "vqdino_mlp_r": "vvo,mlp",
+    "vqvae": ("slate", "slotdiffusion"),
+    "vqdino": ("vvo,tfd", "vvo,dfz"),
+}
+OF_VIDEOS = {"slate": "steve", "vvo,tfd": "vvo,tfdt"}
+
+
+def recipe_of_tokens(layout: str) -> str:
+    if layout == "steve_original":
+        return "movi_d:steve,original"
+    kind, data, *more = layout.split("-")
+    words = TOKEN_RECIPES[kind]
+    task = "" if isinstance(words, str) else ",tokenizer"
+    if task:
+        words = words[0 if "c256" in more else 1]
+        words = OF_VIDEOS[words] if data == "movi_d" else words
+    return f"{data}:{words}{',r384' * ('r384' in more)},genera1z{task}"
 
 
 def recipe_of(system: str, layout: str) -> str:
+    if system == "generative":
+        return recipe_of_tokens(layout)
     if system in VIDEO_RECIPES:
         return VIDEO_RECIPES[system][layout]
     words = next(words for part, words in RECIPES[system].items() if part in layout)
@@ -93,9 +146,14 @@ def recipe_of(system: str, layout: str) -> str:
     return f"{data}:image,{words}" if data.startswith("movi") else f"{data}:{words}"
 
 
+def is_later(system: str, layout: str) -> bool:
+    return layout.startswith(LATER.get(system, ("none",)))
+
+
 def layouts() -> list:
-    names = [(s, n) for s, found in LAYOUTS.items() for n in found if not n.startswith(LATER)]
+    names = [(s, n) for s, found in LAYOUTS.items() for n in found if not is_later(s, n)]
     chosen = {"dias_r-coco", "dinosaur_r-voc", "original dinosaur coco", "recognition ytvis"}
+    chosen |= {"vqvae-coco-c4", "vqdino_mlp_r-coco"}
     return [
         pytest.param(*pair, marks=() if pair[1] in chosen else pytest.mark.slow, id="-".join(pair))
         for pair in names

@@ -78,6 +78,7 @@ def tiny_config(
                     "end_ratio": 1e-3,
                 },
                 "clip_norm": 1.0,
+                "rates": {},
                 "clip_by": "norm",
             },
             "train": {

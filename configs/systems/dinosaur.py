@@ -64,11 +64,6 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
     )
 
 
-def r384(config: ConfigDict, data: base.DataSet) -> None:
-    config.title = f"{TITLE}, 384 pixels"
-    config.data.image_size = 384 if data.small is None else config.data.image_size
-
-
 def dinov2(config: ConfigDict, data: base.DataSet) -> None:
     config.title = f"{TITLE}, DINOv2"
     slot_size, optimizer = 256, config.optimizer.to_dict()
@@ -84,8 +79,8 @@ def dinov2(config: ConfigDict, data: base.DataSet) -> None:
     base.use_encoder(config, data, base.dinov2("base"), image_size=224)
 
 
-def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
-    base.refuse_variant(variant, ("r384",), "original")
+def original(config: ConfigDict, data: base.DataSet, variant: str | None, size: str | None) -> None:
+    base.refuse_variant(size, ("r384",), "original")
     num_steps = 300_000 if data.name == "voc" else 500_000
     base.use_length(config, data, num_steps=num_steps, batch_size=64)
     if data.small is None:
@@ -132,7 +127,7 @@ def _is_movi(data: base.DataSet) -> bool:
 
 WORDS = {
     "ar": ("system variant", ar),
-    "r384": ("system variant", r384),
+    "r384": ("size", base.r384),
     "dinov2": ("system variant", dinov2),
     "original": ("version", original),
     "genera1z": ("version", genera1z),

@@ -23,14 +23,22 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
 from smoothsa_jax.interop.pixel_programs import BOQSA, IMAGE_SIZE, ORIGINAL, SAVI
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
+from smoothsa_jax.interop.steve import STEVE
 from smoothsa_jax.interop.table import describe, mismatches
-from smoothsa_jax.models.build import build_head, slot_model_shapes
-from smoothsa_jax.models.parameters import split
+from smoothsa_jax.models.build import (
+    build_head,
+    is_slot_model,
+    is_tokenizer_model,
+    model_shapes,
+)
+from smoothsa_jax.models.parameters import ENCODER, split
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 
 StateDict = Mapping[str, np.ndarray]
 CONFIGS = CONFIGS_PARENT / "configs"
 OWN = "own.py"  # for a user's pictures, which no published model was trained on
 RECOGNITION, STUDENT = "recognition", "student"  # words of a config file, after the colon
+OF_TOKENIZER = "m.mediat."  # in front of the keys of a tokenizer in a second stage
 SLOT_MODEL, TEACHER = "slot_model", "teacher"  # companions
 # Keys of the initial queries, one for each slot or one for all: (..., N, D) or (..., 1, D).
 QUERIES = (
@@ -53,8 +61,18 @@ def _each(data: str, *words: str) -> tuple[str, ...]:
     )
 
 
+def _of_stills(system: str, task: str = "") -> tuple[str, ...]:
+    """Return the recipes of a system that explains tokens of pictures, one also with `r384`."""
+    ending = f",genera1z{',' * bool(task)}{task}"
+    return (
+        *_each("clevrtex coco voc", f"{system}{ending}"),
+        f"coco:{system},r384{ending}",
+    )
+
+
 # Data sets with published models, and the words that make them fit.
 _PICTURES = "clevrtex coco voc movi_c:image movi_e:image"
+_CLIPS = "movi_d movi_e"  # of STEVE's own program
 _VIDEOS_2025 = "movi_c movi_d ytvis_hq"
 _VIDEOS_WITHOUT_BOXES = "movi_c:gaussian movi_e:gaussian ytvis_2021"
 
@@ -78,6 +96,10 @@ class Family:
 
 def _any(*parts: str) -> Callable[[Iterable[str]], bool]:
     return lambda keys: any(part in key for key in keys for part in parts)
+
+
+def _all(*parts: str) -> Callable[[Iterable[str]], bool]:
+    return lambda keys: all(any(part in key for key in keys) for part in parts)
 
 
 # The first that fits counts.
@@ -143,9 +165,76 @@ FAMILIES = (
         "MetaSlot",
         GENERA1Z,
         _any("aggregat.vq."),
-        _each(_PICTURES, "metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
+        (
+            *_each(_PICTURES, "metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
+            *_each("clevrtex coco voc", "metaslot,tokens,genera1z", "metaslot,noise,genera1z"),
+        ),
     ),
     Family("SmoothSA", None, _any("initializ.qinit", DETACH_FLAG), ()),
+    Family("STEVE", STEVE, _any("steve_encoder."), _each(_CLIPS, "steve,original")),
+    Family(
+        "STEVE's re-implementation",
+        GENERA1Z,
+        _all("mediat.codebook.", "transit."),
+        ("movi_d:steve,genera1z",),
+    ),
+    Family(
+        "SLATE's re-implementation",
+        GENERA1Z,
+        _all("mediat.codebook.", "decode.bos"),
+        _of_stills("slate"),
+    ),
+    Family(
+        "SlotDiffusion's re-implementation",
+        GENERA1Z,
+        _all("mediat.codebook.", "decode.backbone.conv_in."),
+        _of_stills("slotdiffusion"),
+    ),
+    Family(
+        "VQ-VFM-OCL, transformer of videos",
+        GENERA1Z,
+        _all("mediat.quant.", "transit."),
+        ("movi_d:vvo,tfdt,genera1z",),
+    ),
+    Family(
+        "VQ-VFM-OCL, transformer",
+        GENERA1Z,
+        _all("mediat.quant.", "decode.bos"),
+        _of_stills("vvo,tfd"),
+    ),
+    Family(
+        "VQ-VFM-OCL, diffusion",
+        GENERA1Z,
+        _all("mediat.quant.", "decode.backbone.conv_in."),
+        _of_stills("vvo,dfz"),
+    ),
+    Family(
+        "VQ-VFM-OCL, MLP",
+        GENERA1Z,
+        _all("mediat.quant.", "decode.backbone.0."),
+        _of_stills("vvo,mlp"),
+    ),
+    Family(
+        "a tokenizer of pixels",
+        GENERA1Z,
+        _any("m.codebook.templat."),
+        (
+            *_of_stills("slate", TOKENIZER),
+            *_of_stills("slotdiffusion", TOKENIZER),
+            "movi_d:steve,genera1z,tokenizer",
+        ),
+    ),
+    Family(
+        "a tokenizer of features",
+        GENERA1Z,
+        _any("mediat.quant."),
+        (
+            *_of_stills("vvo,tfd", TOKENIZER),
+            *_of_stills("vvo,mlp", TOKENIZER),
+            *_of_stills("vvo,dfz", TOKENIZER),
+            "movi_d:vvo,tfdt,genera1z,tokenizer",
+        ),
+    ),
     Family(
         "RandSF.Q",
         GENERA1Z,
@@ -231,7 +320,22 @@ def completed(config: ConfigDict, spec: str) -> ConfigDict:
     """
     if SLOT_MODEL in config.companions and "model" not in config.companions[SLOT_MODEL]:
         return with_slot_model(config, load_config(_without(spec, RECOGNITION)))
+    if TOKENIZER in config.companions and "model" not in config.companions[TOKENIZER]:
+        path, colon, words = spec.partition(":")
+        return with_tokenizer(config, load_config(f"{path}:{words}{',' * bool(words)}{TOKENIZER}"))
     return with_teacher(config, spec)
+
+
+def with_tokenizer(config: ConfigDict, first: ConfigDict) -> ConfigDict:
+    """Return a config of a second stage with the tokenizer of its first, without a decoder.
+
+    A file of a second stage does not hold the tokenizer's decoder.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    model = first.model.copy_and_resolve_references().unlock()
+    model.tokenizer.decodes = False
+    config.companions[TOKENIZER].update(title=first.title, model=model)
+    return canonical(config)
 
 
 def _without(spec: str, left_out: str) -> str:
@@ -290,6 +394,8 @@ def program_of(config: ConfigDict) -> Program | None:
     model = _slot_model_of(config)
     if model is None or "cold" in model.get("initializer", {}):
         return None
+    if TOKENIZER in model:
+        return GENERA1Z if is_tokenizer_model(model) else STEVE
     if model.decoder.name == "spatial_broadcast":
         if model.decoder.head == "separate":
             return SAVI
@@ -339,6 +445,9 @@ def from_state_dict(
         names = {*_shapes_of(model, config), *buffers}
         arrays = program.to_ours(own, names, model)
         found |= {f"{prefix}{name}": x for name, x in arrays.items()}
+    if _shares_encoder(config):  # once in a file, and in ours once more with the tokenizer
+        own = [name for name in found if name.startswith(f"{ENCODER}.")]
+        found |= {f"{TOKENIZER}.{name}": found[name] for name in own}
     return found, program.kept(state_dict)
 
 
@@ -366,12 +475,17 @@ def to_state_dict(
             for name, x in arrays.items()
             if (name.startswith(prefix) if prefix else not name.startswith(companions))
         }
+        if prefix == f"{TOKENIZER}.":  # what a file of a second stage has of it
+            left_out = (f"{ENCODER}.", "tokenizer.decoder.", "tokenizer.expand")
+            own = {name: x for name, x in own.items() if not name.startswith(left_out)}
         # Some files hold functions of the place on the grid of an encoder.
         state_dict = program.to_theirs(
             own, model, {IMAGE_SIZE: list(image_size_of(config)), **kept}
         )
+        bare = "m.mediat." if start == OF_TOKENIZER else "m."
         found |= {
-            f"{start}{key.removeprefix('m.')}" if start else key: x for key, x in state_dict.items()
+            f"{start}{key.removeprefix(bare).removeprefix('m.')}" if start else key: x
+            for key, x in state_dict.items()
         }
     return found
 
@@ -384,9 +498,17 @@ def _models_of(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
     if SLOT_MODEL in config.companions:
         slots = config.companions[SLOT_MODEL].model
         return [("", "m.", config.model), (f"{SLOT_MODEL}.", "m.discov.", slots)]
+    if TOKENIZER in config.companions:
+        tokenizer = config.companions[TOKENIZER].model
+        return [("", "m.", config.model), (f"{TOKENIZER}.", OF_TOKENIZER, tokenizer)]
     if teacher is None:
         return [("", "m.", config.model)]
     return [("", "m.student.", config.model), (f"{TEACHER}.", "m.teacher.", teacher.model)]
+
+
+def _shares_encoder(config: ConfigDict) -> bool:
+    """Whether the model's encoder is also that of a frozen tokenizer."""
+    return ENCODER in config.companions.get(TOKENIZER, {}).get("model", {})
 
 
 def renamed(
@@ -433,26 +555,29 @@ def _shapes_of(model: ConfigDict, config: ConfigDict) -> dict[str, Any]:
     slots = _slot_model_of(config)
     if model is config.model and model is not slots:
         return _head_shapes(json.dumps(model.to_dict(), sort_keys=True), slots.slot_size)
-    return _shapes(_as_json(model), image_size_of(config))
+    shapes = _shapes(_as_json(model), image_size_of(config))
+    if model is not config.model and is_tokenizer_model(model):  # its encoder is the model's
+        return {name: x for name, x in shapes.items() if not name.startswith(f"{ENCODER}.")}
+    return shapes
 
 
 def _as_json(model: ConfigDict) -> str:
     """Return a model's config, without what does not affect its arrays."""
     found = model.to_dict()
-    if not _has_query_of_each_slot(model):
+    if is_slot_model(model) and not _has_query_of_each_slot(model):
         found["num_slots"] = 1
     return json.dumps(found, sort_keys=True)
 
 
 def _has_query_of_each_slot(model: ConfigDict) -> bool:
-    initializer = model.initializer
-    return initializer.get("separate", False) or initializer.name == "learned"
+    initializer = model.get("initializer", {"name": "none"})
+    return initializer.get("separate", False) or initializer["name"] == "learned"
 
 
 @functools.cache  # most recipes share a model, and each model takes a second
 def _shapes(model: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Return the shapes of a slot model's arrays."""
-    _, trained, frozen = split(slot_model_shapes(ConfigDict(json.loads(model)), image_size))
+    """Return the shapes of the arrays of a slot model, or of a tokenizer and its encoder."""
+    _, trained, frozen = split(model_shapes(ConfigDict(json.loads(model)), image_size))
     return {**trained, **frozen}
 
 
@@ -604,6 +729,8 @@ def _may_be(config: ConfigDict, state_dict: StateDict) -> bool:
     """Tell by two signs whether a state dict may be of a config's model, without making it."""
     model = _slot_model_of(config)
     separate = _has_query_of_each_slot(model)
+    if "encoder" not in model:  # a tokenizer of pixels
+        return True
     for key, array in state_dict.items():
         if key.endswith("patch_embed.proj.weight") and array.ndim == 4:
             if (array.shape[0], array.shape[-1]) != (model.encoder.width, model.encoder.patch):

@@ -9,6 +9,7 @@ workdir is self-contained.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,11 +22,14 @@ from smoothsa_jax.checkpoints.read import FOLDER, place_array, restore_latest
 from smoothsa_jax.config.load import known_words, load_config
 from smoothsa_jax.config.values import canonical, differences, image_size_of, to_json
 from smoothsa_jax.devices import hosts
+from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.encoder_weights import load_encoder
-from smoothsa_jax.models.build import build_slot_model
+from smoothsa_jax.interop.tokenizers import load_taesd
+from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.layers.taesd import TinyDecoder, TinyEncoder
 from smoothsa_jax.models.parameters import (
     ENCODER,
     TARGET_ENCODER,
@@ -34,6 +38,7 @@ from smoothsa_jax.models.parameters import (
     matching,
     split,
 )
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 
 RANDOM = "random"  # a source: untrained values from a seed
 UNTRAINED = ""  # a companion's source: untrained, for trying out a config
@@ -51,12 +56,14 @@ class Trained(NamedTuple):
             are left out.
         step: number of training steps done.
         what: where the arrays come from, in words.
+        tokenizer: the arrays of its frozen tokenizer, by their names there; none without one.
     """
 
     config: ConfigDict
     arrays: dict[str, np.ndarray]
     step: int
     what: str
+    tokenizer: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def is_trained(source: str) -> bool:
@@ -86,18 +93,27 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():
         config, arrays, step = read_model(path)
-        return Trained(config, _own(arrays, config), step, str(path))
+        return Trained(config, _own(arrays, config), step, str(path), _of_tokenizer(arrays, config))
     checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
     config, arrays = checkpoint.config, checkpoint.weights
-    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path))
+    tokenizer = _of_tokenizer(arrays, config)
+    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path), tokenizer)
 
 
 def _own(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
     """Leave out the arrays of the companions that a model was trained with."""
     companions = tuple(f"{name}." for name in config.get("companions", {}))
     return {name: x for name, x in arrays.items() if not name.startswith(companions)}
+
+
+def _of_tokenizer(arrays: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
+    """Return the arrays of the companion that makes tokens, from which pictures are decoded."""
+    if TOKENIZER not in config.get("companions", {}):
+        return {}
+    start = f"{TOKENIZER}."
+    return {n.removeprefix(start): x for n, x in arrays.items() if n.startswith(start)}
 
 
 def _of_state_dict(path: Path, recipe: str | None) -> Trained:
@@ -119,7 +135,8 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
         )
     found = configs[names[0]]
     arrays, _ = from_state_dict(state_dict, found)
-    return Trained(found, _own(arrays, found), found.train.num_steps, str(path))
+    tokenizer = _of_tokenizer(arrays, found)
+    return Trained(found, _own(arrays, found), found.train.num_steps, str(path), tokenizer)
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:
@@ -313,7 +330,10 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
             continue
         if companion.source == UNTRAINED:
             words.append(f"companion {name}: untrained, as it has no source")
-            untrained = build_slot_model(companion.model, image_size_of(config), config.seed)
+            # As in a run of its own, a random encoder has the seed of this one's.
+            seeds = {e["into"]: e.get("seed", 0) for e in config.weights.values() if "seed" in e}
+            size = image_size_of(config)
+            untrained = build_model(companion.model, size, config.seed, seeds)
             arrays = {key: x for part in split(untrained)[1:] for key, x in part.items()}
         else:
             trained = _opened(name, companion.source, warn)
@@ -328,8 +348,29 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
             whole = f"{name}.{key}"
             filled[whole] = _placed(f"companions.{name}", whole, arrays[key], filled.get(whole))
     _refuse_shapes(filled, config)
+    _refuse_other_encoder(filled, config)
     params = {name: filled[name] for name in training.state.params}
     return params, {name: filled[name] for name in training.frozen}, "; ".join(words)
+
+
+def _refuse_other_encoder(filled: Parameters, config: ConfigDict) -> None:
+    """Refuse a tokenizer of features whose encoder has other weights than the model's own."""
+    if "encoder" not in config.companions.get(TOKENIZER, {}).get("model", {}):
+        return
+    mine = TARGET_ENCODER if TARGET_ENCODER in config.model else ENCODER
+    theirs = f"{TOKENIZER}.{ENCODER}."
+    found = {name.removeprefix(theirs): x for name, x in filled.items() if name.startswith(theirs)}
+    own = {
+        name.removeprefix(f"{mine}."): x
+        for name, x in filled.items()
+        if name.startswith(f"{mine}.")
+    }
+    if digest(on_host(found)) != digest(on_host(own)):
+        raise UserError(
+            f"companions.{TOKENIZER}.source {config.companions[TOKENIZER].source} was trained on "
+            f"features of other weights than model.{mine} has; train it with the same "
+            f"--config.weights.{mine}.source, or give another tokenizer"
+        )
 
 
 def _filled_by(
@@ -417,7 +458,10 @@ def _arrays_of(
         prefix = below(into, "")
         arrays = {k: x for k, x in trained.arrays.items() if k.startswith(prefix)}
         return arrays, trained.what
-    if into not in (ENCODER, TARGET_ENCODER):
+    skeleton = training.definitions["model"].skeleton()
+    part = _part_of(skeleton, into)
+    layers_of = {TinyEncoder: "encoder", TinyDecoder: "decoder"}.get(type(part))
+    if into not in (ENCODER, TARGET_ENCODER) and layers_of is None:
         raise UserError(
             f"{path}.source is {source!r}, which is no workdir and no saved model; expected one "
             f"of these for into={into!r}"
@@ -427,13 +471,23 @@ def _arrays_of(
         for name, x in {**training.state.params, **training.frozen}.items()
         if name.startswith(f"{into}.")
     }
-    grid = getattr(training.definitions["model"].skeleton(), into).position_grid
+
+    def load() -> tuple[dict[str, np.ndarray], str]:
+        if layers_of is not None:
+            return load_taesd(source, layers_of, expected, path)
+        return load_encoder(source, config.model[into], expected, part.position_grid)
+
     arrays, what = _together(  # each process reads its own files
-        f"{path}.source={source}",
-        lambda: load_encoder(source, config.model[into], expected, grid),
-        lambda found: digest(found[0]),
+        f"{path}.source={source}", load, lambda found: digest(found[0])
     )
     return {below(into, name): x for name, x in arrays.items()}, what
+
+
+def _part_of(model: Any, into: str) -> Any:
+    """Return the module of a name such as "tokenizer.encoder"; None: it is no module."""
+    for name in into.split("."):
+        model = getattr(model, name, None)
+    return model
 
 
 def _placed(path: str, name: str, array: np.ndarray, like: Any) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "optimizer.clip_by": "norm",
+    "optimizer.rates": {},
     "eval.num_slots": None,
     "eval.prune": None,
     "eval.prune_restart": "slots",
@@ -36,7 +37,7 @@ def renewed(config: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in ADDED.items():
         group, _, key = path.rpartition(".")
         if isinstance(config.get(group), dict):
-            config[group].setdefault(key, value)
+            config[group].setdefault(key, _copied(value))
     companions = config.get("companions")
     inside = companions.values() if isinstance(companions, dict) else ()
     for owner in (config, *inside):

@@ -136,6 +136,23 @@ def number_or_schedule(least: float = 0.0, above: bool = False) -> Check:
     return check
 
 
+_RATE = {"of": texts, "learning_rate": number_or_schedule(above=True)}
+
+
+def rates(key: str, value: Any) -> None:
+    """A group of entries, each with patterns of arrays and their learning rate."""
+    if not isinstance(value, _GROUP):
+        raise UserError(f"{key} is {value!r}; expected a group of entries, which may be empty")
+    for name, entry in value.items():
+        path = f"{key}.{name}"
+        _check_entry(path, entry, _RATE)
+        for setting, check in _RATE.items():
+            if setting not in entry:
+                raise UserError(f"the config has no {path}.{setting}; add it")
+            check(f"{path}.{setting}", entry[setting])
+
+
+rates.may_be_schedule = True  # it is a group of settings
 # ------------------------------------------------------------------------------------------ keys
 
 # Every key of a run but what stands inside `data`, `model`, `losses`, `companions` and `weights`.
@@ -147,6 +164,7 @@ KEYS: dict[str, Check] = {
     "dtype": one_of(*DTYPES),
     "matmul_precision": one_of(*MATMUL_PRECISIONS),
     "optimizer.learning_rate": number_or_schedule(above=True),
+    "optimizer.rates": rates,
     "optimizer.clip_norm": number(),
     "optimizer.clip_by": one_of("norm", "largest"),
     "train.num_steps": whole(1),

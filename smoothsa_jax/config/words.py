@@ -12,6 +12,7 @@ KINDS = (
     "data variant",
     "system",
     "system variant",
+    "size",
     "queries",
     "version",
     "task",

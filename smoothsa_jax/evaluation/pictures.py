@@ -167,6 +167,33 @@ def scene_sheet(
     _write_sheet(tiles, [f"view {i + 1}" for i in columns], path)
 
 
+def decoded_sheet(
+    sample: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+    *,
+    max_frames: int = 8,
+    tile: int = 128,
+) -> None:
+    """Write a PNG with frames, and what a tokenizer decodes of them.
+
+    Args:
+        sample: "video" (T,H,W,3) and "decoded" (T,h,w,3), uint8.
+        path: the PNG; written atomically.
+        max_frames: of more frames, this many evenly spaced ones are shown.
+        tile: as for `contact_sheet`.
+    """
+    video, decoded = sample["video"], sample["decoded"]
+    shown = _evenly(len(video), max_frames)
+    size = video.shape[2], video.shape[1]
+    as_large = [np.asarray(Image.fromarray(x).resize(size, Image.NEAREST)) for x in decoded[shown]]
+    scale = enlarge_factor(video, tile)
+    tiles = {
+        "frame": enlarge(video[shown], scale),
+        "decoded": enlarge(np.stack(as_large), scale),
+    }
+    _write_sheet(tiles, [f"frame {i + 1}" for i in shown], path)
+
+
 def _write_sheet(
     tiles: Mapping[str, np.ndarray], heads: Sequence[str], path: str | os.PathLike
 ) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smoothsa_jax.evaluation.scores import DECIMALS
+from smoothsa_jax.evaluation.scores import DECIMALS, UNSEEN
 from smoothsa_jax.files import atomic_file
 
 COLUMNS = ["sample", "name", "method", "protocol", "seed"]  # and the metrics
@@ -48,7 +48,7 @@ def write_sample_scores(
         scored: the entries.
     """
     scored = list(scored)
-    metrics = list(scored[0].per_sample)
+    metrics = [name for name in scored[0].per_sample if not name.startswith(UNSEEN)]
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *metrics])

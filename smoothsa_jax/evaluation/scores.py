@@ -17,6 +17,8 @@ from smoothsa_jax.files import atomic_file
 # Columns of the table. The leading metric orders the baselines and is printed in the last line.
 TITLES = {
     "psnr": "PSNR",
+    "mse": "MSE",
+    "codes_in_use": "codes in use",
     "ari": "ARI",
     "fg_ari": "FG-ARI",
     "mbo": "mBO",
@@ -41,7 +43,15 @@ TITLES = {
 }
 LEADING = ("fg_ari", "top1", "psnr", "loss")
 COUNTS = ("num_matches",)  # numbers, not shares
-NUMBERS = ("psnr", "slots", "segments", "slots_error", "slots_correlation")  # likewise, of decimals
+NUMBERS = (
+    "psnr",
+    "mse",
+    "slots",
+    "segments",
+    "slots_error",
+    "slots_correlation",
+)  # likewise, of decimals
+UNSEEN = "_"  # begins the names of a sample's values that are for the means of a split alone
 LOSS = "loss"  # also the beginning of a term's name, `loss/reconstruction`
 DECIMALS = 6  # finer than any relevant difference, coarser than the noise of summation order
 

@@ -27,6 +27,8 @@ class Evaluator(Protocol):
         paper_differs: whether `match_paper` changes more than the slot mask.
         protocol: what `scores.json` states about it.
 
+    An evaluator that reads no labels has `needs_labels` = False.
+
     An evaluator whose pictures are not the frames of a batch also has
     `kept(measured, batch, samples)` in place of `kept_samples`.
     """
@@ -73,7 +75,8 @@ class Evaluation:
         names: names of the samples; "" if the data set has none.
         samples: the first few samples, each {"video" (T,H,W,3), "segmentations" (T,H,W),
             "masks" (T,H,W)}; the masks are predicted with the first seed. Of scenes, also
-            "rendered" (T,H,W,3) and the "inputs" (V,H,W,3); they may have no masks.
+            "rendered" (T,H,W,3) and the "inputs" (V,H,W,3); they may have no masks. Of a
+            tokenizer, "video" and "decoded" (T,H',W',3) alone.
     """
 
     scores: dict[str, np.ndarray]

@@ -26,6 +26,15 @@ class Published(NamedTuple):
 
 _PROGRAM = "the program of SmoothSA's author"
 _RANDSFQ = "RandSF.Q's program"
+
+
+def _of_stills(system: str) -> str:
+    """Recipes of a system that explains tokens of pictures, one of them with r384."""
+    words = f"{system},genera1z"
+    more = f"coco:{system},r384,genera1z"
+    return f"clevrtex:{words} coco:{words} voc:{words} {more}"
+
+
 # System and program, page, file, and the recipes of all files.
 _FILES: tuple[tuple[str, str | None, str | None, str], ...] = (
     ("SmoothSA", released.PAGE, None, " ".join(released.NAMES)),
@@ -69,7 +78,10 @@ _FILES: tuple[tuple[str, str | None, str | None, str], ...] = (
         None,
         None,
         "clevrtex:metaslot,genera1z coco:metaslot,genera1z voc:metaslot,genera1z "
-        "coco:metaslot,b16,genera1z coco:metaslot,ar,genera1z",
+        "coco:metaslot,b16,genera1z coco:metaslot,ar,genera1z "
+        "clevrtex:metaslot,tokens,genera1z coco:metaslot,tokens,genera1z "
+        "voc:metaslot,tokens,genera1z clevrtex:metaslot,noise,genera1z "
+        "coco:metaslot,noise,genera1z voc:metaslot,noise,genera1z",
     ),
     (
         "VideoSAUR, its own program",
@@ -106,6 +118,19 @@ _FILES: tuple[tuple[str, str | None, str | None, str], ...] = (
         "movi_d:randsfq,tsim ytvis_hq:randsfq,tsim,original "
         "ytvis_hq:randsfq,tsim,original,recognition",
     ),
+    (f"SLATE, {_PROGRAM}", None, None, _of_stills("slate")),
+    (f"STEVE, {_PROGRAM}", None, None, "movi_d:steve,genera1z"),
+    ("STEVE, its own program", None, None, "movi_d:steve,original"),
+    (f"SlotDiffusion, {_PROGRAM}", None, None, _of_stills("slotdiffusion")),
+    ("VQ-VFM-OCL, transformer, its own program", None, None, _of_stills("vvo,tfd")),
+    (
+        "VQ-VFM-OCL, transformer of videos, its own program",
+        None,
+        None,
+        "movi_d:vvo,tfdt,genera1z",
+    ),
+    ("VQ-VFM-OCL, MLP, its own program", None, None, _of_stills("vvo,mlp")),
+    ("VQ-VFM-OCL, diffusion, its own program", None, None, _of_stills("vvo,dfz")),
 )
 CATALOGUE = tuple(
     Published(name, about, page, file)

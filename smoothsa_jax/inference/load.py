@@ -115,7 +115,7 @@ def _segmenter(trained: Trained) -> Segmenter:
             f"load the slot model that it was trained on: {sources[0]}"
         )
     try:
-        return Segmenter(config, trained.arrays, trained.step)
+        return Segmenter(config, trained.arrays, trained.step, tokenizer=trained.tokenizer)
     except UserError:
         raise
     except Exception as error:  # a damaged config can raise almost anything

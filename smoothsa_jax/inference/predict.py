@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from smoothsa_jax.checkpoints.workdir import workdir_for_writing
 from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import FPS
+from smoothsa_jax.inference.edits import Edits, described, edits_of
 from smoothsa_jax.inference.frames import as_frame, checked_frames
 from smoothsa_jax.inference.given_boxes import Boxes, boxes_for, read_boxes
 from smoothsa_jax.inference.listing import LeftOut
@@ -50,6 +51,9 @@ class Options(NamedTuple):
         prune_restart: where the slots that stay are aggregated once more.
         prune_iterations: how many iterations that has.
         prune_video: how later frames are pruned.
+        reconstruct: whether to write the decoded pictures of the slots.
+        edit: edits of the slots, one after the other, such as "remove:2" or "swap:1,other.png:3";
+            the decoded pictures of the edited slots are written. See `edits.py`.
     """
 
     workdir: str
@@ -65,6 +69,8 @@ class Options(NamedTuple):
     prune_restart: str | None = None
     prune_iterations: int | None = None
     prune_video: str | None = None
+    reconstruct: bool = False
+    edit: tuple[str, ...] = ()
 
     @property
     def pruning(self) -> dict[str, Any]:
@@ -152,6 +158,9 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
     if model.num_slots > MAX_SLOTS or (options.num_slots or 0) > MAX_SLOTS:
         raise UserError(f"label maps have room for {MAX_SLOTS} slots; expected no more")
     model.chosen_pruning(**options.pruning)
+    if options.reconstruct or options.edit:
+        model.check_pictures()
+    edits = edits_of(options.edit)  # before anything is written
     if options.shot_cuts is not None and model.starts_from_boxes:
         raise UserError(
             "--shot-cuts starts new slots and needs Gaussian queries, and this model starts its "
@@ -181,6 +190,7 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
         )
     boxes = read_boxes(options.boxes)
     boxes_for(boxes, names, options.boxes)
+    boxes_for(boxes, [edit.source.name for edit in edits if edit.source], options.boxes)
     most = max(names, key=lambda name: len(boxes[name]))
     if len(boxes[most]) >= MAX_SLOTS:  # one slot may be the background's
         raise UserError(
@@ -206,6 +216,9 @@ def _about(
         "files": len(source.files),
         "prune": None if pruning is None else dataclasses.asdict(pruning),
         "bytes": sum(file.stat().st_size for file in source.files),
+        # None: as in outputs that were made before there were such options.
+        "reconstruct": options.reconstruct or None,
+        "edit": [list(x) for x in map(described, edits_of(options.edit))] or None,
     }
 
 
@@ -260,8 +273,9 @@ def _predict_one(
                 bar.total += num_frames
                 bar.refresh()
             with Results(made, fps) as results:
+                edits = Edits(edits_of(options.edit), _other(options, model, boxes))
                 for frame, found in _segmented(options, model, source, boxes, frames):
-                    results.add(frame, found)
+                    results.add(frame, found, _pictures(options, model, edits, found))
                     bar.update()
             if source.kind == "video":
                 bar.total += results.num_frames - (num_frames or 0)
@@ -282,6 +296,32 @@ def _predict_one(
         return "; ".join(notes)
     finally:
         shutil.rmtree(options.output / STAGING, ignore_errors=True)
+
+
+def _pictures(
+    options: Options, model: Segmenter, edits: Edits, found: Segmentation
+) -> dict[str, np.ndarray]:
+    """Return the decoded pictures that were asked for, of a frame."""
+    decoded = {}
+    if options.reconstruct:
+        decoded["reconstruction"] = model.reconstruct(found, seed=options.seed)
+    if options.edit:
+        decoded["edited"] = model.reconstruct(edits(found), seed=options.seed)
+    return decoded
+
+
+def _other(
+    options: Options, model: Segmenter, boxes: Boxes | None
+) -> Callable[[Source], Iterator[Segmentation]]:
+    """Return what segments another picture or video, from which a slot comes."""
+
+    def segmented(source: Source) -> Iterator[Segmentation]:
+        bar = tqdm(disable=True)
+        with _frames(source, bar) as (_, frames, _):
+            for _, found in _segmented(options, model, source, boxes, frames):
+                yield found
+
+    return segmented
 
 
 @contextlib.contextmanager

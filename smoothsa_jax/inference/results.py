@@ -7,13 +7,18 @@ slots.npz                                  slots (T,N,D), slot_mask (T,N), cold 
                                            see `segmentation.py`
 boxes.json                                 for each frame and each slot with pixels, the slot's box
                                            and number of pixels
+reconstruction/000000.png, ...             with --reconstruct, the decoded picture of the slots (or
+                                           reconstruction.png)
+edited/000000.png, ...                     with --edit, that of the edited slots (or edited.png)
 """
 
 import contextlib
 import json
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,8 +60,19 @@ class Results(contextlib.ExitStack):
         }
         return self
 
-    def add(self, frame: UInt8[np.ndarray, "H W 3"], found: Segmentation) -> None:
-        """Write the results for the next frame."""
+    def add(
+        self,
+        frame: UInt8[np.ndarray, "H W 3"],
+        found: Segmentation,
+        decoded: Mapping[str, UInt8[np.ndarray, "h w 3"]] = MappingProxyType({}),
+    ) -> None:
+        """Write the results for the next frame.
+
+        Args:
+            frame: the frame.
+            found: its slots.
+            decoded: name -> decoded picture, the same names for every frame.
+        """
         number, masks = self.num_frames, found.masks
         labels = self._folder / ("labels.png" if self._fps is None else f"labels/{number:06d}.png")
         _write_labels(labels, masks)
@@ -65,6 +81,12 @@ class Results(contextlib.ExitStack):
         elif self._overlay is not None:
             self._overlay.add(frame, masks)
         self._excerpt.add(frame, masks)
+        for name, picture in decoded.items():
+            file = f"{name}.png"
+            if self._fps is not None:
+                (self._folder / name).mkdir(exist_ok=True)
+                file = f"{name}/{number:06d}.png"
+            Image.fromarray(picture).save(self._folder / file)
         row = {"frame": number, "cold": bool(found.cold), "slots": boxes_of(masks)}
         if number == 0:
             size = {"height": masks.shape[0], "width": masks.shape[1]}

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.upsampling import upsample
 
 
@@ -38,7 +39,73 @@ class Segmentation:
         """Each slot's share of each pixel: the decoder's attention, upsampled on every access."""
         return np.asarray(upsample(self.decoder_attention, self.masks.shape[-2:]))
 
+    def without(self, *slots: int) -> "Segmentation":
+        """Return the same with slots left out, for `Segmenter.reconstruct`.
+
+        Only `slot_mask` changes: the masks are those that were found.
+
+        Args:
+            slots: numbers of slots in use.
+
+        Raises:
+            UserError: there is no such slot, or no slot would be left.
+        """
+        mask = self.slot_mask.copy()
+        for slot in slots:
+            _check_slot(slot, self)
+            mask[..., slot] = False
+        if not mask.any(axis=-1).all():
+            raise UserError(
+                f"without {', '.join(map(str, slots))} no slot is left; leave fewer slots out"
+            )
+        return dataclasses.replace(self, slot_mask=mask)
+
+    def swapped(self, slot: int, other: "Segmentation", other_slot: int) -> "Segmentation":
+        """Return the same with a slot of another picture or video, for `Segmenter.reconstruct`.
+
+        Frame t gets the slot of the other video's frame t, or of its last one after its end; of a
+        picture, every frame gets the same. Only `slots` changes.
+
+        Args:
+            slot: number of the slot that is replaced.
+            other: a picture or a video by the same model.
+            other_slot: number of its slot.
+
+        Raises:
+            UserError: there is no such slot, or the other model's slots have another width.
+        """
+        _check_slot(slot, self)
+        _check_slot(other_slot, other, "the other picture has")
+        widths = self.slots.shape[-1], other.slots.shape[-1]
+        if widths[0] != widths[1]:
+            raise UserError(
+                f"a slot of width {widths[1]} cannot replace one of width {widths[0]}; segment "
+                "both pictures with the same model"
+            )
+        lead, new = self.slots.shape[:-2], other.slots[..., other_slot, :]
+        if new.ndim > 2 or (new.ndim == 2 and not lead):
+            raise UserError(
+                f"the other picture has the leading axes {other.slots.shape[:-2]}, expected one "
+                "picture, or for a video one video; segment it alone"
+            )
+        if new.ndim == 2:
+            new = new[np.minimum(np.arange(lead[-1]), len(new) - 1)]
+        slots = self.slots.copy()
+        slots[..., slot, :] = new
+        return dataclasses.replace(self, slots=slots)
+
     @property
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays for `np.savez`, from which `stream` continues with the next frame."""
         return {"slots": self.slots, "slot_mask": self.slot_mask}
+
+
+def _check_slot(slot: int, found: Segmentation, begins: str = "there is") -> None:
+    """Refuse a slot that does not exist, or that is in use in no frame."""
+    number = found.slots.shape[-2]
+    used = np.flatnonzero(found.slot_mask.reshape(-1, number).any(axis=0)).tolist()
+    if isinstance(slot, bool) or slot not in used:
+        raise UserError(
+            f"{begins} no slot {slot}; expected one of {', '.join(map(str, used))}, the values of "
+            "its label map"
+        )

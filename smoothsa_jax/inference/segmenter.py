@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.model_files import save_model
@@ -27,19 +27,28 @@ from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.models.backend import Backend, backend_of
-from smoothsa_jax.models.build import check_prunable, has_transition, starts_from_boxes
+from smoothsa_jax.models.build import (
+    check_prunable,
+    has_transition,
+    model_shapes,
+    starts_from_boxes,
+)
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
+from smoothsa_jax.models.parameters import ModelDefinition, Parameters, frozen_patterns, split
+from smoothsa_jax.models.pictures import check_pictures, pictures
 from smoothsa_jax.models.pruning import Carry, Prune, as_scheduled, prune_of, pruning_settings
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
+
+AT_ONCE = 16  # frames that are decoded to pictures at a time
 
 
 class Segmenter:
     """A slot model with its weights; `smoothsa_jax.load` makes one.
 
-    Four pure functions of (params, frame(s) or features, ...) compute everything. Each is compiled
+    Five pure functions of (params, frame(s) or features, ...) compute everything. Each is compiled
     once per shape.
 
     Args:
@@ -47,6 +56,7 @@ class Segmenter:
         params: all its arrays, by name.
         step: number of training steps done.
         backend: the backend to compile for; None: that of the first device.
+        tokenizer: the arrays of its frozen tokenizer, if it has one; for `reconstruct` alone.
 
     Attributes:
         config: the whole config that it was trained with.
@@ -65,6 +75,8 @@ class Segmenter:
         params: Mapping[str, np.ndarray],
         step: int = 0,
         backend: Backend | None = None,
+        *,
+        tokenizer: Mapping[str, np.ndarray] | None = None,
     ):
         self.config, self.step = config, step
         self._backend = backend or backend_of(jax.local_devices()[0])
@@ -97,6 +109,7 @@ class Segmenter:
                     "together"
                 )
         self.params: Parameters = {name: jnp.asarray(params[name]) for name in expected}
+        self._tokenizer, self._tokenizer_params = _tokenizer_of(config, tokenizer, self._backend)
 
         self._masks = SOURCES[config.eval.masks]
 
@@ -150,6 +163,17 @@ class Segmenter:
         self._whole, self._constants = jitted(whole), jitted(constants)
         self._first, self._following = jitted(first), jitted(following)
 
+        def decoded(arrays: Any, slots: Array, slot_mask: Array, key: Array, steps: int | None):
+            params, of_tokenizer = arrays
+            model = definition.merge(params, differentiated=False)
+            own = model.tokenizer
+            if self._tokenizer is not None:
+                own = self._tokenizer.merge(of_tokenizer, differentiated=False).tokenizer
+            found = pictures(model, own, slots, slot_mask, key, steps)
+            return jnp.round(255.0 * found).astype(jnp.uint8)
+
+        self._decoded = jax.jit(at_precision(decoded, config), static_argnums=4)
+
     @functools.cached_property
     def _cast(self) -> Parameters:
         """`params` in the dtype that the model computes in, cast only once."""
@@ -158,6 +182,13 @@ class Segmenter:
             if self.config.dtype == "float32"
             else jax.jit(self.definition.cast)(self.params)
         )
+
+    @functools.cached_property
+    def _cast_tokenizer(self) -> Parameters:
+        """The same of its frozen tokenizer."""
+        if self.config.dtype == "float32" or self._tokenizer is None:
+            return self._tokenizer_params
+        return jax.jit(self._tokenizer.cast)(self._tokenizer_params)
 
     @functools.cached_property
     def checksum(self) -> int:
@@ -191,7 +222,7 @@ class Segmenter:
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.dtype = dtype
-        return Segmenter(config, self.params, self.step)
+        return Segmenter(config, self.params, self.step, tokenizer=self._tokenizer_params)
 
     def segment(
         self,
@@ -343,6 +374,60 @@ class Segmenter:
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()
             )
 
+    def check_pictures(self) -> None:
+        """Refuse a model whose decoder tells no pixels, from which no picture can be made.
+
+        Raises:
+            UserError: it is such a model.
+        """
+        model = self.definition.skeleton()
+        tokenizer = self._tokenizer or model.tokenizer
+        check_pictures(model, tokenizer, repr(self.config.model.target.name))
+
+    def reconstruct(
+        self, found: Segmentation, *, seed: int = 0, steps: int | None = None
+    ) -> UInt8[np.ndarray, "*lead H W 3"]:
+        """Make the picture of a segmentation's slots, which may be edited.
+
+            found = model.segment("street.png")
+            picture = model.reconstruct(found)
+            without_2 = model.reconstruct(found.without(2))
+            other = model.segment("meadow.png")
+            swapped = model.reconstruct(found.swapped(2, other, 0))
+
+        A decoder of pixels predicts the picture. A decoder of tokens predicts them one after the
+        other, the most likely one each time, and a denoising decoder denoises codes; the tokenizer
+        decodes both. Pictures have the size that the model decodes, not that of the input.
+
+        Args:
+            found: what `segment` or `stream` returned, or an edit of it.
+            seed: of the noise that a denoising decoder starts from.
+            steps: how often a denoising decoder runs; None: 200, as published.
+
+        Raises:
+            UserError: the model's decoder tells no pixels, or the slots are not of this model.
+        """
+        self.check_pictures()
+        lead, (number, width) = found.slots.shape[:-2], found.slots.shape[-2:]
+        if width != self.slot_size:
+            raise UserError(
+                f"the slots are {width} wide, those of this model {self.slot_size}; segment the "
+                "picture with this model"
+            )
+        slots = found.slots.reshape(-1, 1, number, width)
+        mask = found.slot_mask.reshape(-1, 1, number)
+        arrays, key = (self._cast, self._cast_tokenizer), jax.random.key(seed)
+        made = []
+        for begin in range(0, len(slots), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            inputs, few = (slots[part], mask[part]), min(AT_ONCE, len(slots))
+            short = few - len(inputs[0])  # the last frames of many: one shape is compiled
+            padded = [np.concatenate([x, x[:1].repeat(short, axis=0)]) for x in inputs]
+            found_now = np.asarray(self._decoded(arrays, *padded, key, steps))
+            made.append(found_now[: few - short, 0])
+        whole = np.concatenate(made)
+        return whole.reshape(*lead, *whole.shape[1:])
+
     def chosen_pruning(
         self,
         prune: float | str | bool | None = None,
@@ -370,7 +455,8 @@ class Segmenter:
         Raises:
             UserError: the folder is not empty or not writable.
         """
-        save_model(Path(folder), self.config, self.params, self.step)
+        frozen = {f"{TOKENIZER}.{name}": x for name, x in self._tokenizer_params.items()}
+        save_model(Path(folder), self.config, {**self.params, **frozen}, self.step)
 
     def _frames(
         self, pictures: Picture | Sequence[Picture], video: bool
@@ -465,6 +551,28 @@ class Segmenter:
         found["decoder_attention"] = found.pop("masks")
         found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
         return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})
+
+
+def _tokenizer_of(
+    config: ConfigDict, arrays: Mapping[str, np.ndarray] | None, backend: Backend
+) -> tuple[ModelDefinition | None, Parameters]:
+    """Return the definition and the arrays of a model's frozen tokenizer; None without one.
+
+    Raises:
+        UserError: the arrays do not fit the config.
+    """
+    companion = config.companions.get(TOKENIZER, {})
+    if not arrays or "model" not in companion:
+        return None, {}
+    model = model_shapes(companion.model, image_size_of(config))
+    definition, _, expected = split(model, config.dtype, backend, ("*",))
+    for name, like in expected.items():
+        if np.shape(arrays.get(name)) != like.shape:
+            raise UserError(
+                f"array {TOKENIZER}.{name} is of shape {np.shape(arrays.get(name))}, the tokenizer "
+                f"of the config needs {like.shape}: weights and config do not belong together"
+            )
+    return definition, {name: jnp.asarray(arrays[name]) for name in expected}
 
 
 def _checked_boxes(boxes: Any, batch: int, size: tuple[int, int]) -> Float[np.ndarray, "B k 4"]:

@@ -54,9 +54,7 @@ def find_sources(
     """
     path, left_out = Path(named), left_out or LeftOut()
     if path.is_file():
-        if not named.lower().endswith(IMAGES + VIDEOS):
-            raise UserError(f"--input={named} has an unknown format: {EXPECTED}")
-        return [_of_file(path, path.name)]
+        return [file_source(path, f"--input={named}")]
     skipped = None if without is None else without.resolve()
     if path.is_dir():
         found = list(_of_folder(Folder.begin(path), folders, skipped, left_out))
@@ -70,6 +68,21 @@ def find_sources(
         told = "".join(f"; {line}" for line in left_out.lines())
         raise UserError(f"--input={named} contains no readable input; {EXPECTED}{told}")
     return sorted(found, key=lambda source: natural(source.name))
+
+
+def file_source(path: Path, what: str) -> Source:
+    """Return one file as an input.
+
+    Args:
+        path: of an existing file.
+        what: what was given, for the message.
+
+    Raises:
+        UserError: it is neither a picture nor a video, by its name.
+    """
+    if not path.name.lower().endswith(IMAGES + VIDEOS):
+        raise UserError(f"{what} has an unknown format: {EXPECTED}")
+    return _of_file(path, path.name)
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:

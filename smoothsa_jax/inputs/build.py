@@ -39,6 +39,7 @@ def build_dataset(
     *,
     reads: Iterable[str] = (),
     may_be_shorter: bool = False,
+    with_pixels: bool = False,
     **options: Any,
 ) -> Source:
     """Build the data set `config.name` with the other entries of `config` as its options.
@@ -51,6 +52,7 @@ def build_dataset(
         reads: names of the keys of samples that will be read, such as `Task.inputs`; of these, a
             data set with the argument `also` gets the optional ones.
         may_be_shorter: whether clips may have fewer frames than requested.
+        with_pixels: whether samples with stored features have the pixels as well.
         **options: override `config`, for example `num_frames` or `num_samples` of an evaluation.
 
     Returns:
@@ -77,7 +79,7 @@ def build_dataset(
         # Imported on use only, as above.
         from smoothsa_jax.inputs.features import CachedFeatures, features_folder
 
-        return CachedFeatures(source, features_folder(config), split)
+        return CachedFeatures(source, features_folder(config), split, with_pixels)
     num_frames = arguments.get("num_frames")
     if num_frames is None or may_be_shorter:
         return source

@@ -60,6 +60,10 @@ class FixedViewSource(Protocol):
         """The sample without "video", and the frames of the clip that it holds."""
         ...
 
+    def fixed_pixels(self, index: int, which: range) -> np.ndarray:
+        """These frames (T,H,W,3) of a sample in the fixed view, as they were stored."""
+        ...
+
 
 class CachedFeatures:
     """A source of training samples with "features" (T, M, C) bfloat16 in place of "video".
@@ -71,13 +75,16 @@ class CachedFeatures:
         source: a source of the same clips.
         folder: a folder written by `python -m data.store`.
         split: the split of both.
+        with_pixels: whether samples also have "video", in the view that was stored.
 
     Raises:
         UserError: the folder is unreadable, or has fewer clips than the source.
     """
 
-    def __init__(self, source: FixedViewSource, folder: str | Path, split: str):
-        self._source, self._split = source, split
+    def __init__(
+        self, source: FixedViewSource, folder: str | Path, split: str, with_pixels: bool = False
+    ):
+        self._source, self._split, self._with_pixels = source, split, with_pixels
         folder = expanded(folder)
         if not (folder / MANIFEST).is_file():
             raise UserError(
@@ -115,6 +122,8 @@ class CachedFeatures:
             UserError: a record is unreadable.
         """
         sample, which = self._source.without_pixels(index, rng)
+        if self._with_pixels:
+            sample = {**sample, "video": self._source.fixed_pixels(index, which)}
         begin = self._ends[index - 1] if index else 0
         frames = [self._frame(int(begin) + t) for t in which]
         return {**sample, "features": np.stack(frames).view(ml_dtypes.bfloat16)}

@@ -67,6 +67,8 @@ class PreparedFolder:
             objects, one slot starts from the whole frame. False for models that start from Gaussian
             queries: then every slot is valid, and there may be more objects than slots.
         background_box: whether slot 0 starts from the whole frame, to represent the background.
+        zero_boxes: whether slots without a box start from a box of zeros and are valid (STEVE in
+            the program of SmoothSA's author), in place of being masked.
         categories: whether samples have the categories of `max_objects` objects, as indices into
             the category names in the folder's description.
         num_samples: use only the first samples; default: the whole split.
@@ -107,6 +109,7 @@ class PreparedFolder:
         num_slots: int | None = None,
         boxes: bool = True,
         background_box: bool = True,
+        zero_boxes: bool = False,
         categories: bool = False,
         num_samples: int | None = None,
         repeat_frames: int | None = None,
@@ -186,6 +189,7 @@ class PreparedFolder:
         self._num_frames = num_frames
         self._max_objects, self._num_slots = max_objects, num_slots
         self._boxes, self._categories = boxes, categories
+        self._zero_boxes = boxes and zero_boxes
         self._whole_frame = whole_frame_box(*size) if background_box else None
         self._repeat_frames, self._cut_frames, self._rest = repeat_frames, cut_frames, rest
         self._crop, self._flip, self._interpolation = crop, flip, interpolation
@@ -282,6 +286,17 @@ class PreparedFolder:
         which = self._window(clip, rng)
         labels = self._labels(clip, which)
         return self._sample(clip, which, labels, self._scored_view(clip, labels.shape[1:])), which
+
+    def fixed_pixels(self, index: int, which: range) -> UInt8[np.ndarray, "T H W 3"]:
+        """These frames of sample `index`, for the largest centered square, as evaluation sees them.
+
+        Raises:
+            UserError: as for evaluation.
+        """
+        clip = self._clip(index)
+        frames = decode_frames(clip, which)
+        view = self._scored_view(clip, frames.shape[1:3])
+        return view_pixels(frames, view, self._size, self._interpolation)
 
     def _inner(self, clip: EncodedClip, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the part of frames (height, width) that is used."""
@@ -402,7 +417,9 @@ class PreparedFolder:
             boxes = boxes_from_segmentation(labels, ids)
         boxes = pad_boxes(boxes, self._num_slots, whole_frame=self._whole_frame)
         slot_mask = np.ones(self._num_slots, dtype=bool)
-        if self._boxes:
+        if self._zero_boxes:
+            boxes = np.where(boxes < 0, np.zeros_like(boxes), boxes)
+        elif self._boxes:
             slot_mask = boxes[0, :, 0] >= 0
             if not slot_mask.any():
                 # No visible object: a model needs a slot, so one starts from the whole frame.

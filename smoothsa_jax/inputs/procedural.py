@@ -125,6 +125,11 @@ class GeneratedClips:
         del sample["video"]
         return sample, range(self.num_frames)
 
+    def fixed_pixels(self, index: int, which: range) -> np.ndarray:
+        """The frames of sample `index`, all of them, since nothing is random."""
+        del which
+        return self[index]["video"]
+
     def _make(self, index: int) -> dict[str, np.ndarray]:
         made = dict(self.generate(np.random.default_rng([*self._seed, int(index)])))
         labels, num_objects = number_by_appearance(made.pop("labels"), made.pop("count"))

@@ -1,6 +1,6 @@
-"""Download ViTs of DINO, DINOv2 and DINOv3 from the Hugging Face Hub, once, into its cache.
+"""Download files of the Hugging Face Hub, such as ViTs of DINO, DINOv2 and DINOv3, once.
 
-The cache is below `HF_HOME`.
+They stay in its cache, which is below `HF_HOME`.
 """
 
 import errno
@@ -104,6 +104,32 @@ def fetch(name: str) -> Path:
             "into one folder, copy it here, and set --config.weights.encoder.source to its path"
         ) from error
     return folder
+
+
+def fetch_file(repository: str, file: str, path: str) -> Path:
+    """Download one file of a repository of newest revision; its folder is named after the commit.
+
+    Args:
+        repository: its name, optionally followed by `@revision`.
+        file: its name there.
+        path: the entry of a config that names it, for messages.
+
+    Raises:
+        UserError: the Hub is unreachable, or has no such file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(hf_hub_download(name, file, revision=revision or "main"))
+    except Exception as error:  # each network layer has its own errors
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise
+        raise UserError(
+            f"{name} cannot be fetched from the Hugging Face Hub ({_reason(error)}): on a machine "
+            f"that can reach it, download {file}, copy it here, and set "
+            f"--config.{path}.source to its path"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import PACKED, TORCH_LAYER, below
 from smoothsa_jax.interop.authors import ROWS as SMOOTHSA_ROWS
+from smoothsa_jax.interop.generative import CAUSAL, UNET, tokenizer_rows
 from smoothsa_jax.interop.table import (
     FILTERS,
     KERNEL,
@@ -481,6 +482,8 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
     """
     if "mlp.hidden.kernel" in names:
         return [("recogn.0", "mlp.hidden", LINEAR), ("recogn.3", "mlp.out", LINEAR)]
+    if any(name.startswith("tokenizer.") for name in names):
+        return [*below("encode_backbone.1", "encoder", VIT), *tokenizer_rows(names)]
     rows = [row for row in SMOOTHSA_ROWS if not row[1].startswith(("initializer.", "recognition."))]
     is_video = any(name.startswith("transition.") for name in names)
     if is_video and "transition.memory.kernel" not in names:
@@ -520,16 +523,36 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
     if "decoder.renderer.out.kernel" in names:
         rows = [row for row in rows if not row[1].startswith("decoder.")]
         rows += _of_genera1z_mixer(names)
+    for sign, of_decoder in (("embedding.out.kernel", UNET), ("first", CAUSAL)):
+        if f"decoder.{sign}" in names:
+            rows = [row for row in rows if not row[1].startswith("decoder.")]
+            rows += below("decode", "decoder", of_decoder)
+    # Without a LayerNorm in front, or an activation in between, the Linear layers count otherwise.
+    if "projection.mlp.out.kernel" in names and "projection.norm.scale" not in names:
+        rows = [row for row in rows if not row[1].startswith("projection.")]
+        rows += [
+            ("encode_project.0", "projection.mlp.hidden", LINEAR),
+            ("encode_project.2", "projection.mlp.out", LINEAR),
+        ]
     return rows
 
 
 def _cut_genera1z(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
-    return cut_positions({key.removeprefix("m."): x for key, x in state_dict.items()}, names)
+    bare = {key.removeprefix("m.").removeprefix(MEDIATOR): x for key, x in state_dict.items()}
+    return cut_positions(bare, names)
 
 
 def _join_genera1z(state_dict: Arrays) -> Arrays:
-    return {f"m.{key}": x for key, x in join_positions(state_dict).items()}
+    found = join_positions(state_dict)
+    if any(key.startswith(OF_FEATURES) for key in found):
+        backbone = "encode_backbone."
+        found = {k if k.startswith(backbone) else MEDIATOR + k: x for k, x in found.items()}
+    return {f"m.{key}": x for key, x in found.items()}
 
+
+# Of a tokenizer's keys: in front of them in a second stage, and in the first one that has a
+# backbone; and what tells that one.
+MEDIATOR, OF_FEATURES = "mediat.", "quant."
 
 # Of MetaSlot: what its training goes on from, which no model needs; and a causal mask.
 _METASLOT_STATE = ("aggregat.clust_prob", "aggregat.vq.")

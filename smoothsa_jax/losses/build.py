@@ -10,19 +10,25 @@ from ml_collections import ConfigDict
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
 from smoothsa_jax.losses.recognition import Box, Category
-from smoothsa_jax.losses.reconstruction import Reconstruction
+from smoothsa_jax.losses.reconstruction import Noise, Reconstruction, Token
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
 from smoothsa_jax.losses.time import TimeSimilarity
+from smoothsa_jax.losses.tokenizers import Codebook, Commitment, LatentNorm
 from smoothsa_jax.models.interfaces import Loss, Scheduled
 from smoothsa_jax.parts import check_number, make, scheduled_settings
 
 LOSSES: dict[str, Callable] = {
     "reconstruction": Reconstruction,
+    "noise": Noise,
+    "token": Token,
     "distillation": Distillation,
     "slot_contrast": SlotContrast,
     "time_similarity": TimeSimilarity,
     "attention_distillation": AttentionDistillation,
     "attention_match": AttentionMatch,
+    "codebook": Codebook,
+    "commitment": Commitment,
+    "latent_norm": LatentNorm,
     "category": Category,
     "box": Box,
 }

@@ -16,6 +16,8 @@ from smoothsa_jax.models.aggregators.inverted_transformer import (
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
 from smoothsa_jax.models.aggregators.unchanged import Unchanged
+from smoothsa_jax.models.decoders.causal_transformer import CausalTransformerDecoder
+from smoothsa_jax.models.decoders.denoising_unet import DenoisingUNet
 from smoothsa_jax.models.decoders.mlp_mixture import MLPMixtureDecoder
 from smoothsa_jax.models.decoders.permuted_ar import PermutedARDecoder
 from smoothsa_jax.models.decoders.random_ar import RandomARDecoder
@@ -38,7 +40,26 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
-from smoothsa_jax.models.targets import Depth, Features, Flow, Pixels, Several
+from smoothsa_jax.models.targets import (
+    Codes,
+    Depth,
+    DiscreteTokens,
+    Features,
+    Flow,
+    Noise,
+    Pixels,
+    Several,
+)
+from smoothsa_jax.models.tokenizer_model import (
+    FEATURES,
+    PIXELS,
+    TOKENIZER,
+    TokenizerModel,
+    check_reads,
+)
+from smoothsa_jax.models.tokenizers.dvae import DVAE
+from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
+from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
 from smoothsa_jax.models.transitions import RandSFQ, Transformer
 from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
@@ -78,9 +99,11 @@ TRANSITIONS: dict[str, Callable | None] = {
 DECODERS: dict[str, Callable] = {
     "random_ar": RandomARDecoder,
     "permuted_ar": PermutedARDecoder,
+    "causal_transformer": CausalTransformerDecoder,
     "mlp_mixture": MLPMixtureDecoder,
     "slot_mixer": SlotMixerDecoder,
     "spatial_broadcast": SpatialBroadcastDecoder,
+    "denoising_unet": DenoisingUNet,
     "ray_mixer": RayMixerDecoder,
     "ray_broadcast": RayBroadcastDecoder,
     "ray_transformer": RayTransformerDecoder,
@@ -91,9 +114,17 @@ TARGETS: dict[str, Callable] = {
     "flow": Flow,
     "depth": Depth,
     "several": Several,
+    "noise": Noise,
+    "tokens": DiscreteTokens,
+    "codes": Codes,
     "rays": Rays,
 }
 PRUNINGS: dict[str, Callable] = {"redundancy": Redundancy}
+TOKENIZERS: dict[str, Callable] = {
+    "dvae": DVAE,
+    "vq_features": VQFeatures,
+    "vq_pixels": VQPixels,
+}
 PARTS = {
     "encoder": ENCODERS,
     "projection": PROJECTIONS,
@@ -104,9 +135,10 @@ PARTS = {
     "target": TARGETS,
     "target_encoder": ENCODERS,
     "pruning": PRUNINGS,
+    "tokenizer": TOKENIZERS,
 }
 # A model may do without these, and its config then lacks them.
-OPTIONAL = ("target_encoder", "pruning")
+OPTIONAL = ("target_encoder", "pruning", "tokenizer")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 SIZES = ("num_slots", "slot_size")
 
@@ -166,6 +198,7 @@ def _built(
     decoder = part("decoder", getattr(target, "grid", encoder.grid), target.width, slot_size)
     projection = part("projection", encoder.width, slot_size=slot_size)
     aggregator = part("aggregator", width, slot_size)
+    tokenizer = part("tokenizer", image_size, encoder.grid, encoder.width)
     if hasattr(aggregator, "check_num_slots"):
         aggregator.check_num_slots(num_slots)
     pruning = part("pruning")
@@ -181,6 +214,7 @@ def _built(
         target,
         pruning,
         target_encoder=target_encoder,
+        tokenizer=tokenizer,
         num_slots=num_slots,
         slot_size=slot_size,
     )
@@ -219,6 +253,101 @@ def choose_width(config: ConfigDict, width: int) -> int:
 def slot_model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel:
     """Make the same model with shapes instead of arrays, without computing anything."""
     return nnx.eval_shape(lambda: _built(config, image_size, _one_key(), {}, frozenset()))
+
+
+def is_slot_model(config: Mapping[str, Any]) -> bool:
+    """Tell whether the `model` part of a config is a slot model's."""
+    return "num_slots" in config
+
+
+def is_tokenizer_model(config: Mapping[str, Any]) -> bool:
+    """Tell whether the `model` part of a config is that of the task `tokenizer`."""
+    return TOKENIZER in config and not is_slot_model(config)
+
+
+def build_model(
+    config: ConfigDict,
+    image_size: tuple[int, int],
+    seed: int,
+    part_seeds: Mapping[str, int] | None = None,
+    shapes: frozenset[str] = frozenset(),
+) -> SlotModel | TokenizerModel:
+    """Make a slot model or a tokenizer's model; the arguments are those of `build_slot_model`."""
+    build = _tokenizer_built if is_tokenizer_model(config) else _built
+    return build(config, image_size, nnx.Rngs(seed), part_seeds or {}, shapes)
+
+
+def model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel | TokenizerModel:
+    """Make the same model with shapes instead of arrays, without computing anything."""
+    if not is_tokenizer_model(config):
+        return slot_model_shapes(config, image_size)
+    build = lambda: _tokenizer_built(config, image_size, _one_key(), {}, frozenset())  # noqa: E731
+    return nnx.eval_shape(build)
+
+
+def reads_of_tokenizer(config: Mapping[str, Any]) -> str:
+    """Return what a model's tokenizer reads, "features" or "pixels"."""
+    name = config[TOKENIZER].get("name")
+    reads = getattr(choose(f"model.{TOKENIZER}", name, TOKENIZERS), "reads", None)
+    check_reads(name, reads)
+    return reads
+
+
+def _tokenizer_built(
+    config: ConfigDict,
+    image_size: tuple[int, int],
+    rngs: nnx.Rngs,
+    own: Mapping[str, int],
+    shapes: frozenset[str],
+) -> TokenizerModel:
+    """Make the model of the task `tokenizer`; the arguments are those of `_built`."""
+    reads = reads_of_tokenizer(config)
+    known = (TOKENIZER, "encoder") if reads == FEATURES else (TOKENIZER,)
+    for key in config:
+        if key not in known:
+            more = " It reads pixels." if key == "encoder" and reads == PIXELS else ""
+            raise UserError(
+                f"model.{key} is not a part of a model of the task 'tokenizer' with "
+                f"model.tokenizer.name={config[TOKENIZER].name!r}: expected {', '.join(known)}"
+                f"{did_you_mean(key, known)}; remove or rename it.{more}"
+            )
+    encoder = None
+    if reads == FEATURES:
+        if "encoder" not in config:
+            raise UserError(
+                f"model.tokenizer.name={config[TOKENIZER].name!r} reads features, but the config "
+                "has no model.encoder; add it to the config file"
+            )
+
+        def build(rngs: nnx.Rngs) -> Any:
+            return make("model.encoder", config.encoder, ENCODERS, image_size, rngs=rngs)
+
+        if "encoder" in shapes:
+            encoder = nnx.eval_shape(lambda: build(_one_key()))
+        else:
+            encoder = build(nnx.Rngs(own["encoder"]) if "encoder" in own else rngs)
+        if getattr(encoder, "of_scenes", False):
+            raise UserError(
+                f"model.encoder.name is {config.encoder.name!r}, an encoder of scenes, which a "
+                "tokenizer cannot read; choose another encoder"
+            )
+    rngs = nnx.Rngs(own[TOKENIZER]) if TOKENIZER in own else rngs
+    return TokenizerModel(encoder, make_tokenizer(config, image_size, encoder, rngs))
+
+
+def make_tokenizer(
+    config: Mapping[str, Any], image_size: tuple[int, int], encoder: Any, rngs: nnx.Rngs
+) -> Any:
+    """Make the tokenizer of a model.
+
+    Args:
+        config: the `model` part of a config.
+        image_size: (H, W) of the frames.
+        encoder: the encoder whose features it reads; None: it reads pixels.
+        rngs: of its initial values.
+    """
+    sizes = (None, None) if encoder is None else (encoder.grid, encoder.width)
+    return make(f"model.{TOKENIZER}", config[TOKENIZER], TOKENIZERS, image_size, *sizes, rngs=rngs)
 
 
 class _OneKey(nnx.RngStream):

@@ -5,6 +5,7 @@
     slots -> Transition -> queries -> Aggregator -> slots                       (every later frame)
     slots -> Pruning -> fewer slots (optional) -> Aggregator -> slots           (first frame)
     slots -> Decoder -> prediction and masks;  Target -> what the decoder should predict
+    pixels or features -> Tokenizer -> tokens, which a decoder may predict
 
 A system is a choice of parts in a config: `model.encoder`, `model.initializer` and so on, each with
 a `name` from the tables in `build.py` or a `"package.module:Class"` of your own. `SlotModel` joins
@@ -38,6 +39,9 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Bool, Float, Int
 
 NEXT_FRAME = "next_frame_logits"  # an output of the model; see `decoders/logits.py`
+TOKEN_LOSS = "token_loss"  # another, of decoders of tokens: (B,T,M), cross-entropy of each token
+# What a decoder may be given of its target and of a tokenizer's codes, where it is there.
+GIVEN = ("target", "tokens", "codes", "noisy", "time")
 Draws = Any  # a tree of arrays (B, ...), or None
 Scheduled = Mapping[str, Any]  # the values of schedules at a step, by setting
 
@@ -102,7 +106,11 @@ class Projection(Protocol):
     width: int
 
     def __call__(self, features: Float[Array, "*B M F"]) -> Float[Array, "*B M C"]:
-        """Return the tokens."""
+        """Return the tokens.
+
+        A projection with random numbers has `draw`, and in training takes what it returned, (B, T,
+        ...), as its second argument.
+        """
 
 
 class Initializer(Protocol):
@@ -278,6 +286,13 @@ class Decoder(Protocol):
         of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
             `decoders/rays.py`. May be absent: no.
         exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
+        needs: names of what must be given; where it is not, as at inference, nothing is decoded.
+            May be absent: none.
+
+    A decoder of a tokenizer's codes has one more method, `draw_codes(slots, slot_mask, codes_of,
+    key, steps)`, which returns the codes (B,M,D) of a picture of these slots: `codes_of` returns
+    the codes of tokens, `key` is that of its noise, the same for every sample, and `steps` how
+    often it runs, None for as often as it was published with. What it does not need, it ignores.
     """
 
     remat: bool
@@ -288,13 +303,17 @@ class Decoder(Protocol):
         slot_mask: Bool[Array, "B N"] | None,
         given: Mapping[str, Array],
         draws: Draws,
-    ) -> tuple[Array, Float[Array, "B N h w"] | None]:
+    ) -> tuple[Array | dict[str, Array], Float[Array, "B N h w"] | None]:
         """Return the prediction, and masks on the decoder's own grid, which sum to one over slots.
+
+        A decoder with more outputs returns all of them by name, with `prediction` among them; one
+        whose slots compete in the aggregator alone has no masks, None.
 
         Args:
             slots: the slots of each frame.
             slot_mask: true = valid.
-            given: what a decoder may see of the target, by name; `target` is the target itself.
+            given: what a decoder may see of the target, by name; `target` is the target itself, and
+                `tokens` (B,M) and `codes` (B,M,E) are those of a tokenizer.
             draws: what `draw` returned, with frames folded into the batch.
         """
 
@@ -332,6 +351,81 @@ class Target(Protocol):
         """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
+
+
+class Quantized(NamedTuple):
+    """What a tokenizer's quantizer chooses for latents.
+
+    Attributes:
+        tokens: the number of the chosen code.
+        codes: these codes.
+        mixed: what the decoder reads, with the gradient of the latents straight through; None: the
+            codes themselves, without any.
+        extras: named outputs for losses, (B, ...).
+    """
+
+    tokens: Int[Array, "B M"]
+    codes: Float[Array, "B M D"]
+    mixed: Float[Array, "B M D"] | None = None
+    extras: Mapping[str, Array] = MappingProxyType({})
+
+
+class Tokenizer(Protocol):
+    """A part that turns pictures, or features of them, into tokens, and codes into pictures.
+
+    Frames are folded into the batch. Positions are in row-major order.
+
+    Sizes of the constructor: image_size (H, W), and of the encoder grid (h, w) and width (C); these
+    two are None for a tokenizer that reads pixels, which ignores them.
+
+    Attributes:
+        grid: (h, w) of its tokens; M = h * w.
+        width: D, the width of a code.
+        vocabulary: V, the number of codes.
+        reads: "features" or "pixels".
+        pixels: the range of the pixels that it reads and decodes, see `encoders/pixels.py`; may be
+            absent: "imagenet".
+        scheduled: its settings that change with the step. A frozen tokenizer has their last values.
+    """
+
+    grid: tuple[int, int]
+    width: int
+    vocabulary: int
+    reads: str
+
+    def encode(self, x: Float[Array, "B H W 3"] | Float[Array, "B M C"]) -> Float[Array, "B h w D"]:
+        """Return the latents of normalized pixels or features, as `reads` says."""
+
+    def quantize(
+        self, latents: Float[Array, "B h w D"], draws: Draws, scheduled: Scheduled
+    ) -> Quantized:
+        """Choose a code for each latent.
+
+        Args:
+            latents: what `encode` returned.
+            draws: what `draw` returned, with frames folded into the batch; None: the nearest codes.
+            scheduled: the current values of the part's schedules; {} at evaluation.
+        """
+
+    def codes(self, tokens: Int[Array, "B M"]) -> Float[Array, "B M D"]:
+        """Return the codes of tokens."""
+
+    def decode(self, codes: Float[Array, "B M D"]) -> Float[Array, "B H' W' 3"]:
+        """Return pixels in the range `pixels`; they may be smaller than the frames."""
+
+    def target(self, frames: Float[Array, "B H W 3"]) -> Float[Array, "B H' W' 3"]:
+        """Return what `decode` should give: normalized frames, at its size."""
+
+    def __call__(self, x: Array, draws: Draws, scheduled: Scheduled) -> dict[str, Array]:
+        """Encode, quantize and decode, to train it.
+
+        Returns:
+            Named outputs: `prediction` (B,H',W',3), `latents` and `codes` (B,M,D), `tokens` (B,M),
+            and more for losses.
+        """
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws:
+        """Return draws of shape (B, T, ...), or None."""
 
 
 class Loss(Protocol):

@@ -3,7 +3,7 @@
 One model serves images and videos: an image is a video of one frame.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,11 +26,19 @@ from smoothsa_jax.models.interfaces import (
     Scheduled,
     Sizes,
     Target,
+    Tokenizer,
     Transition,
 )
 from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, MLP, check_start, layer_norm
 from smoothsa_jax.models.pruning import Carry, Prune, Pruned, prune_frame, united, zeroed
-from smoothsa_jax.parts import check_above_zero, check_flag, check_one_of, check_whole
+from smoothsa_jax.models.tokenizer_model import TOKENIZER, floats, fold, unfold
+from smoothsa_jax.parts import (
+    check_above_zero,
+    check_dropout,
+    check_flag,
+    check_one_of,
+    check_whole,
+)
 
 # The random keys of each part at a step. They are fixed, so that a seed gives the same training
 # when parts are added; a new random part takes new keys.
@@ -40,12 +48,14 @@ KEYS = {
     "transition": (3, 4, 5),
     "aggregator": (6,),
     "target": (7,),
+    "tokenizer": (8,),
+    "projection": (9,),
 }
-NUM_KEYS = 8
+NUM_KEYS = 10
 
 
 class Projection(nnx.Module):
-    """LayerNorm, Linear, GELU or ReLU, Linear: features -> tokens.
+    """LayerNorm, Linear, GELU or ReLU, dropout, Linear: features -> tokens.
 
     Args:
         width: C of the features.
@@ -53,7 +63,9 @@ class Projection(nnx.Module):
         hidden_ratio: hidden width, as a multiple of C.
         hidden_size: hidden width, in place of `hidden_ratio`.
         to_slots: whether the tokens are as wide as slots; otherwise as wide as the features.
-        activation: "gelu" or "relu".
+        activation: "gelu" or "relu"; or "none", as in VQ-VFM-OCL.
+        norm: whether there is the LayerNorm.
+        dropout_rate: in training, of the hidden units.
         norm_epsilon: of the LayerNorm; 1e-5 in torch, 1e-6 in flax linen, 1e-3 in Keras.
         start: initial values, "torch", "xavier", "lecun" or "glorot".
         zero_bias: whether the biases start at 0; with "torch".
@@ -68,6 +80,8 @@ class Projection(nnx.Module):
         hidden_size: int | None = None,
         to_slots: bool = False,
         activation: str = "gelu",
+        norm: bool = True,
+        dropout_rate: float = 0.0,
         norm_epsilon: float = EPSILON,
         start: str = "torch",
         zero_bias: bool = True,
@@ -78,17 +92,38 @@ class Projection(nnx.Module):
         if hidden_size is not None:
             check_whole(f"{path}.hidden_size", hidden_size)
         check_flag(f"{path}.to_slots", to_slots)
-        check_one_of(f"{path}.activation", activation, ACTIVATIONS)
+        check_one_of(f"{path}.activation", activation, (*ACTIVATIONS, "none"))
+        check_flag(f"{path}.norm", norm)
+        check_dropout(f"{path}.dropout_rate", dropout_rate)
         check_above_zero(f"{path}.norm_epsilon", norm_epsilon)
         check_start(f"{path}.start", start)
         check_flag(f"{path}.zero_bias", zero_bias)
-        self.width = slot_size if to_slots else width
-        self.norm = layer_norm(width, epsilon=norm_epsilon, rngs=rngs)
+        self.width, self.dropout_rate = slot_size if to_slots else width, dropout_rate
+        self.norm = layer_norm(width, epsilon=norm_epsilon, rngs=rngs) if norm else None
         sizes = width, hidden_size or round(hidden_ratio * width), self.width
         self.mlp = MLP(sizes, zero_bias=zero_bias, activation=activation, start=start, rngs=rngs)
 
-    def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... C"]:
-        return self.mlp(self.norm(features))
+    def __call__(
+        self, features: Float[Array, "*B M F"], draws: Array | None = None
+    ) -> Float[Array, "*B M C"]:
+        """Return the tokens.
+
+        Args:
+            features: the features.
+            draws: keys (*B) of dropout; None: no dropout.
+        """
+        x = features if self.norm is None else self.norm(features)
+        if draws is None:
+            return self.mlp(x)
+        frames = x.reshape(-1, *x.shape[-2:])
+        found = self.mlp(frames, self.dropout_rate, draws.reshape(-1))
+        return found.reshape(*x.shape[:-1], -1)
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Array | None:
+        """Draw the keys (B,T) of dropout; None without any."""
+        if not training or not self.dropout_rate:
+            return None
+        return jax.random.split(keys[0], (sizes.batch, sizes.frames))
 
 
 class NoProjection(nnx.Module):
@@ -105,6 +140,9 @@ class NoProjection(nnx.Module):
     def __call__(self, features: Float[Array, "... F"]) -> Float[Array, "... F"]:
         return features
 
+    def draw(self, keys, sizes, training) -> None:
+        """Draw nothing: nothing is random."""
+
 
 class SlotModel(nnx.Module):
     """A composition of named parts; `build.py` makes them from a config.
@@ -115,6 +153,7 @@ class SlotModel(nnx.Module):
         transition: None for a model of images.
         pruning: None for a model without.
         target_encoder: the frozen encoder of the target, for a model that trains its encoder.
+        tokenizer: the tokenizer of the decoder's target, for a model that trains it along.
         num_slots: N that the model is trained with.
         slot_size: D.
     """
@@ -135,6 +174,7 @@ class SlotModel(nnx.Module):
         pruning: Pruning | None = None,
         *,
         target_encoder: Encoder | None = None,
+        tokenizer: Tokenizer | None = None,
         num_slots: int,
         slot_size: int,
     ):
@@ -147,6 +187,7 @@ class SlotModel(nnx.Module):
         self.target = target
         self.pruning = pruning
         self.target_encoder = target_encoder
+        self.tokenizer = tokenizer
         self.num_slots, self.slot_size = num_slots, slot_size
         self.remat, self.scan_unroll = "none", 0
 
@@ -180,7 +221,8 @@ class SlotModel(nnx.Module):
             if name == "aggregator" and self.pruning is not None:
                 # The extra aggregation has the draws of one more frame.
                 of_sizes = sizes._replace(frames=sizes.frames + 1)
-            drawn[name] = None if part is None else part.draw(of_part, of_sizes, training)
+            draw = getattr(part, "draw", None)  # a projection may have none
+            drawn[name] = None if draw is None else draw(of_part, of_sizes, training)
         return drawn
 
     def encode(
@@ -211,6 +253,33 @@ class SlotModel(nnx.Module):
         unfold = lambda x: x.astype(self.dtype).reshape(*video.shape[:2], *x.shape[1:])  # noqa: E731
         asked = {"also": also} if also else {}
         return jax.tree.map(unfold, encoder(frames, *more, **asked))
+
+    def tokenize(
+        self,
+        video: Array,
+        features: Float[Array, "B T M C"],
+        draws: Draws,
+        scheduled: Scheduled | None = None,
+    ) -> dict[str, Array]:
+        """Apply the tokenizer that is trained along to all frames.
+
+        Args:
+            video: (B,T,H,W,3) uint8, or floats as the tokenizer takes them.
+            features: the encoder's, for a tokenizer that reads them.
+            draws: its draws (B,T,...), or None.
+            scheduled: the current values of its schedules.
+
+        Returns:
+            `tokens` (B,T,M), a constant; and, for losses, its outputs with `tokenizer.` in front,
+            with `tokenizer.target` (B,T,H',W',3), the pixels to decode. All floats are float32.
+        """
+        frames = jax.lax.stop_gradient(normalize(fold(video), self.tokenizer))
+        read = frames if self.tokenizer.reads == "pixels" else fold(features)
+        found = self.tokenizer(read, jax.tree.map(fold, draws), scheduled or {})
+        found = {**found, "target": self.tokenizer.target(frames)}
+        batch = len(video)
+        outputs = {f"{TOKENIZER}.{name}": floats(unfold(x, batch)) for name, x in found.items()}
+        return {"tokens": outputs.pop(f"{TOKENIZER}.tokens"), **outputs}
 
     def __call__(
         self,
@@ -253,7 +322,9 @@ class SlotModel(nnx.Module):
                 and there are none.
         """
         num_frames = features.shape[1]
-        tokens = self.projection(features.astype(self.dtype))
+        drawn = draws.get("projection")
+        more = () if drawn is None else (drawn,)
+        tokens = self.projection(features.astype(self.dtype), *more)
         first, pruned, extras = self._first_frame(
             tokens[:, 0], draws, None if boxes is None else boxes[:, 0], slot_mask, scheduled
         )
@@ -329,7 +400,8 @@ class SlotModel(nnx.Module):
         """Return slots, attention, prediction and masks of frames (B,T,...)."""
         merges = asked is not None and asked.merges
         outputs = {"slots": frames.slots, "attention": self._on_grid(frames.attention)}
-        if given is not None:
+        needed = getattr(self.decoder, "needs", ())
+        if given is not None and all(name in given for name in needed):
             seen = carry.slot_mask if merges or frames.kept is None else frames.kept
             outputs |= self._decoded(frames.slots, given, draws, seen, scheduled)
         if merges:
@@ -345,6 +417,25 @@ class SlotModel(nnx.Module):
             stays = carry.slot_mask[:, None] if frames.kept is None else frames.kept
             outputs["slots"] = zeroed(frames.slots, stays)
         return outputs
+
+    def decode(
+        self,
+        slots: Float[Array, "B T N D"],
+        slot_mask: Bool[Array, "B N"] | Bool[Array, "B T N"] | None,
+    ) -> Float[Array, "B T M C"]:
+        """Return the prediction of slots, float32, by a decoder that sees nothing else.
+
+        Raises:
+            UserError: the decoder predicts the target from the target itself.
+        """
+        try:
+            found = self._decoded(slots, {}, None, slot_mask)
+        except KeyError as error:
+            raise UserError(
+                f"this model's decoder needs {error} besides the slots, so that there is no "
+                "picture of slots alone; use a model with another decoder"
+            ) from error
+        return found["prediction"].astype(jnp.float32)
 
     def _decoded(
         self,
@@ -372,8 +463,11 @@ class SlotModel(nnx.Module):
         more = _current(self.decoder, "decoder", scheduled)
         drawn = jax.tree.map(fold, draws)
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
-        logits = getattr(self.decoder, "logits", False)
-        found = taken_apart(unfold(prediction), logits, self.encoder.grid)
+        if isinstance(prediction, Mapping):
+            found = {name: unfold(x) for name, x in prediction.items()}
+        else:
+            logits = getattr(self.decoder, "logits", False)
+            found = taken_apart(unfold(prediction), logits, self.encoder.grid)
         for name, channels in getattr(self.target, "parts", {}).items():
             found[f"{name}.prediction"] = found["prediction"][..., channels]
         return found if masks is None else {**found, "masks": unfold(masks)}

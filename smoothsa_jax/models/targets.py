@@ -1,16 +1,18 @@
 """Targets of the decoder: constants of a training step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.encoders.pixels import normalize
-from smoothsa_jax.models.interfaces import Encoder, Target
+from smoothsa_jax.models.interfaces import Encoder, Sizes, Target
+from smoothsa_jax.models.layers.diffusion import NUM_STEPS, add_noise
+from smoothsa_jax.parts import check_whole
 
 
 class Features(nnx.Module):
@@ -113,16 +115,94 @@ class Depth(_OfPixels):
         return jnp.log1p(batch["depth"].astype(jnp.float32))[..., None]
 
 
-class Several(nnx.Module):
-    """Several targets of pixels at once, side by side as channels of one prediction.
+class Noise(nnx.Module):
+    """The noise in a frozen tokenizer's codes (SlotDiffusion, Wu et al. 2023, arXiv 2305.11281).
 
-    A loss reads all of them, or one with the setting `of`, such as `of="flow"`, so that each can
-    have a weight. SAVi++ predicts flow and depth.
+    For each frame, a step of the noise schedule and the noise are drawn, at evaluation too, so that
+    the loss is random there.
 
     Args:
-        encoder: unused, but for the range of its pixels.
+        encoder: unused, but for its grid.
+        image_size: (H, W) of the frames, in pixels; unused.
+        width: D of a code.
+        grid: (h, w) of the codes; None: that of the encoder's features.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        grid: Sequence[int] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        del image_size, rngs
+        check_whole("model.target.width", width)
+        self.width, self.grid = width, checked_grid(grid) or tuple(encoder.grid)
+
+    def __call__(
+        self,
+        batch: Mapping[str, Array],
+        constants: Mapping[str, Array],
+        draws: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Return the noise as `target`, `noisy` codes (B,T,M,D) and their `time` (B,T).
+
+        Without codes, or without draws as at inference, there is no target.
+
+        Args:
+            batch: unused.
+            constants: `codes` (B,T,M,D).
+            draws: what `draw` returned.
+        """
+        del batch
+        if draws is None or "codes" not in constants:
+            return {}
+        codes = jax.lax.stop_gradient(constants["codes"]).astype(jnp.float32)
+        noise, time = draws["noise"], draws["time"]
+        return {"target": noise, "noisy": add_noise(codes, noise, time), "time": time}
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> dict[str, Array]:
+        """Draw `time` (B,T), a whole number from 0 to 999, and `noise` (B,T,M,D)."""
+        del training
+        of_time, of_noise = jax.random.split(keys[0])
+        frames = sizes.batch, sizes.frames
+        shape = (*frames, self.grid[0] * self.grid[1], self.width)
+        return {
+            "time": jax.random.randint(of_time, frames, 0, NUM_STEPS, jnp.int32),
+            "noise": jax.random.normal(of_noise, shape, jnp.float32),
+        }
+
+
+def checked_grid(grid: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return the grid of a target; None: that of the encoder's features.
+
+    Raises:
+        UserError: it is not a pair of whole numbers.
+    """
+    if grid is None:
+        return None
+    if isinstance(grid, str) or not isinstance(grid, Sequence) or len(grid) != 2:
+        raise UserError(
+            f"model.target.grid is {grid!r}; expected (h, w), the tokenizer's, or None for that of "
+            "the encoder's features"
+        )
+    for side in grid:
+        check_whole("model.target.grid", side)
+    return tuple(grid)
+
+
+class Several(nnx.Module):
+    """Several targets of one grid at once, side by side as channels of one prediction.
+
+    A loss reads all of them, or one with the setting `of`, such as `of="flow"`, so that each can
+    have a weight. SAVi++ predicts flow and depth; VQ-VFM-OCL's mixture predicts codes and features.
+
+    Args:
+        encoder: the encoder; its grid is that of codes and features.
         image_size: (H, W) of the frames, in pixels.
-        pixels, flow, depth: the targets; at least two.
+        pixels, flow, depth, codes, features: the targets; at least two. Channels have this order.
 
     Attributes:
         parts: name -> the channels of that target.
@@ -136,25 +216,36 @@ class Several(nnx.Module):
         pixels: Target | None = None,
         flow: Target | None = None,
         depth: Target | None = None,
+        codes: Target | None = None,
+        features: Target | None = None,
         rngs: nnx.Rngs,
     ):
-        del encoder, rngs
+        del image_size, rngs
         given = {"pixels": pixels, "flow": flow, "depth": depth}
+        given |= {"codes": codes, "features": features}
+        kinds = ", ".join(list(given)[:-1]) + f" and {list(given)[-1]}"
         given = {name: target for name, target in given.items() if target is not None}
         if len(given) < 2:
             raise UserError(
                 f"model.target.name is 'several', with {' and '.join(given) or 'none'}; expected "
-                "at least two of pixels, flow and depth; or give model.target.name that one's name"
+                f"at least two of {kinds}; or give model.target.name that one's name"
+            )
+        grids = {name: getattr(x, "grid", tuple(encoder.grid)) for name, x in given.items()}
+        if len(set(grids.values())) > 1:
+            sizes = ", ".join(f"{name} {h}x{w}" for name, (h, w) in grids.items())
+            raise UserError(
+                f"model.target.name is 'several', with grids of different sizes: {sizes}; choose "
+                "targets of one grid"
             )
         self.targets = nnx.Dict(given)
-        self.grid, self.parts, self.width = tuple(image_size), {}, 0
+        self.grid, self.parts, self.width = next(iter(grids.values())), {}, 0
         for name, target in given.items():
             self.parts[name] = slice(self.width, self.width + target.width)
             self.width += target.width
 
     def __call__(
         self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None
-    ) -> dict[str, Float[Array, "B T H*W C"]]:
+    ) -> dict[str, Float[Array, "B T M C"]]:
         """Return `target`, all channels, and the part of each target, such as `flow.target`."""
         found = {name: x(batch, constants, draws) for name, x in self.targets.items()}
         if not all(found.values()):
@@ -164,6 +255,82 @@ class Several(nnx.Module):
 
     def draw(self, keys, sizes, training) -> None:
         """Draw nothing: the targets are not random."""
+
+
+class Codes(nnx.Module):
+    """The codes of a frozen tokenizer (VQ-VFM-OCL, arXiv 2502.20263).
+
+    Args:
+        encoder: unused, but for its grid.
+        image_size: (H, W) of the frames, in pixels; unused.
+        width: D of a code.
+        grid: (h, w) of the codes; None: that of the encoder's features.
+    """
+
+    of_codes = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: tuple[int, int],
+        *,
+        width: int,
+        grid: Sequence[int] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        del image_size, rngs
+        check_whole("model.target.width", width)
+        self.width, self.grid = width, checked_grid(grid) or tuple(encoder.grid)
+
+    def __call__(
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None
+    ) -> dict[str, Float[Array, "B T M D"]]:
+        """Return the codes, through which no gradient flows; nothing without a tokenizer."""
+        del batch, draws
+        if "codes" not in constants:
+            return {}
+        return {"target": jax.lax.stop_gradient(constants["codes"]).astype(jnp.float32)}
+
+    def draw(self, keys, sizes, training) -> None:
+        """Draw nothing: the target is not random."""
+
+
+class DiscreteTokens(nnx.Module):
+    """The tokens of a tokenizer, which is frozen or trained along (SLATE, STEVE).
+
+    Args:
+        encoder: unused, but for its grid.
+        image_size: (H, W) of the frames, in pixels; unused.
+        vocabulary: V, the number of tokens there are; the prediction has as many logits.
+        width: D of a code.
+        grid: (h, w) of the tokens; None: that of the encoder's features.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: tuple[int, int],
+        *,
+        vocabulary: int,
+        width: int,
+        grid: Sequence[int] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        del image_size, rngs
+        check_whole("model.target.vocabulary", vocabulary, 2)
+        check_whole("model.target.width", width)
+        self.width, self.code_width = vocabulary, width
+        self.grid = checked_grid(grid) or tuple(encoder.grid)
+
+    def __call__(
+        self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None
+    ) -> dict[str, Int[Array, "B T M"]]:
+        """Return the tokens; nothing where there are none yet."""
+        del batch, draws
+        return {"target": constants["tokens"]} if "tokens" in constants else {}
+
+    def draw(self, keys, sizes, training) -> None:
+        """Draw nothing: the target is not random."""
 
 
 def flow_picture(flow: Float[Array, "... H W 2"]) -> Float[Array, "... H W 3"]:

@@ -1,5 +1,6 @@
 """Transitions from the slots of past frames to the next frame's queries."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.attention import QUERY_SCALES, KeysValues
 from smoothsa_jax.models.layers.basic import (
@@ -14,6 +16,7 @@ from smoothsa_jax.models.layers.basic import (
     COMMON_STARTS,
     EPSILON,
     check_start,
+    layer_norm,
     linear,
     split_key,
 )
@@ -150,8 +153,9 @@ class Transformer(nnx.Module):
     """A transition in which the slots of the previous frame attend to each other.
 
     It sees no tokens, and gradient flows through it from frame to frame. From SAVi (Kipf et al.
-    2022, arXiv 2111.12594), as VideoSAUR (Zadaianchuk et al. 2023, arXiv 2306.04829) and
-    SlotContrast (Manasyan et al. 2025, arXiv 2412.14295) have it.
+    2022, arXiv 2111.12594), as VideoSAUR (Zadaianchuk et al. 2023, arXiv 2306.04829),
+    SlotContrast (Manasyan et al. 2025, arXiv 2412.14295) and STEVE (Singh et al. 2022, arXiv
+    2205.14065) have it.
 
     Args:
         width: C of the tokens; unused.
@@ -160,7 +164,14 @@ class Transformer(nnx.Module):
         norm: "pre", LayerNorms in front of attention and feed-forward; or "post", after their
             residuals.
         activation: "gelu" or "relu", of the feed-forward.
-        bias: whether the layer has biases.
+        bias: whether the layers have biases.
+        attention_bias: whether their attention has; None: as `bias`.
+        num_layers: number of layers.
+        norm_stream: whether the LayerNorm in front of the first layer's attention replaces the
+            slots, and so also enters the residual branch, as in STEVE; with the norm "pre".
+        final_norm: whether a LayerNorm follows the last layer.
+        out_gain: factor of the initial projections that add to the slots; (2 layers)**-0.5 in
+            STEVE.
         dropout_rate: rate of dropout, in training.
         query_scale: what is done to the queries with (width of a head)**-0.5: "multiply", or
             "divide", as in the programs of VideoSAUR and SlotContrast.
@@ -181,6 +192,11 @@ class Transformer(nnx.Module):
         norm: str,
         activation: str,
         bias: bool,
+        attention_bias: bool | None = None,
+        num_layers: int = 1,
+        norm_stream: bool = False,
+        final_norm: bool = False,
+        out_gain: float = 1.0,
         dropout_rate: float = 0.0,
         query_scale: str = "multiply",
         attention_start: str = "torch",
@@ -204,15 +220,28 @@ class Transformer(nnx.Module):
         check_one_of(f"{path}.norm", norm, NORMS)
         check_one_of(f"{path}.activation", activation, ACTIVATIONS)
         check_flag(f"{path}.bias", bias)
+        if attention_bias is not None:
+            check_flag(f"{path}.attention_bias", attention_bias)
+        check_whole(f"{path}.num_layers", num_layers)
+        check_flag(f"{path}.norm_stream", norm_stream)
+        check_flag(f"{path}.final_norm", final_norm)
+        check_above_zero(f"{path}.out_gain", out_gain)
+        if norm_stream and norm != "pre":
+            raise UserError(
+                f"{path}.norm_stream is True, but {path}.norm is {norm!r}: there is no LayerNorm "
+                f"in front; set --config.{path}.norm=pre, or norm_stream to False"
+            )
         check_dropout(f"{path}.dropout_rate", dropout_rate)
         check_one_of(f"{path}.query_scale", query_scale, QUERY_SCALES)
         check_start(f"{path}.attention_start", attention_start, COMMON_STARTS)
-        self.layer = EncoderLayer(
+        layer = functools.partial(
+            EncoderLayer,
             slot_size,
             num_heads,
             norm=norm,
             activation=activation,
             bias=bias,
+            attention_bias=attention_bias,
             dropout_rate=dropout_rate,
             query_scale=query_scale,
             attention_start=attention_start,
@@ -220,8 +249,12 @@ class Transformer(nnx.Module):
             qkv_size=qkv_size,
             mlp_size=mlp_size,
             norm_epsilon=norm_epsilon,
+            out_gain=out_gain,
             rngs=rngs,
         )
+        self.layer = layer(norm_stream=norm_stream)
+        self.further = nnx.List([layer() for _ in range(num_layers - 1)])
+        self.norm = layer_norm(slot_size, epsilon=norm_epsilon, rngs=rngs) if final_norm else None
 
     def prepare(
         self, tokens: Float[Array, "B T M C"], draws: Key[Array, "B"] | None
@@ -243,7 +276,13 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B N D"], None]:
         """Return the next frame's queries and no memory; see `interfaces.Transition`."""
         del memory
-        return self.layer(slots, mask=slot_mask, dropout_key=prepared), None
+        layers = [self.layer, *self.further]
+        keys = [prepared]  # of one layer: as they always were
+        if len(layers) > 1:
+            keys = [None] * len(layers) if prepared is None else split_key(prepared, len(layers))
+        for layer, key in zip(layers, keys, strict=True):
+            slots = layer(slots, mask=slot_mask, dropout_key=key)
+        return slots if self.norm is None else self.norm(slots), None
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Key[Array, "B"] | None:
         """Draw the keys of dropout; None: no dropout."""

@@ -8,11 +8,13 @@ from smoothsa_jax.parts import choose
 from smoothsa_jax.tasks.discovery import Discovery
 from smoothsa_jax.tasks.recognition import Recognition
 from smoothsa_jax.tasks.task import Task
+from smoothsa_jax.tasks.tokenizer import Tokenization
 from smoothsa_jax.tasks.views import Views
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "discovery": Discovery,
     "recognition": Recognition,
+    "tokenizer": Tokenization,
     "views": Views,
 }
 

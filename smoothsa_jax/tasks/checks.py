@@ -20,7 +20,9 @@ from smoothsa_jax.models.build import (
     check_prunable,
     cold_start,
     has_transition,
-    slot_model_shapes,
+    is_slot_model,
+    is_tokenizer_model,
+    model_shapes,
     starts_from_boxes,
 )
 from smoothsa_jax.models.interfaces import Sizes
@@ -34,10 +36,12 @@ from smoothsa_jax.models.parameters import (
     split,
 )
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.parts import choose
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.discovery import TEACHER, names_of
+from smoothsa_jax.tasks.recognition import SLOT_MODEL
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
@@ -68,6 +72,8 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     _check_best(config, task, losses)
     num_steps = config.train.num_steps
     schedule_of("optimizer.learning_rate", config.optimizer.learning_rate, num_steps)
+    for name, entry in config.optimizer.rates.items():
+        schedule_of(f"optimizer.rates.{name}.learning_rate", entry.learning_rate, num_steps)
     Schedules({"losses": losses.schedules, MODEL: task.schedules}, num_steps)
     losses.check_frames(config.data.get("num_frames") or 1)
     models = {MODEL: task.build(shapes_only=True)}
@@ -79,7 +85,9 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     for name, companion in config.companions.items():
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
-            models[name] = slot_model_shapes(of_model, image_size_of(config))
+            models[name] = model_shapes(of_model, image_size_of(config))
+    _check_kinds(config)
+    _check_tokenizer(config, models)
     _check_teacher(config, losses, models)
     _check_eval_slots(config, models[MODEL])
     _check_scoring(config, task)
@@ -137,6 +145,59 @@ def _check_teacher(config: ConfigDict, losses: Losses, models: Models) -> None:
             )
 
 
+def _check_kinds(config: ConfigDict) -> None:
+    """Refuse a companion that is a model of another kind than its name says."""
+    for name in (TEACHER, SLOT_MODEL):
+        companion = config.companions.get(name, {})
+        if "model" in companion and not is_slot_model(companion["model"]):
+            raise UserError(
+                f"companions.{name} holds {companion.get('title') or 'a model'}, which is no slot "
+                f"model; give the workdir of one with --config.companions.{name}.source"
+            )
+
+
+def _check_tokenizer(config: ConfigDict, models: Models) -> None:
+    """Check that a frozen tokenizer fits the model whose target are its tokens."""
+    if TOKENIZER not in models:
+        return
+    path, model = f"companions.{TOKENIZER}", models[MODEL]
+    tokenizer, theirs = models[TOKENIZER].tokenizer, config.companions[TOKENIZER].model
+    advice = f"train the tokenizer with the same settings, or give another --config.{path}.source"
+    mine = TARGET_ENCODER if TARGET_ENCODER in config.model else ENCODER
+    if "encoder" in theirs and theirs.encoder != config.model[mine]:
+        differ = sorted(
+            key
+            for key in {*theirs.encoder, *config.model[mine]}
+            if theirs.encoder.get(key) != config.model[mine].get(key)
+        )
+        raise UserError(
+            f"{path} reads features of another encoder than model.{mine}: they differ in "
+            f"{', '.join(differ)}; {advice}"
+        )
+    for key, settings in _parts_of("model.target", config.model.target):
+        for name in ("vocabulary", "width"):
+            found = getattr(tokenizer, name)
+            if name in settings and settings[name] != found:
+                raise UserError(
+                    f"{path} has {name} {found}, but {key}.{name} is {settings[name]}; {advice}, "
+                    f"or set --config.{key}.{name}={found}"
+                )
+    grid = getattr(model.target, "grid", model.encoder.grid)
+    if tuple(tokenizer.grid) != tuple(grid):
+        raise UserError(
+            f"{path} has a grid of {tokenizer.grid[0]}x{tokenizer.grid[1]} tokens, but the decoder "
+            f"has one of {grid[0]}x{grid[1]}; {advice}"
+        )
+
+
+def _parts_of(path: str, part: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
+    """Yield (path, settings) of a part and of the parts inside it."""
+    yield path, part
+    for key, inside in part.items():
+        if isinstance(inside, ConfigDict):
+            yield from _parts_of(f"{path}.{key}", inside)
+
+
 def _slot_models(config: ConfigDict) -> Iterable[tuple[str, ConfigDict]]:
     """Yield (path, settings) of every slot model: the trained one and those of companions."""
     if "num_slots" in config.model:
@@ -167,6 +228,8 @@ def _check_frames(config: ConfigDict) -> None:
 
 
 def _sees_scenes(model: ConfigDict) -> bool:
+    if "encoder" not in model:
+        return False
     encoder = choose("model.encoder", model.encoder.name, PARTS["encoder"])
     return getattr(encoder, "of_scenes", False)
 
@@ -298,7 +361,8 @@ def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:
     for name, companion in config.companions.items():
         _check_companion(name, companion, task, names)
     for name, entry in config.weights.items():
-        _check_weights(f"weights.{name}", entry, "num_slots" in config.model, names)
+        has_parts = is_slot_model(config.model) or is_tokenizer_model(config.model)
+        _check_weights(f"weights.{name}", entry, has_parts, names)
     patterns = frozen_patterns(config.weights)
     if not split(model, frozen=patterns)[1]:
         raise UserError(
@@ -310,7 +374,8 @@ def check_sources(config: ConfigDict, task: Task, model: nnx.Module) -> None:
 def _check_companion(
     name: str, companion: Mapping[str, Any], task: Task, names: Iterable[str]
 ) -> None:
-    if name in {MODEL, *PARTS, *(array.split(".")[0] for array in names)}:
+    parts = PARTS.keys() - {TOKENIZER}  # which is a companion where no part has this name
+    if name in {MODEL, *parts, *(array.split(".")[0] for array in names)}:
         raise UserError(
             f"companions.{name} has the name of the trained model or of a part of it; expected "
             "another name"

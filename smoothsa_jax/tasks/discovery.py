@@ -2,6 +2,10 @@
 
 A run may have a frozen slot model as the companion `teacher`, whose masks (B,T,N,h,w) enter losses.
 Scores do not need them, so the compiler leaves the teacher out at evaluation.
+
+It may have a frozen tokenizer as the companion `tokenizer`, the model of an earlier run of the task
+`tokenizer`. Its `tokens` (B,T,M) and `codes` (B,T,M,D) are constants that targets and decoders
+read; where nothing does, the compiler leaves it out too. Its schedules have their last values.
 """
 
 import dataclasses
@@ -23,13 +27,17 @@ from smoothsa_jax.losses.build import LOSSES, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
     build_slot_model,
+    is_tokenizer_model,
     part_schedules,
+    reads_of_tokenizer,
     slot_model_shapes,
 )
-from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
+from smoothsa_jax.models.interfaces import GIVEN, Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
 from smoothsa_jax.models.slot_model import SlotModel
+from smoothsa_jax.models.tokenizer_model import FEATURES, PIXELS, TOKENIZER, TokenizerModel
 from smoothsa_jax.parts import choose
+from smoothsa_jax.schedules import last_values
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 TEACHER = "teacher"  # the companion
@@ -39,7 +47,7 @@ class Discovery:
     """See `task.Task`. The trained model is a `SlotModel`."""
 
     untrained = "untrained model"
-    companions = (TEACHER,)
+    companions = (TEACHER, TOKENIZER)
     averages = True
 
     def __init__(self, config: ConfigDict):
@@ -50,6 +58,9 @@ class Discovery:
         self._extras = read_extras(config)
         teacher = config.companions.get(TEACHER)
         self._teacher_trains = teacher is not None and teacher.get("draws") == "training"
+        self._tokenizer = FrozenTokenizer(config.companions.get(TOKENIZER, {}))
+        self._along = TOKENIZER in config.model  # it is a part, and trained
+        self.needs_pixels = self._along or self._tokenizer.reads == PIXELS
         # Pixels or stored features.
         self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
         self._scoring = scoring_of(config.eval)
@@ -60,12 +71,7 @@ class Discovery:
         size = image_size_of(config)
         if shapes_only:
             return slot_model_shapes(config.model, size)
-        entries = [entry for entry in config.weights.values() if entry.get("into")]
-        random = {e["into"]: e.get("seed", 0) for e in entries if e["source"] == "random"}
-        given = [e for e in entries if e["source"] != "random" and not e.get("without")]
-        # Arrays that are trained, or left out by `without`, need initial values.
-        elsewhere = frozenset(e["into"] for e in given if "*" in tuple(e.get("frozen", ())))
-        return build_slot_model(config.model, size, config.seed, random, elsewhere)
+        return build_slot_model(config.model, size, config.seed, *seeds_of_parts(config.weights))
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
         for name in self._more:
@@ -81,6 +87,10 @@ class Discovery:
             as_in_training = training and self._teacher_trains
             own_key = jax.random.fold_in(key, 1) if training else key
             drawn[TEACHER] = models[TEACHER].draw(own_key, sizes, as_in_training)
+        if TOKENIZER in models:
+            as_in_training = training and self._tokenizer.draws
+            own_key = jax.random.fold_in(key, 3)  # 2 is that of buffers
+            drawn[TOKENIZER] = models[TOKENIZER].draw(own_key, sizes, as_in_training)
         return drawn
 
     def constants(
@@ -98,6 +108,11 @@ class Discovery:
             found |= {"target_features": of_target.pop("features"), **of_target}
         if TEACHER in models:
             found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
+        if TOKENIZER in models:
+            # The encoder is the same, as `checks` and `sources` have made sure.
+            features = found.get("target_features", found.get("features"))
+            own = draws[TOKENIZER]
+            found |= self._tokenizer.tokens(models[TOKENIZER], batch, features, own)
         return found
 
     def targets(
@@ -106,7 +121,7 @@ class Discovery:
         return models[MODEL].target(batch, constants, (draws or {}).get("target"))
 
     def forward_inputs(self, constants: Outputs) -> tuple[str, ...]:
-        pixels = () if "features" in constants else ("video", "cameras")
+        pixels = ("video", "cameras") if self._along or "features" not in constants else ()
         return ("boxes", "slot_mask", *pixels)
 
     def forward(
@@ -122,9 +137,15 @@ class Discovery:
         if "features" not in constants:
             encoded = model.encode(batch["video"], batch.get("cameras"))
         # At inference there is no target of what pictures alone do not tell, such as flow.
-        given = {name: constants[name] for name in ("target",) if name in constants}
+        given = {name: constants[name] for name in GIVEN if name in constants}
         boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
-        return model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+        found = {}
+        if model.tokenizer is not None and "video" in batch:
+            own = draws.get(TOKENIZER), scheduled.get(TOKENIZER)
+            found = model.tokenize(batch["video"], encoded["features"], *own)
+            given = {**given, "tokens": found["tokens"]}
+        outputs = model(encoded["features"], given, draws, boxes, slot_mask, scheduled)
+        return {**found, **outputs}
 
     def monitor(self, constants: Outputs) -> Outputs:
         del constants
@@ -135,6 +156,67 @@ class Discovery:
     ) -> dict[str, dict[str, np.ndarray]]:
         boxes = bool(self._config.data.get("boxes", False))
         return evaluate_baselines(batches(), features, with_boxes=boxes, scoring=self._scoring)
+
+
+class FrozenTokenizer:
+    """How a companion makes tokens of a batch.
+
+    Args:
+        companion: its entry of a config; {}: there is none.
+
+    Attributes:
+        reads: what its tokenizer reads, "features" or "pixels"; "": it is not known yet.
+        draws: whether it draws tokens in training, as in its own; otherwise the nearest codes.
+    """
+
+    def __init__(self, companion: Mapping[str, Any]):
+        self.reads, self._scheduled = "", {}
+        self.draws = companion.get("draws") == "training"
+        model = companion.get("model")
+        if model is None:
+            return
+        if not is_tokenizer_model(model):
+            raise UserError(
+                f"companions.{TOKENIZER} holds {companion.get('title') or 'a model'}, which is no "
+                "tokenizer; give the workdir of a run of the task 'tokenizer', such as that of "
+                f"configs/coco.py:slate,tokenizer, with --config.companions.{TOKENIZER}.source"
+            )
+        self.reads = reads_of_tokenizer(model)
+        settings = part_schedules(model).get(TOKENIZER, {})
+        self._scheduled = last_values(f"companions.{TOKENIZER}.model.{TOKENIZER}", settings)
+
+    def tokens(
+        self,
+        model: TokenizerModel,
+        batch: Mapping[str, Array],
+        features: Array | None,
+        draws: Mapping[str, Draws],
+    ) -> Outputs:
+        """Return `tokens` and `codes`.
+
+        Args:
+            model: the companion.
+            batch: the samples, with pixels where the tokenizer reads these.
+            features: of the encoder that both models have; None: its own encoder computes them.
+            draws: what `TokenizerModel.draw` returned.
+        """
+        features = features if self.reads == FEATURES else None
+        inputs = model.inputs(batch.get("video"), features)
+        return model.tokens(inputs, draws, self._scheduled)
+
+
+def seeds_of_parts(weights: ConfigDict) -> tuple[dict[str, int], frozenset[str]]:
+    """Return the parts with a seed of their own, and those whose arrays all come from elsewhere.
+
+    Args:
+        weights: `weights` of a config.
+    """
+    entries = [entry for entry in weights.values() if entry.get("into")]
+    random = {e["into"]: e.get("seed", 0) for e in entries if e["source"] == "random"}
+    given = [e for e in entries if e["source"] != "random" and not e.get("without")]
+    # Arrays that are trained, or left out by `without`, need initial values.
+    elsewhere = frozenset(e["into"] for e in given if "*" in tuple(e.get("frozen", ())))
+    return random, elsewhere
 
 
 def scoring_of(settings: ConfigDict) -> Scoring:

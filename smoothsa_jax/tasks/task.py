@@ -34,6 +34,8 @@ class Task(Protocol):
         untrained: name of the baseline with the initial parameters.
         companions: names of the companions that the task uses; a config may have no others.
         averages: whether it may also have moving averages of the model, under any name.
+        needs_pixels: whether it reads pixels in training even where features are stored. May be
+            absent: no.
         no_segments: why its model cannot segment pictures and videos, for messages; "": it can.
             May be absent: it can, if it is a slot model.
     """

@@ -30,7 +30,12 @@ from smoothsa_jax.devices.host_arrays import copied, on_own_devices
 from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.losses import LossEvaluator
-from smoothsa_jax.evaluation.pictures import animation, contact_sheet, scene_sheet
+from smoothsa_jax.evaluation.pictures import (
+    animation,
+    contact_sheet,
+    decoded_sheet,
+    scene_sheet,
+)
 from smoothsa_jax.evaluation.sample_scores import Scored, scored_by_seeds, write_sample_scores
 from smoothsa_jax.evaluation.scores import (
     LOSS,
@@ -218,7 +223,8 @@ def evaluator_of(config: ConfigDict, task: Task, split: str) -> Evaluator:
     Raises:
         UserError: there is no such split.
     """
-    if is_labelled(source_of_split(config, slots_of(config, task), split, None)):
+    source = source_of_split(config, slots_of(config, task), split, None)
+    if is_labelled(source) or not getattr(task.evaluator, "needs_labels", True):
         return task.evaluator
     return LossEvaluator(build_losses(config.losses).terms)
 
@@ -291,6 +297,9 @@ def _draw(
 ) -> None:
     """Draw each sample's frames, true segments if it has labels, and masks; a scene's views."""
     for number, sample in enumerate(samples):
+        if "decoded" in sample:
+            decoded_sheet(sample, workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png")
+            continue
         if "rendered" in sample:
             sheet = workdir / PICTURES_FOLDER / f"{split}_{number:02d}.png"
             scene_sheet(sample, sheet, labelled=labelled)
@@ -379,7 +388,12 @@ def protocol_of(
     config: ConfigDict, training: Training, evaluator: Evaluator, num_samples: int
 ) -> dict[str, Any]:
     """Return how a split is scored, for `scores.json`."""
-    settings = config.eval
+    settings, slot_model, of_slots = config.eval, training.task.slot_model, {}
+    if "initializer" in slot_model:
+        of_slots = {
+            "queries": cold_start(slot_model),
+            "num_slots": slots_of(config, training.task),
+        }
     return {
         "seeds": tuple(settings.seeds),
         "num_samples": num_samples,
@@ -387,8 +401,7 @@ def protocol_of(
         "windows": settings.windows,
         "window_rest": settings.window_rest,
         "batch_size": settings.batch_size,
-        "queries": cold_start(training.task.slot_model),
-        "num_slots": slots_of(config, training.task),
+        **of_slots,
         "match_paper": settings.match_paper,
         **evaluator.protocol,
     }

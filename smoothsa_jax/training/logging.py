@@ -300,7 +300,7 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[]
     if all(math.isfinite(value) for value in metrics.values()):
         return
     terms = ", ".join(
-        f"{name} {value:.6g}" for name, value in metrics.items() if name != "learning_rate"
+        f"{name} {value:.6g}" for name, value in metrics.items() if "learning_rate" not in name
     )
     raise NonFiniteLoss(
         f"step {step} is not finite: {terms}; {last_good()}; lower optimizer.learning_rate or look "

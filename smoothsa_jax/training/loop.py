@@ -219,7 +219,13 @@ def _open_data(
     num_slots = training.task.slot_model.num_slots
     # A missing split fails now, not after hours of training.
     source_of_split(config, slots_of(config, training.task), config.eval.split, None)
-    source = build_dataset(config.data, "train", reads=training.task.inputs, num_slots=num_slots)
+    source = build_dataset(
+        config.data,
+        "train",
+        reads=training.task.inputs,
+        num_slots=num_slots,
+        with_pixels=getattr(training.task, "needs_pixels", False),
+    )
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None

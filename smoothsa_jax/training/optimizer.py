@@ -1,6 +1,6 @@
 """Adam, with the gradient clipped by its global norm or by its largest entry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.parameters import matching
 from smoothsa_jax.schedules import schedule_of
+
+RATE = "learning_rate"  # in the log
 
 
 def learning_rate_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
@@ -22,6 +26,75 @@ def learning_rate_schedule(config: Mapping[str, Any], num_steps: int) -> optax.S
         UserError: it is neither a number nor a schedule, or the schedule is not valid.
     """
     return schedule_of("optimizer.learning_rate", config["learning_rate"], num_steps)
+
+
+def learning_rate_schedules(config: Mapping[str, Any], num_steps: int) -> dict[str, optax.Schedule]:
+    """Return all learning rates as functions of the step, by the names that the log has.
+
+    Args:
+        config: the `optimizer` part of a config.
+        num_steps: number of steps of the whole training.
+
+    Returns:
+        `learning_rate`, and `learning_rate/NAME` of each entry of `optimizer.rates`.
+
+    Raises:
+        UserError: as of `learning_rate_schedule`.
+    """
+    found = {RATE: learning_rate_schedule(config, num_steps)}
+    for name, entry in config["rates"].items():
+        path = f"optimizer.rates.{name}.learning_rate"
+        found[f"{RATE}/{name}"] = schedule_of(path, entry["learning_rate"], num_steps)
+    return found
+
+
+def rate_of_each(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return which learning rate each array has.
+
+    Args:
+        config: the `optimizer` part of a config.
+        names: of the trained arrays.
+
+    Raises:
+        UserError: a pattern matches no array, or two entries match one.
+    """
+    found = dict.fromkeys(names, RATE)
+    for name, entry in config["rates"].items():
+        path = f"optimizer.rates.{name}.of"
+        for pattern in entry["of"]:
+            if not matching(found, [pattern]):
+                raise UserError(
+                    f"{path} has {pattern!r}, which matches no trained array; expected a pattern "
+                    f"such as {next(iter(found), 'decoder').split('.')[0] + '.*'!r}"
+                )
+        for array in matching(found, entry["of"]):
+            if found[array] != RATE:
+                raise UserError(
+                    f"{path} matches {array}, as optimizer.rates.{found[array].split('/')[1]}.of "
+                    "does; an array has one learning rate: change one of the two"
+                )
+            found[array] = f"{RATE}/{name}"
+    return found
+
+
+def scale_by_rates(
+    schedules: Mapping[str, optax.Schedule], of_each: Mapping[str, str]
+) -> optax.GradientTransformation:
+    """Multiply the updates of each array by minus its own learning rate.
+
+    Args:
+        schedules: the learning rates by name.
+        of_each: array -> the name of its learning rate.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        values = {name: schedule(state.count) for name, schedule in schedules.items()}
+        scaled = {name: -values[of_each[name]] * x for name, x in updates.items()}
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    begin = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))  # noqa: E731
+    return optax.GradientTransformation(begin, update)
 
 
 def norm_of(grads: Any, clip_by: str) -> Float[Array, ""]:
@@ -95,7 +168,10 @@ def conditional_adam(names: Sequence[str]) -> optax.GradientTransformation:
 
 
 def build_optimizer(
-    config: Mapping[str, Any], num_steps: int, conditional: Sequence[str] = ()
+    config: Mapping[str, Any],
+    num_steps: int,
+    conditional: Sequence[str] = (),
+    names: Iterable[str] = (),
 ) -> optax.GradientTransformation:
     """Make the optimizer of a config for all trained parameters; `clip_norm` 0 means no clipping.
 
@@ -103,11 +179,16 @@ def build_optimizer(
         config: the `optimizer` part of a config.
         num_steps: number of steps of the whole training.
         conditional: parameters without a gradient in some steps; see `conditional_adam`.
+        names: of all parameters; used where some have learning rates of their own.
 
     Raises:
-        UserError: the learning rate is not valid.
+        UserError: a learning rate is not valid.
     """
     max_norm = config["clip_norm"]
     clipping = clip(max_norm, config["clip_by"]) if max_norm else optax.identity()
-    rate = optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps))
+    if config["rates"]:
+        schedules = learning_rate_schedules(config, num_steps)
+        rate = scale_by_rates(schedules, rate_of_each(config, names))
+    else:
+        rate = optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps))
     return optax.chain(clipping, optax.chain(conditional_adam(conditional), rate))

@@ -31,7 +31,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.buffers import DRAWS, Updates
-from smoothsa_jax.models.build import slot_model_shapes
+from smoothsa_jax.models.build import model_shapes
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.parameters import (
     ModelDefinition,
@@ -45,7 +45,7 @@ from smoothsa_jax.models.pruning import as_scheduled, pruning_of
 from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
-from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedule, norm_of
+from smoothsa_jax.training.optimizer import build_optimizer, learning_rate_schedules, norm_of
 from smoothsa_jax.training.state import TrainState, create_state
 
 
@@ -225,9 +225,10 @@ class _Programs:
         self.schedules = Schedules(settings, num_steps)
         frozen = definitions[MODEL].frozen
         conditional = [name for name in self.updates.conditional if name not in frozen]
-        optimizer = build_optimizer(config.optimizer, num_steps, conditional)
+        names = [name for name in definitions[MODEL].names if name not in frozen]
+        optimizer = build_optimizer(config.optimizer, num_steps, conditional, names)
         self.optimizer = optax.with_extra_args_support(optimizer)
-        self.learning_rate = learning_rate_schedule(config.optimizer, num_steps)
+        self.learning_rates = learning_rate_schedules(config.optimizer, num_steps)
         self.pruning = as_scheduled(pruning_of(config.eval))
 
     def train_step(
@@ -270,7 +271,7 @@ class _Programs:
             loss_function,
             state,
             self.optimizer,
-            self.learning_rate,
+            self.learning_rates,
             mesh,
             self.config.optimizer.clip_by,
             lambda outputs: self._updated(state, still, outputs, of_updates),
@@ -386,7 +387,7 @@ def apply_gradients(
     loss_function: Callable[[Parameters], tuple[Array, tuple]],
     state: TrainState,
     optimizer: optax.GradientTransformationExtraArgs,
-    learning_rate: optax.Schedule,
+    learning_rates: Mapping[str, optax.Schedule],
     mesh: Mesh,
     clip_by: str,
     update_buffers: Callable[[dict[str, Array]], tuple[dict, dict, dict]],
@@ -397,14 +398,14 @@ def apply_gradients(
         loss_function: params -> (loss, (its terms by name, the outputs that updates read)).
         state: the state before the step.
         optimizer: the optimizer.
-        learning_rate: the schedule, for the metrics.
+        learning_rates: the schedules, for the metrics, by name there.
         mesh: the devices.
         clip_by: which size of the gradient is clipped, and logged; see `optimizer.norm_of`.
         update_buffers: outputs -> (name -> whether that parameter has a gradient, new values of
             buffers and parameters, numbers for the log).
 
     Returns:
-        The new state, and metrics: losses, size of the gradient, learning rate.
+        The new state, and metrics: losses, size of the gradient, learning rates.
     """
     (total, (losses, outputs)), grads = jax.value_and_grad(loss_function, has_aux=True)(
         state.params
@@ -418,7 +419,7 @@ def apply_gradients(
         "loss": total,
         **{f"loss/{name}": loss for name, loss in losses.items()},
         "grad_norm": norm_of(grads, clip_by),
-        "learning_rate": learning_rate(state.step),
+        **{name: rate(state.step) for name, rate in learning_rates.items()},
         **numbers,
     }
     # What an update wrote is where the optimizer starts from: it belongs to the forward pass.
@@ -439,9 +440,10 @@ def _companion(
 ) -> tuple[ModelDefinition, Parameters]:
     """Return a companion's definition and the shapes of its arrays, which come from elsewhere."""
     of_model = companion.get("model") or config.model
-    model = slot_model_shapes(of_model, image_size_of(config))
-    # No gradient passes through it, so there is nothing to recompute.
-    model.set_memory_options("none", config.train.scan_unroll)
+    model = model_shapes(of_model, image_size_of(config))
+    if hasattr(model, "set_memory_options"):
+        # No gradient passes through it, so there is nothing to recompute.
+        model.set_memory_options("none", config.train.scan_unroll)
     definition, _, arrays = split(model, config.dtype, backend, ("*",), f"{name}.")
     return definition, arrays
 

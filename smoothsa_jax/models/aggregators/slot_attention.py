@@ -8,6 +8,8 @@ The defaults are those of SmoothSA (docs/design.md, section 1.1). Conventions of
         epsilon=1e-8, epsilon_in="weights", activation="relu", norm_epsilon=1e-3, start="glorot"
     OSRT
         epsilon=1e-8, epsilon_in="weights", activation="relu", start="truncated", zero_bias=False
+    STEVE
+        epsilon=1e-8, epsilon_in="weights", activation="relu", start="xavier", last_mlp=False
 """
 
 import jax
@@ -74,6 +76,8 @@ class SlotAttention(nnx.Module):
         norm_epsilon: of every LayerNorm; 1e-5 in torch, 1e-6 in flax linen, 1e-3 in Keras.
         mlp_ratio: hidden width of the MLP, as a multiple of D; 0: no MLP.
         mlp_size: hidden width of the MLP, in place of `mlp_ratio`; 0: no MLP.
+        last_mlp: whether the MLP also follows the last iteration of a frame; not in STEVE (arXiv
+            2205.14065).
         activation: "gelu" or "relu", of the MLP.
         dropout_rate: in training, of the MLP's hidden units.
         mlp_drop_rate: in training, probability that a sample goes without the MLP of an iteration
@@ -102,6 +106,7 @@ class SlotAttention(nnx.Module):
         norm_epsilon: float = EPSILON,
         mlp_ratio: float = 4.0,
         mlp_size: int | None = None,
+        last_mlp: bool = True,
         activation: str = "gelu",
         dropout_rate: float = 0.0,
         mlp_drop_rate: float = 0.0,
@@ -128,6 +133,7 @@ class SlotAttention(nnx.Module):
         check_number(f"{path}.mlp_ratio", mlp_ratio)
         if mlp_size is not None:
             check_whole(f"{path}.mlp_size", mlp_size, least=0)
+        check_flag(f"{path}.last_mlp", last_mlp)
         check_one_of(f"{path}.activation", activation, ACTIVATIONS)
         check_dropout(f"{path}.dropout_rate", dropout_rate)
         check_dropout(f"{path}.mlp_drop_rate", mlp_drop_rate)
@@ -146,6 +152,7 @@ class SlotAttention(nnx.Module):
         self.averages = {"epsilon": epsilon, "epsilon_in": epsilon_in}
         self.num_heads, self.normalized = num_heads, state == "normalized"
         self.dropout_rate, self.mlp_drop_rate = dropout_rate, mlp_drop_rate
+        self.last_mlp = last_mlp
         hidden = round(mlp_ratio * slot_size) if mlp_size is None else mlp_size
         of_queries = attention_start or start
         norm = lambda size: layer_norm(size, epsilon=norm_epsilon, rngs=rngs)  # noqa: E731
@@ -189,9 +196,11 @@ class SlotAttention(nnx.Module):
             keys = split_key(draws, num_iterations)
         slots, states, attentions, logits = queries, [], [], None
         for iteration in range(num_iterations):
-            if iteration == num_iterations - 1:
+            is_last = iteration == num_iterations - 1
+            if is_last:
                 slots = truncated(slots, queries, self.gradient)
-            slots, attention, logits = self._iterate(slots, *prepared, slot_mask, keys[iteration])
+            inputs, with_mlp = (slots, *prepared, slot_mask), self.last_mlp or not is_last
+            slots, attention, logits = self._iterate(*inputs, keys[iteration], with_mlp)
             states.append(slots)
             attentions.append(attention)
         attention, extras = jnp.stack(attentions), {"attention_logits": logits}
@@ -200,7 +209,7 @@ class SlotAttention(nnx.Module):
             attention = attention.mean(axis=2)
         return Aggregated(slots, attention, jnp.stack(states), slot_mask, extras)
 
-    def _iterate(self, slots, keys, values, slot_mask, dropout_key=None):
+    def _iterate(self, slots, keys, values, slot_mask, dropout_key=None, with_mlp=True):
         normed = self.norm_slots(slots)
         inputs = self.query(normed), keys, values, slot_mask
         if self.num_heads == 1:
@@ -210,7 +219,7 @@ class SlotAttention(nnx.Module):
             mixed, attention, logits = mix_tokens_by_heads(*inputs, **settings)
             mixed = self.out(mixed)
         slots = self.gru(mixed, normed if self.normalized else slots)
-        if self.mlp is not None:
+        if self.mlp is not None and with_mlp:
             update = self.mlp(self.norm_mlp(slots), self.dropout_rate, dropout_key)
             slots = slots + drop_branch(update, self.mlp_drop_rate, dropout_key)
         return slots, attention, logits

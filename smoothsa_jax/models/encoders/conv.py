@@ -22,21 +22,23 @@ class Conv(nnx.Module):
     """Convolutions with ReLUs, then an embedding of the place.
 
     From slot attention (Locatello et al. 2020, arXiv 2006.15055, appendix E.3), as SAVi (Kipf et
-    al. 2022, arXiv 2111.12594), ISA (arXiv 2302.04973) and BO-QSA (arXiv 2210.08990) have it. The
-    LayerNorm and the MLP that follow are the model's `projection`.
+    al. 2022, arXiv 2111.12594), ISA (arXiv 2302.04973), BO-QSA (arXiv 2210.08990) and STEVE (arXiv
+    2205.14065) have it. The LayerNorm and the MLP that follow are the model's `projection`.
 
     Args:
         image_size: H, W of the input in pixels.
-        width: C, the channels after every layer.
+        width: the channels after every layer.
+        out_width: C, those after the last; None: as `width`.
         kernel_size: of every layer.
         strides: of each layer.
         padding: "same", as in Flax and TensorFlow, or "torch".
-        last_relu: whether a ReLU follows the last layer; ISA has none.
+        last_relu: whether a ReLU follows the last layer; ISA and STEVE have none.
         norm: "none", or what stands between convolution and ReLU; see `Convolutions`.
-        position: the functions of the place, "linear", "borders" or "fourier"; or "none".
+        position: the functions of the place, "linear", "borders", "centers" or "fourier"; or
+            "none".
         position_waves: how many periods "fourier" has.
         pixels: range of its input: "unit", 0..1; "signed", -1..1; or "imagenet".
-        start: initial values, "torch", "xavier", "lecun" or "glorot".
+        start: initial values, "torch", "xavier", "lecun", "glorot" or "he".
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Conv(nnx.Module):
         image_size: tuple[int, int],
         *,
         width: int,
+        out_width: int | None = None,
         kernel_size: int,
         strides: Sequence[int],
         padding: str,
@@ -57,6 +60,8 @@ class Conv(nnx.Module):
     ):
         path = "model.encoder"
         check_whole(f"{path}.width", width)
+        if out_width is not None:
+            check_whole(f"{path}.out_width", out_width)
         check_whole(f"{path}.kernel_size", kernel_size)
         check_strides(f"{path}.strides", strides)
         check_convolutions(path, padding, start)
@@ -64,12 +69,12 @@ class Conv(nnx.Module):
         check_one_of(f"{path}.norm", norm, NORMS)
         check_position(path, position, position_waves)
         check_one_of(f"{path}.pixels", pixels, RANGES)
-        self.width, self.pixels = width, pixels
+        self.width, self.pixels = out_width or width, pixels
         layers = [(padding, kernel_size, stride, False) for stride in strides]
         self.grid = size_after_all(layers, image_size)
         self.layers = Convolutions(
             3,
-            (width,) * len(strides),
+            (*(width,) * (len(strides) - 1), self.width),
             (kernel_size,) * len(strides),
             tuple(strides),
             padding=padding,
@@ -78,7 +83,7 @@ class Conv(nnx.Module):
             start=start,
             rngs=rngs,
         )
-        place = (self.grid, width, position, position_waves)
+        place = (self.grid, self.width, position, position_waves)
         self.place = None if position == "none" else PlaceEmbedding(*place, start=start, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B M C"]]:

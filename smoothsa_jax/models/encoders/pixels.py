@@ -31,6 +31,21 @@ def normalize(pixels: Array, encoder: Any = None) -> Float[Array, "... H W 3"]:
     return (pixels.astype(jnp.float32) - mean) / std
 
 
+def denormalize(pixels: Float[Array, "... 3"], seen: str) -> Float[Array, "... 3"]:
+    """Bring pixels from one of `RANGES` to 0..1; what is outside stays outside.
+
+    Args:
+        pixels: floats.
+        seen: their range.
+    """
+    if seen == "unit":
+        return pixels
+    if seen == "signed":
+        return (pixels + 1.0) / 2.0
+    mean, std = (jnp.asarray(x, jnp.float32) / 255.0 for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return pixels * std + mean
+
+
 def grid_of(image_size: tuple[int, int], patch: int, what: str) -> tuple[int, int]:
     """The feature grid (h, w) of an image; raise UserError if it does not divide into patches."""
     check_whole("model.encoder.patch", patch)

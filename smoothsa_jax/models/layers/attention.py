@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.models.backend import CPU, Backend
 from smoothsa_jax.models.layers.basic import (
@@ -365,6 +365,28 @@ class MultiHeadAttention(nnx.Module):
             kernel = self.memory_projection[...]
         key, value = packed_products(memory, kernel, 2, self.backend)
         return self._biased((key, value), 1)
+
+    def extend(
+        self, x: Float[Array, "B 1 E"], cache: KeysValues, place: Int[Array, ""]
+    ) -> tuple[Float[Array, "B 1 E"], KeysValues]:
+        """Attend from one place to itself and to the earlier ones, as if causal.
+
+        Args:
+            x: the token of that place.
+            cache: keys and values (B,M,Q) of M places; those from `place` on are not seen.
+            place: number of the place, from 0.
+
+        Returns:
+            The update, and the cache with the key and the value of this place.
+        """
+        query, *new = self._project(x, None)
+        key, value = (
+            jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), place, axis=1)
+            for old, x in zip(cache, new, strict=True)
+        )
+        seen = jnp.broadcast_to(jnp.arange(key.shape[1]) <= place, key.shape[:2])
+        mixed, _ = attend_with_weights(query, key, value, self.num_heads, seen)
+        return self.out(mixed), (key, value)
 
     def _project(self, x, memory):
         kernel, width = self.in_projection[...], self.qkv_size

@@ -38,7 +38,9 @@ def gelu(x: Float[Array, "..."], backend: Backend = CPU) -> Float[Array, "..."]:
 def activate(
     x: Float[Array, "..."], activation: str, backend: Backend = CPU
 ) -> Float[Array, "..."]:
-    """Apply the "gelu" or the "relu"."""
+    """Apply the "gelu" or the "relu", or "none"."""
+    if activation == "none":
+        return x
     return jax.nn.relu(x) if activation == "relu" else gelu(x, backend)
 
 

@@ -21,6 +21,7 @@ from smoothsa_jax.parts import check_one_of, check_whole
 # transposed. "torch" has k // 2 zeros on either side, and `output_padding` = stride - 1 if
 # transposed, so that for even strides its pictures are one pixel off those of "same".
 PADDINGS = ("same", "torch")
+STARTS = (*COMMON_STARTS, "he")
 NORMS = ("none", "instance", "unused")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -85,8 +86,9 @@ class Convolution(nnx.Module):
         transposed: whether it enlarges the input, rather than shrink it.
         padding: "same" or "torch"; see `PADDINGS`.
         bias: whether it has a bias.
-        start: initial values, of `COMMON_STARTS`, as of `linear`; the inputs of an output are those
-            of the kernel.
+        start: initial values, of `STARTS`, as of `linear`; the inputs of an output are those of the
+            kernel. "he": uniform in +-sqrt(6/fan_in), for a layer in front of a ReLU (He et al.
+            2015), and a bias of 0.
     """
 
     backend = CPU
@@ -114,6 +116,8 @@ class Convolution(nnx.Module):
             init = nnx.initializers.lecun_normal()
         elif start == "torch":
             init = uniform(torch_inputs**-0.5)
+        elif start == "he":
+            init = uniform((6.0 / torch_inputs) ** 0.5)
         else:
             init = uniform((6.0 / (area * (in_features + out_features))) ** 0.5)
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
@@ -202,7 +206,7 @@ class Convolutions(nnx.Module):
             and convolutions without bias; or "unused": without bias too, but no norm, which is what
             SAVi's program does for its other norms.
         last_relu: whether a ReLU follows the last layer.
-        start: initial values; see `Convolution`.
+        start: initial values; see `Convolution`. With "he", a layer without a ReLU has "xavier".
     """
 
     def __init__(
@@ -222,11 +226,15 @@ class Convolutions(nnx.Module):
         self.last_relu = last_relu
         ins = (in_features, *widths[:-1])
         transposed = tuple(transposed) or (False,) * len(widths)
-        more = {"padding": padding, "bias": norm == "none", "start": start, "rngs": rngs}
+        more = {"padding": padding, "bias": norm == "none", "rngs": rngs}
+        starts = [start] * len(widths)
+        if start == "he" and not last_relu:
+            starts[-1] = "xavier"
+        each = zip(ins, widths, kernels, strides, transposed, starts, strict=True)
         self.layers = nnx.List(
             [
-                Convolution(*sizes, transposed=enlarges, **more)
-                for *sizes, enlarges in zip(ins, widths, kernels, strides, transposed, strict=True)
+                Convolution(*sizes, transposed=enlarges, start=own, **more)
+                for *sizes, enlarges, own in each
             ]
         )
         norms = lambda: nnx.List([group_norm(width, width, rngs=rngs) for width in widths])  # noqa: E731
@@ -258,11 +266,25 @@ def size_after_all(
 def check_convolutions(path: str, padding: str, start: str) -> None:
     """Refuse a padding or initial values that do not exist."""
     check_one_of(f"{path}.padding", padding, PADDINGS)
-    check_start(f"{path}.start", start, COMMON_STARTS)
+    check_start(f"{path}.start", start, STARTS)
 
 
-def group_norm(width: int, num_groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """A GroupNorm with linen's epsilon; its statistics are float32."""
+def group_norm(
+    width: int, num_groups: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs
+) -> nnx.GroupNorm:
+    """A GroupNorm, with linen's epsilon by default; its statistics are float32."""
     return nnx.GroupNorm(
-        width, num_groups=num_groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs
+        width, num_groups=num_groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs
     )
+
+
+def pixel_shuffle(x: Float[Array, "B h w C"], factor: int) -> Float[Array, "B H W D"]:
+    """Make an image `factor` times as large of its channels (Shi et al. 2016, arXiv 1609.05158).
+
+    As in torch, channel `factor`**2 c + `factor` i + j becomes channel c of row i and column j of
+    each cell.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, channels // factor**2, factor, factor)
+    x = x.transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, height * factor, width * factor, -1)

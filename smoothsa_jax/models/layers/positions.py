@@ -13,7 +13,7 @@ from smoothsa_jax.models.layers.basic import add_bias, linear
 from smoothsa_jax.parts import check_one_of, check_whole
 
 STARTS = ("truncated_normal", "normal")
-PLACES = ("none", "linear", "borders", "fourier")
+PLACES = ("none", "linear", "borders", "centers", "fourier")
 
 
 def learned_positions(
@@ -69,13 +69,20 @@ def functions_of_place(
         grid: (h, w).
         position: "linear": row and column, each from -1 to 1 (SAVi). "borders": the distances from
             the top, left, bottom and right border, each from 0 to 1 (original slot attention,
-            BO-QSA). "fourier": sines and cosines of half periods 1, 2, 4, ... of "linear" (SAVi).
+            BO-QSA). "centers": of the cells' centers, the distances from the left, top, right and
+            bottom border (STEVE). "fourier": sines and cosines of half periods 1, 2, 4, ... of
+            "linear" (SAVi).
         waves: how many such periods.
     """
     lowest = 0.0 if position == "borders" else -1.0
     sides = [np.linspace(lowest, 1.0, n) for n in grid]
+    if position == "centers":
+        sides = [(np.arange(n) + 0.5) / n for n in grid]
     place = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1)
-    if position == "borders":
+    if position == "centers":
+        place = place[..., ::-1]
+        place = np.concatenate([place, 1.0 - place], axis=-1)
+    elif position == "borders":
         place = np.concatenate([place, 1.0 - place], axis=-1)
     elif position == "fourier":
         angles = math.pi * place[..., None, :] * 2.0 ** np.arange(waves)[:, None]
@@ -106,7 +113,8 @@ class PlaceEmbedding(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.grid, self.position, self.waves = grid, position, waves
-        channels = {"linear": 2, "borders": 4}.get(position, 4 * (waves or 0))
+        channels = {"linear": 2, "borders": 4, "centers": 4}.get(position, 4 * (waves or 0))
+        start = "xavier" if start == "he" else start  # no ReLU follows
         self.dense = linear(channels, width, start=start, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:

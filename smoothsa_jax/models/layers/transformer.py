@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.models.layers.attention import KeysValues, MultiHeadAttention
 from smoothsa_jax.models.layers.basic import EPSILON, MLP, dropout, layer_norm, split_key
@@ -74,6 +74,9 @@ class EncoderLayer(nnx.Module):
             residual.
         activation: "gelu" or "relu".
         bias: whether attention, feed-forward and LayerNorms have biases.
+        attention_bias: whether attention has; None: as `bias`.
+        norm_stream: with the norm "pre", whether the first LayerNorm replaces the stream, and so
+            also enters the residual branch, as in the first layer of STEVE's predictor.
         dropout_rate: with a dropout key, of the attention weights, of the hidden units and of each
             branch.
         query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
@@ -83,6 +86,7 @@ class EncoderLayer(nnx.Module):
         memory_size: width of the memory; None: no cross-attention.
         norm_epsilon: of every LayerNorm.
         start: initial values of the feed-forward; see `linear`.
+        out_gain: factor of the initial projections that add to the stream.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class EncoderLayer(nnx.Module):
         norm: str,
         activation: str,
         bias: bool,
+        attention_bias: bool | None = None,
+        norm_stream: bool = False,
         dropout_rate: float = 0.0,
         query_scale: str = "multiply",
         attention_start: str = "torch",
@@ -101,13 +107,16 @@ class EncoderLayer(nnx.Module):
         memory_size: int | None = None,
         norm_epsilon: float = EPSILON,
         start: str = "torch",
+        out_gain: float = 1.0,
         rngs: nnx.Rngs,
     ):
         self.is_pre, self.dropout_rate = norm == "pre", dropout_rate
+        self.norm_stream = norm_stream
         of_attention = {
             "qkv_size": qkv_size,
-            "bias": bias,
+            "bias": bias if attention_bias is None else attention_bias,
             "start": attention_start,
+            "out_gain": out_gain,
             "query_scale": query_scale,
             "rngs": rngs,
         }
@@ -121,6 +130,8 @@ class EncoderLayer(nnx.Module):
         )
         sizes = (width, mlp_size or 4 * width, width)
         self.feed_forward = MLP(sizes, bias=bias, activation=activation, start=start, rngs=rngs)
+        if out_gain != 1.0:
+            self.feed_forward.out.kernel[...] = out_gain * self.feed_forward.out.kernel[...]
         self.norm_self = layer_norm(width, **of_norm)
         self.norm_cross = layer_norm(width, **of_norm) if crosses else None
         self.norm_feed_forward = layer_norm(width, **of_norm)
@@ -148,7 +159,11 @@ class EncoderLayer(nnx.Module):
         look = lambda x: self.self_attention(  # noqa: E731
             x, key_mask=mask, dropout_rate=rate, dropout_key=keys[0]
         )
-        x = self._add(x, look, self.norm_self, keys[1])
+        if self.norm_stream:
+            x = self.norm_self(x)
+            x = x + dropout(look(x), rate, keys[1])
+        else:
+            x = self._add(x, look, self.norm_self, keys[1])
         if self.cross_attention is not None:
             cross = self.cross_attention
             read = lambda x: cross(  # noqa: E731
@@ -189,6 +204,7 @@ class PreNormLayer(nnx.Module):
         feed_forward_start: of the feed-forward; None: as `start`.
         out_gain: factor of the initial projections that add to the stream, with "xavier".
         query_scale: "multiply" or "divide"; see `MultiHeadAttention`.
+        dropout_rate: with a dropout key, of attention weights and of each branch (STEVE).
     """
 
     def __init__(
@@ -206,9 +222,10 @@ class PreNormLayer(nnx.Module):
         feed_forward_start: str | None = None,
         out_gain: float = 1.0,
         query_scale: str = "multiply",
+        dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.norm_stream = norm_stream
+        self.norm_stream, self.dropout_rate = norm_stream, dropout_rate
         bias = biases != "none"
         attention = {"bias": biases == "all", "start": start, "out_gain": out_gain, "rngs": rngs}
         attention["query_scale"] = query_scale
@@ -237,10 +254,42 @@ class PreNormLayer(nnx.Module):
         memory: Float[Array, "B N E"],
         *,
         memory_mask: Bool[Array, "B N"] | None = None,
+        dropout_key: Array | None = None,
     ) -> Float[Array, "B M E"]:
-        x, memory = self._look_around(x), self.cross_attention.remember(memory)
-        x = x + self.cross_attention(self.norm_cross(x), memory, key_mask=memory_mask)
-        return self._feed_forward(x)
+        """The new tokens.
+
+        Args:
+            x: the tokens.
+            memory: what cross-attention reads.
+            memory_mask: true = valid.
+            dropout_key: random key of dropout; None: no dropout.
+        """
+        keys = [None] * 5 if dropout_key is None else list(split_key(dropout_key, 5))
+        x = self._look_around(x, *keys[:2])
+        return self._read(x, self.cross_attention.remember(memory), memory_mask, *keys[2:])
+
+    def extend(
+        self,
+        x: Float[Array, "B 1 E"],
+        cache: KeysValues,
+        place: Int[Array, ""],
+        memory: KeysValues,
+        *,
+        memory_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B 1 E"], KeysValues]:
+        """The new token of one place of a causal layer, and the cache with its key and value.
+
+        Args:
+            x: the token.
+            cache: keys and values of the earlier places, as `self_attention.extend` takes them.
+            place: its number, from 0.
+            memory: the result of `cross_attention.remember`.
+            memory_mask: true = valid.
+        """
+        normed = x if self.norm_self is None else self.norm_self(x)
+        update, cache = self.self_attention.extend(normed, cache, place)
+        x = (normed if self.norm_stream else x) + update
+        return self._read(x, memory, memory_mask), cache
 
     def with_weights(
         self,
@@ -256,14 +305,24 @@ class PreNormLayer(nnx.Module):
         )
         return self._feed_forward(x + update), weights
 
-    def _look_around(self, x):
+    def _look_around(self, x, weights_key=None, key=None):
         normed = x if self.norm_self is None else self.norm_self(x)
         if self.self_attention is None:
             return x if self.norm_self is None else x + normed
-        return (normed if self.norm_stream else x) + self.self_attention(normed)
+        rate = self.dropout_rate
+        update = self.self_attention(normed, dropout_rate=rate, dropout_key=weights_key)
+        return (normed if self.norm_stream else x) + dropout(update, rate, key)
 
-    def _feed_forward(self, x):
-        return x + self.feed_forward(self.norm_feed_forward(x))
+    def _read(self, x, memory, memory_mask, weights_key=None, key=None, last_key=None):
+        rate = self.dropout_rate
+        update = self.cross_attention(
+            self.norm_cross(x), memory, memory_mask, dropout_rate=rate, dropout_key=weights_key
+        )
+        return self._feed_forward(x + dropout(update, rate, key), last_key)
+
+    def _feed_forward(self, x, key=None):
+        update = self.feed_forward(self.norm_feed_forward(x))
+        return x + dropout(update, self.dropout_rate, key)
 
 
 def run_layers(

@@ -1,0 +1,314 @@
+"""The causal transformer over discrete tokens: each from the slots and the tokens before it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.backend import CPU
+from smoothsa_jax.models.interfaces import TOKEN_LOSS, Sizes
+from smoothsa_jax.models.layers.attention import fit_on_chip
+from smoothsa_jax.models.layers.basic import (
+    ACTIVATIONS,
+    check_start,
+    dropout,
+    in_turns,
+    layer_norm,
+    linear,
+    split_key,
+    uniform,
+)
+from smoothsa_jax.models.layers.positions import learned_positions
+from smoothsa_jax.models.layers.transformer import BIASES, PreNormLayer
+from smoothsa_jax.parts import check_dropout, check_flag, check_heads, check_one_of, check_whole
+
+EMBEDS = ("codes", "table")
+AT_ONCE = 2**24  # bytes of float32 logits that the token loss has at a time
+
+
+class CausalTransformerDecoder(nnx.Module):
+    """A decoder that predicts the tokens of an image one after the other, in row-major order.
+
+    A start vector comes first, then all tokens but the last. Cross-attention reads the slots. It
+    has no masks: the systems that use it score those of slot attention. In SLATE and STEVE as
+    SmoothSA's author implements them, tokens enter as codes of a frozen tokenizer and slots as they
+    are. In the original STEVE (Singh et al. 2022, arXiv 2205.14065), tokens have a learned table
+    and slots a projection.
+
+    Args:
+        grid: (h, w) of the tokens.
+        width: V, the size of the vocabulary.
+        slot_size: D.
+        num_layers: number of transformer layers.
+        num_heads: number of attention heads.
+        embed: what a token enters as: its "codes" in the tokenizer, or a row of a learned "table".
+        token_size: E, width of the layers; None: D. Codes have this width.
+        project_slots: whether a Linear layer without bias takes the slots to E. Without it, E is D.
+        biases: which parts have biases; see `PreNormLayer`.
+        activation: "gelu" or "relu", of the feed-forward.
+        final_norm: whether a LayerNorm follows the last layer.
+        dropout_rate: in training, of the input, of attention weights and of each branch.
+        start: initial values: "torch", with layers that start as copies of one; or "xavier", with
+            projections onto the residual stream scaled by (3 layers)**-0.5 (STEVE).
+    """
+
+    backend = CPU
+    differentiated = True
+    exact = ("tokens",)
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        slot_size: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        embed: str,
+        token_size: int | None = None,
+        project_slots: bool = False,
+        biases: str = "none",
+        activation: str = "gelu",
+        final_norm: bool = False,
+        dropout_rate: float = 0.0,
+        start: str = "torch",
+        rngs: nnx.Rngs,
+    ):
+        path = "model.decoder"
+        check_whole(f"{path}.num_layers", num_layers)
+        check_one_of(f"{path}.embed", embed, EMBEDS)
+        if token_size is not None:
+            check_whole(f"{path}.token_size", token_size)
+        size = token_size or slot_size
+        check_flag(f"{path}.project_slots", project_slots)
+        if size != slot_size and not project_slots:
+            raise UserError(
+                f"{path}.token_size is {size}, but slots are {slot_size} wide and enter as they "
+                f"are; set --config.{path}.project_slots=True or token_size={slot_size}"
+            )
+        check_heads(f"{path}.num_heads", num_heads, size, f"the {size} channels of a token")
+        check_one_of(f"{path}.biases", biases, BIASES)
+        check_one_of(f"{path}.activation", activation, ACTIVATIONS)
+        check_flag(f"{path}.final_norm", final_norm)
+        check_dropout(f"{path}.dropout_rate", dropout_rate)
+        check_start(f"{path}.start", start, ("torch", "xavier"))
+        self.grid, self.vocabulary, self.token_size = grid, width, size
+        self.dropout_rate = dropout_rate
+        num_tokens, torch = grid[0] * grid[1], start == "torch"
+        if torch:
+            first = size**-0.5 * jax.random.normal(rngs.params(), (1, 1, size), jnp.float32)
+        else:
+            first = uniform((3.0 / size) ** 0.5)(rngs.params(), (1, 1, size), jnp.float32)
+        self.first = nnx.Param(first)
+        draw_table = lambda: jax.random.normal(rngs.params(), (width, size), jnp.float32)  # noqa: E731
+        self.table = nnx.Param(draw_table()) if embed == "table" else None
+        self.needs = ("codes",) if self.table is None else ("tokens",)
+        # STEVE's program has a position after the last token too, which nothing reads.
+        places = num_tokens if embed == "codes" else num_tokens + 1
+        self.position = nnx.Param(
+            learned_positions(rngs.params(), places, size, "truncated_normal", 1.0)
+        )
+        self.project_slots = (
+            linear(slot_size, size, bias=False, start=start, rngs=rngs) if project_slots else None
+        )
+        self.norm_out = layer_norm(size, bias=biases != "none", rngs=rngs) if final_norm else None
+        self.readout = linear(size, width, bias=False, start=start, rngs=rngs)
+        self.remat = False  # whether the backward pass recomputes a layer's activations
+        key = rngs.params()
+        settings = {"causal": True, "biases": biases, "activation": activation, "start": start}
+        settings["dropout_rate"] = dropout_rate
+        if not torch:
+            settings["out_gain"] = (3 * num_layers) ** -0.5
+        self.layers = nnx.List(
+            [
+                PreNormLayer(
+                    size,
+                    num_heads,
+                    norm_stream=index == 0,
+                    rngs=nnx.Rngs(key) if torch else rngs,
+                    **settings,
+                )
+                for index in range(num_layers)
+            ]
+        )
+
+    def __call__(
+        self,
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        given: Mapping[str, Array],
+        draws: Array | None,
+    ) -> tuple[dict[str, Array], None]:
+        """Return `prediction`, the logits (B,M,V), and, given tokens, their `token_loss` (B,M).
+
+        What nothing reads is not compiled. The loss never has the logits of a whole batch.
+
+        Args:
+            slots: the slots of each frame.
+            slot_mask: true = valid.
+            given: `codes` (B,M,E) or, with a table of its own, `tokens` (B,M), of which each place
+                sees those before it.
+            draws: keys (B,) of dropout; None: no dropout.
+
+        Returns:
+            The outputs, and None: there are no masks.
+        """
+        (name,) = self.needs
+        if self.table is None and given["codes"].shape[-1] != self.token_size:
+            found = given["codes"].shape[-1]
+            raise UserError(
+                f"the tokenizer's codes are {found} wide, but model.decoder takes codes of "
+                f"{self.token_size}; train a tokenizer of that width, or change model.slot_size"
+            )
+        inputs = given[name], slots, draws, slot_mask
+        x = fit_on_chip(
+            self._decoded,
+            inputs,
+            num_heads=self.layers[0].self_attention.num_heads,
+            length=given[name].shape[1],
+            backend=self.backend,
+            differentiated=self.differentiated,
+        )
+        found = {"prediction": self._logits(x)}
+        if "tokens" in given:
+            most = max(1, AT_ONCE // (4 * x.shape[1] * self.vocabulary))
+            again = jax.checkpoint(self._loss)  # the backward pass has no logits either
+            found[TOKEN_LOSS] = in_turns(again, (x, given["tokens"]), most)
+        return found, None
+
+    def generate(
+        self,
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        embed: Callable[[Int[Array, "B 1"]], Float[Array, "B 1 E"]] | None = None,
+    ) -> Int[Array, "B M"]:
+        """Return the tokens that are most likely one after the other.
+
+        Keys and values of earlier tokens are kept, so each token is processed once.
+
+        Args:
+            slots: the slots of each frame.
+            slot_mask: true = valid.
+            embed: tokens -> codes, of the tokenizer; None for a decoder with a table of its own.
+        """
+        return self.generate_with_logits(slots, slot_mask, embed)[0]
+
+    def draw_codes(
+        self,
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        codes_of: Callable[[Int[Array, "B M"]], Float[Array, "B M E"]],
+        key: Array,
+        steps: int | None,
+    ) -> Float[Array, "B M E"]:
+        """Return the codes of the most likely tokens; see `interfaces.Decoder`."""
+        del key, steps
+        embed = codes_of if self.table is None else None
+        return codes_of(self.generate(slots, slot_mask, embed))
+
+    def generate_with_logits(
+        self,
+        slots: Float[Array, "B N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        embed: Callable[[Int[Array, "B 1"]], Float[Array, "B 1 E"]] | None = None,
+    ) -> tuple[Int[Array, "B M"], Float[Array, "B M V"]]:
+        """Return the tokens of `generate`, and the logits that each is the largest of."""
+        memory = self._memory(slots)
+        of_layers = [layer.cross_attention.remember(memory) for layer in self.layers]
+        num_tokens = self.grid[0] * self.grid[1]
+        empty = jnp.zeros((len(slots), num_tokens, self.token_size), memory.dtype)
+        caches = [(empty, empty) for _ in self.layers]
+        embed = embed or (lambda tokens: self.table[...][tokens])
+
+        def step(state, place):
+            token, caches = state
+            x = self._input(embed(token).astype(memory.dtype), place)
+            kept = []
+            for layer, cache, remembered in zip(self.layers, caches, of_layers, strict=True):
+                x, cache = layer.extend(x, cache, place, remembered, memory_mask=slot_mask)
+                kept.append(cache)
+            x = x if self.norm_out is None else self.norm_out(x)
+            logits = self._logits(x)
+            token = logits.argmax(axis=-1).astype(jnp.int32)
+            return (token, kept), (token[:, 0], logits[:, 0])
+
+        start = jnp.zeros((len(slots), 1), jnp.int32), caches
+        _, (tokens, logits) = jax.lax.scan(step, start, jnp.arange(num_tokens))
+        return tokens.T, logits.swapaxes(0, 1)
+
+    def _input(self, embedded, place):
+        """The input of one place: the start vector, or the embedding of the token before it."""
+        first = self.first[...].astype(embedded.dtype)
+        embedded = jnp.where(place == 0, first, embedded)
+        position = jax.lax.dynamic_slice_in_dim(self.position[...], place, 1, axis=1)
+        return embedded + position.astype(embedded.dtype)
+
+    def _memory(self, slots):
+        return slots if self.project_slots is None else self.project_slots(slots)
+
+    def _logits(self, x):
+        return self.readout(x).astype(jnp.float32)
+
+    def _loss(self, x, tokens):
+        return optax.softmax_cross_entropy_with_integer_labels(self._logits(x), tokens)
+
+    def _decoded(self, sequence, slots, dropout_key, slot_mask):
+        embedded = self._embedded(sequence)
+        first = jnp.broadcast_to(self.first[...], (len(slots), 1, self.token_size))
+        x = jnp.concatenate([first.astype(embedded.dtype), embedded[:, :-1]], axis=1)
+        x = x + self.position[...][:, : x.shape[1]].astype(x.dtype)
+        keys = [None] * (len(self.layers) + 1)
+        if dropout_key is not None:
+            keys = list(split_key(dropout_key, len(keys)))
+        x, memory = dropout(x, self.dropout_rate, keys[0]), self._memory(slots)
+        again = jax.checkpoint if self.remat else lambda function: function
+        for layer, key in zip(self.layers, keys[1:], strict=True):
+            run = lambda x, key, layer=layer: layer(  # noqa: E731
+                x, memory, memory_mask=slot_mask, dropout_key=key
+            )
+            x = again(run)(x, key)
+        return x if self.norm_out is None else self.norm_out(x)
+
+    def _embedded(self, sequence):
+        if self.table is None:
+            return sequence
+        look_up = _rows_of if self.backend.is_gpu else lambda table, tokens: table[tokens]
+        return look_up(self.table[...], sequence)
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Array | None:
+        """Draw the keys (B,T) of dropout; None without any."""
+        if not training or not self.dropout_rate:
+            return None
+        found = jax.random.split(keys[0], sizes.batch * sizes.frames)
+        return found.reshape(sizes.batch, sizes.frames)
+
+
+@jax.custom_vjp
+def _rows_of(table: Float[Array, "V E"], tokens: Int[Array, "B M"]) -> Float[Array, "B M E"]:
+    """Look tokens up. On a GPU, a plain gradient would be summed in another order in each run."""
+    return table[tokens]
+
+
+def _rows_forward(table, tokens):
+    # Of the table, the backward pass needs shape and dtype alone.
+    return table[tokens], (tokens, jnp.zeros((len(table), 0), table.dtype))
+
+
+def _rows_backward(residuals, cotangent):
+    tokens, of_table = residuals
+
+    def add(total, sample):
+        tokens, cotangent = sample
+        chosen = jax.nn.one_hot(tokens, len(of_table), dtype=cotangent.dtype, axis=0)
+        return total + jnp.matmul(chosen, cotangent, preferred_element_type=jnp.float32), None
+
+    total = jnp.zeros((len(of_table), cotangent.shape[-1]), jnp.float32)
+    total, _ = jax.lax.scan(add, total, (tokens, cotangent))
+    return total.astype(of_table.dtype), None
+
+
+_rows_of.defvjp(_rows_forward, _rows_backward)
