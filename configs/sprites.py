@@ -54,7 +54,7 @@ SMALL = {
         "conv": {"width": 16, "strides": (2, 2, 1)},
         "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
         "token_transformer": {"num_layers": 1, "mlp_size": 64},
-        "causal_transformer": {"num_layers": 2},
+        "causal_transformer": {"num_layers": 1},
         "dvae": {"vocabulary": 64, "hidden_size": 32},
         "spatial_broadcast": {"hidden_size": 16, "strides": (2, 2), "transposed": (True, True)},
         # Tokenizers: 15x15 tokens, and pictures of 30x30 pixels.
