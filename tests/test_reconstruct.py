@@ -51,6 +51,7 @@ VQ = {
     "vocabulary": 6,
     "layer_width": 4,
     "strides": (2, 1, 1),
+    "blocks": 1,
     "pixels": "imagenet",
 }
 TOKENS = {"name": "tokens", "vocabulary": 6, "width": 8}
@@ -281,7 +282,7 @@ FAULTS = [
     ("pixels", "--edit=swap:1,nowhere.png:0", "nowhere.png is no file"),
     ("pixels", "--edit=swap:1,text.txt:0", "text.txt has an unknown format"),
     ("pixels", "--edit=swap:1,text.png:0", "cannot be read as an image"),
-    ("pixels", "--edit=swap:1,a.png:7", "there is no slot 7"),
+    ("pixels", "--edit=swap:1,a.png:7", "the other picture has no slot 7"),
     ("features", "--edit=remove:1", "predicts 'features', not pixels"),
     ("features", "--reconstruct", "predicts 'features', not pixels"),
 ]
@@ -295,7 +296,8 @@ def test_faults(kind, flag, message, saved, tmp_path, monkeypatch, capsys):
     Path("text.png").write_text("no picture")
     assert command(saved[kind], Path("a.png"), Path("out"), flag) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error and "\n" not in error
+    line = error.splitlines()[-1]  # the progress bar may stand before it
+    assert line.startswith("error: ") and message in line
     assert not (tmp_path / "out" / "a.png").exists()
 
 

@@ -75,7 +75,7 @@ class Segmentation:
             UserError: there is no such slot, or the other model's slots have another width.
         """
         _check_slot(slot, self)
-        _check_slot(other_slot, other)
+        _check_slot(other_slot, other, "the other picture has")
         widths = self.slots.shape[-1], other.slots.shape[-1]
         if widths[0] != widths[1]:
             raise UserError(
@@ -100,12 +100,12 @@ class Segmentation:
         return {"slots": self.slots, "slot_mask": self.slot_mask}
 
 
-def _check_slot(slot: int, found: Segmentation) -> None:
+def _check_slot(slot: int, found: Segmentation, begins: str = "there is") -> None:
     """Refuse a slot that does not exist, or that is in use in no frame."""
     number = found.slots.shape[-2]
     used = np.flatnonzero(found.slot_mask.reshape(-1, number).any(axis=0)).tolist()
     if isinstance(slot, bool) or slot not in used:
         raise UserError(
-            f"there is no slot {slot}; expected one of {', '.join(map(str, used))}, the values of "
+            f"{begins} no slot {slot}; expected one of {', '.join(map(str, used))}, the values of "
             "its label map"
         )

@@ -286,6 +286,8 @@ class Decoder(Protocol):
         of_rays: whether it predicts the rays of a scene, with one row of them as its grid; see
             `decoders/rays.py`. May be absent: no.
         exact: names of what is given that stays float32 in a model of bfloat16; may be absent.
+        needs: names of what must be given; where it is not, as at inference, nothing is decoded.
+            May be absent: none.
 
     A decoder of a tokenizer's codes has one more method, `draw_codes(slots, slot_mask, codes_of,
     key, steps)`, which returns the codes (B,M,D) of a picture of these slots: `codes_of` returns

@@ -400,7 +400,8 @@ class SlotModel(nnx.Module):
         """Return slots, attention, prediction and masks of frames (B,T,...)."""
         merges = asked is not None and asked.merges
         outputs = {"slots": frames.slots, "attention": self._on_grid(frames.attention)}
-        if given is not None:
+        needed = getattr(self.decoder, "needs", ())
+        if given is not None and all(name in given for name in needed):
             seen = carry.slot_mask if merges or frames.kept is None else frames.kept
             outputs |= self._decoded(frames.slots, given, draws, seen, scheduled)
         if merges:
