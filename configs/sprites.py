@@ -49,7 +49,7 @@ SMALL = {
         "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
         "slot_mixer": {"name": "mlp_mixture", **DECODER, "position": "waves"},
-        "denoising_unet": {"widths": (16, 24, 32), "groups": 4, "num_heads": 4},
+        "denoising_unet": {"widths": (16, 24, 32), "num_blocks": 1, "groups": 4, "num_heads": 4},
         # Of models that see pixels alone.
         "conv": {"width": 16, "strides": (2, 2, 1)},
         "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},

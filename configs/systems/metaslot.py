@@ -73,21 +73,22 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def tokens(config: ConfigDict, data: base.DataSet) -> None:
-    del data
     config.title = f"{TITLE}, tokens"
     kept = {x: config.model[x] for x in ("projection", "initializer", "aggregator")}
-    for name in (*kept, "decoder"):
+    for name in (*kept, "decoder", "transition"):
         del config.model[name]
     base.predict_tokens(config)
     for name, part in kept.items():
         config.model[name] = part
     base.read_tokens(config)
+    base.follow(config, data)
 
 
 def noise(config: ConfigDict, data: base.DataSet) -> None:
     tokens(config, data)
     config.title = f"{TITLE}, noise"
     slotdiffusion.predict_noise(config)
+    base.follow(config, data)
 
 
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str, variant: str | None) -> None:
