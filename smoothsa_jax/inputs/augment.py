@@ -86,8 +86,8 @@ def draw_view(
         width: of the frames.
         crop: "area", the default, is torchvision's RandomResizedCrop. "covering" is a crop that
             covers most of the frame, as SAVi++'s program crops. "square" is a square of the
-            shorter side at a uniform position, as VideoSAUR's program crops YouTube-VIS. "centre" is
-            the square in the middle, as DINOSAUR crops pictures. "none" is the whole frame, as
+            shorter side at a uniform position, as VideoSAUR's program crops YouTube-VIS. "centre"
+            is the square in the middle, as DINOSAUR crops pictures. "none" is the whole frame, as
             VideoSAUR's program takes MOVi.
         flip: the probability.
     """
