@@ -2,7 +2,7 @@
 
 Layers have the numbers of its files, so that its weights can be read; those of the decoder are less
 `DECODER_OFFSET`, because the first two are left out. Tokenizers use it without its bottleneck of
-four channels (VQ-VFM-OCL, contract 2.4).
+four channels (VQ-VFM-OCL, arXiv 2502.20263).
 """
 
 import jax

@@ -33,7 +33,7 @@ from smoothsa_jax.parts import check_whole
 
 
 class VQFeatures(VQ, nnx.Module):
-    """A vocabulary of features, whose codes also explain pixels (contract 2.2).
+    """A vocabulary of features, whose codes also explain pixels (arXiv 2502.20263).
 
     The codes are a trained Linear layer of a random matrix that is never trained. In training, a
     code is drawn: argmax of std * score + Gumbel noise, where the score is the standardized

@@ -27,7 +27,7 @@ from smoothsa_jax.parts import check_one_of, check_whole
 
 
 class VQPixels(VQ, nnx.Module):
-    """A vocabulary of patches of pixels (contract 2.1); the nearest code is chosen.
+    """A vocabulary of patches of pixels (VQ-VFM-OCL's program); the nearest code is chosen.
 
     The frames are halved first: bicubic without antialias, coefficient -0.75. TAESD's layers expect
     pixels in -1..1; the published models give them ImageNet's range all the same.
