@@ -49,12 +49,12 @@ SMALL = {
         "metaslot": {"codes": 64, "capacity": 320, "slots_share": 0.58},
         "permuted_ar": {"name": "mlp_mixture", **DECODER},
         "slot_mixer": {"num_layers": 1, "hidden_size": 64, "renderer_layers": 3},
-        "denoising_unet": {"widths": (16, 24, 32), "groups": 4, "num_heads": 4},
+        "denoising_unet": {"widths": (16, 24, 32), "num_blocks": 1, "groups": 4, "num_heads": 4},
         # Of models that see pixels alone.
         "conv": {"width": 16, "strides": (2, 2, 1)},
         "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
         "token_transformer": {"num_layers": 1, "mlp_size": 64},
-        "causal_transformer": {"num_layers": 2},
+        "causal_transformer": {"num_layers": 1},
         "dvae": {"vocabulary": 64, "hidden_size": 32},
         "spatial_broadcast": {"hidden_size": 16, "strides": (2, 2), "transposed": (True, True)},
         # Tokenizers: 15x15 tokens, and pictures of 30x30 pixels.

@@ -418,6 +418,32 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
+    "tokenizer": {
+        "dvae": [{"vocabulary": 7, "hidden_size": 6, "tau": 0.7}],
+        "vq_features": [
+            {
+                "width": 5,
+                "vocabulary": 7,
+                "basis_size": 6,
+                "hidden_size": 8,
+                "decoder_width": 4,
+                "blocks": 1,
+                "strides": (2, 1, 1),
+                "alpha": 0.4,
+                "std": 1.5,
+            }
+        ],
+        "vq_pixels": [
+            {
+                "width": 5,
+                "vocabulary": 7,
+                "layer_width": 4,
+                "blocks": 1,
+                "strides": (2, 1, 1),
+                "pixels": "unit",
+            }
+        ],
+    },
 }
 OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "pruning", "head")
 RANDOM = (*KEYS, "head")  # kinds of parts that have `draw`
@@ -434,6 +460,7 @@ SIZES: dict[str, tuple] = {
     "target": (ENCODER_STUB, IMAGE),
     "pruning": (),
     "head": (SIZE,),
+    "tokenizer": (IMAGE, GRID, WIDTH),
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
 EXACT = (*BATCH_ARRAYS, "positions", "rays")  # float32 in any model
@@ -502,6 +529,8 @@ def built(row: Row, dtype: str = "float32", frozen: bool = False) -> tuple[Model
         if name in definition.constants:
             return array
         scale = 0.3 if array.ndim < 2 else array.shape[-2] ** -0.5
+        if row.kind == "tokenizer" and array.ndim == 4:  # many convolutions in a row
+            scale = np.prod(array.shape[:-1]) ** -0.5
         centre = 1.0 if name.endswith("scale") else 0.0
         return jnp.asarray(centre + scale * rng.standard_normal(array.shape), jnp.float32)
 
@@ -598,6 +627,17 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
         values = {"distance": row.settings["distance"]}
         owner = module(slots[:, 0], attention, mask, values)
         return {"masks": ((owner == jnp.arange(owner.shape[1])) & mask).astype(jnp.float32)}, {}
+    if row.kind == "tokenizer":
+        whole = x["frames"] if module.reads == "pixels" else tokens[:, 0]
+        smooth = {"latents": module.encode(whole)}
+        smooth["pixels"] = module.decode(module.codes(x["token_ids"] % module.vocabulary))
+        values = scheduled_settings("model", row.settings, TABLES[row.kind])
+        # A choice is not smooth: of latents that are the same in every dtype.
+        latents = x["positions"][..., :1] * jnp.cos(jnp.arange(module.width))
+        latents = latents.reshape(len(latents), *GRID, -1)
+        of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
+        tokens = module.quantize(latents, of_frame, values).tokens
+        return {}, {**{k: v.astype(slots.dtype) for k, v in smooth.items()}, "tokens": tokens}
     logits, boxes = module(slots, draws)  # a head
     return {"logits": logits.swapaxes(1, 2), "boxes": boxes.swapaxes(1, 2)}, {}
 
@@ -868,6 +908,24 @@ def test_encoders_say_their_grid_and_width(row):
     encoder, (_, outputs) = definition.skeleton(), run(row, inputs_of(), None)
     assert encoder.grid == GRID
     assert outputs["features"].shape == (BATCH, TOKENS, encoder.width)
+
+
+@of_rows("tokenizer")
+def test_tokenizers_say_their_sizes(row):
+    definition, arrays = built(row)
+    tokenizer, x = definition.merge(arrays), inputs_of()
+    assert tokenizer.grid == GRID and tokenizer.reads in ("features", "pixels")
+    whole = x["frames"] if tokenizer.reads == "pixels" else x["tokens"][:, 0]
+    draws = jax.tree.map(lambda leaf: leaf[:, 0], drawn(row, True))
+    values = scheduled_settings("model", row.settings, TABLES[row.kind])
+    outputs = tokenizer(jnp.asarray(whole), draws, values)
+    assert outputs["tokens"].dtype == jnp.int32
+    assert outputs["tokens"].shape == (BATCH, TOKENS)
+    assert 0 <= outputs["tokens"].min() and outputs["tokens"].max() < tokenizer.vocabulary
+    assert outputs["codes"].shape == (BATCH, TOKENS, tokenizer.width)
+    np.testing.assert_array_equal(outputs["codes"], tokenizer.codes(outputs["tokens"]))
+    assert outputs["prediction"].shape == tokenizer.target(jnp.asarray(x["frames"])).shape
+    assert tokenizer.encode(jnp.asarray(whole)).shape == (BATCH, *GRID, tokenizer.width)
 
 
 @of_rows("decoder")

@@ -33,16 +33,20 @@ WORDS = {
     "dias": {"genera1z"},
     "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
     "inverted": {"tf", "tf_inv_gru", "sa_no_gru", "sa", "sa_id", "learned", "original"},
-    "metaslot": {"ar", "b16", "paper", "genera1z"},
+    "metaslot": {"ar", "b16", "paper", "tokens", "noise", "genera1z", "tokenizer"},
     "osrt": {"broadcast", "srt", "sa", "sa_id", "tf_inv"},
     "randsfq": {"tsim", "original"},
     "savi": {"medium", "large", "sa", "tf_inv", "tf_inv_gru"},
     "savi_plus": {"sa", "tf_inv", "tf_inv_gru"},
     "slot_attention": set(),
+    "slate": {"r384", "genera1z", "tokenizer"},
     "slotcontrast": {"original", "genera1z"},
+    "slotdiffusion": {"r384", "genera1z", "tokenizer"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
+    "steve": {"original", "genera1z", "tokenizer"},
     "videosaur": {"dinov2", "original", "genera1z"},
+    "vvo": {"tfd", "tfdt", "mlp", "dfz", "r384", "genera1z", "tokenizer"},
 }
 # Variants that a version does not have, by system.
 WITHOUT = {
@@ -51,7 +55,7 @@ WITHOUT = {
 }
 OF_FLOW = ("savi", "savi_plus")
 WITH_FLOW = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "scenes")  # data sets
-OF_VIDEOS = ("randsfq", "slotcontrast", "videosaur", *OF_FLOW)
+OF_VIDEOS = ("randsfq", "slotcontrast", "steve", "videosaur", *OF_FLOW)
 OF_SCENES = ("osrt",)
 WITH_VIEWS = ("clevr3d", "msn_hard", "obsurf_msn", "scenes")  # data sets, or a variant of them
 OF_PICTURES = ("clevr", "clevrtex", "coco", "voc")  # the data sets
@@ -119,18 +123,21 @@ def test_every_combination_of_words_is_sound(data_set):
             # A system with queries of its own refuses boxes, and one of videos refuses pictures;
             # SmoothSA is smooth already.
             from_boxes = "start from boxes" in str(error) and not own
-            of_videos = "is a system of videos" in str(error) and set(OF_VIDEOS) & set(words)
+            of_videos = "is a system of videos" in str(error) and {*OF_VIDEOS, "tfdt"} & {*words}
             none = "has no variant" in str(error) and _are_apart(words)
+            of_pictures = "write tfdt in place of tfd" in str(error) and "tfd" in words
+            along = "trains its tokenizer along" in str(error) and "original" in words
+            along |= "is for MetaSlot with tokens" in str(error) and "metaslot" in words
             of_scenes = "is a system of scenes" in str(error) and set(OF_SCENES) & set(words)
             has_no_use = own or "srt" in words
             smooth = "smooth" in words and has_no_use and "leave that word out" in str(error)
-            assert from_boxes or of_videos or of_scenes or smooth or none
+            assert from_boxes or of_videos or of_scenes or smooth or none or of_pictures or along
             continue
         assert not _are_apart(words)
         check(config)
         task = next((word for word in words if kinds[word] == "task"), None)
         of_system = "views" if set(OF_SCENES) & set(words) else "discovery"
-        assert config.task == ("recognition" if task == "recognition" else of_system)
+        assert config.task == (task if task in ("recognition", "tokenizer") else of_system)
         assert ("smoke" not in words) or config.train.num_steps <= 20
         # The name is the data set and the words, in the order of their kinds.
         ordered = sorted(set(words) - {"smoothsa"}, key=lambda word: KINDS.index(kinds[word]))
@@ -269,7 +276,7 @@ def test_sprites_are_small():
 def test_sprites_keep_their_length_and_batch():
     """Also where a version has published ones."""
     for words in combinations_of("sprites"):
-        if "smoke" in words or _are_apart(words):
+        if {"smoke", "tokenizer"} & set(words) or _are_apart(words):
             continue
         try:
             config = load("sprites", *words)
@@ -359,6 +366,30 @@ def test_a_published_video_recipe_of_the_gallery_is_what_the_files_say(row):
     if at := re.search(r"at (\d+)$", row["protocol"]):
         assert scored_at == int(at[1])
     assert row["published"] and row["scores"] and re.fullmatch(r"[\d.]+ h", row["cost"])
+
+
+@pytest.mark.parametrize(
+    "row", rows("| recipe of tokens | "), ids=lambda row: row["recipe of tokens"].strip("`")
+)
+def test_a_recipe_of_tokens_is_what_the_files_say(row):
+    data_set, _, words = row["recipe of tokens"].strip("`").partition(":")
+    config = load(data_set, *words.split(","))
+    assert row["slots"] == str(config.model.num_slots)
+    assert row["steps"] == f"{config.train.num_steps:,}"
+    assert row["batch x frames"] == f"{config.train.batch_size} x {config.data.num_frames}"
+    assert float(row["peak rate"]) == pytest.approx(config.optimizer.learning_rate.peak)
+    assert row["masks of"] == config.eval.masks
+    if "tokenizer" in config.companions:
+        first = load(data_set, *words.split(","), "tokenizer")
+        assert config.companions.tokenizer.source == f"runs/{first.name}"
+        assert first.train.num_steps == 30_000
+        assert first.train.batch_size == (16 if config.data.num_frames > 1 else 64)
+    # The system's file has the published scores too.
+    docstring = (CONFIGS / "systems" / f"{words.split(',')[0]}.py").read_text()
+    for score in re.findall(r"[\d.]+", row["published"].replace("none", "")):
+        assert f"{score}" in docstring
+    assert row["scores"]
+    assert all(re.fullmatch(r"[\d.]+ h", row[x]) for x in ("cost", "cost of stage one"))
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,14 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path, clips):
     assert source.draw(0, np.random.default_rng(0))["video"].shape == (1, 20, 20, 3)
 
 
+def test_slots_without_a_box_may_start_from_zeros(folder):
+    settings = {"background_box": False, "num_slots": OBJECTS + 2}
+    masked, zeros = (_source(folder, zero_boxes=x, **settings)[0] for x in (False, True))
+    assert zeros["slot_mask"].all() and not masked["slot_mask"].all()
+    expected = np.where(masked["boxes"] == -1, 0, masked["boxes"])
+    np.testing.assert_array_equal(zeros["boxes"], expected)
+
+
 def test_without_boxes_every_slot_takes_part(folder):
     sample = _source(folder, boxes=False, background_box=False, max_objects=None, num_slots=2)[0]
     assert sample["slot_mask"].all() and sample["boxes"].shape == (3, 2, 4)

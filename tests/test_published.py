@@ -13,7 +13,7 @@ from test_state_dicts import ALIKE, LAYOUTS, is_later, recipe_of
 
 import smoothsa_jax as ssa
 from smoothsa_jax import convert
-from smoothsa_jax.checkpoints import published
+from smoothsa_jax.checkpoints import published, sources
 from smoothsa_jax.checkpoints.read import restore_latest
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import state_dicts
@@ -98,6 +98,10 @@ SLOW = [
     "slotcontrast-original movi_c",
     "videosaur-genera1z ytvis",
     "videosaur-original dinosaur coco",
+    "generative-slotdiffusion_r_vqvae-clevrtex",
+    "generative-vqdino_mlp_r-clevrtex",
+    "generative-steve_c_vqvae-movi_d",
+    "generative-steve_original",
 ]
 
 
@@ -122,9 +126,44 @@ def test_convert_and_load(name, tmp_path, capsys):
     model = ssa.load(source, config=recipe)
     assert model.num_slots == config.model.num_slots
     stored = checkpoint.weights
-    assert model.params.keys() == {x for x in stored if not x.startswith("teacher.")}
+    others = tuple(f"{companion}." for companion in config.companions)
+    assert model.params.keys() == {x for x in stored if not x.startswith(others)}
     for key, array in model.params.items():
         np.testing.assert_array_equal(array, stored[key], err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["vqvae-clevrtex-c256", "vqdino-clevrtex-c256"])
+def test_a_tokenizer_becomes_the_companion_of_a_second_stage(layout, tmp_path):
+    """Its file becomes a workdir, which comes back, and which a second stage reads."""
+    state_dict, recipe = filled(f"generative-{layout}"), recipe_of("generative", layout)
+    source, workdir = tmp_path / "official.safetensors", tmp_path / "run"
+    save_file(state_dict, source)
+    assert run(source, workdir, f"--config={recipe}") == 0
+    assert run(workdir, tmp_path / "back.safetensors") == 0
+    assert_same(load_file(tmp_path / "back.safetensors"), state_dict)
+    with pytest.raises(UserError, match="tokenizer"):
+        ssa.load(source, config=recipe)
+    data, _, words = recipe.removesuffix(",tokenizer").partition(":")
+    config = published.load_config(f"{published.CONFIGS / data}.py:{words}")
+    config.companions.tokenizer.source = str(workdir)
+    found = sources.with_companions(config, None, warn=pytest.fail).companions.tokenizer.model
+    first = published.load_config(f"{published.CONFIGS / data}.py:{words},tokenizer")
+    assert found == first.model
+
+
+def test_a_second_stage_of_ours_leaves_out_what_a_file_lacks(recipes):
+    """The tokenizer's decoder, and the encoder that it shares with the model."""
+    name = "generative-vqdino_mlp_r-clevrtex"
+    config, state_dict = recipes["clevrtex:vvo,mlp,genera1z"], filled(name, zeros=True)
+    assert not config.companions.tokenizer.model.tokenizer.decodes
+    arrays, kept = published.from_state_dict(state_dict, config)
+    encoder = {x for x in arrays if x.startswith("encoder.")}
+    assert {f"tokenizer.{x}" for x in encoder} <= arrays.keys()
+    arrays["tokenizer.tokenizer.decoder.layers.0.convs.0.bias"] = np.zeros(64, np.float32)
+    arrays["tokenizer.tokenizer.expand.first.bias"] = np.zeros(64, np.float32)
+    back = published.to_state_dict(arrays, config, kept)
+    assert back.keys() == state_dict.keys()
 
 
 def test_a_run_of_ours_becomes_a_file():

@@ -42,11 +42,17 @@ def whole(found: dict) -> dict[str, dict[str, list[int]]]:
     return full
 
 
+# Of MetaSlot in models of tokens, the file lists what is not SLATE's or SlotDiffusion's.
+OTHER_PARTS = ("m.encode_backbone.", "m.mediat.", "m.decode.")
 # They have the keys of another one, in other sizes.
 ALIKE = frozenset(name for name, keys in LAYOUTS["generative"].items() if "like" in keys)
 LAYOUTS["generative"] = whole(LAYOUTS["generative"])
-# Of MetaSlot in models of tokens; and parts of OSRT's models alone, see tests/test_views.py.
-LATER = {"metaslot": ("slate_r", "slotdiffusion_r"), "osrt": ("decoder_",)}
+for layout, own in LAYOUTS["metaslot"].items():
+    if layout in LAYOUTS["generative"]:
+        others = LAYOUTS["generative"][layout].items()
+        own |= {key: shape for key, shape in others if key.startswith(OTHER_PARTS)}
+# Parts of OSRT's models alone, see tests/test_views.py.
+LATER = {"osrt": ("decoder_",)}
 # The name of a layout -> the recipe that it has to be among.
 RECIPES = {
     "dias": {"dias_r": "dias,genera1z"},
@@ -66,6 +72,8 @@ RECIPES = {
         "ViT_B16": "metaslot,b16,genera1z",
         "dinosaur_r": "metaslot,genera1z",
         "spot_r": "metaslot,ar,genera1z",
+        "slate_r": "metaslot,tokens,genera1z",
+        "slotdiffusion_r": "metaslot,noise,genera1z",
     },
 }
 # Of videos: the name of a layout -> the whole name of the recipe.

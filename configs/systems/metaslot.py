@@ -5,6 +5,8 @@ re-implementation by SmoothSA's author, as in the authors' program.
 
     (no word)   the program, except that removed slots are masked in decoder, losses and scores
     ar          SPOT's autoregressive decoder instead of the MLP
+    tokens      SLATE's decoder, on a tokenizer that is trained first with the word tokenizer
+    noise       SlotDiffusion's, likewise
     paper       the method as the paper describes it, which its program is not
     b16         with genera1z: DINO's ViT-B/16 after its last LayerNorm, 100,000 steps
     genera1z    the published recipe: DINOv2 without registers; removed slots are decoded
@@ -13,6 +15,8 @@ re-implementation by SmoothSA's author, as in the authors' program.
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.systems import slate, slotdiffusion
+from smoothsa_jax.errors import UserError
 
 TITLE = "MetaSlot"
 KIND = "system"
@@ -68,6 +72,36 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
     config.optimizer.clip_norm, config.optimizer.clip_by = 0.3, "largest"
 
 
+def tokens(config: ConfigDict, data: base.DataSet) -> None:
+    config.title = f"{TITLE}, tokens"
+    kept = {x: config.model[x] for x in ("projection", "initializer", "aggregator")}
+    for name in (*kept, "decoder", "transition"):
+        del config.model[name]
+    base.predict_tokens(config)
+    for name, part in kept.items():
+        config.model[name] = part
+    base.read_tokens(config)
+    base.follow(config, data)
+
+
+def noise(config: ConfigDict, data: base.DataSet) -> None:
+    tokens(config, data)
+    config.title = f"{TITLE}, noise"
+    slotdiffusion.predict_noise(config)
+    base.follow(config, data)
+
+
+def tokenizer(config: ConfigDict, data: base.DataSet, source: str, variant: str | None) -> None:
+    """The first stage of `tokens` and `noise`."""
+    if variant not in ("tokens", "noise"):
+        raise UserError(
+            "the word 'tokenizer' is for MetaSlot with tokens or noise; write metaslot,tokens"
+            ",tokenizer or metaslot,noise,tokenizer"
+        )
+    system = {"tokens": slate, "noise": slotdiffusion}[variant]
+    system.tokenizer(config, data, source)
+
+
 def paper(config: ConfigDict, data: base.DataSet) -> None:
     del data
     config.title = f"{TITLE}, as in the paper"
@@ -101,5 +135,8 @@ WORDS = {
     "ar": ("system variant", ar),
     "b16": ("system variant", b16),
     "paper": ("system variant", paper),
+    "tokens": ("system variant", tokens),
+    "noise": ("system variant", noise),
     "genera1z": ("version", genera1z),
+    "tokenizer": ("task", tokenizer),
 }

@@ -32,11 +32,16 @@ CODE_SIZE = 4
 def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, TITLE)
     base.predict_tokens(config)
+    predict_noise(config)
+    base.read_tokens(config)
+    base.follow(config, data)
+
+
+def predict_noise(config: ConfigDict) -> None:
+    """Decoder, target and loss."""
     config.model.decoder = ConfigDict(base.DENOISING_UNET)
     config.model.target = ConfigDict({"name": "noise", "width": CODE_SIZE})
     config.losses = ConfigDict({"noise": {"weight": 1.0}})
-    base.read_tokens(config)
-    base.follow(config, data)
 
 
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str) -> None:

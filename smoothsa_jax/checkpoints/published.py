@@ -165,7 +165,10 @@ FAMILIES = (
         "MetaSlot",
         GENERA1Z,
         _any("aggregat.vq."),
-        _each(_PICTURES, "metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
+        (
+            *_each(_PICTURES, "metaslot,genera1z", "metaslot,ar,genera1z", "metaslot,b16,genera1z"),
+            *_each("clevrtex coco voc", "metaslot,tokens,genera1z", "metaslot,noise,genera1z"),
+        ),
     ),
     Family("SmoothSA", None, _any("initializ.qinit", DETACH_FLAG), ()),
     Family("STEVE", STEVE, _any("steve_encoder."), _each(_CLIPS, "steve,original")),

@@ -78,7 +78,10 @@ _FILES: tuple[tuple[str, str | None, str | None, str], ...] = (
         None,
         None,
         "clevrtex:metaslot,genera1z coco:metaslot,genera1z voc:metaslot,genera1z "
-        "coco:metaslot,b16,genera1z coco:metaslot,ar,genera1z",
+        "coco:metaslot,b16,genera1z coco:metaslot,ar,genera1z "
+        "clevrtex:metaslot,tokens,genera1z coco:metaslot,tokens,genera1z "
+        "voc:metaslot,tokens,genera1z clevrtex:metaslot,noise,genera1z "
+        "coco:metaslot,noise,genera1z voc:metaslot,noise,genera1z",
     ),
     (
         "VideoSAUR, its own program",

@@ -1,6 +1,6 @@
 """Download files of the Hugging Face Hub, such as ViTs of DINO, DINOv2 and DINOv3, once.
 
-They stay in its cache, which
+They stay in its cache, which is below `HF_HOME`.
 """
 
 import errno

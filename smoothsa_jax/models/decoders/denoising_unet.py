@@ -46,6 +46,7 @@ class DenoisingUNet(nnx.Module):
     """
 
     exact = ("time",)
+    needs = ("noisy", "time")
 
     def __init__(
         self,
@@ -126,8 +127,6 @@ class DenoisingUNet(nnx.Module):
     ) -> tuple[dict[str, Float[Array, "B M D"]], None]:
         """Return the predicted noise as `prediction`, and no masks.
 
-        Without noisy codes, as at inference, nothing is predicted.
-
         Args:
             slots: the slots of each frame.
             slot_mask: true = valid.
@@ -135,8 +134,6 @@ class DenoisingUNet(nnx.Module):
                 counted from 0.
             draws: the keys (B,) of dropout; None: no dropout.
         """
-        if "noisy" not in given:
-            return {}, None
         found = self.denoise(given["noisy"], given["time"], slots, slot_mask, draws)
         return {"prediction": found}, None
 
