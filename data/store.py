@@ -56,6 +56,7 @@ from smoothsa_jax.inputs.build import Subset, build_dataset
 from smoothsa_jax.inputs.features import STORED, beside
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
+from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.tasks.stored import features_made_of
 from smoothsa_jax.training.logging import say, warn
@@ -101,7 +102,13 @@ def store(config: ConfigDict, out: Path) -> None:
         UserError: a config that cannot run, a folder of other features, too little room. Finished
             shards are kept.
     """
-    if config.task != "discovery":
+    task = build_task(config)
+    if config.task == "tokenizer" and "features" not in task.inputs:
+        raise UserError(
+            f"model.tokenizer.name is {config.model.tokenizer.name!r}, which reads pixels alone; "
+            "there are no features to store"
+        )
+    if config.task not in ("discovery", "tokenizer"):
         raise UserError(
             f"the task {config.task!r} is trained on pixels; give the config of the slot model "
             "that it is trained on"
@@ -111,7 +118,7 @@ def store(config: ConfigDict, out: Path) -> None:
     prepared = data["name"] == "prepared"
     if prepared:  # whole videos, independent of their content
         data |= {"num_frames": None, "boxes": False, "categories": False}
-    source = build_dataset(data, SPLIT, num_slots=config.model.num_slots)
+    source = build_dataset(data, SPLIT, num_slots=task.slot_model.num_slots)
     lengths = _lengths(config, len(source))
     # Right for runs of either dtype: rounded once, when they are stored.
     exact = config.copy_and_resolve_references()

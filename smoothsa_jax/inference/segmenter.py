@@ -82,14 +82,14 @@ class Segmenter:
         self._backend = backend or backend_of(jax.local_devices()[0])
         self.image_size = image_size_of(config)
         task = build_task(config)
+        if reason := getattr(task, "no_segments", ""):
+            raise UserError(f"this model of the task {config.task!r} {reason}")
         model = task.build(shapes_only=True)  # the arrays are given
         if not isinstance(model, SlotModel):
             raise UserError(
                 f"the config has the task {config.task!r}, whose model finds no segments; load the "
                 "slot model that it was trained on"
             )
-        if reason := getattr(task, "no_segments", ""):
-            raise UserError(f"this model of the task {config.task!r} {reason}")
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
         self._target_grid = getattr(model.target, "grid", self.grid)
         self._aggregator = model.aggregator  # shapes alone

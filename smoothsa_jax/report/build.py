@@ -78,14 +78,14 @@ def report(
     """
     figures.check_matplotlib()
     checkpoint, config = restored(workdir, choose_config)
+    if reason := getattr(build_task(config), "no_segments", ""):
+        raise UserError(f"{workdir} holds a model of the task {config.task!r}, which {reason}")
     if "decoder" not in config.model:
         sources = [x.source for x in config.companions.values() if "source" in x]
         raise UserError(
             f"{workdir} holds a model of the task {config.task!r}, and a report shows slots; give "
             f"the workdir of the slot model that it was trained on: {', '.join(sources)}"
         )
-    if reason := getattr(build_task(config), "no_segments", ""):
-        raise UserError(f"{workdir} holds a model of the task {config.task!r}, which {reason}")
     records = read_records(workdir, converted=RECORD in checkpoint.progress)
     config = _as_scored(config, records)
     metric = leading_metric(records.scores)
