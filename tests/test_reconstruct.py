@@ -96,7 +96,11 @@ def segmenter(kind: str) -> Segmenter:
 
 
 MODELS: dict[str, Segmenter] = {}
-KINDS = ("pixels", "along", "codes", "noise")
+KINDS = (
+    "pixels",
+    "along",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("codes", "noise")),
+)
 
 
 def model_of(kind: str) -> Segmenter:
@@ -158,7 +162,7 @@ def test_many_frames_in_parts(frames):
     assert np.abs(np.int16(whole[17]) - alone).max() <= 1
 
 
-@pytest.mark.parametrize("kind", ["codes", "along"])
+@pytest.mark.parametrize("kind", ["codes"])
 def test_a_saved_model_keeps_its_tokenizer(kind, frames, tmp_path):
     model = model_of(kind)
     model.save(tmp_path / "saved")
