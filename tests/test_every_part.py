@@ -826,11 +826,10 @@ def gradients(row: Row, names: tuple[str, ...]) -> tuple[dict, dict]:
     """Of the outputs of these names' beginnings, for the arrays and the inputs."""
     definition, arrays = built(row)
     draws = drawn(row, True)
-    kept = ("mask",)
     x = inputs_of()
 
     def total(arrays, floats):
-        inputs = {**{name: x[name] for name in kept}, **floats}
+        inputs = {**x, **floats}
         per_slot, whole = outputs_of(row, definition.merge(arrays), inputs, draws)
         found = [v for n, v in {**per_slot, **whole}.items() if n.startswith(names)]
         assert found
@@ -838,7 +837,7 @@ def gradients(row: Row, names: tuple[str, ...]) -> tuple[dict, dict]:
 
     weights = {n: a for n, a in arrays.items() if n not in definition.constants}
     rest = {n: a for n, a in arrays.items() if n in definition.constants}
-    floats = {name: value for name, value in x.items() if name not in kept}
+    floats = {name: v for name, v in x.items() if jnp.issubdtype(v.dtype, jnp.floating)}
     run = jax.jit(jax.grad(lambda weights, floats: total({**weights, **rest}, floats), (0, 1)))
     return jax.device_get(run(weights, floats))
 

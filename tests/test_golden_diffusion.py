@@ -25,6 +25,7 @@ from smoothsa_jax.models.parameters import split
 from smoothsa_jax.parts import make
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = ["slot_attention_slotdiffusion", "model_slotdiffusion"]
 # What only the text beside the files says.
 GROUPS, HEADS, ITERATIONS = 4, 4, 2
 GRADIENT_OF_UNET = 2e-3  # its deepest level has one position, so that float32 rounds

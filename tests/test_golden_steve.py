@@ -31,6 +31,12 @@ from smoothsa_jax.tasks.task import run_task
 from smoothsa_jax.training.step import build_training
 
 CONFIG = Path(__file__).parent.parent / "configs" / "movi_d.py"
+FILES = [
+    "tokeniser_dvae",
+    "slot_attention_steve",
+    "model_steve_original",
+    "trajectory_steve_original",
+]
 LOSSES = {"cross_entropy": "token", "mse": "tokenizer"}
 # What the files do not tell: of the trajectory, the steps of the warm-up, of the halving and of the
 # cosine of the temperature.

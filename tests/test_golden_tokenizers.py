@@ -31,6 +31,7 @@ from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.training.step import build_training
 
 FEATURES, PIXELS = "vqdino", "vqvae"
+FILES = [f"{kind}_{x}" for kind in ("tokeniser", "trajectory") for x in (FEATURES, PIXELS)]
 CONFIGS = Path(__file__).parent.parent / "configs"
 SCHEDULED = ("alpha", "std")
 BLOCKS = 3  # of TAESD, for each stride

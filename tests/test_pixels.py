@@ -213,7 +213,7 @@ def test_a_decoder_that_does_not_fit(change, message):
         ({"strides": ()}, "strides is (); expected the stride of each layer"),
         ({"norm": "batch"}, "norm is 'batch'; expected one of instance, none, unused"),
         ({"pixels": "bytes"}, "pixels is 'bytes'; expected one of imagenet, signed, unit"),
-        ({"start": "truncated"}, "start is 'truncated'; expected one of glorot, lecun, torch"),
+        ({"start": "truncated"}, "start is 'truncated'; expected one of glorot, he, lecun, torch, xavier"),
     ],
 )
 def test_an_encoder_that_does_not_exist(change, message):
@@ -236,7 +236,7 @@ def test_targets_and_losses_that_do_not_fit():
     )
     config = pixel_config({"name": "flow"}, depth={**SUM, "of": "depth"})
     assert "losses.depth needs depth.prediction, which this model does not give" in error_of(config)
-    with pytest.raises(UserError, match="reduction is 'max'; expected one of mean, sum"):
+    with pytest.raises(UserError, match="reduction is 'max'; expected one of frame, mean, sum"):
         build_losses({"reconstruction": {"weight": 1.0, "reduction": "max"}})
 
 
