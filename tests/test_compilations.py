@@ -3,18 +3,31 @@
 import collections
 import logging
 import re
+from pathlib import Path
 
 import jax
 import pytest
 import run_config
 
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.training import loop
+
+SPRITES = Path(__file__).parent.parent / "configs" / "sprites.py"
 
 
 @pytest.mark.slow
-def test_a_whole_run_compiles_each_program_once(tmp_path, caplog):
-    """Training with validations, and an evaluation by both protocols with a partial last batch."""
+@pytest.mark.parametrize(
+    "words",
+    ["", "image,dias", "image,metaslot", "gaussian,randsfq", "gaussian,slotcontrast", "videosaur"],
+)
+def test_a_whole_run_compiles_each_program_once(words, tmp_path, caplog):
+    """Training with validations, and an evaluation by both protocols with a partial last batch.
+
+    Which slots are pruned or stay, which pairs are drawn and which codes are used changes nothing.
+    """
     config = run_config.get_config("image")
+    if words:
+        config = load_config(f"{SPRITES}:{words},smoke")
     config.data.num_samples = 6
     config.train.update(num_steps=5, batch_size=2)
     config.checkpoint.update(every=2, best_metric="fg_ari", best_mode="max")

@@ -213,7 +213,10 @@ def test_a_decoder_that_does_not_fit(change, message):
         ({"strides": ()}, "strides is (); expected the stride of each layer"),
         ({"norm": "batch"}, "norm is 'batch'; expected one of instance, none, unused"),
         ({"pixels": "bytes"}, "pixels is 'bytes'; expected one of imagenet, signed, unit"),
-        ({"start": "truncated"}, "start is 'truncated'; expected one of glorot, he, lecun, torch, xavier"),
+        (
+            {"start": "truncated"},
+            "start is 'truncated'; expected one of glorot, he, lecun, torch, xavier",
+        ),
     ],
 )
 def test_an_encoder_that_does_not_exist(change, message):
