@@ -92,6 +92,7 @@ def get_config(words=""):
     config.data.num_samples = 32
     config.train.num_steps, config.checkpoint.every = 4, 2
     config.model.aggregator = ConfigDict({"name": "my_part:TFInv", "num_layers": 2})
+    config.eval.update(prune=None, num_slots=None)  # it cannot aggregate a frame once more
     return config
 """
 
