@@ -383,6 +383,7 @@ class Tokenizer(Protocol):
         width: D, the width of a code.
         vocabulary: V, the number of codes.
         reads: "features" or "pixels".
+        decodes: whether it has a decoder; may be absent: yes.
         pixels: the range of the pixels that it reads and decodes, see `encoders/pixels.py`; may be
             absent: "imagenet".
         scheduled: its settings that change with the step. A frozen tokenizer has their last values.
