@@ -10,6 +10,7 @@ from tiny import tiny_batch
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.schedules import schedule_of
+from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import build_training
 
 TERMS = {
@@ -100,6 +101,22 @@ def test_patterns_that_do_not_fit(patterns, message):
     config.optimizer.rates = ConfigDict(entries)
     with pytest.raises(UserError, match=message.replace("*", r"\*")):
         build_training(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"vocabulary": 7}, "model.tokenizer has vocabulary 6, but model.target.vocabulary is 7"),
+        ({"width": 8}, "model.tokenizer has width 6, but model.target.width is 8"),
+        ({"grid": (2, 2)}, "has a grid of 4x4 tokens, but the decoder has one of 2x2"),
+    ],
+)
+def test_a_target_of_other_tokens(changes, message):
+    """Otherwise tokens beyond the decoder's logits would have a loss that says nothing."""
+    config = along()
+    config.model.target.update(changes)
+    with pytest.raises(UserError, match=message):
+        check(config)
 
 
 def test_schedules_of_the_original():
