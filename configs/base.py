@@ -731,14 +731,14 @@ def train_tokenizer(
     data: DataSet,
     tokenizer: Settings,
     *,
-    width: int = 256,
+    width: int | None = None,
     keep_latents: bool = False,
 ) -> None:
     """The first stage of a system whose decoder explains tokens: 30,000 steps for its tokenizer.
 
     Args:
         tokenizer: `VQ_PIXELS` or `VQ_FEATURES`.
-        width: of a code.
+        width: of a code, on embedded data too; None: as the tokenizer has it there.
         keep_latents: on videos, let the decoder of `VQ_FEATURES` read the latents alone to the end,
             and normalize them over whole clips, as the published program does there. Its decoder
             never sees a code.
@@ -747,7 +747,7 @@ def train_tokenizer(
     config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
     encoder = config.model.get("target_encoder", config.model.get("encoder"))
     config.model = ConfigDict({"encoder": encoder} if of_features else {})
-    config.model.tokenizer = ConfigDict({**tokenizer, "width": width})
+    config.model.tokenizer = ConfigDict(tokenizer)
     weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
     weights |= {"latent_norm": 0.1} if of_features else {}
     config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
@@ -769,6 +769,9 @@ def train_tokenizer(
     config.checkpoint.update(best_metric="psnr", best_mode="max")
     if data.small is not None:
         set_parts(config.model, data.small["parts"])
+    if width is not None:
+        config.model.tokenizer.width = width
+    if data.small is not None:
         config.train.num_steps, config.checkpoint.every = SMALL_STEPS, SMALL_STEPS // 3
         return
     config.train.num_steps, config.checkpoint.every = 30_000, plain.checkpoint.every
