@@ -861,7 +861,7 @@ def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
     config.companions[TOKENIZER] = ConfigDict({"source": "", **drawn})
 
 
-def _fit_tokens(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) -> None:
+def _fit_first_stage(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) -> None:
     """Fill in what the first stage decides: its workdir, vocabulary and width.
 
     With the word `smoke`, it is an untrained tokenizer.
@@ -934,7 +934,7 @@ def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
             if "source" in companion:  # an untrained one, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
     if TOKENIZER in config.companions:
-        _fit_tokens(config, data, chosen)
+        _fit_first_stage(config, data, chosen)
     config.name = _name(data, chosen)
     return config
 

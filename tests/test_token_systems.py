@@ -10,6 +10,7 @@ from tiny import tiny_batch
 
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.reconstruction import Reconstruction
 from smoothsa_jax.models.decoders import causal_transformer
 from smoothsa_jax.models.decoders.causal_transformer import CausalTransformerDecoder
 from smoothsa_jax.models.layers.quantize import chosen
@@ -102,6 +103,12 @@ def test_dropout_is_of_training_alone():
     run = lambda draws: model(x["slots"], None, {"tokens": x["tokens"]}, draws)[0]["prediction"]  # noqa: E731
     assert np.abs(run(draws) - run(None)).max() > 1e-3
     np.testing.assert_array_equal(run(draws), run(draws))
+
+
+def test_logits_are_no_prediction_of_tokens():
+    outputs = {"prediction": jnp.zeros((2, 1, 3, 5)), "target": jnp.zeros((2, 1, 3), jnp.int32)}
+    with pytest.raises(UserError, match=r"\[2, 1, 3, 5\] with target \[2, 1, 3\].*losses.token"):
+        Reconstruction()(outputs, {}, {})
 
 
 def test_the_gradient_of_codes_is_that_of_looking_rows_up():

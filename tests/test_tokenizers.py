@@ -278,6 +278,10 @@ BAD = {
         "companions.tokenizer has width 6, but model.target.width is 7",
     ),
     "encoder": (changed_encoder, "reads features of another encoder than model.encoder: .* window"),
+    "nothing": (
+        lambda c: setattr(c, "companions", ConfigDict()),
+        "model.target.name='codes' needs a tokenizer, but the config has no companions.tokenizer",
+    ),
     "grid": (other_grid, "has a grid of 2x2 tokens, but the decoder has one of 4x4"),
     "no tokenizer": (
         lambda c: setattr(c.companions.tokenizer, "model", tiny_config(1, "gaussian").model),

@@ -330,6 +330,7 @@ class Target(Protocol):
         width: number of channels of the prediction.
         grid: (h, w) of the prediction; may be absent: that of the encoder.
         parts: name -> channels of the prediction, of several targets; may be absent: none.
+        of_tokenizer: whether it is made of tokens or codes; may be absent: no.
     """
 
     width: int

@@ -171,6 +171,14 @@ def _check_tokenizer(config: ConfigDict, models: Models) -> None:
         path = f"model.{TOKENIZER}"
         advice = f"change --config.{path}"
         _check_tokens(config, model, path, model.tokenizer, advice)
+    elif is_slot_model(config.model) and TOKENIZER not in config.companions:
+        for name in names_of(config.model.target):
+            if getattr(choose("model.target", name, PARTS["target"]), "of_tokenizer", False):
+                raise UserError(
+                    f"model.target.name={name!r} needs a tokenizer, but the config has no "
+                    f"companions.{TOKENIZER}; set --config.companions.{TOKENIZER}.source to the "
+                    "workdir of its first stage"
+                )
 
 
 def _check_encoders(config: ConfigDict, path: str, advice: str) -> None:
@@ -326,8 +334,8 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
     if not isinstance(model, SlotModel):
         key = "prune" if settings.prune is not None else "num_slots"
         raise UserError(
-            f"eval.{key} is {settings[key]!r}, but {config.task} is scored on slots that it was "
-            f"trained on; set --config.eval.{key}=None"
+            f"eval.{key} is {settings[key]!r}, which is for slot models, but the task is "
+            f"{config.task!r}; set --config.eval.{key}=None"
         )
     if settings.prune is not None:
         check_prunable(model.aggregator, config.model.aggregator.name, settings.prune_restart)
