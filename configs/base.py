@@ -732,16 +732,16 @@ def train_tokenizer(
     tokenizer: Settings,
     *,
     width: int | None = None,
-    keep_latents: bool = False,
 ) -> None:
     """The first stage of a system whose decoder explains tokens: 30,000 steps for its tokenizer.
+
+    On videos, the decoder of `VQ_FEATURES` reads the latents alone to the end, and these are
+    normalized over whole clips, as the published program does there. It never sees a code, so what
+    it makes of codes is no picture.
 
     Args:
         tokenizer: `VQ_PIXELS` or `VQ_FEATURES`.
         width: of a code, on embedded data too; None: as the tokenizer has it there.
-        keep_latents: on videos, let the decoder of `VQ_FEATURES` read the latents alone to the end,
-            and normalize them over whole clips, as the published program does there. Its decoder
-            never sees a code.
     """
     of_features = tokenizer["name"] == "vq_features"
     config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
@@ -751,7 +751,7 @@ def train_tokenizer(
     weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
     weights |= {"latent_norm": 0.1} if of_features else {}
     config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
-    if of_features and keep_latents and data.is_video:
+    if of_features and data.is_video:
         with config.model.tokenizer.ignore_type():
             config.model.tokenizer.alpha = 1.0
         config.losses.latent_norm.of_clips = True

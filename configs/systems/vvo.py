@@ -111,7 +111,7 @@ def tokenizer(config: ConfigDict, data: base.DataSet, source: str, variant: str 
     """The first stage: a vocabulary of features, of codes of width 4 for a UNet."""
     del source
     width = CODE_SIZE if variant == "dfz" else None
-    base.train_tokenizer(config, data, base.VQ_FEATURES, width=width, keep_latents=True)
+    base.train_tokenizer(config, data, base.VQ_FEATURES, width=width)
 
 
 WORDS = {
