@@ -731,27 +731,27 @@ def train_tokenizer(
     data: DataSet,
     tokenizer: Settings,
     *,
-    width: int = 256,
-    keep_latents: bool = False,
+    width: int | None = None,
 ) -> None:
     """The first stage of a system whose decoder explains tokens: 30,000 steps for its tokenizer.
 
+    On videos, the decoder of `VQ_FEATURES` reads the latents alone to the end, and these are
+    normalized over whole clips, as the published program does there. It never sees a code, so what
+    it makes of codes is no picture.
+
     Args:
         tokenizer: `VQ_PIXELS` or `VQ_FEATURES`.
-        width: of a code.
-        keep_latents: on videos, let the decoder of `VQ_FEATURES` read the latents alone to the end,
-            and normalize them over whole clips, as the published program does there. Its decoder
-            never sees a code.
+        width: of a code, on embedded data too; None: as the tokenizer has it there.
     """
     of_features = tokenizer["name"] == "vq_features"
     config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
     encoder = config.model.get("target_encoder", config.model.get("encoder"))
     config.model = ConfigDict({"encoder": encoder} if of_features else {})
-    config.model.tokenizer = ConfigDict({**tokenizer, "width": width})
+    config.model.tokenizer = ConfigDict(tokenizer)
     weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
     weights |= {"latent_norm": 0.1} if of_features else {}
     config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
-    if of_features and keep_latents and data.is_video:
+    if of_features and data.is_video:
         with config.model.tokenizer.ignore_type():
             config.model.tokenizer.alpha = 1.0
         config.losses.latent_norm.of_clips = True
@@ -769,6 +769,9 @@ def train_tokenizer(
     config.checkpoint.update(best_metric="psnr", best_mode="max")
     if data.small is not None:
         set_parts(config.model, data.small["parts"])
+    if width is not None:
+        config.model.tokenizer.width = width
+    if data.small is not None:
         config.train.num_steps, config.checkpoint.every = SMALL_STEPS, SMALL_STEPS // 3
         return
     config.train.num_steps, config.checkpoint.every = 30_000, plain.checkpoint.every
@@ -858,7 +861,7 @@ def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
     config.companions[TOKENIZER] = ConfigDict({"source": "", **drawn})
 
 
-def _fit_tokens(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) -> None:
+def _fit_first_stage(config: ConfigDict, data: DataSet, chosen: Mapping[str, str]) -> None:
     """Fill in what the first stage decides: its workdir, vocabulary and width.
 
     With the word `smoke`, it is an untrained tokenizer.
@@ -931,7 +934,7 @@ def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
             if "source" in companion:  # an untrained one, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
     if TOKENIZER in config.companions:
-        _fit_tokens(config, data, chosen)
+        _fit_first_stage(config, data, chosen)
     config.name = _name(data, chosen)
     return config
 

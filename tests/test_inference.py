@@ -167,6 +167,20 @@ def test_boxes_are_those_of_the_training(boxes, video):
     assert np.abs(other.slots[1] - found.slots[1]).max() > 1e-3
 
 
+def test_slots_without_a_box_start_as_in_training(boxes, video):
+    """From boxes of zeros, and taking part, where the data set has it so."""
+    config = boxes.config.copy_and_resolve_references().unlock()
+    config.data.background_box = False
+    plain = Segmenter(config, boxes.params)
+    config.data.zero_boxes = True
+    zeros = Segmenter(config, boxes.params)
+    found = zeros.segment(video[0], boxes=BOXES)
+    absent = [[0, 0, 0, 0]] * (boxes.num_slots - len(BOXES))
+    given = plain.segment(video[0], boxes=[*BOXES, *absent])
+    assert absent and found.slot_mask.all()
+    assert_close(found, given)
+
+
 def test_a_second_call_of_the_same_shape_compiles_nothing(gaussian, video, caplog):
     def call(pictures):
         gaussian.segment(pictures[0], num_slots=3)

@@ -83,7 +83,11 @@ def config_of(kind: str) -> ConfigDict:
 
 def segmenter(kind: str) -> Segmenter:
     """A model with random weights."""
-    config, rng = config_of(kind), np.random.default_rng(0)
+    return segmenter_of(config_of(kind))
+
+
+def segmenter_of(config: ConfigDict) -> Segmenter:
+    rng = np.random.default_rng(0)
 
     def random(model: ConfigDict) -> dict[str, np.ndarray]:
         _, params, frozen = split(model_shapes(model, image_size_of(config)), frozen=("encoder.*",))
@@ -216,6 +220,10 @@ def test_faults_in_python(frames):
     without = Segmenter(config, model_of("codes").params)
     with pytest.raises(UserError, match="which its files do not hold"):
         without.reconstruct(without.segment(frames[0]))
+    second = config.copy_and_resolve_references().unlock()
+    second.companions.tokenizer.model.tokenizer.decodes = False
+    with pytest.raises(UserError, match="tokenizer has no decoder"):
+        segmenter_of(second).check_pictures()
 
 
 # --------------------------------------------------------------------------------- command line

@@ -10,8 +10,10 @@ from tiny import tiny_batch
 
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.reconstruction import Reconstruction
 from smoothsa_jax.models.decoders import causal_transformer
 from smoothsa_jax.models.decoders.causal_transformer import CausalTransformerDecoder
+from smoothsa_jax.models.layers.quantize import chosen
 from smoothsa_jax.training.step import build_training
 
 GRID, TOKENS, VOCABULARY, SIZE, SLOTS, BATCH = (3, 4), 12, 10, 8, 3, 4
@@ -103,12 +105,18 @@ def test_dropout_is_of_training_alone():
     np.testing.assert_array_equal(run(draws), run(draws))
 
 
-def test_the_gradient_of_a_table_is_that_of_looking_rows_up():
+def test_logits_are_no_prediction_of_tokens():
+    outputs = {"prediction": jnp.zeros((2, 1, 3, 5)), "target": jnp.zeros((2, 1, 3), jnp.int32)}
+    with pytest.raises(UserError, match=r"\[2, 1, 3, 5\] with target \[2, 1, 3\].*losses.token"):
+        Reconstruction()(outputs, {}, {})
+
+
+def test_the_gradient_of_codes_is_that_of_looking_rows_up():
     table, tokens = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([[0, 1, 1], [4, 1, 0]])
     weights = jax.random.normal(jax.random.key(1), (2, 3, 3))
     total = lambda look_up: jax.grad(lambda x: jnp.sum(weights * look_up(x, tokens)))(table)  # noqa: E731
     plain = total(lambda table, tokens: table[tokens])
-    np.testing.assert_allclose(total(causal_transformer._rows_of), plain, rtol=1e-6)
+    np.testing.assert_allclose(total(chosen), plain, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,10 @@ BAD = {
         "companions.tokenizer has width 6, but model.target.width is 7",
     ),
     "encoder": (changed_encoder, "reads features of another encoder than model.encoder: .* window"),
+    "nothing": (
+        lambda c: setattr(c, "companions", ConfigDict()),
+        "model.target.name='codes' needs a tokenizer, but the config has no companions.tokenizer",
+    ),
     "grid": (other_grid, "has a grid of 2x2 tokens, but the decoder has one of 4x4"),
     "no tokenizer": (
         lambda c: setattr(c.companions.tokenizer, "model", tiny_config(1, "gaussian").model),
@@ -305,6 +309,7 @@ BAD_FIRST = {
     "decoder": ({"decoder": {"name": "mlp_mixture"}}, "model.decoder is not a part of a model"),
     "strides": ({"tokenizer": {"strides": (2, 3, 1)}}, "each 1 or 2"),
     "vocabulary": ({"tokenizer": {"vocabulary": 1}}, "model.tokenizer.vocabulary is 1"),
+    "no decoder": ({"tokenizer": {"decodes": False}}, "model.tokenizer.decodes is False"),
 }
 
 
@@ -316,6 +321,18 @@ def test_bad_first_stage(case):
         config.model.update(change)
     with pytest.raises(UserError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize("metric, right", [("mse", "min"), ("psnr", "max"), ("loss", "min")])
+def test_the_best_of_a_metric(metric, right):
+    config = first_stage("vq_pixels")
+    for mode in ("min", "max"):
+        config.checkpoint.update(best_metric=metric, best_mode=mode)
+        if mode == right:
+            check(config)
+            continue
+        with pytest.raises(UserError, match=f"best_mode={right}"):
+            check(config)
 
 
 def test_pixels_do_not_divide():

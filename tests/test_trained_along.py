@@ -10,6 +10,8 @@ from tiny import tiny_batch
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.schedules import schedule_of
+from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.training.optimizer import build_optimizer
 from smoothsa_jax.training.step import build_training
 
 TERMS = {
@@ -68,6 +70,23 @@ def test_tokens_are_constants_for_the_slots():
     assert moving == {"tokenizer"}
 
 
+def test_an_update_has_the_rate_of_its_array():
+    """As a schedule has it at that step; Adam's steps are as long as the rate."""
+    slow = {"schedule": "step", "begin": 5e-4, "end": 1e-4, "at": 0.5}
+    rates = {"slots": {"of": ("a.*", "b.kernel"), "learning_rate": slow}}
+    settings = {"learning_rate": 1e-3, "rates": rates, "clip_norm": 0.0, "clip_by": "norm"}
+    params = {name: jnp.ones(3) for name in ("a.kernel", "a.bias", "b.kernel", "b.bias")}
+    optimizer = build_optimizer(settings, 2, names=params)
+    state, lengths = optimizer.init(params), []
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params)
+        lengths.append({name: float(-x[0]) for name, x in updates.items()})
+    for name in params:
+        expected = (1e-3, 1e-3) if name == "b.bias" else (5e-4, 1e-4)
+        np.testing.assert_allclose([x[name] for x in lengths], expected, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
 def test_arrays_have_their_own_learning_rates():
     config = along()
     cosine = {"schedule": "cosine", "begin": 5e-4, "end": 1e-4}
@@ -100,6 +119,22 @@ def test_patterns_that_do_not_fit(patterns, message):
     config.optimizer.rates = ConfigDict(entries)
     with pytest.raises(UserError, match=message.replace("*", r"\*")):
         build_training(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"vocabulary": 7}, "model.tokenizer has vocabulary 6, but model.target.vocabulary is 7"),
+        ({"width": 8}, "model.tokenizer has width 6, but model.target.width is 8"),
+        ({"grid": (2, 2)}, "has a grid of 4x4 tokens, but the decoder has one of 2x2"),
+    ],
+)
+def test_a_target_of_other_tokens(changes, message):
+    """Otherwise tokens beyond the decoder's logits would have a loss that says nothing."""
+    config = along()
+    config.model.target.update(changes)
+    with pytest.raises(UserError, match=message):
+        check(config)
 
 
 def test_schedules_of_the_original():

@@ -48,7 +48,6 @@ def tokenizer(config: ConfigDict, data: base.DataSet, source: str) -> None:
     """The first stage: a VQ-VAE of pixels, with TAESD's layers and codes of width 4."""
     del source
     base.train_tokenizer(config, data, base.VQ_PIXELS, width=CODE_SIZE)
-    config.model.tokenizer.width = CODE_SIZE  # of embedded data too
 
 
 WORDS = {

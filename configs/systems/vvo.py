@@ -110,8 +110,8 @@ def dfz(config: ConfigDict, data: base.DataSet) -> None:
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str, variant: str | None) -> None:
     """The first stage: a vocabulary of features, of codes of width 4 for a UNet."""
     del source
-    width = CODE_SIZE if variant == "dfz" else 256
-    base.train_tokenizer(config, data, base.VQ_FEATURES, width=width, keep_latents=True)
+    width = CODE_SIZE if variant == "dfz" else None
+    base.train_tokenizer(config, data, base.VQ_FEATURES, width=width)
 
 
 WORDS = {

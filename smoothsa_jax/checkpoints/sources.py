@@ -331,7 +331,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         if companion.source == UNTRAINED:
             words.append(f"companion {name}: untrained, as it has no source")
             # As in a run of its own, a random encoder has the seed of this one's.
-            seeds = {e["into"]: e.get("seed", 0) for e in config.weights.values() if "seed" in e}
+            random = [e for e in config.weights.values() if e["source"] == RANDOM]
+            seeds = {e["into"]: e.get("seed", 0) for e in random}
             size = image_size_of(config)
             untrained = build_model(companion.model, size, config.seed, seeds)
             arrays = {key: x for part in split(untrained)[1:] for key, x in part.items()}

@@ -27,7 +27,8 @@ class Evaluator(Protocol):
         paper_differs: whether `match_paper` changes more than the slot mask.
         protocol: what `scores.json` states about it.
 
-    An evaluator that reads no labels has `needs_labels` = False.
+    An evaluator that reads no labels has `needs_labels` = False. One with metrics of which the
+    lowest is best names them in `errors`.
 
     An evaluator whose pictures are not the frames of a batch also has
     `kept(measured, batch, samples)` in place of `kept_samples`.

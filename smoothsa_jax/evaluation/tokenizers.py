@@ -30,6 +30,7 @@ class TokenizerEvaluator:
     """
 
     metrics = (PSNR, MSE, IN_USE)
+    errors = (MSE,)
     outputs = ("prediction", "target", "tokens")
     paper_differs, needs_labels = False, False
 

@@ -381,7 +381,9 @@ class Segmenter:
             UserError: it is such a model.
         """
         model = self.definition.skeleton()
-        tokenizer = self._tokenizer or model.tokenizer
+        tokenizer = model.tokenizer
+        if self._tokenizer is not None:
+            tokenizer = self._tokenizer.skeleton().tokenizer
         check_pictures(model, tokenizer, repr(self.config.model.target.name))
 
     def reconstruct(
@@ -516,6 +518,8 @@ class Segmenter:
         whole = whole_frame_box(*size) if self.config.data.get("background_box", True) else None
         room = max(self.num_slots, boxes.shape[1] + (whole is not None))
         padded = pad_boxes(boxes, room, whole_frame=whole)
+        if self.config.data.get("zero_boxes", False):  # as in its training
+            return np.maximum(padded, 0.0)[:, None], np.ones(padded.shape[:2], bool)
         return padded[:, None], padded[..., 0] >= 0
 
     def _found(self, outputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -418,7 +418,7 @@ class PreparedFolder:
         boxes = pad_boxes(boxes, self._num_slots, whole_frame=self._whole_frame)
         slot_mask = np.ones(self._num_slots, dtype=bool)
         if self._zero_boxes:
-            boxes = np.where(boxes < 0, np.zeros_like(boxes), boxes)
+            boxes = np.maximum(boxes, 0.0)  # padding is -1
         elif self._boxes:
             slot_mask = boxes[0, :, 0] >= 0
             if not slot_mask.any():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import TOKEN_LOSS, Scheduled
 from smoothsa_jax.parts import check_one_of
 
@@ -41,8 +42,14 @@ class Reconstruction:
         self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
     ) -> Float[Array, ""]:
         del batch, scheduled
-        pair = (outputs[name] for name in self.reads)
-        return reconstruction_loss(*pair, self.summed_after)
+        prediction, target = (outputs[name] for name in self.reads)
+        if prediction.shape != target.shape:
+            raise UserError(
+                f"losses.reconstruction compares {self.reads[0]} {list(prediction.shape)} with "
+                f"{self.reads[1]} {list(target.shape)}, which is no prediction of it; set a loss "
+                "that fits model.target, such as losses.token for tokens"
+            )
+        return reconstruction_loss(prediction, target, self.summed_after)
 
 
 class Noise:

@@ -332,22 +332,10 @@ def _tokenizer_built(
                 "tokenizer cannot read; choose another encoder"
             )
     rngs = nnx.Rngs(own[TOKENIZER]) if TOKENIZER in own else rngs
-    return TokenizerModel(encoder, make_tokenizer(config, image_size, encoder, rngs))
-
-
-def make_tokenizer(
-    config: Mapping[str, Any], image_size: tuple[int, int], encoder: Any, rngs: nnx.Rngs
-) -> Any:
-    """Make the tokenizer of a model.
-
-    Args:
-        config: the `model` part of a config.
-        image_size: (H, W) of the frames.
-        encoder: the encoder whose features it reads; None: it reads pixels.
-        rngs: of its initial values.
-    """
     sizes = (None, None) if encoder is None else (encoder.grid, encoder.width)
-    return make(f"model.{TOKENIZER}", config[TOKENIZER], TOKENIZERS, image_size, *sizes, rngs=rngs)
+    settings, table = config[TOKENIZER], TOKENIZERS
+    tokenizer = make(f"model.{TOKENIZER}", settings, table, image_size, *sizes, rngs=rngs)
+    return TokenizerModel(encoder, tokenizer)
 
 
 class _OneKey(nnx.RngStream):

@@ -330,6 +330,7 @@ class Target(Protocol):
         width: number of channels of the prediction.
         grid: (h, w) of the prediction; may be absent: that of the encoder.
         parts: name -> channels of the prediction, of several targets; may be absent: none.
+        of_tokenizer: whether it is made of tokens or codes; may be absent: no.
     """
 
     width: int
@@ -383,6 +384,7 @@ class Tokenizer(Protocol):
         width: D, the width of a code.
         vocabulary: V, the number of codes.
         reads: "features" or "pixels".
+        decodes: whether it has a decoder; may be absent: yes.
         pixels: the range of the pixels that it reads and decodes, see `encoders/pixels.py`; may be
             absent: "imagenet".
         scheduled: its settings that change with the step. A frozen tokenizer has their last values.

@@ -21,7 +21,7 @@ def check_pictures(model: SlotModel, tokenizer: Tokenizer | None, name: str) -> 
         name: of its target in the config.
 
     Raises:
-        UserError: it predicts something else; or codes, and there is no tokenizer.
+        UserError: it predicts something else; or codes, and there is no tokenizer that decodes.
     """
     if not _needs_tokenizer(model) and _channels(model.target, "of_pixels") is None:
         raise UserError(
@@ -33,6 +33,12 @@ def check_pictures(model: SlotModel, tokenizer: Tokenizer | None, name: str) -> 
         raise UserError(
             "this model's decoder predicts the codes of a tokenizer, which its files do not hold; "
             "give the workdir of its training"
+        )
+    if _needs_tokenizer(model) and not getattr(tokenizer, "decodes", True):
+        raise UserError(
+            "this model's tokenizer has no decoder, as it comes from a published file of a second "
+            "stage, so that there is no picture of its slots; leave --reconstruct and --edit out, "
+            "or train a second stage on a tokenizer of your own"
         )
 
 

@@ -447,8 +447,6 @@ class SlotModel(nnx.Module):
     ) -> dict[str, Array]:
         """Return the decoder's prediction and masks, computed for all frames in one batch."""
         batch, num_frames = slots.shape[:2]
-        fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-        unfold = lambda x: x.reshape(batch, num_frames, *x.shape[1:])  # noqa: E731
         exact = getattr(self.decoder, "exact", ())
         given = {
             name: fold(x) if name in exact else fold(x).astype(self.dtype)
@@ -464,13 +462,13 @@ class SlotModel(nnx.Module):
         drawn = jax.tree.map(fold, draws)
         prediction, masks = self.decoder(fold(slots), folded_mask, given, drawn, **more)
         if isinstance(prediction, Mapping):
-            found = {name: unfold(x) for name, x in prediction.items()}
+            found = {name: unfold(x, batch) for name, x in prediction.items()}
         else:
             logits = getattr(self.decoder, "logits", False)
-            found = taken_apart(unfold(prediction), logits, self.encoder.grid)
+            found = taken_apart(unfold(prediction, batch), logits, self.encoder.grid)
         for name, channels in getattr(self.target, "parts", {}).items():
             found[f"{name}.prediction"] = found["prediction"][..., channels]
-        return found if masks is None else {**found, "masks": unfold(masks)}
+        return found if masks is None else {**found, "masks": unfold(masks, batch)}
 
     def first_frame(
         self,

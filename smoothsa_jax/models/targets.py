@@ -128,6 +128,8 @@ class Noise(nnx.Module):
         grid: (h, w) of the codes; None: that of the encoder's features.
     """
 
+    of_tokenizer = True
+
     def __init__(
         self,
         encoder: Encoder,
@@ -267,7 +269,7 @@ class Codes(nnx.Module):
         grid: (h, w) of the codes; None: that of the encoder's features.
     """
 
-    of_codes = True
+    of_codes = of_tokenizer = True
 
     def __init__(
         self,
@@ -305,6 +307,8 @@ class DiscreteTokens(nnx.Module):
         width: D of a code.
         grid: (h, w) of the tokens; None: that of the encoder's features.
     """
+
+    of_tokenizer = True
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from smoothsa_jax.models.build import (
     model_shapes,
     starts_from_boxes,
 )
-from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.interfaces import Sizes, Tokenizer
 from smoothsa_jax.models.parameters import (
     ENCODER,
     TARGET_ENCODER,
@@ -107,7 +107,8 @@ def _check_best(config: ConfigDict, task: Task, losses: Losses) -> None:
         return
     trained = ("loss", *(f"loss/{name}" for name in losses.terms), "grad_norm")
     schema.one_of(*task.evaluator.metrics, *trained)("checkpoint.best_metric", metric)
-    right = "min" if metric in trained else "max"
+    lowest = (*trained, *getattr(task.evaluator, "errors", ()))
+    right = "min" if metric in lowest else "max"
     if mode != right:
         raise UserError(
             f"checkpoint.best_mode is {mode!r} for {metric}, of which the {right} is best; "
@@ -157,12 +158,32 @@ def _check_kinds(config: ConfigDict) -> None:
 
 
 def _check_tokenizer(config: ConfigDict, models: Models) -> None:
-    """Check that a frozen tokenizer fits the model whose target are its tokens."""
-    if TOKENIZER not in models:
-        return
-    path, model = f"companions.{TOKENIZER}", models[MODEL]
-    tokenizer, theirs = models[TOKENIZER].tokenizer, config.companions[TOKENIZER].model
-    advice = f"train the tokenizer with the same settings, or give another --config.{path}.source"
+    """Check that a tokenizer, frozen or trained along, fits the target that its tokens are."""
+    model = models[MODEL]
+    if TOKENIZER in models:
+        path = f"companions.{TOKENIZER}"
+        advice = (
+            f"train the tokenizer with the same settings, or give another --config.{path}.source"
+        )
+        _check_encoders(config, path, advice)
+        _check_tokens(config, model, path, models[TOKENIZER].tokenizer, advice)
+    elif is_slot_model(config.model) and TOKENIZER in config.model:
+        path = f"model.{TOKENIZER}"
+        advice = f"change --config.{path}"
+        _check_tokens(config, model, path, model.tokenizer, advice)
+    elif is_slot_model(config.model) and TOKENIZER not in config.companions:
+        for name in names_of(config.model.target):
+            if getattr(choose("model.target", name, PARTS["target"]), "of_tokenizer", False):
+                raise UserError(
+                    f"model.target.name={name!r} needs a tokenizer, but the config has no "
+                    f"companions.{TOKENIZER}; set --config.companions.{TOKENIZER}.source to the "
+                    "workdir of its first stage"
+                )
+
+
+def _check_encoders(config: ConfigDict, path: str, advice: str) -> None:
+    """Check that a frozen tokenizer of features has the encoder of the model."""
+    theirs = config.companions[TOKENIZER].model
     mine = TARGET_ENCODER if TARGET_ENCODER in config.model else ENCODER
     if "encoder" in theirs and theirs.encoder != config.model[mine]:
         differ = sorted(
@@ -174,6 +195,12 @@ def _check_tokenizer(config: ConfigDict, models: Models) -> None:
             f"{path} reads features of another encoder than model.{mine}: they differ in "
             f"{', '.join(differ)}; {advice}"
         )
+
+
+def _check_tokens(
+    config: ConfigDict, model: SlotModel, path: str, tokenizer: Tokenizer, advice: str
+) -> None:
+    """Check vocabulary, width of codes and grid of a model's target against its tokenizer."""
     for key, settings in _parts_of("model.target", config.model.target):
         for name in ("vocabulary", "width"):
             found = getattr(tokenizer, name)
@@ -244,8 +271,8 @@ def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
         _check_stored_features(config)
     if (remat := config.train.remat) != "none" and "num_slots" not in config.model:
         raise UserError(
-            f"train.remat is {remat!r}, but no gradient passes through the frozen model of a "
-            f"{config.task}; set --config.train.remat=none"
+            f"train.remat is {remat!r}, which is for slot models, but the task is {config.task!r}; "
+            "set --config.train.remat=none"
         )
 
 
@@ -307,8 +334,8 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
     if not isinstance(model, SlotModel):
         key = "prune" if settings.prune is not None else "num_slots"
         raise UserError(
-            f"eval.{key} is {settings[key]!r}, but {config.task} is scored on slots that it was "
-            f"trained on; set --config.eval.{key}=None"
+            f"eval.{key} is {settings[key]!r}, which is for slot models, but the task is "
+            f"{config.task!r}; set --config.eval.{key}=None"
         )
     if settings.prune is not None:
         check_prunable(model.aggregator, config.model.aggregator.name, settings.prune_restart)

@@ -51,6 +51,11 @@ class Tokenization:
                 f"{', '.join(config.model) or 'no part'}; expected tokenizer, and encoder where it "
                 "reads features"
             )
+        if not config.model.tokenizer.get("decodes", True):
+            raise UserError(
+                "model.tokenizer.decodes is False, but the task 'tokenizer' trains what decodes; "
+                "set --config.model.tokenizer.decodes=True"
+            )
         reads = reads_of_tokenizer(config.model)
         self.slot_model = ConfigDict({"num_slots": 1})  # of the data; there are no slots
         self.schedules = part_schedules(config.model)

@@ -23,6 +23,7 @@ from smoothsa_jax.models.layers.basic import (
     uniform,
 )
 from smoothsa_jax.models.layers.positions import learned_positions
+from smoothsa_jax.models.layers.quantize import chosen
 from smoothsa_jax.models.layers.transformer import BIASES, PreNormLayer
 from smoothsa_jax.parts import check_dropout, check_flag, check_heads, check_one_of, check_whole
 
@@ -222,7 +223,7 @@ class CausalTransformerDecoder(nnx.Module):
         num_tokens = self.grid[0] * self.grid[1]
         empty = jnp.zeros((len(slots), num_tokens, self.token_size), memory.dtype)
         caches = [(empty, empty) for _ in self.layers]
-        embed = embed or (lambda tokens: self.table[...][tokens])
+        embed = embed or (lambda tokens: chosen(self.table[...], tokens))
 
         def step(state, place):
             token, caches = state
@@ -274,10 +275,7 @@ class CausalTransformerDecoder(nnx.Module):
         return x if self.norm_out is None else self.norm_out(x)
 
     def _embedded(self, sequence):
-        if self.table is None:
-            return sequence
-        look_up = _rows_of if self.backend.is_gpu else lambda table, tokens: table[tokens]
-        return look_up(self.table[...], sequence)
+        return sequence if self.table is None else chosen(self.table[...], sequence)
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Array | None:
         """Draw the keys (B,T) of dropout; None without any."""
@@ -285,30 +283,3 @@ class CausalTransformerDecoder(nnx.Module):
             return None
         found = jax.random.split(keys[0], sizes.batch * sizes.frames)
         return found.reshape(sizes.batch, sizes.frames)
-
-
-@jax.custom_vjp
-def _rows_of(table: Float[Array, "V E"], tokens: Int[Array, "B M"]) -> Float[Array, "B M E"]:
-    """Look tokens up. On a GPU, a plain gradient would be summed in another order in each run."""
-    return table[tokens]
-
-
-def _rows_forward(table, tokens):
-    # Of the table, the backward pass needs shape and dtype alone.
-    return table[tokens], (tokens, jnp.zeros((len(table), 0), table.dtype))
-
-
-def _rows_backward(residuals, cotangent):
-    tokens, of_table = residuals
-
-    def add(total, sample):
-        tokens, cotangent = sample
-        chosen = jax.nn.one_hot(tokens, len(of_table), dtype=cotangent.dtype, axis=0)
-        return total + jnp.matmul(chosen, cotangent, preferred_element_type=jnp.float32), None
-
-    total = jnp.zeros((len(of_table), cotangent.shape[-1]), jnp.float32)
-    total, _ = jax.lax.scan(add, total, (tokens, cotangent))
-    return total.astype(of_table.dtype), None
-
-
-_rows_of.defvjp(_rows_forward, _rows_backward)

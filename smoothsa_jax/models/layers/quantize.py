@@ -64,6 +64,31 @@ def on_row(x: Float[Array, "B h w D"]) -> Float[Array, "B M D"]:
     return x.reshape(len(x), -1, x.shape[-1])
 
 
+@jax.custom_vjp
 def chosen(codes: Float[Array, "V D"], tokens: Int[Array, "B M"]) -> Float[Array, "B M D"]:
-    """Return the codes of tokens; the gradient reaches those."""
-    return jnp.take(codes, tokens, axis=0)
+    """Return the codes of tokens; the gradient reaches those, and is summed in float32.
+
+    A plain gradient would be summed in another order in each run on a GPU.
+    """
+    return codes[tokens]
+
+
+def _chosen_forward(codes, tokens):
+    # Of the codes, the backward pass needs shape and dtype alone.
+    return codes[tokens], (tokens, jnp.zeros((len(codes), 0), codes.dtype))
+
+
+def _chosen_backward(residuals, cotangent):
+    tokens, of_codes = residuals
+
+    def add(total, sample):
+        tokens, cotangent = sample
+        places = jax.nn.one_hot(tokens, len(of_codes), dtype=cotangent.dtype, axis=0)
+        return total + jnp.matmul(places, cotangent, preferred_element_type=jnp.float32), None
+
+    total = jnp.zeros((len(of_codes), cotangent.shape[-1]), jnp.float32)
+    total, _ = jax.lax.scan(add, total, (tokens, cotangent))
+    return total.astype(of_codes.dtype), None
+
+
+chosen.defvjp(_chosen_forward, _chosen_backward)

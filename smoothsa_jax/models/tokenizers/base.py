@@ -21,11 +21,16 @@ PATH = "model.tokenizer"
 class VQ:
     """A tokenizer whose codes are rows of one matrix; see `interfaces.Tokenizer`.
 
-    Subclasses have `grid`, `strides`, `encode`, `quantize` and `decode`, and `code_matrix`, which
-    returns the codes (V,D).
+    Subclasses have `grid`, `strides`, `encode`, `quantize`, `decoder` and `decode`, and
+    `code_matrix`, which returns the codes (V,D).
     """
 
     pixels = "imagenet"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it has a decoder."""
+        return self.decoder is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,29 +78,11 @@ def one_group(width: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     return group_norm(width, 1, epsilon=1e-5, rngs=rngs)
 
 
-def check_codes(width: Any, vocabulary: Any) -> None:
-    """Refuse sizes of codes that cannot be."""
+def check_codes(width: Any, vocabulary: Any, decodes: Any) -> None:
+    """Refuse settings of codes that cannot be."""
     check_whole(f"{PATH}.width", width)
     check_whole(f"{PATH}.vocabulary", vocabulary, 2)
-
-
-def checked_decodes(decodes: Any) -> bool:
-    """Return whether a tokenizer has a decoder."""
     check_flag(f"{PATH}.decodes", decodes)
-    return decodes
-
-
-def refuse_without_decoder(decoder: Any) -> None:
-    """Refuse to decode where there is no decoder.
-
-    Raises:
-        UserError: there is none.
-    """
-    if decoder is None:
-        raise UserError(
-            "this tokenizer has no decoder, as it comes from a published file of a second stage; "
-            "give the run of its first stage with --config.companions.tokenizer.source to decode"
-        )
 
 
 def strides_of(strides: Any) -> tuple[int, ...]:

@@ -23,9 +23,7 @@ from smoothsa_jax.models.tokenizers.base import (
     PATH,
     VQ,
     check_codes,
-    checked_decodes,
     one_group,
-    refuse_without_decoder,
     straight_through,
     strides_of,
 )
@@ -76,7 +74,7 @@ class VQFeatures(VQ, nnx.Module):
         rngs: nnx.Rngs,
     ):
         del image_size
-        check_codes(width, vocabulary)
+        check_codes(width, vocabulary, decodes)
         check_whole(f"{PATH}.basis_size", basis_size)
         check_whole(f"{PATH}.hidden_size", hidden_size)
         check_whole(f"{PATH}.decoder_width", decoder_width)
@@ -89,7 +87,7 @@ class VQFeatures(VQ, nnx.Module):
         self.codebook = linear(basis_size, width, rngs=rngs)
         self.expand = _Expand(width, hidden_size, decoder_width, self.strides[0], rngs=rngs)
         self.decoder = TinyDecoder(decoder_width, (1, *self.strides[1:]), blocks, rngs=rngs)
-        if not checked_decodes(decodes):
+        if not decodes:
             self.expand = self.decoder = None
 
     def code_matrix(self) -> Float[Array, "V D"]:
@@ -118,7 +116,6 @@ class VQFeatures(VQ, nnx.Module):
         return Quantized(tokens, codes, mixed)
 
     def decode(self, codes: Float[Array, "B M D"]) -> Float[Array, "B H' W' 3"]:
-        refuse_without_decoder(self.decoder)
         codes = codes.astype(self.codebook.kernel.dtype)
         return self.decoder(self.expand(codes.reshape(len(codes), *self.grid, self.width)))
 

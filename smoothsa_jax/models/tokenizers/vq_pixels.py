@@ -17,9 +17,7 @@ from smoothsa_jax.models.tokenizers.base import (
     PATH,
     VQ,
     check_codes,
-    checked_decodes,
     one_group,
-    refuse_without_decoder,
     straight_through,
     strides_of,
 )
@@ -62,7 +60,7 @@ class VQPixels(VQ, nnx.Module):
         rngs: nnx.Rngs,
     ):
         del grid, features
-        check_codes(width, vocabulary)
+        check_codes(width, vocabulary, decodes)
         check_whole(f"{PATH}.layer_width", layer_width)
         check_whole(f"{PATH}.blocks", blocks)
         check_one_of(f"{PATH}.pixels", pixels, RANGES)
@@ -83,7 +81,7 @@ class VQPixels(VQ, nnx.Module):
         self.expand = linear(width, layer_width, rngs=rngs)
         self.expand_norm = one_group(layer_width, rngs=rngs)
         self.decoder = TinyDecoder(layer_width, self.strides, blocks, rngs=rngs)
-        if not checked_decodes(decodes):
+        if not decodes:
             self.expand = self.expand_norm = self.decoder = None
 
     def code_matrix(self) -> Float[Array, "V D"]:
@@ -105,7 +103,6 @@ class VQPixels(VQ, nnx.Module):
         return Quantized(tokens, codes, straight_through(codes, latents))
 
     def decode(self, codes: Float[Array, "B M D"]) -> Float[Array, "B H' W' 3"]:
-        refuse_without_decoder(self.decoder)
         codes = codes.astype(self.codebook[...].dtype)
         x = self.expand(codes.reshape(len(codes), *self.grid, self.width))
         return self.decoder(self.expand_norm(x))
