@@ -17,7 +17,11 @@ Published in % (ARI / FG-ARI / mBO / mIoU, mean of 3 seeds, match_paper): ClevrT
 54.3 / 53.4, COCO 17.7 / 29.0 / 27.0 / 25.6, VOC 17.0 / 21.7 / 35.2 / 34.0; COCO with r384 41.6 /
 34.5 / 27.7 / 26.2, whose ARI carries the overflow of the authors' program.
 
-Left out: LPIPS, which the published tokenizer of width 4 adds to its losses with weight 1.
+The published tokenizer of width 4 has LPIPS among its losses, with weight 1. It is off here, since
+its weights have to be fetched: torchvision's alexnet-owt-7be5be79.pth, and alex.pth of the package
+lpips (its folder weights/v0.1), both into one folder. To switch it on, add to stage one:
+
+    --config.losses.perceptual.weight=1.0 --config.companions.perceptual.source=FOLDER
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +30,6 @@ from configs import base
 
 TITLE = "SlotDiffusion"
 KIND = "system"
-CODE_SIZE = 4
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -40,15 +43,15 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 def predict_noise(config: ConfigDict) -> None:
     """Decoder, target and loss."""
     config.model.decoder = ConfigDict(base.DENOISING_UNET)
-    config.model.target = ConfigDict({"name": "noise", "width": CODE_SIZE})
+    config.model.target = ConfigDict({"name": "noise", "width": base.CODE_SIZE})
     config.losses = ConfigDict({"noise": {"weight": 1.0}})
 
 
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str) -> None:
     """The first stage: a VQ-VAE of pixels, with TAESD's layers and codes of width 4."""
     del source
-    base.train_tokenizer(config, data, base.VQ_PIXELS, width=CODE_SIZE)
-    config.model.tokenizer.width = CODE_SIZE  # of embedded data too
+    base.train_tokenizer(config, data, base.VQ_PIXELS, width=base.CODE_SIZE)
+    config.model.tokenizer.width = base.CODE_SIZE  # of embedded data too
 
 
 WORDS = {

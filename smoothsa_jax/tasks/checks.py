@@ -35,6 +35,7 @@ from smoothsa_jax.models.parameters import (
     matching,
     split,
 )
+from smoothsa_jax.models.perceptual import PERCEPTUAL
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.parts import choose
@@ -89,6 +90,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     _check_kinds(config)
     _check_tokenizer(config, models)
     _check_teacher(config, losses, models)
+    _check_perceptual(losses, models)
     _check_eval_slots(config, models[MODEL])
     _check_scoring(config, task)
     outputs = _outputs(config, task, models)
@@ -143,6 +145,15 @@ def _check_teacher(config: ConfigDict, losses: Losses, models: Models) -> None:
                 "masks are compared; train the first stage with the same settings, or change the "
                 "student's"
             )
+
+
+def _check_perceptual(losses: Losses, models: Models) -> None:
+    """Refuse a companion that compares pictures for nothing."""
+    if PERCEPTUAL in models and not any(PERCEPTUAL in x.reads for x in losses.terms.values()):
+        raise UserError(
+            f"companions.{PERCEPTUAL} is used by nothing: no loss reads it; set "
+            f"--config.losses.{PERCEPTUAL}.weight=1.0, or remove it"
+        )
 
 
 def _check_kinds(config: ConfigDict) -> None:
