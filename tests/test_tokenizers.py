@@ -23,6 +23,7 @@ from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.tokenizers import TokenizerEvaluator
+from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.interop.perceptual import load_lpips
 from smoothsa_jax.interop.tokenizers import load_taesd
 from smoothsa_jax.models.build import build_model, model_shapes
@@ -30,6 +31,7 @@ from smoothsa_jax.models.encoders.pixels import RANGES, denormalize, normalize
 from smoothsa_jax.models.layers.taesd import TinyDecoder, TinyEncoder
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training.step import build_training
 
 FEATURES = {
@@ -481,9 +483,39 @@ def test_stored_features(tmp_path):
     assert all("features" in x for x in _batches(config))
 
 
-def _batches(config):
-    from smoothsa_jax.inputs.build import build_dataset
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["slate", "vvo"])
+def test_stored_tokens(tmp_path, system):
+    """They stand for the pixels that they were made of, are looked up, and have to be the run's."""
+    config = load_config(f"{ROOT}/configs/sprites.py:image,{system},smoke").unlock()
+    config.data.num_samples, config.companions.tokenizer.draws = 8, "evaluation"
+    store.store(config, tmp_path / "features")
+    setup = build_training(config)
+    params, frozen, _ = begin(config, setup, print)
+    arrays, found = {**params, **frozen}, {}
+    for folder in ("", str(tmp_path / "features")):
+        config.data.features = folder
+        task = build_training(config).task
+        options = {"reads": task.inputs, "with_pixels": task.needs_pixels, "num_slots": 4}
+        source = build_dataset(config.data, "train", **options)
+        samples = [source[i] for i in range(2)]
+        batch = {k: np.stack([x[k] for x in samples]) for k in samples[0]}
+        assert ("video" in batch) == (not folder) == ("tokens" not in batch)
+        models = {k: x.merge(arrays, differentiated=False) for k, x in setup.definitions.items()}
+        draws = {"tokenizer": {"tokenizer": None}}
+        found[folder] = setup.task.constants(models, batch, draws, False)
+    one, two = found.values()
+    np.testing.assert_array_equal(one["tokens"], two["tokens"])
+    np.testing.assert_array_equal(one["codes"], two["codes"])
+    refuse_other_features(source, config, frozen)
+    changed = {k: x + 1 if k.startswith("tokenizer.tokenizer.") else x for k, x in frozen.items()}
+    with pytest.raises(UserError, match="holds tokens of another tokenizer"):
+        refuse_other_features(source, config, changed)
+    config.companions.tokenizer.draws = "training"
+    assert "tokens" not in build_training(config).task.inputs
 
+
+def _batches(config):
     source = build_dataset(
         config.data, "train", reads=("video", "features"), num_slots=1, with_pixels=True
     )

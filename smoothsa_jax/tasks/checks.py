@@ -46,6 +46,7 @@ from smoothsa_jax.tasks.recognition import SLOT_MODEL
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
+STORED = ("features", "tokens")  # arrays of a batch that a run may have on disk
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
@@ -479,7 +480,7 @@ class _Batch(dict):
     """A batch with the arrays of every data set; any other key raises a KeyError."""
 
     def __contains__(self, name: object) -> bool:
-        return name != "features" and self[name] is not None
+        return name not in STORED and self[name] is not None
 
 
 def agree(config: ConfigDict) -> None:
