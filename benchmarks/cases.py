@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import os
 import platform
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.sources import RANDOM, spec_of
+from smoothsa_jax.checkpoints.sources import RANDOM, begin, spec_of
 from smoothsa_jax.config.load import (
     config_from_command_line,
     load_config,
@@ -78,10 +79,19 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 def training_of(config: ConfigDict) -> Training:
     """Return the compiled functions of a config, on this machine.
 
+    Companions have untrained values, where the config states their models.
+
     Raises:
         UserError: the config cannot run on this machine, or loads trained weights, on which the
             time does not depend.
     """
+    for name, companion in config.companions.items():
+        if companion.get("source"):
+            raise UserError(
+                f"the time does not depend on the weights of companions.{name}, which "
+                f"{companion.source} would give; time the same config with the word smoke, or "
+                "ahead_of_time.py"
+            )
     check(config)
     for name, entry in config.weights.items():
         if entry.source != RANDOM:
@@ -89,7 +99,9 @@ def training_of(config: ConfigDict) -> Training:
                 "the time does not depend on the values of the weights; set "
                 f"--config.weights.{name}.source={RANDOM}"
             )
-    return build_training(config)
+    training = build_training(config)
+    _, frozen, _ = begin(config, training, lambda line: print(line, file=sys.stderr))
+    return dataclasses.replace(training, frozen=frozen)
 
 
 def without_weights(config: ConfigDict) -> ConfigDict:
@@ -103,7 +115,7 @@ def without_weights(config: ConfigDict) -> ConfigDict:
         if entry.into:
             entry.seed = 0  # of one part
     for companion in config.companions.values():
-        if "source" in companion and "model" not in companion:
+        if companion.get("source") is not None and "model" not in companion:
             spec = spec_of(Path(companion.source).name)
             if spec is None:
                 raise UserError(

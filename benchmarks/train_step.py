@@ -39,6 +39,7 @@ from smoothsa_jax.inputs import OPTIONAL
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.losses.build import build_losses
+from smoothsa_jax.models.interfaces import GIVEN
 from smoothsa_jax.models.layers import attention
 from smoothsa_jax.models.parameters import ENCODER
 from smoothsa_jax.schedules import Schedules
@@ -125,8 +126,11 @@ def parts_of(
 
     They overlap: the gradient contains both forward parts.
     """
-    task, frozen, definition = training.task, training.frozen, training.definitions[MODEL]
-    skeletons = {MODEL: definition.skeleton()}
+    task, frozen = training.task, training.frozen
+    # Moving averages of the model are made by the step itself.
+    averages = {name for name, x in config.companions.items() if "average_of" in x}
+    definitions = {name: x for name, x in training.definitions.items() if name not in averages}
+    skeletons = {name: x.skeleton() for name, x in definitions.items()}
     draws = task.draw(skeletons, key, sizes_of(batch), True)
     losses = build_losses(config.losses)
     settings = {"losses": losses.schedules, MODEL: task.schedules}
@@ -135,7 +139,7 @@ def parts_of(
     optimizer = build_optimizer(config.optimizer, config.train.num_steps)
 
     def models(params, frozen):
-        return {MODEL: definition.merge(params, frozen)}
+        return {name: x.merge(params, frozen) for name, x in definitions.items()}
 
     def encoder(params, frozen, batch):
         merged = models(params, frozen)
@@ -155,7 +159,9 @@ def parts_of(
         fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
         frames = jnp.repeat(mask, slots.shape[1], axis=0)
         model = models(params, frozen)[MODEL]
-        given = {"target": fold(constants["target"]).astype(model.dtype)}
+        exact = getattr(model.decoder, "exact", ())
+        given = {name: fold(constants[name]) for name in GIVEN if name in constants}
+        given = {n: x if n in exact else x.astype(model.dtype) for n, x in given.items()}
         return model.decoder(
             fold(slots).astype(model.dtype), frames, given, jax.tree.map(fold, draws)
         )

@@ -701,6 +701,7 @@ def all_but_last_third(encoder: Settings) -> tuple[str, ...]:
 TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
 TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
 SMALL_STEPS = 600  # of a tokenizer of embedded data
+CODE_SIZE = 4  # of codes that a UNet denoises
 # Of VQ-VFM-OCL (arXiv 2502.20263); `width` is 4 for a denoising decoder.
 VQ_PIXELS = {
     "name": "vq_pixels",
@@ -739,6 +740,10 @@ def train_tokenizer(
     normalized over whole clips, as the published program does there. It never sees a code, so what
     it makes of codes is no picture.
 
+    With codes for a UNet, the published programs add LPIPS, for which a folder of its files (see
+    `losses.tokenizers.Perceptual`) has to be given:
+    --config.losses.perceptual.weight=1.0 --config.companions.perceptual.source=FOLDER.
+
     Args:
         tokenizer: `VQ_PIXELS` or `VQ_FEATURES`.
         width: of a code, on embedded data too; None: as the tokenizer has it there.
@@ -756,6 +761,9 @@ def train_tokenizer(
             config.model.tokenizer.alpha = 1.0
         config.losses.latent_norm.of_clips = True
     config.companions = ConfigDict()
+    if width == CODE_SIZE:  # published with LPIPS, of weight 1, whose weights have to be fetched
+        config.losses.perceptual = ConfigDict({"weight": 0.0})
+        config.companions.perceptual = ConfigDict({"source": None})
     config.weights = ConfigDict({"encoder": dict(config.weights.encoder)} if of_features else {})
     plain = defaults(data.name, num_steps=30_000, batch_size=1)
     config.optimizer = plain.optimizer
@@ -931,7 +939,7 @@ def _of_words(data: DataSet, chosen: Mapping[str, str]) -> ConfigDict:
         _smoke(config, data)
         _smoke(earlier, data)
         for companion in (x for n, x in config.companions.items() if n != TOKENIZER):
-            if "source" in companion:  # an untrained one, of the earlier run's smoke form
+            if companion.get("source") is not None:  # untrained, of the earlier run's smoke form
                 companion.update(source="", title=earlier.title, model=earlier.model)
     if TOKENIZER in config.companions:
         _fit_first_stage(config, data, chosen)

@@ -5,7 +5,8 @@
         --config.data.features=prepared/movi_c_features
 
 The same command resumes an interrupted one. Features are bfloat16, of all frames of each clip, seen
-in a fixed view.
+in a fixed view. For a system of tokens, whose tokenizer is trained already, the nearest tokens are
+stored with them.
 """
 
 import sys
@@ -46,19 +47,24 @@ from data.finished import (
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, serializer, shard_name, write_shard
 from smoothsa_jax import text
-from smoothsa_jax.checkpoints.sources import begin
+from smoothsa_jax.checkpoints.sources import begin, with_companions
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.devices import runtime
+from smoothsa_jax.devices.host_arrays import on_host
+from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.build import Subset, build_dataset
-from smoothsa_jax.inputs.features import STORED, beside
+from smoothsa_jax.inputs.features import MADE_TOKENS, STORED, TOKENS, beside
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
+from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
-from smoothsa_jax.tasks.stored import features_made_of
+from smoothsa_jax.tasks.stored import features_made_of, tokens_made_of
+from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.logging import say, warn
 from smoothsa_jax.training.step import Training, build_training
 
@@ -113,6 +119,7 @@ def store(config: ConfigDict, out: Path) -> None:
             f"the task {config.task!r} is trained on pixels; give the config of the slot model "
             "that it is trained on"
         )
+    config = with_companions(config, None, warn)
     check(config)
     data = {key: value for key, value in config.data.items() if key != "features"}
     prepared = data["name"] == "prepared"
@@ -130,11 +137,14 @@ def store(config: ConfigDict, out: Path) -> None:
     )
     if words:
         say(f"frozen weights: {words}")
-    shape = _shape_of(training, source)
-    num_bytes = int(lengths.sum()) * math.prod(shape) * STORED.itemsize
+    shape, of_tokens = _shape_of(training, source), tokens_made_of(config, frozen)
+    num_tokens = 0 if of_tokens is None else math.prod(_tokenizer_of(training).tokenizer.grid)
+    frame_bytes = math.prod(shape) * STORED.itemsize + num_tokens * TOKENS.itemsize
+    num_bytes = int(lengths.sum()) * frame_bytes
+    also = f", and {num_tokens} tokens of each" if num_tokens else ""
     text.say(
         f"features of {len(source)} clips, {lengths.sum()} frames of {shape[0]}x{shape[1]} in "
-        f"bfloat16: {num_bytes / 1e9:.3g} GB in {out}"
+        f"bfloat16{also}: {num_bytes / 1e9:.3g} GB in {out}"
     )
     if prepared:
         text.say(
@@ -144,9 +154,11 @@ def store(config: ConfigDict, out: Path) -> None:
         )
     name = f"{config.name}_features"
     made_of = {**features_made_of(config, frozen), "shape": list(shape)}
+    if of_tokens is not None:
+        made_of[MADE_TOKENS] = of_tokens
     settings = {"format": FORMAT, "dataset": name, "made_of": made_of}
     settings["num_clips"] = len(source)
-    plan = _plan(name, lengths, math.prod(shape) * STORED.itemsize, shape)
+    plan = _plan(name, lengths, frame_bytes, shape, num_tokens)
     files = {
         shard_name(name, SPLIT, index, len(plan.jobs)): job for index, job in enumerate(plan.jobs)
     }
@@ -189,11 +201,32 @@ def _shape_of(training: Training, source: Source) -> tuple[int, int]:
     return rows * columns, width
 
 
+def _tokenizer_of(training: Training) -> Any:
+    return training.definitions[TOKENIZER].skeleton()
+
+
+def _tokens(training: Training, params: Any, frozen: Any, video: jax.Array) -> jax.Array:
+    """Return the nearest tokens (B,T,M), as a training step would compute them of the pixels."""
+
+    def look(arrays: tuple[Any, Any], video: jax.Array) -> jax.Array:
+        models = {
+            name: training.definitions[name].merge(*arrays, differentiated=False)
+            for name in (MODEL, TOKENIZER)
+        }
+        sizes = Sizes(len(video), video.shape[1], 1)
+        draws = {TOKENIZER: models[TOKENIZER].draw(jax.random.key(0), sizes, False)}
+        return training.task.constants(models, {"video": video}, draws, False)["tokens"]
+
+    return over_samples(look, training.mesh, 1, (params, frozen), video)
+
+
 def _arrays(training: Training) -> tuple[Any, Any]:
     return training.state.params, training.frozen
 
 
-def _plan(name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, int]) -> Plan:
+def _plan(
+    name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, int], num_tokens: int
+) -> Plan:
     """Consecutive clips make a shard, as many as SHARD_BYTES hold."""
     jobs, clips, size = [], [], 0
     for index, length in enumerate(lengths):
@@ -203,11 +236,16 @@ def _plan(name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, in
         clips, size = [*clips, index], size + length * frame_bytes
     jobs.append(clips)
     tensor = tfds.features.Tensor(shape=shape, dtype=np.uint16, encoding="bytes")
+    features, about = {"features": tensor}, "the 16 bits of each bfloat16, a frame a record"
+    if num_tokens:
+        features["tokens"] = tfds.features.Tensor(
+            shape=(num_tokens,), dtype=np.int32, encoding="bytes"
+        )
     return Plan(
         jobs=tuple(Job(SPLIT, tuple(c), int(lengths[list(c)].sum())) for c in jobs),
         sources=(),
-        features={"features": tensor},
-        metadata={"kind": "features", "features": "the 16 bits of each bfloat16, a frame a record"},
+        features=features,
+        metadata={"kind": "features", "features": about},
     )
 
 
@@ -215,17 +253,26 @@ def _make_shards(
     out: Path, training: Training, source: Source, missing: dict[str, Job], plan: Plan
 ) -> None:
     serialize = serializer(plan.features)
-    together = FRAMES_AT_ONCE * training.mesh.size
-    compute = jax.jit(lambda *inputs: training.features(*inputs).astype(jax.numpy.bfloat16))
+    together, arrays = FRAMES_AT_ONCE * training.mesh.size, _arrays(training)
 
-    def features_of(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    @jax.jit
+    def compute(*inputs: Any) -> dict[str, jax.Array]:
+        found = {"features": training.features(*inputs).astype(jax.numpy.bfloat16)}
+        return (
+            {**found, "tokens": _tokens(training, *inputs)} if "tokens" in plan.features else found
+        )
+
+    def features_of(frames: Iterator[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Yield those of each frame; always as many frames at once, of one clip or several, so that
         one program serves all."""
         while some := list(itertools.islice(frames, together)):
             filled = np.resize(np.stack(some), (together, *some[0].shape))[:, None]
             placed = training.place({"video": filled})["video"]
-            found = np.asarray(compute(*_arrays(training), placed))[: len(some), 0]
-            yield from found.reshape(len(some), -1, found.shape[-1]).view(STORED)
+            found = {k: x[: len(some), 0] for k, x in on_host(compute(*arrays, placed)).items()}
+            width = found["features"].shape[-1]
+            found["features"] = found["features"].reshape(len(some), -1, width).view(STORED)
+            for frame in range(len(some)):
+                yield {name: x[frame] for name, x in found.items()}
 
     total = sum(job.num_items for job in missing.values())
     with tqdm(total=total, unit=" frames", desc="features") as bar:
@@ -238,8 +285,8 @@ def _make_shards(
                     yield from batch["video"][0]
 
             def records(frames: Iterator[np.ndarray]) -> Iterator[bytes]:
-                for tokens in features_of(frames):
-                    yield serialize({"features": tokens})
+                for of_frame in features_of(frames):
+                    yield serialize(of_frame)
                     bar.update()
 
             num_examples, num_bytes, sha256 = write_shard(out / file, records(frames()))

@@ -366,6 +366,18 @@ def test_the_training_step_is_timed(capsys):
     assert whole["parts"] == {} and whole["memory"] == found["memory"]
 
 
+@pytest.mark.slow
+def test_the_training_step_of_a_second_stage_is_timed(capsys):
+    """Its companion has untrained values; a run is not opened for it."""
+    train_step = load("train_step")
+    train_step.PEAK_SIZE["cpu"] = 256
+    spec = "--config=configs/sprites.py:image,slate"
+    assert train_step.main([f"{spec},smoke", "--steps=1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["parts"]) == 5
+    with pytest.raises(UserError, match="weights of companions.tokenizer"):
+        train_step.main([spec, "--steps=1"])
+
+
 def test_sizes_of_batches_are_numbers():
     with pytest.raises(SystemExit, match="2"):
         load("predict").main(["--batches=many"])

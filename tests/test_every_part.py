@@ -324,6 +324,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "final_norm": True,
                 "start": "xavier",
             },
+            {"num_layers": 1, "num_heads": 2, "embed": "table", "start_in_table": True},
         ],
         "denoising_unet": [
             {**UNET, "widths": (4, 8), "num_heads": 2, "zero_start": False},
@@ -419,7 +420,10 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
     "tokenizer": {
-        "dvae": [{"vocabulary": 7, "hidden_size": 6, "tau": 0.7}],
+        "dvae": [
+            {"vocabulary": 7, "hidden_size": 6, "tau": 0.7},
+            {"vocabulary": 7, "hidden_size": 6, "tau": 0.7, "group_norm": True, "kernel_size": 3},
+        ],
         "vq_features": [
             {
                 "width": 5,

@@ -29,7 +29,7 @@ VARIANTS = {
 }
 # Words of systems, by system; each is a system variant, a version or a task.
 WORDS = {
-    "boqsa": {"mixture"},
+    "boqsa": {"mixture", "transformer"},
     "dias": {"genera1z"},
     "dinosaur": {"ar", "r384", "dinov2", "original", "genera1z"},
     "inverted": {"tf", "tf_inv_gru", "sa_no_gru", "sa", "sa_id", "learned", "original"},

@@ -17,7 +17,7 @@ from tiny import tiny_config
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.interop.steve import DVAE as DVAE_ROWS
-from smoothsa_jax.interop.steve import STEVE
+from smoothsa_jax.interop.steve import STEVE, dvae_rows
 from smoothsa_jax.interop.table import KeyTable
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
@@ -145,6 +145,36 @@ def test_dvae():
             recorded[name] = transform.to_ours(x)
         compare_gradients(file, recorded, gradients)
         compare_norms(file, lambda key: table.ours(key)[0], gradients)
+
+
+def test_dvae_of_slate():
+    """With a GroupNorm in place of biases: tokens, reconstruction and loss. SLATE is not built."""
+    table = KeyTable(dvae_rows(normed=True))
+    with golden("model_slate_original", parts=()) as file:
+        theirs = file.group("param/dvae.")
+        arrays = {}
+        for key, x in theirs.items():
+            name, transform = table.ours(key)
+            arrays[name] = jnp.asarray(transform.to_ours(x))
+        image = np.moveaxis(file["inp/image"], 1, -1)
+        vocabulary, hidden = theirs["encoder.7.weight"].shape[:2]
+        sizes = image.shape[1:3], None, None
+        settings = {"vocabulary": vocabulary, "hidden_size": hidden, "group_norm": True}
+        make = lambda: DVAE(*sizes, **settings, rngs=nnx.Rngs(0))  # noqa: E731
+        definition, expected, _ = split(nnx.eval_shape(make))
+        assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
+        draws = {kind: grid_last(file[f"inp/gumbel_{kind}"]) for kind in ("soft", "hard")}
+
+        @jax.jit
+        def run(arrays):
+            model = definition.merge(arrays)
+            found = model.quantize(model.encode(image), draws, {"tau": file["inp/tau"]})
+            return found.tokens, model.decode(found.mixed)
+
+        tokens, recon = run(arrays)
+        np.testing.assert_array_equal(tokens.reshape(file["out/tokens"].shape), file["out/tokens"])
+        file.compare("out/recon_clamped", np.moveaxis(np.clip(recon, 0.0, 1.0), -1, 1), FORWARD)
+        file.compare("loss/mse", jnp.sum((recon - image) ** 2) / len(image), LOSS)
 
 
 class Recurrence(nnx.Module):

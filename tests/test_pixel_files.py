@@ -21,7 +21,6 @@ LAYOUTS = {
     f"{system}-{name}": keys
     for system in ("savi", "boqsa", "original")
     for name, keys in json.loads((FOLDER / f"{system}_state_dicts.json").read_text()).items()
-    if not name.startswith("transformer")  # BO-QSA's model of tokens
 }
 RECIPES = {
     "savi-savi_conditional_small": "movi_a:savi",
@@ -29,6 +28,7 @@ RECIPES = {
     "savi-savi_conditional_large": "movi_a:savi,large",
     "savi-savi++_conditional": "movi_e:savi_plus",
     "original-object_discovery": "clevr:slot_attention",
+    "boqsa-transformer_coco": "coco:boqsa,transformer",
 }
 MIXTURE = "clevrtex:boqsa,mixture"
 SMALL = "savi-savi_conditional_small"
@@ -57,10 +57,14 @@ def filled(name: str) -> dict[str, np.ndarray]:
             sides = [np.linspace(0.0, 1.0, n, dtype="f") for n in shape[1:3]]
             place = np.stack(np.meshgrid(*sides, indexing="ij"), -1)[None]
             found[key] = np.concatenate([place, 1 - place], axis=-1)
+        elif key.endswith("self_attn_mask"):
+            found[key] = np.triu(np.ones(shape, bool), 1)
     return found
 
 
-@pytest.mark.parametrize("name", quick(list(LAYOUTS), SMALL, "boqsa-mixture_clevrtex"))
+@pytest.mark.parametrize(
+    "name", quick(list(LAYOUTS), SMALL, "boqsa-mixture_clevrtex", "boqsa-transformer_coco")
+)
 def test_a_file_is_recognized_and_comes_back_bit_for_bit(name):
     recipe, config = config_of(name)
     state_dict = filled(name)

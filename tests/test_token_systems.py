@@ -85,6 +85,23 @@ def test_generated_tokens_are_the_largest_logits_given_the_ones_before(settings)
     np.testing.assert_allclose(logits, found["prediction"], atol=1e-5)
 
 
+def test_a_start_in_the_table_is_its_first_row():
+    """The same model as with a start vector of its own, which has that row."""
+    x, apart = inputs(), decoder_of(**ORIGINAL)
+    joined = decoder_of(**ORIGINAL, start_in_table=True)
+    weights = nnx.to_pure_dict(nnx.state(apart))
+    weights["table"] = jnp.concatenate([weights.pop("first")[0], weights["table"]])
+    nnx.update(joined, weights)
+    assert joined.table[...].shape == (VOCABULARY + 1, 6)
+    for run in (
+        lambda model: model(x["slots"], None, {"tokens": x["tokens"]}, None)[0]["prediction"],
+        lambda model: model.generate(x["slots"], None),
+    ):
+        np.testing.assert_array_equal(run(joined), run(apart))
+    with pytest.raises(UserError, match="has no table"):
+        decoder_of(**SETTINGS, start_in_table=True)
+
+
 def test_a_token_sees_those_before_it_alone():
     x, model = inputs(), decoder_of(**SETTINGS)
     run = lambda tokens: model(x["slots"], None, {"codes": x["codes"][tokens]}, None)[0]  # noqa: E731

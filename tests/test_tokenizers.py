@@ -23,12 +23,15 @@ from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.tokenizers import TokenizerEvaluator
+from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.interop.perceptual import load_lpips
 from smoothsa_jax.interop.tokenizers import load_taesd
-from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.build import build_model, model_shapes
 from smoothsa_jax.models.encoders.pixels import RANGES, denormalize, normalize
 from smoothsa_jax.models.layers.taesd import TinyDecoder, TinyEncoder
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.tasks.checks import check
+from smoothsa_jax.tasks.stored import refuse_other_features
 from smoothsa_jax.training.step import build_training
 
 FEATURES = {
@@ -353,6 +356,96 @@ def test_other_weights_of_the_encoder():
         begin(config, type("T", (), {"frozen": frozen, "state": setup.state})(), print)
 
 
+# ------------------------------------------------------------------------------------------ LPIPS
+
+
+def lpips_files(folder) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Random weights in the layouts of torchvision and of the package lpips."""
+    random, network, heads = np.random.default_rng(0), {}, {}
+    shapes = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
+    for i, (number, (out, num_in, size)) in enumerate(zip((0, 3, 6, 8, 10), shapes, strict=True)):
+        shape = (out, num_in, size, size)
+        kernel = random.normal(size=shape) * (2 / (num_in * size**2)) ** 0.5
+        network[f"features.{number}.weight"] = kernel.astype(np.float32)
+        network[f"features.{number}.bias"] = random.normal(size=out).astype(np.float32)
+        head = random.uniform(size=(1, out, 1, 1)) / out
+        heads[f"lin{i}.model.1.weight"] = head.astype(np.float32)
+    network["classifier.1.bias"] = np.zeros(4096, np.float32)  # unused
+    save_file(network, folder / "alexnet-owt-7be5be79.safetensors")
+    save_file(heads, folder / "alex.safetensors")
+    return network, heads
+
+
+def lpips_in_numpy(x, y, network, heads) -> np.ndarray:
+    """LPIPS as its paper and program have it, by sums over windows."""
+
+    def windows(x, size, stride):
+        found = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+        return found[:, ::stride, ::stride]  # (B,h,w,C,size,size)
+
+    total = 0.0
+    shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
+    x, y = ((z.astype(np.float64) - shift) / scale for z in (x, y))
+    layers = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))
+    for i, (number, stride, pad) in enumerate(layers):
+        kernel = network[f"features.{number}.weight"].astype(np.float64)
+        outputs = []
+        for z in (x, y):
+            if i in (1, 2):
+                z = windows(z, 3, 2).max(axis=(-2, -1))
+            z = np.pad(z, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+            seen = windows(z, kernel.shape[-1], stride)
+            z = np.einsum("bhwcij,ocij->bhwo", seen, kernel, optimize=True)
+            outputs.append(np.maximum(z + network[f"features.{number}.bias"], 0.0))
+        x, y = outputs
+        unit = [z / (np.linalg.norm(z, axis=-1, keepdims=True) + 1e-10) for z in outputs]
+        head = heads[f"lin{i}.model.1.weight"][0, :, 0, 0]
+        total = total + ((unit[0] - unit[1]) ** 2 @ head).mean(axis=(1, 2))
+    return total
+
+
+def test_lpips(tmp_path):
+    """The files' network gives the distance of a plain computation; equal pictures have none."""
+    files = lpips_files(tmp_path)
+    arrays, _ = load_lpips(str(tmp_path), "companions.perceptual.source")
+    model = model_shapes(ConfigDict({"perceptual": {"name": "lpips"}}), (1, 1))
+    definition = split(model)[0]
+    assert arrays.keys() == set(definition.names)
+    run = jax.jit(lambda arrays, x, y: definition.merge(arrays)(x, y))
+    x, y = (np.random.default_rng(i).normal(size=(2, 40, 35, 3)).astype(np.float32) for i in (0, 1))
+    np.testing.assert_allclose(run(arrays, x, y), lpips_in_numpy(x, y, *files), rtol=1e-5)
+    np.testing.assert_array_equal(run(arrays, x, x), 0.0)
+    still = jax.grad(lambda x: run(arrays, x, y).sum())(np.zeros_like(x))
+    assert np.isfinite(still).all()
+
+
+@pytest.mark.slow
+def test_lpips_in_training(tmp_path, monkeypatch, capsys):
+    """LPIPS is off, is a term of the loss with its files, and says which files it needs."""
+    monkeypatch.chdir(tmp_path)
+    spec = f"--config={ROOT}/configs/sprites.py:image,slotdiffusion,tokenizer,smoke"
+    weight, folder = "--config.losses.perceptual.weight=1.0", tmp_path / "lpips"
+    source = f"--config.companions.perceptual.source={folder}"
+    larger = "--config.data.image_size=64"
+    folder.mkdir()
+    for more, says in {
+        (weight,): "alexnet-owt-7be5be79.pth",
+        (weight, source): "has no alexnet-owt-*; expected a folder with torchvision's",
+    }.items():
+        assert here(spec, *QUICK, larger, *more, "--workdir=run") == 2
+        assert says in capsys.readouterr().err
+    lpips_files(folder)
+    assert here(spec, *QUICK, larger, source, "--workdir=run") == 2
+    assert "companions.perceptual is used by nothing" in capsys.readouterr().err
+    assert here(spec, *QUICK, larger, weight, source, "--workdir=run") == 0
+    shutil.rmtree(folder)
+    assert here("--mode=evaluate", "--workdir=run") == 0
+    stored = restore_latest(tmp_path / "run", warn=print)
+    assert "perceptual.heads.0" in stored.weights
+    logged = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any(x.get("loss/perceptual", 0.0) > 0.0 for x in logged)
+
+
 # ------------------------------------------------------------------------------------- whole runs
 
 QUICK = ("--config.train.num_steps=4", "--config.checkpoint.every=2", "--config.eval.num_samples=2")
@@ -407,9 +500,39 @@ def test_stored_features(tmp_path):
     assert all("features" in x for x in _batches(config))
 
 
-def _batches(config):
-    from smoothsa_jax.inputs.build import build_dataset
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["slate", "vvo"])
+def test_stored_tokens(tmp_path, system):
+    """They stand for the pixels that they were made of, are looked up, and have to be the run's."""
+    config = load_config(f"{ROOT}/configs/sprites.py:image,{system},smoke").unlock()
+    config.data.num_samples, config.companions.tokenizer.draws = 8, "evaluation"
+    store.store(config, tmp_path / "features")
+    setup = build_training(config)
+    params, frozen, _ = begin(config, setup, print)
+    arrays, found = {**params, **frozen}, {}
+    for folder in ("", str(tmp_path / "features")):
+        config.data.features = folder
+        task = build_training(config).task
+        options = {"reads": task.inputs, "with_pixels": task.needs_pixels, "num_slots": 4}
+        source = build_dataset(config.data, "train", **options)
+        samples = [source[i] for i in range(2)]
+        batch = {k: np.stack([x[k] for x in samples]) for k in samples[0]}
+        assert ("video" in batch) == (not folder) == ("tokens" not in batch)
+        models = {k: x.merge(arrays, differentiated=False) for k, x in setup.definitions.items()}
+        draws = {"tokenizer": {"tokenizer": None}}
+        found[folder] = setup.task.constants(models, batch, draws, False)
+    one, two = found.values()
+    np.testing.assert_array_equal(one["tokens"], two["tokens"])
+    np.testing.assert_array_equal(one["codes"], two["codes"])
+    refuse_other_features(source, config, frozen)
+    changed = {k: x + 1 if k.startswith("tokenizer.tokenizer.") else x for k, x in frozen.items()}
+    with pytest.raises(UserError, match="holds tokens of another tokenizer"):
+        refuse_other_features(source, config, changed)
+    config.companions.tokenizer.draws = "training"
+    assert "tokens" not in build_training(config).task.inputs
 
+
+def _batches(config):
     source = build_dataset(
         config.data, "train", reads=("video", "features"), num_slots=1, with_pixels=True
     )

@@ -15,6 +15,9 @@ dfz         a UNet predicts the noise in codes of width 4, as in SlotDiffusion; 
 r384        pictures of 384 pixels instead of 256, so 576 tokens instead of 256
 genera1z    the published recipe
 
+The published tokenizer of dfz has LPIPS among its losses, with weight 1; see SlotDiffusion for how
+to switch it on.
+
 In the published program, tokens are drawn in training of stage two as well, as a side effect:
 `--config.companions.tokenizer.draws=` gives the nearest ones.
 
@@ -40,7 +43,6 @@ from smoothsa_jax.errors import UserError
 
 TITLE = "VQ-VFM-OCL"
 KIND = "system"
-CODE_SIZE = 4  # of dfz
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -103,14 +105,14 @@ def dfz(config: ConfigDict, data: base.DataSet) -> None:
     del data
     config.title = f"{TITLE}, diffusion"
     config.model.decoder = ConfigDict(base.DENOISING_UNET)
-    config.model.target = ConfigDict({"name": "noise", "width": CODE_SIZE})
+    config.model.target = ConfigDict({"name": "noise", "width": base.CODE_SIZE})
     config.losses = ConfigDict({"noise": {"weight": 1.0}})
 
 
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str, variant: str | None) -> None:
     """The first stage: a vocabulary of features, of codes of width 4 for a UNet."""
     del source
-    width = CODE_SIZE if variant == "dfz" else None
+    width = base.CODE_SIZE if variant == "dfz" else None
     base.train_tokenizer(config, data, base.VQ_FEATURES, width=width)
 
 

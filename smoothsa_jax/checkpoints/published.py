@@ -21,7 +21,13 @@ from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.config.words import split_words
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.authors import DETACH_FLAG, HEAD, from_authors, to_authors
-from smoothsa_jax.interop.pixel_programs import BOQSA, IMAGE_SIZE, ORIGINAL, SAVI
+from smoothsa_jax.interop.pixel_programs import (
+    BOQSA,
+    BOQSA_TOKENS,
+    IMAGE_SIZE,
+    ORIGINAL,
+    SAVI,
+)
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
 from smoothsa_jax.interop.steve import STEVE
 from smoothsa_jax.interop.table import describe, mismatches
@@ -121,6 +127,12 @@ FAMILIES = (
         BOQSA,
         _any("decoder.conv.0.0.conv.0."),
         ("clevrtex:boqsa,mixture",),
+    ),
+    Family(
+        "BO-QSA on tokens",
+        BOQSA_TOKENS,
+        _all("slot_attn.slots_init.", "dictionary.dictionary."),
+        ("coco:boqsa,transformer",),
     ),
     Family(
         "DINOSAUR",
@@ -395,7 +407,9 @@ def program_of(config: ConfigDict) -> Program | None:
     if model is None or "cold" in model.get("initializer", {}):
         return None
     if TOKENIZER in model:
-        return GENERA1Z if is_tokenizer_model(model) else STEVE
+        if is_tokenizer_model(model):
+            return GENERA1Z
+        return BOQSA_TOKENS if model.decoder.get("start_in_table", False) else STEVE
     if model.decoder.name == "spatial_broadcast":
         if model.decoder.head == "separate":
             return SAVI

@@ -20,13 +20,20 @@ from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_
 from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, from_state_dict, recipes
 from smoothsa_jax.checkpoints.read import FOLDER, place_array, restore_latest
 from smoothsa_jax.config.load import known_words, load_config
-from smoothsa_jax.config.values import canonical, differences, image_size_of, to_json
+from smoothsa_jax.config.values import (
+    canonical,
+    differences,
+    image_size_of,
+    is_absent,
+    to_json,
+)
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.files import expanded
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.encoder_weights import load_encoder
+from smoothsa_jax.interop.perceptual import load_lpips
 from smoothsa_jax.interop.tokenizers import load_taesd
 from smoothsa_jax.models.build import build_model
 from smoothsa_jax.models.layers.taesd import TinyDecoder, TinyEncoder
@@ -38,6 +45,7 @@ from smoothsa_jax.models.parameters import (
     matching,
     split,
 )
+from smoothsa_jax.models.perceptual import PERCEPTUAL
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 
 RANDOM = "random"  # a source: untrained values from a seed
@@ -153,7 +161,7 @@ def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -
     open_ones = [
         name
         for name, companion in config.companions.items()
-        if "model" not in companion and "average_of" not in companion
+        if "model" not in companion and not is_absent(companion) and "source" in companion
     ]
     if not open_ones:
         return config
@@ -173,6 +181,9 @@ def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -
 
 
 def _opened(name: str, source: str, warn: Warn) -> Trained:
+    if name == PERCEPTUAL:
+        what = f"companions.{name}.source={source}"
+        return _together(what, lambda: _of_lpips(source, what), _describe)
     trained = None
     if source:
         trained = _open_together(f"companions.{name}.source={source}", source, warn)
@@ -185,6 +196,12 @@ def _opened(name: str, source: str, warn: Warn) -> Trained:
             f"--config.companions.{name}.source"
         )
     return trained
+
+
+def _of_lpips(source: str, path: str) -> Trained:
+    arrays, what = load_lpips(source, path)
+    config = ConfigDict({"title": "LPIPS", "model": {PERCEPTUAL: {"name": "lpips"}}})
+    return Trained(config, arrays, 0, what)
 
 
 def _open_together(what: str, source: str, warn: Warn) -> Trained | None:
@@ -326,7 +343,7 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         filled |= _filled_by(f"weights.{name}", entry, arrays, what, filled, mine, warn)
         words.append(what)
     for name, companion in config.companions.items():
-        if "average_of" in companion:
+        if "average_of" in companion or is_absent(companion):
             continue
         if companion.source == UNTRAINED:
             words.append(f"companion {name}: untrained, as it has no source")

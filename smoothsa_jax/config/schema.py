@@ -209,7 +209,7 @@ KEYS: dict[str, Check] = {
 }
 # Of an entry of `companions`: an earlier run (the program adds its title and model), or an average.
 COMPANION: dict[str, Check] = {
-    "source": text,
+    "source": none_or(text),  # None: it is left out
     "draws": one_of("evaluation", "training"),  # how it draws random numbers in a training step
     "average_of": text,
     "decay": number(below=1.0),

@@ -63,6 +63,11 @@ def image_size_of(config: ConfigDict) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def is_absent(companion: Mapping[str, Any]) -> bool:
+    """Whether an entry of `companions` stands for none: its source is None."""
+    return "source" in companion and companion["source"] is None
+
+
 def to_json(config: ConfigDict) -> str:
     """The config as JSON text with sorted keys; `from_json` gives it back, tuples included."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -44,7 +44,8 @@ def build_dataset(
 ) -> Source:
     """Build the data set `config.name` with the other entries of `config` as its options.
 
-    If `config.features` names a folder, samples have the features stored there instead of pixels.
+    If `config.features` names a folder, samples have the features stored there instead of pixels,
+    and the tokens, where these are stored and read.
 
     Args:
         config: the `data` part of a config.
@@ -63,7 +64,8 @@ def build_dataset(
         UserError: the name or an option is unknown.
     """
     dataset = check_data(config, options)
-    also = tuple(name for name in OPTIONAL if name in tuple(reads))
+    reads = tuple(reads)
+    also = tuple(name for name in OPTIONAL if name in reads)
     if "also" in inspect.signature(dataset).parameters:
         options["also"] = also
     elif also and config.get("name") in DATASETS:
@@ -79,7 +81,8 @@ def build_dataset(
         # Imported on use only, as above.
         from smoothsa_jax.inputs.features import CachedFeatures, features_folder
 
-        return CachedFeatures(source, features_folder(config), split, with_pixels)
+        tokens = "tokens" in tuple(reads)
+        return CachedFeatures(source, features_folder(config), split, with_pixels, tokens)
     num_frames = arguments.get("num_frames")
     if num_frames is None or may_be_shorter:
         return source

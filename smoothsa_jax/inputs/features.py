@@ -19,6 +19,8 @@ from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
 
 AUTO = "auto"  # value of data.features: beside data.folder
+TOKENS = np.dtype("<i4")
+MADE_TOKENS = "tokenizer"  # what a folder says of the tokenizer whose tokens it holds
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
 
 
@@ -69,22 +71,29 @@ class CachedFeatures:
     """A source of training samples with "features" (T, M, C) bfloat16 in place of "video".
 
     Windows of frames are drawn as without the cache. Every frame is seen in the fixed view that was
-    stored.
+    stored. Folders of systems of tokens also hold "tokens" (T, M) int32.
 
     Args:
         source: a source of the same clips.
         folder: a folder written by `python -m data.store`.
         split: the split of both.
         with_pixels: whether samples also have "video", in the view that was stored.
+        with_tokens: whether samples have "tokens", where these are stored. The pixels are not
+            needed then: they would be what tokens are made of.
 
     Raises:
         UserError: the folder is unreadable, or has fewer clips than the source.
     """
 
     def __init__(
-        self, source: FixedViewSource, folder: str | Path, split: str, with_pixels: bool = False
+        self,
+        source: FixedViewSource,
+        folder: str | Path,
+        split: str,
+        with_pixels: bool = False,
+        with_tokens: bool = False,
     ):
-        self._source, self._split, self._with_pixels = source, split, with_pixels
+        self._source, self._split = source, split
         folder = expanded(folder)
         if not (folder / MANIFEST).is_file():
             raise UserError(
@@ -96,6 +105,8 @@ class CachedFeatures:
         self.made_of: dict[str, Any] = json.loads((folder / MANIFEST).read_text()).get(
             "made_of", {}
         )
+        self._with_tokens = with_tokens and MADE_TOKENS in self.made_of
+        self._with_pixels = with_pixels and not self._with_tokens
         self._records = Records(folder, split)
         if len(self._ends) < len(source):
             raise UserError(
@@ -126,7 +137,8 @@ class CachedFeatures:
             sample = {**sample, "video": self._source.fixed_pixels(index, which)}
         begin = self._ends[index - 1] if index else 0
         frames = [self._frame(int(begin) + t) for t in which]
-        return {**sample, "features": np.stack(frames).view(ml_dtypes.bfloat16)}
+        found = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+        return {**sample, **found, "features": found["features"].view(ml_dtypes.bfloat16)}
 
     @property
     def folder(self) -> Path:
@@ -136,7 +148,11 @@ class CachedFeatures:
         """A hash of the stored features; None: unknown."""
         return fingerprint(self._records.folder, self._split)
 
-    def _frame(self, number: int) -> Shaped[np.ndarray, "M C"]:
+    def _frame(self, number: int) -> dict[str, Shaped[np.ndarray, "M ..."]]:
         example = tf_example_pb2.Example.FromString(self._records[number]).features.feature
         bits = np.frombuffer(example["features"].bytes_list.value[0], STORED)
-        return bits.reshape(self.made_of["shape"])
+        found = {"features": bits.reshape(self.made_of["shape"])}
+        if self._with_tokens:
+            tokens = np.frombuffer(example["tokens"].bytes_list.value[0], TOKENS)
+            found["tokens"] = tokens.astype(np.int32)
+        return found

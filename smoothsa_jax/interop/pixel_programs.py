@@ -14,10 +14,17 @@ import numpy as np
 from flax import nnx
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.interop import keras, linen
+from smoothsa_jax.interop import keras, linen, steve
 from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.programs import SLOT_ATTENTION, WITH_AXIS, Arrays, Program
-from smoothsa_jax.interop.table import FILTERS, LINEAR, NORM, SAME, Row, Transform
+from smoothsa_jax.interop.programs import (
+    SLOT_ATTENTION,
+    WITH_AXIS,
+    Arrays,
+    Program,
+    pack_attention,
+    unpack_attention,
+)
+from smoothsa_jax.interop.table import FILTERS, LINEAR, NORM, RAW, SAME, Row, Transform
 from smoothsa_jax.models.encoders.conv import Conv
 from smoothsa_jax.models.encoders.resnet import ResNet
 from smoothsa_jax.parts import make
@@ -56,19 +63,19 @@ class _Places:
     """The functions of the place that a program stores.
 
     Attributes:
-        encoder, decoder: their keys.
+        encoder, decoder: their keys; None: the decoder has none.
         make: (h, w) -> an array.
     """
 
     encoder: str
-    decoder: str
+    decoder: str | None
     make: Callable[[tuple[int, int]], np.ndarray]
 
     def kept(self, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return the sizes of those in a file; the values, where they are not ours to the bit."""
-        found = {}
+        found, mine = {}, tuple(filter(None, (self.encoder, self.decoder)))
         for key, x in state_dict.items():
-            if not key.endswith((self.encoder, self.decoder)):
+            if not key.endswith(mine):
                 continue
             own = self.make(x.shape[1:3])
             if own.shape != x.shape or np.abs(own - x).max() > 1e-5:
@@ -86,11 +93,10 @@ class _Places:
             return {key: values(x) for key, x in given.items()}
         if IMAGE_SIZE not in kept or "encoder" not in model:
             return {}
-        cells = model["decoder"]["cells"]
-        grids = {
-            self.encoder: _grid_of(model["encoder"], tuple(kept[IMAGE_SIZE])),
-            self.decoder: (cells, cells) if isinstance(cells, int) else tuple(cells),
-        }
+        grids = {self.encoder: _grid_of(model["encoder"], tuple(kept[IMAGE_SIZE]))}
+        if self.decoder is not None:
+            cells = model["decoder"]["cells"]
+            grids[self.decoder] = (cells, cells) if isinstance(cells, int) else tuple(cells)
         return {key: self.make(grid) for key, grid in grids.items()}
 
 
@@ -117,23 +123,30 @@ def _convolution(transform: Transform, kernel: str = "weight") -> dict[str, tupl
     return {kernel: ("kernel", transform), "bias": ("bias", SAME)}
 
 
-def _boqsa_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
-    del model
-    numbers = {int(x.split(".")[3]) for x in names if x.startswith("decoder.layers.layers.")}
-    last = max(numbers, default=0)
-    enlarge = _convolution(_TORCH_TRANSPOSED)
+def _boqsa_slots(encoder: str) -> list[Row]:
+    """What its two models share: an encoder of that name, and all that makes slots."""
     attention: list[Row] = [
         ("norm_feature", "norm_features", NORM),
         *SLOT_ATTENTION,
     ]
     return [
-        ("encoder.conv.{}.0", "encoder.layers.layers.{}", _convolution(FILTERS)),
+        (f"{encoder}.conv.{{}}.0", "encoder.layers.layers.{}", _convolution(FILTERS)),
         ("slot_attn.pos_emb.dense", "encoder.place.dense", LINEAR),
         ("slot_attn.mlp.0", "projection.norm", NORM),
         ("slot_attn.mlp.1", "projection.mlp.hidden", LINEAR),
         ("slot_attn.mlp.3", "projection.mlp.out", LINEAR),
         ("slot_attn.slots_init.weight", "initializer.mean", {"": ("", WITH_AXIS)}),
         *below("slot_attn.slot_attention", "aggregator", attention),
+    ]
+
+
+def _boqsa_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del model
+    numbers = {int(x.split(".")[3]) for x in names if x.startswith("decoder.layers.layers.")}
+    last = max(numbers, default=0)
+    enlarge = _convolution(_TORCH_TRANSPOSED)
+    return [
+        *_boqsa_slots("encoder"),
         ("decoder.pos_emb.dense", "decoder.place.dense", LINEAR),
         ("decoder.conv.{}.0.conv.0", "decoder.layers.layers.{}", enlarge),
         (f"decoder.conv.{last}.1", "decoder.joint", enlarge),
@@ -186,6 +199,35 @@ BOQSA = _OfPixels(
     ignored=lambda key: key.removeprefix("model.").endswith(".pos_emb.grid"),
     today=lambda key: key.removeprefix("model."),
     places=_BOQSA_PLACES,
+)
+
+
+def _boqsa_token_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    """Those of its model of tokens, which is SLATE with an encoder of its own."""
+    del names, model
+    return [
+        *_boqsa_slots("backbone"),
+        *below("dvae", "tokenizer", steve.dvae_rows(normed=True)),
+        ("slot_proj", "decoder.project_slots", LINEAR),
+        ("dictionary.dictionary.weight", "decoder.table", RAW),
+        ("positional_encoder.pe", "decoder.position", RAW),
+        *below("tf_dec.blocks.{}", "decoder.layers.{}", steve.DECODER_LAYER),
+        ("tf_dec.layer_norm", "decoder.norm_out", NORM),
+        ("out", "decoder.readout", LINEAR),
+    ]
+
+
+_BOQSA_TOKEN_PLACES = _Places("slot_attn.pos_emb.grid", None, _borders)
+BOQSA_TOKENS = _OfPixels(
+    "BO-QSA on tokens",
+    _boqsa_token_rows,
+    cut=pack_attention,
+    join=unpack_attention,
+    more=lambda arrays, kept: steve.masks(arrays, "tf_dec"),
+    kept=_kept_of(_BOQSA_TOKEN_PLACES, "model."),
+    ignored=lambda key: key.endswith((".pos_emb.grid", f".{steve.MASK}")),
+    today=lambda key: key.removeprefix("model."),
+    places=_BOQSA_TOKEN_PLACES,
 )
 
 

@@ -26,24 +26,38 @@ from smoothsa_jax.interop.table import (
 from smoothsa_jax.models.layers.positions import functions_of_place
 
 _CONVOLUTION: Leaves = {"weight": ("kernel", FILTERS), "bias": ("bias", SAME)}
-_PLACE, _MASK = "steve_encoder.pos.pe", "self_attn_mask"
+_PLACE, MASK = "steve_encoder.pos.pe", "self_attn_mask"
 _DECODER, _PREDICTOR = "steve_decoder", "steve_encoder.savi.predictor"
 
 # Of the decoder, the layers of each of its parts; pixels are shuffled in between.
 _DVAE_LAYERS = ((0, 1, 2, 3, 4), (6, 7, 8, 9), (11,))
 
 
-def _dvae_rows() -> list[Row]:
-    rows = [(f"encoder.{i}.m", f"encoder.layers.{i}", _CONVOLUTION) for i in range(7)]
+def dvae_rows(normed: bool = False) -> list[Row]:
+    """Those below a dVAE.
+
+    Args:
+        normed: whether its layers have a GroupNorm in place of a bias, as in SLATE.
+    """
+    rows: list[Row] = []
+
+    def layer(theirs: str, ours: str, number: int) -> None:
+        rows.append((f"{theirs}.m", f"{ours}.layers.{number}", _CONVOLUTION))
+        if normed:
+            rows.append((theirs, f"{ours}.norms.{number}", NORM))
+
+    for i in range(7):
+        layer(f"encoder.{i}", "encoder", i)
     rows.append(("encoder.7", "encoder.layers.7", _CONVOLUTION))
-    for part, numbers in enumerate(_DVAE_LAYERS):
+    *shuffled, (last,) = _DVAE_LAYERS
+    for part, numbers in enumerate(shuffled):
         for i, number in enumerate(numbers):
-            last = "" if number == 11 else ".m"
-            rows.append((f"decoder.{number}{last}", f"decoder.{part}.layers.{i}", _CONVOLUTION))
+            layer(f"decoder.{number}", f"decoder.{part}", i)
+    rows.append((f"decoder.{last}", f"decoder.{len(shuffled)}.layers.0", _CONVOLUTION))
     return rows
 
 
-DVAE = _dvae_rows()
+DVAE = dvae_rows()
 _FEED_FORWARD: list[Row] = [
     ("ffn.0", "feed_forward.hidden", LINEAR),
     ("ffn.2", "feed_forward.out", LINEAR),
@@ -55,7 +69,7 @@ _PREDICTOR_LAYER: list[Row] = [
     ("attn_layer_norm", "norm_self", NORM),
     *_FEED_FORWARD,
 ]
-_DECODER_LAYER: list[Row] = [
+DECODER_LAYER: list[Row] = [
     ("self_attn", "self_attention", PACKED),
     ("self_attn.proj_o", "self_attention.out", LINEAR),
     ("encoder_decoder_attn", "cross_attention", PACKED),
@@ -103,7 +117,7 @@ def _rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
         (f"{_DECODER}.bos", "decoder.first", RAW),
         (f"{_DECODER}.dict.dictionary.weight", "decoder.table", RAW),
         (f"{_DECODER}.pos.pe", "decoder.position", RAW),
-        *below(f"{_DECODER}.tf.blocks.{{}}", "decoder.layers.{}", _DECODER_LAYER),
+        *below(f"{_DECODER}.tf.blocks.{{}}", "decoder.layers.{}", DECODER_LAYER),
         (f"{_DECODER}.tf.layer_norm", "decoder.norm_out", NORM),
         (f"{_DECODER}.head", "decoder.readout", LINEAR),
     ]
@@ -120,11 +134,17 @@ def _more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
     if "grid" in kept:
         place = functions_of_place(tuple(kept["grid"]), "centers")
         found[_PLACE] = place.transpose(2, 0, 1)[None]
+    return {**found, **masks(arrays, f"{_DECODER}.tf")}
+
+
+def masks(arrays: Mapping[str, np.ndarray], decoder: str) -> Arrays:
+    """Return the masks of causal attention, which the files of a model's decoder hold."""
     layers = {name.split(".")[2] for name in arrays if name.startswith("decoder.layers.")}
-    for i in layers:
-        size = arrays["decoder.position"].shape[1] - 1
-        found[f"{_DECODER}.tf.blocks.{i}.{_MASK}"] = np.triu(np.ones((size, size), bool), 1)
-    return found
+    if not layers:
+        return {}
+    size = arrays["decoder.position"].shape[1] - 1
+    later = np.triu(np.ones((size, size), bool), 1)
+    return {f"{decoder}.blocks.{i}.{MASK}": later.copy() for i in sorted(layers)}
 
 
 STEVE = Program(
@@ -134,5 +154,5 @@ STEVE = Program(
     unpack_attention,
     more=_more,
     kept=_kept,
-    ignored=lambda key: key == _PLACE or key.endswith(_MASK),
+    ignored=lambda key: key == _PLACE or key.endswith(MASK),
 )

@@ -13,7 +13,7 @@ from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Noise, Reconstruction, Token
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
 from smoothsa_jax.losses.time import TimeSimilarity
-from smoothsa_jax.losses.tokenizers import Codebook, Commitment, LatentNorm
+from smoothsa_jax.losses.tokenizers import Codebook, Commitment, LatentNorm, Perceptual
 from smoothsa_jax.models.interfaces import Loss, Scheduled
 from smoothsa_jax.parts import check_number, make, scheduled_settings
 
@@ -29,6 +29,7 @@ LOSSES: dict[str, Callable] = {
     "codebook": Codebook,
     "commitment": Commitment,
     "latent_norm": LatentNorm,
+    "perceptual": Perceptual,
     "category": Category,
     "box": Box,
 }

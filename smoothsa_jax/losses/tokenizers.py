@@ -69,5 +69,24 @@ class LatentNorm:
         return _mean_square(latents, (fixed - mean) * jax.lax.rsqrt(variance + EPSILON))
 
 
+class Perceptual:
+    """The distance of decoded pixels from true ones, as the companion `perceptual` sees it.
+
+    The published tokenizers of width 4 add LPIPS with weight 1.
+    """
+
+    reads = ("perceptual",)
+    advice = {
+        "perceptual": "set --config.companions.perceptual.source to a folder with torchvision's "
+        "alexnet-owt-7be5be79.pth and alex.pth of the package lpips (its folder weights/v0.1)"
+    }
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        return outputs["perceptual"].mean()  # of all frames
+
+
 def _mean_square(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.mean(jnp.square(x - y))

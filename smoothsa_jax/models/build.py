@@ -37,6 +37,7 @@ from smoothsa_jax.models.encoders.vit import ViT
 from smoothsa_jax.models.heads import RecognitionHead
 from smoothsa_jax.models.initializers import Boxes, Gaussian, Learned, Tokens, Warmed
 from smoothsa_jax.models.interfaces import Aggregator
+from smoothsa_jax.models.perceptual import LPIPS, PERCEPTUAL
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
@@ -140,6 +141,7 @@ PARTS = {
 # A model may do without these, and its config then lacks them.
 OPTIONAL = ("target_encoder", "pruning", "tokenizer")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
+PERCEPTUALS: dict[str, Callable] = {"lpips": LPIPS}
 SIZES = ("num_slots", "slot_size")
 
 
@@ -277,8 +279,14 @@ def build_model(
     return build(config, image_size, nnx.Rngs(seed), part_seeds or {}, shapes)
 
 
-def model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> SlotModel | TokenizerModel:
-    """Make the same model with shapes instead of arrays, without computing anything."""
+def model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Module:
+    """Make the same model with shapes instead of arrays, without computing anything.
+
+    A companion may also be a model that compares pictures; its arrays always come from files.
+    """
+    if PERCEPTUAL in config:
+        path, settings = f"companions.{PERCEPTUAL}.model.{PERCEPTUAL}", config[PERCEPTUAL]
+        return nnx.eval_shape(lambda: make(path, settings, PERCEPTUALS, rngs=_one_key()))
     if not is_tokenizer_model(config):
         return slot_model_shapes(config, image_size)
     build = lambda: _tokenizer_built(config, image_size, _one_key(), {}, frozenset())  # noqa: E731

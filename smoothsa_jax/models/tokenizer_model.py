@@ -92,6 +92,11 @@ class TokenizerModel(nnx.Module):
         outputs = {"tokens": found.tokens, "codes": floats(found.codes)}
         return {name: jax.lax.stop_gradient(unfold(x, len(inputs))) for name, x in outputs.items()}
 
+    def of_tokens(self, tokens: Array) -> dict[str, Array]:
+        """Return the same for tokens (B,T,M) that are known."""
+        codes = unfold(floats(self.tokenizer.codes(fold(tokens))), len(tokens))
+        return {"tokens": tokens, "codes": jax.lax.stop_gradient(codes)}
+
 
 def check_reads(name: str, reads: str) -> None:
     """Refuse a tokenizer of a user that says neither of the two.

@@ -81,7 +81,7 @@ def report(
     if reason := getattr(build_task(config), "no_segments", ""):
         raise UserError(f"{workdir} holds a model of the task {config.task!r}, which {reason}")
     if "decoder" not in config.model:
-        sources = [x.source for x in config.companions.values() if "source" in x]
+        sources = [x.source for x in config.companions.values() if x.get("source")]
         raise UserError(
             f"{workdir} holds a model of the task {config.task!r}, and a report shows slots; give "
             f"the workdir of the slot model that it was trained on: {', '.join(sources)}"

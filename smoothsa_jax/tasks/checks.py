@@ -35,6 +35,7 @@ from smoothsa_jax.models.parameters import (
     matching,
     split,
 )
+from smoothsa_jax.models.perceptual import PERCEPTUAL
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.parts import choose
@@ -45,6 +46,7 @@ from smoothsa_jax.tasks.recognition import SLOT_MODEL
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
+STORED = ("features", "tokens")  # arrays of a batch that a run may have on disk
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
@@ -89,6 +91,7 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     _check_kinds(config)
     _check_tokenizer(config, models)
     _check_teacher(config, losses, models)
+    _check_perceptual(losses, models)
     _check_eval_slots(config, models[MODEL])
     _check_scoring(config, task)
     outputs = _outputs(config, task, models)
@@ -144,6 +147,15 @@ def _check_teacher(config: ConfigDict, losses: Losses, models: Models) -> None:
                 "masks are compared; train the first stage with the same settings, or change the "
                 "student's"
             )
+
+
+def _check_perceptual(losses: Losses, models: Models) -> None:
+    """Refuse a companion that compares pictures for nothing."""
+    if PERCEPTUAL in models and not any(PERCEPTUAL in x.reads for x in losses.terms.values()):
+        raise UserError(
+            f"companions.{PERCEPTUAL} is used by nothing: no loss reads it; set "
+            f"--config.losses.{PERCEPTUAL}.weight=1.0, or remove it"
+        )
 
 
 def _check_kinds(config: ConfigDict) -> None:
@@ -495,7 +507,7 @@ class _Batch(dict):
     """A batch with the arrays of every data set; any other key raises a KeyError."""
 
     def __contains__(self, name: object) -> bool:
-        return name != "features" and self[name] is not None
+        return name not in STORED and self[name] is not None
 
 
 def agree(config: ConfigDict) -> None:

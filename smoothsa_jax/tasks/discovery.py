@@ -6,6 +6,7 @@ Scores do not need them, so the compiler leaves the teacher out at evaluation.
 It may have a frozen tokenizer as the companion `tokenizer`, the model of an earlier run of the task
 `tokenizer`. Its `tokens` (B,T,M) and `codes` (B,T,M,D) are constants that targets and decoders
 read; where nothing does, the compiler leaves it out too. Its schedules have their last values.
+Stored tokens take the place of computed ones, unless they are drawn.
 """
 
 import dataclasses
@@ -62,7 +63,8 @@ class Discovery:
         self._along = TOKENIZER in config.model  # it is a part, and trained
         self.needs_pixels = self._along or self._tokenizer.reads == PIXELS
         # Pixels or stored features.
-        self.inputs = ("video", "features", "boxes", "slot_mask", *self._more)
+        tokens = ("tokens",) if self._tokenizer.reads and not self._tokenizer.draws else ()
+        self.inputs = ("video", "features", *tokens, "boxes", "slot_mask", *self._more)
         self._scoring = scoring_of(config.eval)
         self.evaluator = MaskEvaluator(config.eval.masks, self._scoring, prunes(config.eval))
 
@@ -200,6 +202,8 @@ class FrozenTokenizer:
             features: of the encoder that both models have; None: its own encoder computes them.
             draws: what `TokenizerModel.draw` returned.
         """
+        if "tokens" in batch:  # `stored.refuse_other_features` has compared the tokenizers
+            return model.of_tokens(batch["tokens"])
         features = features if self.reads == FEATURES else None
         inputs = model.inputs(batch.get("video"), features)
         return model.tokens(inputs, draws, self._scheduled)

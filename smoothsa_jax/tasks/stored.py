@@ -1,4 +1,4 @@
-"""Check that stored features equal those that the run's own encoder would compute."""
+"""Check that stored features and tokens equal those that the run's own models would compute."""
 
 import json
 from typing import Any
@@ -10,9 +10,11 @@ from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
+from smoothsa_jax.inputs.features import MADE_TOKENS
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.models.parameters import ENCODER, Parameters
+from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.discovery import TEACHER
 
 # Settings of data that change the view of a frame, and their defaults.
@@ -42,6 +44,21 @@ def features_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any]:
     return json.loads(json.dumps(made_of))
 
 
+def tokens_made_of(config: ConfigDict, frozen: Parameters) -> dict[str, Any] | None:
+    """Return what determines the tokens of a frame besides its pixels or features, as JSON values.
+
+    Returns:
+        None: the config has no tokens that could be stored, since there is no frozen tokenizer, or
+        since it draws them anew in each step.
+    """
+    companion = config.companions.get(TOKENIZER, {})
+    if "model" not in companion or companion.get("draws") == "training":
+        return None
+    start = f"{TOKENIZER}."
+    arrays = {name: x for name, x in frozen.items() if name.startswith(start)}
+    return {"name": companion.model.tokenizer.name, "weights": digest(on_host(arrays))}
+
+
 def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -> None:
     """Refuse stored features that differ from those of the run's own encoder.
 
@@ -65,6 +82,13 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
                 f"run has {mine}; remove that folder and store them again with python -m "
                 "data.store, or set --config.data.features="
             )
+    found, mine = source.made_of.get(MADE_TOKENS), tokens_made_of(config, frozen)
+    if found is not None and mine is not None and found != mine:
+        raise UserError(
+            f"data.features {source.folder} holds tokens of another tokenizer than "
+            f"companions.{TOKENIZER}: found {found}, the run has {mine}; remove that folder and "
+            "store them again with python -m data.store, or set --config.data.features="
+        )
 
 
 def _refuse_other_encoder_of_teacher(config: ConfigDict, frozen: Parameters) -> None:

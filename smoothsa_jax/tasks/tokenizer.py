@@ -2,6 +2,8 @@
 
 The config's `model` has a `tokenizer` and, where that reads features, the frozen `encoder`. A slot
 model of a later run takes the trained one as its companion `tokenizer`; see `discovery`.
+
+The companion `perceptual` compares decoded pixels with true ones, for the loss of that name.
 """
 
 import functools
@@ -26,7 +28,8 @@ from smoothsa_jax.models.build import (
 )
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import ENCODER
-from smoothsa_jax.models.tokenizer_model import FEATURES, TOKENIZER
+from smoothsa_jax.models.perceptual import PERCEPTUAL
+from smoothsa_jax.models.tokenizer_model import FEATURES, TOKENIZER, fold, unfold
 from smoothsa_jax.tasks.discovery import seeds_of_parts
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
@@ -35,7 +38,7 @@ class Tokenization:
     """See `task.Task`. The trained model is a `TokenizerModel`."""
 
     untrained = "untrained tokenizer"
-    companions = ()
+    companions = (PERCEPTUAL,)
     averages = True
     needs_pixels = True  # also with stored features: they are what codes explain
     no_segments = (
@@ -113,7 +116,11 @@ class Tokenization:
     ) -> Outputs:
         model = models[MODEL]
         inputs = model.inputs(batch.get("video"), constants.get("features"))
-        return model(inputs, draws, scheduled.get(TOKENIZER, {}))
+        outputs = model(inputs, draws, scheduled.get(TOKENIZER, {}))
+        if PERCEPTUAL in models:
+            pair = (fold(x) for x in (outputs["prediction"], constants["target"]))
+            outputs[PERCEPTUAL] = unfold(models[PERCEPTUAL](*pair), len(inputs))
+        return outputs
 
     def monitor(self, constants: Outputs) -> Outputs:
         del constants

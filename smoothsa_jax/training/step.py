@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.config.values import image_size_of, is_absent
 from smoothsa_jax.devices.compiling import at_precision, compiler_options
 from smoothsa_jax.devices.mesh import (
     backend_of_mesh,
@@ -166,6 +166,8 @@ def build_training(
     definition, params, frozen = split(model, config.dtype, backend, patterns)
     definitions, averaged = {MODEL: definition}, []
     for name, companion in config.companions.items():
+        if is_absent(companion):
+            continue
         definitions[name], arrays = _companion(name, companion, config, backend)
         if "average_of" in companion:
             averaged.append(name)

@@ -38,7 +38,7 @@ class CausalTransformerDecoder(nnx.Module):
     has no masks: the systems that use it score those of slot attention. In SLATE and STEVE as
     SmoothSA's author implements them, tokens enter as codes of a frozen tokenizer and slots as they
     are. In the original STEVE (Singh et al. 2022, arXiv 2205.14065), tokens have a learned table
-    and slots a projection.
+    and slots a projection; in SLATE (arXiv 2110.11405), that table has a row for the start too.
 
     Args:
         grid: (h, w) of the tokens.
@@ -47,6 +47,7 @@ class CausalTransformerDecoder(nnx.Module):
         num_layers: number of transformer layers.
         num_heads: number of attention heads.
         embed: what a token enters as: its "codes" in the tokenizer, or a row of a learned "table".
+        start_in_table: whether the start vector is row 0 of the table, and token k is row k+1.
         token_size: E, width of the layers; None: D. Codes have this width.
         project_slots: whether a Linear layer without bias takes the slots to E. Without it, E is D.
         biases: which parts have biases; see `PreNormLayer`.
@@ -70,6 +71,7 @@ class CausalTransformerDecoder(nnx.Module):
         num_layers: int,
         num_heads: int,
         embed: str,
+        start_in_table: bool = False,
         token_size: int | None = None,
         project_slots: bool = False,
         biases: str = "none",
@@ -82,6 +84,12 @@ class CausalTransformerDecoder(nnx.Module):
         path = "model.decoder"
         check_whole(f"{path}.num_layers", num_layers)
         check_one_of(f"{path}.embed", embed, EMBEDS)
+        check_flag(f"{path}.start_in_table", start_in_table)
+        if start_in_table and embed != "table":
+            raise UserError(
+                f"{path}.start_in_table is True, but {path}.embed={embed!r} has no table; set "
+                f"--config.{path}.embed=table or --config.{path}.start_in_table=False"
+            )
         if token_size is not None:
             check_whole(f"{path}.token_size", token_size)
         size = token_size or slot_size
@@ -100,12 +108,15 @@ class CausalTransformerDecoder(nnx.Module):
         self.grid, self.vocabulary, self.token_size = grid, width, size
         self.dropout_rate = dropout_rate
         num_tokens, torch = grid[0] * grid[1], start == "torch"
-        if torch:
+        if start_in_table:
+            first = None
+        elif torch:
             first = size**-0.5 * jax.random.normal(rngs.params(), (1, 1, size), jnp.float32)
         else:
             first = uniform((3.0 / size) ** 0.5)(rngs.params(), (1, 1, size), jnp.float32)
-        self.first = nnx.Param(first)
-        draw_table = lambda: jax.random.normal(rngs.params(), (width, size), jnp.float32)  # noqa: E731
+        self.first = None if first is None else nnx.Param(first)
+        rows = width + int(start_in_table)
+        draw_table = lambda: jax.random.normal(rngs.params(), (rows, size), jnp.float32)  # noqa: E731
         self.table = nnx.Param(draw_table()) if embed == "table" else None
         self.needs = ("codes",) if self.table is None else ("tokens",)
         # STEVE's program has a position after the last token too, which nothing reads.
@@ -223,7 +234,7 @@ class CausalTransformerDecoder(nnx.Module):
         num_tokens = self.grid[0] * self.grid[1]
         empty = jnp.zeros((len(slots), num_tokens, self.token_size), memory.dtype)
         caches = [(empty, empty) for _ in self.layers]
-        embed = embed or (lambda tokens: chosen(self.table[...], tokens))
+        embed = embed or (lambda tokens: chosen(self.table[...], self._row(tokens)))
 
         def step(state, place):
             token, caches = state
@@ -243,10 +254,16 @@ class CausalTransformerDecoder(nnx.Module):
 
     def _input(self, embedded, place):
         """The input of one place: the start vector, or the embedding of the token before it."""
-        first = self.first[...].astype(embedded.dtype)
+        first = self._start().astype(embedded.dtype)
         embedded = jnp.where(place == 0, first, embedded)
         position = jax.lax.dynamic_slice_in_dim(self.position[...], place, 1, axis=1)
         return embedded + position.astype(embedded.dtype)
+
+    def _start(self):
+        return self.table[...][:1][None] if self.first is None else self.first[...]
+
+    def _row(self, tokens):
+        return tokens + 1 if self.first is None else tokens
 
     def _memory(self, slots):
         return slots if self.project_slots is None else self.project_slots(slots)
@@ -259,7 +276,7 @@ class CausalTransformerDecoder(nnx.Module):
 
     def _decoded(self, sequence, slots, dropout_key, slot_mask):
         embedded = self._embedded(sequence)
-        first = jnp.broadcast_to(self.first[...], (len(slots), 1, self.token_size))
+        first = jnp.broadcast_to(self._start(), (len(slots), 1, self.token_size))
         x = jnp.concatenate([first.astype(embedded.dtype), embedded[:, :-1]], axis=1)
         x = x + self.position[...][:, : x.shape[1]].astype(x.dtype)
         keys = [None] * (len(self.layers) + 1)
@@ -275,7 +292,7 @@ class CausalTransformerDecoder(nnx.Module):
         return x if self.norm_out is None else self.norm_out(x)
 
     def _embedded(self, sequence):
-        return sequence if self.table is None else chosen(self.table[...], sequence)
+        return sequence if self.table is None else chosen(self.table[...], self._row(sequence))
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Array | None:
         """Draw the keys (B,T) of dropout; None without any."""

@@ -22,7 +22,7 @@ from smoothsa_jax.parts import check_one_of, check_whole
 # transposed, so that for even strides its pictures are one pixel off those of "same".
 PADDINGS = ("same", "torch")
 STARTS = (*COMMON_STARTS, "he")
-NORMS = ("none", "instance", "unused")
+NORMS = ("none", "instance", "one_group", "unused")
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -203,8 +203,9 @@ class Convolutions(nnx.Module):
         transposed: whether each layer is transposed.
         padding: "same" or "torch"; see `PADDINGS`.
         norm: "none"; "instance": a GroupNorm of as many groups as channels in front of each ReLU,
-            and convolutions without bias; or "unused": without bias too, but no norm, which is what
-            SAVi's program does for its other norms.
+            and convolutions without bias; "one_group": the same with one group (SLATE); or
+            "unused": without bias too, but no norm, which is what SAVi's program does for its other
+            norms.
         last_relu: whether a ReLU follows the last layer.
         start: initial values; see `Convolution`. With "he", a layer without a ReLU has "xavier".
     """
@@ -226,19 +227,28 @@ class Convolutions(nnx.Module):
         self.last_relu = last_relu
         ins = (in_features, *widths[:-1])
         transposed = tuple(transposed) or (False,) * len(widths)
-        more = {"padding": padding, "bias": norm == "none", "rngs": rngs}
-        starts = [start] * len(widths)
+        more = {"padding": padding, "rngs": rngs}
+        biases, starts = [norm == "none"] * len(widths), [start] * len(widths)
+        if norm == "one_group" and not last_relu:
+            biases[-1] = True  # without a ReLU, it has no norm
         if start == "he" and not last_relu:
             starts[-1] = "xavier"
-        each = zip(ins, widths, kernels, strides, transposed, starts, strict=True)
+        each = zip(ins, widths, kernels, strides, transposed, starts, biases, strict=True)
         self.layers = nnx.List(
             [
-                Convolution(*sizes, transposed=enlarges, start=own, **more)
-                for *sizes, enlarges, own in each
+                Convolution(*sizes, transposed=enlarges, start=own, bias=bias, **more)
+                for *sizes, enlarges, own, bias in each
             ]
         )
-        norms = lambda: nnx.List([group_norm(width, width, rngs=rngs) for width in widths])  # noqa: E731
-        self.norms = norms() if norm == "instance" else None
+        self.norms = nnx.List(norms) if (norms := self._norms(norm, widths, rngs)) else None
+
+    def _norms(self, norm: str, widths: Sequence[int], rngs: nnx.Rngs) -> list[nnx.GroupNorm]:
+        if norm == "instance":
+            return [group_norm(width, width, rngs=rngs) for width in widths]
+        if norm == "one_group":
+            normed = widths if self.last_relu else widths[:-1]
+            return [group_norm(width, 1, epsilon=1e-5, rngs=rngs) for width in normed]
+        return []
 
     def __call__(self, x: Float[Array, "B H W in"]) -> Float[Array, "B h w out"]:
         for number in range(len(self.layers)):
@@ -248,7 +258,7 @@ class Convolutions(nnx.Module):
     def layer(self, number: int, x: Float[Array, "B H W in"]) -> Float[Array, "B h w out"]:
         """Apply one layer with its norm and ReLU."""
         x = self.layers[number](x)
-        if self.norms is not None:
+        if self.norms is not None and number < len(self.norms):
             x = self.norms[number](x)
         is_last = number == len(self.layers) - 1
         return jax.nn.relu(x) if self.last_relu or not is_last else x

@@ -1,4 +1,4 @@
-"""The discrete VAE of STEVE, which is trained along with the slots."""
+"""The discrete VAE of SLATE and STEVE, which is trained along with the slots."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
 from smoothsa_jax.models.layers.conv import Convolutions, pixel_shuffle
 from smoothsa_jax.models.layers.quantize import gumbel_keys, gumbel_noise, on_row
-from smoothsa_jax.parts import check_whole
+from smoothsa_jax.parts import check_flag, check_one_of, check_whole
 
 PATCH = 4  # pixels of a side of what one token stands for
 
@@ -22,7 +22,8 @@ class DVAE(nnx.Module):
     The decoder reads softmax((log p + g) / tau), with Gumbel noise g (Jang et al. 2017, arXiv
     1611.01144). The tokens are hard samples, with noise of their own, and have no gradient; without
     draws, as at evaluation, they are the most likely ones. Each layer is a convolution with a bias
-    and a ReLU, as in STEVE (Singh et al. 2022, arXiv 2205.14065).
+    and a ReLU, as in STEVE (Singh et al. 2022, arXiv 2205.14065). SLATE's (arXiv 2110.11405) and
+    BO-QSA's (arXiv 2210.08990) have a GroupNorm in place of the bias.
 
     Codes are the one-hot vectors of tokens, so their width is the vocabulary.
 
@@ -32,6 +33,9 @@ class DVAE(nnx.Module):
         width: unused.
         vocabulary: V, the number of tokens to choose from.
         hidden_size: channels of the layers.
+        group_norm: whether a GroupNorm of one group stands in front of each ReLU.
+        kernel_size: of the encoder's layers after the first, and of the third layer of the decoder:
+            3 in BO-QSA; None: 1, as in STEVE and SLATE.
 
     Scheduled:
         tau: the temperature of the relaxed samples.
@@ -48,12 +52,17 @@ class DVAE(nnx.Module):
         *,
         vocabulary: int,
         hidden_size: int,
+        group_norm: bool = False,
+        kernel_size: int | None = None,
         rngs: nnx.Rngs,
     ):
         del grid, width
         path = "model.tokenizer"
         check_whole(f"{path}.vocabulary", vocabulary, least=2)
         check_whole(f"{path}.hidden_size", hidden_size)
+        check_flag(f"{path}.group_norm", group_norm)
+        if kernel_size is not None:
+            check_one_of(f"{path}.kernel_size", kernel_size, (1, 3))
         height, columns = image_size
         if height % PATCH or columns % PATCH:
             raise UserError(
@@ -65,15 +74,17 @@ class DVAE(nnx.Module):
 
         def layers(widths: Sequence[int], kernels: Sequence[int], **more: bool) -> Convolutions:
             strides = [PATCH if size == PATCH else 1 for size in kernels]
-            settings = {"padding": "same", "start": "he", "rngs": rngs, **more}
+            norm = "one_group" if group_norm else "none"
+            settings = {"padding": "same", "norm": norm, "start": "he", "rngs": rngs, **more}
             return Convolutions(widths[0], widths[1:], kernels, strides, **settings)
 
-        same, larger = hidden_size, 4 * hidden_size
-        self.encoder = layers((3, *[same] * 7, vocabulary), (PATCH, *[1] * 7), last_relu=False)
+        same, larger, k = hidden_size, 4 * hidden_size, kernel_size or 1
+        kernels = (PATCH, *[k] * 6, 1)
+        self.encoder = layers((3, *[same] * 7, vocabulary), kernels, last_relu=False)
         # After each but the last, pixels are shuffled into twice as many rows and columns.
         self.decoder = nnx.List(
             [
-                layers((vocabulary, same, same, same, same, larger), (1, 3, 1, 1, 1)),
+                layers((vocabulary, same, same, same, same, larger), (1, 3, k, 1, 1)),
                 layers((same, same, same, same, larger), (3, 1, 1, 1)),
                 layers((same, 3), (1,), last_relu=False),
             ]
