@@ -18,6 +18,7 @@ from smoothsa_jax.checkpoints.read import restore_latest
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, SPOT
+from smoothsa_jax.models.layers.positions import functions_of_place
 
 ALL = [
     f"{system}-{layout}"
@@ -40,6 +41,8 @@ def filled(name: str, zeros: bool = False, **masks: tuple) -> dict[str, np.ndarr
             dtype, hidden, seen = kind
             later = np.triu(np.ones(shape, bool), 1)
             found[key] = np.where(later, hidden, seen).astype(dtype)
+        elif key.endswith("encoder.pos.pe"):  # functions of the place
+            found[key] = functions_of_place(tuple(shape[2:]), "centers").transpose(2, 0, 1)[None]
         elif key.endswith(COUNTS):
             found[key] = rng.integers(0, 9, shape)
         elif key.endswith(RATES):
