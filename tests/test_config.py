@@ -446,7 +446,7 @@ def test_a_companion_that_the_program_has_filled_is_sound():
     filled.companions.slot_model.model.initializer.cold.name = "gaussian"
     for setting, value, expected in [
         ("data", {"features": "x"}, "recognition is trained on pixels"),
-        ("train", {"remat": "all"}, "no gradient passes"),
+        ("train", {"remat": "all"}, "train.remat is 'all', which is for slot models"),
     ]:
         other = filled.copy_and_resolve_references()
         other[setting].update(value)

@@ -128,7 +128,7 @@ def gallery() -> set[str]:
         if "def get_config" not in file.read_text():
             continue
         data = importlib.import_module(f"configs.{file.stem}")
-        for words in ("", *data.WORDS):
+        for words in ("", *data.WORDS, "slotdiffusion,tokenizer"):
             try:
                 config = data.get_config(words)
             except UserError:  # a word that goes with another one

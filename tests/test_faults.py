@@ -111,7 +111,7 @@ def test_a_bad_command_is_one_line_and_leaves_no_folder(tmp_path, capfd, argumen
         (
             "config.losses.distillation = {'weight': {'schedule': 'cosine', 'begin': 0, 'ent': 1}}",
             "losses.distillation.weight.ent is not a setting of losses.distillation.weight."
-            "schedule='cosine': expected among begin, end; did you mean 'end'?",
+            "schedule='cosine': expected among begin, end, until; did you mean 'end'?",
         ),
         (
             "config.optimizer.learning_rate.schedule = 'no_module:wave'",

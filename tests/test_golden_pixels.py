@@ -406,8 +406,8 @@ def test_losses():
         prediction, target = (jnp.asarray(file[f"inp/{x}"]) for x in ("prediction", "target"))
         channels = target.shape[-1]
         of = jax.value_and_grad(reconstruction_loss)
-        for name, summed, factor in (("sum", True, 1), ("mean", False, channels)):
-            loss, gradient = of(prediction, target, summed)
+        for name, summed_after, factor in (("sum", 1, 1), ("mean", None, channels)):
+            loss, gradient = of(prediction, target, summed_after)
             file.compare(f"loss/{name}", factor * loss, LOSS)
             file.compare(f"grad/{name}/prediction", factor * gradient, GRADIENT)
 

@@ -36,6 +36,7 @@ FILES = [
     "slot_attention_steve",
     "model_steve_original",
     "trajectory_steve_original",
+    "model_slate_original",  # its tokenizer alone
 ]
 LOSSES = {"cross_entropy": "token", "mse": "tokenizer"}
 # What the files do not tell: of the trajectory, the steps of the warm-up, of the halving and of the

@@ -211,7 +211,7 @@ def test_a_decoder_that_does_not_fit(change, message):
     "change, message",
     [
         ({"strides": ()}, "strides is (); expected the stride of each layer"),
-        ({"norm": "batch"}, "norm is 'batch'; expected one of instance, none, unused"),
+        ({"norm": "batch"}, "norm is 'batch'; expected one of instance, none, one_group"),
         ({"pixels": "bytes"}, "pixels is 'bytes'; expected one of imagenet, signed, unit"),
         (
             {"start": "truncated"},

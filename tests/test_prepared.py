@@ -486,7 +486,7 @@ def test_frames_may_be_resized_bicubically(folder, clips):
         ({"cut_frames": 2}, "cut_frames is 2, shorter than a clip of data.num_frames=3"),
         ({"cut_frames": 4, "repeat_frames": 3}, "both say how often a video counts"),
         ({"rest": "keep"}, "data.rest is 'keep'; expected one of back, drop"),
-        ({"crop": "centre"}, "data.crop is 'centre'; expected one of area, covering, none, square"),
+        ({"crop": "corner"}, "data.crop is 'corner'; expected one of area, centre, covering, none"),
         ({"interpolation": "nearest"}, "data.interpolation is 'nearest'; expected one of"),
         ({"flip": 1.5}, "data.flip is 1.5; expected a probability"),
     ],

@@ -18,12 +18,14 @@ STEP = {"schedule": "step", "begin": 1.0, "end": 0.25, "at": 0.15}
 COSINE = {"schedule": "cosine", "begin": 2.0, "end": 1.0}
 WARMUP = {"schedule": "warmup_cosine", "peak": 0.5, "warmup": 0.2, "end_ratio": 0.1}
 TO_ZERO = {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5}
+LOG_COSINE = {"schedule": "log_cosine", "begin": 1.0, "end": 2.5}
 HALVING = {"schedule": "warmup_halving", "peak": 0.5, "warmup": 0.2, "half_life": 0.3}
 FROM = {"schedule": "from", "begin": 0.2, "value": COSINE}
 EXAMPLES = {
     "step": STEP,
     "cosine": COSINE,
     "cosine_to_zero": TO_ZERO,
+    "log_cosine": LOG_COSINE,
     "warmup_cosine": WARMUP,
     "warmup_halving": HALVING,
     "from": FROM,
@@ -46,6 +48,11 @@ def test_a_cosine_goes_from_begin_to_end():
     expected = 1.5 + 0.5 * np.cos(np.pi * np.minimum(np.arange(STEPS + 5) / STEPS, 1.0))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(found[[0, 10, 20, 24]], [2.0, 1.5, 1.0, 1.0])
+
+
+def test_a_log_cosine_is_a_cosine_of_logarithms():
+    expected = np.exp(values({**COSINE, "begin": 0.0, "end": np.log(2.5)}))
+    np.testing.assert_allclose(values(LOG_COSINE), expected, rtol=1e-5)
 
 
 def test_a_warmup_rises_in_a_line_and_falls_as_a_cosine():
