@@ -160,6 +160,8 @@ def _count(config: ConfigDict, training: Training, batch: int, backend: Backend)
         shape(jnp.int32),
         place,
         backend,
+        config.eval.per_frame,
+        config.eval.skip_frames,
     )
 
 
