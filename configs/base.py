@@ -845,6 +845,13 @@ def carry_tokens(config: ConfigDict, data: DataSet) -> None:
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
 
 
+def explain_own_tokens(config: ConfigDict) -> None:
+    """Explain the tokens of a discrete VAE that is trained along, with losses summed as STEVE's."""
+    fit_tokens(config)
+    along = {"name": "reconstruction", "of": "tokenizer", "reduction": "frame", "weight": 1.0}
+    config.losses = ConfigDict({"token": {"weight": 1.0, "reduction": "sum"}, "tokenizer": along})
+
+
 def explain_tokens_as_genera1z(config: ConfigDict, data: DataSet) -> None:
     """Encoder, steps and boxes of the program of SmoothSA's author for systems of tokens.
 

@@ -108,18 +108,7 @@ def transformer(config: ConfigDict, data: base.DataSet) -> None:
     config.model.target = ConfigDict(
         {"name": "tokens", "vocabulary": 1024, "width": 1024, "grid": (32, 32)}
     )
-    base.fit_tokens(config)
-    config.losses = ConfigDict(
-        {
-            "token": {"weight": 1.0, "reduction": "sum"},
-            "tokenizer": {
-                "name": "reconstruction",
-                "of": "tokenizer",
-                "reduction": "frame",
-                "weight": 1.0,
-            },
-        }
-    )
+    base.explain_own_tokens(config)
     halves = {**config.optimizer.learning_rate.to_dict(), "warmup": 0.04}  # 10,000 steps
     config.optimizer.learning_rate = ConfigDict({**halves, "peak": 1e-4})
     config.optimizer.rates = ConfigDict(

@@ -124,18 +124,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
     for name, settings in parts.items():
         config.model[name] = ConfigDict(settings)
     config.model.slot_size = width
-    base.fit_tokens(config)
-    config.losses = ConfigDict(
-        {
-            "token": {"weight": 1.0, "reduction": "sum"},
-            "tokenizer": {
-                "name": "reconstruction",
-                "of": "tokenizer",
-                "reduction": "frame",
-                "weight": 1.0,
-            },
-        }
-    )
+    base.explain_own_tokens(config)
     faster = 10 if is_small else 1  # embedded data train for minutes
     rises = {
         "schedule": "warmup_halving",

@@ -115,11 +115,8 @@ class Depth(_OfPixels):
         return jnp.log1p(batch["depth"].astype(jnp.float32))[..., None]
 
 
-class Noise(nnx.Module):
-    """The noise in a frozen tokenizer's codes (SlotDiffusion, Wu et al. 2023, arXiv 2305.11281).
-
-    For each frame, a step of the noise schedule and the noise are drawn, at evaluation too, so that
-    the loss is random there.
+class _OfCodes(nnx.Module):
+    """A target with a value for each channel of a tokenizer's codes.
 
     Args:
         encoder: unused, but for its grid.
@@ -142,6 +139,14 @@ class Noise(nnx.Module):
         del image_size, rngs
         check_whole("model.target.width", width)
         self.width, self.grid = width, checked_grid(grid) or tuple(encoder.grid)
+
+
+class Noise(_OfCodes):
+    """The noise in a frozen tokenizer's codes (SlotDiffusion, Wu et al. 2023, arXiv 2305.11281).
+
+    For each frame, a step of the noise schedule and the noise are drawn, at evaluation too, so that
+    the loss is random there.
+    """
 
     def __call__(
         self,
@@ -259,30 +264,10 @@ class Several(nnx.Module):
         """Draw nothing: the targets are not random."""
 
 
-class Codes(nnx.Module):
-    """The codes of a frozen tokenizer (VQ-VFM-OCL, arXiv 2502.20263).
+class Codes(_OfCodes):
+    """The codes of a frozen tokenizer (VQ-VFM-OCL, arXiv 2502.20263)."""
 
-    Args:
-        encoder: unused, but for its grid.
-        image_size: (H, W) of the frames, in pixels; unused.
-        width: D of a code.
-        grid: (h, w) of the codes; None: that of the encoder's features.
-    """
-
-    of_codes = of_tokenizer = True
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        image_size: tuple[int, int],
-        *,
-        width: int,
-        grid: Sequence[int] | None = None,
-        rngs: nnx.Rngs,
-    ):
-        del image_size, rngs
-        check_whole("model.target.width", width)
-        self.width, self.grid = width, checked_grid(grid) or tuple(encoder.grid)
+    of_codes = True
 
     def __call__(
         self, batch: Mapping[str, Array], constants: Mapping[str, Array], draws: None = None

@@ -24,7 +24,7 @@ from smoothsa_jax.models.layers.basic import (
 )
 from smoothsa_jax.models.layers.positions import learned_positions
 from smoothsa_jax.models.layers.quantize import chosen
-from smoothsa_jax.models.layers.transformer import BIASES, PreNormLayer
+from smoothsa_jax.models.layers.transformer import BIASES, causal_layers
 from smoothsa_jax.parts import check_dropout, check_flag, check_heads, check_one_of, check_whole
 
 EMBEDS = ("codes", "table")
@@ -107,10 +107,10 @@ class CausalTransformerDecoder(nnx.Module):
         check_start(f"{path}.start", start, ("torch", "xavier"))
         self.grid, self.vocabulary, self.token_size = grid, width, size
         self.dropout_rate = dropout_rate
-        num_tokens, torch = grid[0] * grid[1], start == "torch"
+        num_tokens = grid[0] * grid[1]
         if start_in_table:
             first = None
-        elif torch:
+        elif start == "torch":
             first = size**-0.5 * jax.random.normal(rngs.params(), (1, 1, size), jnp.float32)
         else:
             first = uniform((3.0 / size) ** 0.5)(rngs.params(), (1, 1, size), jnp.float32)
@@ -130,22 +130,16 @@ class CausalTransformerDecoder(nnx.Module):
         self.norm_out = layer_norm(size, bias=biases != "none", rngs=rngs) if final_norm else None
         self.readout = linear(size, width, bias=False, start=start, rngs=rngs)
         self.remat = False  # whether the backward pass recomputes a layer's activations
-        key = rngs.params()
-        settings = {"causal": True, "biases": biases, "activation": activation, "start": start}
-        settings["dropout_rate"] = dropout_rate
-        if not torch:
-            settings["out_gain"] = (3 * num_layers) ** -0.5
-        self.layers = nnx.List(
-            [
-                PreNormLayer(
-                    size,
-                    num_heads,
-                    norm_stream=index == 0,
-                    rngs=nnx.Rngs(key) if torch else rngs,
-                    **settings,
-                )
-                for index in range(num_layers)
-            ]
+        self.layers = causal_layers(
+            size,
+            num_heads,
+            num_layers,
+            norm_stream=True,
+            biases=biases,
+            activation=activation,
+            dropout_rate=dropout_rate,
+            start=start,
+            rngs=rngs,
         )
 
     def __call__(

@@ -17,7 +17,7 @@ from smoothsa_jax.models.layers.basic import (
     layer_norm,
     linear,
 )
-from smoothsa_jax.models.layers.transformer import BIASES, PreNormLayer, run_layers
+from smoothsa_jax.models.layers.transformer import BIASES, causal_layers, run_layers
 from smoothsa_jax.parts import (
     check_above_zero,
     check_flag,
@@ -116,21 +116,15 @@ class PermutedARDecoder(nnx.Module):
         self.norm_slots = layer_norm(width, rngs=rngs)
         self.norm_out = layer_norm(width, bias=bias, rngs=rngs) if final_norm else None
         self.remat = False  # whether the backward pass recomputes a layer's activations
-        key = rngs.params()  # torch copies one layer, so all of them start with the same values
-        settings = {"causal": True, "biases": biases, "activation": activation, "start": start}
-        if start == "xavier":
-            settings["out_gain"] = (3 * num_layers) ** -0.5
-        self.layers = nnx.List(
-            [
-                PreNormLayer(
-                    width,
-                    num_heads,
-                    norm_stream=first_norm == "stream" and index == 0,
-                    rngs=nnx.Rngs(key) if start == "torch" else rngs,
-                    **settings,
-                )
-                for index in range(num_layers)
-            ]
+        self.layers = causal_layers(
+            width,
+            num_heads,
+            num_layers,
+            norm_stream=first_norm == "stream",
+            biases=biases,
+            activation=activation,
+            start=start,
+            rngs=rngs,
         )
 
     def __call__(

@@ -4,6 +4,7 @@ The warmer's layer differs from all of them, and is in `initializers.py`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -323,6 +324,47 @@ class PreNormLayer(nnx.Module):
     def _feed_forward(self, x, key=None):
         update = self.feed_forward(self.norm_feed_forward(x))
         return x + dropout(update, self.dropout_rate, key)
+
+
+def causal_layers(
+    width: int,
+    num_heads: int,
+    num_layers: int,
+    *,
+    norm_stream: bool,
+    start: str,
+    rngs: nnx.Rngs,
+    **settings: Any,
+) -> nnx.List:
+    """Return the layers of an autoregressive decoder.
+
+    Args:
+        width: E.
+        num_heads: number of attention heads.
+        num_layers: number of layers.
+        norm_stream: whether the first one's LayerNorm replaces the stream.
+        start: "torch", where all layers start with the same values, as torch copies one layer; or
+            "xavier", where the outputs of each start smaller the more layers there are.
+        rngs: keys of the initial values.
+        **settings: further ones of `PreNormLayer`.
+    """
+    key = rngs.params()
+    if start == "xavier":
+        settings["out_gain"] = (3 * num_layers) ** -0.5
+    return nnx.List(
+        [
+            PreNormLayer(
+                width,
+                num_heads,
+                causal=True,
+                norm_stream=norm_stream and index == 0,
+                start=start,
+                rngs=nnx.Rngs(key) if start == "torch" else rngs,
+                **settings,
+            )
+            for index in range(num_layers)
+        ]
+    )
 
 
 def run_layers(
