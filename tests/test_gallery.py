@@ -17,7 +17,7 @@ from smoothsa_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-DATA_SETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "base")
+DATA_SETS = sorted(p.stem for p in CONFIGS.glob("*.py"))
 SYSTEMS = sorted(p.stem for p in (CONFIGS / "systems").glob("*.py"))
 VARIANTS = {
     "sprites": {"gaussian", "image", "full"},
