@@ -27,12 +27,16 @@ from configs.base.data_sets import (
     single_frames,
     without_boxes,
 )
-from configs.base.keys import defaults
+from configs.base.keys import LEARNING_RATE, defaults
 from configs.base.parts import (
-    DENOISING_UNET,
     DINOSAUR_DECODER,
+    GENERA1Z_DECODER,
+    GENERA1Z_TRANSITION,
+    LEARNED,
     PLAIN_BOXES,
+    PROJECTION,
     SEPARATE_GAUSSIANS,
+    SHARED_GAUSSIAN,
     carry_slots,
     carry_slots_as_genera1z,
     follow,
@@ -41,6 +45,7 @@ from configs.base.parts import (
 )
 from configs.base.published import (
     DINOV2_SMALL_NORMED,
+    ORIGINAL_SLOTS,
     all_but_last_third,
     dino,
     dinov2,
@@ -69,12 +74,18 @@ from configs.base.words import DEFAULT_SYSTEM, compose, systems, words_of
 __all__ = [
     "CODE_SIZE",
     "DEFAULT_SYSTEM",
-    "DENOISING_UNET",
     "DINOSAUR_DECODER",
     "DINOV2_SMALL",
     "DINOV2_SMALL_NORMED",
+    "GENERA1Z_DECODER",
+    "GENERA1Z_TRANSITION",
+    "LEARNED",
+    "LEARNING_RATE",
+    "ORIGINAL_SLOTS",
     "PLAIN_BOXES",
+    "PROJECTION",
     "SEPARATE_GAUSSIANS",
+    "SHARED_GAUSSIAN",
     "SMOKE_PARTS",
     "SMOKE_SLOT_SIZE",
     "VQ_FEATURES",

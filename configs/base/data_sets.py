@@ -71,6 +71,11 @@ class DataSet:
     def is_video(self) -> bool:
         return self.data["num_frames"] > 1
 
+    @property
+    def is_movi(self) -> bool:
+        """Whether it is one of MOVi's, for which several programs have other sizes."""
+        return self.name.startswith("movi")
+
     def changed(
         self, *, data: Settings | None = None, settings: Settings | None = None, **facts: Any
     ) -> "DataSet":

@@ -2,6 +2,9 @@
 
 from ml_collections import ConfigDict
 
+# Linear from 0 to the peak over this share of all steps, then a cosine.
+LEARNING_RATE = {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
+
 
 def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
     """Every key that all runs have, with its default; `data`, `model` and `losses` are empty."""
@@ -19,13 +22,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
             "companions": {},  # other models that take part: a trained run or a moving average
             "weights": {},  # arrays that come from elsewhere, and which of them are frozen
             "optimizer": {
-                # Linear from 0 to the peak over this share of all steps, then a cosine.
-                "learning_rate": {
-                    "schedule": "warmup_cosine",
-                    "peak": 2e-4,
-                    "warmup": 0.05,
-                    "end_ratio": 1e-3,
-                },
+                "learning_rate": LEARNING_RATE,
                 # Arrays with a learning rate of their own: name -> {"of": patterns of their names,
                 # "learning_rate": a number or a schedule}.
                 "rates": {},

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from configs.base.data_sets import DataSet, Settings
-from configs.base.keys import defaults
+from configs.base.keys import LEARNING_RATE
 from configs.base.published import (
     DINOV2_SMALL_NORMED,
     see_windows_of_20,
@@ -15,16 +15,22 @@ from configs.base.published import (
 
 # -------------------------------------------------------------------------------- settings of parts
 
+# To the width of slots, by a wider layer.
+PROJECTION = {"name": "mlp", "hidden_ratio": 2.0, "to_slots": True}
 # Each object's box is embedded, without noise.
 PLAIN_BOXES = {"name": "boxes", "log_std": None, "norm": False}
+# One Gaussian for all slots, with random parameters at the start.
+SHARED_GAUSSIAN = {"name": "gaussian", "log_std": None, "mean": "xavier"}
 # A Gaussian for each slot, whose means are the queries at evaluation.
 SEPARATE_GAUSSIANS = {
     "name": "gaussian",
     "log_std": -2.7725887,  # log(256**-0.5)
-    "mean": "xavier",
+    "mean": "xavier_matrix",
     "separate": True,
     "noise": "training",
 }
+# A learned query for each slot.
+LEARNED = {"name": "learned", "start": "normal", "start_std": 1.0, "noise": 0.0}
 # The mixture decoder of DINOSAUR, which others took over.
 DINOSAUR_DECODER = {
     "name": "mlp_mixture",
@@ -34,15 +40,16 @@ DINOSAUR_DECODER = {
     "position_std": 0.02,
     "activation": "relu",
 }
-# SlotDiffusion's UNet, of 135 million parameters, in the re-implementation. VVO-Dfz has it too.
-DENOISING_UNET = {
-    "name": "denoising_unet",
-    "widths": (128, 256, 384, 512),
-    "num_blocks": 2,
-    "groups": 32,
-    "num_heads": 8,
+# The same in the program of SmoothSA's author.
+GENERA1Z_DECODER = {**DINOSAUR_DECODER, "position_std": 1.0, "activation": "gelu"}
+# A torch encoder layer from the slots of a frame to the queries of the next, in that program.
+GENERA1Z_TRANSITION = {
+    "name": "transformer",
+    "num_heads": 4,
+    "norm": "post",
+    "activation": "gelu",
+    "bias": False,
     "dropout_rate": 0.1,
-    "zero_start": False,
 }
 
 
@@ -128,11 +135,11 @@ def carry_slots(
 def carry_slots_as_genera1z(config: ConfigDict, data: DataSet) -> None:
     """The same parts, optimizer and length in the program of RandSF.Q's author."""
     use_encoder(config, data, DINOV2_SMALL_NORMED)
-    queries = {**SEPARATE_GAUSSIANS, "log_std": -2.0794415, "mean": "xavier_matrix"}  # 64**-0.5
+    queries = {**SEPARATE_GAUSSIANS, "log_std": -2.0794415}  # log(64**-0.5)
     config.model.slot_size = 64
     # Whole parts are replaced.
     for part, settings in {
-        "projection": {"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
+        "projection": PROJECTION,
         "initializer": PLAIN_BOXES if data.boxes else queries,
         "aggregator": {
             "name": "slot_attention",
@@ -140,18 +147,10 @@ def carry_slots_as_genera1z(config: ConfigDict, data: DataSet) -> None:
             "first": 3,
             "later": 3,
         },
-        "transition": {
-            "name": "transformer",
-            "num_heads": 4,
-            "norm": "post",
-            "activation": "gelu",
-            "bias": False,
-            "dropout_rate": 0.1,
-        },
+        "transition": GENERA1Z_TRANSITION,
     }.items():
         config.model[part] = ConfigDict(settings)
-    plain = defaults(data.name, num_steps=1, batch_size=1).optimizer
-    config.optimizer.learning_rate = plain.learning_rate
+    config.optimizer.learning_rate = ConfigDict(LEARNING_RATE)
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
     use_length(config, data, num_steps=50_000)
     see_windows_of_20(config, data)

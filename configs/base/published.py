@@ -11,12 +11,17 @@ from smoothsa_jax.errors import UserError
 # ----------------------------------------------------------------------------------------- encoders
 
 
-def dino(size: str, patch: int) -> tuple[Settings, str]:
-    """Settings and source of a ViT of DINO (v1), of size "small" or "base"."""
+def dino(size: str, patch: int, final_norm: bool = True) -> tuple[Settings, str]:
+    """Settings and source of a ViT of DINO (v1), of size "small" or "base".
+
+    Its features are those before the last LayerNorm, which is part of the files on the Hub.
+
+    Args:
+        final_norm: False: the files of a published program, which lack that LayerNorm.
+    """
     width, heads, letter = {"small": (384, 6, "s"), "base": (768, 12, "b")}[size]
     settings = {"width": width, "num_heads": heads, "patch": patch, "registers": 0, "resize": 1.0}
-    # The last LayerNorm is part of its files, and its features are those before it.
-    norm = {"final_norm": True, "apply_norm": False}
+    norm = {"final_norm": final_norm, "apply_norm": False}
     more = {"layer_scale": False, "class_position": True, **norm}
     return {**DINOV2_SMALL, **settings, **more}, f"facebook/dino-vit{letter}{patch}"
 
@@ -106,6 +111,10 @@ def see_videos_as(config: ConfigDict, data: DataSet, clips: Settings, scored: Se
     if data.small is None:
         config.data.update(clips)
         config.eval.update(scored)
+
+
+# Slots that VideoSAUR and SlotContrast were published with.
+ORIGINAL_SLOTS = {"movi_c": 11, "movi_e": 15}
 
 
 def see_videos_as_originals(

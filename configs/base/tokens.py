@@ -4,7 +4,14 @@ from ml_collections import ConfigDict
 
 from configs.base.data_sets import DataSet, Settings
 from configs.base.keys import defaults
-from configs.base.parts import PLAIN_BOXES, SEPARATE_GAUSSIANS, predict_features, set_parts
+from configs.base.parts import (
+    GENERA1Z_TRANSITION,
+    PLAIN_BOXES,
+    PROJECTION,
+    SEPARATE_GAUSSIANS,
+    predict_features,
+    set_parts,
+)
 from configs.base.published import DINOV2_SMALL_NORMED, use_encoder, use_length
 from configs.base.sizes import fit_tokens
 
@@ -120,8 +127,8 @@ def predict_tokens(config: ConfigDict) -> None:
     """
     predict_features(
         config,
-        projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
-        initializer={**SEPARATE_GAUSSIANS, "mean": "xavier_matrix"},
+        projection=PROJECTION,
+        initializer=SEPARATE_GAUSSIANS,
         aggregator={
             "name": "slot_attention",
             "gradient": "last_and_queries",
@@ -149,16 +156,7 @@ def carry_tokens(config: ConfigDict, data: DataSet) -> None:
             config.model.num_slots = data.num_slots + 1
             config.data.background_box = True
     config.model.aggregator.update(first=1, later=1)
-    config.model.transition = ConfigDict(
-        {
-            "name": "transformer",
-            "num_heads": 4,
-            "norm": "post",
-            "activation": "gelu",
-            "bias": False,
-            "dropout_rate": 0.1,
-        }
-    )
+    config.model.transition = ConfigDict(GENERA1Z_TRANSITION)
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
 
 

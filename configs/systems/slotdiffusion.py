@@ -32,6 +32,16 @@ from configs import base
 
 TITLE = "SlotDiffusion"
 KIND = "system"
+# Of 135 million parameters.
+UNET = {
+    "name": "denoising_unet",
+    "widths": (128, 256, 384, 512),
+    "num_blocks": 2,
+    "groups": 32,
+    "num_heads": 8,
+    "dropout_rate": 0.1,
+    "zero_start": False,
+}
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -44,7 +54,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 
 def predict_noise(config: ConfigDict) -> None:
     """Decoder, target and loss."""
-    config.model.decoder = ConfigDict(base.DENOISING_UNET)
+    config.model.decoder = ConfigDict(UNET)
     config.model.target = ConfigDict({"name": "noise", "width": base.CODE_SIZE})
     config.losses = ConfigDict({"noise": {"weight": 1.0}})
 

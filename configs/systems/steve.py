@@ -76,7 +76,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
             "start": "he",
         },
         "projection": {"name": "mlp", "hidden_size": width, **start},
-        "initializer": {"name": "gaussian", "log_std": None, "mean": "xavier"},
+        "initializer": base.SHARED_GAUSSIAN,
         "aggregator": {
             "name": "slot_attention",
             "first": 2,
