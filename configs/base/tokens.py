@@ -18,6 +18,7 @@ from configs.base.sizes import fit_tokens
 TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
 TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
 SMALL_STEPS = 600  # of a tokenizer of embedded data
+SMALL_STEPS_OF_SLOTS = 2500  # of slots that explain tokens there
 CODE_SIZE = 4  # of codes that a UNet denoises
 
 
@@ -160,11 +161,12 @@ def carry_tokens(config: ConfigDict, data: DataSet) -> None:
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 5e-5, 0.05
 
 
-def explain_own_tokens(config: ConfigDict) -> None:
+def explain_own_tokens(config: ConfigDict, data: DataSet) -> None:
     """Explain the tokens of a discrete VAE that is trained along, with losses summed as STEVE's."""
     fit_tokens(config)
     along = {"name": "reconstruction", "of": "tokenizer", "reduction": "frame", "weight": 1.0}
     config.losses = ConfigDict({"token": {"weight": 1.0, "reduction": "sum"}, "tokenizer": along})
+    _use_small_length(config, data)
 
 
 def explain_tokens_as_genera1z(config: ConfigDict, data: DataSet) -> None:
@@ -178,7 +180,7 @@ def explain_tokens_as_genera1z(config: ConfigDict, data: DataSet) -> None:
         config.data.update(background_box=False, zero_boxes=True)
 
 
-def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
+def read_tokens(config: ConfigDict, data: DataSet, draws: str | None = None) -> None:
     """The second stage: a frozen tokenizer of the same data set and words, from its own run.
 
     `compose` names that run, and fits the targets to its vocabulary.
@@ -189,6 +191,13 @@ def read_tokens(config: ConfigDict, draws: str | None = None) -> None:
     """
     drawn = {"draws": draws} if draws is not None else {}
     config.companions[TOKENIZER] = ConfigDict({"source": "", **drawn})
+    _use_small_length(config, data)
+
+
+def _use_small_length(config: ConfigDict, data: DataSet) -> None:
+    """Shorten the training of slots on embedded data: with a tokenizer, a step costs more."""
+    if data.small is not None:
+        config.train.num_steps = SMALL_STEPS_OF_SLOTS
 
 
 def fit_first_stage(config: ConfigDict, first: ConfigDict, workdir: str | None) -> None:
@@ -198,12 +207,9 @@ def fit_first_stage(config: ConfigDict, first: ConfigDict, workdir: str | None) 
         first: the config of the first stage.
         workdir: of its run; None: an untrained tokenizer.
     """
-    tokenizer, decoder = first.model.tokenizer, config.model.decoder
+    tokenizer = first.model.tokenizer
     for part in _parts_in(config.model.target):
         part.update({x: tokenizer[x] for x in ("vocabulary", "width") if x in part})
-    if decoder.get("embed") == "codes" and tokenizer.width != config.model.slot_size:
-        # In small models, slots are not as wide as codes.
-        decoder.update(token_size=tokenizer.width, project_slots=True)
     companion = config.companions[TOKENIZER]
     if workdir is None:
         companion.update(source="", title=first.title, model=first.model)

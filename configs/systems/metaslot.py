@@ -73,7 +73,7 @@ def tokens(config: ConfigDict, data: base.DataSet) -> None:
     base.predict_tokens(config)
     for name, part in kept.items():
         config.model[name] = part
-    base.read_tokens(config)
+    base.read_tokens(config, data)
     base.follow(config, data)
 
 

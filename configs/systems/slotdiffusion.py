@@ -48,7 +48,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, TITLE)
     base.predict_tokens(config)
     predict_noise(config)
-    base.read_tokens(config)
+    base.read_tokens(config, data)
     base.follow(config, data)
 
 

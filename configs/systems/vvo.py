@@ -58,7 +58,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "dropout_rate": 0.01,
         }
     )
-    base.read_tokens(config, draws="training")
+    base.read_tokens(config, data, draws="training")
     if data.is_video:
         base.carry_tokens(config, data)
     else:
