@@ -135,6 +135,7 @@ def run_training(
         if given.mode == "train":
             if restart is None:
                 store_features(config)
+                config = store_slots(config, folder)
             loop.train(config, folder)
             return 0
 
@@ -166,6 +167,32 @@ def store_features(config: ConfigDict) -> None:
 
         with SignalGuard():
             store(config, folder)
+
+
+def store_slots(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Store the slots of the training clips in the workdir, if the config asks for it.
+
+    Returns:
+        The config, with that folder.
+    """
+    from smoothsa_jax.inputs.features import AUTO
+    from smoothsa_jax.inputs.manifest import MANIFEST
+    from smoothsa_jax.training.signals import SignalGuard
+
+    if config.data.get("slots") != AUTO:
+        return config
+    from smoothsa_jax.config.values import canonical
+
+    folder = workdir / "slots"
+    config = config.copy_and_resolve_references().unlock()
+    config.data.slots = str(folder)
+    config = canonical(config)
+    if not (folder / MANIFEST).is_file():
+        from data.store import store
+
+        with SignalGuard():
+            store(config, folder, ("train",))
+    return config
 
 
 def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:

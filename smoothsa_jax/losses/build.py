@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
+from smoothsa_jax.losses.dynamics import Decoded, Slots
 from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Noise, Reconstruction, Token
 from smoothsa_jax.losses.slots import Distillation, SlotContrast
@@ -30,6 +31,8 @@ LOSSES: dict[str, Callable] = {
     "commitment": Commitment,
     "latent_norm": LatentNorm,
     "perceptual": Perceptual,
+    "slots": Slots,
+    "decoded": Decoded,
     "category": Category,
     "box": Box,
 }

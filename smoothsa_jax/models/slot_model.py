@@ -428,14 +428,26 @@ class SlotModel(nnx.Module):
         Raises:
             UserError: the decoder predicts the target from the target itself.
         """
+        return self.decoded(slots, slot_mask)["prediction"]
+
+    def decoded(
+        self,
+        slots: Float[Array, "B T N D"],
+        slot_mask: Bool[Array, "B N"] | Bool[Array, "B T N"] | None,
+    ) -> dict[str, Array]:
+        """Return `prediction` and, if the decoder has some, `masks` of slots, float32.
+
+        Raises:
+            UserError: the decoder predicts the target from the target itself.
+        """
         try:
-            found = self._decoded(slots, {}, None, slot_mask)
+            found = self._decoded(slots.astype(self.dtype), {}, None, slot_mask)
         except KeyError as error:
             raise UserError(
                 f"this model's decoder needs {error} besides the slots, so that there is no "
                 "picture of slots alone; use a model with another decoder"
             ) from error
-        return found["prediction"].astype(jnp.float32)
+        return {name: x.astype(jnp.float32) for name, x in found.items()}
 
     def _decoded(
         self,

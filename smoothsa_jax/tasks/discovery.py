@@ -106,7 +106,7 @@ class Discovery:
             also = () if model.target_encoder is not None else self._extras
             found = model.encode(batch["video"], batch.get("cameras"), also=also)
         if model.target_encoder is not None:
-            of_target = _encoded_for_target(model, batch, self._extras)
+            of_target = encoded_for_target(model, batch, self._extras)
             found |= {"target_features": of_target.pop("features"), **of_target}
         if TEACHER in models:
             found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
@@ -244,7 +244,7 @@ def prunes(settings: ConfigDict) -> dict[str, Any] | None:
     return {name: settings[name] for name in names}
 
 
-def _encoded_for_target(
+def encoded_for_target(
     model: SlotModel, batch: Mapping[str, Array], also: tuple[str, ...] = ()
 ) -> Outputs:
     """Return the outputs (B,T,M,C) of a model's target encoder."""
@@ -259,7 +259,7 @@ def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Dra
         features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
     constants = {"features": features}
     if teacher.target_encoder is not None:
-        constants["target_features"] = _encoded_for_target(teacher, batch)["features"]
+        constants["target_features"] = encoded_for_target(teacher, batch)["features"]
     given = teacher.target(batch, constants, draws.get("target"))
     boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
     outputs = teacher(features, given, draws, boxes, slot_mask)
