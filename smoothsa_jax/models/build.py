@@ -9,6 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.drawn_queries import DrawnQueries
 from smoothsa_jax.models.aggregators.inverted_transformer import (
     InvertedTransformer,
     check_iterations,
@@ -62,7 +63,12 @@ from smoothsa_jax.models.tokenizer_model import (
 from smoothsa_jax.models.tokenizers.dvae import DVAE
 from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
 from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
-from smoothsa_jax.models.transitions import RandSFQ, Transformer
+from smoothsa_jax.models.transitions import (
+    MLPTransition,
+    RandSFQ,
+    RecurrentTransformer,
+    Transformer,
+)
 from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
@@ -91,11 +97,14 @@ AGGREGATORS: dict[str, Callable] = {
     "slot_attention": SlotAttention,
     "inverted_transformer": InvertedTransformer,
     "metaslot": MetaSlot,
+    "drawn_queries": DrawnQueries,
     "none": Unchanged,
 }
 TRANSITIONS: dict[str, Callable | None] = {
     "randsfq": RandSFQ,
     "transformer": Transformer,
+    "recurrent_transformer": RecurrentTransformer,
+    "mlp": MLPTransition,
     "none": None,
 }
 DECODERS: dict[str, Callable] = {

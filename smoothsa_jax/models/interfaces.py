@@ -157,7 +157,8 @@ class Aggregated(NamedTuple):
         states: the slots after every iteration.
         slot_mask: the slots in use; an aggregator that drops slots on a first frame masks them, and
             later frames keep that mask.
-        extras: named outputs for losses, (B, ...); those of the first frame are kept.
+        extras: named outputs for losses, (B, ...); those of the first frame are kept, and of all
+            frames those that the aggregator names in `of_frames`.
     """
 
     slots: Float[Array, "B N D"]
@@ -176,6 +177,8 @@ class Aggregator(Protocol):
     Attributes:
         any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
             true.
+        of_frames: names of extras (B, ...) that are outputs (B,T, ...), of every frame; may be
+            absent: none.
     """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
