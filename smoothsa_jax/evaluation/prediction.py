@@ -46,6 +46,9 @@ class PredictionEvaluator:
         pixels: the range of the pixels that it decodes; None: it decodes features.
         image_size: (H, W) of these pixels.
         observed: how many frames are observed, for `scores.json`.
+
+    Attributes:
+        tells_masks: as `has_masks`.
     """
 
     paper_differs = False
@@ -61,7 +64,7 @@ class PredictionEvaluator:
         image_size: tuple[int, int],
         observed: int,
     ):
-        self._has_masks, self._decodes, self._pixels = has_masks, decodes, pixels
+        self.tells_masks, self._decodes, self._pixels = has_masks, decodes, pixels
         self._image_size = image_size
         self.needs_labels = has_masks
         names = [SLOT_ERROR, *((DECODED_ERROR,) if decodes else ())]
@@ -96,7 +99,7 @@ class PredictionEvaluator:
                 if self._pixels:
                     found = _of_pixels(*pair, self._pixels, self._image_size)
                     tables |= {f"{row}.{name}": x for name, x in found.items()}
-        if self._has_masks:
+        if self.tells_masks:
             labels = np.asarray(batch["segmentations"])
             check_numbers(labels, "labels")
             labels = labels.astype(np.uint8, copy=False)
@@ -125,7 +128,7 @@ class PredictionEvaluator:
             for name in (SLOT_ERROR, DECODED_ERROR, *OF_PIXELS):
                 if f"{row}.{name}" in tables:
                     steps[name] = np.asarray(tables[f"{row}.{name}"], np.float64)
-            if self._has_masks:
+            if self.tells_masks:
                 steps |= _of_masks(tables[f"{row}.counts"])
             for name, values in steps.items():
                 values = np.where(valid, values, np.nan)
