@@ -26,6 +26,7 @@ FLOORS = (
         "models.decoders",
         "models.targets",
         "models.tokenizers",
+        "models.rollouters",
         "interop",
         "devices",
     ),
