@@ -7,6 +7,10 @@ The earlier run has the same data set and the same other words, in its default w
 `--config.companions.slot_model.source=` names another one. Its slots are stored in the workdir
 before the training begins; `--config.data.slots=` names a folder of `python -m data.store`, or
 none. Only videos have this word.
+
+Published on OBJ3D, 44 frames after 6: PSNR 32.40, SSIM 0.91, LPIPS 0.080. On CLEVRER, 42 frames
+after 6 of every second one: 30.21, 0.89, 0.11, and of predicted masks AR 53.14, ARI 63.45,
+FG-ARI 63.00, FG-mIoU 49.42 (29.81 before the program's fix of 2023).
 """
 
 from ml_collections import ConfigDict
@@ -88,5 +92,5 @@ def _make_small(config: ConfigDict) -> None:
     config.data.update(num_frames=12, num_samples=4096)
     config.eval.update(num_frames=12, observed=6)
     config.optimizer.learning_rate.peak = 1e-3
-    config.train.num_steps = 3_000
-    config.checkpoint.every = 1_000
+    config.train.update(num_steps=2_000, batch_size=32)
+    config.checkpoint.every = 500
