@@ -18,6 +18,7 @@ from golden_files import FOLDER, FORWARD, GRADIENT, LOSS, Golden, golden, inner,
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
+from smoothsa_jax.checkpoints import published
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.evaluation import frames
 from smoothsa_jax.interop.slotformer import ROLLOUTER, SAVI
@@ -453,6 +454,25 @@ def test_a_file_of_savi_comes_back(name):
     arrays = SAVI.to_ours(state_dict, expected, config.to_dict())
     assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
     back = SAVI.to_theirs(arrays, config.to_dict(), SAVI.kept(state_dict))
+    assert back.keys() == state_dict.keys()
+    for key, x in state_dict.items():
+        np.testing.assert_allclose(back[key], x, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["savi_obj3d_params", "stosavi_clevrer_params"])
+def test_a_file_of_savi_fits_its_recipe(name):
+    """With as many slots as the file has queries."""
+    state_dict = filled(name)
+    words = "gaussian,savi_slotformer" + ",stochastic" * name.startswith("sto")
+    config = load_config(f"{CONFIGS}/movi_c.py:{words}")
+    with config.unlocked():
+        config.model.num_slots = state_dict["init_latents"].shape[1]
+    recipe = f"movi_c:{words}"
+    assert published.configs_of(state_dict, {recipe: config}) == [recipe]
+    arrays, kept = published.from_state_dict(state_dict, config)
+    kept = json.loads(json.dumps(kept))  # as in a checkpoint
+    back = published.to_state_dict(arrays, config, kept)
     assert back.keys() == state_dict.keys()
     for key, x in state_dict.items():
         np.testing.assert_allclose(back[key], x, atol=1e-6, err_msg=key)
