@@ -3,11 +3,13 @@
     python -m benchmarks.pruning --models sprites_gaussian runs/sprites_image --split validation
     python -m benchmarks.pruning --frames 12 --clips 64 --videos fixed renewed
     python -m benchmarks.pruning --models sprites_gaussian --cost
+    python -m benchmarks.pruning --untrained configs/coco.py --cost
 
 The rows are settings, the columns FG-ARI and ARI in percent, the slots that stay, how far their
 number is from the number of true segments (mean absolute error), the correlation of the two, and
 the share of clips with one slot. Settings are chosen on the validation split and reported on the
-test split. With --cost, it compares `segment` at 24 slots with the same iterations without pruning.
+test split. With --cost, it compares `segment` at 24 slots with the same iterations without pruning;
+--untrained adds a config's model with random weights, on which the time does not depend.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import numpy as np
 from jaxtyping import Array
 
 import smoothsa_jax
+from benchmarks import cases
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.masks import MaskEvaluator
 from smoothsa_jax.evaluation.slots import num_slots
@@ -150,7 +154,14 @@ def table(name: str, measure: Measure, options: argparse.Namespace) -> None:
         print(f"{setting}  {'  '.join(cells)}", flush=True)
 
 
-def cost(model: Segmenter, slots: int = 24, rounds: int = 200) -> None:
+def untrained(path: str) -> Segmenter:
+    """Return the model of a config, with random weights."""
+    config = cases.without_weights(load_config(path))
+    training = cases.training_of(config)
+    return Segmenter(config, {**training.frozen, **training.state.params})
+
+
+def cost(model: Segmenter, slots: int, rounds: int) -> None:
     """Print the time of `segment` with pruning over that of the same iterations without.
 
     The runs alternate, and the best of each counts: other load on the machine matters little.
@@ -176,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=["sprites_gaussian"])
+    parser.add_argument("--models", nargs="*", default=["sprites_gaussian"])
     parser.add_argument("--split", default="validation")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--frames", type=int, default=1)
@@ -189,11 +200,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--videos", nargs="+", default=["fixed"], help="fixed, renewed")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--rounds", type=int, default=200, help="of --cost")
+    parser.add_argument("--untrained", nargs="*", default=[], help="config files, for --cost")
     options = parser.parse_args()
+    if options.cost:
+        for path in options.untrained:
+            print(path, end=": ")
+            cost(untrained(path), 24, options.rounds)
     for name in options.models:
         model = smoothsa_jax.load(name)
         if options.cost:
-            cost(model)
+            print(name, end=": ")
+            cost(model, 24, options.rounds)
         else:
             data = Data(model, options.split, options.clips, options.frames)
             table(name, Measure(model, data), options)

@@ -54,7 +54,8 @@ SMALL = {
         "conv": {"width": 16, "strides": (2, 2, 1)},
         "resnet": {"blocks": (1, 1, 1), "root_width": 16, "groups": 4},
         "token_transformer": {"num_layers": 1, "mlp_size": 64},
-        "causal_transformer": {"num_layers": 1},
+        # It has embeddings of its own, since codes of few pixels are narrow.
+        "causal_transformer": {"num_layers": 1, "embed": "table"},
         "dvae": {"vocabulary": 64, "hidden_size": 32},
         "spatial_broadcast": {"hidden_size": 16, "strides": (2, 2), "transposed": (True, True)},
         # Tokenizers: 15x15 tokens, and pictures of 30x30 pixels.
@@ -68,11 +69,12 @@ SMALL = {
             "strides": (2, 1, 1),
         },
         "vq_pixels": {
-            "width": 32,
+            "width": 4,  # of 32, two thirds of the codes are never used
             "vocabulary": 64,
             "layer_width": 16,
             "blocks": 1,
             "strides": (2, 1, 1),
+            "code_range": 1.0,
         },
         # Of scenes with the word views.
         "scene": {

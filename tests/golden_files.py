@@ -7,7 +7,7 @@ GOLDEN_REPORT=<file> writes a table of the largest errors.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -27,6 +27,9 @@ FORWARD, FORWARD_BACKBONE, GRADIENT, LOSS, TRAINED, METRIC = 1e-5, 3e-5, 1e-4, 1
 BFLOAT16 = 2e-2  # all outputs of a model that computes in bfloat16
 NOISE = 1e-6  # absolute, for what is analytically zero
 ZERO_GRADIENT = "norm1q.bias"  # analytically zero, holds rounding noise
+# Of a file's largest gradient: for what is zero in exact arithmetic; and what float32 leaves of a
+# small gradient, in sums of large terms.
+NO_GRADIENT, ROUNDING = 1e-5, 1e-7
 
 RESULTS = ("out/", "grad/", "loss/", "param_end/")
 
@@ -128,6 +131,71 @@ def loaded(
     arrays = {name.removeprefix(ours): jnp.asarray(array) for name, array in arrays.items()}
     assert {name: array.shape for name, array in arrays.items()} == expected
     return definition, arrays
+
+
+def compare_gradients(
+    file: Golden,
+    found: Mapping,
+    recorded: Mapping,
+    *,
+    null: Callable[[str], object] = lambda name: False,
+    tolerance: float = GRADIENT,
+    nothing: float = NO_GRADIENT,
+    rounding: float = ROUNDING,
+    not_recorded: float | None = None,
+    largest: float | None = None,
+) -> None:
+    """Compare gradients by name, to a share of the largest value of each.
+
+    Args:
+        recorded: the file's, under the names and in the layout of `found`.
+        null: whether the gradient of that name, or a part of it, is zero in exact arithmetic.
+        tolerance: the share.
+        nothing: least bound for what is null, times `largest`.
+        rounding: least bound for all others, times `largest`.
+        not_recorded: how large a gradient may be that the file lacks, times `largest`; None: it has
+            all of them.
+        largest: the largest gradient of the file; None: of the `recorded` ones.
+    """
+    assert recorded and not recorded.keys() - found.keys()
+    if largest is None:
+        largest = max(np.abs(x).max() for x in recorded.values())
+    for name, x in found.items():
+        x = np.asarray(x)
+        if name not in recorded:
+            assert not_recorded is not None, f"the file has no gradient of {name}"
+            size = np.abs(x).max(initial=0.0)
+            assert size <= not_recorded * largest, f"{name} has a gradient, theirs has none"
+            continue
+        expected = np.asarray(recorded[name])
+        assert x.shape == expected.shape, f"{name}: {x.shape}, recorded {expected.shape}"
+        error, own = np.abs(x - expected).max(), np.abs(expected).max()
+        if not null(name) and own:
+            worst[file.name, "grad"] = max(worst.get((file.name, "grad"), 0.0), float(error / own))
+        bound = max(tolerance * own, (nothing if null(name) else rounding) * largest)
+        assert error <= bound, f"{name}: error {error:.2e}, largest value {own:.2e}"
+
+
+def compare_norms(
+    file: Golden,
+    found: Callable[[str], object],
+    *,
+    group: str = "grad_norm",
+    tolerance: float = GRADIENT,
+    least: float = 0.0,
+) -> set[str]:
+    """Compare the norms of large arrays' gradients, of which a file has no more; return their keys.
+
+    Args:
+        found: from a recorded key to our gradient.
+        least: least bound, absolute.
+    """
+    norms = dict(zip(map(str, file[f"{group}/keys"]), file[f"{group}/norms"], strict=True))
+    for key, expected in norms.items():
+        error = abs(np.linalg.norm(np.asarray(found(key), np.float64).ravel()) - expected)
+        bound = max(tolerance * expected, least)
+        assert error <= bound, f"{key}: error {error:.2e}, norm {expected:.2e}"
+    return set(norms)
 
 
 def with_prefix(arrays: Mapping, prefix: str) -> dict:

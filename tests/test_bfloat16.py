@@ -106,25 +106,39 @@ def test_a_step_is_near_that_of_float32(initializer):
     assert found["bfloat16"]["loss"] != found["float32"]["loss"]
 
 
-@pytest.mark.slow
-def test_a_stream_is_the_whole_video_and_numpy_gets_float32():
+NAMES = ("slots", "attention", "decoder_attention")
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
     config = config_of(initializer="gaussian")
     training = build_training(config)
-    model = Segmenter(config, {**training.state.params, **training.frozen})
-    exact = model.in_dtype("float32")
-    assert exact.config.dtype == "float32" and model.config.dtype == "bfloat16"
+    return Segmenter(config, {**training.state.params, **training.frozen})
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2 * np.abs(expected).max())
+
+
+def test_segments_are_near_those_of_float32(segmenter):
+    exact = segmenter.in_dtype("float32")
+    assert exact.config.dtype == "float32" and segmenter.config.dtype == "bfloat16"
     with pytest.raises(UserError, match="dtype is 'float8', expected one of bfloat16, float32"):
-        model.in_dtype("float8")
-    frames = tiny_batch(config)["video"][0]
-    whole, parts = model.segment(frames, video=True), list(model.stream(frames))
-    assert {str(x.dtype) for x in model.params.values()} == {"float32"}
-    for name in ("slots", "attention", "decoder_attention"):
+        segmenter.in_dtype("float8")
+    frames = tiny_batch(segmenter.config)["video"][0]
+    found, near = (model.segment(frames, video=True) for model in (segmenter, exact))
+    assert {str(x.dtype) for x in segmenter.params.values()} == {"float32"}
+    for name in NAMES:
+        value = getattr(found, name)
+        assert value.dtype == np.float32 and not np.array_equal(getattr(near, name), value)
+        assert_near(getattr(near, name), value)
+
+
+@pytest.mark.slow
+def test_a_stream_is_the_whole_video(segmenter):
+    frames = tiny_batch(segmenter.config)["video"][0]
+    whole, parts = segmenter.segment(frames, video=True), list(segmenter.stream(frames))
+    for name in NAMES:
         value = getattr(whole, name)
-        assert value.dtype == np.float32
-        stacked = np.concatenate(
-            [getattr(part, name).reshape(1, *value.shape[1:]) for part in parts]
-        )
-        np.testing.assert_allclose(stacked, value, rtol=0, atol=2e-2 * np.abs(value).max())
-        near = getattr(exact.segment(frames, video=True), name)
-        assert not np.array_equal(near, value)
-        np.testing.assert_allclose(near, value, rtol=0, atol=2e-2 * np.abs(value).max())
+        stacked = [getattr(part, name).reshape(1, *value.shape[1:]) for part in parts]
+        assert_near(np.concatenate(stacked), value)

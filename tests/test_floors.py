@@ -7,6 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "smoothsa_jax"
+# Bottom up; `base` imports from below alone.
+OF_CONFIGS = ("keys", "data_sets", "published", "parts", "sizes", "tokens", "words")
 # Bottom up. The longest name that fits a module counts.
 FLOORS = (
     ("errors", "environment", "guard", "files", "parts", "schedules", "text"),
@@ -44,6 +46,10 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+CONFIGS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "configs").rglob("*.py"))
+}
 
 
 def floor_of(module: str) -> int:
@@ -59,6 +65,11 @@ def floor_of(module: str) -> int:
 
 def imports_of(path: Path) -> set[str]:
     """The modules of the package that a file imports, also inside functions."""
+    own = {name for name in _imported(path) if name.split(".")[0] == PACKAGE}
+    return {name.removeprefix(PACKAGE).removeprefix(".") for name in own} - {""}
+
+
+def _imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -66,12 +77,11 @@ def imports_of(path: Path) -> set[str]:
             found |= {name if _is_module(name) else node.module for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    own = {name for name in found if name.split(".")[0] == PACKAGE}
-    return {name.removeprefix(PACKAGE).removeprefix(".") for name in own} - {""}
+    return found
 
 
 def _is_module(name: str) -> bool:
-    return name.removeprefix(f"{PACKAGE}.") in MODULES
+    return name.removeprefix(f"{PACKAGE}.") in MODULES or name in CONFIGS
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
@@ -106,6 +116,22 @@ def test_the_package_imports_neither_its_scripts_nor_its_configs():
                 names = [alias.name for alias in node.names]
             roots = {name.split(".")[0] for name in names}
             assert not roots & {"data", "configs", "benchmarks", "main", "tests"}, module
+
+
+def test_configs_build_on_base_and_no_system_imports_a_data_set():
+    base = [f"configs.base.{name}" for name in OF_CONFIGS]
+    assert {x for x in CONFIGS if x.startswith("configs.base.")} == set(base)
+    data_sets = {x for x in CONFIGS if x.count(".") == 1}
+    systems = {x for x in CONFIGS if x.startswith("configs.systems.")}
+    for name, path in CONFIGS.items():
+        found = {x for x in _imported(path) if x.split(".")[0] == "configs"}
+        if name in base:
+            allowed = set(base[: base.index(name)])
+        elif name == "configs.base":
+            allowed = set(base)
+        else:
+            allowed = {"configs.base", *(systems if name in systems else data_sets)}
+        assert found <= allowed, f"{name} imports {', '.join(sorted(found - allowed))}"
 
 
 @pytest.mark.parametrize("module", ["torch", "tensorflow"])

@@ -184,7 +184,7 @@ def mine(tmp_path, monkeypatch):
     system = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(system)
     found = {**base.systems(), "from_tokens": system}
-    monkeypatch.setattr(base, "systems", lambda: found)
+    monkeypatch.setattr(base.words, "systems", lambda: found)
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
         sys.modules.pop(name)

@@ -28,7 +28,7 @@ from smoothsa_jax.training.step import build_training
 
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
 # Those with 256 pixels and DINOv2's 16x16 tokens.
-OTHERS = ("sprites", "scenes", "base", "own", "clevr", "clevr3d", "msn_hard", "obsurf_msn")
+OTHERS = ("sprites", "scenes", "own", "clevr", "clevr3d", "msn_hard", "obsurf_msn")
 REAL = [name for name in DATA_SETS if name not in OTHERS]
 CLASSES = {"coco": 91, "ytvis": 41, "ytvis_hq": 41}  # of recognition
 

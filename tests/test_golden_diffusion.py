@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FORWARD, GRADIENT, LOSS, Golden, golden, inner, write_report
+from golden_files import (
+    FORWARD,
+    LOSS,
+    Golden,
+    compare_gradients,
+    compare_norms,
+    golden,
+    inner,
+    write_report,
+)
 
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.interop.authors import below
@@ -91,13 +100,11 @@ def test_slot_attention_of_the_original():
         (_, found), gradients = jax.jit(run)(arrays)
         file.compare("out/slots", found.slots, FORWARD)
         file.compare("out/attention", found.attention[-1], FORWARD)
-        of_file = max(np.abs(x).max() for x in file.group("grad/").values())
-        for key in file.group("grad/"):
+        recorded = {}
+        for key, x in file.group("grad/").items():
             name, transform = NAMES_OF_ORIGINAL.ours(f".{key}")
-            expected = transform.to_ours(file[f"grad/{key}"])
-            error = np.abs(gradients[name.removeprefix(".")] - expected).max()
-            bound = max(GRADIENT * np.abs(expected).max(), NOTHING * of_file)
-            assert error <= bound, f"{key}: error {error:.1e}"
+            recorded[name.removeprefix(".")] = transform.to_ours(x)
+        compare_gradients(file, gradients, recorded, rounding=NOTHING)
 
 
 def unet_sizes(params: dict[str, np.ndarray]) -> dict:
@@ -182,25 +189,18 @@ def test_model():
         file.compare("out/noisy", on_grid(outputs["noisy"]), FORWARD)
         file.compare("out/prediction", on_grid(outputs["prediction"]), FORWARD)
         file.compare("loss/recon", loss, LOSS)
-        compare_gradients(case, file, gradients)
-
-
-def compare_gradients(case: Recorded, file: Golden, gradients: dict) -> None:
-    theirs = GENERA1Z.to_theirs({k: np.asarray(x) for k, x in gradients.items()}, case.config)
-    recorded = file.group("grad/")
-    norms = dict(zip(file["grad_norm/keys"], file["grad_norm/norms"], strict=True))
-    largest = max(norms.values())
-    compared = set()
-    for key, found in theirs.items():
-        if key in recorded:
-            error, size = np.abs(found - recorded[key]).max(), np.abs(recorded[key]).max()
-        elif key in norms:
-            size = norms[key]
-            error = abs(np.linalg.norm(found) - size)
-        else:
-            assert not np.any(found), f"{key} has a gradient, theirs has none"
-            continue
-        compared.add(key)
-        bound = max(GRADIENT_OF_UNET * size, NOTHING * largest)
-        assert error <= bound, f"{key}: error {error:.1e}, size {size:.1e}"
-    assert compared == {*recorded, *norms}
+        gradients = {name: np.asarray(x) for name, x in gradients.items()}
+        theirs = GENERA1Z.to_theirs(gradients, case.config)
+        largest = max(file["grad_norm/norms"])
+        least = NOTHING * largest
+        tolerance = GRADIENT_OF_UNET
+        norms = compare_norms(file, theirs.__getitem__, tolerance=tolerance, least=least)
+        compare_gradients(
+            file,
+            {key: x for key, x in theirs.items() if key not in norms},
+            file.group("grad/"),
+            tolerance=tolerance,
+            rounding=NOTHING,
+            not_recorded=0.0,
+            largest=largest,
+        )

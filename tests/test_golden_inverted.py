@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FORWARD, GRADIENT, METRIC, Golden, golden, inner, worst, write_report
+from golden_files import (
+    FORWARD,
+    METRIC,
+    Golden,
+    compare_gradients,
+    golden,
+    inner,
+    write_report,
+)
 from recipes import quick
 
 from configs.systems import inverted
@@ -39,7 +47,6 @@ ITERATIONS = 3  # of the original
 ORIGINAL = {"epsilon": 1e-8, "epsilon_in": "weights", "norm_epsilon": 1e-3, "activation": "relu"}
 ORIGINAL["start"] = "glorot"
 # Gradients that are zero in exact arithmetic, and hold rounding noise: patterns of recorded names.
-NO_GRADIENT = 1e-5  # of a file's largest gradient
 OF_SLOTS = r"norm_slots[./](bias|beta)$|query/bias$"  # under a softmax over slots
 OF_TOKENS = r"key/bias$"  # under a softmax over tokens
 NONE = "$^"
@@ -124,17 +131,11 @@ class Case:
         for name in self.group("out"):
             self.compare(name, found[name])
         recorded = self.group("grad")
-        largest = max(np.abs(x).max() for x in recorded.values())
         found = of.to_theirs({k: np.asarray(x) for k, x in of_arrays.items()})
         found |= {f"inp.{k}": np.asarray(x) for k, x in of_inputs.items()}
-        for key, x in recorded.items():
-            error, own = np.abs(found[key.replace("/", ".")] - x).max(), np.abs(x).max()
-            is_null = re.search(null, key) is not None
-            if not is_null and own:
-                name = self.file.name, "grad"
-                worst[name] = max(worst.get(name, 0.0), float(error / own))
-            exact = NO_GRADIENT * largest if is_null else GRADIENT * own
-            assert error <= exact, f"{self.prefix}{key}: error {error:.2e}, largest {own:.2e}"
+        found = {name: found[name.replace("/", ".")] for name in recorded}
+        is_null = functools.partial(re.search, null)
+        compare_gradients(self.file, found, recorded, null=is_null, rounding=0.0)
 
 
 def aggregate(with_queries: str = "queries", tokens: str = "inputs", axis: int | None = 1):

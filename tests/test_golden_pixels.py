@@ -23,6 +23,7 @@ from golden_files import (
     TRAINED,
     Golden,
     adam_state,
+    compare_gradients,
     golden,
     inner,
     write_report,
@@ -82,9 +83,6 @@ STRIDES = {
 TRANSPOSED = ("transpose", "transpose_3")
 GROUPS = 32
 PEAK, PEAK_AT, HALF_LIFE = 5e-3, 2, 5  # of the trajectories' learning rates; in steps
-# Of a file's largest gradient: for what is zero in exact arithmetic; and what float32 leaves of a
-# small gradient, in sums of large terms.
-NO_GRADIENT, ROUNDING = 1e-5, 1e-7
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,22 +113,6 @@ def run(make: Callable, arrays: Mapping, apply: Callable, inputs: Mapping, cotan
     as_jax = lambda tree: {k: jnp.asarray(x, jnp.float32) for k, x in tree.items()}  # noqa: E731
     (_, outputs), gradients = jax.jit(total)(as_jax(arrays), as_jax(inputs))
     return outputs, *gradients
-
-
-def compare_gradients(
-    recorded: Mapping,
-    found: Mapping,
-    null: Callable = lambda name: False,
-    left_out: tuple[str, ...] = (),
-):
-    """Compare gradients by our names; those that are zero in exact arithmetic absolutely."""
-    assert recorded.keys() == found.keys() - set(left_out)
-    of_file = max(np.abs(x).max() for x in recorded.values())
-    for name, expected in recorded.items():
-        error, largest = np.abs(found[name] - expected).max(), np.abs(expected).max()
-        floor = NO_GRADIENT if null(name) else ROUNDING
-        bound = max(GRADIENT * largest, floor * of_file)
-        assert error <= bound, f"{name}: error {error:.1e}, largest {largest:.1e}"
 
 
 # --------------------------------------------------------------------------------------- layers
@@ -184,7 +166,7 @@ def test_convolutions_of_savi(case):
         for name in last:
             file.compare(f"{case}/grad/output_layer/{name}", of_inputs[name], GRADIENT)
         recorded = {k: x for k, x in recorded.items() if not k.startswith("inp/")}
-        compare_gradients(linen_convolutions(recorded), of_arrays)
+        compare_gradients(file, of_arrays, linen_convolutions(recorded))
         if case == "layer":  # the program throws the result of this norm away
             dead = [x for key, x in recorded.items() if key.startswith("layer_norm")]
             assert dead and not any(np.any(x) for x in dead)
@@ -271,8 +253,9 @@ def test_resnet(case):
         file.compare(f"{case}/grad/inp/image", of_inputs["image"], GRADIENT)
         theirs = {front + k: x for k, x in case_of(file, case, "grad").items() if "inp/" not in k}
         # To be small, the file lacks the gradients of the 3x3 kernels.
-        kernels = tuple(name for name in of_arrays if name.endswith(("st.kernel", "nd.kernel")))
-        compare_gradients(bare(SAVI.to_ours(theirs, names)), of_arrays, left_out=kernels)
+        large = ("st.kernel", "nd.kernel")
+        of_arrays = {name: x for name, x in of_arrays.items() if not name.endswith(large)}
+        compare_gradients(file, of_arrays, bare(SAVI.to_ours(theirs, names)))
         made = nnx.eval_shape(make)
         assert made.grid == out.shape[1:3] and made.width == out.shape[-1]
 
@@ -314,7 +297,7 @@ def test_positions(case):
         file.compare(f"{case}/grad/inp/x", of_inputs["x"], GRADIENT)
         theirs = case_of(file, case, "grad")
         assert not np.any(theirs["pos_embedding"])
-        compare_gradients(renamed(theirs), of_arrays)
+        compare_gradients(file, of_arrays, renamed(theirs))
 
 
 def test_positions_side_by_side():
@@ -386,7 +369,8 @@ def test_spatial_broadcast(case):
         theirs = case_of(file, case, "grad")
         assert not np.any(theirs["PositionEmbedding_0/pos_embedding"])
         theirs = {k: x for k, x in theirs.items() if not k.startswith("inp/")}
-        compare_gradients(to_ours(theirs), of_arrays, lambda name: name == "alpha.bias")
+        is_null = lambda name: name == "alpha.bias"  # noqa: E731
+        compare_gradients(file, of_arrays, to_ours(theirs), null=is_null)
 
 
 def compare_segments(file: Golden, key: str, masks: Any, recorded: np.ndarray) -> None:
@@ -735,7 +719,7 @@ def test_model(name):
         if "loss/total" in file:
             file.compare("loss/total", total, LOSS)
         recorded = case.to_ours(file.group("grad/"), names)
-        compare_gradients(recorded, gradients, lambda name: name.endswith(NULL))
+        compare_gradients(file, gradients, recorded, null=lambda name: name.endswith(NULL))
 
 
 @pytest.mark.slow

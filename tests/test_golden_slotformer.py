@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FOLDER, FORWARD, GRADIENT, LOSS, Golden, golden, inner, write_report
+from golden_files import (
+    FOLDER,
+    FORWARD,
+    GRADIENT,
+    LOSS,
+    Golden,
+    compare_gradients,
+    golden,
+    inner,
+    write_report,
+)
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
@@ -38,7 +48,6 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 HEADS = 4
 KL_WEIGHT, WARMUP, PEAK, START_RATIO = 1e-4, 2, 2e-3, 0.01
 FINAL = 2e-5  # of trained arrays, relative to each one's largest value
-NO_GRADIENT, ROUNDING = 1e-5, 1e-7  # as in test_golden_video.py
 ROLLOUTS = {
     "slotformer_rollout": {},
     "slotformer_rollout_learned_positions": {"positions": "learned", "slot_positions": True},
@@ -93,15 +102,9 @@ def is_null(name: str) -> bool:
     return name.endswith("in_bias")
 
 
-def compare(recorded: Mapping, found: Mapping):
-    """Compare gradients by our names."""
-    of_file = max(np.abs(x).max() for x in recorded.values())
-    for name, expected in recorded.items():
-        error, largest = np.abs(found[name] - expected).max(), np.abs(expected).max()
-        floor = NO_GRADIENT if is_null(name) else ROUNDING
-        assert error <= max(GRADIENT * largest, floor * of_file), f"{name}: {error:.1e}"
-    for name in found.keys() - recorded.keys():
-        assert not np.any(found[name]), f"{name} has a gradient, theirs has none"
+def compare(file: Golden, recorded: Mapping, found: Mapping):
+    """Compare gradients by our names; without a recorded one, ours is zero."""
+    compare_gradients(file, found, recorded, null=is_null, not_recorded=0.0)
 
 
 # ------------------------------------------------------------------------------------ rollouters
@@ -122,7 +125,7 @@ def test_rollout(name):
         file.compare("out/predicted", predicted, FORWARD)
         file.compare("grad/past", of_past, GRADIENT)
         theirs = in_front({k: x for k, x in file.group("grad/").items() if k != "past"})
-        compare(ROLLOUTER.to_ours(theirs, arrays), of_arrays)
+        compare(file, ROLLOUTER.to_ours(theirs, arrays), of_arrays)
 
 
 def test_interleaved():
@@ -254,7 +257,7 @@ def test_model():
         pictures = lambda x: np.moveaxis(np.reshape(x, (*x.shape[:2], *size, 3)), -1, 2)  # noqa: E731
         file.compare("out/reconstruction", pictures(decoded["prediction"]), FORWARD)
         file.compare("out/masks", decoded["masks"][:, :, :, None], FORWARD)
-        compare(ROLLOUTER.to_ours(file.group("grad/"), state.params), gradients)
+        compare(file, ROLLOUTER.to_ours(file.group("grad/"), state.params), gradients)
         decay = run(state.params, None, 0.7)[1][0]
         file.compare("loss/slots_decay_0.7", decay["slots"], LOSS)
         short = run(state.params, jnp.asarray(file["inp/video_length"]), 1.0)[1][0]
@@ -370,7 +373,7 @@ def test_savi(kind):
         file.compare("out/masks", outputs["masks"][:, :, :, None], FORWARD)
         file.compare("loss/reconstruction", terms["reconstruction"], LOSS)
         file.compare("loss/kld", terms["query_kl"], LOSS)
-        compare(SAVI.to_ours(file.group("grad/"), gradients), gradients)
+        compare(file, SAVI.to_ours(file.group("grad/"), gradients), gradients)
         file.used.add("out/slot_images")  # of each slot by itself, which our decoder does not give
 
 

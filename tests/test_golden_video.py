@@ -25,6 +25,7 @@ from golden_files import (
     TRAINED,
     Golden,
     adam_state,
+    compare_gradients,
     golden,
     inner,
     write_report,
@@ -54,9 +55,6 @@ from smoothsa_jax.training.step import build_training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VIT_HEADS = 3
-# Of a file's largest gradient: for what is zero in exact arithmetic; and what float32 leaves of a
-# small gradient, in sums of large terms.
-NO_GRADIENT, ROUNDING = 1e-5, 1e-7
 WARMUP = 2_500  # steps
 
 
@@ -258,23 +256,16 @@ def test_part(name):
         for key, value in of_inputs.items():
             file.compare(f"grad/inp/{key}", value, GRADIENT)
         theirs = {k: x for k, x in file.group("grad/").items() if not k.startswith("inp/")}
-        compare_by_name(program, {front + k: x for k, x in theirs.items()}, names, of_arrays)
+        theirs = {front + k: x for k, x in theirs.items()}
+        compare_recorded(file, program, theirs, names, of_arrays)
 
 
-def compare_by_name(program: Program, recorded, names, gradients: Mapping[str, Any]) -> None:
+def compare_recorded(
+    file: Golden, program: Program, recorded, names, gradients: Mapping[str, Any]
+) -> None:
     """Compare gradients; one that is not recorded has to be zero."""
-    expected = program.to_ours(recorded, names)
-    assert not expected.keys() - gradients.keys()
-    of_file = max(np.abs(x).max() for x in expected.values())
-    for name, found in gradients.items():
-        found = np.asarray(found)
-        if name not in expected:
-            assert not np.any(found), f"{name} has a gradient, theirs has none"
-            continue
-        error, largest = np.abs(found - expected[name]), np.abs(expected[name]).max()
-        floor = NO_GRADIENT if is_null(name) else ROUNDING
-        bound = max(GRADIENT * largest, floor * of_file)
-        assert error.max() <= bound, f"{name}: error {error.max():.1e}, largest {largest:.1e}"
+    recorded = program.to_ours(recorded, names)
+    compare_gradients(file, gradients, recorded, null=is_null, not_recorded=0.0)
 
 
 def test_time_similarity():
@@ -467,7 +458,7 @@ def compare_model(case: Recorded, file: Golden, draws: dict) -> None:
     assert set(terms) == set(case.system.losses.values())
     for theirs, ours in case.system.losses.items():
         file.compare(f"loss/{theirs}", terms[ours], LOSS)
-    compare_by_name(case.system.program, file.group("grad/"), case.names, gradients)
+    compare_recorded(file, case.system.program, file.group("grad/"), case.names, gradients)
 
 
 @pytest.mark.parametrize("name", quick(list(SYSTEMS)))

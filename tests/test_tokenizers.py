@@ -338,6 +338,15 @@ def test_the_best_of_a_metric(metric, right):
             check(config)
 
 
+@pytest.mark.parametrize("code_range, bound", [(None, 1 / 10), (1.0, 1.0)])
+def test_where_codes_of_pixels_start(code_range, bound):
+    config = first_stage("vq_pixels")
+    config.model.tokenizer.update(code_range=code_range)
+    model = build_model(config.model, image_size_of(config), 0)
+    largest = np.abs(np.asarray(model.tokenizer.codebook[...])).max()
+    assert 0.8 * bound < largest <= bound
+
+
 def test_pixels_do_not_divide():
     config = first_stage("vq_pixels")
     config.data.image_size = 18

@@ -108,7 +108,7 @@ def transformer(config: ConfigDict, data: base.DataSet) -> None:
     config.model.target = ConfigDict(
         {"name": "tokens", "vocabulary": 1024, "width": 1024, "grid": (32, 32)}
     )
-    base.explain_own_tokens(config)
+    base.explain_own_tokens(config, data)
     halves = {**config.optimizer.learning_rate.to_dict(), "warmup": 0.04}  # 10,000 steps
     config.optimizer.learning_rate = ConfigDict({**halves, "peak": 1e-4})
     config.optimizer.rates = ConfigDict(

@@ -22,7 +22,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.predict_features(
         config,
         projection={"name": "mlp"},
-        initializer={"name": "gaussian", "log_std": None, "mean": "xavier"},
+        initializer=base.SHARED_GAUSSIAN,
         aggregator={"name": "slot_attention", "gradient": "full", "first": 3, "later": 3},
         decoder={"name": "random_ar", "num_layers": 4, "num_heads": 4},
     )

@@ -27,7 +27,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.predict_features(
         config,
         projection={"name": "mlp", "to_slots": True, "activation": "relu"},
-        initializer={"name": "gaussian", "log_std": None, "mean": "xavier"},
+        initializer=base.SHARED_GAUSSIAN,
         aggregator={
             "name": "slot_attention",
             "gradient": "full",
@@ -37,7 +37,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "epsilon_in": "weights",
             "activation": "relu",
         },
-        decoder={**base.DINOSAUR_DECODER, "hidden_size": 1024 if _is_movi(data) else 2048},
+        decoder={**base.DINOSAUR_DECODER, "hidden_size": 1024 if data.is_movi else 2048},
     )
     config.optimizer.learning_rate = ConfigDict(
         {"schedule": "warmup_halving", "peak": 4e-4, "warmup": 0.02, "half_life": 0.2}
@@ -88,11 +88,10 @@ def original(config: ConfigDict, data: base.DataSet, variant: str | None, size: 
     half_life = 90_000
     if variant != "dinov2":
         half_life = 100_000
-        encoder = base.dino(*(("small", 8) if _is_movi(data) else ("base", 16)))
+        size, patch = ("small", 8) if data.is_movi else ("base", 16)
+        encoder = base.dino(size, patch, final_norm=False)
         base.use_encoder(config, data, encoder, image_size=224)
-        if data.small is None:  # its files have no last LayerNorm
-            config.model.encoder.final_norm = False
-        config.model.slot_size = 128 if _is_movi(data) else 256
+        config.model.slot_size = 128 if data.is_movi else 256
     rate = config.optimizer.learning_rate
     rate.warmup, rate.half_life = (x / num_steps for x in (10_000, half_life))
 
@@ -115,14 +114,8 @@ def genera1z(config: ConfigDict, data: base.DataSet, variant: str | None) -> Non
         },
     )
     config.model.decoder.update(hidden_size=2048, position_std=1.0, activation="gelu")
-    config.optimizer.learning_rate = base.defaults(
-        data.name, num_steps=1, batch_size=1
-    ).optimizer.learning_rate
+    config.optimizer.learning_rate = ConfigDict(base.LEARNING_RATE)
     base.use_length(config, data, num_steps=50_000)
-
-
-def _is_movi(data: base.DataSet) -> bool:
-    return data.name.startswith("movi")
 
 
 WORDS = {

@@ -120,7 +120,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
         projection={**tokens, "to_slots": True},
         initializer={"name": "gaussian", "log_std": None, "mean": "glorot"},
         aggregator=TF_INV,
-        decoder={**base.DINOSAUR_DECODER, "hidden_size": 1024 if _is_movi(data) else 2048},
+        decoder={**base.DINOSAUR_DECODER, "hidden_size": 1024 if data.is_movi else 2048},
     )
     config.optimizer.learning_rate = ConfigDict(
         {
@@ -179,23 +179,16 @@ def _variant(title: str, aggregator: Settings):
 def learned(config: ConfigDict, data: base.DataSet) -> None:
     del data
     config.title += ", learned queries"
-    config.model.initializer = ConfigDict(
-        {"name": "learned", "start": "normal", "start_std": 1.0, "noise": 0.0}
-    )
+    config.model.initializer = ConfigDict(base.LEARNED)
 
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
     base.use_length(config, data, num_steps=STEPS, batch_size=BATCH)
     if data.name in PIXELS:
         return
-    base.use_encoder(config, data, base.dino("base", 8 if _is_movi(data) else 16), image_size=224)
-    if data.small is None:  # its files have no last LayerNorm
-        config.model.encoder.final_norm = False
-    config.model.slot_size = 128 if _is_movi(data) else 256
-
-
-def _is_movi(data: base.DataSet) -> bool:
-    return data.name.startswith("movi")
+    encoder = base.dino("base", 8 if data.is_movi else 16, final_norm=False)
+    base.use_encoder(config, data, encoder, image_size=224)
+    config.model.slot_size = 128 if data.is_movi else 256
 
 
 WORDS = {

@@ -26,7 +26,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, TITLE)
     base.predict_features(
         config,
-        projection={"name": "mlp", "hidden_ratio": 2.0, "to_slots": True},
+        projection=base.PROJECTION,
         initializer=base.SEPARATE_GAUSSIANS,
         aggregator={
             "name": "metaslot",
@@ -37,14 +37,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "capacity": max(4 * data.batch_size * data.num_slots, 512),
             "return_mask": True,
         },
-        decoder={
-            "name": "mlp_mixture",
-            "num_layers": 4,
-            "hidden_size": 2048,
-            "position": "slots",
-            "position_std": 1.0,
-            "activation": "gelu",
-        },
+        decoder=base.GENERA1Z_DECODER,
     )
     config.optimizer.learning_rate.peak, config.optimizer.clip_norm = 2e-4, 1.0
     base.follow(config, data)
@@ -54,7 +47,7 @@ def ar(config: ConfigDict, data: base.DataSet) -> None:
     del data
     config.title = f"{TITLE}, autoregressive"
     config.model.projection = ConfigDict({"name": "mlp"})
-    config.model.initializer = ConfigDict({"name": "gaussian", "log_std": None, "mean": "xavier"})
+    config.model.initializer = ConfigDict(base.SHARED_GAUSSIAN)
     config.model.decoder = ConfigDict(
         {
             "name": "permuted_ar",
@@ -80,7 +73,7 @@ def tokens(config: ConfigDict, data: base.DataSet) -> None:
     base.predict_tokens(config)
     for name, part in kept.items():
         config.model[name] = part
-    base.read_tokens(config)
+    base.read_tokens(config, data)
     base.follow(config, data)
 
 

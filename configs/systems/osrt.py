@@ -25,9 +25,11 @@ import math
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.systems import inverted
 
 TITLE = "OSRT"
 KIND = "system"
+fits = base.has_views
 
 RAYS = {"octaves": 15, "position_octave": -5, "hidden_size": 1536, "renderer_layers": 5}
 ALLOCATOR = {
@@ -46,10 +48,6 @@ RECIPES = {
 STEPS, STEPS_OF_INVERTED = 4_000_000, 1_000_000
 # In which the learning rate halves: it falls to 0.16 in 4,000,000 steps.
 HALF_LIFE = 4_000_000 * math.log(0.5) / math.log(0.16)
-
-
-def fits(data: base.DataSet) -> bool:
-    return base.has_views(data)
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -74,7 +72,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     config.model.update(
         slot_size=1536,
         projection={"name": "none"},
-        initializer={"name": "learned", "start": "normal", "start_std": 1.0, "noise": 0.0},
+        initializer=base.LEARNED,
         aggregator={
             "name": "slot_attention",
             "gradient": "full",
@@ -149,27 +147,7 @@ def sa_id(config: ConfigDict, data: base.DataSet) -> None:
 
 def tf_inv(config: ConfigDict, data: base.DataSet) -> None:
     config.title = f"{TITLE}, TF-Inv"
-    config.model.aggregator = ConfigDict(
-        {
-            "name": "inverted_transformer",
-            "first": 5,
-            "later": None,
-            "share": (),
-            "inverted": True,
-            "update": "residual",
-            "renormalize": "layernorm",
-            "normalize_qk": True,
-            "bias": True,
-            "output_projection": True,
-            "mlp_ratio": 2.0,
-            "activation": "relu",
-            "gradient": "full",
-            "epsilon": 1e-8,
-            "norm_epsilon": 1e-6,
-            "gru": "linen",
-            "start": "lecun",
-        }
-    )
+    config.model.aggregator = ConfigDict({**inverted.TF_INV, **inverted.NORMALIZED, "first": 5})
     _train_for(config, data, STEPS_OF_INVERTED)
 
 

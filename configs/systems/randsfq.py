@@ -16,11 +16,10 @@ fits = base.has_videos
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_pictures(data, TITLE)
-    queries = {"name": "gaussian", "log_std": None, "mean": "xavier"}
     base.predict_features(
         config,
         projection={"name": "mlp"},
-        initializer=base.PLAIN_BOXES if data.boxes else queries,
+        initializer=base.PLAIN_BOXES if data.boxes else base.SHARED_GAUSSIAN,
         aggregator={"name": "slot_attention", "gradient": "full", "first": 3, "later": 1},
         decoder={"name": "random_ar", "num_layers": 4, "num_heads": 4},
     )

@@ -33,7 +33,7 @@ LINEN = inverted.LAYERS
 
 def fits(data: base.DataSet) -> bool:
     """Whether a data set has flow."""
-    return data.name.startswith("movi") or data.name == "scenes"
+    return data.is_movi or data.name == "scenes"
 
 
 def refuse_without_flow(data: base.DataSet, title: str) -> None:
@@ -64,12 +64,11 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
         "activation": "relu",
         "start": "lecun",
     }
-    learned = {"name": "learned", "start": "normal", "start_std": 1.0, "noise": 0.0}
     config.model.encoder = ConfigDict(convolutions(32, 1))
     config.model.update(
         slot_size=128,
         projection={"name": "mlp", "hidden_size": 64, **LINEN},
-        initializer=boxes if data.boxes else learned,
+        initializer=boxes if data.boxes else base.LEARNED,
         aggregator={
             "name": "slot_attention",
             "first": 1,

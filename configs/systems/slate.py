@@ -31,7 +31,7 @@ KIND = "system"
 def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, TITLE)
     base.predict_tokens(config)
-    base.read_tokens(config)
+    base.read_tokens(config, data)
     base.follow(config, data)
 
 

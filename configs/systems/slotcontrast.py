@@ -15,8 +15,6 @@ from configs import base
 TITLE = "SlotContrast"
 KIND = "system"
 fits = base.has_videos
-# Slots that it was published with.
-ORIGINAL_SLOTS = {"movi_c": 11, "movi_e": 15}
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
@@ -26,12 +24,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
         config,
         data,
         slot_size=slot_size,
-        queries={
-            "name": "learned",
-            "start": "normal",
-            "start_std": slot_size**-0.5,
-            "noise": 0.0,
-        },
+        queries={**base.LEARNED, "start_std": slot_size**-0.5},
         mlp_ratio=4.0,
     )
     config.model.decoder = ConfigDict(
@@ -52,10 +45,10 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
 
 def original(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, f"{TITLE}'s original", videos=True)
-    is_movi, is_movi_e = data.name.startswith("movi"), data.name == "movi_e"
+    is_movi, is_movi_e = data.is_movi, data.name == "movi_e"
     encoder = base.dinov2("small" if is_movi and not is_movi_e else "base")
     base.use_encoder(config, data, encoder, image_size=336 if is_movi else 518)
-    config.model.num_slots = ORIGINAL_SLOTS.get(data.name, data.num_slots)
+    config.model.num_slots = base.ORIGINAL_SLOTS.get(data.name, data.num_slots)
     num_steps = 300_000 if is_movi_e else 100_000
     base.use_length(config, data, num_steps=num_steps, batch_size=64, num_frames=4)
     rate = config.optimizer.learning_rate
@@ -75,7 +68,7 @@ def genera1z(config: ConfigDict, data: base.DataSet) -> None:
 
 
 def _peak(config: ConfigDict, data: base.DataSet) -> float:
-    return (4e-4 if data.name.startswith("movi") else 8e-4) * config.train.batch_size / 64
+    return (4e-4 if data.is_movi else 8e-4) * config.train.batch_size / 64
 
 
 WORDS = {

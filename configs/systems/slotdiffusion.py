@@ -32,19 +32,29 @@ from configs import base
 
 TITLE = "SlotDiffusion"
 KIND = "system"
+# Of 135 million parameters.
+UNET = {
+    "name": "denoising_unet",
+    "widths": (128, 256, 384, 512),
+    "num_blocks": 2,
+    "groups": 32,
+    "num_heads": 8,
+    "dropout_rate": 0.1,
+    "zero_start": False,
+}
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_boxes(data, TITLE)
     base.predict_tokens(config)
     predict_noise(config)
-    base.read_tokens(config)
+    base.read_tokens(config, data)
     base.follow(config, data)
 
 
 def predict_noise(config: ConfigDict) -> None:
     """Decoder, target and loss."""
-    config.model.decoder = ConfigDict(base.DENOISING_UNET)
+    config.model.decoder = ConfigDict(UNET)
     config.model.target = ConfigDict({"name": "noise", "width": base.CODE_SIZE})
     config.losses = ConfigDict({"noise": {"weight": 1.0}})
 

@@ -25,7 +25,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.predict_features(
         config,
         projection={"name": "mlp", "activation": "relu", "start": "xavier"},
-        initializer={"name": "gaussian", "log_std": None, "mean": "xavier"},
+        initializer=base.SHARED_GAUSSIAN,
         aggregator={
             "name": "slot_attention",
             "gradient": "full",
@@ -68,7 +68,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
     num_steps = ORIGINAL_STEPS.get(data.name, 92_400)
     base.use_length(config, data, num_steps=num_steps, batch_size=64)
     config.optimizer.learning_rate.warmup = 10_000 / num_steps
-    if data.name.startswith("movi"):
+    if data.is_movi:
         config.optimizer.learning_rate.update(peak=2e-4, end_ratio=0.2)
 
 
@@ -127,7 +127,7 @@ def student(
     # The teacher decodes in an order that is drawn anew in each step.
     config.companions.teacher.draws = "training"
     config.losses.attention_match = ConfigDict({"weight": weight, "on": "logits"})
-    if version == "original" and data.name.startswith("movi"):
+    if version == "original" and data.is_movi:
         num_steps = 30 * 1_371
         base.use_length(config, data, num_steps=num_steps)
         config.optimizer.learning_rate.update(warmup=10_000 / num_steps, end_ratio=0.75)

@@ -37,7 +37,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_pictures(data, TITLE)
     base.predict_tokens(config)
     base.carry_tokens(config, data)
-    base.read_tokens(config)
+    base.read_tokens(config, data)
 
 
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str, version: str | None) -> None:
@@ -76,7 +76,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
             "start": "he",
         },
         "projection": {"name": "mlp", "hidden_size": width, **start},
-        "initializer": {"name": "gaussian", "log_std": None, "mean": "xavier"},
+        "initializer": base.SHARED_GAUSSIAN,
         "aggregator": {
             "name": "slot_attention",
             "first": 2,
@@ -124,7 +124,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
     for name, settings in parts.items():
         config.model[name] = ConfigDict(settings)
     config.model.slot_size = width
-    base.explain_own_tokens(config)
+    base.explain_own_tokens(config, data)
     faster = 10 if is_small else 1  # embedded data train for minutes
     rises = {
         "schedule": "warmup_halving",

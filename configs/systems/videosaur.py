@@ -16,13 +16,11 @@ from configs import base
 TITLE = "VideoSAUR"
 KIND = "system"
 fits = base.has_videos
-# Slots that it was published with.
-ORIGINAL_SLOTS = {"movi_c": 11, "movi_e": 15}
 
 
 def apply(config: ConfigDict, data: base.DataSet) -> None:
     base.refuse_pictures(data, TITLE)
-    is_movi = data.name.startswith("movi")
+    is_movi = data.is_movi
     slot_size = 128 if is_movi else 64
     log_std = -2.4260151 if is_movi else -2.0794415  # log(slot_size**-0.5)
     base.carry_slots(
@@ -74,16 +72,16 @@ def dinov2(config: ConfigDict, data: base.DataSet) -> None:
 
 def original(config: ConfigDict, data: base.DataSet, variant: str | None) -> None:
     base.refuse_boxes(data, f"{TITLE}'s original", videos=True)
-    is_movi, scored = data.name.startswith("movi"), {"windows": 6, "window_rest": "drop"}
+    is_movi, scored = data.is_movi, {"windows": 6, "window_rest": "drop"}
     if variant == "dinov2":
         batch_size, scored = 64, {**scored, "score_at": 224}
     else:
         batch_size = 128
-        base.use_encoder(config, data, base.dino("base", 8 if is_movi else 16), image_size=224)
-        if data.small is None:  # its files have no last LayerNorm
-            config.model.encoder.final_norm = False
+        encoder = base.dino("base", 8 if is_movi else 16, final_norm=False)
+        base.use_encoder(config, data, encoder, image_size=224)
+        if data.small is None:
             config.losses.time_similarity.temperature = 0.075 if is_movi else 0.25
-    config.model.num_slots = ORIGINAL_SLOTS.get(data.name, data.num_slots)
+    config.model.num_slots = base.ORIGINAL_SLOTS.get(data.name, data.num_slots)
     base.use_length(config, data, num_steps=100_000, batch_size=batch_size, num_frames=4)
     config.optimizer.learning_rate.peak = _peak(config)
     base.see_videos_as_originals(config, data, scored=scored)

@@ -39,6 +39,7 @@ authors' program: tfd 44.1 / 37.5 / 29.6 / 28.0, mlp 44.6 / 42.6 / 29.8 / 28.6, 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.systems import slotdiffusion
 from smoothsa_jax.errors import UserError
 
 TITLE = "VQ-VFM-OCL"
@@ -57,7 +58,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
             "dropout_rate": 0.01,
         }
     )
-    base.read_tokens(config, draws="training")
+    base.read_tokens(config, data, draws="training")
     if data.is_video:
         base.carry_tokens(config, data)
     else:
@@ -81,10 +82,8 @@ def tfdt(config: ConfigDict, data: base.DataSet) -> None:
 def mlp(config: ConfigDict, data: base.DataSet) -> None:
     del data
     config.title = f"{TITLE}, MLP"
-    config.model.projection = ConfigDict({"name": "mlp", "hidden_ratio": 2.0, "to_slots": True})
-    config.model.decoder = ConfigDict(
-        {**base.DINOSAUR_DECODER, "position_std": 1.0, "activation": "gelu"}
-    )
+    config.model.projection = ConfigDict(base.PROJECTION)
+    config.model.decoder = ConfigDict(base.GENERA1Z_DECODER)
     config.model.target = ConfigDict(
         {
             "name": "several",
@@ -104,9 +103,7 @@ def mlp(config: ConfigDict, data: base.DataSet) -> None:
 def dfz(config: ConfigDict, data: base.DataSet) -> None:
     del data
     config.title = f"{TITLE}, diffusion"
-    config.model.decoder = ConfigDict(base.DENOISING_UNET)
-    config.model.target = ConfigDict({"name": "noise", "width": base.CODE_SIZE})
-    config.losses = ConfigDict({"noise": {"weight": 1.0}})
+    slotdiffusion.predict_noise(config)
 
 
 def tokenizer(config: ConfigDict, data: base.DataSet, source: str, variant: str | None) -> None:

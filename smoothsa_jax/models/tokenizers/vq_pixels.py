@@ -21,7 +21,7 @@ from smoothsa_jax.models.tokenizers.base import (
     straight_through,
     strides_of,
 )
-from smoothsa_jax.parts import check_one_of, check_whole
+from smoothsa_jax.parts import check_above_zero, check_one_of, check_whole
 
 
 class VQPixels(VQ, nnx.Module):
@@ -40,6 +40,8 @@ class VQPixels(VQ, nnx.Module):
         strides: of TAESD's encoder; its decoder enlarges by the same.
         pixels: range of the pixels that it reads and decodes: "imagenet", "unit" or "signed".
         decodes: whether it has a decoder. A published file of a second stage holds none.
+        code_range: codes start uniform within +-this. None: 1/V, as published, from where few of
+            them are ever used in a short training.
     """
 
     reads = "pixels"
@@ -57,6 +59,7 @@ class VQPixels(VQ, nnx.Module):
         strides: Sequence[int],
         pixels: str,
         decodes: bool = True,
+        code_range: float | None = None,
         rngs: nnx.Rngs,
     ):
         del grid, features
@@ -64,6 +67,8 @@ class VQPixels(VQ, nnx.Module):
         check_whole(f"{PATH}.layer_width", layer_width)
         check_whole(f"{PATH}.blocks", blocks)
         check_one_of(f"{PATH}.pixels", pixels, RANGES)
+        if code_range is not None:
+            check_above_zero(f"{PATH}.code_range", code_range)
         self.strides, self.pixels = strides_of(strides), pixels
         factor = 2 * self.strides[0] * self.strides[1] * self.strides[2]
         if any(side % factor for side in image_size):
@@ -76,7 +81,7 @@ class VQPixels(VQ, nnx.Module):
         self.encoder = TinyEncoder(layer_width, self.strides, blocks, rngs=rngs)
         self.norm = one_group(layer_width, rngs=rngs)
         self.project = linear(layer_width, width, rngs=rngs)
-        draw = uniform(1.0 / vocabulary)
+        draw = uniform(1.0 / vocabulary if code_range is None else code_range)
         self.codebook = nnx.Param(draw(rngs.params(), (vocabulary, width), jnp.float32))
         self.expand = linear(width, layer_width, rngs=rngs)
         self.expand_norm = one_group(layer_width, rngs=rngs)
