@@ -481,7 +481,9 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
     (height, width), slots = image_size_of(config), task.slot_model.num_slots
     frames = config.data.get("num_frames") or 1
     whole_clips = getattr(task, "whole_clips", False)
-    if not (_sees_scenes(task.slot_model) or whole_clips):
+    if whole_clips:
+        frames = max(frames, (config.eval.observed or 0) + 1)
+    elif not _sees_scenes(task.slot_model):
         frames = min(frames, 2)  # the others are like the second
     objects = config.data.get("max_objects") or slots
     shape = jax.ShapeDtypeStruct

@@ -44,7 +44,8 @@ class DrawnQueries(SlotAttention):
         slot_size: D.
         kernel: what makes the Gaussian: a "linear" layer or an "mlp".
         stochastic: whether the queries are drawn.
-        **settings: those of `SlotAttention`.
+        first, later, gradient, epsilon, epsilon_in, mlp_ratio, mlp_size, activation, zero_bias: see
+            `SlotAttention`.
     """
 
     of_frames = (KERNEL,)
