@@ -48,8 +48,8 @@ def test_a_line_reaches_its_end_and_stays():
 
 def test_a_warm_up_may_begin_above_zero():
     found = values({**WARMUP, "begin_ratio": 0.01})
-    assert found[0] == np.float32(0.01 * WARMUP["peak"])
-    assert found.max() == values(WARMUP).max()
+    np.testing.assert_allclose(found[0], 0.01 * WARMUP["peak"], rtol=1e-6)
+    np.testing.assert_allclose(found.max(), values(WARMUP).max(), rtol=1e-6)
 
 
 def test_a_step_ends_at_its_share_of_all_steps():
