@@ -4,7 +4,7 @@ Procedural clips of textured, moving, overlapping shapes (smoothsa_jax/inputs/sp
 SmoothSA's FG-ARI on the test clips in %, mean and sample standard deviation over three training
 seeds:
 
-    (no word)   video, slots start from boxes; 7 min on 2 cores: 74.9 ± 1.5
+    (no word)   video, slots start from boxes; 7 min on 2 cores: 75.6 ± 0.7
     gaussian    video, slots start from one learned Gaussian; same budget: 68.4 ± 1.3 with five
                 slots. By default eight are scored, of which redundant ones are pruned: after half
                 of the steps 68.4 ± 1.2, and 64.4 ± 0.3 with five

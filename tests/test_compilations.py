@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 import run_config
+from recipes import quick
 
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.training import loop
@@ -15,11 +16,10 @@ from smoothsa_jax.training import loop
 SPRITES = Path(__file__).parent.parent / "configs" / "sprites.py"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    ["", "image,dias", "image,metaslot", "gaussian,randsfq", "gaussian,slotcontrast", "videosaur"],
-)
+SYSTEMS = ["image,dias", "image,metaslot", "gaussian,randsfq", "gaussian,slotcontrast", "videosaur"]
+
+
+@pytest.mark.parametrize("words", quick(["", *SYSTEMS], ""))
 def test_a_whole_run_compiles_each_program_once(words, tmp_path, caplog):
     """Training with validations, and an evaluation by both protocols with a partial last batch.
 

@@ -70,9 +70,9 @@ class Gaussian(nnx.Module):
         log_std: initial value of the learned log standard deviation; None: random ones, as of the
             mean "xavier", or of "glorot" where that is the mean's.
         mean: initial value of the learned mean: "zero"; "xavier", a random one (DINOSAUR, SPOT,
-            DIAS); "xavier_matrix", uniform in +-sqrt(6/(N+D)) (VideoSAUR and SlotContrast in the
-            program of RandSF.Q); or "glorot", with N = 1 uniform in +-sqrt(6/(1+D)) (Keras, for
-            both parameters of the original).
+            DIAS); "xavier_matrix", uniform in +-sqrt(6/(N+D)) (separate Gaussians in the programs
+            of SmoothSA's author and MetaSlot); or "glorot", with N = 1 uniform in +-sqrt(6/(1+D))
+            (Keras, for both parameters of the original).
         separate: whether each slot has a Gaussian of its own. Then there are always N slots.
         noise: "always", at evaluation too; or "training", so that slots start from their means at
             evaluation.
