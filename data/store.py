@@ -410,7 +410,7 @@ def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Sto
     sources, lengths = {}, {}
     for split in splits:
         try:
-            source = _clips(config, split, num_slots)
+            source = _clips(config, split, num_slots, training.task.inputs)
         except NoSuchSplit:
             continue
         sources[split] = source
@@ -442,7 +442,7 @@ def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Sto
     )
 
 
-def _clips(config: ConfigDict, split: str, num_slots: int) -> Source:
+def _clips(config: ConfigDict, split: str, num_slots: int, reads: tuple[str, ...]) -> Source:
     """Return the clips of a split in a fixed view: whole videos, or generated clips."""
     if config.data.name != "prepared" and split != SPLIT:
         of_split = {"validation": config.eval.validation_samples, "test": config.eval.num_samples}
@@ -452,7 +452,7 @@ def _clips(config: ConfigDict, split: str, num_slots: int) -> Source:
         data["num_frames"] = None
     if split != SPLIT:
         data.pop("num_samples", None)
-    return build_dataset(data, split, num_slots=num_slots)
+    return build_dataset(data, split, reads=reads, num_slots=num_slots)
 
 
 def _slot_program(training: Training) -> Callable[..., dict[str, jax.Array]]:

@@ -18,6 +18,7 @@ from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.load import load_forecaster
 from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.models.rollouters import SEEN
+from smoothsa_jax.models.targets import flow_picture
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.tasks.dynamics import START, continued
@@ -38,7 +39,7 @@ def refused(config, match):
 
 
 def test_what_cannot_run_is_refused():
-    refused(config_of("random_ar"), "decoder 'random_ar' sees more than slots; give a run")
+    refused(config_of("random_ar"), "decoder 'random_ar' sees more than slots, or")
     few = config_of()
     few.data.num_frames = 3
     refused(few, "training needs clips of at least 4 frames")
@@ -51,6 +52,9 @@ def test_what_cannot_run_is_refused():
     late = config_of()
     late.eval.observed = FRAMES
     refused(late, "5 frames are observed, so that none is left to predict")
+    late.eval.update(num_frames=-1, windows=2)
+    refused(late, "eval.windows is 2, but 5 frames are observed")
+    refused(with_target(TOKENIZED), "or predicts what a tokenizer makes")
     refused(config_of(history=3), "history is 3, more than the 2 frames of")
     alone = config_of()
     alone.companions = {}
@@ -61,6 +65,54 @@ def test_what_cannot_run_is_refused():
     discovery = tiny_config()
     discovery.eval.observed = 2
     refused(discovery, "eval.observed is 2, which is for the task 'dynamics'")
+
+
+TOKENIZED = {
+    "name": "several",
+    "codes": {"name": "codes", "width": 3},
+    "features": {"name": "features"},
+}
+
+
+def with_target(target):
+    config = config_of()
+    config.companions.slot_model.model.target = target
+    return config
+
+
+def test_masks_are_predicted_where_the_target_needs_a_tokenizer():
+    config = with_target(TOKENIZED)
+    config.losses.decoded.weight = 0.0
+    check(config)
+    evaluator = build_task(config).evaluator
+    assert evaluator.metrics == ("slot_error", "ari", "fg_ari", "miou")
+
+
+def test_a_target_of_flow_is_that_of_the_predicted_frames():
+    config = with_target({"name": "flow"})
+    check(config)
+    training = build_training(config)
+    batch = tiny_batch(small(config))
+    with pytest.raises(UserError, match="the data has no 'flow'"):
+        training.place(batch)
+    rng = np.random.default_rng(0)
+    batch["flow"] = rng.standard_normal((*batch["video"].shape[:4], 2)).astype("f")
+    batch, task = training.place(batch), training.task
+    skeletons = {name: found.skeleton() for name, found in training.definitions.items()}
+
+    @jax.jit
+    def targets(frozen, batch):
+        models = {"slot_model": training.definitions["slot_model"].merge(frozen)}
+        draws = [task.draw(skeletons, jax.random.key(0), sizes(batch), x) for x in (False, True)]
+        found = [task.constants(models, batch, x, False)["target"] for x in draws]
+        return found, draws[1][START]
+
+    frozen = {k: jnp.zeros(x.shape, x.dtype) for k, x in training.frozen.items()}
+    found, starts = targets(frozen, batch)
+    every = flow_picture(batch["flow"])
+    windows = jnp.stack([x[s + 2 : s + 4] for x, s in zip(every, starts, strict=True)])
+    for target, expected in zip(found, (every[:, 2:], windows), strict=True):
+        np.testing.assert_allclose(target.reshape(expected.shape), expected, atol=1e-6)
 
 
 def test_slots_alone_are_predicted_without_a_decoder():
@@ -135,7 +187,7 @@ def rows_of_one(past):
 def evaluated(slots_of):
     """Scores of predicted slots and masks, of one clip of two observed and three later frames."""
     evaluator = PredictionEvaluator(
-        has_masks=True, decodes=True, pixels=None, image_size=(4, 4), observed=2
+        has_masks=True, decodes=True, pixels=None, image_size=(4, 4), observed=2, steps=3
     )
     labels = np.zeros((1, 5, 4, 4), np.uint8)
     labels[:, :, :2, :2], labels[:, :, 2:, 2:] = 1, 2
@@ -156,6 +208,30 @@ def evaluated(slots_of):
     own, rows = _apart(evaluator.per_sample(tables, False), evaluator.rows)
     assert not any("/" in name for name in own)
     return evaluator.means(own), evaluator.means(rows["seen"]), true
+
+
+def test_clips_of_any_length_have_the_same_scores():
+    """Whole videos differ in length, and with it batches."""
+    evaluator = PredictionEvaluator(
+        has_masks=False, decodes=False, pixels=None, image_size=(4, 4), observed=2, steps=3
+    )
+    rng, found = np.random.default_rng(0), []
+    for frames, length in ((2, 1), (6, 5)):
+        true = rng.standard_normal((1, frames, 3, 6)).astype("f")
+        error = np.arange(1.0, frames + 1, dtype="f")[:, None, None]
+        outputs = {f"{row}.slots": true + error for row in ("model", "copy", "line")}
+        outputs |= {"seen.slots": true, "slot_mask": np.ones((1, 3), bool)}
+        video = np.zeros((1, 2 + frames, 4, 4, 3), np.uint8)
+        batch = {"video": video, "num_frames": np.array([2 + length])}
+        outputs = {k: jnp.asarray(x) for k, x in outputs.items()}
+        tables = jax.device_get(evaluator.measure(outputs, batch).tables)
+        found.append(_apart(evaluator.per_sample(tables, False), evaluator.rows)[0])
+        kept = true[:, :length].reshape(-1, 6)
+        np.testing.assert_allclose(tables["slots_mean"][0], kept.mean(axis=0), atol=1e-6)
+    assert found[0].keys() == found[1].keys()
+    np.testing.assert_allclose(found[0]["_slot_error"], [1], rtol=1e-5)
+    np.testing.assert_allclose(found[1]["_slot_error"], [(1 + 4 + 9 + 16 + 25) / 5], rtol=1e-5)
+    assert np.isnan(found[0]["_slot_error_2"]) and "_slot_error_4" not in found[1]
 
 
 def test_scores_see_identities_and_the_variance_of_slots():

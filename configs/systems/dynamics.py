@@ -19,6 +19,7 @@ from configs import base
 
 KIND = "task"
 FUTURE = 10  # frames that are predicted in training
+SLOTS_ALONE = ("mlp_mixture", "slot_mixer", "spatial_broadcast")  # decoders that see nothing else
 
 
 def fits(data: base.DataSet) -> bool:
@@ -27,7 +28,9 @@ def fits(data: base.DataSet) -> bool:
 
 def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     base.refuse_pictures(data, "Dynamics")
-    title, sees_target = config.title, config.model.decoder.name not in SLOTS_ALONE
+    title = config.title
+    # Nothing is decoded where the decoder sees its target, or predicts what a tokenizer makes.
+    decodes = config.model.decoder.name in SLOTS_ALONE and "codes" not in config.model.target
     config.task, config.title = "dynamics", f"SlotFormer on {title}"
     config.companions = ConfigDict({"slot_model": {"source": source}})
     config.model = ConfigDict(
@@ -51,8 +54,7 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
         }
     )
     config.weights = ConfigDict()
-    # A decoder that sees its target makes nothing of slots alone.
-    decoded = {} if sees_target else {"decoded": {"weight": 1.0}}
+    decoded = {"decoded": {"weight": 1.0}} if decodes else {}
     config.losses = ConfigDict({"slots": {"weight": 1.0, "decay": 1.0}, **decoded})
     config.data.slots = "auto"
     config.data.num_frames = 6 + FUTURE
@@ -76,10 +78,6 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     config.checkpoint.update(every=2_500, best_metric="loss", best_mode="min")
     if data.small is not None:
         _make_small(config)
-
-
-# Decoders that see slots alone.
-SLOTS_ALONE = ("mlp_mixture", "slot_mixer", "spatial_broadcast")
 
 
 def _make_small(config: ConfigDict) -> None:

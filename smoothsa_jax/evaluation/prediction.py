@@ -42,10 +42,12 @@ class PredictionEvaluator:
 
     Args:
         has_masks: whether the decoder tells masks of predicted slots.
-        decodes: whether there is a decoder of predicted slots at all.
+        decodes: whether the decoder also predicts of them what frames tell, such as features.
         pixels: the range of the pixels that it decodes; None: it decodes features.
         image_size: (H, W) of these pixels.
         observed: how many frames are observed, for `scores.json`.
+        steps: how many predicted frames have scores of their own, from the first on. Clips may have
+            fewer, or more, which are in the means alone.
 
     Attributes:
         tells_masks: as `has_masks`.
@@ -63,9 +65,10 @@ class PredictionEvaluator:
         pixels: str | None,
         image_size: tuple[int, int],
         observed: int,
+        steps: int,
     ):
         self.tells_masks, self._decodes, self._pixels = has_masks, decodes, pixels
-        self._image_size = image_size
+        self._image_size, self._steps = image_size, steps
         self.needs_labels = has_masks
         names = [SLOT_ERROR, *((DECODED_ERROR,) if decodes else ())]
         names += [*(OF_PIXELS if pixels else ()), *(OF_MASKS if has_masks else ())]
@@ -90,7 +93,7 @@ class PredictionEvaluator:
         mask, true = outputs["slot_mask"], outputs[f"{SEEN}.slots"]
         valid = _valid_frames(batch, true.shape[1])
         tables["valid"] = valid
-        tables["slots_mean"], tables["slots_square"] = _moments(true, mask)
+        tables["slots_mean"], tables["slots_square"] = _moments(true, mask, valid)
         for row in (MODEL, *ROWS):
             tables[f"{row}.{SLOT_ERROR}"] = _slot_errors(outputs[f"{row}.slots"], true, mask)
             if self._decodes:
@@ -135,7 +138,9 @@ class PredictionEvaluator:
                 # A slot error means something only beside the variance of the whole split.
                 key = f"{front}{UNSEEN if name == SLOT_ERROR else ''}{name}"
                 found[key] = _mean(values)
-                found |= {f"{key}_{k + 1}": values[:, k] for k in range(values.shape[1])}
+                alone = np.full((len(values), self._steps), np.nan)
+                alone[:, : values.shape[1]] = values[:, : self._steps]
+                found |= {f"{key}_{k + 1}": alone[:, k] for k in range(self._steps)}
             found |= {
                 f"{front}{UNSEEN}slots_{name}_{d}": x[:, d]
                 for name, x in moments.items()
@@ -205,9 +210,9 @@ def _miou_of_identities(counts: Contingency) -> np.ndarray:
 
 
 @jax.jit
-def _moments(slots, mask):
+def _moments(slots, mask, valid):
     """Return mean and mean square (B,D) of the channels of the slots (B,K,N,D)."""
-    weight = jnp.broadcast_to(mask[:, None, :, None], (*slots.shape[:3], 1)).astype(jnp.float32)
+    weight = (mask[:, None, :, None] & valid[:, :, None, None]).astype(jnp.float32)
     count = jnp.maximum(weight.sum(axis=(1, 2)), 1.0)
     mean = lambda x: (weight * x).sum(axis=(1, 2)) / count  # noqa: E731
     return mean(slots), mean(slots**2)

@@ -242,10 +242,11 @@ class SlotFormer(nnx.Module):
         slots = slots.astype(jnp.float32).swapaxes(1, 2)  # (B,N,T,D)
         weight = jnp.ones(slots.shape[:2]) if mask is None else mask.astype(jnp.float32)
         weight = jnp.broadcast_to(weight[..., None, None], (*slots.shape[:3], 1))
-        count = weight.sum()
-        mean = (weight * slots).sum(axis=(0, 1, 2)) / count
-        variance = (weight * jnp.square(slots - mean)).sum(axis=(0, 1, 2)) / count
-        before, share = self.seen[...], count / (self.seen[...] + count)
+        count, before = weight.sum(), self.seen[...]
+        some = jnp.maximum(count, 1.0)  # a batch may have masked slots alone
+        mean = (weight * slots).sum(axis=(0, 1, 2)) / some
+        variance = (weight * jnp.square(slots - mean)).sum(axis=(0, 1, 2)) / some
+        share = count / jnp.maximum(before + count, 1.0)
         apart = mean - self.slot_mean[...]
         together = (1.0 - share) * jnp.square(self.slot_scale[...]) + share * variance
         together = together + share * (1.0 - share) * jnp.square(apart)
@@ -305,8 +306,6 @@ class RolloutModel(nnx.Module):
     Args:
         rollouter: the part.
     """
-
-    compute_dtype = "float32"
 
     def __init__(self, rollouter: Any):
         self.rollouter = rollouter

@@ -76,12 +76,7 @@ class Discovery:
         return build_slot_model(config.model, size, config.seed, *seeds_of_parts(config.weights))
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        for name in self._more:
-            if name not in batch:
-                raise UserError(
-                    f"the data has no {name!r}, which a part of the model or a loss reads; choose "
-                    "a data set that has it, or another part"
-                )
+        refuse_missing(batch, self._more)
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
         drawn = models[MODEL].draw(key, sizes, training)
@@ -293,6 +288,20 @@ def names_of(part: ConfigDict) -> list[str]:
     """Return the names of a part and of the parts inside it."""
     inside = [x for x in part.values() if isinstance(x, ConfigDict)]
     return [part.name, *(name for x in inside for name in names_of(x))]
+
+
+def refuse_missing(batch: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    """Refuse a batch without these arrays.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in names:
+        if name not in batch:
+            raise UserError(
+                f"the data has no {name!r}, which a part of the model or a loss reads; choose "
+                "a data set that has it, or another part"
+            )
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:

@@ -30,12 +30,13 @@ from smoothsa_jax.evaluation.prediction import PredictionEvaluator
 from smoothsa_jax.evaluation.split import Batch
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.losses.dynamics import FRAME_MASK
-from smoothsa_jax.models.build import ROLLOUTER, build_rollout_model, slot_model_shapes
+from smoothsa_jax.models.build import PARTS, ROLLOUTER, build_rollout_model, slot_model_shapes
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.rollouters import SEEN, interleaved
 from smoothsa_jax.models.slot_model import SlotModel
-from smoothsa_jax.parts import check_whole
+from smoothsa_jax.parts import check_whole, choose
+from smoothsa_jax.tasks.discovery import batch_reads, names_of, refuse_missing
 from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, slots_of, target_of
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
@@ -73,7 +74,8 @@ class Dynamics:
         check_whole("model.future", self._future)
         self._decodes_in_training = DECODED in build_losses(config.losses).reads
         self.needs_pixels = self._decodes_in_training
-        self.inputs = ("video", SLOTS, "boxes", "slot_mask", "num_frames")
+        self._more = batch_reads(self.slot_model, config.losses)
+        self.inputs = ("video", SLOTS, "boxes", "slot_mask", "num_frames", *self._more)
 
     @functools.cached_property
     def _shapes(self) -> Any:
@@ -83,7 +85,7 @@ class Dynamics:
 
     @functools.cached_property
     def _decodes(self) -> tuple[bool, bool]:
-        """Whether the slot model's decoder decodes slots alone, and whether it tells masks."""
+        """Whether the slot model's decoder predicts what frames tell, and masks, of slots alone."""
         model = slot_model_shapes(self.slot_model, image_size_of(self._config))
         definition, params, frozen = split(model)
         slots = jax.ShapeDtypeStruct((1, 1, model.num_slots, model.slot_size), jnp.float32)
@@ -95,7 +97,10 @@ class Dynamics:
             found = jax.eval_shape(decode, {**params, **frozen}, slots)
         except UserError:
             return False, False
-        return "prediction" in found, "masks" in found
+        targets = names_of(self.slot_model.target)
+        chosen = [choose("model.target", name, PARTS["target"]) for name in targets]
+        of_tokenizer = any(getattr(x, "of_tokenizer", False) for x in chosen)  # which is not there
+        return "prediction" in found and not of_tokenizer, "masks" in found
 
     @functools.cached_property
     def evaluator(self) -> PredictionEvaluator:
@@ -109,7 +114,14 @@ class Dynamics:
             pixels=target.pixels if of_pixels else None,
             image_size=image_size_of(self._config),
             observed=self._observed,
+            steps=frames - self._observed if (frames := self._scored) > 0 else self._future,
         )
+
+    @property
+    def _scored(self) -> int:
+        """The number of frames of a clip at evaluation; negative: they differ."""
+        settings = self._config.eval
+        return settings.windows or settings.num_frames or self._config.data.get("num_frames") or 1
 
     @property
     def _observed(self) -> int:
@@ -129,9 +141,10 @@ class Dynamics:
         if self._decodes_in_training and not self._decodes[0]:
             raise UserError(
                 f"losses.decoded compares what companions.{SLOT_MODEL} decodes of predicted slots, "
-                f"but its decoder {self.slot_model.decoder.name!r} sees more than slots; give a "
-                "run with another decoder, such as 'mlp_mixture', or set "
-                "--config.losses.decoded.weight=0 to predict slots alone"
+                f"but its decoder {self.slot_model.decoder.name!r} sees more than slots, or "
+                "predicts what a tokenizer makes; give a run with another one, such as "
+                "'mlp_mixture' of features, or set --config.losses.decoded.weight=0 to predict "
+                "slots alone"
             )
         if shapes_only:
             return self._shapes
@@ -146,12 +159,11 @@ class Dynamics:
                 "frames: those of model.rollouter.history and model.future; set "
                 f"--config.data.num_frames={needed} or more"
             )
-        frames = config.eval.num_frames or config.data.get("num_frames")
-        if 0 < frames <= self._observed:
+        if 0 < (frames := self._scored) <= self._observed:
+            key = "windows" if config.eval.windows else "num_frames"
             raise UserError(
-                f"eval.num_frames is {frames}, but {self._observed} frames are observed, so that "
-                f"none is left to predict; set --config.eval.num_frames={self._observed + 1} or "
-                "more"
+                f"eval.{key} is {frames}, but {self._observed} frames are observed, so that "
+                f"none is left to predict; set --config.eval.{key}={self._observed + 1} or more"
             )
 
     @property
@@ -161,6 +173,7 @@ class Dynamics:
         return rollouter.every * (rollouter.history + self._future - 1) + 1
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+        refuse_missing(batch, () if SLOTS in batch and not self.needs_pixels else self._more)
         lengths = batch.get("num_frames")
         if lengths is not None and min(lengths) <= self._observed:
             raise UserError(
@@ -200,7 +213,8 @@ class Dynamics:
         else:
             found[FRAME_MASK] = places[:, past:] < lengths[:, None]
         if self._decodes[0] and (self._decodes_in_training or draws[START] is None):
-            later = {"video": _taken(batch["video"], places[:, past:])}
+            seen = ("video", *self._more)
+            later = {x: _taken(batch[x], places[:, past:]) for x in seen if x in batch}
             if features is None:
                 features = features_of(model, later)
             else:
@@ -264,7 +278,7 @@ class Dynamics:
         found: Outputs = {"slot_mask": mask}
         for row, of_row in rows.items():
             found[f"{row}.slots"] = of_row
-            if self._decodes[0]:
+            if any(self._decodes):
                 decoded = model.decoded(of_row, mask)
                 found |= {f"{row}.{name}": x for name, x in decoded.items()}
         if self._decodes[1]:

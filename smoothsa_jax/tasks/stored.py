@@ -190,5 +190,7 @@ def _clips_with_boxes(config: ConfigDict, split: str) -> str:
         found = {key: data[key] for key in data if key not in without_effect}
         if split != "train" and config.eval.num_frames is not None:
             found["num_frames"] = config.eval.num_frames
+    # Defaults are false, which a folder that was stored without the key does not name.
     boxes = {key: data.get(key) for key in ("boxes", "background_box", "max_objects")}
+    boxes |= {key: True for key in ("zero_boxes", "stored_boxes") if data.get(key)}
     return json.dumps({**boxes, **found}, sort_keys=True)
