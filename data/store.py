@@ -65,7 +65,14 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.build import Subset, build_dataset
-from smoothsa_jax.inputs.features import HALF, MADE_TOKENS, STORED, TOKENS, beside
+from smoothsa_jax.inputs.features import (
+    HALF,
+    MADE_TOKENS,
+    SLOT_ARRAYS,
+    STORED,
+    TOKENS,
+    beside,
+)
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
 from smoothsa_jax.inputs.records import NoSuchSplit
@@ -73,7 +80,7 @@ from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
-from smoothsa_jax.tasks.frozen_slots import KINDS, SLOT_MODEL, SLOTS, features_of, slots_of
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, find_slots
 from smoothsa_jax.tasks.stored import features_made_of, slots_made_of, tokens_made_of
 from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.evaluating import source_of_split
@@ -424,12 +431,12 @@ def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Sto
     spread = lambda x: jax.ShapeDtypeStruct((training.mesh.size, *x.shape[1:]), x.dtype)  # noqa: E731
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), training.mesh.size))
     shapes = jax.eval_shape(compute, training.frozen, jax.tree.map(spread, batch), keys)
-    arrays = {name: (HALF, x.shape[2:]) for name, x in shapes.items() if name in KINDS}
+    arrays = {name: (HALF, x.shape[2:]) for name, x in shapes.items() if name in SLOT_ARRAYS}
     arrays["slot_mask"] = (np.dtype("u1"), shapes["slot_mask"].shape[2:])
     made_of = slots_made_of(config, training.frozen, tuple(sources))
     listed = {name: list(shape) for name, (_, shape) in arrays.items()}
     count, width = listed[SLOTS]
-    also = [name for name in KINDS[1:] if name in arrays]
+    also = [name for name in SLOT_ARRAYS[1:] if name in arrays]
     return Stored(
         kind=SLOTS,
         arrays=arrays,
@@ -466,8 +473,8 @@ def _slot_program(training: Training) -> Callable[..., dict[str, jax.Array]]:
         # Each clip as if it were alone, so that batches do not matter.
         draws = jax.vmap(lambda key: model.draw(key, sizes, False))(keys)
         draws = jax.tree.map(lambda x: x[:, 0], draws)
-        found = slots_of(model, batch, features_of(model, batch), draws, decodes=True)
-        half = {name: x.astype(np.float16) for name, x in found.items() if name in KINDS}
+        found = find_slots(model, batch, features_of(model, batch), draws, decodes=True)
+        half = {name: x.astype(np.float16) for name, x in found.items() if name in SLOT_ARRAYS}
         return {**half, "slot_mask": found["slot_mask"].astype(np.uint8)}
 
     return jax.jit(

@@ -39,7 +39,7 @@ def refused(config, match):
 
 
 def test_what_cannot_run_is_refused():
-    refused(config_of("random_ar"), "decoder 'random_ar' sees more than slots, or")
+    refused(config_of("random_ar"), "decoder 'random_ar' makes no features or pixels of slots")
     few = config_of()
     few.data.num_frames = 3
     refused(few, "training needs clips of at least 4 frames")
@@ -54,7 +54,7 @@ def test_what_cannot_run_is_refused():
     refused(late, "5 frames are observed, so that none is left to predict")
     late.eval.update(num_frames=-1, windows=2)
     refused(late, "eval.windows is 2, but 5 frames are observed")
-    refused(with_target(TOKENIZED), "or predicts what a tokenizer makes")
+    refused(with_target(TOKENIZED), "decoder 'mlp_mixture' makes no features or pixels")
     refused(config_of(history=3), "history is 3, more than the 2 frames of")
     alone = config_of()
     alone.companions = {}

@@ -14,6 +14,7 @@ from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.schema import check
 from smoothsa_jax.config.words import KINDS
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.tasks.build import build_task
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -430,6 +431,28 @@ def test_a_recipe_of_dynamics_is_what_the_files_say(row):
     decodes = earlier.model.decoder.name in ("mlp_mixture", "spatial_broadcast")
     assert ("decoded" in config.losses) == decodes
     assert config.data.slots == "auto" and row["scores"] and row["cost"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data_set", ["movi_a", "sprites"])
+def test_dynamics_run_on_every_system(data_set):
+    """Their losses fit what the decoder of the earlier run makes of slots."""
+    seen = []
+    for words in combinations_of(data_set):
+        if "dynamics" not in words or {"smoke", "smooth", "tokenizer"} & {*words}:
+            continue
+        try:
+            config = load(data_set, *words)
+        except UserError:
+            continue  # tested above
+        model = load(data_set, *(word for word in words if word != "dynamics")).model
+        if (kind := (model.decoder, model.target)) in seen:
+            continue
+        seen.append(kind)
+        config = config.copy_and_resolve_references().unlock()
+        config.companions.slot_model.model = model
+        build_task(config).build(shapes_only=True)
+    assert len(seen) >= 6
 
 
 def test_configs_are_loaded_from_any_folder(tmp_path):

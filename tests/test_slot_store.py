@@ -13,7 +13,7 @@ from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.tasks.checks import check as check_config
-from smoothsa_jax.tasks.frozen_slots import features_of, slots_of
+from smoothsa_jax.tasks.frozen_slots import features_of, find_slots
 from smoothsa_jax.tasks.stored import refuse_other_slots
 from smoothsa_jax.training.step import build_training
 
@@ -66,7 +66,7 @@ def test_a_store_holds_what_the_slot_model_finds(config, stored):
     names = ("slots", "attention", "masks")
     cached = source_of(using(config, stored), *names, with_pixels=True)
     assert len(cached) == CLIPS and check(stored) == []
-    find = jax.jit(lambda *x: slots_of(model, x[0], features_of(model, x[0]), x[1], decodes=True))
+    find = jax.jit(lambda *x: find_slots(model, x[0], features_of(model, x[0]), x[1], decodes=True))
     for index in range(CLIPS):
         sample, clip = cached[index], source_of(config)[index]
         batch = {name: clip[name][None] for name in ("video", "boxes", "slot_mask")}

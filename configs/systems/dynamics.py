@@ -28,9 +28,11 @@ def fits(data: base.DataSet) -> bool:
 
 def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     base.refuse_pictures(data, "Dynamics")
-    title = config.title
-    # Nothing is decoded where the decoder sees its target, or predicts what a tokenizer makes.
-    decodes = config.model.decoder.name in SLOTS_ALONE and "codes" not in config.model.target
+    title, decoder = config.title, config.model.decoder
+    # Nothing is compared where the decoder sees its target, predicts what a tokenizer makes, or
+    # where patches go (VideoSAUR on MOVi).
+    decodes = decoder.name in SLOTS_ALONE and "codes" not in config.model.target
+    decodes = decodes and decoder.get("logits") != "only"
     config.task, config.title = "dynamics", f"SlotFormer on {title}"
     config.companions = ConfigDict({"slot_model": {"source": source}})
     config.model = ConfigDict(

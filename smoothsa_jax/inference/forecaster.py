@@ -1,6 +1,5 @@
 """A trained rollouter for videos: the slots, and masks, of frames that nobody has seen yet."""
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inference.segmentation import Segmentation
-from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.inference.segmenter import Segmenter, checksum_of
 from smoothsa_jax.inputs.resize import resize_pixels
 from smoothsa_jax.models.encoders.pixels import denormalize
 from smoothsa_jax.models.parameters import split
@@ -77,10 +76,7 @@ class Forecaster:
     @property
     def checksum(self) -> int:
         """A CRC-32 checksum of the rollouter's weights."""
-        found = 0
-        for name in sorted(self._params):
-            found = zlib.crc32(np.ascontiguousarray(self._params[name]).tobytes(), found)
-        return found
+        return checksum_of(self._params)
 
     def future(
         self, past: Sequence[Segmentation], steps: int

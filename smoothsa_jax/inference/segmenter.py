@@ -193,10 +193,7 @@ class Segmenter:
     @functools.cached_property
     def checksum(self) -> int:
         """A CRC-32 checksum of the weights."""
-        found = 0
-        for name in sorted(self.params):
-            found = zlib.crc32(np.ascontiguousarray(self.params[name]).tobytes(), found)
-        return found
+        return checksum_of(self.params)
 
     @property
     def slot_size(self) -> int:
@@ -555,6 +552,14 @@ class Segmenter:
         found["decoder_attention"] = found.pop("masks")
         found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
         return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})
+
+
+def checksum_of(params: Mapping[str, np.ndarray]) -> int:
+    """Return a CRC-32 checksum of arrays."""
+    found = 0
+    for name in sorted(params):
+        found = zlib.crc32(np.ascontiguousarray(params[name]).tobytes(), found)
+    return found
 
 
 def _tokenizer_of(

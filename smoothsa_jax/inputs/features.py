@@ -23,7 +23,7 @@ TOKENS = np.dtype("<i4")
 MADE_TOKENS = "tokenizer"  # what a folder says of the tokenizer whose tokens it holds
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
 HALF = np.dtype("<f2")  # of slots, attention and masks
-SLOT_ARRAYS = ("slots", "attention", "masks")
+SLOT_ARRAYS = ("slots", "attention", "masks")  # of a frame, as far as the slot model has them
 
 
 def features_folder(data: Mapping[str, Any]) -> Path | None:

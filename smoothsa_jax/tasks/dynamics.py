@@ -37,7 +37,7 @@ from smoothsa_jax.models.rollouters import SEEN, interleaved
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.parts import check_whole, choose
 from smoothsa_jax.tasks.discovery import batch_reads, names_of, refuse_missing
-from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, slots_of, target_of
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, find_slots, target_of
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 START = "start"  # a draw (B,): the first frame of each window
@@ -141,10 +141,9 @@ class Dynamics:
         if self._decodes_in_training and not self._decodes[0]:
             raise UserError(
                 f"losses.decoded compares what companions.{SLOT_MODEL} decodes of predicted slots, "
-                f"but its decoder {self.slot_model.decoder.name!r} sees more than slots, or "
-                "predicts what a tokenizer makes; give a run with another one, such as "
-                "'mlp_mixture' of features, or set --config.losses.decoded.weight=0 to predict "
-                "slots alone"
+                f"but its decoder {self.slot_model.decoder.name!r} makes no features or pixels of "
+                "slots alone; give a run with another one, such as 'mlp_mixture', or set "
+                "--config.losses.decoded.weight=0 to predict slots alone"
             )
         if shapes_only:
             return self._shapes
@@ -202,7 +201,7 @@ class Dynamics:
             found = {SLOTS: batch[SLOTS].astype(jnp.float32), "slot_mask": batch["slot_mask"]}
         else:
             features = features_of(model, batch)
-            found = slots_of(model, batch, features, draws[SLOT_MODEL])
+            found = find_slots(model, batch, features, draws[SLOT_MODEL])
             mask = found["slot_mask"].all(axis=1)
             found = {SLOTS: found[SLOTS], "slot_mask": mask}
         places, past = self._places(found[SLOTS].shape[1], draws[START], len(found[SLOTS]))

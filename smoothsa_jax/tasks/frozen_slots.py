@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from smoothsa_jax.inputs.features import SLOT_ARRAYS
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.discovery import encoded_for_target
 from smoothsa_jax.tasks.task import Outputs
 
 SLOT_MODEL = "slot_model"  # the companion
-SLOTS, ATTENTION, MASKS = "slots", "attention", "masks"
-KINDS = (SLOTS, ATTENTION, MASKS)  # what is stored of a frame, as far as the model has it
+SLOTS = "slots"
 
 
 def features_of(model: SlotModel, batch: Mapping[str, Array]) -> Array:
@@ -31,7 +31,7 @@ def target_of(
     return model.target(batch, constants, draws.get("target"))
 
 
-def slots_of(
+def find_slots(
     model: SlotModel,
     batch: Mapping[str, Array],
     features: Array,
@@ -53,7 +53,7 @@ def slots_of(
     """
     given = target_of(model, batch, features, draws) if decodes else None
     outputs = model(features, given, draws, batch.get("boxes"), batch.get("slot_mask"))
-    found = {name: outputs[name] for name in KINDS if name in outputs}
+    found = {name: outputs[name] for name in SLOT_ARRAYS if name in outputs}
     mask = outputs.get("slot_mask")
     found["slot_mask"] = of_frames(mask, found[SLOTS].shape[:3])
     return jax.lax.stop_gradient(found)
