@@ -16,6 +16,7 @@ from smoothsa_jax.evaluation.prediction import PredictionEvaluator, _miou_of_ide
 from smoothsa_jax.evaluation.split import _apart
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.load import load_forecaster
+from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.models.rollouters import SEEN
 from smoothsa_jax.models.targets import flow_picture
@@ -232,6 +233,25 @@ def test_clips_of_any_length_have_the_same_scores():
     np.testing.assert_allclose(found[0]["_slot_error"], [1], rtol=1e-5)
     np.testing.assert_allclose(found[1]["_slot_error"], [(1 + 4 + 9 + 16 + 25) / 5], rtol=1e-5)
     assert np.isnan(found[0]["_slot_error_2"]) and "_slot_error_4" not in found[1]
+
+
+def test_padded_frames_do_not_choose_the_slots_of_objects():
+    evaluator = PredictionEvaluator(
+        has_masks=True, decodes=False, pixels=None, image_size=(4, 4), observed=1, steps=2
+    )
+    labels = np.full((1, 3, 4, 4), NO_SEGMENT, np.uint8)  # the last frame is padding
+    labels[:, :2, :2], labels[:, :2, 2:] = 1, 2
+    slots = np.zeros((1, 3, 16), np.uint8)  # slot 0 finds object 1 best, slot 2 object 2
+    slots[:, :2, 4:11], slots[:, :2, 11:] = 1, 2
+    masks = (slots[:, :, None] == np.arange(3)[:, None]).reshape(1, 3, 3, 4, 4).astype("f")
+    outputs = {"slot_mask": np.ones((1, 3), bool), "observed.masks": masks[:, :1]}
+    for row in ("model", "copy", "line", "seen"):
+        outputs |= {f"{row}.masks": masks[:, 1:], f"{row}.slots": np.zeros((1, 2, 3, 2), "f")}
+    outputs = {k: jnp.asarray(x) for k, x in outputs.items()}
+    video = np.zeros((1, 3, 4, 4, 3), np.uint8)
+    batch = {"segmentations": labels, "video": video, "num_frames": np.array([2])}
+    tables = jax.device_get(evaluator.measure(outputs, batch).tables)
+    np.testing.assert_allclose(evaluator.per_sample(tables, False)["miou"], (4 / 8 + 5 / 8) / 2)
 
 
 def test_scores_see_identities_and_the_variance_of_slots():

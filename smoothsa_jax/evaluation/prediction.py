@@ -108,8 +108,10 @@ class PredictionEvaluator:
             labels = labels.astype(np.uint8, copy=False)
             past = labels.shape[1] - true.shape[1]
             later = np.ascontiguousarray(labels[:, past:])
+            lengths = valid.sum(axis=1, dtype=np.int32)  # padding would count in areas of slots
             for row in (MODEL, *ROWS):
-                counted = counted_masks(outputs[f"{row}.masks"], later, mask, per_frame=True)
+                masks = outputs[f"{row}.masks"]
+                counted = counted_masks(masks, later, mask, lengths, per_frame=True)
                 tables[f"{row}.counts"] = counted.counts
                 if row == MODEL:
                     predicted = counted.segments
