@@ -1,5 +1,6 @@
 """A trained rollouter for videos: the slots, and masks, of frames that nobody has seen yet."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class Forecaster:
 
         self._run = jax.jit(at_precision(run, config), static_argnums=3)
 
-    @property
+    @functools.cached_property
     def checksum(self) -> int:
         """A CRC-32 checksum of the rollouter's weights."""
         return checksum_of(self._params)

@@ -296,7 +296,7 @@ class Segmenter:
         """Find the objects in a video frame by frame; memory does not grow with its length.
 
         Without `shot_cuts`, the results are the same as of `segment(frames, video=True)` with the
-        same seed.
+        same seed, unless the aggregator draws the queries of every frame: here they are the means.
 
         Args:
             frames: any iterable of frames of one size.
