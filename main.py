@@ -27,6 +27,8 @@ model, or the name of a bundled model.
     --edit=remove:K             also writes the decoded picture without slot K
     --edit=swap:K,FILE:J        also writes it with slot J of another picture or video in place of
                                 slot K; several --edit apply one after the other
+    --future=K                  of a run with the word `dynamics`: also predicts the K frames after
+                                each video
 
 Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
 host, with a workdir that all of them share.
@@ -65,7 +67,7 @@ from smoothsa_jax.guard import exit_status
 CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds".split()
 PRUNE_FLAGS = "prune prune_restart prune_iterations prune_video".split()
 PREDICT_FLAGS = (
-    "input output boxes num_slots seed shot_cuts overwrite folders reconstruct edit".split()
+    "input output boxes num_slots seed shot_cuts overwrite folders reconstruct edit future".split()
     + PRUNE_FLAGS
 )
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
@@ -135,6 +137,7 @@ def run_training(
         if given.mode == "train":
             if restart is None:
                 store_features(config)
+                config = store_slots(config, folder)
             loop.train(config, folder)
             return 0
 
@@ -166,6 +169,32 @@ def store_features(config: ConfigDict) -> None:
 
         with SignalGuard():
             store(config, folder)
+
+
+def store_slots(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Store the slots of the training clips in the workdir, if the config asks for it.
+
+    Returns:
+        The config, with that folder.
+    """
+    from smoothsa_jax.inputs.features import AUTO
+    from smoothsa_jax.inputs.manifest import MANIFEST
+    from smoothsa_jax.training.signals import SignalGuard
+
+    if config.data.get("slots") != AUTO:
+        return config
+    from smoothsa_jax.config.values import canonical
+
+    folder = workdir / "slots"
+    config = config.copy_and_resolve_references().unlock()
+    config.data.slots = str(folder)
+    config = canonical(config)
+    if not (folder / MANIFEST).is_file():
+        from data.store import store
+
+        with SignalGuard():
+            store(config, folder, ("train",))
+    return config
 
 
 def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
@@ -240,6 +269,7 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("prune_video", None, "of later frames", **here)
     flags.DEFINE_bool("reconstruct", False, "write decoded pictures", **here)
     flags.DEFINE_multi_string("edit", None, "of slots, for decoded pictures", **here)
+    flags.DEFINE_integer("future", None, "frames to predict after each video", **here)
     flags.DEFINE_bool("overwrite", False, "replace finished outputs", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)

@@ -70,7 +70,8 @@ def check(folder: Path, workers: int = 1) -> list[str]:
         raise UserError(
             f"{folder} has format {manifest.get('format')}, expected {FORMAT}; prepare it again"
         )
-    of_features = manifest["metadata"].get("kind") == "features"  # numbers, one record per frame
+    # Numbers, one record per frame.
+    of_features = manifest["metadata"].get("kind") in ("features", "slots")
     shards = [
         (folder, shard, of_features)
         for found in manifest["splits"].values()

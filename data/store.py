@@ -1,12 +1,20 @@
-"""Store the encoder's features of all training clips, so that training runs no encoder.
+"""Store the encoder's features, or a run's slots, of whole data sets, so that training runs no
+encoder and no slot model.
 
     python -m data.store configs/movi_c.py --config.data.folder=prepared/movi_c
     python main.py --config=configs/movi_c.py --config.data.folder=prepared/movi_c \\
         --config.data.features=prepared/movi_c_features
 
-The same command resumes an interrupted one. Features are bfloat16, of all frames of each clip, seen
-in a fixed view. For a system of tokens, whose tokenizer is trained already, the nearest tokens are
-stored with them.
+    python -m data.store configs/sprites.py:dynamics
+    python main.py --config=configs/sprites.py:dynamics \\
+        --config.data.slots=prepared/sprites_dynamics_slots
+
+The same command resumes an interrupted one. Features are bfloat16, of all frames of each training
+clip, seen in a fixed view. For a system of tokens, whose tokenizer is trained already, the nearest
+tokens are stored with them.
+
+Where the task builds on the slots of an earlier run, its slots, slot attention and decoded masks
+are stored, in float16, of the splits train, validation and test, as far as there are any.
 """
 
 import sys
@@ -22,7 +30,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +38,10 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from data.family import Job, Plan
+from data.family import SPLITS, Job, Plan
 from data.finished import (
     FORMAT,
     UNFINISHED,
@@ -45,7 +54,7 @@ from data.finished import (
     remove_notes,
 )
 from data.manifest import say_end, write_manifest
-from data.shards import PARTIAL, serializer, shard_name, write_shard
+from data.shards import PARTIAL, shard_name, write_shard
 from smoothsa_jax import text
 from smoothsa_jax.checkpoints.sources import begin, with_companions
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
@@ -56,21 +65,66 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.build import Subset, build_dataset
-from smoothsa_jax.inputs.features import MADE_TOKENS, STORED, TOKENS, beside
+from smoothsa_jax.inputs.features import (
+    HALF,
+    MADE_TOKENS,
+    SLOT_ARRAYS,
+    STORED,
+    TOKENS,
+    beside,
+)
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
+from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
-from smoothsa_jax.tasks.stored import features_made_of, tokens_made_of
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, find_slots
+from smoothsa_jax.tasks.stored import features_made_of, slots_made_of, tokens_made_of
 from smoothsa_jax.tasks.task import MODEL
+from smoothsa_jax.training.evaluating import source_of_split
 from smoothsa_jax.training.logging import say, warn
 from smoothsa_jax.training.step import Training, build_training
 
 SPLIT = "train"  # the only one that training sees
 SHARD_BYTES = 1 << 28  # of features at most, and at least one clip
+SLOT_SHARD_BYTES = 1 << 25  # of slots: minutes of work
 FRAMES_AT_ONCE = 16  # through the encoder, on each device
+SEED = 0  # of the random numbers with which slots are found
+
+Frame = dict[str, np.ndarray]
+Arrays = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # name -> dtype and shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What is stored.
+
+    Attributes:
+        kind: "features" or "slots".
+        arrays: of each frame.
+        about: their form, in words.
+        made_of: what determines them, as JSON values.
+        sources: the clips, by split.
+        lengths: number of frames of each clip, by split.
+        shard_bytes: of a shard, at most.
+        frames: (source, indices of clips, list to append each clip's length to) -> their frames.
+    """
+
+    kind: str
+    arrays: Arrays
+    about: str
+    made_of: dict[str, Any]
+    sources: dict[str, Source]
+    lengths: dict[str, np.ndarray]
+    shard_bytes: int
+    frames: Callable[[Source, Sequence[int], list[int]], Iterator[Frame]]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the arrays of a frame."""
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.arrays.values())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,46 +141,51 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument(
             "--out",
             type=Path,
-            help="the folder to write; default: data.folder with _features appended",
+            help="the folder to write; default: data.folder with _features or _slots appended",
         )
         given = parser.parse_args(others)
         config = config_from_command_line(for_config, given.config)
-        out = beside(config.data.get("folder", f"prepared/{config.name}"))
+        kind = SLOTS if SLOT_MODEL in config.companions else "features"
+        out = beside(config.data.get("folder", f"prepared/{config.name}"), kind)
         out = out if given.out is None else expanded(given.out)
         runtime.start(say)
         store(config, out)
-        text.say(f"train with --config.data.features={out}")
+        text.say(f"train with --config.data.{kind}={out}")
         return 0
 
     return exit_status(work, "stopped by Ctrl-C; the same command resumes with the next shard")
 
 
-def store(config: ConfigDict, out: Path) -> None:
+def store(config: ConfigDict, out: Path, splits: Sequence[str] = SPLITS) -> None:
     """Write the folder `out`; see the module.
 
+    Args:
+        config: the config of the run that will read it.
+        out: the folder.
+        splits: of slots, those to store, as far as there are any. Features are those of training.
+
     Raises:
-        UserError: a config that cannot run, a folder of other features, too little room. Finished
+        UserError: a config that cannot run, a folder of something else, too little room. Finished
             shards are kept.
     """
-    task = build_task(config)
+    task = None if SLOT_MODEL in config.companions else build_task(config)
     if config.task == "tokenizer" and "features" not in task.inputs:
         raise UserError(
             f"model.tokenizer.name is {config.model.tokenizer.name!r}, which reads pixels alone; "
             "there are no features to store"
         )
-    if config.task not in ("discovery", "tokenizer"):
+    config = with_companions(config, None, warn)
+    task = task or build_task(config)
+    of_slots = SLOT_MODEL in config.companions and SLOTS in task.inputs
+    if config.task not in ("discovery", "tokenizer") and not of_slots:
         raise UserError(
             f"the task {config.task!r} is trained on pixels; give the config of the slot model "
             "that it is trained on"
         )
-    config = with_companions(config, None, warn)
+    if "slots" in config.data:
+        config = config.copy_and_resolve_references().unlock()
+        config.data.slots = ""
     check(config)
-    data = {key: value for key, value in config.data.items() if key != "features"}
-    prepared = data["name"] == "prepared"
-    if prepared:  # whole videos, independent of their content
-        data |= {"num_frames": None, "boxes": False, "categories": False}
-    source = build_dataset(data, SPLIT, num_slots=task.slot_model.num_slots)
-    lengths = _lengths(config, len(source))
     # Right for runs of either dtype: rounded once, when they are stored.
     exact = config.copy_and_resolve_references()
     exact.dtype = "float32"
@@ -137,31 +196,28 @@ def store(config: ConfigDict, out: Path) -> None:
     )
     if words:
         say(f"frozen weights: {words}")
-    shape, of_tokens = _shape_of(training, source), tokens_made_of(config, frozen)
-    num_tokens = 0 if of_tokens is None else math.prod(_tokenizer_of(training).tokenizer.grid)
-    frame_bytes = math.prod(shape) * STORED.itemsize + num_tokens * TOKENS.itemsize
-    num_bytes = int(lengths.sum()) * frame_bytes
-    also = f", and {num_tokens} tokens of each" if num_tokens else ""
+    found = _slots(config, training, splits) if of_slots else _features(config, training)
+    name = f"{config.name}_{found.kind}"
+    num_clips = {split: len(source) for split, source in found.sources.items()}
+    num_frames = sum(int(lengths.sum()) for lengths in found.lengths.values())
+    num_bytes = num_frames * found.frame_bytes
     text.say(
-        f"features of {len(source)} clips, {lengths.sum()} frames of {shape[0]}x{shape[1]} in "
-        f"bfloat16{also}: {num_bytes / 1e9:.3g} GB in {out}"
+        f"{found.kind} of {sum(num_clips.values())} clips, {num_frames} frames of {found.about}: "
+        f"{num_bytes / 1e9:.3g} GB in {out}"
     )
-    if prepared:
+    if config.data.name == "prepared":
         text.say(
-            "stored features are those of the largest center square, not flipped: training on them "
-            "has no random crops and flips (windows of frames stay random); to train on pixels, "
-            "set --config.data.features="
+            f"stored {found.kind} are those of the largest center square, not flipped: training on "
+            "them has no random crops and flips (windows of frames stay random); to train on "
+            f"pixels, set --config.data.{found.kind}="
         )
-    name = f"{config.name}_features"
-    made_of = {**features_made_of(config, frozen), "shape": list(shape)}
-    if of_tokens is not None:
-        made_of[MADE_TOKENS] = of_tokens
-    settings = {"format": FORMAT, "dataset": name, "made_of": made_of}
-    settings["num_clips"] = len(source)
-    plan = _plan(name, lengths, frame_bytes, shape, num_tokens)
-    files = {
-        shard_name(name, SPLIT, index, len(plan.jobs)): job for index, job in enumerate(plan.jobs)
-    }
+    settings = {"format": FORMAT, "dataset": name, "made_of": found.made_of}
+    settings["num_clips"] = num_clips if of_slots else num_clips[SPLIT]
+    plan = _plan(found)
+    files = {}
+    for split in found.sources:
+        jobs = [job for job in plan.jobs if job.split == split]
+        files |= {shard_name(name, split, i, len(jobs)): job for i, job in enumerate(jobs)}
     with only_one(out):
         for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
             stray.unlink()
@@ -173,24 +229,118 @@ def store(config: ConfigDict, out: Path) -> None:
             return
         if known:
             text.say(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
-        needed = num_bytes * sum(len(j.payload) for j in missing.values()) // len(source)
+        needed = sum(job.num_items for job in missing.values()) * found.frame_bytes
         if (free := shutil.disk_usage(out).free) < needed:
             raise UserError(
-                f"features need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; give "
-                "another --out, or fewer clips with --config.data.num_samples"
+                f"{found.kind} need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; "
+                "give another --out, or fewer clips with --config.data.num_samples"
             )
-        _make_shards(out, training, source, missing, plan)
+        _make_shards(out, found, missing)
         known |= in_notes(out, settings)
         write_manifest(out, name, settings, plan, {file: known[file] for file in files}, manifest)
         remove_notes(out, files)
     say_end(out)
 
 
-def _lengths(config: ConfigDict, num_clips: int) -> np.ndarray:
-    """Return the number of frames of each clip."""
+def _plan(found: Stored) -> Plan:
+    """Consecutive clips make a shard, as many as its size allows."""
+    jobs = []
+    for split, lengths in found.lengths.items():
+        clips: list[int] = []
+        frames = 0
+        for index, length in enumerate(map(int, lengths)):
+            if clips and (frames + length) * found.frame_bytes > found.shard_bytes:
+                jobs.append(Job(split, tuple(clips), frames))
+                clips, frames = [], 0
+            clips, frames = [*clips, index], frames + length
+        jobs.append(Job(split, tuple(clips), frames))
+    bits = {HALF: STORED}  # TFDS knows no type of 16 bits but whole numbers
+    features = {
+        name: tfds.features.Tensor(
+            shape=shape, dtype=np.dtype(bits.get(dtype, dtype)).newbyteorder("="), encoding="bytes"
+        )
+        for name, (dtype, shape) in found.arrays.items()
+    }
+    about = {"kind": found.kind, found.kind: "16 bits of each number, a frame a record"}
+    if found.kind == "features":
+        about[found.kind] = "the 16 bits of each bfloat16, a frame a record"
+    return Plan(jobs=tuple(jobs), sources=(), features=features, metadata=about)
+
+
+def _make_shards(out: Path, found: Stored, missing: dict[str, Job]) -> None:
+    total = sum(job.num_items for job in missing.values())
+    with tqdm(total=total, unit=" frames", desc=found.kind) as bar:
+
+        def records(frames: Iterable[Frame]) -> Iterator[bytes]:
+            for arrays in frames:
+                yield _record(arrays)
+                bar.update()
+
+        for file, job in missing.items():
+            lengths: list[int] = []
+            frames = found.frames(found.sources[job.split], job.payload, lengths)
+            num_examples, num_bytes, sha256 = write_shard(out / file, records(frames))
+            note = {
+                "file": file,
+                "job": digest_of(job),
+                "file_size": (out / file).stat().st_size,
+                "num_examples": num_examples,
+                "num_bytes": num_bytes,
+                "sha256": sha256,
+                "frames": lengths,
+                "skipped": [],
+            }
+            with atomic_file(out / UNFINISHED / f"{file}.json") as path:
+                path.write_text(json.dumps(note))
+
+
+def _record(arrays: Frame) -> bytes:
+    """Serialize a frame as TFDS does, whose own way takes longer than a small model."""
+    example = tf_example_pb2.Example()
+    for name, x in arrays.items():
+        example.features.feature[name].bytes_list.value.append(x.tobytes())
+    return example.SerializeToString(deterministic=True)
+
+
+# ---------------------------------------------------------------------------------------- features
+
+
+def _features(config: ConfigDict, training: Training) -> Stored:
+    """The encoder's features of the training clips, and their tokens."""
+    data = {key: value for key, value in config.data.items() if key != "features"}
+    if data["name"] == "prepared":  # whole videos, independent of their content
+        data |= {"num_frames": None, "boxes": False, "categories": False}
+    source = build_dataset(data, SPLIT, num_slots=training.task.slot_model.num_slots)
+    shape, of_tokens = _shape_of(training, source), tokens_made_of(config, training.frozen)
+    arrays: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"features": (STORED, shape)}
+    made_of = {**features_made_of(config, training.frozen), "shape": list(shape)}
+    about = f"{shape[0]}x{shape[1]} in bfloat16"
+    if of_tokens is not None:
+        made_of[MADE_TOKENS] = of_tokens
+        number = math.prod(_tokenizer_of(training).tokenizer.grid)
+        arrays["tokens"] = (TOKENS, (number,))
+        about += f", and {number} tokens of each"
+    return Stored(
+        kind="features",
+        arrays=arrays,
+        about=about,
+        made_of=made_of,
+        sources={SPLIT: source},
+        lengths={SPLIT: _lengths(config, SPLIT, len(source), config.data.get("num_frames"))},
+        shard_bytes=SHARD_BYTES,
+        frames=_features_of(training, of_tokens is not None),
+    )
+
+
+def _lengths(config: ConfigDict, split: str, num_clips: int, generated: int) -> np.ndarray:
+    """Return the number of frames of each clip.
+
+    Args:
+        generated: that of generated clips.
+    """
     if config.data.name == "prepared":
-        return frame_counts(expanded(config.data.folder), SPLIT)[:num_clips]
-    return np.full(num_clips, config.data.num_frames)
+        return frame_counts(expanded(config.data.folder), split)[:num_clips]
+    return np.full(num_clips, generated)
 
 
 def _shape_of(training: Training, source: Source) -> tuple[int, int]:
@@ -224,48 +374,26 @@ def _arrays(training: Training) -> tuple[Any, Any]:
     return training.state.params, training.frozen
 
 
-def _plan(
-    name: str, lengths: np.ndarray, frame_bytes: int, shape: tuple[int, int], num_tokens: int
-) -> Plan:
-    """Consecutive clips make a shard, as many as SHARD_BYTES hold."""
-    jobs, clips, size = [], [], 0
-    for index, length in enumerate(lengths):
-        if clips and size + length * frame_bytes > SHARD_BYTES:
-            jobs.append(clips)
-            clips, size = [], 0
-        clips, size = [*clips, index], size + length * frame_bytes
-    jobs.append(clips)
-    tensor = tfds.features.Tensor(shape=shape, dtype=np.uint16, encoding="bytes")
-    features, about = {"features": tensor}, "the 16 bits of each bfloat16, a frame a record"
-    if num_tokens:
-        features["tokens"] = tfds.features.Tensor(
-            shape=(num_tokens,), dtype=np.int32, encoding="bytes"
-        )
-    return Plan(
-        jobs=tuple(Job(SPLIT, tuple(c), int(lengths[list(c)].sum())) for c in jobs),
-        sources=(),
-        features=features,
-        metadata={"kind": "features", "features": about},
-    )
-
-
-def _make_shards(
-    out: Path, training: Training, source: Source, missing: dict[str, Job], plan: Plan
-) -> None:
-    serialize = serializer(plan.features)
+def _features_of(
+    training: Training, with_tokens: bool
+) -> Callable[[Source, Sequence[int], list[int]], Iterator[Frame]]:
     together, arrays = FRAMES_AT_ONCE * training.mesh.size, _arrays(training)
 
     @jax.jit
     def compute(*inputs: Any) -> dict[str, jax.Array]:
         found = {"features": training.features(*inputs).astype(jax.numpy.bfloat16)}
-        return (
-            {**found, "tokens": _tokens(training, *inputs)} if "tokens" in plan.features else found
-        )
+        return {**found, "tokens": _tokens(training, *inputs)} if with_tokens else found
 
-    def features_of(frames: Iterator[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def pixels(source: Source, clips: Sequence[int], lengths: list[int]) -> Iterator[np.ndarray]:
+        for batch in evaluation_batches(Subset(source, clips), 1, num_threads=2):
+            lengths.append(len(batch["video"][0]))
+            yield from batch["video"][0]
+
+    def frames(source: Source, clips: Sequence[int], lengths: list[int]) -> Iterator[Frame]:
         """Yield those of each frame; always as many frames at once, of one clip or several, so that
         one program serves all."""
-        while some := list(itertools.islice(frames, together)):
+        every = pixels(source, clips, lengths)
+        while some := list(itertools.islice(every, together)):
             filled = np.resize(np.stack(some), (together, *some[0].shape))[:, None]
             placed = training.place({"video": filled})["video"]
             found = {k: x[: len(some), 0] for k, x in on_host(compute(*arrays, placed)).items()}
@@ -274,31 +402,116 @@ def _make_shards(
             for frame in range(len(some)):
                 yield {name: x[frame] for name, x in found.items()}
 
-    total = sum(job.num_items for job in missing.values())
-    with tqdm(total=total, unit=" frames", desc="features") as bar:
-        for file, job in missing.items():
-            lengths: list[int] = []
+    return frames
 
-            def frames(job: Job = job, lengths: list[int] = lengths) -> Iterator[np.ndarray]:
-                for batch in evaluation_batches(Subset(source, job.payload), 1, num_threads=2):
-                    lengths.append(len(batch["video"][0]))
-                    yield from batch["video"][0]
 
-            def records(frames: Iterator[np.ndarray]) -> Iterator[bytes]:
-                for of_frame in features_of(frames):
-                    yield serialize(of_frame)
-                    bar.update()
+# ------------------------------------------------------------------------------------------- slots
 
-            num_examples, num_bytes, sha256 = write_shard(out / file, records(frames()))
-            note = {
-                "file": file,
-                "job": digest_of(job),
-                "file_size": (out / file).stat().st_size,
-                "num_examples": num_examples,
-                "num_bytes": num_bytes,
-                "sha256": sha256,
-                "frames": lengths,
-                "skipped": [],
-            }
-            with atomic_file(out / UNFINISHED / f"{file}.json") as path:
-                path.write_text(json.dumps(note))
+
+def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Stored:
+    """What the companion `slot_model` finds in the clips of these splits, as far as there are any.
+
+    Videos are whole. Each clip has random numbers of its own, from one seed.
+    """
+    num_slots = training.task.slot_model.num_slots
+    sources, lengths = {}, {}
+    for split in splits:
+        try:
+            source = _clips(config, split, num_slots, training.task.inputs)
+        except NoSuchSplit:
+            continue
+        sources[split] = source
+        frames = config.data.get("num_frames")
+        if split != SPLIT and (config.eval.num_frames or 0) > 0:
+            frames = config.eval.num_frames
+        lengths[split] = _lengths(config, split, len(source), frames)
+    compute = _slot_program(training)
+    first = next(iter(sources.values()))[0]
+    batch = {name: first[name][None] for name in training.task.inputs if name in first}
+    spread = lambda x: jax.ShapeDtypeStruct((training.mesh.size, *x.shape[1:]), x.dtype)  # noqa: E731
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), training.mesh.size))
+    shapes = jax.eval_shape(compute, training.frozen, jax.tree.map(spread, batch), keys)
+    arrays = {name: (HALF, x.shape[2:]) for name, x in shapes.items() if name in SLOT_ARRAYS}
+    arrays["slot_mask"] = (np.dtype("u1"), shapes["slot_mask"].shape[2:])
+    made_of = slots_made_of(config, training.frozen, tuple(sources))
+    listed = {name: list(shape) for name, (_, shape) in arrays.items()}
+    count, width = listed[SLOTS]
+    also = [name for name in SLOT_ARRAYS[1:] if name in arrays]
+    return Stored(
+        kind=SLOTS,
+        arrays=arrays,
+        about=f"{count} slots of {width} numbers, with {' and '.join(also)}, in float16",
+        made_of={**made_of, "seed": SEED, "shapes": listed},
+        sources=sources,
+        lengths=lengths,
+        shard_bytes=SLOT_SHARD_BYTES,
+        frames=_slots_of_clips(config, training, compute),
+    )
+
+
+def _clips(config: ConfigDict, split: str, num_slots: int, reads: tuple[str, ...]) -> Source:
+    """Return the clips of a split in a fixed view: whole videos, or generated clips."""
+    if config.data.name != "prepared" and split != SPLIT:
+        of_split = {"validation": config.eval.validation_samples, "test": config.eval.num_samples}
+        return source_of_split(config, num_slots, split, of_split[split])
+    data = {key: value for key, value in config.data.items() if key not in ("features", SLOTS)}
+    if data["name"] == "prepared":
+        data["num_frames"] = None
+    if split != SPLIT:
+        data.pop("num_samples", None)
+    return build_dataset(data, split, reads=reads, num_slots=num_slots)
+
+
+def _slot_program(training: Training) -> Callable[..., dict[str, jax.Array]]:
+    """Return the compiled function (frozen arrays, clips, keys (B)) -> what is stored of them."""
+    definition = training.definitions[SLOT_MODEL]
+
+    def look(frozen: Any, inputs: tuple[Any, jax.Array]) -> dict[str, jax.Array]:
+        batch, keys = inputs
+        model = definition.merge(frozen, differentiated=False)
+        sizes = Sizes(1, batch["video"].shape[1], batch["slot_mask"].shape[1])
+        # Each clip as if it were alone, so that batches do not matter.
+        draws = jax.vmap(lambda key: model.draw(key, sizes, False))(keys)
+        draws = jax.tree.map(lambda x: x[:, 0], draws)
+        found = find_slots(model, batch, features_of(model, batch), draws, decodes=True)
+        half = {name: x.astype(np.float16) for name, x in found.items() if name in SLOT_ARRAYS}
+        return {**half, "slot_mask": found["slot_mask"].astype(np.uint8)}
+
+    return jax.jit(
+        lambda frozen, batch, keys: over_samples(look, training.mesh, 1, frozen, (batch, keys))
+    )
+
+
+def _slots_of_clips(
+    config: ConfigDict, training: Training, compute: Callable[..., dict[str, jax.Array]]
+) -> Callable[[Source, Sequence[int], list[int]], Iterator[Frame]]:
+    root, size = jax.random.key(SEED), config.eval.batch_size
+
+    def computed(
+        source: Source, clips: Sequence[int]
+    ) -> Iterator[tuple[list[int], dict[str, jax.Array]]]:
+        """Yield the lengths of the clips of a batch, and their slots, still on the device."""
+        batches = evaluation_batches(Subset(source, clips), size, fill_lengths=True, num_threads=2)
+        for number, batch in enumerate(batches):
+            valid = int(batch["valid"].sum())
+            some = [*clips[number * size : (number + 1) * size]]
+            numbers = np.resize(some, size).astype(np.uint32)
+            keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(numbers)
+            seen = {name: x for name, x in batch.items() if name != "num_frames"}
+            placed = training.place(seen)
+            keys = jax.device_put(keys, training.batch_sharding)
+            lengths = batch["num_frames"][:valid].tolist()
+            yield lengths, compute(training.frozen, placed, keys)
+
+    def frames(source: Source, clips: Sequence[int], lengths: list[int]) -> Iterator[Frame]:
+        waiting = None  # one batch is computed while the one before is written
+        for of_batch in itertools.chain(computed(source, clips), [None]):
+            if waiting is not None:
+                mine, found = waiting[0], on_host(waiting[1])
+                for clip, length in enumerate(mine):
+                    lengths.append(length)
+                    for frame in range(length):
+                        yield {name: x[clip, frame] for name, x in found.items()}
+            waiting = of_batch
+
+    return frames

@@ -1,6 +1,7 @@
 """Values that change with the training step: a number, or a schedule from the config.
 
     {"schedule": "step", "begin": 1.0, "end": 0.0, "at": 0.1}     `begin` for the first tenth
+    {"schedule": "linear", "begin": 0.01, "end": 1.0, "until": 0.8}   a line, and then `end`
     {"schedule": "cosine", "begin": 0.0, "end": 1.0}              half a cosine over all steps
     {"schedule": "cosine", "begin": 1.0, "end": 0.1, "until": 0.15}   and then `end`
     {"schedule": "warmup_cosine", "peak": 2e-4, "warmup": 0.05, "end_ratio": 1e-3}
@@ -51,6 +52,17 @@ def from_(num_steps: int, *, path: str, begin: float, value: Any) -> optax.Sched
         check_number(path, value)  # less than 0 would be off
     later = schedule_of(path, value, num_steps)
     return lambda count: jnp.where(count < begin * num_steps, -1.0, later(count))
+
+
+def linear(
+    num_steps: int, *, path: str, begin: float, end: float, until: float = 1.0
+) -> optax.Schedule:
+    """Return a schedule: a line from `begin` at step 0 to `end` at the fraction `until`."""
+    for key, value in (("begin", begin), ("end", end)):
+        check_number(f"{path}.{key}", value)
+    check_number(f"{path}.until", until, above=True)
+    done = lambda count: jnp.minimum(count / (until * num_steps), 1.0)  # noqa: E731
+    return lambda count: begin + (end - begin) * done(count)
 
 
 def cosine(
@@ -106,6 +118,7 @@ def warmup_cosine(
     warmup: float,
     end_ratio: float,
     ends_at_peak: bool = False,
+    begin_ratio: float = 0.0,
 ) -> optax.Schedule:
     """Return a schedule: a linear warm-up, then a cosine.
 
@@ -117,15 +130,17 @@ def warmup_cosine(
         end_ratio: final value, relative to `peak`.
         ends_at_peak: whether the last step of the warm-up already has the peak value, so that two
             steps have it, as in the program of SPOT.
+        begin_ratio: value at step 0, relative to `peak`; the warm-up starts there.
 
     Raises:
         UserError: a setting is out of range, or the warm-up leaves no step.
     """
     check_number(f"{path}.peak", peak, above=True)
     check_number(f"{path}.end_ratio", end_ratio)
+    check_number(f"{path}.begin_ratio", begin_ratio)
     warmup_steps = _warmup_steps(path, warmup, num_steps)
     whole = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
+        init_value=begin_ratio * peak,
         peak_value=peak,
         warmup_steps=warmup_steps,
         decay_steps=num_steps,
@@ -133,7 +148,8 @@ def warmup_cosine(
     )
     if not ends_at_peak:
         return whole
-    rise = lambda count: peak * count / max(warmup_steps - 1, 1)  # noqa: E731
+    first = begin_ratio * peak
+    rise = lambda count: first + (peak - first) * count / max(warmup_steps - 1, 1)  # noqa: E731
     return lambda count: jnp.where(count < warmup_steps, rise(count), whole(count))
 
 
@@ -188,6 +204,7 @@ def _warmup_steps(path: str, warmup: float, num_steps: int) -> int:
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "step": step,
+    "linear": linear,
     "from": from_,
     "cosine": cosine,
     "cosine_to_zero": cosine_to_zero,

@@ -72,7 +72,7 @@ BAD = [
     ("--config=configs/sprite.py", "config file 'configs/sprite.py' does not exist"),
     (
         f"--config={SPRITES}:imag",
-        "no word 'imag' fits here; it takes ar, b16, boqsa, dfz, dias, dinosaur, dinov2, full,",
+        "no word 'imag' fits here; it takes ar, b16, boqsa, dfz, dias, dinosaur, dinov2, dynamics,",
     ),
     (f"--config={SPRITES}:imag", "did you mean 'image'?"),
     ("--config", "without a value"),

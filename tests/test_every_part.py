@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smoothsa_jax.models.build import HEADS, PARTS
+from smoothsa_jax.models.build import HEADS, PARTS, ROLLOUTERS
 from smoothsa_jax.models.interfaces import Draws, Sizes
 from smoothsa_jax.models.parameters import ModelDefinition, split
 from smoothsa_jax.models.slot_model import KEYS
@@ -28,7 +28,7 @@ IMAGE = (4 * GRID[0], 4 * GRID[1])
 ALL = Sizes(BATCH, FRAMES, SLOTS)
 CLOSE = 2e-5  # sums in another order, in float32
 BFLOAT16 = 5e-2  # of the largest value
-TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS}
+TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS, "rollouter": ROLLOUTERS}
 del TABLES["target_encoder"]  # the same as "encoder"
 
 CONV = {
@@ -99,6 +99,14 @@ SAVI_BOXES = {
     "start": "lecun",
 }
 WARMED = {"num_heads": 2, "log_std": -1.0, "straight_through": False, "detach": 0.0}
+ROLLOUTER = {
+    "width": 6,
+    "num_layers": 2,
+    "num_heads": 2,
+    "mlp_size": 10,
+    "window": FRAMES,
+    "dropout_rate": 0.0,
+}
 UNET = {"num_blocks": 1, "groups": 2, "dropout_rate": 0.0}
 BATCH_ARRAYS = ("video", "flow", "depth", "cameras")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
@@ -262,6 +270,10 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "noise_in": "second",
             },
         ],
+        "drawn_queries": [
+            {"kernel": "linear", "stochastic": True, "first": 2, "later": 1},
+            {"kernel": "mlp", "stochastic": False, "first": 2, "later": 1, "mlp_ratio": 2.0},
+        ],
         "none": [{}],
     },
     "transition": {
@@ -288,6 +300,16 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "norm_epsilon": 1e-6,
             },
         ],
+        "recurrent_transformer": [
+            {
+                "num_layers": 2,
+                "num_heads": 2,
+                "mlp_size": 12,
+                "state_size": 10,
+                "dropout_rate": 0.0,
+            }
+        ],
+        "mlp": [{"hidden_size": 12}],
         "none": [{}],
     },
     "decoder": {
@@ -419,6 +441,15 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     },
     "pruning": {"redundancy": [{"distance": 0.8}, {"distance": 2.0, "restart": "queries"}]},
     "head": {"recognition_head": [{"num_classes": 3, "dropout_rate": 0.0}]},
+    "rollouter": {
+        "slotformer": [
+            ROLLOUTER,
+            {**ROLLOUTER, "window": 4, "history": 2, "norm": "post", "residual": True},
+            {**ROLLOUTER, "positions": "learned", "normalize": True},
+            {**ROLLOUTER, "positions": "token"},
+            {**ROLLOUTER, "slot_positions": True},
+        ]
+    },
     "tokenizer": {
         "dvae": [
             {"vocabulary": 7, "hidden_size": 6, "tau": 0.7},
@@ -449,8 +480,8 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         ],
     },
 }
-OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "pruning", "head")
-RANDOM = (*KEYS, "head")  # kinds of parts that have `draw`
+OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "pruning", "head", "rollouter")
+RANDOM = (*KEYS, "head", "rollouter")  # kinds of parts that have `draw`
 
 # What a part takes by position, see `build_slot_model`.
 ENCODER_STUB = types.SimpleNamespace(width=WIDTH, grid=GRID)
@@ -464,6 +495,7 @@ SIZES: dict[str, tuple] = {
     "target": (ENCODER_STUB, IMAGE),
     "pruning": (),
     "head": (SIZE,),
+    "rollouter": (SLOTS, SIZE),
     "tokenizer": (IMAGE, GRID, WIDTH),
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
@@ -503,12 +535,15 @@ def of_rows(*kinds: str) -> Callable:
 
 
 def of_rows_of_a_set(*kinds: str) -> Callable:
-    """All rows but the initializers that give a slot, or each token, a query of its own."""
+    """All rows but the initializers that give a slot, or each token, a query of its own, and the
+    rollouters that tell slots apart by their place."""
 
     def own(row: Row) -> bool:
         settings = row.settings
+        if settings.get("positions") == "token":
+            return True
         return row.name in ("learned", "tokens") or any(
-            settings.get(x, False) for x in ("separate", "zeros")
+            settings.get(x, False) for x in ("separate", "zeros", "slot_positions")
         )
 
     found = [row for row in rows(*kinds) if not own(row)]
@@ -642,6 +677,8 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
         of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         tokens = module.quantize(latents, of_frame, values).tokens
         return {}, {**{k: v.astype(slots.dtype) for k, v in smooth.items()}, "tokens": tokens}
+    if row.kind == "rollouter":
+        return {"slots": module(slots, 2, mask, draws).swapaxes(1, 2)}, {}
     logits, boxes = module(slots, draws)  # a head
     return {"logits": logits.swapaxes(1, 2), "boxes": boxes.swapaxes(1, 2)}, {}
 
@@ -797,7 +834,8 @@ def test_draws_have_a_leading_batch_axis_and_come_from_the_key(row, training):
         changed = zip(leaves, jax.tree.leaves(other), strict=True)
         assert any(np.any(data(a) != data(b)) for a, b in changed)
     if not training:  # the cold start is random at evaluation, and what a noisy target is
-        assert not leaves or row.kind == "initializer" or row.name == "noise"
+        noisy = row.name in ("noise", "drawn_queries")
+        assert not leaves or row.kind == "initializer" or noisy
 
 
 @both_modes

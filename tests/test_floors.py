@@ -28,6 +28,7 @@ FLOORS = (
         "models.decoders",
         "models.targets",
         "models.tokenizers",
+        "models.rollouters",
         "interop",
         "devices",
     ),

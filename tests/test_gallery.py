@@ -14,6 +14,7 @@ from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.schema import check
 from smoothsa_jax.config.words import KINDS
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.tasks.build import build_task
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -38,6 +39,7 @@ WORDS = {
     "randsfq": {"tsim", "original"},
     "savi": {"medium", "large", "sa", "tf_inv", "tf_inv_gru"},
     "savi_plus": {"sa", "tf_inv", "tf_inv_gru"},
+    "savi_slotformer": {"stochastic"},
     "slot_attention": set(),
     "slate": {"r384", "genera1z", "tokenizer"},
     "slotcontrast": {"original", "genera1z"},
@@ -55,7 +57,8 @@ WITHOUT = {
 }
 OF_FLOW = ("savi", "savi_plus")
 WITH_FLOW = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "scenes")  # data sets
-OF_VIDEOS = ("randsfq", "slotcontrast", "steve", "videosaur", *OF_FLOW)
+OF_VIDEOS = ("randsfq", "savi_slotformer", "slotcontrast", "steve", "videosaur", *OF_FLOW)
+TASKS = ("recognition", "tokenizer", "dynamics")
 OF_SCENES = ("osrt",)
 WITH_VIEWS = ("clevr3d", "msn_hard", "obsurf_msn", "scenes")  # data sets, or a variant of them
 OF_PICTURES = ("clevr", "clevrtex", "coco", "voc")  # the data sets
@@ -121,7 +124,8 @@ def test_every_combination_of_words_is_sound(data_set):
             # A system with queries of its own refuses boxes, and one of videos refuses pictures;
             # SmoothSA is smooth already.
             from_boxes = "start from boxes" in str(error) and not own
-            of_videos = "is a system of videos" in str(error) and {*OF_VIDEOS, "tfdt"} & {*words}
+            only_videos = {*OF_VIDEOS, "tfdt", "dynamics"}
+            of_videos = "is a system of videos" in str(error) and only_videos & {*words}
             none = "has no variant" in str(error) and _are_apart(words)
             of_pictures = "write tfdt in place of tfd" in str(error) and "tfd" in words
             along = "trains its tokenizer along" in str(error) and "original" in words
@@ -135,7 +139,7 @@ def test_every_combination_of_words_is_sound(data_set):
         check(config)
         task = next((word for word in words if kinds[word] == "task"), None)
         of_system = "views" if set(OF_SCENES) & set(words) else "discovery"
-        assert config.task == (task if task in ("recognition", "tokenizer") else of_system)
+        assert config.task == (task if task in TASKS else of_system)
         assert ("smoke" not in words) or config.train.num_steps <= 20
         # The name is the data set and the words, in the order of their kinds.
         ordered = sorted(set(words) - {"smoothsa"}, key=lambda word: KINDS.index(kinds[word]))
@@ -173,6 +177,7 @@ def test_the_words_of_each_data_set():
         expected = {"smooth", "smoke", *systems}.union(*systems.values())
         expected |= VARIANTS.get(data_set, set())
         expected |= {"recognition"} if data_set in RECOGNITION_TABLE else set()
+        expected |= set() if data_set in (*OF_PICTURES, *OF_VIEWS) else {"dynamics"}
         assert set(words_of(data_set)) == expected
 
 
@@ -274,7 +279,7 @@ def test_sprites_are_small():
 def test_sprites_keep_their_length_and_batch():
     """Also where a version has published ones."""
     for words in combinations_of("sprites"):
-        if {"smoke", "tokenizer"} & set(words) or _are_apart(words):
+        if {"smoke", "tokenizer", "dynamics"} & set(words) or _are_apart(words):
             continue
         try:
             config = load("sprites", *words)
@@ -312,7 +317,7 @@ def test_the_gallery_has_every_data_set_with_every_system():
     found = [(row["data set"], row["system"]) for row in rows()]
     assert len(found) == len(set(found)) and set(found) == expected
     assert {system for _, system in found} == {"smoothsa", "recognition"}
-    assert {"recognition", *WORDS} == set(SYSTEMS)
+    assert {"recognition", "dynamics", *WORDS} == set(SYSTEMS)
     text = (CONFIGS / "README.md").read_text()
     for word in set().union(*map(words_of, DATA_SETS)).difference(*VARIANTS.values()):
         assert f"| `{word}` |" in text
@@ -408,6 +413,46 @@ def test_a_recipe_of_scenes_is_what_the_files_say(row):
     assert row["steps"] == f"{config.train.num_steps:,}"
     assert row["batch"] == str(config.train.batch_size)
     assert row["published"] and row["scores"] and re.fullmatch(r"\d+ h", row["cost"])
+
+
+@pytest.mark.parametrize(
+    "row", rows("| recipe of dynamics | "), ids=lambda row: row["recipe of dynamics"].strip("`")
+)
+def test_a_recipe_of_dynamics_is_what_the_files_say(row):
+    data_set, _, words = row["recipe of dynamics"].strip("`").partition(":")
+    config = load(data_set, *words.split(","))
+    earlier = load(data_set, *(word for word in words.split(",") if word != "dynamics"))
+    assert config.companions.to_dict() == {"slot_model": {"source": f"runs/{earlier.name}"}}
+    assert row["slots"] == str(earlier.model.num_slots)
+    assert row["steps"] == f"{config.train.num_steps:,}"
+    assert row["batch"] == str(config.train.batch_size)
+    observed, frames = config.eval.observed, config.eval.num_frames
+    assert row["observed + predicted"] == f"{observed} + {frames - observed}"
+    decodes = earlier.model.decoder.name in ("mlp_mixture", "spatial_broadcast")
+    assert ("decoded" in config.losses) == decodes
+    assert config.data.slots == "auto" and row["scores"] and row["cost"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data_set", ["movi_a", "sprites"])
+def test_dynamics_run_on_every_system(data_set):
+    """Their losses fit what the decoder of the earlier run makes of slots."""
+    seen = []
+    for words in combinations_of(data_set):
+        if "dynamics" not in words or {"smoke", "smooth", "tokenizer"} & {*words}:
+            continue
+        try:
+            config = load(data_set, *words)
+        except UserError:
+            continue  # tested above
+        model = load(data_set, *(word for word in words if word != "dynamics")).model
+        if (kind := (model.decoder, model.target)) in seen:
+            continue
+        seen.append(kind)
+        config = config.copy_and_resolve_references().unlock()
+        config.companions.slot_model.model = model
+        build_task(config).build(shapes_only=True)
+    assert len(seen) >= 6
 
 
 def test_configs_are_loaded_from_any_folder(tmp_path):

@@ -20,9 +20,11 @@ WARMUP = {"schedule": "warmup_cosine", "peak": 0.5, "warmup": 0.2, "end_ratio": 
 TO_ZERO = {"schedule": "cosine_to_zero", "begin": 1.0, "until": 0.5}
 LOG_COSINE = {"schedule": "log_cosine", "begin": 1.0, "end": 2.5}
 HALVING = {"schedule": "warmup_halving", "peak": 0.5, "warmup": 0.2, "half_life": 0.3}
+LINEAR = {"schedule": "linear", "begin": 0.01, "end": 1.0, "until": 0.8}
 FROM = {"schedule": "from", "begin": 0.2, "value": COSINE}
 EXAMPLES = {
     "step": STEP,
+    "linear": LINEAR,
     "cosine": COSINE,
     "cosine_to_zero": TO_ZERO,
     "log_cosine": LOG_COSINE,
@@ -35,6 +37,19 @@ EXAMPLES = {
 def values(setting, steps=range(STEPS + 5)) -> np.ndarray:
     schedule = jax.jit(schedule_of("x", setting, STEPS))
     return np.array([schedule(jnp.int32(step)) for step in steps])
+
+
+def test_a_line_reaches_its_end_and_stays():
+    """The weights of later frames, of SlotFormer's option."""
+    found, last = values(LINEAR), 0.8 * STEPS
+    expected = 0.01 + 0.99 * np.minimum(np.arange(len(found)) / last, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_warm_up_may_begin_above_zero():
+    found = values({**WARMUP, "begin_ratio": 0.01})
+    np.testing.assert_allclose(found[0], 0.01 * WARMUP["peak"], rtol=1e-6)
+    np.testing.assert_allclose(found.max(), values(WARMUP).max(), rtol=1e-6)
 
 
 def test_a_step_ends_at_its_share_of_all_steps():

@@ -1,5 +1,7 @@
 """The smallest config and batch that go through the whole program, for tests."""
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -111,6 +113,7 @@ def tiny_config(
                 "per_frame": False,
                 "foreground": False,
                 "skip_frames": 0,
+                "observed": None,
                 "match_paper": False,
                 "background_column_always": False,
                 "baselines": True,
@@ -143,6 +146,25 @@ def as_recognition(config: ConfigDict, num_classes: int, source: str = "") -> Co
     config.losses = ConfigDict({"category": {"weight": 1.0}, "box": {"weight": 1.0}})
     config.companions = ConfigDict({"slot_model": companion})
     config.weights = ConfigDict()
+    return config
+
+
+def as_dynamics(config: ConfigDict, source: str = "", **rollouter: Any) -> ConfigDict:
+    """A config of dynamics on the slot model of another config, which has a mixture decoder;
+    without a source, an untrained one. It observes two frames and predicts two."""
+    config = config.copy_and_resolve_references().unlock()
+    companion = {"source": source}
+    if not source:
+        companion |= {"title": config.title, "model": config.model}
+    settings = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_size": 12, "window": 2}
+    settings |= {"name": "slotformer", "dropout_rate": 0.0, **rollouter}
+    config.task = "dynamics"
+    config.model = ConfigDict({"rollouter": settings, "future": 2})
+    config.losses = ConfigDict({"slots": {"weight": 1.0, "decay": 1.0}, "decoded": {"weight": 1.0}})
+    config.companions = ConfigDict({"slot_model": companion})
+    config.weights = ConfigDict()
+    config.data.slots = ""
+    config.eval.observed = 2
     return config
 
 

@@ -29,6 +29,7 @@ from smoothsa_jax.interop.pixel_programs import (
     SAVI,
 )
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
+from smoothsa_jax.interop.slotformer import SAVI as SLOTFORMER_SAVI
 from smoothsa_jax.interop.steve import STEVE
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import (
@@ -55,6 +56,7 @@ QUERIES = (
     "slot_mu",
     "slots_mu",
     "initial_slots",
+    "init_latents",
 )
 SPREADS = ("initializ.logstd",)  # the same, of a Gaussian for each slot
 
@@ -115,6 +117,12 @@ FAMILIES = (
         SAVI,
         _any("SlotAttention_0/GRU_0/"),
         ("movi_a:savi", "movi_a:savi,medium", "movi_a:savi,large", "movi_e:savi_plus"),
+    ),
+    Family(
+        "SAVi of SlotFormer",
+        SLOTFORMER_SAVI,
+        _any("kernel_dist_layer."),
+        _each("movi_c:gaussian", "savi_slotformer", "savi_slotformer,stochastic"),
     ),
     Family(
         "slot attention on pixels",
@@ -411,6 +419,8 @@ def program_of(config: ConfigDict) -> Program | None:
             return GENERA1Z
         return BOQSA_TOKENS if model.decoder.get("start_in_table", False) else STEVE
     if model.decoder.name == "spatial_broadcast":
+        if model.aggregator.name == "drawn_queries":
+            return SLOTFORMER_SAVI
         if model.decoder.head == "separate":
             return SAVI
         return BOQSA if model.decoder.padding == "torch" else ORIGINAL

@@ -17,7 +17,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
-from smoothsa_jax.checkpoints.published import CONFIGS, configs_of, from_state_dict, recipes
+from smoothsa_jax.checkpoints.published import (
+    CONFIGS,
+    SLOT_MODEL,
+    configs_of,
+    from_state_dict,
+    recipes,
+)
 from smoothsa_jax.checkpoints.read import FOLDER, place_array, restore_latest
 from smoothsa_jax.config.load import known_words, load_config
 from smoothsa_jax.config.values import (
@@ -65,6 +71,7 @@ class Trained(NamedTuple):
         step: number of training steps done.
         what: where the arrays come from, in words.
         tokenizer: the arrays of its frozen tokenizer, by their names there; none without one.
+        slot_model: the same of its frozen slot model.
     """
 
     config: ConfigDict
@@ -72,6 +79,7 @@ class Trained(NamedTuple):
     step: int
     what: str
     tokenizer: Mapping[str, np.ndarray] = MappingProxyType({})
+    slot_model: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def is_trained(source: str) -> bool:
@@ -101,13 +109,16 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():
         config, arrays, step = read_model(path)
-        return Trained(config, _own(arrays, config), step, str(path), _of_tokenizer(arrays, config))
+        return _trained(config, arrays, step, str(path))
     checkpoint = restore_latest(path, warn=warn)
     if checkpoint is None:
         return None
-    config, arrays = checkpoint.config, checkpoint.weights
-    tokenizer = _of_tokenizer(arrays, config)
-    return Trained(config, _own(arrays, config), checkpoint.step, str(checkpoint.path), tokenizer)
+    return _trained(checkpoint.config, checkpoint.weights, checkpoint.step, str(checkpoint.path))
+
+
+def _trained(config: ConfigDict, arrays: dict[str, np.ndarray], step: int, what: str) -> Trained:
+    frozen = [_of_companion(name, arrays, config) for name in (TOKENIZER, SLOT_MODEL)]
+    return Trained(config, _own(arrays, config), step, what, *frozen)
 
 
 def _own(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
@@ -116,11 +127,13 @@ def _own(arrays: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndar
     return {name: x for name, x in arrays.items() if not name.startswith(companions)}
 
 
-def _of_tokenizer(arrays: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:
-    """Return the arrays of the companion that makes tokens, from which pictures are decoded."""
-    if TOKENIZER not in config.get("companions", {}):
+def _of_companion(
+    name: str, arrays: Mapping[str, np.ndarray], config: ConfigDict
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a companion, such as that which makes tokens."""
+    if name not in config.get("companions", {}):
         return {}
-    start = f"{TOKENIZER}."
+    start = f"{name}."
     return {n.removeprefix(start): x for n, x in arrays.items() if n.startswith(start)}
 
 
@@ -143,8 +156,7 @@ def _of_state_dict(path: Path, recipe: str | None) -> Trained:
         )
     found = configs[names[0]]
     arrays, _ = from_state_dict(state_dict, found)
-    tokenizer = _of_tokenizer(arrays, found)
-    return Trained(found, _own(arrays, found), found.train.num_steps, str(path), tokenizer)
+    return _trained(found, arrays, found.train.num_steps, str(path))
 
 
 def with_companions(config: ConfigDict, stored: ConfigDict | None, warn: Warn) -> ConfigDict:

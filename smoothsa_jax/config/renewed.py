@@ -21,6 +21,7 @@ ADDED: dict[str, Any] = {
     "eval.per_frame": False,
     "eval.foreground": False,
     "eval.skip_frames": 0,
+    "eval.observed": None,
 }
 
 

@@ -36,7 +36,7 @@ FREE_TO_DIFFER = (
 )
 # A folder that may move between two runs, but not come or go: its contents are compared when it is
 # read.
-MOVABLE = ("data.features",)
+MOVABLE = ("data.features", "data.slots")
 # What the program adds to a config when a run begins, so that a config file lacks it.
 _FILLED = re.compile(r"companions\.[^.]+\.model\.")
 

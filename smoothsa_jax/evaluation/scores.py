@@ -17,7 +17,10 @@ from smoothsa_jax.files import atomic_file
 # Columns of the table. The leading metric orders the baselines and is printed in the last line.
 TITLES = {
     "psnr": "PSNR",
+    "ssim": "SSIM",
     "mse": "MSE",
+    "slot_error": "slot error",
+    "decoded_error": "decoded error",
     "codes_in_use": "codes in use",
     "ari": "ARI",
     "fg_ari": "FG-ARI",
@@ -41,11 +44,13 @@ TITLES = {
     "slots_correlation": "correlation",
     "one_slot": "one slot",
 }
-LEADING = ("fg_ari", "top1", "psnr", "loss")
+LEADING = ("fg_ari", "top1", "psnr", "slot_error", "loss")
 COUNTS = ("num_matches",)  # numbers, not shares
+ERRORS = ("mse", "slot_error", "decoded_error")  # of which the lowest is best
 NUMBERS = (
     "psnr",
-    "mse",
+    "ssim",
+    *ERRORS,
     "slots",
     "segments",
     "slots_error",
@@ -247,7 +252,7 @@ def _rank(metric: str, value: float | None) -> float:
     """A sort key that puts the best first, and undefined values last."""
     if value is None:
         return math.inf
-    return value if is_loss(metric) else -value
+    return value if is_loss(metric) or metric in ERRORS else -value
 
 
 def cell(metric: str, value: float | None) -> str:

@@ -30,6 +30,9 @@ class Evaluator(Protocol):
     An evaluator that reads no labels has `needs_labels` = False. One with metrics of which the
     lowest is best names them in `errors`.
 
+    One that also scores rows beside the model's, such as its ceiling, names them in `rows`; their
+    values have the row and a slash in front of their names.
+
     An evaluator whose pictures are not the frames of a batch also has
     `kept(measured, batch, samples)` in place of `kept_samples`.
     """
@@ -78,12 +81,14 @@ class Evaluation:
             "masks" (T,H,W)}; the masks are predicted with the first seed. Of scenes, also
             "rendered" (T,H,W,3) and the "inputs" (V,H,W,3); they may have no masks. Of a
             tokenizer, "video" and "decoded" (T,H',W',3) alone.
+        rows: the scores of the evaluator's other rows, by row.
     """
 
     scores: dict[str, np.ndarray]
     paper_scores: dict[str, np.ndarray] | None
     names: list[str]
     samples: list[dict[str, np.ndarray]]
+    rows: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -155,7 +160,21 @@ def evaluate(
     stacked = {
         p: {n: x.astype(np.float64) for n, x in found.items()} for p, found in stacked.items()
     }
-    return Evaluation(stacked[False], stacked.get(True), names, samples)
+    own, beside = _apart(stacked[False], getattr(evaluator, "rows", ()))
+    of_paper = None if True not in stacked else _apart(stacked[True], tuple(beside))[0]
+    return Evaluation(own, of_paper, names, samples, beside)
+
+
+def _apart(
+    scores: Mapping[str, np.ndarray], rows: Iterable[str]
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Return the model's scores, and those of other rows."""
+    beside = {
+        row: {n.removeprefix(f"{row}/"): x for n, x in scores.items() if n.startswith(f"{row}/")}
+        for row in rows
+    }
+    taken = {f"{row}/{name}" for row, found in beside.items() for name in found}
+    return {name: x for name, x in scores.items() if name not in taken}, beside
 
 
 def kept_samples(

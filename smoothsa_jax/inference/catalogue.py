@@ -118,6 +118,12 @@ _FILES: tuple[tuple[str, str | None, str | None, str], ...] = (
         "movi_d:randsfq,tsim ytvis_hq:randsfq,tsim,original "
         "ytvis_hq:randsfq,tsim,original,recognition",
     ),
+    (
+        "SAVi, the program of SlotFormer",
+        None,
+        None,
+        "movi_c:gaussian,savi_slotformer movi_c:gaussian,savi_slotformer,stochastic",
+    ),
     (f"SLATE, {_PROGRAM}", None, None, _of_stills("slate")),
     (f"STEVE, {_PROGRAM}", None, None, "movi_d:steve,genera1z"),
     ("STEVE, its own program", None, None, "movi_d:steve,original"),

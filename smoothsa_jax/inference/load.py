@@ -13,6 +13,7 @@ from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inference import released
 from smoothsa_jax.inference.catalogue import CATALOGUE, Published
+from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import state_dicts
 
@@ -96,6 +97,25 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     return _of_folder(folder)
 
 
+def load_forecaster(source: str | os.PathLike) -> Forecaster:
+    """Load a trained rollouter with its slot model.
+
+    Args:
+        source: a workdir of the task `dynamics`.
+
+    Raises:
+        UserError: it is something else, or its files are damaged.
+    """
+    find_devices(_warn)
+    trained = open_trained(os.fspath(source), _warn)
+    if trained is None:
+        raise UserError(
+            f"{source} holds no model: no usable checkpoint in {Path(source) / FOLDER}; give the "
+            "workdir of a trained run"
+        )
+    return Forecaster(trained)
+
+
 def _of_folder(folder: Path) -> Segmenter:
     trained = open_trained(str(folder), _warn)
     if trained is None:
@@ -113,6 +133,7 @@ def _segmenter(trained: Trained) -> Segmenter:
         raise UserError(
             f"{trained.what} holds a model of the task {config.task!r}, which finds no segments; "
             f"load the slot model that it was trained on: {sources[0]}"
+            f"{'; or predict frames with --future' * (config.task == 'dynamics')}"
         )
     try:
         return Segmenter(config, trained.arrays, trained.step, tokenizer=trained.tokenizer)

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import FPS
 from smoothsa_jax.inference.edits import Edits, described, edits_of
+from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.frames import as_frame, checked_frames
 from smoothsa_jax.inference.given_boxes import Boxes, boxes_for, read_boxes
 from smoothsa_jax.inference.listing import LeftOut
-from smoothsa_jax.inference.load import load
+from smoothsa_jax.inference.load import load, load_forecaster
 from smoothsa_jax.inference.results import MAX_SLOTS, Results
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.segmenter import Segmenter
@@ -54,6 +56,8 @@ class Options(NamedTuple):
         reconstruct: whether to write the decoded pictures of the slots.
         edit: edits of the slots, one after the other, such as "remove:2" or "swap:1,other.png:3";
             the decoded pictures of the edited slots are written. See `edits.py`.
+        future: how many frames after each video are predicted, by a run of the task `dynamics`;
+            None: none.
     """
 
     workdir: str
@@ -71,6 +75,7 @@ class Options(NamedTuple):
     prune_video: str | None = None
     reconstruct: bool = False
     edit: tuple[str, ...] = ()
+    future: int | None = None
 
     @property
     def pruning(self) -> dict[str, Any]:
@@ -93,7 +98,8 @@ def predict(options: Options) -> None:
     sources = find_sources(options.input, options.folders, options.output, left_out)
     for line in left_out.lines():
         print(line, file=sys.stderr, flush=True)
-    model = load(options.workdir)
+    forecaster = None if options.future is None else _forecaster(options, sources)
+    model = load(options.workdir) if forecaster is None else forecaster.segmenter
     boxes = _checked(options, model, [source.name for source in sources])
     with workdir_for_writing(options.output, "output"):
         shutil.rmtree(options.output / STAGING, ignore_errors=True)  # left by a killed run
@@ -103,6 +109,8 @@ def predict(options: Options) -> None:
             for source in sources:
                 bar.set_description(printable(source.name))
                 about = _about(options, model, source, boxes)
+                if forecaster is not None:
+                    about |= {"future": options.future, "rollouter": forecaster.checksum}
                 target = options.output / source.name
                 try:
                     if _is_finished(target, options.output, about, options.overwrite):
@@ -115,7 +123,7 @@ def predict(options: Options) -> None:
                         "use fewer --num_slots, stop other programs on the device, or set "
                         "JAX_PLATFORMS=cpu",
                     ):
-                        note = _predict_one(options, model, source, boxes, about, bar)
+                        note = _predict_one(options, model, source, boxes, about, bar, forecaster)
                     done += 1
                     if note:
                         _say(bar, f"{source.name}: {note}")
@@ -140,6 +148,27 @@ def predict(options: Options) -> None:
             f"{', ...' * (len(failed) > 3)}), see above; {done} done{skips}: {options.output}"
         )
     say(f"{done} done{skips}: {options.output}")
+
+
+def _forecaster(options: Options, sources: list[Source]) -> Forecaster:
+    """Return what predicts the frames after each video.
+
+    Raises:
+        UserError: an option or an input does not go with it.
+    """
+    if options.future < 1:
+        raise UserError(f"--future is {options.future}; expected at least 1 frame")
+    for name in ("shot_cuts", "reconstruct", "edit"):
+        if getattr(options, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} does not go with --future; leave one of them out"
+            )
+    if pictures := [source.name for source in sources if source.kind == "picture"]:
+        raise UserError(
+            f"{pictures[0]} is a picture, and --future continues videos; give a video or a folder "
+            "of frames"
+        )
+    return load_forecaster(options.workdir)
 
 
 def _say(bar: tqdm, text: str) -> None:
@@ -262,6 +291,7 @@ def _predict_one(
     boxes: Boxes | None,
     about: dict[str, Any],
     bar: tqdm,
+    forecaster: Forecaster | None = None,
 ) -> str:
     """Make one output, completely or not at all, and return notes on it."""
     made, target = options.output / STAGING / "new", options.output / source.name
@@ -274,11 +304,17 @@ def _predict_one(
                 bar.refresh()
             with Results(made, fps) as results:
                 edits = Edits(edits_of(options.edit), _other(options, model, boxes))
+                recent: deque[Segmentation] = deque(maxlen=forecaster.most if forecaster else 0)
                 for frame, found in _segmented(options, model, source, boxes, frames):
                     results.add(frame, found, _pictures(options, model, edits, found))
+                    recent.append(found)
                     bar.update()
+                seen = results.num_frames
+                if forecaster is not None:
+                    for frame, found in forecaster.future([*recent], options.future):
+                        results.add(frame, found, predicted=True)
             if source.kind == "video":
-                bar.total += results.num_frames - (num_frames or 0)
+                bar.total += seen - (num_frames or 0)
         if missing := getattr(frames, "missing", ""):
             notes.append(missing)
         if fps is not None and not model.follows:

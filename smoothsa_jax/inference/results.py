@@ -6,7 +6,8 @@ labels/000000.png, ... (or labels.png)     each pixel's slot: the values, with a
 slots.npz                                  slots (T,N,D), slot_mask (T,N), cold (T,);
                                            see `segmentation.py`
 boxes.json                                 for each frame and each slot with pixels, the slot's box
-                                           and number of pixels
+                                           and number of pixels; with --future, also which frames
+                                           were predicted
 reconstruction/000000.png, ...             with --reconstruct, the decoded picture of the slots (or
                                            reconstruction.png)
 edited/000000.png, ...                     with --edit, that of the edited slots (or edited.png)
@@ -65,6 +66,7 @@ class Results(contextlib.ExitStack):
         frame: UInt8[np.ndarray, "H W 3"],
         found: Segmentation,
         decoded: Mapping[str, UInt8[np.ndarray, "h w 3"]] = MappingProxyType({}),
+        predicted: bool = False,
     ) -> None:
         """Write the results for the next frame.
 
@@ -72,6 +74,7 @@ class Results(contextlib.ExitStack):
             frame: the frame.
             found: its slots.
             decoded: name -> decoded picture, the same names for every frame.
+            predicted: whether the frame was predicted, not seen.
         """
         number, masks = self.num_frames, found.masks
         labels = self._folder / ("labels.png" if self._fps is None else f"labels/{number:06d}.png")
@@ -88,6 +91,7 @@ class Results(contextlib.ExitStack):
                 file = f"{name}/{number:06d}.png"
             Image.fromarray(picture).save(self._folder / file)
         row = {"frame": number, "cold": bool(found.cold), "slots": boxes_of(masks)}
+        row |= {"predicted": True} if predicted else {}
         if number == 0:
             size = {"height": masks.shape[0], "width": masks.shape[1]}
             self._boxes.write(json.dumps(size)[:-1] + ', "frames": [')

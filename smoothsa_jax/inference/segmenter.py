@@ -193,10 +193,7 @@ class Segmenter:
     @functools.cached_property
     def checksum(self) -> int:
         """A CRC-32 checksum of the weights."""
-        found = 0
-        for name in sorted(self.params):
-            found = zlib.crc32(np.ascontiguousarray(self.params[name]).tobytes(), found)
-        return found
+        return checksum_of(self.params)
 
     @property
     def slot_size(self) -> int:
@@ -299,7 +296,7 @@ class Segmenter:
         """Find the objects in a video frame by frame; memory does not grow with its length.
 
         Without `shot_cuts`, the results are the same as of `segment(frames, video=True)` with the
-        same seed.
+        same seed, unless the aggregator draws the queries of every frame: here they are the means.
 
         Args:
             frames: any iterable of frames of one size.
@@ -555,6 +552,14 @@ class Segmenter:
         found["decoder_attention"] = found.pop("masks")
         found |= {"masks": np.asarray(masks), "slot_mask": slot_mask, "cold": cold}
         return Segmentation(**{name: x.reshape((*lead, *x.shape[2:])) for name, x in found.items()})
+
+
+def checksum_of(params: Mapping[str, np.ndarray]) -> int:
+    """Return a CRC-32 checksum of arrays."""
+    found = 0
+    for name in sorted(params):
+        found = zlib.crc32(np.ascontiguousarray(params[name]).tobytes(), found)
+    return found
 
 
 def _tokenizer_of(

@@ -21,6 +21,7 @@ DATASETS = {
     "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder",
 }
 
+FOLDERS = ("features", "slots")  # keys that name what is stored of the clips
 GENERATED = ("sprites", "scenes")  # of DATASETS, those without files
 
 # Arguments that the program passes to a data set, so a config cannot set them.
@@ -45,7 +46,7 @@ def build_dataset(
     """Build the data set `config.name` with the other entries of `config` as its options.
 
     If `config.features` names a folder, samples have the features stored there instead of pixels,
-    and the tokens, where these are stored and read.
+    and the tokens, where these are stored and read. If `config.slots` names one, they have slots.
 
     Args:
         config: the `data` part of a config.
@@ -75,7 +76,7 @@ def build_dataset(
         )
     arguments = {**config, **options, "split": split}
     del arguments["name"]
-    named = arguments.pop("features", "")
+    named, of_slots = (arguments.pop(key, "") for key in FOLDERS)
     source = dataset(**arguments)
     if named:
         # Imported on use only, as above.
@@ -83,6 +84,11 @@ def build_dataset(
 
         tokens = "tokens" in tuple(reads)
         return CachedFeatures(source, features_folder(config), split, with_pixels, tokens)
+    if of_slots:
+        from smoothsa_jax.inputs.features import SLOT_ARRAYS, CachedSlots, slots_folder
+
+        arrays = [name for name in SLOT_ARRAYS if name in reads]
+        return CachedSlots(source, slots_folder(config), split, arrays, with_pixels)
     num_frames = arguments.get("num_frames")
     if num_frames is None or may_be_shorter:
         return source
@@ -124,7 +130,7 @@ def check_data(
     for key in config:
         if key in OF_PROGRAM:
             raise UserError(f"data.{key} is not a setting: {OF_PROGRAM[key]}; remove data.{key}")
-        if key not in (*known, "name", "features"):
+        if key not in (*known, "name", *FOLDERS):
             raise UserError(
                 f"data.{key} is not an option of {name!r}; choose one of {', '.join(known)}"
                 f"{did_you_mean(key, known)}"

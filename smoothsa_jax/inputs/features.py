@@ -1,4 +1,4 @@
-"""Cached features in place of pixels, as written by `python -m data.store`.
+"""Stored features, or slots, in place of pixels, as written by `python -m data.store`.
 
 A record holds one frame, so that a window of a clip reads only its own frames.
 """
@@ -22,6 +22,8 @@ AUTO = "auto"  # value of data.features: beside data.folder
 TOKENS = np.dtype("<i4")
 MADE_TOKENS = "tokenizer"  # what a folder says of the tokenizer whose tokens it holds
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
+HALF = np.dtype("<f2")  # of slots, attention and masks
+SLOT_ARRAYS = ("slots", "attention", "masks")  # of a frame, as far as the slot model has them
 
 
 def features_folder(data: Mapping[str, Any]) -> Path | None:
@@ -44,11 +46,29 @@ def features_folder(data: Mapping[str, Any]) -> Path | None:
     return expanded(named) if named else None
 
 
-def beside(folder: str | Path) -> Path:
-    """The default folder of the features of a prepared folder."""
+def slots_folder(data: Mapping[str, Any]) -> Path | None:
+    """The folder of the slots to train on; None: a frozen model finds them.
+
+    Args:
+        data: the `data` part of a config.
+
+    Raises:
+        UserError: "auto", which main.py replaces before it trains.
+    """
+    named = data.get("slots")
+    if named == AUTO:
+        raise UserError(
+            f"data.slots is {AUTO!r}, which main.py makes a folder of the workdir; name a folder "
+            "that python -m data.store has written, or set --config.data.slots="
+        )
+    return expanded(named) if named else None
+
+
+def beside(folder: str | Path, what: str = "features") -> Path:
+    """The default folder of the features, or slots, of a prepared folder."""
     folder = expanded(folder)
     folder = folder if folder.name not in ("", "..") else folder.resolve()
-    return Path(f"{folder}_features")
+    return Path(f"{folder}_{what}")
 
 
 class FixedViewSource(Protocol):
@@ -67,7 +87,91 @@ class FixedViewSource(Protocol):
         ...
 
 
-class CachedFeatures:
+class _Stored:
+    """What was stored of each frame of a split's clips.
+
+    Args:
+        source: a source of the same clips.
+        folder: a folder written by `python -m data.store`.
+        split: the split of both.
+        key: the key of the config that names the folder, for messages.
+        what: what it holds.
+
+    Raises:
+        UserError: the folder is unreadable, holds something else, or has fewer clips than the
+            source.
+    """
+
+    def __init__(
+        self, source: FixedViewSource, folder: str | Path, split: str, key: str, what: str
+    ):
+        self._source, self._split = source, split
+        folder = expanded(folder)
+        if not (folder / MANIFEST).is_file():
+            raise UserError(
+                f"{key} {folder} has no {MANIFEST}, expected a finished folder of {what}; make it "
+                f"with python -m data.store CONFIG, or leave {key} empty"
+            )
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if (found := manifest.get("metadata", {}).get("kind", what)) != what:
+            raise UserError(
+                f"{key} {folder} holds {found}, expected {what}; give a folder that python -m "
+                f"data.store has made of them, or leave {key} empty"
+            )
+        self._ends = np.cumsum(frame_counts(folder, split))  # raises on a damaged manifest
+        self.made_of: dict[str, Any] = manifest.get("made_of", {})
+        self._records = Records(folder, split)
+        if len(self._ends) < len(source):
+            raise UserError(
+                f"{key} {folder} holds {len(self._ends)} clips, training has "
+                f"{len(source)}: set data.num_samples={len(self._ends)}, or remove that folder and "
+                f"store the {what} of all with python -m data.store"
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.draw(index, np.random.default_rng(index))
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def epoch(self) -> Sequence[int]:
+        """The indices of one training epoch, as given by the source."""
+        own = getattr(self._source, "epoch", None)
+        return own() if own else np.arange(len(self))
+
+    @property
+    def folder(self) -> Path:
+        return self._records.folder
+
+    def fingerprint(self) -> str | None:
+        """A hash of what is stored; None: unknown."""
+        return fingerprint(self._records.folder, self._split)
+
+    def _frames(
+        self, index: int, which: range, read: Mapping[str, tuple[np.dtype, Sequence[int]]]
+    ) -> dict[str, Shaped[np.ndarray, "T ..."]]:
+        """Read arrays of these frames of a clip.
+
+        Args:
+            index: of the clip.
+            which: its frames.
+            read: name -> dtype and shape, of a frame.
+        """
+        begin = int(self._ends[index - 1]) if index else 0
+        found: dict[str, list[np.ndarray]] = {name: [] for name in read}
+        for t in which:
+            record = self._records[begin + t]
+            example = tf_example_pb2.Example.FromString(record).features.feature
+            for name, (dtype, shape) in read.items():
+                array = np.frombuffer(example[name].bytes_list.value[0], dtype)
+                found[name].append(array.reshape(shape))
+        return {name: np.stack(arrays) for name, arrays in found.items()}
+
+
+class CachedFeatures(_Stored):
     """A source of training samples with "features" (T, M, C) bfloat16 in place of "video".
 
     Windows of frames are drawn as without the cache. Every frame is seen in the fixed view that was
@@ -93,38 +197,9 @@ class CachedFeatures:
         with_pixels: bool = False,
         with_tokens: bool = False,
     ):
-        self._source, self._split = source, split
-        folder = expanded(folder)
-        if not (folder / MANIFEST).is_file():
-            raise UserError(
-                f"data.features {folder} has no {MANIFEST}, expected a finished folder of "
-                "features; make it with python -m data.store CONFIG, or leave "
-                "data.features empty"
-            )
-        self._ends = np.cumsum(frame_counts(folder, split))  # raises on a damaged manifest
-        self.made_of: dict[str, Any] = json.loads((folder / MANIFEST).read_text()).get(
-            "made_of", {}
-        )
+        super().__init__(source, folder, split, "data.features", "features")
         self._with_tokens = with_tokens and MADE_TOKENS in self.made_of
         self._with_pixels = with_pixels and not self._with_tokens
-        self._records = Records(folder, split)
-        if len(self._ends) < len(source):
-            raise UserError(
-                f"data.features {folder} holds {len(self._ends)} clips, training has "
-                f"{len(source)}: set data.num_samples={len(self._ends)}, or remove that folder and "
-                "store the features of all with python -m data.store"
-            )
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.draw(index, np.random.default_rng(index))
-
-    def epoch(self) -> Sequence[int]:
-        """The indices of one training epoch, as given by the source."""
-        own = getattr(self._source, "epoch", None)
-        return own() if own else np.arange(len(self))
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sample `index`, with a window of frames drawn from `rng`.
@@ -135,24 +210,62 @@ class CachedFeatures:
         sample, which = self._source.without_pixels(index, rng)
         if self._with_pixels:
             sample = {**sample, "video": self._source.fixed_pixels(index, which)}
-        begin = self._ends[index - 1] if index else 0
-        frames = [self._frame(int(begin) + t) for t in which]
-        found = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+        read = {"features": (STORED, self.made_of["shape"])}
+        if self._with_tokens:
+            read["tokens"] = (TOKENS, (-1,))
+        found = self._frames(index, which, read)
+        if self._with_tokens:
+            found["tokens"] = found["tokens"].astype(np.int32)
         return {**sample, **found, "features": found["features"].view(ml_dtypes.bfloat16)}
 
-    @property
-    def folder(self) -> Path:
-        return self._records.folder
 
-    def fingerprint(self) -> str | None:
-        """A hash of the stored features; None: unknown."""
-        return fingerprint(self._records.folder, self._split)
+class CachedSlots(_Stored):
+    """A source of samples with what a frozen slot model finds: "slots" (T, N, D) float16, and more.
 
-    def _frame(self, number: int) -> dict[str, Shaped[np.ndarray, "M ..."]]:
-        example = tf_example_pb2.Example.FromString(self._records[number]).features.feature
-        bits = np.frombuffer(example["features"].bytes_list.value[0], STORED)
-        found = {"features": bits.reshape(self.made_of["shape"])}
-        if self._with_tokens:
-            tokens = np.frombuffer(example["tokens"].bytes_list.value[0], TOKENS)
-            found["tokens"] = tokens.astype(np.int32)
-        return found
+    Windows of frames are drawn as without the store, but the slots are those of whole clips. The
+    slot mask is the store's.
+
+    Args:
+        source: a source of the same clips.
+        folder: a folder written by `python -m data.store`.
+        split: the split of both.
+        reads: which of `SLOT_ARRAYS` samples have: "slots", "attention" (T, N, h, w) and "masks"
+            of the decoder.
+        with_pixels: whether samples also have "video", in the view that was stored.
+
+    Raises:
+        UserError: the folder is unreadable, lacks what is read, or has fewer clips than the source.
+    """
+
+    def __init__(
+        self,
+        source: FixedViewSource,
+        folder: str | Path,
+        split: str,
+        reads: Sequence[str] = ("slots",),
+        with_pixels: bool = False,
+    ):
+        super().__init__(source, folder, split, "data.slots", "slots")
+        shapes = self.made_of["shapes"]
+        for name in reads:
+            if name not in shapes:
+                raise UserError(
+                    f"data.slots {self.folder} has no {name}, which the slot model does not give; "
+                    f"it has {', '.join(shapes)}; set --config.data.slots="
+                )
+        self._read = {name: (HALF, shapes[name]) for name in reads}
+        self._read["slot_mask"] = (np.dtype("u1"), (-1,))
+        self._with_pixels = with_pixels
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Sample `index`, with a window of frames drawn from `rng`.
+
+        Raises:
+            UserError: a record is unreadable.
+        """
+        sample, which = self._source.without_pixels(index, rng)
+        if self._with_pixels:
+            sample = {**sample, "video": self._source.fixed_pixels(index, which)}
+        found = self._frames(index, which, self._read)
+        valid = found.pop("slot_mask").astype(bool).all(axis=0)
+        return {**sample, **found, "slot_mask": valid}

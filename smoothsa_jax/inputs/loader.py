@@ -76,7 +76,7 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    frames = "features" if "features" in samples[0] else "video"
+    frames = next(name for name in ("features", "slots", "video") if name in samples[0])
     lengths = sorted({len(sample[frames]) for sample in samples})
     if len(lengths) > 1:
         raise UserError(

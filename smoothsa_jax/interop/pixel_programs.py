@@ -45,7 +45,7 @@ def _torch_linspace(size: int) -> np.ndarray:
     return np.where(place < size / 2, forward, backward.astype(np.float32))
 
 
-def _borders(grid: tuple[int, int]) -> np.ndarray:
+def borders(grid: tuple[int, int]) -> np.ndarray:
     """(1,h,w,4), as BO-QSA's program stores it."""
     sides = [_torch_linspace(n) for n in grid]
     place = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1)
@@ -59,7 +59,7 @@ def _linear(grid: tuple[int, int]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places:
+class Places:
     """The functions of the place that a program stores.
 
     Attributes:
@@ -109,7 +109,7 @@ def _grid_of(encoder: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[i
 # ------------------------------------------------------------------------------------------ BO-QSA
 
 # torch's of a transposed convolution, (in, out, k, k), which it flips.
-_TORCH_TRANSPOSED = Transform(
+TORCH_TRANSPOSED = Transform(
     lambda x: x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
     lambda x: x.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
 )
@@ -119,7 +119,7 @@ _KERAS_TRANSPOSED = Transform(
 )
 
 
-def _convolution(transform: Transform, kernel: str = "weight") -> dict[str, tuple[str, Transform]]:
+def convolution(transform: Transform, kernel: str = "weight") -> dict[str, tuple[str, Transform]]:
     return {kernel: ("kernel", transform), "bias": ("bias", SAME)}
 
 
@@ -130,7 +130,7 @@ def _boqsa_slots(encoder: str) -> list[Row]:
         *SLOT_ATTENTION,
     ]
     return [
-        (f"{encoder}.conv.{{}}.0", "encoder.layers.layers.{}", _convolution(FILTERS)),
+        (f"{encoder}.conv.{{}}.0", "encoder.layers.layers.{}", convolution(FILTERS)),
         ("slot_attn.pos_emb.dense", "encoder.place.dense", LINEAR),
         ("slot_attn.mlp.0", "projection.norm", NORM),
         ("slot_attn.mlp.1", "projection.mlp.hidden", LINEAR),
@@ -144,7 +144,7 @@ def _boqsa_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
     numbers = {int(x.split(".")[3]) for x in names if x.startswith("decoder.layers.layers.")}
     last = max(numbers, default=0)
-    enlarge = _convolution(_TORCH_TRANSPOSED)
+    enlarge = convolution(TORCH_TRANSPOSED)
     return [
         *_boqsa_slots("encoder"),
         ("decoder.pos_emb.dense", "decoder.place.dense", LINEAR),
@@ -154,7 +154,7 @@ def _boqsa_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfPixels(Program):
+class OfPixels(Program):
     """A program that stores functions of the place.
 
     Attributes:
@@ -162,7 +162,7 @@ class _OfPixels(Program):
         prefix: what its files may have in front of every key.
     """
 
-    places: _Places | None = None
+    places: Places | None = None
     prefix: str = ""
 
     def to_theirs(
@@ -178,7 +178,7 @@ class _OfPixels(Program):
         return {f"{prefix}{key}": np.ascontiguousarray(x) for key, x in found.items()}
 
 
-def _kept_of(places: _Places, prefix: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, Any]]:
+def kept_of(places: Places, prefix: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, Any]]:
     """Return what a file tells besides the arrays, as JSON values."""
 
     def kept(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -189,13 +189,13 @@ def _kept_of(places: _Places, prefix: str) -> Callable[[Mapping[str, np.ndarray]
     return kept
 
 
-_BOQSA_PLACES = _Places("slot_attn.pos_emb.grid", "decoder.pos_emb.grid", _borders)
-BOQSA = _OfPixels(
+_BOQSA_PLACES = Places("slot_attn.pos_emb.grid", "decoder.pos_emb.grid", borders)
+BOQSA = OfPixels(
     "BO-QSA",
     _boqsa_rows,
     cut=lambda state_dict, names: dict(state_dict),
     join=lambda state_dict: state_dict,
-    kept=_kept_of(_BOQSA_PLACES, "model."),
+    kept=kept_of(_BOQSA_PLACES, "model."),
     ignored=lambda key: key.removeprefix("model.").endswith(".pos_emb.grid"),
     today=lambda key: key.removeprefix("model."),
     places=_BOQSA_PLACES,
@@ -217,14 +217,14 @@ def _boqsa_token_rows(names: Collection[str], model: Mapping[str, Any]) -> list[
     ]
 
 
-_BOQSA_TOKEN_PLACES = _Places("slot_attn.pos_emb.grid", None, _borders)
-BOQSA_TOKENS = _OfPixels(
+_BOQSA_TOKEN_PLACES = Places("slot_attn.pos_emb.grid", None, borders)
+BOQSA_TOKENS = OfPixels(
     "BO-QSA on tokens",
     _boqsa_token_rows,
     cut=pack_attention,
     join=unpack_attention,
     more=lambda arrays, kept: steve.masks(arrays, "tf_dec"),
-    kept=_kept_of(_BOQSA_TOKEN_PLACES, "model."),
+    kept=kept_of(_BOQSA_TOKEN_PLACES, "model."),
     ignored=lambda key: key.endswith((".pos_emb.grid", f".{steve.MASK}")),
     today=lambda key: key.removeprefix("model."),
     places=_BOQSA_TOKEN_PLACES,
@@ -237,7 +237,7 @@ BOQSA_TOKENS = _OfPixels(
 def _original_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
     numbers = {int(x.split(".")[3]) for x in names if x.startswith("decoder.layers.layers.")}
-    convolution, enlarge = (_convolution(x, "kernel") for x in (SAME, _KERAS_TRANSPOSED))
+    convolution, enlarge = (convolution(x, "kernel") for x in (SAME, _KERAS_TRANSPOSED))
     return [
         ("encoder_cnn.{}", "encoder.layers.layers.{}", convolution),
         ("encoder_pos.dense", "encoder.place.dense", keras.DENSE),
@@ -342,7 +342,7 @@ def _cut_savi(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> A
 
 
 @dataclasses.dataclass(frozen=True)
-class _Savi(_OfPixels):
+class _Savi(OfPixels):
     """SAVi's program, in flax linen: names of nested dictionaries, joined by slashes."""
 
     def to_theirs(
@@ -375,7 +375,7 @@ def _widths_of(model: Mapping[str, Any], width: int) -> list[int]:
     return [channels[name] for name in sorted(channels) if name in model["target"]]
 
 
-_SAVI_PLACES = _Places(
+_SAVI_PLACES = Places(
     "FrameEncoder_0.PositionEmbedding_0.pos_embedding",
     "SpatialBroadcastDecoder_0.PositionEmbedding_0.pos_embedding",
     _linear,

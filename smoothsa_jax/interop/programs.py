@@ -447,7 +447,7 @@ _INTEGER = Transform(lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
 
 
 # torch's TransformerEncoderLayer.
-_ENCODER_LAYER: list[Row] = [
+ENCODER_LAYER: list[Row] = [
     *[row for row in TORCH_LAYER if row[0].startswith(("self_attn", "linear", "norm1"))],
     ("norm2", "norm_feed_forward", NORM),
 ]
@@ -488,7 +488,7 @@ def _genera1z_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row
     is_video = any(name.startswith("transition.") for name in names)
     if is_video and "transition.memory.kernel" not in names:
         rows = [row for row in rows if not row[1].startswith("transition.")]
-        rows += below("transit", "transition.layer", _ENCODER_LAYER)
+        rows += below("transit", "transition.layer", ENCODER_LAYER)
     if "initializer.mlp.hidden.kernel" in names:
         rows += [
             ("initializ.0", "initializer.mlp.hidden", LINEAR),

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
+from smoothsa_jax.losses.dynamics import Decoded, Slots
 from smoothsa_jax.losses.recognition import Box, Category
 from smoothsa_jax.losses.reconstruction import Noise, Reconstruction, Token
-from smoothsa_jax.losses.slots import Distillation, SlotContrast
+from smoothsa_jax.losses.slots import Distillation, QueryKL, SlotContrast
 from smoothsa_jax.losses.time import TimeSimilarity
 from smoothsa_jax.losses.tokenizers import Codebook, Commitment, LatentNorm, Perceptual
 from smoothsa_jax.models.interfaces import Loss, Scheduled
@@ -23,6 +24,7 @@ LOSSES: dict[str, Callable] = {
     "token": Token,
     "distillation": Distillation,
     "slot_contrast": SlotContrast,
+    "query_kl": QueryKL,
     "time_similarity": TimeSimilarity,
     "attention_distillation": AttentionDistillation,
     "attention_match": AttentionMatch,
@@ -30,6 +32,8 @@ LOSSES: dict[str, Callable] = {
     "commitment": Commitment,
     "latent_norm": LatentNorm,
     "perceptual": Perceptual,
+    "slots": Slots,
+    "decoded": Decoded,
     "category": Category,
     "box": Box,
 }

@@ -53,6 +53,38 @@ class SlotContrast:
         return slot_contrast_loss(slots, slot_mask, self.temperature, alone=self.alone)
 
 
+class QueryKL:
+    """Keeps the variance of drawn queries near a constant.
+
+    The KL divergence of the Gaussian of each query from one of the same mean and this variance,
+    summed over channels, averaged over slots, frames and samples. From the program of SlotFormer
+    (Wu et al. 2023, arXiv 2210.05861).
+
+    Args:
+        variance: of the other Gaussian.
+    """
+
+    reads = ("kernel", "slot_mask")
+    advice = {"kernel": "set model.aggregator.name='drawn_queries'"}
+
+    def __init__(self, *, variance: float):
+        check_above_zero("losses.query_kl.variance", variance)
+        self.variance = variance
+
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], scheduled: Scheduled
+    ) -> Float[Array, ""]:
+        del batch, scheduled
+        log_variance = jnp.split(outputs["kernel"], 2, axis=-1)[1]  # (B,T,N,D)
+        ratio = log_variance - jnp.log(self.variance)
+        divergence = 0.5 * (jnp.exp(ratio) - ratio - 1.0).sum(axis=-1)
+        mask = outputs.get("slot_mask")
+        if mask is None:
+            return divergence.mean()
+        valid = jnp.broadcast_to(mask if mask.ndim == 3 else mask[:, None], divergence.shape)
+        return divergence.mean(where=valid)
+
+
 def distillation_loss(
     warm_queries: Float[Array, "B N D"],
     slots: Float[Array, "B N D"],

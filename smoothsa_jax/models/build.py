@@ -9,6 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.models.aggregators.drawn_queries import DrawnQueries
 from smoothsa_jax.models.aggregators.inverted_transformer import (
     InvertedTransformer,
     check_iterations,
@@ -40,6 +41,7 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.perceptual import LPIPS, PERCEPTUAL
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
+from smoothsa_jax.models.rollouters import RolloutModel, SlotFormer
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import (
     Codes,
@@ -61,7 +63,12 @@ from smoothsa_jax.models.tokenizer_model import (
 from smoothsa_jax.models.tokenizers.dvae import DVAE
 from smoothsa_jax.models.tokenizers.vq_features import VQFeatures
 from smoothsa_jax.models.tokenizers.vq_pixels import VQPixels
-from smoothsa_jax.models.transitions import RandSFQ, Transformer
+from smoothsa_jax.models.transitions import (
+    MLPTransition,
+    RandSFQ,
+    RecurrentTransformer,
+    Transformer,
+)
 from smoothsa_jax.models.views import Rays
 from smoothsa_jax.parts import choose, make, scheduled_settings
 
@@ -90,11 +97,14 @@ AGGREGATORS: dict[str, Callable] = {
     "slot_attention": SlotAttention,
     "inverted_transformer": InvertedTransformer,
     "metaslot": MetaSlot,
+    "drawn_queries": DrawnQueries,
     "none": Unchanged,
 }
 TRANSITIONS: dict[str, Callable | None] = {
     "randsfq": RandSFQ,
     "transformer": Transformer,
+    "recurrent_transformer": RecurrentTransformer,
+    "mlp": MLPTransition,
     "none": None,
 }
 DECODERS: dict[str, Callable] = {
@@ -141,8 +151,10 @@ PARTS = {
 # A model may do without these, and its config then lacks them.
 OPTIONAL = ("target_encoder", "pruning", "tokenizer")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
+ROLLOUTERS: dict[str, Callable] = {"slotformer": SlotFormer}
 PERCEPTUALS: dict[str, Callable] = {"lpips": LPIPS}
 SIZES = ("num_slots", "slot_size")
+ROLLOUTER = "rollouter"  # the part of a model of the task `dynamics`
 
 
 def build_slot_model(
@@ -365,6 +377,30 @@ def _one_key() -> nnx.Rngs:
 def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
     """Make a head on slots of width `slot_size`, from the `model` part of a config."""
     return make("model", config, HEADS, slot_size, rngs=nnx.Rngs(seed))
+
+
+def build_rollout_model(
+    config: ConfigDict, num_slots: int, slot_size: int, seed: int
+) -> RolloutModel:
+    """Make the model of the task `dynamics`.
+
+    Args:
+        config: the `model` part of a config.
+        num_slots: N of the slot model.
+        slot_size: D of the slot model.
+        seed: seed of the initial values.
+
+    Raises:
+        UserError: a name or setting is unknown, or a part is missing.
+    """
+    if ROLLOUTER not in config:
+        raise UserError(
+            f"the config has no model.{ROLLOUTER}, which the task 'dynamics' trains; add it to the "
+            "config file"
+        )
+    sizes, table = (num_slots, slot_size), ROLLOUTERS
+    made = make(f"model.{ROLLOUTER}", config[ROLLOUTER], table, *sizes, rngs=nnx.Rngs(seed))
+    return RolloutModel(made)
 
 
 def part_schedules(config: ConfigDict) -> dict[str, dict[str, Any]]:

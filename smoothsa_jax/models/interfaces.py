@@ -6,6 +6,7 @@
     slots -> Pruning -> fewer slots (optional) -> Aggregator -> slots           (first frame)
     slots -> Decoder -> prediction and masks;  Target -> what the decoder should predict
     pixels or features -> Tokenizer -> tokens, which a decoder may predict
+    slots of past frames -> Rollouter -> slots of the frames that follow
 
 A system is a choice of parts in a config: `model.encoder`, `model.initializer` and so on, each with
 a `name` from the tables in `build.py` or a `"package.module:Class"` of your own. `SlotModel` joins
@@ -156,7 +157,8 @@ class Aggregated(NamedTuple):
         states: the slots after every iteration.
         slot_mask: the slots in use; an aggregator that drops slots on a first frame masks them, and
             later frames keep that mask.
-        extras: named outputs for losses, (B, ...); those of the first frame are kept.
+        extras: named outputs for losses, (B, ...); those of the first frame are kept, and of all
+            frames those that the aggregator names in `of_frames`.
     """
 
     slots: Float[Array, "B N D"]
@@ -175,6 +177,8 @@ class Aggregator(Protocol):
     Attributes:
         any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
             true.
+        of_frames: names of extras (B, ...) that are outputs (B,T, ...), of every frame; may be
+            absent: none.
     """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
@@ -428,6 +432,43 @@ class Tokenizer(Protocol):
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws:
         """Return draws of shape (B, T, ...), or None."""
+
+
+class Rollouter(Protocol):
+    """A part that continues the slots of a video, which a frozen slot model found.
+
+    Sizes of the constructor: num_slots (N), slot_size (D).
+
+    Attributes:
+        window: the most past frames that it sees.
+        history: the fewest past frames that it continues.
+        every: of a video, it sees each so-many-th frame.
+    """
+
+    window: int
+    history: int
+    every: int
+
+    def __call__(
+        self,
+        past: Float[Array, "B H N D"],
+        num_steps: int,
+        slot_mask: Bool[Array, "B N"] | None,
+        draws: Draws,
+    ) -> Float[Array, "B K N D"]:
+        """Return the slots of the next frames that it sees.
+
+        Args:
+            past: slots of past frames, oldest first; of more than `window`, the last.
+            num_steps: K, number of frames; static.
+            slot_mask: true = valid.
+            draws: what `draw` returned.
+        """
+
+    def scaled(self, slots: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Return the slots as losses compare them."""
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
 
 
 class Loss(Protocol):

@@ -329,7 +329,10 @@ class SlotModel(nnx.Module):
             tokens[:, 0], draws, None if boxes is None else boxes[:, 0], slot_mask, scheduled
         )
         asked = _asked(scheduled)
+        kept_of_frames = _of_frames(self.aggregator, first)
+        extras = {name: x for name, x in extras.items() if name not in kept_of_frames}
         found, carry = _found(first, pruned, asked)
+        found = found._replace(extras=kept_of_frames)
         frames = jax.tree.map(lambda x: x[:, None], found)
         if num_frames > 1:
             later, carry = self._later_frames(carry, tokens, draws, scheduled)
@@ -337,6 +340,7 @@ class SlotModel(nnx.Module):
 
         outputs = {
             **self._outputs(frames, carry, asked, given, draws["decoder"], scheduled),
+            **frames.extras,
             "first_attention": self._on_grid(first.attention.swapaxes(0, 1)),
             "first_states": first.states.swapaxes(0, 1),
             "first_tokens": tokens[:, 0],
@@ -428,14 +432,26 @@ class SlotModel(nnx.Module):
         Raises:
             UserError: the decoder predicts the target from the target itself.
         """
+        return self.decoded(slots, slot_mask)["prediction"]
+
+    def decoded(
+        self,
+        slots: Float[Array, "B T N D"],
+        slot_mask: Bool[Array, "B N"] | Bool[Array, "B T N"] | None,
+    ) -> dict[str, Array]:
+        """Return `prediction` and, if the decoder has some, `masks` of slots, float32.
+
+        Raises:
+            UserError: the decoder predicts the target from the target itself.
+        """
         try:
-            found = self._decoded(slots, {}, None, slot_mask)
+            found = self._decoded(slots.astype(self.dtype), {}, None, slot_mask)
         except KeyError as error:
             raise UserError(
                 f"this model's decoder needs {error} besides the slots, so that there is no "
                 "picture of slots alone; use a model with another decoder"
             ) from error
-        return found["prediction"].astype(jnp.float32)
+        return {name: x.astype(jnp.float32) for name, x in found.items()}
 
     def _decoded(
         self,
@@ -594,12 +610,19 @@ class _Frame(NamedTuple):
         attention: of the last iteration.
         kept: the slots that stay, if each frame is pruned on its own; otherwise None.
         owner: whose mask each slot's is added to, if each frame merges on its own.
+        extras: what the aggregator tells of every frame.
     """
 
     slots: Float[Array, "B N D"]
     attention: Float[Array, "B N M"]
     kept: Bool[Array, "B N"] | None = None
     owner: Int[Array, "B N"] | None = None
+    extras: Mapping[str, Array] | None = None
+
+
+def _of_frames(aggregator: Aggregator, found: Aggregated) -> dict[str, Array]:
+    """Return the extras that an aggregator tells of every frame."""
+    return {name: found.extras[name] for name in getattr(aggregator, "of_frames", ())}
 
 
 def _next(
@@ -628,10 +651,13 @@ def _next(
     queries, memory = transition(carry.slots, memory, of_transition, carry.slot_mask, **more)
     more = {"first": False, **_current(aggregator, "aggregator", scheduled)}
     found = aggregator(prepared, queries, carry.slot_mask, drawn, **more)
+    extras = _of_frames(aggregator, found)
     if asked is None or not asked.renews:
-        return _Frame(found.slots, found.attention[-1]), carry._replace(slots=found.slots), memory
+        frame = _Frame(found.slots, found.attention[-1], extras=extras)
+        return frame, carry._replace(slots=found.slots), memory
     pruned = prune_frame(asked, {}, aggregator, prepared, queries, found, drawn, **more)
-    return *_found(found._replace(slot_mask=carry.slot_mask), pruned, asked), memory
+    frame, carry = _found(found._replace(slot_mask=carry.slot_mask), pruned, asked)
+    return frame._replace(extras=extras), carry, memory
 
 
 def _found(first: Aggregated, pruned: Pruned | None, asked: Prune | None) -> tuple[_Frame, Carry]:

@@ -15,6 +15,8 @@ from smoothsa_jax.models.layers.basic import (
     ACTIVATIONS,
     COMMON_STARTS,
     EPSILON,
+    MLP,
+    LSTMCell,
     check_start,
     layer_norm,
     linear,
@@ -287,5 +289,141 @@ class Transformer(nnx.Module):
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Key[Array, "B"] | None:
         """Draw the keys of dropout; None: no dropout."""
         if not training or not self.layer.dropout_rate:
+            return None
+        return jax.random.split(keys[2], sizes.batch)
+
+
+class MLPTransition(nnx.Module):
+    """A transition in which each slot passes through an MLP with a residual, by itself.
+
+    y + MLP(y) for the normalized slots y: the residual is theirs. That of stochastic SAVi in the
+    program of SlotFormer (Wu et al. 2023, arXiv 2210.05861).
+
+    Args:
+        width: C of the tokens; unused.
+        slot_size: D.
+        hidden_size: hidden width of the MLP.
+    """
+
+    def __init__(self, width: int, slot_size: int, *, hidden_size: int, rngs: nnx.Rngs):
+        del width
+        check_whole("model.transition.hidden_size", hidden_size)
+        self.norm = layer_norm(slot_size, rngs=rngs)
+        self.mlp = MLP((slot_size, hidden_size, slot_size), activation="relu", rngs=rngs)
+
+    def prepare(self, tokens: Float[Array, "B T M C"], draws: None) -> None:
+        """Return None: nothing depends on the tokens."""
+
+    def start(self, slots: Float[Array, "B N D"], draws: None) -> None:
+        """Return None: only the previous frame counts."""
+
+    def __call__(
+        self,
+        slots: Float[Array, "B N D"],
+        memory: None,
+        prepared: None,
+        slot_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], None]:
+        """Return the next frame's queries and no memory; see `interfaces.Transition`."""
+        del memory, prepared, slot_mask
+        normed = self.norm(slots)
+        return normed + self.mlp(normed), None
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> None:
+        """Return None: nothing is random."""
+
+
+class RecurrentTransformer(nnx.Module):
+    """A transition in which slots see each other, and each has an LSTM over the frames of a clip.
+
+    Layers of a transformer, an LSTM with a state for each slot, and a Linear layer. That of SAVi in
+    the program of SlotFormer (Wu et al. 2023, arXiv 2210.05861).
+
+    Args:
+        width: C of the tokens; unused.
+        slot_size: D.
+        num_layers: of the transformer, which start as copies of one.
+        num_heads: number of attention heads.
+        mlp_size: hidden width of the feed-forwards.
+        state_size: width of the LSTM.
+        dropout_rate: in the transformer, in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        slot_size: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        mlp_size: int,
+        state_size: int,
+        dropout_rate: float,
+        rngs: nnx.Rngs,
+    ):
+        del width
+        path = "model.transition"
+        for key, value in (
+            ("num_layers", num_layers),
+            ("mlp_size", mlp_size),
+            ("state_size", state_size),
+        ):
+            check_whole(f"{path}.{key}", value)
+        check_heads(f"{path}.num_heads", num_heads, slot_size, f"model.slot_size {slot_size}")
+        check_dropout(f"{path}.dropout_rate", dropout_rate)
+        self.state_size, self.dropout_rate = state_size, dropout_rate
+        key = rngs.params()  # torch copies one layer
+        self.layers = nnx.List(
+            [
+                EncoderLayer(
+                    slot_size,
+                    num_heads,
+                    norm="pre",
+                    activation="relu",
+                    bias=True,
+                    dropout_rate=dropout_rate,
+                    mlp_size=mlp_size,
+                    rngs=nnx.Rngs(key),
+                )
+                for _ in range(num_layers)
+            ]
+        )
+        self.cell = LSTMCell(slot_size, state_size, rngs=rngs)
+        self.out = linear(state_size, slot_size, rngs=rngs)
+
+    def prepare(
+        self, tokens: Float[Array, "B T M C"], draws: Key[Array, "B"] | None
+    ) -> Key[Array, "B T-1"] | None:
+        """Return the random keys of each later frame's dropout."""
+        if draws is None:
+            return None
+        return split_key(draws, tokens.shape[1] - 1).swapaxes(0, 1)
+
+    def start(
+        self, slots: Float[Array, "B N D"], draws: Key[Array, "B"] | None
+    ) -> tuple[Float[Array, "B N S"], Float[Array, "B N S"]]:
+        """Return the state and the cell of each slot, which are zero before the second frame."""
+        del draws
+        zeros = jnp.zeros((*slots.shape[:2], self.state_size), slots.dtype)
+        return zeros, zeros
+
+    def __call__(
+        self,
+        slots: Float[Array, "B N D"],
+        memory: tuple[Float[Array, "B N S"], Float[Array, "B N S"]],
+        prepared: Key[Array, "B"] | None,
+        slot_mask: Bool[Array, "B N"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], tuple[Float[Array, "B N S"], Float[Array, "B N S"]]]:
+        """Return the next frame's queries and the new memory; see `interfaces.Transition`."""
+        num = len(self.layers)
+        keys = [None] * num if prepared is None else split_key(prepared, num)
+        for layer, key in zip(self.layers, keys, strict=True):
+            slots = layer(slots, mask=slot_mask, dropout_key=key)
+        memory = self.cell(slots, *memory)
+        return self.out(memory[0]), memory
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Key[Array, "B"] | None:
+        """Draw the keys of dropout; None: no dropout."""
+        if not training or not self.dropout_rate:
             return None
         return jax.random.split(keys[2], sizes.batch)

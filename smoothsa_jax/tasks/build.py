@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.parts import choose
 from smoothsa_jax.tasks.discovery import Discovery
+from smoothsa_jax.tasks.dynamics import Dynamics
 from smoothsa_jax.tasks.recognition import Recognition
 from smoothsa_jax.tasks.task import Task
 from smoothsa_jax.tasks.tokenizer import Tokenization
@@ -14,6 +15,7 @@ from smoothsa_jax.tasks.views import Views
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "discovery": Discovery,
     "recognition": Recognition,
+    "dynamics": Dynamics,
     "tokenizer": Tokenization,
     "views": Views,
 }

@@ -46,7 +46,8 @@ from smoothsa_jax.tasks.recognition import SLOT_MODEL
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
-STORED = ("features", "tokens")  # arrays of a batch that a run may have on disk
+# Arrays that a batch may lack: what a run may have on disk, and the lengths of padded clips.
+STORED = ("features", "tokens", "slots", "num_frames")
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
@@ -281,6 +282,11 @@ def _check_trained_on_pixels(config: ConfigDict, task: Task) -> None:
         )
     if features:
         _check_stored_features(config)
+    if (slots := config.data.get("slots")) and "slots" not in task.inputs:
+        raise UserError(
+            f"data.slots is {slots!r}, but the task {config.task!r} reads no stored slots; set "
+            "--config.data.slots="
+        )
     if (remat := config.train.remat) != "none" and "num_slots" not in config.model:
         raise UserError(
             f"train.remat is {remat!r}, which is for slot models, but the task is {config.task!r}; "
@@ -373,6 +379,11 @@ def _check_scoring(config: ConfigDict, task: Task) -> None:
                 f"eval.{key} is {value}, but {config.task} is not scored by its masks; set "
                 f"--config.eval.{key}={off}"
             )
+    if (observed := config.eval.observed) is not None and "observed" not in task.evaluator.protocol:
+        raise UserError(
+            f"eval.observed is {observed}, which is for the task 'dynamics', but the task is "
+            f"{config.task!r}; set --config.eval.observed=None"
+        )
     of_clips = config.eval.num_frames or config.data.get("num_frames") or 1
     frames, skipped = config.eval.windows or of_clips, config.eval.skip_frames
     if 0 < frames <= skipped:
@@ -469,7 +480,10 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
     """
     (height, width), slots = image_size_of(config), task.slot_model.num_slots
     frames = config.data.get("num_frames") or 1
-    if not _sees_scenes(task.slot_model):
+    whole_clips = getattr(task, "whole_clips", False)
+    if whole_clips:
+        frames = max(frames, (config.eval.observed or 0) + 1)
+    elif not _sees_scenes(task.slot_model):
         frames = min(frames, 2)  # the others are like the second
     objects = config.data.get("max_objects") or slots
     shape = jax.ShapeDtypeStruct
@@ -489,8 +503,11 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
 
     def run(arrays: dict[str, Parameters], batch: dict[str, Array], key: Array) -> dict[str, Array]:
         whole = {name: apart[name][0].merge(arrays[name]) for name in arrays}
-        draws = task.draw(whole, key, Sizes(1, frames, slots), False)
-        return run_task(task, whole, _Batch(batch), draws)
+        found: dict[str, Array] = {}
+        for training in (False, True) if whole_clips else (False,):
+            draws = task.draw(whole, key, Sizes(1, frames, slots), training)
+            found |= run_task(task, whole, _Batch(batch), draws)
+        return found
 
     arrays = {name: {**trained, **frozen} for name, (_, trained, frozen) in apart.items()}
     try:

@@ -76,12 +76,7 @@ class Discovery:
         return build_slot_model(config.model, size, config.seed, *seeds_of_parts(config.weights))
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        for name in self._more:
-            if name not in batch:
-                raise UserError(
-                    f"the data has no {name!r}, which a part of the model or a loss reads; choose "
-                    "a data set that has it, or another part"
-                )
+        refuse_missing(batch, self._more)
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
         drawn = models[MODEL].draw(key, sizes, training)
@@ -106,7 +101,7 @@ class Discovery:
             also = () if model.target_encoder is not None else self._extras
             found = model.encode(batch["video"], batch.get("cameras"), also=also)
         if model.target_encoder is not None:
-            of_target = _encoded_for_target(model, batch, self._extras)
+            of_target = encoded_for_target(model, batch, self._extras)
             found |= {"target_features": of_target.pop("features"), **of_target}
         if TEACHER in models:
             found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
@@ -244,7 +239,7 @@ def prunes(settings: ConfigDict) -> dict[str, Any] | None:
     return {name: settings[name] for name in names}
 
 
-def _encoded_for_target(
+def encoded_for_target(
     model: SlotModel, batch: Mapping[str, Array], also: tuple[str, ...] = ()
 ) -> Outputs:
     """Return the outputs (B,T,M,C) of a model's target encoder."""
@@ -259,7 +254,7 @@ def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Dra
         features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
     constants = {"features": features}
     if teacher.target_encoder is not None:
-        constants["target_features"] = _encoded_for_target(teacher, batch)["features"]
+        constants["target_features"] = encoded_for_target(teacher, batch)["features"]
     given = teacher.target(batch, constants, draws.get("target"))
     boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
     outputs = teacher(features, given, draws, boxes, slot_mask)
@@ -293,6 +288,20 @@ def names_of(part: ConfigDict) -> list[str]:
     """Return the names of a part and of the parts inside it."""
     inside = [x for x in part.values() if isinstance(x, ConfigDict)]
     return [part.name, *(name for x in inside for name in names_of(x))]
+
+
+def refuse_missing(batch: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    """Refuse a batch without these arrays.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in names:
+        if name not in batch:
+            raise UserError(
+                f"the data has no {name!r}, which a part of the model or a loss reads; choose "
+                "a data set that has it, or another part"
+            )
 
 
 def batch_reads(model: ConfigDict, losses: ConfigDict) -> tuple[str, ...]:

@@ -21,9 +21,8 @@ from smoothsa_jax.evaluation.split import Batch
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.models.build import build_head
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
-
-SLOT_MODEL = "slot_model"  # the companion
 
 
 class Recognition:

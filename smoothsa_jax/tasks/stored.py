@@ -1,6 +1,7 @@
-"""Check that stored features and tokens equal those that the run's own models would compute."""
+"""Check that what is stored equals what the run's own models would compute."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,12 +11,14 @@ from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
+from smoothsa_jax.inputs.build import FOLDERS
 from smoothsa_jax.inputs.features import MADE_TOKENS
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.models.parameters import ENCODER, Parameters
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.discovery import TEACHER
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL
 
 # Settings of data that change the view of a frame, and their defaults.
 OF_VIEW = {"interpolation": INTERPOLATIONS[0], "centre_crop": None, "views": False}
@@ -91,6 +94,64 @@ def refuse_other_features(source: Any, config: ConfigDict, frozen: Parameters) -
         )
 
 
+def slots_made_of(
+    config: ConfigDict, frozen: Parameters, splits: Sequence[str] = ("train",)
+) -> dict[str, Any]:
+    """Return what determines the slots of clips, as JSON values.
+
+    Args:
+        config: the config of the run, whose companion finds the slots.
+        frozen: frozen arrays of the run, including the companion's.
+        splits: of the clips.
+    """
+    start = f"{SLOT_MODEL}."
+    arrays = {k.removeprefix(start): x for k, x in frozen.items() if k.startswith(start)}
+    made_of = {
+        "model": config.companions[SLOT_MODEL].model.to_dict(),
+        "weights": digest(on_host(arrays)),
+        "image_size": image_size_of(config),
+        "clips": {split: _clips_with_boxes(config, split) for split in splits},
+    }
+    for key, default in OF_VIEW.items():
+        if (how := config.data.get(key, default)) != default:
+            made_of[key] = how
+    return json.loads(json.dumps(made_of))
+
+
+def refuse_other_slots(source: Any, config: ConfigDict, frozen: Parameters) -> None:
+    """Refuse stored slots that differ from those that the run's own slot model would find.
+
+    Args:
+        source: an `inputs.features.CachedSlots` of the training split.
+        config: the config of the run.
+        frozen: frozen arrays of the run, including the companion's.
+
+    Raises:
+        UserError: the slots were made by another model, or of other clips.
+    """
+    own = slots_made_of(config, frozen)
+    for key in (*own, *(key for key in OF_VIEW if key not in own)):
+        default = OF_VIEW.get(key)
+        found, mine = source.made_of.get(key, default), own.get(key, default)
+        if key == "clips":
+            found, mine = found["train"], mine["train"]
+        if found == mine:
+            continue
+        if isinstance(mine, dict) and isinstance(found, dict):
+            names = sorted(name for name in {*found, *mine} if found.get(name) != mine.get(name))
+            found, mine = f"another {names[0]}", f"that of companions.{SLOT_MODEL}"
+        raise UserError(
+            f"data.slots {source.folder} holds slots of other {key}: found {_short(found)}, the "
+            f"run has {_short(mine)}; remove that folder and store them again with python -m "
+            "data.store, or set --config.data.slots="
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
 def _refuse_other_encoder_of_teacher(config: ConfigDict, frozen: Parameters) -> None:
     """Refuse a teacher that needs features of an encoder besides the run's own."""
     if "model" not in config.companions.get(TEACHER, {}):
@@ -114,6 +175,22 @@ def clips_of(config: ConfigDict) -> str:
     data = config.data
     if data.name == "prepared":
         return str(fingerprint(expanded(data.folder), "train"))
-    without_effect = ("num_samples", "keep", "features", "boxes", "background_box")
+    without_effect = ("num_samples", "keep", *FOLDERS, "boxes", "background_box")
     drawn = {key: data[key] for key in data if key not in without_effect}
     return json.dumps(drawn, sort_keys=True)
+
+
+def _clips_with_boxes(config: ConfigDict, split: str) -> str:
+    """Identify the clips of a split, and the boxes from which slots may start."""
+    data = config.data
+    if data.name == "prepared":
+        found = {"files": fingerprint(expanded(data.folder), split)}
+    else:
+        without_effect = ("num_samples", "keep", *FOLDERS)
+        found = {key: data[key] for key in data if key not in without_effect}
+        if split != "train" and config.eval.num_frames is not None:
+            found["num_frames"] = config.eval.num_frames
+    # Defaults are false, which a folder that was stored without the key does not name.
+    boxes = {key: data.get(key) for key in ("boxes", "background_box", "max_objects")}
+    boxes |= {key: True for key in ("zero_boxes", "stored_boxes") if data.get(key)}
+    return json.dumps({**boxes, **found}, sort_keys=True)

@@ -36,6 +36,10 @@ class Task(Protocol):
         averages: whether it may also have moving averages of the model, under any name.
         needs_pixels: whether it reads pixels in training even where features are stored. May be
             absent: no.
+        through: names of the companions through which the gradient passes on its way to the model.
+            May be absent: none.
+        whole_clips: whether its outputs need all frames of a training clip, and are others in
+            training than at evaluation. May be absent: no; two frames tell them all.
         no_segments: why its model cannot segment pictures and videos, for messages; "": it can.
             May be absent: it can, if it is a slot model.
     """
@@ -131,5 +135,5 @@ def run_task(
 
 def sizes_of(batch: Mapping[str, Array]) -> Sizes:
     """Return the numbers of samples, frames and slots of a batch."""
-    frames = batch["video"] if "video" in batch else batch["features"]
+    frames = next(batch[name] for name in ("video", "features", "slots") if name in batch)
     return Sizes(len(frames), frames.shape[1], batch["slot_mask"].shape[1])

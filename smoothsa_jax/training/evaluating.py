@@ -260,7 +260,7 @@ def report(
     rows = scored_by_seeds(config.title, "default", seeds, found.scores)
     if found.paper_scores is not None:
         rows += scored_by_seeds(config.title, "match_paper", seeds, found.paper_scores)
-    baselines = {}
+    baselines = {row: {name: x[0] for name, x in own.items()} for row, own in found.rows.items()}
     if settings.baselines:
         say("scoring the baselines")
         first = training.state.params
@@ -273,7 +273,7 @@ def report(
             baselines[task.untrained] = {name: x[0] for name, x in found_first.scores.items()}
         if labelled:
             baselines |= _baselines(config, training, first, samples)
-        rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
+    rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
     scores = build_scores(
         found.scores,
         baselines,
@@ -455,7 +455,7 @@ def training_clips(
 
 def _without_training(config: ConfigDict) -> dict[str, Any]:
     """Return the data's settings without those that do not apply to evaluation."""
-    for_training = ("num_samples", "keep", "features", "cut_frames")
+    for_training = ("num_samples", "keep", "features", "slots", "cut_frames")
     return {key: value for key, value in config.data.items() if key not in for_training}
 
 

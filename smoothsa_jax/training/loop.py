@@ -37,7 +37,7 @@ from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_b
 from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.models.build import untrained_queries
 from smoothsa_jax.tasks.checks import agree, check
-from smoothsa_jax.tasks.stored import refuse_other_features
+from smoothsa_jax.tasks.stored import refuse_other_features, refuse_other_slots
 from smoothsa_jax.training.evaluating import (
     BY_LOSS,
     BY_TRAINING_LOSS,
@@ -228,6 +228,8 @@ def _open_data(
     )
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)
+    if config.data.get("slots"):
+        refuse_other_slots(source, config, training.frozen)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     hosts.refuse_differences({"training samples": fingerprint})
     batches = training_batches(

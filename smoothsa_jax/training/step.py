@@ -368,11 +368,17 @@ class _Programs:
 
     def _forward(self, arrays, inputs):
         *arrays, scheduled = arrays
-        outputs = self.task.forward(self._merged(arrays, True), *inputs, scheduled)
+        through = (MODEL, *getattr(self.task, "through", ()))
+        outputs = self.task.forward(self._merged(arrays, True, through), *inputs, scheduled)
         reads = self.losses.reads | self.updates.reads | {"slot_mask"}
         return {name: x for name, x in outputs.items() if name in reads}
 
-    def _merged(self, arrays: Sequence[Parameters], differentiated: bool) -> dict[str, nnx.Module]:
+    def _merged(
+        self,
+        arrays: Sequence[Parameters],
+        differentiated: bool,
+        through: tuple[str, ...] = (MODEL,),
+    ) -> dict[str, nnx.Module]:
         flat = {name: x for tree in arrays for name, x in tree.items()}
         for average in self.averaged:
             # There is one copy of the frozen arrays. At evaluation, where averages are not given,
@@ -380,7 +386,7 @@ class _Programs:
             names = self.definitions[MODEL].names
             flat = {f"{average}.{name}": flat[name] for name in names} | flat
         return {
-            name: found.merge(flat, differentiated=differentiated and name == MODEL)
+            name: found.merge(flat, differentiated=differentiated and name in through)
             for name, found in self.definitions.items()
         }
 

@@ -370,3 +370,27 @@ class GRUCell(nnx.Module):
         update = jax.nn.sigmoid(x_update + h_update)
         new = jnp.tanh(x_new + reset * h_new)
         return (1.0 - update) * new + update * state
+
+
+class LSTMCell(nnx.Module):
+    """The LSTM of torch, with two biases; gates are packed in the order input, forget, new, output.
+
+    (`nnx.LSTMCell` has one bias.)
+
+    Args:
+        input_size: width of the input.
+        size: width of the state.
+    """
+
+    def __init__(self, input_size: int, size: int, *, rngs: nnx.Rngs):
+        self.input = linear(input_size, 4 * size, rngs=rngs)
+        self.hidden = linear(size, 4 * size, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... I"], state: Float[Array, "... D"], cell: Float[Array, "... D"]
+    ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
+        """Return the new state and the new cell."""
+        gates = self.input(x) + self.hidden(state)
+        enter, forget, new, leave = jnp.split(gates, 4, axis=-1)
+        cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(enter) * jnp.tanh(new)
+        return jax.nn.sigmoid(leave) * jnp.tanh(cell), cell

@@ -1,0 +1,141 @@
+"""Scores of predicted frames: of pixels, of masks and of boxes, frame by frame.
+
+Those of SlotFormer (Wu et al. 2023, arXiv 2210.05861, section 4.2), as its program computes them.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from smoothsa_jax.evaluation.metrics import ari, contingency, iou
+
+SIGMA, TRUNCATE = 1.5, 3.5  # of SSIM's window (Wang et al. 2004)
+CONSTANTS = (0.01, 0.03)
+HIT = 0.5  # the IoU of a box that is found
+LEAST_MASK = 0.5  # below it, a pixel is the background's
+
+
+def psnr_of_frames(
+    predicted: Float[Array, "*B H W C"], true: Float[Array, "*B H W C"]
+) -> Float[Array, "*B"]:
+    """Return the peak signal-to-noise ratio of each frame in dB; of colors from 0 to 1."""
+    error = jnp.square(predicted - true).mean(axis=(-3, -2, -1))
+    return -10.0 * jnp.log10(error)
+
+
+def ssim_of_frames(
+    predicted: Float[Array, "*B H W C"], true: Float[Array, "*B H W C"]
+) -> Float[Array, "*B"]:
+    """Return the structural similarity of each frame (Wang et al. 2004); of colors from 0 to 1.
+
+    The window is Gaussian. The mean is over channels, and over the pixels that a whole window fits
+    around.
+    """
+    radius = int(TRUNCATE * SIGMA + 0.5)
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SIGMA) ** 2)
+    window = jnp.asarray(window / window.sum(), jnp.float32)
+    *lead, height, width, channels = predicted.shape
+
+    def blurred(x: Array) -> Array:
+        x = x.reshape(-1, height, width, channels)
+        for axis in (1, 2):
+            x = jnp.apply_along_axis(lambda line: jnp.convolve(line, window, "valid"), axis, x)
+        return x
+
+    mean_x, mean_y = blurred(predicted), blurred(true)
+    var_x = blurred(predicted**2) - mean_x**2
+    var_y = blurred(true**2) - mean_y**2
+    both = blurred(predicted * true) - mean_x * mean_y
+    first, second = (constant**2 for constant in CONSTANTS)
+    found = (2 * mean_x * mean_y + first) * (2 * both + second)
+    found = found / ((mean_x**2 + mean_y**2 + first) * (var_x + var_y + second))
+    return found.mean(axis=(1, 2, 3)).reshape(lead)
+
+
+def segments_with_background(masks: Float[np.ndarray, "*B N H W"]) -> Int[np.ndarray, "*B H W"]:
+    """Return the slot of each pixel, as SlotFormer's program finds it.
+
+    The slot with the smallest maximum is taken for the background, and has all pixels at which no
+    slot exceeds 0.5.
+    """
+    masks = np.array(masks, np.float32)
+    background = masks.max(axis=(-2, -1)).argmin(axis=-1)
+    uncertain = masks.max(axis=-3) < LEAST_MASK
+    chosen = np.arange(masks.shape[-3]) == background[..., None]
+    filled = np.where(chosen[..., None, None] & uncertain[..., None, :, :], 1.0, masks)
+    return filled.argmax(axis=-3)
+
+
+def boxes_of_segments(
+    segments: Int[np.ndarray, "*B H W"], number: int
+) -> Float[np.ndarray, "*B N 4"]:
+    """Return the first and last column and row of each segment: left, top, right, bottom.
+
+    They are pixel indices, both ends included; -1 for a segment without pixels.
+    """
+    there = segments[..., None, :, :] == np.arange(number)[:, None, None]
+
+    def ends(lines: Bool[np.ndarray, "*B N L"]) -> tuple[np.ndarray, np.ndarray]:
+        last = lines.shape[-1] - 1 - lines[..., ::-1].argmax(axis=-1)
+        return lines.argmax(axis=-1), last
+
+    (left, right), (top, bottom) = ends(there.any(axis=-2)), ends(there.any(axis=-1))
+    boxes = np.stack([left, top, right, bottom], axis=-1).astype(np.float64)
+    return np.where(there.any(axis=(-2, -1))[..., None], boxes, -1.0)
+
+
+def ari_of_frames(
+    predicted: Int[np.ndarray, "B H W"], true: Int[np.ndarray, "B H W"], foreground: bool
+) -> Float[np.ndarray, " B"]:
+    """Return the adjusted Rand index of each frame; of the foreground, without true label 0."""
+    counts = contingency(predicted.astype(np.uint8), true.astype(np.uint8))
+    return ari(counts.without_column(0) if foreground else counts)
+
+
+def miou_of_frames(
+    predicted: Int[np.ndarray, "B H W"], true: Int[np.ndarray, "B H W"]
+) -> Float[np.ndarray, " B"]:
+    """Return the mean IoU of each frame, of a Hungarian matching with all true labels but 0.
+
+    Labels up to the frame's largest count, whether they are there or not.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    found = []
+    for mine, theirs in zip(predicted, true, strict=True):
+        counts = contingency(mine[None].astype(np.uint8), theirs[None].astype(np.uint8))
+        table = iou(counts)[0, :, 1:]
+        chosen = linear_sum_assignment(table, maximize=True)
+        found.append(table[chosen].sum() / max(table.shape[1], 1))
+    return np.array(found)
+
+
+def found_boxes(
+    predicted: Float[np.ndarray, "N 4"], true: Float[np.ndarray, "K 4"]
+) -> tuple[int, int, int]:
+    """Return how many true boxes of a frame are found, how many there are, and are predicted.
+
+    Each true box in turn takes its best predicted one, which is a hit if their IoU is at least 0.5
+    and no other has taken it.
+    """
+    boxes = predicted[(predicted >= 0).all(axis=1)]
+    taken: set[int] = set()
+    for box in true:
+        if not len(boxes):
+            break
+        overlaps = _box_iou(boxes, box)
+        best = int(overlaps.argmax())
+        if overlaps[best] >= HIT and best not in taken:
+            taken.add(best)
+    return len(taken), len(true), len(boxes)
+
+
+def _box_iou(boxes: Float[np.ndarray, "N 4"], box: Sequence[float]) -> Float[np.ndarray, " N"]:
+    box = np.asarray(box)
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    shared = np.maximum(sides, 0.0).prod(axis=1)
+    area = lambda x: (x[..., 2:] - x[..., :2]).prod(axis=-1)  # noqa: E731
+    union = area(boxes) + area(box) - shared
+    return shared / np.where(union > 0, union, 1.0)

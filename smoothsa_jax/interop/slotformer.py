@@ -1,0 +1,209 @@
+"""Names of arrays in the program of SlotFormer (Wu et al. 2023, arXiv 2210.05861).
+
+A file of its SAVi is a slot model's. A file of a rollouter has the decoder of its slot model
+beside it; the rest of that model is in a file of its own.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop.authors import below
+from smoothsa_jax.interop.pixel_programs import (
+    TORCH_TRANSPOSED,
+    OfPixels,
+    Places,
+    borders,
+    convolution,
+    kept_of,
+)
+from smoothsa_jax.interop.programs import ENCODER_LAYER, GRU, Arrays, Program
+from smoothsa_jax.interop.table import FILTERS, KERNEL, LINEAR, NORM, RAW, SAME, Row, Transform
+from smoothsa_jax.models.rollouters import sinusoids
+
+# An array without the axis of length 1 in front that theirs has.
+_BARE = {"": ("", Transform(lambda x: x[0], lambda x: x[None]))}
+_LSTM = {
+    "weight_ih_l0": ("input.kernel", KERNEL),
+    "weight_hh_l0": ("hidden.kernel", KERNEL),
+    "bias_ih_l0": ("input.bias", SAME),
+    "bias_hh_l0": ("hidden.bias", SAME),
+}
+_UNUSED = "prior_slot_layer"  # nothing reads it
+_TIME = "rollouter.enc_t_pe"
+_FRONT = "slot_model."  # of our names of a rollouter's companion
+
+
+def _last(names: Collection[str], front: str) -> int:
+    """Return the number of the decoder's last layer, which makes colors and mask logits."""
+    start = f"{front}decoder.layers.layers."
+    return len({name.removeprefix(start).split(".")[0] for name in names if name.startswith(start)})
+
+
+def _decoder_rows() -> list[Row]:
+    enlarge = convolution(TORCH_TRANSPOSED)
+    return [
+        ("decoder.{}.0", "decoder.layers.layers.{}", enlarge),
+        ("decoder.values", "decoder.values", LINEAR),
+        ("decoder.alpha", "decoder.alpha", LINEAR),
+        ("decoder_pos_embedding.dense", "decoder.place.dense", LINEAR),
+    ]
+
+
+def _savi_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del model
+    attention: list[Row] = [
+        ("norm_inputs", "norm_features", NORM),
+        ("project_q.0", "norm_slots", NORM),
+        ("project_q.1", "query", LINEAR),
+        ("project_k", "key", LINEAR),
+        ("project_v", "value", LINEAR),
+        ("gru", "gru", GRU),
+        ("mlp.0", "norm_mlp", NORM),
+        ("mlp.1", "mlp.hidden", LINEAR),
+        ("mlp.3", "mlp.out", LINEAR),
+    ]
+    deep = "aggregator.kernel.hidden.kernel" in names
+    kernel: list[Row] = [("0", "out", LINEAR)]
+    if deep:
+        kernel = [("0", "hidden", LINEAR), ("1", "norm", NORM), ("3", "out", LINEAR)]
+    transformer = "predictor.base_predictor.transformer_encoder.layers.{}"
+    return [
+        ("init_latents", "initializer.mean", RAW),
+        *below("kernel_dist_layer", "aggregator.kernel", kernel),
+        *below("slot_attention", "aggregator", attention),
+        ("encoder.{}.0", "encoder.layers.layers.{}", convolution(FILTERS)),
+        ("encoder_pos_embedding.dense", "encoder.place.dense", LINEAR),
+        ("encoder_out_layer.0", "projection.norm", NORM),
+        ("encoder_out_layer.1", "projection.mlp.hidden", LINEAR),
+        ("encoder_out_layer.3", "projection.mlp.out", LINEAR),
+        *_decoder_rows(),
+        ("predictor.ln", "transition.norm", NORM),
+        ("predictor.mlp.0", "transition.mlp.hidden", LINEAR),
+        ("predictor.mlp.2", "transition.mlp.out", LINEAR),
+        *below(transformer, "transition.layers.{}", ENCODER_LAYER),
+        ("predictor.rnn", "transition.cell", _LSTM),
+        ("predictor.out_projector", "transition.out", LINEAR),
+    ]
+
+
+def _cut(front: str) -> Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]:
+    """Part the decoder's last layer, a convolution of size 1, into colors and mask logits."""
+
+    def cut(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+        found, last = dict(state_dict), _last(names, front)
+        for leaf in ("weight", "bias"):
+            whole = found.pop(f"decoder.{last}.{leaf}", None)
+            if whole is not None:
+                whole = whole.reshape(len(whole), -1) if leaf == "weight" else whole
+                found[f"decoder.values.{leaf}"] = whole[:-1]
+                found[f"decoder.alpha.{leaf}"] = whole[-1:]
+        return found
+
+    return cut
+
+
+def _join(state_dict: Arrays) -> Arrays:
+    found = dict(state_dict)
+    layers = {key.split(".")[1] for key in found if key.startswith("decoder.")}
+    last = len(layers - {"values", "alpha"})
+    for leaf in ("weight", "bias"):
+        parts = [found.pop(f"decoder.{part}.{leaf}", None) for part in ("values", "alpha")]
+        if parts[0] is not None:
+            whole = np.concatenate(parts)
+            whole = whole[:, :, None, None] if leaf == "weight" else whole
+            found[f"decoder.{last}.{leaf}"] = whole
+    return found
+
+
+def _prior(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
+    """Return zeros for the layers of a file that nothing reads."""
+    del kept
+    if "initializer.mean" not in arrays:
+        return {}
+    size = arrays["initializer.mean"].shape[-1]
+    shapes = {"0.weight": (size, size), "0.bias": (size,), "1.weight": (size,), "1.bias": (size,)}
+    shapes |= {"3.weight": (size, size), "3.bias": (size,)}
+    return {f"{_UNUSED}.{key}": np.zeros(shape, np.float32) for key, shape in shapes.items()}
+
+
+_PLACES = Places("encoder_pos_embedding.grid", "decoder_pos_embedding.grid", borders)
+SAVI = OfPixels(
+    "SAVi of SlotFormer",
+    _savi_rows,
+    cut=_cut(""),
+    join=_join,
+    more=_prior,
+    kept=kept_of(_PLACES, ""),
+    ignored=lambda key: key.endswith("_pos_embedding.grid") or key.startswith(f"{_UNUSED}."),
+    places=_PLACES,
+)
+
+
+# ----------------------------------------------------------------------------------- rollouters
+
+
+def _rollouter_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del names, model
+    return [
+        ("rollouter.in_proj", "rollouter.in_projection", LINEAR),
+        (_TIME, "rollouter.time_positions", _BARE),
+        ("rollouter.enc_slots_pe", "rollouter.slot_positions", _BARE),
+        *below("rollouter.transformer_encoder.layers.{}", "rollouter.layers.{}", ENCODER_LAYER),
+        ("rollouter.out_proj", "rollouter.out_projection", LINEAR),
+        *[(key, f"{_FRONT}{name}", leaves) for key, name, leaves in _decoder_rows()],
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rollouter(Program):
+    """Files of rollouters, which hold the constant functions of the age of a frame."""
+
+    def to_ours(
+        self,
+        state_dict: Mapping[str, np.ndarray],
+        names: Collection[str],
+        model: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        table = state_dict.get(_TIME)
+        if table is not None and "rollouter.time_positions" not in names:
+            own = sinusoids(*table.shape[1:])
+            if np.abs(table[0] - own).max() > 1e-5:
+                raise UserError(
+                    f"{_TIME} does not hold the sinusoids of the ages of frames; give a file of "
+                    "another model, or set --config.model.rollouter.positions=learned"
+                )
+        return super().to_ours(state_dict, names, model)
+
+    def to_theirs(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model: Mapping[str, Any] = MappingProxyType({}),
+        kept: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        found = super().to_theirs(arrays, model, kept)
+        if _TIME not in found and "rollouter" in model:
+            width = arrays["rollouter.in_projection.kernel"].shape[1]
+            found[_TIME] = sinusoids(model["rollouter"]["window"], width)[None]
+        if (cells := kept.get("cells")) is not None:
+            found["decoder_pos_embedding.grid"] = borders(tuple(cells))
+        return {key: np.ascontiguousarray(x) for key, x in found.items()}
+
+
+def _cells(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    grid = state_dict.get("decoder_pos_embedding.grid")
+    return {} if grid is None else {"cells": list(grid.shape[1:3])}
+
+
+ROLLOUTER = _Rollouter(
+    "SlotFormer",
+    _rollouter_rows,
+    cut=_cut(_FRONT),
+    join=_join,
+    kept=_cells,
+    ignored=lambda key: key in (_TIME, "decoder_pos_embedding.grid"),
+)
