@@ -54,6 +54,15 @@ ROLLOUTS = {
     "slotformer_rollout_single_frame": {"history": 1},
 }
 ROLLOUTS["slotformer_rollout_learned_positions"]["norm"] = "post"
+FILES = (
+    *ROLLOUTS,
+    "slotformer_interleaved",
+    "model_slotformer",
+    "trajectory_slotformer",
+    "model_savi_slotformer_stochastic",
+    "model_savi_slotformer_recurrent",
+    "video_prediction_metrics",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -225,6 +225,8 @@ def test_the_catalogue_has_every_recorded_layout(recipes):
     }
     official = json.loads((FOLDER / "official_state_dicts.json").read_text())
     expected |= {":".join(reversed(name.split())) for name in official}
+    # SlotFormer's SAVi is tested with the rest of that program.
+    expected |= {f"movi_c:gaussian,savi_slotformer{word}" for word in ("", ",stochastic")}
     assert set(names) == expected
     for model in found:
         assert model.about and (model.page is None or model.page.startswith("github.com/"))

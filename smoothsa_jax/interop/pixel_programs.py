@@ -237,9 +237,9 @@ BOQSA_TOKENS = OfPixels(
 def _original_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
     numbers = {int(x.split(".")[3]) for x in names if x.startswith("decoder.layers.layers.")}
-    convolution, enlarge = (convolution(x, "kernel") for x in (SAME, _KERAS_TRANSPOSED))
+    plain, enlarge = (convolution(x, "kernel") for x in (SAME, _KERAS_TRANSPOSED))
     return [
-        ("encoder_cnn.{}", "encoder.layers.layers.{}", convolution),
+        ("encoder_cnn.{}", "encoder.layers.layers.{}", plain),
         ("encoder_pos.dense", "encoder.place.dense", keras.DENSE),
         ("layer_norm", "projection.norm", keras.NORM),
         ("mlp.0", "projection.mlp.hidden", keras.DENSE),
