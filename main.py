@@ -19,10 +19,14 @@ model, or the name of a bundled model.
     --boxes=FILE.json           for models that start from boxes:
                                 {"clip.mp4": [[left, top, right, bottom], ...], ...}
     --num_slots=N --seed=N      for models with Gaussian queries
+    --iterations=N|N,M          how many iterations find the slots of each frame; N,M: of the first
+                                frame and of later ones; default: as in the model's evaluation
     --prune=DISTANCE|auto|off   leaves out redundant slots, of a cosine distance up to 0 .. 2
     --prune_restart=slots|queries|none|merge --prune_iterations=N --prune_video=fixed|renewed
                                 how the rest is aggregated once more
     --shot-cuts[=THRESHOLD]     starts new slots where a video cuts to another scene
+    --cut_signal=features|error what tells cuts: features of two frames, or the decoder's error
+    --requery[=SHARE]           starts a slot anew that explains nothing, for objects that enter
     --reconstruct               also writes the decoded picture of each frame's slots
     --edit=remove:K             also writes the decoded picture without slot K
     --edit=swap:K,FILE:J        also writes it with slot J of another picture or video in place of
@@ -68,7 +72,7 @@ CONNECT_FLAGS = "coordinator num_processes process_id heartbeat_timeout_seconds"
 PRUNE_FLAGS = "prune prune_restart prune_iterations prune_video".split()
 PREDICT_FLAGS = (
     "input output boxes num_slots seed shot_cuts overwrite folders reconstruct edit future".split()
-    + PRUNE_FLAGS
+    + ["iterations", "cut_signal", "requery", *PRUNE_FLAGS]
 )
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "sprites.py")
 
@@ -215,8 +219,12 @@ def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
     values = {name: given[name].value for name in ("workdir", *PREDICT_FLAGS)}
     values["output"] = Path(given.output)
     values["edit"] = tuple(given.edit or ())
+    values["iterations"] = iterations_from(given.iterations)
     values["prune"] = distance_from(given.prune)
-    values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts)
+    default = shot_cuts.DEFAULTS[given.cut_signal]
+    values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts, default)
+    default, flag = shot_cuts.DEFAULT_REQUERY, "--requery"
+    values["requery"] = shot_cuts.threshold_from(given.requery, default, flag)
     runtime.start(lambda line: leave(line, 0))
     try:
         with signals.SignalGuard():
@@ -234,6 +242,24 @@ def distance_from(text: str | None) -> float | str | bool | None:
         return None if text is None else float(text)
     except ValueError:
         return text
+
+
+def iterations_from(text: str | None) -> int | tuple[int, ...] | None:
+    """The value of --iterations: a number, or several with commas in between.
+
+    Raises:
+        UserError: the text is neither.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--iterations={text}: expected a whole number such as 6, or two for the first frame "
+            "and for later ones, such as 6,2"
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
@@ -263,6 +289,9 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("num_slots", None, "of Gaussian queries", lower_bound=1, **here)
     flags.DEFINE_integer("seed", 0, "of queries", lower_bound=0, upper_bound=2**32 - 1, **here)
     flags.DEFINE_string("shot_cuts", None, "threshold", **here)
+    flags.DEFINE_enum("cut_signal", "features", ["features", "error"], "of cuts", **here)
+    flags.DEFINE_string("requery", None, "share of a token", **here)
+    flags.DEFINE_string("iterations", None, "on each frame", **here)
     flags.DEFINE_string("prune", None, "largest distance of redundant slots", **here)
     flags.DEFINE_string("prune_restart", None, "of the slots that stay", **here)
     flags.DEFINE_integer("prune_iterations", None, "of the extra aggregation", **here)
@@ -279,7 +308,8 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("heartbeat_timeout_seconds", 100, "of a dead one", lower_bound=1, **here)
     # With or without a value, which absl does not know.
     names = [a.replace("--shot-cuts", "--shot_cuts", 1) for a in arguments]
-    names = ["--shot_cuts=default" if name == "--shot_cuts" else name for name in names]
+    alone = ("--shot_cuts", "--requery")
+    names = [f"{name}=default" if name in alone else name for name in names]
     try:
         unused = values(["main.py", *names])[1:]
     except flags.Error as error:

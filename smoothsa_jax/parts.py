@@ -66,6 +66,7 @@ def make(path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **give
     """Make an object of the class that `config["name"]` chooses, from its other keys.
 
     A setting that is itself a part (a mapping with a `name`) is made first, with the same sizes.
+    One that the class lists in `groups` is a group of settings, and handed over as it is.
     Settings that the class lists as `scheduled` are values of a step, and left out here.
 
     Args:
@@ -99,7 +100,7 @@ def make(path: str, config: Mapping[str, Any], table: Table, *sizes: Any, **give
             raise UserError(
                 f"{path}.{key} is a schedule, but it cannot change with the step; give one value"
             )
-        is_part = _is_group(value)
+        is_part = _is_group(value) and key not in getattr(chosen, "groups", ())
         made[key] = make(f"{path}.{key}", value, table, *sizes, **given) if is_part else value
     accepted = {key: value for key, value in given.items() if key in parameters}
     return chosen(*sizes, **made, **accepted)
@@ -139,7 +140,10 @@ def scheduled_settings(path: str, config: Mapping[str, Any], table: Table) -> di
     found = {key: config[key] for key in getattr(chosen, "scheduled", ()) if key in config}
     if hasattr(chosen, "schedules"):
         found = chosen.schedules(config)
+    groups = getattr(chosen, "groups", ())
     for key, value in config.items():
+        if key in groups:
+            continue
         if key not in found and _is_group(value) and not is_schedule(value):
             found = {**scheduled_settings(f"{path}.{key}", value, table), **found}
     return found
@@ -236,3 +240,14 @@ def check_prune(key: str, value: Any) -> None:
             f"{key} is {value!r}; expected a cosine distance from 0 (only copies are pruned) to 2 "
             f"(one slot stays), or {AUTO_PRUNE!r}; try 0.5"
         )
+
+
+def check_iterations(key: str, value: Any) -> None:
+    """Refuse what is neither a number of iterations nor two, of first and of later frames."""
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    for number in value if is_pair else [value]:
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= LARGEST:
+            raise UserError(
+                f"{key} is {value!r}; expected a whole number of at least 1, of iterations on each "
+                "frame, or two, for the first frame and for later ones, such as (6, 2)"
+            )

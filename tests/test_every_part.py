@@ -215,6 +215,10 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {"first": 2, "later": 1, "gradient": "last_and_queries"},
             {"first": 2, "later": 1, "gradient": "full", "mlp_ratio": 0.0},
             {
+                **{"first": 2, "later": 1, "gradient": "last_and_queries"},
+                "halting": {"signal": "max_slot", "threshold": 0.3, "minimum": 1, "maximum": 3},
+            },
+            {
                 "first": 2,
                 "later": 1,
                 "gradient": "last",

@@ -102,6 +102,7 @@ def tiny_config(
                 "windows": None,
                 "window_rest": "back",
                 "num_slots": None,
+                "iterations": None,
                 "prune": None,
                 "prune_restart": "slots",
                 "prune_iterations": 1,

@@ -52,6 +52,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "windows": None,
                 "window_rest": "back",
                 "num_slots": None,  # None: as in training; more than that go with `prune`
+                "iterations": None,  # 6: on each frame; (6, 2): on the first and on later ones
                 # Leave out redundant slots, those of a cosine distance up to this: a number from 0
                 # to 2, auto, or None. "slots" that stay, or their "queries", are aggregated once
                 # more; or "none": as they are; or "merge": masks are united.

@@ -11,6 +11,7 @@ ADDED: dict[str, Any] = {
     "optimizer.clip_by": "norm",
     "optimizer.rates": {},
     "eval.num_slots": None,
+    "eval.iterations": None,
     "eval.prune": None,
     "eval.prune_restart": "slots",
     "eval.prune_iterations": 1,

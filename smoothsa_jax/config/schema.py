@@ -19,6 +19,7 @@ from smoothsa_jax.parts import (
     PRUNE_RESTARTS,
     PRUNE_VIDEOS,
     check_flag,
+    check_iterations,
     check_number,
     check_one_of,
     check_prune,
@@ -183,6 +184,7 @@ KEYS: dict[str, Check] = {
     "eval.windows": none_or(whole(1)),  # None: videos are not cut
     "eval.window_rest": one_of(*WINDOW_RESTS),
     "eval.num_slots": none_or(whole(1)),  # None: as in training
+    "eval.iterations": none_or(check_iterations),  # None: as in training
     "eval.prune": none_or(check_prune),
     "eval.prune_restart": one_of(*PRUNE_RESTARTS),
     "eval.prune_iterations": whole(1),
@@ -277,7 +279,7 @@ def check_keys(config: ConfigDict) -> None:
         for key in ("into", "source"):
             if key not in entry:
                 raise UserError(f"the config has no weights.{name}.{key}; add it")
-    _check_parts("model", config.model, top=True)
+    _check_parts(config.model)
 
 
 def _check_setting(config: ConfigDict, key: str, value: Any) -> None:
@@ -320,14 +322,11 @@ def _check_companion(prefix: str, companion: Mapping[str, Any]) -> None:
             )
 
 
-def _check_parts(prefix: str, part: Mapping[str, Any], top: bool = False) -> None:
-    if not top and is_schedule(part):
-        return
-    if not top and "name" not in part:
-        raise UserError(f"the config has no {prefix}.name; add it to the config file")
-    for key, value in part.items():
-        if isinstance(value, _GROUP):
-            _check_parts(f"{prefix}.{key}", value)
+def _check_parts(model: Mapping[str, Any]) -> None:
+    """Refuse a part without a name; what a part holds is checked by its constructor."""
+    for key, part in model.items():
+        if isinstance(part, _GROUP) and not is_schedule(part) and "name" not in part:
+            raise UserError(f"the config has no model.{key}.name; add it to the config file")
 
 
 def _refuse(key: str, keys: Iterable[str]) -> None:

@@ -21,12 +21,18 @@ from smoothsa_jax.evaluation.metrics import (
     score_counts,
 )
 from smoothsa_jax.evaluation.scores import mean_over_samples
-from smoothsa_jax.evaluation.slots import correlation_of_counts, count_slots, num_slots
+from smoothsa_jax.evaluation.slots import (
+    correlation_of_counts,
+    count_slots,
+    mean_over_frames,
+    num_slots,
+)
 from smoothsa_jax.evaluation.split import Batch, Measured, num_frames_of, scored
 from smoothsa_jax.inputs.resize import resize_labels
 
 WORDS = {"decoder": "decoder attention", "aggregator": "slot attention"}  # in scores.json
 PER_FRAME = "image_"  # begins the names of scores of single frames
+ITERATIONS = "iterations"  # an output of models whose samples may stop iterating
 SOURCES = {"decoder": "masks", "aggregator": "attention"}  # eval.masks -> the model's output
 
 
@@ -91,12 +97,14 @@ class Scoring:
 class MaskEvaluator:
     """An evaluator that resizes masks to the labels and scores whole clips; see `Evaluator`.
 
-    Where slots were pruned, it also counts them; see `slots.py`.
+    Where slots were pruned, it also counts them; see `slots.py`. Where samples may stop iterating,
+    it tells how many iterations they had.
 
     Args:
         source: which masks to score: those of the "decoder" or the "aggregator".
         scoring: how masks are compared with labels.
         pruning: how slots were pruned, for `scores.json`; None: they were not.
+        halts: whether samples may stop iterating, so that there is an output `iterations` (B,T).
     """
 
     paper_differs = False
@@ -106,11 +114,12 @@ class MaskEvaluator:
         source: str = "decoder",
         scoring: Scoring = Scoring(),  # noqa: B008, it is frozen
         pruning: Mapping[str, Any] | None = None,
+        halts: bool = False,
     ):
         self._output, self._scoring = SOURCES[source], scoring
         self._counts_slots = pruning is not None
         self.metrics = scoring.metrics
-        self.outputs = (self._output, "slot_mask")
+        self.outputs = (self._output, "slot_mask", *[ITERATIONS] * halts)
         self.protocol = {
             "masks": WORDS[source],
             **dataclasses.asdict(scoring),
@@ -133,6 +142,9 @@ class MaskEvaluator:
         tables = {"counts": found.counts}
         if self._counts_slots:
             tables["slots"] = num_slots(mask, batch.get("num_frames"))
+        if ITERATIONS in self.outputs:
+            used = outputs[ITERATIONS]
+            tables[ITERATIONS] = mean_over_frames(used, batch.get("num_frames"))
         return Measured(tables, found.segments)
 
     def per_sample(
@@ -142,7 +154,9 @@ class MaskEvaluator:
         rows = [self._scoring.scores(contingency_from_counts(x), match_paper) for x in counts]
         found = {name: np.array([row[name] for row in rows]) for name in self.metrics}
         whole = {**tables, "counts": counts.sum(axis=1)}
-        return found | (count_slots(whole) if "slots" in tables else {})
+        found |= count_slots(whole) if "slots" in tables else {}
+        iterations = {name: x for name, x in tables.items() if name == ITERATIONS}
+        return found | {name: x.astype(np.float64) for name, x in iterations.items()}
 
     def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return mean_over_samples(per_sample) | correlation_of_counts(per_sample)

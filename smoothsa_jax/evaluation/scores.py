@@ -43,6 +43,7 @@ TITLES = {
     "slots_error": "off by",
     "slots_correlation": "correlation",
     "one_slot": "one slot",
+    "iterations": "iterations",
 }
 LEADING = ("fg_ari", "top1", "psnr", "slot_error", "loss")
 COUNTS = ("num_matches",)  # numbers, not shares
@@ -55,6 +56,7 @@ NUMBERS = (
     "segments",
     "slots_error",
     "slots_correlation",
+    "iterations",
 )  # likewise, of decimals
 UNSEEN = "_"  # begins the names of a sample's values that are for the means of a split alone
 LOSS = "loss"  # also the beginning of a term's name, `loss/reconstruction`

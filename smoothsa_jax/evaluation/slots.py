@@ -23,11 +23,17 @@ def num_slots(
         num_frames: number of frames of each clip that count; None: all.
     """
     found = jnp.asarray(slot_mask).sum(axis=-1).astype(jnp.float32)
-    if found.ndim == 1:
-        return found
+    return found if found.ndim == 1 else mean_over_frames(found, num_frames)
+
+
+def mean_over_frames(
+    values: Float[Array, "B T"], num_frames: Int[np.ndarray, " B"] | None
+) -> Float[Array, " B"]:
+    """Return the mean over the frames of each clip that count; None: all do."""
+    values = jnp.asarray(values, jnp.float32)
     if num_frames is None:
-        return found.mean(axis=1)
-    return found.mean(axis=1, where=jnp.arange(found.shape[1]) < jnp.asarray(num_frames)[:, None])
+        return values.mean(axis=1)
+    return values.mean(axis=1, where=jnp.arange(values.shape[1]) < jnp.asarray(num_frames)[:, None])
 
 
 def count_slots(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -47,8 +47,11 @@ class Options(NamedTuple):
         num_slots: N, for models that start from Gaussian queries; None: as in training.
         seed: seed of the random queries.
         shot_cuts: threshold of shot cuts; None: the whole video is one shot.
+        cut_signal: what tells cuts; see `Segmenter.stream`.
+        requery: when a slot starts anew by itself; see `Segmenter.stream`.
         overwrite: whether to replace finished outputs.
         folders: how to treat folders of pictures; see `sources.find_sources`.
+        iterations: see `Segmenter.segment`.
         prune: see `Segmenter.segment`; also the next three.
         prune_restart: where the slots that stay are aggregated once more.
         prune_iterations: how many iterations that has.
@@ -67,8 +70,11 @@ class Options(NamedTuple):
     num_slots: int | None = None
     seed: int = 0
     shot_cuts: float | None = None
+    cut_signal: str = "features"
+    requery: float | None = None
     overwrite: bool = False
     folders: str = "auto"
+    iterations: int | tuple[int, int] | None = None
     prune: float | str | bool | None = None
     prune_restart: str | None = None
     prune_iterations: int | None = None
@@ -76,6 +82,11 @@ class Options(NamedTuple):
     reconstruct: bool = False
     edit: tuple[str, ...] = ()
     future: int | None = None
+
+    @property
+    def starts(self) -> dict[str, Any]:
+        """The arguments of `Segmenter.stream` about slots that start anew."""
+        return {name: getattr(self, name) for name in ("shot_cuts", "cut_signal", "requery")}
 
     @property
     def pruning(self) -> dict[str, Any]:
@@ -187,19 +198,22 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
     if model.num_slots > MAX_SLOTS or (options.num_slots or 0) > MAX_SLOTS:
         raise UserError(f"label maps have room for {MAX_SLOTS} slots; expected no more")
     model.chosen_pruning(**options.pruning)
+    model.chosen_iterations(options.iterations)
     if options.reconstruct or options.edit:
         model.check_pictures()
     edits = edits_of(options.edit)  # before anything is written
-    if options.shot_cuts is not None and model.starts_from_boxes:
-        raise UserError(
-            "--shot-cuts starts new slots and needs Gaussian queries, and this model starts its "
-            "slots from boxes; leave it out, or use a model with Gaussian queries"
-        )
-    if options.shot_cuts is not None and not model.follows:
-        raise UserError(
-            "--shot-cuts has no effect on a model of images, which segments each frame on its own; "
-            "leave it out"
-        )
+    for flag, value in (("--shot-cuts", options.shot_cuts), ("--requery", options.requery)):
+        if value is not None and model.starts_from_boxes:
+            raise UserError(
+                f"{flag} starts new slots and needs Gaussian queries, and this model starts its "
+                "slots from boxes; leave it out, or use a model with Gaussian queries"
+            )
+        if value is not None and not model.follows:
+            raise UserError(
+                f"{flag} has no effect on a model of images, which segments each frame on its own; "
+                "leave it out"
+            )
+    model.chosen_anew(**options.starts)
     if not model.starts_from_boxes:
         if options.boxes is not None:
             raise UserError(
@@ -234,6 +248,7 @@ def _about(
 ) -> dict[str, Any]:
     """Return everything that determines an output; an output with equal entries is up to date."""
     folder, pruning = Path(options.workdir), model.chosen_pruning(**options.pruning)
+    iterations = model.chosen_iterations(options.iterations)
     return {
         "model": str(folder.resolve()) if folder.exists() else options.workdir,
         "step": model.step,
@@ -246,6 +261,9 @@ def _about(
         "prune": None if pruning is None else dataclasses.asdict(pruning),
         "bytes": sum(file.stat().st_size for file in source.files),
         # None: as in outputs that were made before there were such options.
+        "iterations": None if iterations is None else dataclasses.asdict(iterations),
+        "cut_signal": None if options.cut_signal == "features" else options.cut_signal,
+        "requery": options.requery,
         "reconstruct": options.reconstruct or None,
         "edit": [list(x) for x in map(described, edits_of(options.edit))] or None,
     }
@@ -376,6 +394,7 @@ def _segmented(
 ) -> Iterator[tuple[np.ndarray, Segmentation]]:
     """Yield each frame with its segmentation."""
     asked = {"num_slots": options.num_slots, "seed": options.seed, **options.pruning}
+    asked["iterations"] = options.iterations
     if boxes is not None:
         asked["boxes"] = boxes[source.name]
     frames = checked_frames(frames)
@@ -395,5 +414,5 @@ def _segmented(
             latest[:] = [frame]
             yield frame
 
-    for found in model.stream(noted(), shot_cuts=options.shot_cuts, **asked):
+    for found in model.stream(noted(), **options.starts, **asked):
         yield latest[0], found

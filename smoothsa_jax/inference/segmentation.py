@@ -24,6 +24,7 @@ class Segmentation:
         reconstruction_error: the decoder's squared error for each token, averaged over channels.
         slot_mask: the slots in use.
         cold: the frames started from queries; other frames start from the previous frame's slots.
+        iterations: how many the aggregator has run, where it may stop early; otherwise None.
     """
 
     slots: Float[np.ndarray, "*lead N D"]
@@ -33,6 +34,7 @@ class Segmentation:
     reconstruction_error: Float[np.ndarray, "*lead h w"]
     slot_mask: Bool[np.ndarray, "*lead N"]
     cold: Bool[np.ndarray, "*lead"]
+    iterations: Int[np.ndarray, "*lead"] | None = None
 
     @property
     def soft_masks(self) -> Float[np.ndarray, "*lead N H W"]:

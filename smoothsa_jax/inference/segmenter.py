@@ -26,17 +26,20 @@ from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
+from smoothsa_jax.models.anew import Anew, anew_of
+from smoothsa_jax.models.asked import Iterations, as_scheduled, iterations_of
 from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.models.build import (
     check_prunable,
+    check_repeatable,
     has_transition,
     model_shapes,
     starts_from_boxes,
 )
-from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.interfaces import Scheduled, Sizes
 from smoothsa_jax.models.parameters import ModelDefinition, Parameters, frozen_patterns, split
 from smoothsa_jax.models.pictures import check_pictures, pictures
-from smoothsa_jax.models.pruning import Carry, Prune, as_scheduled, prune_of, pruning_settings
+from smoothsa_jax.models.pruning import Carry, Prune, prune_of, pruning_settings
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
@@ -93,7 +96,7 @@ class Segmenter:
         self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
         self._target_grid = getattr(model.target, "grid", self.grid)
         self._aggregator = model.aggregator  # shapes alone
-        self._pruning = pruning_settings(config.eval)
+        self._pruning, self._iterations = pruning_settings(config.eval), config.eval.iterations
         self.num_slots = config.model.num_slots
         self.starts_from_boxes = starts_from_boxes(config.model)
         patterns = frozen_patterns(config.weights)
@@ -119,12 +122,11 @@ class Segmenter:
             boxes: Any,
             slot_mask: Array,
             key: Array,
-            prune: Prune | None,
+            asked: Scheduled,
         ):
             models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"video": video, "boxes": boxes, "slot_mask": slot_mask}
             draws = task.draw(models, key, sizes_of(batch), False)
-            asked = as_scheduled(prune)
             return self._found(run_task(task, models, batch, draws, scheduled=asked))
 
         def constants(params: Parameters, frame: Array):
@@ -141,21 +143,21 @@ class Segmenter:
             boxes: Any,
             slot_mask: Array,
             key: Array,
-            prune: Prune | None,
+            asked: Scheduled,
         ):
             models = {MODEL: definition.merge(params, differentiated=False)}
             batch = {"boxes": boxes, "slot_mask": slot_mask}
             draws = task.draw(models, key, Sizes(1, 1, slot_mask.shape[1]), False)
-            outputs = task.forward(models, batch, constants, draws, as_scheduled(prune))
+            outputs = task.forward(models, batch, constants, draws, asked)
             plain = Carry(outputs["slots"][:, 0], outputs["slot_mask"])
             return self._found({**constants, **outputs}), outputs.get("carry", plain)
 
         def following(
-            params: Parameters, constants: Any, carry: Carry, memory: Any, prune: Prune | None
+            params: Parameters, constants: Any, carry: Carry, memory: Any, asked: Scheduled
         ):
             model = definition.merge(params, differentiated=False)
             given = {name: constants[name] for name in ("target",) if name in constants}
-            features, asked = constants["features"], as_scheduled(prune)
+            features = constants["features"]
             outputs, carry, memory = model.follow(features, given, carry, memory, asked)
             return self._found({**constants, **outputs}), carry, memory
 
@@ -229,6 +231,10 @@ class Segmenter:
         boxes: Any = None,
         seed: int = 0,
         video: bool = False,
+        shot_cuts: float | None = None,
+        cut_signal: str = "features",
+        requery: float | None = None,
+        iterations: int | tuple[int, int] | None = None,
         prune: float | str | bool | None = None,
         prune_restart: str | None = None,
         prune_iterations: int | None = None,
@@ -248,6 +254,11 @@ class Segmenter:
                 several pictures, (B,k,4) with rows of -1 as padding.
             seed: seed of the random queries.
             video: whether the pictures are the frames of one video.
+            shot_cuts: as for `stream`; so are the next two.
+            cut_signal: what tells cuts.
+            requery: when a slot starts anew by itself.
+            iterations: how many iterations the aggregator runs on each frame; or two numbers, on
+                the first frame and on later ones. None: as in the model's evaluation.
             prune: leaves out redundant slots: those of a cosine distance up to this, from 0 to 2,
                 or "auto" for a distance that follows the picture (see `models.pruning`). Masked
                 slots have no pixels. False: no pruning. None: as in the model's evaluation.
@@ -260,9 +271,11 @@ class Segmenter:
 
         Raises:
             UserError: pictures or boxes are not valid, there is no slot, boxes are missing or not
-                used by the model, or a setting of pruning is out of range.
+                used by the model, or `iterations` or a setting of pruning is out of range.
         """
-        asked = self.chosen_pruning(prune, prune_restart, prune_iterations, prune_video)
+        pruning = self.chosen_pruning(prune, prune_restart, prune_iterations, prune_video)
+        anew = self.chosen_anew(shot_cuts, cut_signal, requery)
+        asked = as_scheduled(pruning, self.chosen_iterations(iterations), anew)
         frames, lead = self._frames(pictures, video)
         if frames.shape[1] > 1 and not self.follows:
             raise UserError(
@@ -277,6 +290,8 @@ class Segmenter:
         mask = np.broadcast_to(of_clips, (*frames.shape[:2], in_use.shape[-1]))
         cold = np.zeros(frames.shape[:2], bool)
         cold[:, 0] = True
+        if anew is not None:
+            cold = np.asarray(outputs.pop("cold"))
         return self._segmentation(outputs, mask, cold, frames.shape[2:4], lead)
 
     def stream(
@@ -288,6 +303,9 @@ class Segmenter:
         seed: int = 0,
         state: Mapping[str, np.ndarray] | None = None,
         shot_cuts: float | None = None,
+        cut_signal: str = "features",
+        requery: float | None = None,
+        iterations: int | tuple[int, int] | None = None,
         prune: float | str | bool | None = None,
         prune_restart: str | None = None,
         prune_iterations: int | None = None,
@@ -295,8 +313,8 @@ class Segmenter:
     ) -> Iterator[Segmentation]:
         """Find the objects in a video frame by frame; memory does not grow with its length.
 
-        Without `shot_cuts`, the results are the same as of `segment(frames, video=True)` with the
-        same seed, unless the aggregator draws the queries of every frame: here they are the means.
+        The results are the same as of `segment(frames, video=True)` with the same options, unless
+        the aggregator draws the queries of every frame: here those of later frames are the means.
 
         Args:
             frames: any iterable of frames of one size.
@@ -305,9 +323,17 @@ class Segmenter:
             seed: as for `segment`.
             state: `Segmentation.state` of an earlier frame, to continue after it without new
                 queries.
-            shot_cuts: a frame whose `shot_cuts.feature_distance` from the previous frame exceeds
-                this starts a new shot; None: none does. Needs Gaussian queries, since there are no
-                boxes after a cut. The first frame after a `state` never starts a new shot.
+            shot_cuts: a frame whose `cut_signal` exceeds this starts a new shot; None: none does.
+                Needs Gaussian queries, since there are no boxes after a cut. The first frame after
+                a `state` never starts a new shot.
+            cut_signal: "features": `shot_cuts.feature_distance` from the previous frame; 0.75 is a
+                good threshold. "error": how many times as large the decoder's error is as in the
+                last frames, if slots follow; 2 is one. It does not go with a `state`.
+            requery: a slot that takes less than this share of every token, two frames in a row,
+                starts anew, for an object that enters; so does one that `prune` has left out, if it
+                then finds tokens of its own. None: none does. 0.2 is a good value. Needs Gaussian
+                queries, and does not go with a `state`.
+            iterations: as for `segment`; the first frame of each shot is a first one.
             prune: as for `segment`; each shot is pruned anew.
             prune_restart: as for `segment`; "merge" does not go with a `state`, which holds only
                 the slots that stayed.
@@ -320,24 +346,29 @@ class Segmenter:
         Raises:
             UserError: as for `segment`, when the frame is reached.
         """
-        if shot_cuts is not None and self.starts_from_boxes:
-            raise UserError(
-                "shot cuts start new slots and need Gaussian queries, and this model starts its "
-                "slots from boxes; leave shot cuts out, or load a model with Gaussian queries"
-            )
+        anew = self.chosen_anew(shot_cuts, cut_signal, requery)
         if is_picture(frames):
             raise UserError(
                 "stream takes the frames of a video, and got "
                 f"{'a path' if isinstance(frames, str | os.PathLike) else 'one picture'}; "
                 "give a list or an iterator of pictures, for a file smoothsa_jax.read_video(path)"
             )
-        asked = self.chosen_pruning(prune, prune_restart, prune_iterations, prune_video)
+        pruning = self.chosen_pruning(prune, prune_restart, prune_iterations, prune_video)
+        # Cuts that features tell are known before the frame is processed.
+        watched = anew is not None and (anew.signal == "error" or anew.requery is not None)
+        iterations = self.chosen_iterations(iterations)
+        asked = as_scheduled(pruning, iterations, anew if watched else None)
         carry = None
-        if state is not None and asked is not None and (asked.merges or asked.renews):
+        if state is not None and watched:
             raise UserError(
-                f"prune_restart={asked.restart!r} with prune_video={asked.video!r} needs all slots "
-                "of the frame before, and a state holds only those that stayed; leave the state "
-                "out, or use prune_restart='slots' and prune_video='fixed'"
+                "cut_signal='error' and requery compare a frame with those before it, of which a "
+                "state tells nothing; leave the state out"
+            )
+        if state is not None and pruning is not None and (pruning.merges or pruning.renews):
+            raise UserError(
+                f"prune_restart={pruning.restart!r} with prune_video={pruning.video!r} needs all "
+                "slots of the frame before, and a state holds only those that stayed; leave the "
+                "state out, or use prune_restart='slots' and prune_video='fixed'"
             )
         if state is not None:
             found, mask = np.shape(state["slots"]), np.shape(state["slot_mask"])
@@ -354,7 +385,7 @@ class Segmenter:
             constants = self._constants(self._cast, self._resized(frame))
             features = constants["features"][:, 0]
             cold = carry is None
-            if shot_cuts is not None and before is not None:
+            if shot_cuts is not None and before is not None and not watched:
                 cold |= float(feature_distance(before, features)[0]) > shot_cuts
             if cold:
                 padded, slot_mask = self._slots(num_slots, boxes, 1, frame.shape[:2])
@@ -366,6 +397,8 @@ class Segmenter:
                 )
             if "slot_mask" in outputs:  # of a first frame, or of each
                 slot_mask = np.asarray(outputs.pop("slot_mask")).reshape(1, -1)
+            if watched:
+                cold = bool(outputs.pop("cold")[0, 0])
             before = features
             yield self._segmentation(
                 outputs, slot_mask[:, None], np.array([[cold]]), frame.shape[:2], ()
@@ -448,6 +481,48 @@ class Segmenter:
             check_prunable(self._aggregator, self.config.model.aggregator.name, asked.restart)
         return asked
 
+    def chosen_iterations(
+        self, iterations: int | tuple[int, int] | None = None
+    ) -> Iterations | None:
+        """Return what the argument of `segment` asks for; None: as in training.
+
+        Raises:
+            UserError: the number is out of range, or the model has a fixed one.
+        """
+        asked = iterations_of(iterations) or iterations_of(self._iterations, "eval.")
+        if asked is not None:
+            key = "iterations" if iterations is not None else "eval.iterations"
+            value = self._iterations if iterations is None else iterations
+            name = self.config.model.aggregator.name
+            check_repeatable(self._aggregator, name, key, value)
+        return asked
+
+    def chosen_anew(
+        self,
+        shot_cuts: float | None = None,
+        cut_signal: str = "features",
+        requery: float | None = None,
+    ) -> Anew | None:
+        """Return what arguments of `stream` ask for; None: nothing starts anew.
+
+        Raises:
+            UserError: an argument is out of range or does not fit the model.
+        """
+        anew = anew_of(shot_cuts, cut_signal, requery)
+        if anew is None:
+            return None
+        if self.starts_from_boxes:
+            raise UserError(
+                "shot cuts and requery start new slots and need Gaussian queries, and this model "
+                "starts its slots from boxes; leave them out, or load a model with Gaussian queries"
+            )
+        if not self.follows:
+            raise UserError(
+                "shot cuts and requery have no effect on a model of images, which starts anew on "
+                "each frame; leave them out"
+            )
+        return anew
+
     def save(self, folder: str | os.PathLike) -> None:
         """Write weights (safetensors) and config for `smoothsa_jax.load`.
 
@@ -523,8 +598,8 @@ class Segmenter:
         """Return the contents of a segmentation, (B,T,...), float32."""
         prediction, target = outputs.get("prediction"), outputs.get("target")
         found = {name: outputs[name] for name in ("slots", "attention") if name in outputs}
-        if "slot_mask" in outputs:
-            found["slot_mask"] = outputs["slot_mask"]
+        more = ("slot_mask", "iterations", "cold")
+        found |= {name: outputs[name] for name in more if name in outputs}
         # Without masks of the decoder, use those of the aggregator.
         found["masks"] = outputs.get("masks", outputs["attention"])
         grid = (*found["slots"].shape[:2], *self._target_grid)

@@ -12,7 +12,7 @@ from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.models.aggregators.drawn_queries import DrawnQueries
 from smoothsa_jax.models.aggregators.inverted_transformer import (
     InvertedTransformer,
-    check_iterations,
+    check_any_iterations,
 )
 from smoothsa_jax.models.aggregators.metaslot import MetaSlot
 from smoothsa_jax.models.aggregators.slot_attention import SlotAttention
@@ -246,12 +246,32 @@ def check_prunable(aggregator: Aggregator, name: str, restart: str) -> None:
         UserError: its call has no argument `iterations`, or its layers are a fixed number.
     """
     if restart in ("slots", "queries"):
-        check_iterations(aggregator, name)
+        check_any_iterations(aggregator, name)
     if "iterations" not in inspect.signature(type(aggregator).__call__).parameters:
         raise UserError(
             f"model.aggregator.name={name!r} cannot aggregate a frame once more with a number of "
             "iterations, as pruning does: give its __call__ the argument `iterations`, or leave "
             "pruning out"
+        )
+
+
+def check_repeatable(aggregator: Aggregator, name: str, key: str, value: Any) -> None:
+    """Refuse an aggregator that cannot run another number of iterations than in training.
+
+    Args:
+        aggregator: the aggregator, with arrays or shapes.
+        name: its name in the config.
+        key: of the setting that asks for a number, such as "eval.iterations".
+        value: what it asks for.
+
+    Raises:
+        UserError: its call has no argument `iterations`, or its layers are a fixed number.
+    """
+    takes = "iterations" in inspect.signature(type(aggregator).__call__).parameters
+    if not takes or not getattr(aggregator, "any_iterations", True):
+        raise UserError(
+            f"{key} is {value!r}, but model.aggregator.name={name!r} runs a fixed number of "
+            "iterations or layers, as it was trained; leave that out"
         )
 
 

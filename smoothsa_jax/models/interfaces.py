@@ -158,7 +158,7 @@ class Aggregated(NamedTuple):
         slot_mask: the slots in use; an aggregator that drops slots on a first frame masks them, and
             later frames keep that mask.
         extras: named outputs for losses, (B, ...); those of the first frame are kept, and of all
-            frames those that the aggregator names in `of_frames`.
+            frames those that the aggregator names in `of_frames`, where they are there.
     """
 
     slots: Float[Array, "B N D"]
@@ -178,7 +178,8 @@ class Aggregator(Protocol):
         any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
             true.
         of_frames: names of extras (B, ...) that are outputs (B,T, ...), of every frame; may be
-            absent: none.
+            absent: none. Floats become float32. One that runs a number of iterations of its own for
+            each sample has `iterations` (B,) int32 among them.
     """
 
     def prepare(self, tokens: Float[Array, "*batch M C"]) -> Any:
@@ -202,7 +203,7 @@ class Aggregator(Protocol):
             draws: what `draw` returned.
             first: whether this is the first frame of its clip; static.
             iterations: how many iterations, in place of the setting; None: as the setting says. A
-                class without this argument cannot be used with pruning.
+                class without this argument cannot be used with pruning or `eval.iterations`.
         """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...

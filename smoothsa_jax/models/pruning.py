@@ -202,11 +202,13 @@ class Carry(NamedTuple):
         slots: slots of the previous frame, also those left out if later frames need them.
         slot_mask: the slots that take part in the next frame.
         owner: whose mask each slot's is added to, on all frames; None: it stays its own.
+        watch: what `models.anew` has to know of the frames before; None: nothing starts anew.
     """
 
     slots: Float[Array, "B N D"]
     slot_mask: Bool[Array, "B N"] | None
     owner: Int[Array, "B N"] | None = None
+    watch: Any = None
 
 
 class Pruned(NamedTuple):
@@ -259,13 +261,43 @@ def prune_frame(
     if pruning.restart == "merge":
         return Pruned(found.slots, last, kept, owner, None)
     if pruning.restart == "none":
-        left = zeroed(last, kept)  # divided by its sum, it is the softmax over the slots that stay
-        attention = left / jnp.maximum(left.sum(axis=1, keepdims=True), 1e-12)
-        return Pruned(zeroed(found.slots, kept), attention, kept, owner, None)
+        return Pruned(zeroed(found.slots, kept), alone(last, kept), kept, owner, None)
     start = found.slots if pruning.restart == "slots" else queries
     again = aggregator(prepared, start, kept, draws, iterations=pruning.iterations, **more)
     kept = kept if again.slot_mask is None else again.slot_mask  # may have been narrowed further
     return Pruned(zeroed(again.slots, kept), again.attention[-1], kept, owner, again.attention)
+
+
+def admitted(
+    prune: Prune,
+    slots: Float[Array, "B N D"],
+    attention: Float[Array, "B N M"],
+    stays: Bool[Array, "B N"],
+    valid: Bool[Array, "B N"],
+) -> Bool[Array, "B N"]:
+    """Tell which of the slots that pruning has left out have found something of their own.
+
+    Those that are farther from every slot that stays than slots of one cluster may be. Of a cluster
+    of new ones, the slot with the most attention comes in.
+
+    Args:
+        prune: how slots are pruned.
+        slots: slots of a frame in which all have taken part.
+        attention: their attention.
+        stays: the slots that are in use.
+        valid: those that may be.
+    """
+    scale = median_distance(slots, valid) if prune.of_median else jnp.ones(len(slots))
+    near = jnp.where(stays[:, None], _distances(slots, valid), jnp.inf).min(axis=2)
+    new = valid & ~stays & (near > (scale * prune.distance)[:, None])
+    owner = owners(slots, attention, scale * prune.distance, new)
+    return new & (owner == jnp.arange(owner.shape[1]))
+
+
+def alone(attention: Float[Array, "B N M"], kept: Bool[Array, "B N"]) -> Float[Array, "B N M"]:
+    """Return the softmax over the slots that stay, of that over all slots."""
+    left = zeroed(attention, kept)
+    return left / jnp.maximum(left.sum(axis=1, keepdims=True), 1e-12)
 
 
 def survivors(

@@ -4,6 +4,7 @@ One model serves images and videos: an image is a video of one frame.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,19 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.anew import (
+    PATIENCE,
+    Watch,
+    asked_anew,
+    explains_nothing,
+    feature_distance,
+    first_errors,
+    of_memory,
+    per_sample,
+    relative_error,
+    remembered,
+)
+from smoothsa_jax.models.asked import asked_iterations
 from smoothsa_jax.models.backend import CPU
 from smoothsa_jax.models.decoders.logits import taken_apart
 from smoothsa_jax.models.encoders.pixels import normalize
@@ -30,7 +44,16 @@ from smoothsa_jax.models.interfaces import (
     Transition,
 )
 from smoothsa_jax.models.layers.basic import ACTIVATIONS, EPSILON, MLP, check_start, layer_norm
-from smoothsa_jax.models.pruning import Carry, Prune, Pruned, prune_frame, united, zeroed
+from smoothsa_jax.models.pruning import (
+    Carry,
+    Prune,
+    Pruned,
+    admitted,
+    alone,
+    prune_frame,
+    united,
+    zeroed,
+)
 from smoothsa_jax.models.tokenizer_model import TOKENIZER, floats, fold, unfold
 from smoothsa_jax.parts import (
     check_above_zero,
@@ -300,7 +323,8 @@ class SlotModel(nnx.Module):
             boxes: normalized left, top, right, bottom; only the first frame's boxes are used.
             slot_mask: true = valid. Masked slots do not affect the outputs of the others.
             scheduled: the current values of the parts' schedules, by part. At evaluation,
-                `pruning.as_scheduled` prunes any model, in place of its own pruning.
+                `asked.as_scheduled` prunes any model, in place of its own pruning, runs another
+                number of iterations, and starts anew at cuts and where slots explain nothing.
 
         Returns:
             slots (B,T,N,D); attention (B,T,N,h,w) of each frame's last iteration; first_tokens
@@ -310,12 +334,14 @@ class SlotModel(nnx.Module):
             next_frame_logits (B,T,M,M) if it predicts them, over the patches of the next frame;
             masks (B,T,N,h,w) if the decoder has masks; queries (B,N,D) and the initializer's
             extras, such as warm_queries. All of them are float32. With a slot mask, also slot_mask
-            (B,N), bool.
+            (B,N), bool. Also the aggregator's outputs of every frame, as of one that may stop
+            early `iterations` (B,T), int32: how many each frame has had.
 
             With pruning, slot_mask has the slots that stay, (B,T,N) if each frame is pruned on its
             own; the slots of the others are 0. extra_attention (B,J,N,h,w) is that of the extra
             iterations on the first frame. With pruning that was asked for, also `carry`, for
-            `follow`.
+            `follow`. Where slots may start anew, also `carry`, and `cold` (B,T), bool: the frames
+            on which all of them did; slot_mask is (B,T,N) then, if there is one.
 
         Raises:
             UserError: there is more than one frame but no transition, or slots start from boxes
@@ -328,19 +354,23 @@ class SlotModel(nnx.Module):
         first, pruned, extras = self._first_frame(
             tokens[:, 0], draws, None if boxes is None else boxes[:, 0], slot_mask, scheduled
         )
-        asked = _asked(scheduled)
-        kept_of_frames = _of_frames(self.aggregator, first)
-        extras = {name: x for name, x in extras.items() if name not in kept_of_frames}
-        found, carry = _found(first, pruned, asked)
-        found = found._replace(extras=kept_of_frames)
+        asked, anew = _asked(scheduled), asked_anew(scheduled)
+        found, carry = _found(self.aggregator, first, pruned, asked)
+        if anew is not None:
+            inputs = features[:, 0], _of_frame(given, 0)
+            watch = self._watched(found, carry, *inputs, slot_mask, draws, scheduled)
+            found, carry = _with_masks(found, carry, True), carry._replace(watch=watch)
         frames = jax.tree.map(lambda x: x[:, None], found)
-        if num_frames > 1:
+        if num_frames > 1 and anew is not None:
+            inputs = tokens, features, given, draws
+            later, carry = self._later_frames_anew(carry, *inputs, scheduled)
+            frames = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), frames, later)
+        elif num_frames > 1:
             later, carry = self._later_frames(carry, tokens, draws, scheduled)
             frames = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), frames, later)
 
         outputs = {
             **self._outputs(frames, carry, asked, given, draws["decoder"], scheduled),
-            **frames.extras,
             "first_attention": self._on_grid(first.attention.swapaxes(0, 1)),
             "first_states": first.states.swapaxes(0, 1),
             "first_tokens": tokens[:, 0],
@@ -352,7 +382,8 @@ class SlotModel(nnx.Module):
         outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
         kept = first.slot_mask if pruned is None else pruned.kept
         kept = kept if frames.kept is None else frames.kept
-        outputs |= {} if asked is None else {"carry": carry}
+        outputs |= {} if asked is None and anew is None else {"carry": carry}
+        outputs |= _told(frames)
         return outputs if kept is None else {**outputs, "slot_mask": kept}
 
     def follow(
@@ -373,19 +404,24 @@ class SlotModel(nnx.Module):
             scheduled: as for a call of the model.
 
         Returns:
-            slots, attention, prediction, masks, and slot_mask if each frame is pruned on its own,
-            as a call of the model returns them; and carry and memory for the next frame.
+            slots, attention, prediction, masks, slot_mask if each frame may have its own, the
+            aggregator's outputs of every frame and cold, as a call of the model returns them; and
+            carry and memory for the next frame.
 
         Raises:
             UserError: the model has no transition.
         """
         tokens, asked = self.projection(features[:, 0].astype(self.dtype)), _asked(scheduled)
-        frame, carry, memory = self._next_frame(carry, tokens, memory, scheduled)
+        if asked_anew(scheduled) is None:
+            frame, carry, memory = self._next_frame(carry, tokens, memory, scheduled)
+        else:
+            inputs = tokens, features[:, 0], _of_frame(given, 0), None
+            frame, carry, memory = self._next_frame_anew(carry, *inputs, memory, scheduled)
         frames = jax.tree.map(lambda x: x[:, None], frame)
         outputs = self._outputs(frames, carry, asked, given, None, scheduled)
         outputs = {name: x.astype(jnp.float32) for name, x in outputs.items()}
         kept = {} if frames.kept is None else {"slot_mask": frames.kept}
-        return {**outputs, **kept}, carry, memory
+        return {**outputs, **kept, **_told(frames)}, carry, memory
 
     def _on_grid(self, x: Float[Array, "*B M"]) -> Float[Array, "*B h w"]:
         width = self.encoder.grid[1]
@@ -538,8 +574,14 @@ class SlotModel(nnx.Module):
         prepared = self.aggregator.prepare(tokens)
         of_frame = jax.tree.map(lambda x: x[:, 0], draws.get("aggregator"))
         more = _current(self.aggregator, "aggregator", scheduled)
-        found = self.aggregator(prepared, queries, slot_mask, of_frame, first=True, **more)
-        extras = {"queries": queries, **extras, **found.extras}
+        number = asked_iterations(scheduled, first=True)
+        found = self.aggregator(
+            prepared, queries, slot_mask, of_frame, first=True, **number, **more
+        )
+        # `_found` takes what later frames have as well.
+        of_all = _of_frames(self.aggregator, found)
+        of_losses = {name: x for name, x in found.extras.items() if name not in of_all}
+        extras = {"queries": queries, **extras, **of_losses}
         pruning = _asked(scheduled) or self.pruning
         if pruning is None:
             return found, None, extras
@@ -555,13 +597,160 @@ class SlotModel(nnx.Module):
         """Return a later frame at evaluation, and carry and memory for the next one."""
         self._check_transition("a further frame")
         carry = carry._replace(slots=carry.slots.astype(self.dtype))
+        queries, memory = self._queries(carry, tokens, memory, scheduled)
+        inputs = self.aggregator.prepare(tokens), queries, carry, None
+        return *_aggregated(self.aggregator, *inputs, scheduled), memory
+
+    def _queries(self, carry, tokens, memory, scheduled):
+        """Return the queries that follow the previous frame's slots, and the new memory."""
         if memory is None:
             memory = self.transition.start(carry.slots, None)
         # `prepare` ignores the first frame, so any tokens will do.
         pair = jnp.stack([tokens, tokens], axis=1)
         of_frame = jax.tree.map(lambda x: x[:, 0], self.transition.prepare(pair, None))
-        inputs = of_frame, self.aggregator.prepare(tokens), None
-        return _next((self.transition, self.aggregator), carry, memory, inputs, scheduled)
+        more = _current(self.transition, "transition", scheduled)
+        return self.transition(carry.slots, memory, of_frame, carry.slot_mask, **more)
+
+    # -------------------------------------------------------------------------- starting anew
+
+    def _watched(self, frame, carry, features, given, slot_mask, draws, scheduled) -> Watch:
+        """Return what later frames have to know of a first one."""
+        anew, errors = asked_anew(scheduled), None
+        if anew.signal == "error":
+            errors = first_errors(self._error(frame, carry, given, scheduled))
+        weak = explains_nothing(frame.attention, anew).astype(jnp.int32)
+        return Watch(features, errors, weak, slot_mask, draws["initializer"])
+
+    def _error(self, frame, carry, given, scheduled) -> Float[Array, " B"]:
+        """Return the decoder's error of each sample of a frame.
+
+        Raises:
+            UserError: the decoder predicts no target that pictures alone tell.
+        """
+        frames = jax.tree.map(lambda x: x[:, None], frame)
+        unfolded = {name: x[:, None] for name, x in (given or {}).items()}
+        inputs = frames, carry, _asked(scheduled), unfolded
+        prediction = self._outputs(*inputs, None, scheduled).get("prediction")
+        target = unfolded.get("target")
+        if prediction is None or target is None or prediction.shape != target.shape:
+            raise UserError(
+                "cut_signal='error' needs a decoder that predicts its target place by place, and "
+                "this model's does not; use cut_signal='features'"
+            )
+        difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+        return jnp.square(difference).mean(axis=(1, 2, 3))
+
+    def _next_frame_anew(self, carry, tokens, features, given, drawn, memory, scheduled):
+        """Return a later frame at evaluation, in which samples and slots may start anew.
+
+        What is costly runs only if a sample of the batch needs it; which one changes nothing for
+        the others.
+        """
+        anew, asked, watch = asked_anew(scheduled), _asked(scheduled), carry.watch
+        carry = carry._replace(slots=carry.slots.astype(self.dtype), watch=None)
+        start = lambda slots: self.transition.start(slots, None)  # noqa: E731
+        queries, after = self._queries(carry, tokens, memory, scheduled)
+        prepared, weak = self.aggregator.prepare(tokens), watch.weak
+        if anew.requery is not None:
+            lost = weak >= PATIENCE
+            lost = lost if carry.slot_mask is None else lost & carry.slot_mask
+            queries = self._requeried(queries, lost, tokens, watch)
+            weak = jnp.where(lost, 0, weak)
+        frame, carry = _aggregated(self.aggregator, prepared, queries, carry, drawn, scheduled)
+        frame = _with_masks(frame, carry, False)
+        if anew.requery is not None and asked is not None and not (asked.merges or asked.renews):
+            inputs = prepared, queries, drawn, tokens, watch
+            frame, carry = self._given_to_entering(frame, carry, *inputs, scheduled)
+
+        cut = jnp.zeros(len(tokens), bool)
+        error = None
+        if anew.signal == "features":
+            cut = feature_distance(watch.features, features) > anew.threshold
+        elif anew.signal == "error":
+            error = self._error(frame, carry, given, scheduled)
+            cut = relative_error(watch.errors, error) > anew.threshold
+
+        def first():
+            of_frame = jax.tree.map(lambda x: x[:, None], drawn)
+            draws = {"initializer": watch.draws, "aggregator": of_frame}
+            found, pruned, _ = self._first_frame(tokens, draws, None, watch.slot_mask, scheduled)
+            new, after_new = _found(self.aggregator, found, pruned, asked)
+            new_error = None
+            if error is not None:
+                new_error = self._error(new, after_new, given, scheduled)
+            return _with_masks(new, after_new, True), after_new, start(after_new.slots), new_error
+
+        so_far = frame, carry, after, error
+        if anew.signal is not None:
+            new = jax.lax.cond(jnp.any(cut), first, lambda: so_far)
+            frame, carry, error = per_sample(cut, (new[0], new[1], new[3]), (frame, carry, error))
+            after = of_memory(cut, new[2], after, start, carry.slots)
+        nothing = explains_nothing(frame.attention, anew)
+        weak = jnp.where(nothing, jnp.where(cut[:, None], 0, weak) + 1, 0)
+        errors = None if error is None else remembered(watch.errors, error, cut)
+        watch = watch._replace(features=features, errors=errors, weak=weak)
+        return frame, carry._replace(watch=watch), after
+
+    def _requeried(self, queries, lost, tokens, watch) -> Float[Array, "B N D"]:
+        """Return the queries, new ones where slots are lost."""
+
+        def new():
+            found, _ = self.initializer(tokens, None, watch.slot_mask, watch.draws, {})
+            return jnp.where(lost[..., None], found.astype(queries.dtype), queries)
+
+        return jax.lax.cond(jnp.any(lost), new, lambda: queries)
+
+    def _given_to_entering(self, frame, carry, prepared, queries, drawn, tokens, watch, scheduled):
+        """Give slots that pruning has left out to objects that have entered.
+
+        All of these slots start anew beside the others. Those that then have tokens of their own,
+        and are not redundant, stay from now on; where there are none, nothing has happened.
+        """
+        anew, asked, aggregator = asked_anew(scheduled), _asked(scheduled), self.aggregator
+        stays = carry.slot_mask
+        valid = jnp.ones_like(stays) if watch.slot_mask is None else watch.slot_mask
+        free = valid & ~stays
+        more = {"first": False, **_current(aggregator, "aggregator", scheduled)}
+        more |= asked_iterations(scheduled, first=False)
+
+        def tried():
+            start = self._requeried(queries, free, tokens, watch)
+            found = aggregator(prepared, start, valid, drawn, **more)
+            last = found.attention[-1]
+            new = admitted(asked, found.slots, last, stays, valid)
+            new = new & ~explains_nothing(last, anew)
+            kept, slots = stays | new, found.slots
+            if asked.restart == "none":
+                last = alone(last, kept)
+            else:
+                start = slots if asked.restart == "slots" else start
+                number = {"iterations": asked.iterations}
+                again = aggregator(prepared, start, kept, drawn, **(more | number))
+                slots, last = again.slots, again.attention[-1]
+            slots = zeroed(slots, kept)
+            joined = frame._replace(slots=slots, attention=last, kept=kept)
+            after = carry._replace(slots=slots, slot_mask=kept)
+            return per_sample(new.any(axis=1), (joined, after), (frame, carry))
+
+        return jax.lax.cond(jnp.any(free), tried, lambda: (frame, carry))
+
+    def _later_frames_anew(self, carry, tokens, features, given, draws, scheduled):
+        """Return the frames after the first, (B,T-1,...), and the carry after the last."""
+        self._check_transition(f"clips of {tokens.shape[1]} frames")
+        carry = carry._replace(slots=carry.slots.astype(self.dtype))
+        frames_first = lambda x: jnp.moveaxis(x[:, 1:], 1, 0)  # noqa: E731
+
+        def step(state, inputs):
+            frame, after, memory = self._next_frame_anew(state[0], *inputs, state[1], scheduled)
+            after = after._replace(slots=after.slots.astype(self.dtype))
+            return (after, memory), frame
+
+        last = tokens.shape[1]
+        drawn = jax.tree.map(lambda x: x[:, :last], draws.get("aggregator"))
+        inputs = jax.tree.map(frames_first, (tokens, features, dict(given or {}), drawn))
+        memory = self.transition.start(carry.slots, None)
+        (carry, _), frames = jax.lax.scan(step, (carry, memory), inputs)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), frames), carry
 
     def _check_transition(self, found: str) -> None:
         if self.transition is None:
@@ -610,19 +799,22 @@ class _Frame(NamedTuple):
         attention: of the last iteration.
         kept: the slots that stay, if each frame is pruned on its own; otherwise None.
         owner: whose mask each slot's is added to, if each frame merges on its own.
-        extras: what the aggregator tells of every frame.
+        cold: whether all slots start on it, where they may start anew.
+        extras: what the aggregator tells of every frame, without its part in pruning.
     """
 
     slots: Float[Array, "B N D"]
     attention: Float[Array, "B N M"]
     kept: Bool[Array, "B N"] | None = None
     owner: Int[Array, "B N"] | None = None
-    extras: Mapping[str, Array] | None = None
+    cold: Bool[Array, " B"] | None = None
+    extras: Mapping[str, Array] = MappingProxyType({})
 
 
 def _of_frames(aggregator: Aggregator, found: Aggregated) -> dict[str, Array]:
     """Return the extras that an aggregator tells of every frame."""
-    return {name: found.extras[name] for name in getattr(aggregator, "of_frames", ())}
+    names = getattr(aggregator, "of_frames", ())
+    return {name: found.extras[name] for name in names if name in found.extras}
 
 
 def _next(
@@ -646,25 +838,61 @@ def _next(
         The frame, and carry and memory for the next one.
     """
     (transition, aggregator), (of_transition, prepared, drawn) = parts, inputs
-    asked = _asked(scheduled)
     more = _current(transition, "transition", scheduled)
     queries, memory = transition(carry.slots, memory, of_transition, carry.slot_mask, **more)
+    return *_aggregated(aggregator, prepared, queries, carry, drawn, scheduled), memory
+
+
+def _aggregated(
+    aggregator: Aggregator,
+    prepared: Any,
+    queries: Float[Array, "B N D"],
+    carry: Carry,
+    drawn: Draws,
+    scheduled: Scheduled | None,
+) -> tuple[_Frame, Carry]:
+    """Do what `_next` does, given the frame's queries."""
+    asked = _asked(scheduled)
     more = {"first": False, **_current(aggregator, "aggregator", scheduled)}
-    found = aggregator(prepared, queries, carry.slot_mask, drawn, **more)
-    extras = _of_frames(aggregator, found)
+    number = asked_iterations(scheduled, first=False)
+    found = aggregator(prepared, queries, carry.slot_mask, drawn, **number, **more)
     if asked is None or not asked.renews:
-        frame = _Frame(found.slots, found.attention[-1], extras=extras)
-        return frame, carry._replace(slots=found.slots), memory
+        frame, _ = _found(aggregator, found, None, None)
+        return frame, carry._replace(slots=found.slots)
     pruned = prune_frame(asked, {}, aggregator, prepared, queries, found, drawn, **more)
-    frame, carry = _found(found._replace(slot_mask=carry.slot_mask), pruned, asked)
-    return frame._replace(extras=extras), carry, memory
+    return _found(aggregator, found._replace(slot_mask=carry.slot_mask), pruned, asked)
 
 
-def _found(first: Aggregated, pruned: Pruned | None, asked: Prune | None) -> tuple[_Frame, Carry]:
+def _with_masks(frame: _Frame, carry: Carry, cold: bool) -> _Frame:
+    """Return a frame with its own masks of slots, which may change where slots start anew."""
+    kept, owner = frame.kept, frame.owner
+    owner = carry.owner if owner is None else owner
+    kept = carry.slot_mask if kept is None else kept
+    if carry.owner is not None and kept is not None:  # masks are united, by the first frame
+        kept = kept & (owner == jnp.arange(owner.shape[1]))
+    started = jnp.full(len(frame.slots), cold)
+    return frame._replace(kept=kept, owner=owner, cold=started)
+
+
+def _told(frames: _Frame) -> dict[str, Array]:
+    """Return what is told of frames (B,T, ...) besides what is decoded; floats are float32."""
+    cold = {} if frames.cold is None else {"cold": frames.cold}
+    return {**_floats_as(jnp.float32, dict(frames.extras)), **cold}
+
+
+def _of_frame(given: Mapping[str, Array] | None, frame: int) -> dict[str, Array]:
+    return {name: x[:, frame] for name, x in (given or {}).items()}
+
+
+def _found(
+    aggregator: Aggregator, first: Aggregated, pruned: Pruned | None, asked: Prune | None
+) -> tuple[_Frame, Carry]:
     """Return what is decoded of a frame that was pruned, and what the next one starts from."""
+    extras = _of_frames(aggregator, first)
     if pruned is None:
-        return _Frame(first.slots, first.attention[-1]), Carry(first.slots, first.slot_mask)
-    frame = _Frame(pruned.slots, pruned.attention)
+        frame = _Frame(first.slots, first.attention[-1], extras=extras)
+        return frame, Carry(first.slots, first.slot_mask)
+    frame = _Frame(pruned.slots, pruned.attention, extras=extras)
     if asked is not None and asked.renews:
         stays = jnp.where(pruned.kept[..., None], pruned.slots, first.slots)
         owner = pruned.owner if asked.merges else None

@@ -14,9 +14,9 @@ from smoothsa_jax.evaluation.masks import SOURCES
 from smoothsa_jax.evaluation.split import Batch, num_frames_of, scored
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inputs.resize import resize_labels
+from smoothsa_jax.models.asked import asked_iterations, of_evaluation
 from smoothsa_jax.models.backend import backend_of
 from smoothsa_jax.models.parameters import Parameters, frozen_patterns, split
-from smoothsa_jax.models.pruning import as_scheduled, pruning_of
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
@@ -53,7 +53,10 @@ class Clip:
 
 
 def iterations_of_first_frame(
-    model: SlotModel, outputs: Mapping[str, Array], slot_mask: Bool[Array, "B N"] | None
+    model: SlotModel,
+    outputs: Mapping[str, Array],
+    slot_mask: Bool[Array, "B N"] | None,
+    iterations: int | None = None,
 ) -> dict[str, tuple[Float[Array, "B I+1 N D"], Float[Array, "B I N h w"]]]:
     """Return the states of a first frame, iteration by iteration. A pure function.
 
@@ -61,6 +64,7 @@ def iterations_of_first_frame(
         model: the model that computed the outputs.
         outputs: all outputs of an evaluation forward pass.
         slot_mask: true = valid.
+        iterations: how many there were; None: as the aggregator's settings say.
 
     Returns:
         Start -> the queries followed by the slots after each iteration, and the attention of each
@@ -72,7 +76,9 @@ def iterations_of_first_frame(
         return {COLD: (_with_queries(outputs["queries"], as_run[0]), as_run[1])}
     cold = outputs["cold_queries"]
     prepared = model.aggregator.prepare(outputs["first_tokens"].astype(model.dtype))
-    found = model.aggregator(prepared, cold.astype(model.dtype), slot_mask, None, first=True)
+    number = {} if iterations is None else {"iterations": iterations}
+    inputs = prepared, cold.astype(model.dtype), slot_mask, None
+    found = model.aggregator(*inputs, first=True, **number)
     attention = found.attention.swapaxes(0, 1)
     attention = attention.reshape(*attention.shape[:-1], *model.encoder.grid)
     return {
@@ -104,13 +110,14 @@ class Observer:
         self._masks, self._inputs = SOURCES[config.eval.masks], task.inputs
         self._score_at = config.eval.score_at
 
-        pruning = as_scheduled(pruning_of(config.eval))
+        asked = of_evaluation(config.eval)
 
         def look(params: Parameters, batch: Batch, key: Array):
             models = {MODEL: definition.merge(params, differentiated=False)}
             draws = task.draw(models, key, sizes_of(batch), False)
-            outputs = run_task(task, models, batch, draws, scheduled=pruning)
-            way = iterations_of_first_frame(models[MODEL], outputs, batch["slot_mask"])
+            outputs = run_task(task, models, batch, draws, scheduled=asked)
+            number = asked_iterations(asked, first=True)
+            way = iterations_of_first_frame(models[MODEL], outputs, batch["slot_mask"], **number)
             way = jax.tree.map(lambda x: x.astype(jnp.float32), way)  # the model may be bfloat16
             return outputs["slots"], outputs[self._masks], outputs["slot_mask"], way
 

@@ -18,6 +18,7 @@ from smoothsa_jax.losses.build import Losses, build_losses
 from smoothsa_jax.models.build import (
     PARTS,
     check_prunable,
+    check_repeatable,
     cold_start,
     has_transition,
     is_slot_model,
@@ -345,18 +346,22 @@ def _check_boxes(config: ConfigDict, path: str, model: ConfigDict) -> None:
 
 
 def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
-    """Check that slots can be pruned at evaluation, and that there can be another number."""
+    """Check that slots can be pruned at evaluation, and another number of them or of iterations."""
     settings = config.eval
-    if settings.prune is None and settings.num_slots is None:
+    given = [k for k in ("prune", "num_slots", "iterations") if settings[k] is not None]
+    if not given:
         return
     if not isinstance(model, SlotModel):
-        key = "prune" if settings.prune is not None else "num_slots"
+        key = given[0]
         raise UserError(
             f"eval.{key} is {settings[key]!r}, which is for slot models, but the task is "
             f"{config.task!r}; set --config.eval.{key}=None"
         )
     if settings.prune is not None:
         check_prunable(model.aggregator, config.model.aggregator.name, settings.prune_restart)
+    if settings.iterations is not None:
+        name = config.model.aggregator.name
+        check_repeatable(model.aggregator, name, "eval.iterations", settings.iterations)
     own, start = config.model.num_slots, model.initializer
     if settings.num_slots in (None, own):
         return

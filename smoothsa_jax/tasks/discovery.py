@@ -66,7 +66,9 @@ class Discovery:
         tokens = ("tokens",) if self._tokenizer.reads and not self._tokenizer.draws else ()
         self.inputs = ("video", "features", *tokens, "boxes", "slot_mask", *self._more)
         self._scoring = scoring_of(config.eval)
-        self.evaluator = MaskEvaluator(config.eval.masks, self._scoring, prunes(config.eval))
+        halts = config.model.get("aggregator", {}).get("halting") is not None
+        asked = config.eval.masks, self._scoring, prunes(config.eval)
+        self.evaluator = MaskEvaluator(*asked, halts)
 
     def build(self, shapes_only: bool) -> nnx.Module:
         config = self._config

@@ -394,6 +394,8 @@ def protocol_of(
             "queries": cold_start(slot_model),
             "num_slots": slots_of(config, training.task),
         }
+    if settings.iterations is not None:
+        of_slots["iterations"] = settings.iterations
     return {
         "seeds": tuple(settings.seeds),
         "num_samples": num_samples,

@@ -29,6 +29,7 @@ from smoothsa_jax.devices.mesh import (
 from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.build import build_losses
+from smoothsa_jax.models.asked import of_evaluation
 from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.buffers import DRAWS, Updates
 from smoothsa_jax.models.build import model_shapes
@@ -41,7 +42,6 @@ from smoothsa_jax.models.parameters import (
     shapes_in_place,
     split,
 )
-from smoothsa_jax.models.pruning import as_scheduled, pruning_of
 from smoothsa_jax.schedules import Schedules
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, Task, run_task, sizes_of
@@ -231,7 +231,7 @@ class _Programs:
         optimizer = build_optimizer(config.optimizer, num_steps, conditional, names)
         self.optimizer = optax.with_extra_args_support(optimizer)
         self.learning_rates = learning_rate_schedules(config.optimizer, num_steps)
-        self.pruning = as_scheduled(pruning_of(config.eval))
+        self.asked = of_evaluation(config.eval)
 
     def train_step(
         self,
@@ -321,7 +321,7 @@ class _Programs:
 
         def look(arrays, inputs):
             models = self._merged(arrays, False)
-            outputs = run_task(self.task, models, *inputs, match_paper, self.pruning)
+            outputs = run_task(self.task, models, *inputs, match_paper, self.asked)
             return {name: outputs[name] for name in self.task.evaluator.outputs}
 
         draws = self.task.draw(self.skeletons, key, sizes_of(batch), False)

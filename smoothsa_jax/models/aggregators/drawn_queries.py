@@ -48,7 +48,7 @@ class DrawnQueries(SlotAttention):
             `SlotAttention`.
     """
 
-    of_frames = (KERNEL,)
+    of_frames = (*SlotAttention.of_frames, KERNEL)
 
     def __init__(
         self,

@@ -262,7 +262,7 @@ class InvertedTransformer(nnx.Module):
         del draws
         number = self.first if first else self.later
         if iterations is not None:
-            check_iterations(self, "inverted_transformer")
+            check_any_iterations(self, "inverted_transformer")
             number = iterations
         slots, states, attentions, of_tokens = queries, [], [], []
         for layer in range(number):
@@ -290,8 +290,8 @@ class InvertedTransformer(nnx.Module):
         del keys, sizes, training
 
 
-def check_iterations(aggregator: nnx.Module, name: str) -> None:
-    """Refuse to run an aggregator for another number of iterations, if it has a fixed number.
+def check_any_iterations(aggregator: nnx.Module, name: str) -> None:
+    """Refuse to prune with an aggregator that has a fixed number of iterations.
 
     Raises:
         UserError: its layers have weights of their own.

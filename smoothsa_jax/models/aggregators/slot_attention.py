@@ -12,10 +12,13 @@ The defaults are those of SmoothSA (docs/design.md, section 1.1). Conventions of
         epsilon=1e-8, epsilon_in="weights", activation="relu", start="xavier", last_mlp=False
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.interfaces import Aggregated, Sizes
@@ -45,10 +48,14 @@ from smoothsa_jax.parts import (
     check_heads,
     check_number,
     check_one_of,
+    check_settings,
     check_whole,
 )
 
 GRADIENTS = ("full", "last", "last_and_queries")
+SIGNALS = ("max_slot", "mean_slot")
+HALTING = ("signal", "threshold", "minimum", "maximum")
+SMALL = 1e-6  # keeps the relative change of slots of 0 finite
 
 
 class SlotAttention(nnx.Module):
@@ -86,7 +93,20 @@ class SlotAttention(nnx.Module):
             "lecun" (flax linen) or "glorot" (Keras); or "truncated" with torch's GRU (OSRT).
         attention_start: of the projections to queries and keys; None: as `start`.
         zero_bias: whether the biases of GRU and MLP start at 0; with "torch".
+        halting: when a sample stops iterating; None: after the same number as all others. A group:
+            `signal`, what is compared with `threshold`: the relative change of the "max_slot", the
+            slot that an iteration has changed most, or the "mean_slot" (see `relative_change`); and
+            the `minimum` and `maximum` of iterations, of every frame. A threshold of 0 never stops:
+            all run `maximum`. A call's `iterations` take the place of `maximum`.
+        iterations: the number drawn in training, (low, high), both ends included: one for a step,
+            the same for all samples and frames. None: as `first` and `later` say, as at evaluation.
     """
+
+    groups = ("halting",)
+    of_frames = ("iterations",)  # where samples may stop early, or the number is drawn
+    # Whether gradients may flow; `ModelDefinition.merge` sets it. Only without can a loop end when
+    # all samples have stopped.
+    differentiated = True
 
     def __init__(
         self,
@@ -113,6 +133,8 @@ class SlotAttention(nnx.Module):
         start: str = "torch",
         attention_start: str | None = None,
         zero_bias: bool = True,
+        halting: Mapping[str, Any] | None = None,
+        iterations: Sequence[int] | None = None,
         rngs: nnx.Rngs,
     ):
         path = "model.aggregator"
@@ -146,6 +168,10 @@ class SlotAttention(nnx.Module):
                 f"{path}.extra_iteration is True, but the gradient passes through all iterations; "
                 f"set --config.{path}.gradient=last or last_and_queries"
             )
+        self.halting, self.drawn = _halting(f"{path}.halting", halting), None
+        if iterations is not None:
+            self.drawn = _range(f"{path}.iterations", iterations)
+        self._check_varied(path, extra_iteration, last_mlp)
         extra = int(extra_iteration)
         self.first, self.later = first + extra, (later or first) + extra
         self.gradient = gradient
@@ -189,11 +215,23 @@ class SlotAttention(nnx.Module):
         The returned attention is not yet normalized over tokens. The extra `attention_logits`
         (B,N,M) are those of the last iteration, before the softmax over slots. With several heads,
         the attention is their mean, and the extra `head_attention` (B,I,H,N,M) has them all.
+
+        Where samples may stop early, I is the largest number, a sample that has stopped keeps its
+        slots and attention, and the extra `iterations` (B,) int32 is how many it has run.
         """
+        count = None
+        if isinstance(draws, dict):  # the number is drawn
+            draws, count = draws["dropout"], draws["iterations"] if iterations is None else None
         num_iterations = iterations or (self.first if first else self.later)
+        if self.halting is not None and iterations is None:
+            num_iterations = self.halting.maximum
+        if count is not None:
+            num_iterations = self.drawn[1]
         keys = [None] * num_iterations
         if draws is not None:
             keys = split_key(draws, num_iterations)
+        if count is not None or (self.halting is not None and self.halting.threshold > 0):
+            return self._until_it_stops(prepared, queries, slot_mask, keys, count)
         slots, states, attentions, logits = queries, [], [], None
         for iteration in range(num_iterations):
             is_last = iteration == num_iterations - 1
@@ -203,11 +241,88 @@ class SlotAttention(nnx.Module):
             slots, attention, logits = self._iterate(*inputs, keys[iteration], with_mlp)
             states.append(slots)
             attentions.append(attention)
-        attention, extras = jnp.stack(attentions), {"attention_logits": logits}
+        used = None
+        if self.halting is not None or self.drawn is not None:
+            used = jnp.full(len(queries), num_iterations, jnp.int32)
+        maps = jnp.stack(attentions), logits
+        return self._aggregated(slots, *maps, jnp.stack(states), slot_mask, used)
+
+    def _aggregated(self, slots, attention, logits, states, slot_mask, used) -> Aggregated:
+        extras = {"attention_logits": logits}
         if self.num_heads > 1:
             extras = {"head_attention": attention.swapaxes(0, 1)}
             attention = attention.mean(axis=2)
-        return Aggregated(slots, attention, jnp.stack(states), slot_mask, extras)
+        extras |= {} if used is None else {"iterations": used}
+        return Aggregated(slots, attention, states, slot_mask, extras)
+
+    def _until_it_stops(self, prepared, queries, slot_mask, keys, count) -> Aggregated:
+        """Run iterations until each sample has stopped, or has run `count` (B,) of them.
+
+        The gradient is that of each sample's own iterations: of all of them, or of its last one.
+        """
+        run = lambda slots, key: self._iterate(slots, *prepared, slot_mask, key)  # noqa: E731
+        most = len(keys)
+
+        def goes_on(new: Array, old: Array, done: Int[Array, ""] | int) -> Bool[Array, " B"]:
+            if count is not None:
+                return done < count
+            change = jax.lax.stop_gradient(relative_change(new, old, slot_mask))
+            change = (
+                change.max(axis=1)
+                if self.halting.signal == "max_slot"
+                else _mean_of_valid(change, slot_mask)
+            )
+            return (done < self.halting.minimum) | (change >= self.halting.threshold)
+
+        def step(state: _Running, done: Int[Array, ""] | int) -> _Running:
+            key = None if keys[0] is None else keys[done]
+            new, attention, logits = run(state.slots, key)
+            active = state.active
+            found = new, attention, logits, state.slots
+            kept = state.slots, state.attention, state.logits, state.before
+            found = jax.tree.map(lambda one, two: _where(active, one, two), found, kept)
+            go_on = active & goes_on(new, state.slots, done + 1)
+            return _Running(*found, go_on, state.used + active)
+
+        slots, attention, logits = run(queries, keys[0])
+        used = jnp.ones(len(queries), jnp.int32)
+        state = _Running(slots, attention, logits, queries, goes_on(slots, queries, 1), used)
+        if self.differentiated:
+            states, attentions = [slots], [attention]
+            for done in range(1, most):
+                state = step(state, done)
+                states.append(state.slots)
+                attentions.append(state.attention)
+            states, attentions = jnp.stack(states), jnp.stack(attentions)
+        else:
+            state, states, attentions = _while_any(step, state, most)
+        slots, attention, logits = state.slots, state.attention, state.logits
+        if self.differentiated and self.gradient != "full":
+            # Once more what was each sample's last iteration, with its gradient alone.
+            start = truncated(state.before, queries, self.gradient)
+            own = None if keys[0] is None else keys[state.used - 1, jnp.arange(len(queries))]
+            slots, attention, logits = run(start, own)
+        last = jnp.arange(most)[:, None] >= state.used - 1  # (I,B)
+        states = _where(last, slots, states)
+        attentions = _where(last, attention, attentions)
+        return self._aggregated(slots, attentions, logits, states, slot_mask, state.used)
+
+    def _check_varied(self, path: str, extra_iteration: bool, last_mlp: bool) -> None:
+        """Refuse settings that do not go with a number of iterations that varies."""
+        halts = self.halting is not None
+        if halts and self.drawn is not None:
+            raise UserError(
+                f"{path} has both halting and iterations={self.drawn}; expected one of them: leave "
+                "one out"
+            )
+        name = "halting" if halts else "iterations" if self.drawn is not None else ""
+        for key, value in (("extra_iteration", extra_iteration), ("last_mlp", not last_mlp)):
+            if name and value:
+                raise UserError(
+                    f"{path}.{key} is {key == 'extra_iteration'}, which does not go with "
+                    f"{path}.{name}: which iteration is the last one is not known before; leave "
+                    f"{name} out"
+                )
 
     def _iterate(self, slots, keys, values, slot_mask, dropout_key=None, with_mlp=True):
         normed = self.norm_slots(slots)
@@ -224,9 +339,132 @@ class SlotAttention(nnx.Module):
             slots = slots + drop_branch(update, self.mlp_drop_rate, dropout_key)
         return slots, attention, logits
 
-    def draw(self, keys, sizes: Sizes, training: bool) -> Array | None:
-        """Return the keys (B,T) of dropout and stochastic depth; None: neither."""
-        if not training or not (self.dropout_rate or self.mlp_drop_rate):
+    def draw(self, keys, sizes: Sizes, training: bool) -> Array | dict[str, Array | None] | None:
+        """Return the keys (B,T) of dropout and stochastic depth; None: neither.
+
+        With a number of iterations that is drawn, these keys are `dropout` in a dictionary, beside
+        `iterations` (B,T) int32, one number again and again.
+        """
+        if not training:
             return None
-        found = jax.random.split(keys[0], sizes.batch * sizes.frames)
-        return found.reshape(sizes.batch, sizes.frames)
+        places, found = (sizes.batch, sizes.frames), None
+        if self.dropout_rate or self.mlp_drop_rate:
+            found = jax.random.split(keys[0], sizes.batch * sizes.frames).reshape(places)
+        if self.drawn is None:
+            return found
+        low, high = self.drawn
+        number = jax.random.randint(jax.random.fold_in(keys[0], 1), (), low, high + 1, jnp.int32)
+        return {"dropout": found, "iterations": jnp.broadcast_to(number, places)}
+
+
+class Halting(NamedTuple):
+    """When a sample stops iterating; see `SlotAttention`."""
+
+    signal: str
+    threshold: float
+    minimum: int
+    maximum: int
+
+
+class _Running(NamedTuple):
+    """A batch between two iterations.
+
+    Attributes:
+        slots: what each sample has found.
+        attention: of its last iteration, with heads where there are several.
+        logits: the same before the softmax.
+        before: the slots that entered its last iteration.
+        active: whether it goes on.
+        used: how many iterations it has run.
+    """
+
+    slots: Float[Array, "B N D"]
+    attention: Float[Array, "B ... N M"]
+    logits: Float[Array, "B ... N M"]
+    before: Float[Array, "B N D"]
+    active: Bool[Array, " B"]
+    used: Int[Array, " B"]
+
+
+def relative_change(
+    new: Float[Array, "B N D"], old: Float[Array, "B N D"], slot_mask: Bool[Array, "B N"] | None
+) -> Float[Array, "B N"]:
+    """Return how far slots have moved: the squared distance over the new squared norm, float32.
+
+    Masked slots have 0, and so have slots that are 0 and stay so.
+    """
+    new, old = new.astype(jnp.float32), old.astype(jnp.float32)
+    square = lambda x: jnp.square(x).sum(axis=-1)  # noqa: E731
+    change = square(new - old) / (square(new) + SMALL)
+    return change if slot_mask is None else jnp.where(slot_mask, change, 0.0)
+
+
+def _mean_of_valid(x, slot_mask):
+    number = x.shape[1] if slot_mask is None else jnp.maximum(slot_mask.sum(axis=1), 1)
+    return x.sum(axis=1) / number
+
+
+def _where(chosen: Bool[Array, "*b"], one: Array, two: Array) -> Array:
+    """Choose by the leading axes, which `chosen` has; `one` may lack the first of them."""
+    return jnp.where(chosen.reshape(*chosen.shape, *(1,) * (two.ndim - chosen.ndim)), one, two)
+
+
+def _while_any(step, state: _Running, most: int):
+    """Take steps until no sample is active, at most until `most` iterations are done.
+
+    Returns:
+        The last state; and slots and attention after every iteration, of which those after the last
+        one are empty.
+    """
+    rows = [jnp.zeros((most, *x.shape), x.dtype).at[0].set(x) for x in state[:2]]
+
+    def go_on(carry):
+        done, state, _ = carry
+        return (done < most) & jnp.any(state.active)
+
+    def once(carry):
+        done, state, rows = carry
+        state = step(state, done)
+        rows = [x.at[done].set(new) for x, new in zip(rows, state[:2], strict=True)]
+        return done + 1, state, rows
+
+    _, state, rows = jax.lax.while_loop(go_on, once, (jnp.int32(1), state, rows))
+    return state, *rows
+
+
+def _halting(path: str, settings: Mapping[str, Any] | None) -> Halting | None:
+    """Check the settings of halting.
+
+    Raises:
+        UserError: names the first that does not fit.
+    """
+    if settings is None:
+        return None
+    if not hasattr(settings, "items"):
+        raise UserError(
+            f"{path} is {settings!r}; expected None or a group of {', '.join(HALTING)}, such as "
+            '{"signal": "max_slot", "threshold": 0.05, "minimum": 1, "maximum": 6}'
+        )
+    check_settings(path, path, dict(settings.items()), dict.fromkeys(HALTING, False))
+    found = Halting(**{name: settings[name] for name in HALTING})
+    check_one_of(f"{path}.signal", found.signal, SIGNALS)
+    check_number(f"{path}.threshold", found.threshold)
+    check_whole(f"{path}.minimum", found.minimum)
+    check_whole(f"{path}.maximum", found.maximum, found.minimum)
+    return found
+
+
+def _range(path: str, value: Sequence[int]) -> tuple[int, int]:
+    """Check a range of iterations.
+
+    Raises:
+        UserError: it is no such range.
+    """
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    whole = is_pair and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+    if not whole or not 1 <= value[0] <= value[1]:
+        raise UserError(
+            f"{path} is {value!r}; expected the lowest and the highest number of iterations that a "
+            "training step draws, such as (1, 6); the number at evaluation is eval.iterations"
+        )
+    return tuple(value)

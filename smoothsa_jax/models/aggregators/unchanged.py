@@ -17,6 +17,8 @@ class Unchanged(nnx.Module):
         slot_size: D; unused.
     """
 
+    any_iterations = False  # there are none
+
     def __init__(self, width: int, slot_size: int, *, rngs: nnx.Rngs):
         del width, slot_size, rngs
 
