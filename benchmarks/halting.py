@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 import smoothsa_jax
+from benchmarks.clips import parser_of
 from benchmarks.iterations import SEEN, Clips, difference, given_to, own_numbers, without_halting
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.metrics import contingency_from_counts, score_counts
@@ -201,17 +202,10 @@ def cost(name: str, model: Segmenter, options: argparse.Namespace, rounds: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=["sprites_gaussian"])
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=3)
+    parser = parser_of(__doc__, "test", 64, 3)
     parser.add_argument("--most", type=int, default=8)
     parser.add_argument("--signal", default="max_slot", choices=["max_slot", "mean_slot"])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.1, 0.05, 0.02, 0.01])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of evaluation")
     parser.add_argument("--cost", action="store_true")
     options = parser.parse_args()
     rows: dict[str, list[Row]] = {}

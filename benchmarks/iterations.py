@@ -22,12 +22,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import smoothsa_jax
+from benchmarks.clips import clips_of, encoder_of, parser_of
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.metrics import contingency_from_counts, score_counts
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.models.asked import as_scheduled, iterations_of
 from smoothsa_jax.models.interfaces import Scheduled, Sizes
-from smoothsa_jax.training.evaluating import source_of_split
 
 BATCH = 32
 Scores = dict[str, Float[np.ndarray, " clips"]]
@@ -40,21 +40,14 @@ class Clips:
     """The first clips of a split in batches, with the features of a model."""
 
     def __init__(self, model: Segmenter, split: str, clips: int, frames: int):
-        config = model.config.copy_and_resolve_references().unlock()
-        config.eval.num_frames = frames
-        source = source_of_split(config, model.num_slots, split, clips)
-        samples = [source[i] for i in range(len(source))]
+        samples = list(clips_of(model, split, clips, frames))
         names = ["video", "segmentations", "boxes", "slot_mask"]
         stacked = {n: np.stack([s[n] for s in samples]) for n in names if n in samples[0]}
-
-        def encode(params: dict[str, Array], video: Array) -> Array:
-            return model.definition.merge(params, differentiated=False).encode(video)["features"]
-
-        encode, self._batches = jax.jit(encode), []
+        encode, self._batches = encoder_of(model), []
         for i in range(0, len(samples), BATCH):
             batch = {name: x[i : i + BATCH] for name, x in stacked.items()}
             batch["pictures"] = batch.pop("video")
-            batch["features"] = encode(model.params, batch["pictures"])
+            batch["features"] = encode(batch["pictures"])
             batch["pictures"] = batch["pictures"][:, 0]
             self._batches.append(batch)
 
@@ -166,7 +159,7 @@ def table(models: dict[str, Segmenter], options: argparse.Namespace) -> None:
     )
     baseline = None
     for first, later in [own, *(pair for pair in options.iterations if pair != own)]:
-        asked = as_scheduled(None, iterations_of((first, later)))
+        asked = as_scheduled(iterations=iterations_of((first, later)))
         rows = over_models([measure(asked, options.seeds) for measure in measures.values()])
         baseline = baseline or rows
         cells = [f"{100 * np.nanmean(rows[name]):{len(name)}.1f}" for name in columns]
@@ -201,14 +194,7 @@ def cost(name: str, model: Segmenter, options: argparse.Namespace, rounds: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=["sprites_gaussian"])
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=6)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of evaluation")
+    parser = parser_of(__doc__, "test", 64, 6)
     pairs = [(n, 1) for n in (4, 6, 8)] + [(3, 2), (6, 2), (6, 3)]
     parser.add_argument(
         "--iterations", type=pair_from, nargs="+", default=pairs, help="such as 6 or 6,2"

@@ -20,18 +20,18 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 import smoothsa_jax
 from benchmarks import cases
+from benchmarks.clips import clips_of, encoder_of, parser_of
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.masks import MaskEvaluator
 from smoothsa_jax.evaluation.slots import num_slots
 from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.models.asked import as_scheduled
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.models.pruning import Prune, as_scheduled
-from smoothsa_jax.training.evaluating import source_of_split
+from smoothsa_jax.models.pruning import Prune
 
 BATCH = 50
 OFF = -1.0  # no slot is left out
@@ -43,10 +43,7 @@ class Data:
     """The first clips of a split as batches of pixels and labels."""
 
     def __init__(self, model: Segmenter, split: str, clips: int, frames: int):
-        config = model.config.copy_and_resolve_references().unlock()
-        config.eval.num_frames = frames
-        source = source_of_split(config, model.num_slots, split, clips)
-        samples = [source[i] for i in range(len(source))]
+        samples = list(clips_of(model, split, clips, frames))
         stack = lambda name: np.stack([sample[name] for sample in samples])  # noqa: E731
         self.video, self.labels = stack("video"), stack("segmentations")
 
@@ -60,13 +57,8 @@ class Measure:
     """Scores of one model on some clips; features are computed once."""
 
     def __init__(self, model: Segmenter, data: Data):
-        self._params = model.params
-
-        def encode(params: dict[str, Array], video: Array) -> Array:
-            return model.definition.merge(params, differentiated=False).encode(video)["features"]
-
-        encode = jax.jit(encode)
-        self._batches = [(i, encode(model.params, v), labels) for i, v, labels in data]
+        self._params, encode = model.params, encoder_of(model)
+        self._batches = [(i, encode(video), labels) for i, video, labels in data]
 
         def run(params, features, key, slot_mask, prune):
             whole = model.definition.merge(params, differentiated=False)
@@ -184,20 +176,13 @@ def cost(model: Segmenter, slots: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", nargs="*", default=["sprites_gaussian"])
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--frames", type=int, default=1)
+    parser = parser_of(__doc__, "validation", 200, 1, models="*")
     parser.add_argument("--slots", type=int, nargs="+", default=[5, 8, 12])
     parser.add_argument(
         "--distances", type=float, nargs="*", default=[0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     )
     parser.add_argument("--auto", type=float, nargs="*", default=[0.7, 0.8])
     parser.add_argument("--restarts", nargs="+", default=["slots:1"], help="such as slots:3 none")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--videos", nargs="+", default=["fixed"], help="fixed, renewed")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--rounds", type=int, default=200, help="of --cost")

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 import smoothsa_jax
+from benchmarks.clips import clips_of, encoder_of, parser_of
 from benchmarks.iterations import difference
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.metrics import contingency_from_counts, score_counts
@@ -40,19 +41,9 @@ from smoothsa_jax.models.anew import (
 from smoothsa_jax.models.asked import as_scheduled
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.pruning import prune_of
-from smoothsa_jax.training.evaluating import source_of_split
 
 BATCH = 32
 FEWEST = 20  # pixels of an object that is there
-
-
-def clips_of(model: Segmenter, split: str, number: int, frames: int) -> Iterator[dict[str, Any]]:
-    """Yield the first clips of the data that a model was trained on."""
-    config = model.config.copy_and_resolve_references().unlock()
-    config.eval.num_frames = frames
-    source = source_of_split(config, model.num_slots, split, number)
-    for index in range(len(source)):
-        yield source[index]
 
 
 def joined(
@@ -96,14 +87,8 @@ class Runner:
 
     def __init__(self, model: Segmenter, video: UInt8[np.ndarray, "B T H W 3"]):
         self._model = model
-
-        def encode(params: Any, video: Array) -> Array:
-            return model.definition.merge(params, differentiated=False).encode(video)["features"]
-
-        encode = jax.jit(encode)
-        self.features = [
-            encode(model.params, video[i : i + BATCH]) for i in range(0, len(video), BATCH)
-        ]
+        encode = encoder_of(model)
+        self.features = [encode(video[i : i + BATCH]) for i in range(0, len(video), BATCH)]
 
         def run(params: Any, features: Array, key: Array, mask: Array, asked: Any):
             whole = model.definition.merge(params, differentiated=False)
@@ -173,18 +158,16 @@ def cuts(models: dict[str, Segmenter], options: argparse.Namespace) -> None:
             each = lambda asked, runner=runner, model=model, seed=seed: counts_of(  # noqa: E731
                 runner, model.num_slots, asked, seed, labels
             )
-            follow, small = each(as_scheduled(None, None))
+            follow, small = each(as_scheduled())
             for name, x in signals(runner.features, small["error"], cut).items():
                 found[name].append(x)
             rows.setdefault("none", []).append(scores(follow, behind)["fg_ari"])
             for name in SIGNALS:
                 anew = anew_of(options.thresholds[name], name)
-                counts, small = each(as_scheduled(None, None, anew))
+                counts, small = each(as_scheduled(anew=anew))
                 rows.setdefault(name, []).append(scores(counts, behind)["fg_ari"])
                 hits.setdefault(name, []).append(small["cold"])
-            known, _ = counts_of(
-                alone, model.num_slots, as_scheduled(None, None), seed, labels[:, cut:]
-            )
+            known, _ = counts_of(alone, model.num_slots, as_scheduled(), seed, labels[:, cut:])
             rows.setdefault("oracle", []).append(scores(known, slice(None))["fg_ari"])
     print("signal      within clips: median, 99 %, largest    at cuts: smallest, 1 %, median")
     for name, x in found.items():
@@ -264,18 +247,11 @@ def entries(models: dict[str, Segmenter], options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=["sprites_gaussian"])
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=12)
+    parser = parser_of(__doc__, "test", 64, 12)
     parser.add_argument("--slots", type=int, default=8, help="of pruned videos")
     parser.add_argument("--features", type=float, default=DEFAULTS["features"])
     parser.add_argument("--error", type=float, default=DEFAULTS["error"])
     parser.add_argument("--requery", type=float, default=DEFAULT_REQUERY)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of evaluation")
     parser.add_argument("--entering", action="store_true")
     options = parser.parse_args()
     options.thresholds = {"features": options.features, "error": options.error}
