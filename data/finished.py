@@ -128,6 +128,33 @@ def digest_of(job: Job) -> str:
     return hashlib.sha256(json.dumps(_plain(job)).encode()).hexdigest()[:16]
 
 
+def write_note(
+    out: Path, file: str, job: Job, written: tuple[int, int, str], **more: Any
+) -> dict[str, Any]:
+    """Write the note on a finished shard, and return it.
+
+    Args:
+        out: the folder.
+        file: the shard's name.
+        job: what it was made of.
+        written: what `shards.write_shard` returned.
+        **more: further entries.
+    """
+    num_examples, num_bytes, sha256 = written
+    note = {
+        "file": file,
+        "job": digest_of(job),
+        "file_size": (out / file).stat().st_size,
+        "num_examples": num_examples,
+        "num_bytes": num_bytes,
+        "sha256": sha256,
+        **more,
+    }
+    with atomic_file(out / UNFINISHED / f"{file}.json") as path:
+        path.write_text(json.dumps(note))
+    return note
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]

@@ -27,7 +27,6 @@ if __name__ == "__main__":  # before the imports: what makes one of them fail is
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,14 +43,13 @@ from tqdm import tqdm
 from data.family import SPLITS, Job, Plan
 from data.finished import (
     FORMAT,
-    UNFINISHED,
-    digest_of,
     in_manifest,
     in_notes,
     is_there,
     manifest_of,
     only_one,
     remove_notes,
+    write_note,
 )
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, shard_name, write_shard
@@ -62,7 +60,7 @@ from smoothsa_jax.devices import runtime
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.files import atomic_file, expanded
+from smoothsa_jax.files import expanded
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs.build import Subset, build_dataset
 from smoothsa_jax.inputs.features import (
@@ -80,7 +78,8 @@ from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
-from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, find_slots
+from smoothsa_jax.tasks.discovery import features_of
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, find_slots
 from smoothsa_jax.tasks.stored import features_made_of, slots_made_of, tokens_made_of
 from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.evaluating import source_of_split
@@ -279,19 +278,8 @@ def _make_shards(out: Path, found: Stored, missing: dict[str, Job]) -> None:
         for file, job in missing.items():
             lengths: list[int] = []
             frames = found.frames(found.sources[job.split], job.payload, lengths)
-            num_examples, num_bytes, sha256 = write_shard(out / file, records(frames))
-            note = {
-                "file": file,
-                "job": digest_of(job),
-                "file_size": (out / file).stat().st_size,
-                "num_examples": num_examples,
-                "num_bytes": num_bytes,
-                "sha256": sha256,
-                "frames": lengths,
-                "skipped": [],
-            }
-            with atomic_file(out / UNFINISHED / f"{file}.json") as path:
-                path.write_text(json.dumps(note))
+            written = write_shard(out / file, records(frames))  # fills `lengths`
+            write_note(out, file, job, written, frames=lengths, skipped=[])
 
 
 def _record(arrays: Frame) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import dataclasses
-import json
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
@@ -15,9 +14,8 @@ from tqdm import tqdm
 
 from data.families import family_of
 from data.family import BadSample, Family, Job, Options, Plan
-from data.finished import STAGING, UNFINISHED, digest_of
+from data.finished import STAGING, UNFINISHED, write_note
 from data.shards import serializer, write_shard
-from smoothsa_jax.files import atomic_file
 from smoothsa_jax.text import say
 
 # Each worker process has its own copies.
@@ -104,24 +102,19 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     remarks: dict[str, list[str]] = {}
     _family.sources_read.clear()
     records = _records(job, skipped, frames, names, remarks)
-    num_examples, num_bytes, sha256 = write_shard(out / file, records)
-    note = {
-        "file": file,
-        "job": digest_of(job),
-        "file_size": (out / file).stat().st_size,
-        "num_examples": num_examples,
-        "num_bytes": num_bytes,
-        "sha256": sha256,
-        "frames": frames,
-        "skipped": skipped,
-        "remarks": {text: [len(files), files[0]] for text, files in remarks.items()},
-        "sources": [dataclasses.astuple(source) for source in _family.sources_read],
+    written = write_shard(out / file, records)  # fills the lists
+    return write_note(
+        out,
+        file,
+        job,
+        written,
+        frames=frames,
+        skipped=skipped,
+        remarks={text: [len(files), files[0]] for text, files in remarks.items()},
+        sources=[dataclasses.astuple(source) for source in _family.sources_read],
         # Elsewhere, planning has checked that they are unique.
-        "names": names if job.num_items is None else [],
-    }
-    with atomic_file(out / UNFINISHED / f"{file}.json") as path:
-        path.write_text(json.dumps(note))
-    return note
+        names=names if job.num_items is None else [],
+    )
 
 
 def _records(

@@ -25,8 +25,9 @@ from golden_files import (
 
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.interop.authors import below
-from smoothsa_jax.interop.programs import GENERA1Z, GRU
-from smoothsa_jax.interop.table import LINEAR, NORM, KeyTable
+from smoothsa_jax.interop.programs import GENERA1Z
+from smoothsa_jax.interop.slotformer import ATTENTION
+from smoothsa_jax.interop.table import KeyTable
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import AGGREGATORS, build_slot_model
 from smoothsa_jax.models.layers.diffusion import betas, signal_shares
@@ -51,23 +52,7 @@ ORIGINAL = {
     "activation": "relu",
     "zero_bias": False,
 }
-NAMES_OF_ORIGINAL = KeyTable(
-    below(
-        "",
-        "",
-        [
-            ("norm_inputs", "norm_features", NORM),
-            ("project_q.0", "norm_slots", NORM),
-            ("project_q.1", "query", LINEAR),
-            ("project_k", "key", LINEAR),
-            ("project_v", "value", LINEAR),
-            ("gru", "gru", GRU),
-            ("mlp.0", "norm_mlp", NORM),
-            ("mlp.1", "mlp.hidden", LINEAR),
-            ("mlp.3", "mlp.out", LINEAR),
-        ],
-    )
-)
+NAMES_OF_ORIGINAL = KeyTable(below("", "", ATTENTION))
 
 
 @pytest.fixture(scope="module", autouse=True)

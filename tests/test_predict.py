@@ -19,8 +19,8 @@ from tiny import tiny_config
 from smoothsa_jax.inference import overlays, predict, results, videos
 from smoothsa_jax.inference.overlays import Excerpt
 from smoothsa_jax.inference.segmenter import Segmenter
-from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inference.videos import read_video
+from smoothsa_jax.models.anew import feature_distance
 from smoothsa_jax.models.build import slot_model_shapes
 from smoothsa_jax.models.parameters import split
 

@@ -13,12 +13,12 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import MaskEvaluator
 from smoothsa_jax.evaluation.slots import num_slots
 from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.models.asked import as_scheduled
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.pruning import (
     OF_MEDIAN,
     Prune,
-    as_scheduled,
     median_distance,
     owners,
     survivors,

@@ -13,7 +13,8 @@ from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.tasks.checks import check as check_config
-from smoothsa_jax.tasks.frozen_slots import features_of, find_slots
+from smoothsa_jax.tasks.discovery import features_of
+from smoothsa_jax.tasks.frozen_slots import find_slots
 from smoothsa_jax.tasks.stored import refuse_other_slots
 from smoothsa_jax.training.step import build_training
 

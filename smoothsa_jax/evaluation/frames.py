@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.evaluation.metrics import ari, contingency, iou
 
@@ -101,8 +102,6 @@ def miou_of_frames(
 
     Labels up to the frame's largest count, whether they are there or not.
     """
-    from scipy.optimize import linear_sum_assignment
-
     found = []
     for mine, theirs in zip(predicted, true, strict=True):
         counts = contingency(mine[None].astype(np.uint8), theirs[None].astype(np.uint8))

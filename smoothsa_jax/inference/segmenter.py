@@ -23,10 +23,9 @@ from smoothsa_jax.evaluation.masks import SOURCES
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
 from smoothsa_jax.inference.segmentation import Segmentation
-from smoothsa_jax.inference.shot_cuts import feature_distance
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
-from smoothsa_jax.models.anew import Anew, anew_of
+from smoothsa_jax.models.anew import Anew, anew_of, feature_distance
 from smoothsa_jax.models.asked import Iterations, as_scheduled, iterations_of
 from smoothsa_jax.models.backend import Backend, backend_of
 from smoothsa_jax.models.build import (
@@ -326,7 +325,7 @@ class Segmenter:
             shot_cuts: a frame whose `cut_signal` exceeds this starts a new shot; None: none does.
                 Needs Gaussian queries, since there are no boxes after a cut. The first frame after
                 a `state` never starts a new shot.
-            cut_signal: "features": `shot_cuts.feature_distance` from the previous frame; 0.75 is a
+            cut_signal: "features": `anew.feature_distance` from the previous frame; 0.75 is a
                 good threshold. "error": how many times as large the decoder's error is as in the
                 last frames, if slots follow; 2 is one. It does not go with a `state`.
             requery: a slot that takes less than this share of every token, two frames in a row,

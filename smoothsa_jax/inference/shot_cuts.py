@@ -1,11 +1,8 @@
-"""Detect cuts in a video; after a cut, the model starts with new slots."""
+"""Thresholds of cuts and of slots that start anew, and the flags that give them."""
 
 import math
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.models.anew import feature_distance
-
-__all__ = ["DEFAULT_REQUERY", "DEFAULTS", "feature_distance", "threshold_from"]
 
 # Of features: the geometric mean of the largest motion (0.41) and the smallest cut (1.35) in
 # sprites' validation clips; see docs/measurements.md and docs/use.md. Of the decoder's error: twice

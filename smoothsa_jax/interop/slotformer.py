@@ -33,6 +33,18 @@ _LSTM = {
     "bias_ih_l0": ("input.bias", SAME),
     "bias_hh_l0": ("hidden.bias", SAME),
 }
+# Slot attention as SlotFormer and SlotDiffusion name it.
+ATTENTION: list[Row] = [
+    ("norm_inputs", "norm_features", NORM),
+    ("project_q.0", "norm_slots", NORM),
+    ("project_q.1", "query", LINEAR),
+    ("project_k", "key", LINEAR),
+    ("project_v", "value", LINEAR),
+    ("gru", "gru", GRU),
+    ("mlp.0", "norm_mlp", NORM),
+    ("mlp.1", "mlp.hidden", LINEAR),
+    ("mlp.3", "mlp.out", LINEAR),
+]
 _UNUSED = "prior_slot_layer"  # nothing reads it
 _TIME = "rollouter.enc_t_pe"
 _FRONT = "slot_model."  # of our names of a rollouter's companion
@@ -56,17 +68,6 @@ def _decoder_rows() -> list[Row]:
 
 def _savi_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del model
-    attention: list[Row] = [
-        ("norm_inputs", "norm_features", NORM),
-        ("project_q.0", "norm_slots", NORM),
-        ("project_q.1", "query", LINEAR),
-        ("project_k", "key", LINEAR),
-        ("project_v", "value", LINEAR),
-        ("gru", "gru", GRU),
-        ("mlp.0", "norm_mlp", NORM),
-        ("mlp.1", "mlp.hidden", LINEAR),
-        ("mlp.3", "mlp.out", LINEAR),
-    ]
     deep = "aggregator.kernel.hidden.kernel" in names
     kernel: list[Row] = [("0", "out", LINEAR)]
     if deep:
@@ -75,7 +76,7 @@ def _savi_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     return [
         ("init_latents", "initializer.mean", RAW),
         *below("kernel_dist_layer", "aggregator.kernel", kernel),
-        *below("slot_attention", "aggregator", attention),
+        *below("slot_attention", "aggregator", ATTENTION),
         ("encoder.{}.0", "encoder.layers.layers.{}", convolution(FILTERS)),
         ("encoder_pos_embedding.dense", "encoder.place.dense", LINEAR),
         ("encoder_out_layer.0", "projection.norm", NORM),

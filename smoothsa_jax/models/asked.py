@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from smoothsa_jax.models import pruning
 from smoothsa_jax.models.anew import Anew
 from smoothsa_jax.models.interfaces import Scheduled
+from smoothsa_jax.models.pruning import Prune, pruning_of
 from smoothsa_jax.parts import check_iterations
 
 
@@ -50,12 +50,11 @@ def iterations_of(value: Any, prefix: str = "") -> Iterations | None:
 
 
 def as_scheduled(
-    prune: pruning.Prune | None, iterations: Iterations | None, anew: Anew | None = None
+    prune: Prune | None = None, iterations: Iterations | None = None, anew: Anew | None = None
 ) -> Scheduled:
     """Return the argument `scheduled` of a model that runs in this way at evaluation."""
-    more = {"iterations": iterations, "anew": anew}
-    found = {name: {"asked": x} for name, x in more.items() if x is not None}
-    return {**pruning.as_scheduled(prune), **found}
+    given = {"pruning": prune, "iterations": iterations, "anew": anew}
+    return {name: {"asked": x} for name, x in given.items() if x is not None}
 
 
 def of_evaluation(settings: Mapping[str, Any]) -> Scheduled:
@@ -67,9 +66,7 @@ def of_evaluation(settings: Mapping[str, Any]) -> Scheduled:
     Raises:
         UserError: a setting is out of range.
     """
-    return as_scheduled(
-        pruning.pruning_of(settings), iterations_of(settings["iterations"], "eval.")
-    )
+    return as_scheduled(pruning_of(settings), iterations_of(settings["iterations"], "eval."))
 
 
 def asked_iterations(scheduled: Scheduled | None, first: bool) -> dict[str, int]:

@@ -190,11 +190,6 @@ def pruning_settings(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(settings[name] for name in names)
 
 
-def as_scheduled(prune: Prune | None) -> dict[str, dict[str, Any]]:
-    """Return the argument `scheduled` of a model that prunes in this way at evaluation."""
-    return {} if prune is None else {"pruning": {"asked": prune}}
-
-
 class Carry(NamedTuple):
     """What the next frame of a video starts from; see `SlotModel.follow`.
 

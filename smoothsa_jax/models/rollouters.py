@@ -16,7 +16,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.models.buffers import Buffer
 from smoothsa_jax.models.interfaces import Rollouter, Sizes
 from smoothsa_jax.models.layers.basic import linear, split_key
-from smoothsa_jax.models.layers.transformer import NORMS, EncoderLayer
+from smoothsa_jax.models.layers.transformer import NORMS, copied_layers, run_copied_layers
 from smoothsa_jax.parts import (
     check_dropout,
     check_flag,
@@ -114,21 +114,14 @@ class SlotFormer(nnx.Module):
         learned = lambda rows: nnx.Param(jnp.zeros((rows, width), jnp.float32))  # noqa: E731
         self.time_positions = learned(window) if positions == "learned" else None
         self.slot_positions = learned(num_slots) if slot_positions else None
-        key = rngs.params()  # torch copies one layer
-        self.layers = nnx.List(
-            [
-                EncoderLayer(
-                    width,
-                    num_heads,
-                    norm=norm,
-                    activation="relu",
-                    bias=True,
-                    dropout_rate=dropout_rate,
-                    mlp_size=mlp_size,
-                    rngs=nnx.Rngs(key),
-                )
-                for _ in range(num_layers)
-            ]
+        self.layers = copied_layers(
+            num_layers,
+            width,
+            num_heads,
+            norm=norm,
+            dropout_rate=dropout_rate,
+            mlp_size=mlp_size,
+            rngs=rngs,
         )
         self.out_projection = linear(width, slot_size, rngs=rngs)
         mean, scale = jnp.zeros(slot_size, jnp.float32), jnp.ones(slot_size, jnp.float32)
@@ -204,11 +197,7 @@ class SlotFormer(nnx.Module):
         x = self.in_projection(x)
         x = x + self._positions(frames, slots).astype(x.dtype)
         mask = None if slot_mask is None else jnp.tile(slot_mask, (1, frames))
-        num = len(self.layers)
-        for layer, own in zip(
-            self.layers, [None] * num if key is None else split_key(key, num), strict=True
-        ):
-            x = layer(x, mask=mask, dropout_key=own)
+        x = run_copied_layers(self.layers, x, mask, key)
         following = self.out_projection(x[:, -slots:]).astype(window.dtype)
         return window[:, -1] + following if self.residual else following
 

@@ -22,7 +22,13 @@ from smoothsa_jax.models.layers.basic import (
     linear,
     split_key,
 )
-from smoothsa_jax.models.layers.transformer import NORMS, EncoderLayer, PostNormLayer
+from smoothsa_jax.models.layers.transformer import (
+    NORMS,
+    EncoderLayer,
+    PostNormLayer,
+    copied_layers,
+    run_copied_layers,
+)
 from smoothsa_jax.parts import (
     check_above_zero,
     check_dropout,
@@ -86,9 +92,7 @@ class RandSFQ(nnx.Module):
             dropout_keys = None
         else:
             slot_offset, feature_offset = draws["slot_offset"], draws["feature_offset"]
-            dropout_keys = draws["dropout"]
-            if dropout_keys is not None:
-                dropout_keys = split_key(dropout_keys, later).swapaxes(0, 1)
+            dropout_keys = _keys_of_frames(draws["dropout"], later)
         frame = jnp.arange(1, later + 1)[None, :] - feature_offset
         looked_at = jnp.take_along_axis(tokens, frame[:, :, None, None], axis=1)
         return self.remember(looked_at, feature_offset), slot_offset, dropout_keys
@@ -262,9 +266,7 @@ class Transformer(nnx.Module):
         self, tokens: Float[Array, "B T M C"], draws: Key[Array, "B"] | None
     ) -> Key[Array, "B T-1"] | None:
         """Return the random keys of each later frame's dropout."""
-        if draws is None:
-            return None
-        return split_key(draws, tokens.shape[1] - 1).swapaxes(0, 1)
+        return _keys_of_frames(draws, tokens.shape[1] - 1)
 
     def start(self, slots: Float[Array, "B N D"], draws: Key[Array, "B"] | None) -> None:
         """Return None: only the previous frame counts."""
@@ -372,21 +374,14 @@ class RecurrentTransformer(nnx.Module):
         check_heads(f"{path}.num_heads", num_heads, slot_size, f"model.slot_size {slot_size}")
         check_dropout(f"{path}.dropout_rate", dropout_rate)
         self.state_size, self.dropout_rate = state_size, dropout_rate
-        key = rngs.params()  # torch copies one layer
-        self.layers = nnx.List(
-            [
-                EncoderLayer(
-                    slot_size,
-                    num_heads,
-                    norm="pre",
-                    activation="relu",
-                    bias=True,
-                    dropout_rate=dropout_rate,
-                    mlp_size=mlp_size,
-                    rngs=nnx.Rngs(key),
-                )
-                for _ in range(num_layers)
-            ]
+        self.layers = copied_layers(
+            num_layers,
+            slot_size,
+            num_heads,
+            norm="pre",
+            dropout_rate=dropout_rate,
+            mlp_size=mlp_size,
+            rngs=rngs,
         )
         self.cell = LSTMCell(slot_size, state_size, rngs=rngs)
         self.out = linear(state_size, slot_size, rngs=rngs)
@@ -395,9 +390,7 @@ class RecurrentTransformer(nnx.Module):
         self, tokens: Float[Array, "B T M C"], draws: Key[Array, "B"] | None
     ) -> Key[Array, "B T-1"] | None:
         """Return the random keys of each later frame's dropout."""
-        if draws is None:
-            return None
-        return split_key(draws, tokens.shape[1] - 1).swapaxes(0, 1)
+        return _keys_of_frames(draws, tokens.shape[1] - 1)
 
     def start(
         self, slots: Float[Array, "B N D"], draws: Key[Array, "B"] | None
@@ -415,10 +408,7 @@ class RecurrentTransformer(nnx.Module):
         slot_mask: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[Array, "B N D"], tuple[Float[Array, "B N S"], Float[Array, "B N S"]]]:
         """Return the next frame's queries and the new memory; see `interfaces.Transition`."""
-        num = len(self.layers)
-        keys = [None] * num if prepared is None else split_key(prepared, num)
-        for layer, key in zip(self.layers, keys, strict=True):
-            slots = layer(slots, mask=slot_mask, dropout_key=key)
+        slots = run_copied_layers(self.layers, slots, slot_mask, prepared)
         memory = self.cell(slots, *memory)
         return self.out(memory[0]), memory
 
@@ -427,3 +417,8 @@ class RecurrentTransformer(nnx.Module):
         if not training or not self.dropout_rate:
             return None
         return jax.random.split(keys[2], sizes.batch)
+
+
+def _keys_of_frames(draws: Key[Array, "B"] | None, number: int) -> Key[Array, "B T-1"] | None:
+    """Return the random keys of each later frame's dropout; None: no dropout."""
+    return None if draws is None else split_key(draws, number).swapaxes(0, 1)

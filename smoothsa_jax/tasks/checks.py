@@ -43,7 +43,7 @@ from smoothsa_jax.parts import choose
 from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.discovery import TEACHER, names_of
-from smoothsa_jax.tasks.recognition import SLOT_MODEL
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL
 from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")

@@ -103,7 +103,7 @@ class Discovery:
             also = () if model.target_encoder is not None else self._extras
             found = model.encode(batch["video"], batch.get("cameras"), also=also)
         if model.target_encoder is not None:
-            of_target = encoded_for_target(model, batch, self._extras)
+            of_target = _encoded_for_target(model, batch, self._extras)
             found |= {"target_features": of_target.pop("features"), **of_target}
         if TEACHER in models:
             found[f"{TEACHER}.masks"] = _masks_of_teacher(models[TEACHER], batch, draws[TEACHER])
@@ -241,11 +241,26 @@ def prunes(settings: ConfigDict) -> dict[str, Any] | None:
     return {name: settings[name] for name in names}
 
 
-def encoded_for_target(
+def _encoded_for_target(
     model: SlotModel, batch: Mapping[str, Array], also: tuple[str, ...] = ()
 ) -> Outputs:
     """Return the outputs (B,T,M,C) of a model's target encoder."""
     return model.encode(batch["video"], batch.get("cameras"), model.target_encoder, also)
+
+
+def features_of(model: SlotModel, batch: Mapping[str, Array]) -> Array:
+    """Return the features (B,T,M,C) of all frames."""
+    return model.encode(batch["video"], batch.get("cameras"))["features"]
+
+
+def target_of(
+    model: SlotModel, batch: Mapping[str, Array], features: Array, draws: Draws
+) -> Outputs:
+    """Return what a frozen model's decoder should predict, as its own task has it."""
+    constants = {"features": features}
+    if model.target_encoder is not None:
+        constants["target_features"] = _encoded_for_target(model, batch)["features"]
+    return model.target(batch, constants, draws.get("target"))
 
 
 def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Draws) -> Array:
@@ -253,11 +268,8 @@ def _masks_of_teacher(teacher: SlotModel, batch: Mapping[str, Array], draws: Dra
     if "features" in batch:  # `stored.refuse_other_features` has compared the encoders
         features = batch["features"].astype(jnp.float32)
     else:
-        features = teacher.encode(batch["video"], batch.get("cameras"))["features"]
-    constants = {"features": features}
-    if teacher.target_encoder is not None:
-        constants["target_features"] = encoded_for_target(teacher, batch)["features"]
-    given = teacher.target(batch, constants, draws.get("target"))
+        features = features_of(teacher, batch)
+    given = target_of(teacher, batch, features, draws)
     boxes, slot_mask = batch.get("boxes"), batch.get("slot_mask")
     outputs = teacher(features, given, draws, boxes, slot_mask)
     if "masks" not in outputs:

@@ -36,8 +36,14 @@ from smoothsa_jax.models.parameters import split
 from smoothsa_jax.models.rollouters import SEEN, interleaved
 from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.parts import check_whole, choose
-from smoothsa_jax.tasks.discovery import batch_reads, names_of, refuse_missing
-from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, features_of, find_slots, target_of
+from smoothsa_jax.tasks.discovery import (
+    batch_reads,
+    features_of,
+    names_of,
+    refuse_missing,
+    target_of,
+)
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, find_slots
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 START = "start"  # a draw (B,): the first frame of each window
@@ -84,9 +90,14 @@ class Dynamics:
         return nnx.eval_shape(lambda: build_rollout_model(self._config.model, *sizes, 0))
 
     @functools.cached_property
+    def _frozen_shapes(self) -> SlotModel:
+        """The slot model, with shapes."""
+        return slot_model_shapes(self.slot_model, image_size_of(self._config))
+
+    @functools.cached_property
     def _decodes(self) -> tuple[bool, bool]:
         """Whether the slot model's decoder predicts what frames tell, and masks, of slots alone."""
-        model = slot_model_shapes(self.slot_model, image_size_of(self._config))
+        model = self._frozen_shapes
         definition, params, frozen = split(model)
         slots = jax.ShapeDtypeStruct((1, 1, model.num_slots, model.slot_size), jnp.float32)
 
@@ -106,7 +117,7 @@ class Dynamics:
     def evaluator(self) -> PredictionEvaluator:
         """How a split is scored."""
         decodes, has_masks = self._decodes
-        target = slot_model_shapes(self.slot_model, image_size_of(self._config)).target
+        target = self._frozen_shapes.target
         of_pixels = decodes and getattr(target, "of_pixels", False)
         return PredictionEvaluator(
             has_masks=has_masks,

@@ -9,26 +9,11 @@ from jaxtyping import Array, Bool
 from smoothsa_jax.inputs.features import SLOT_ARRAYS
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.slot_model import SlotModel
-from smoothsa_jax.tasks.discovery import encoded_for_target
+from smoothsa_jax.tasks.discovery import target_of
 from smoothsa_jax.tasks.task import Outputs
 
 SLOT_MODEL = "slot_model"  # the companion
 SLOTS = "slots"
-
-
-def features_of(model: SlotModel, batch: Mapping[str, Array]) -> Array:
-    """Return the features (B,T,M,C) of all frames."""
-    return model.encode(batch["video"], batch.get("cameras"))["features"]
-
-
-def target_of(
-    model: SlotModel, batch: Mapping[str, Array], features: Array, draws: Draws
-) -> Outputs:
-    """Return what the model's decoder should predict, as its own task has it."""
-    constants = {"features": features}
-    if model.target_encoder is not None:
-        constants["target_features"] = encoded_for_target(model, batch)["features"]
-    return model.target(batch, constants, draws.get("target"))
 
 
 def find_slots(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from smoothsa_jax.models.layers.attention import KeysValues, MultiHeadAttention
 from smoothsa_jax.models.layers.basic import EPSILON, MLP, dropout, layer_norm, split_key
@@ -324,6 +324,41 @@ class PreNormLayer(nnx.Module):
     def _feed_forward(self, x, key=None):
         update = self.feed_forward(self.norm_feed_forward(x))
         return x + dropout(update, self.dropout_rate, key)
+
+
+def copied_layers(num_layers: int, *sizes: int, rngs: nnx.Rngs, **settings: Any) -> nnx.List:
+    """Return layers as `torch.nn.TransformerEncoder` has them: they start as copies of one.
+
+    Args:
+        num_layers: number of layers.
+        *sizes: width and number of heads of an `EncoderLayer`.
+        rngs: keys of the initial values.
+        **settings: further ones of it.
+    """
+    key, settings = rngs.params(), {"activation": "relu", "bias": True, **settings}
+    layers = range(num_layers)
+    return nnx.List([EncoderLayer(*sizes, rngs=nnx.Rngs(key), **settings) for _ in layers])
+
+
+def run_copied_layers(
+    layers: Sequence[EncoderLayer],
+    x: Float[Array, "B M E"],
+    mask: Bool[Array, "B M"] | None,
+    keys: Key[Array, "B"] | None,
+) -> Float[Array, "B M E"]:
+    """Return the tokens after all layers.
+
+    Args:
+        layers: any number of them.
+        x: the tokens.
+        mask: true = valid.
+        keys: of the dropout of each sample; None: no dropout.
+    """
+    number = len(layers)
+    of_layers = [None] * number if keys is None else split_key(keys, number)
+    for layer, key in zip(layers, of_layers, strict=True):
+        x = layer(x, mask=mask, dropout_key=key)
+    return x
 
 
 def causal_layers(
