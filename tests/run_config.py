@@ -14,8 +14,8 @@ VARIANTS = ("", "image", "metaslot", "along")
 def get_config(variant: str = "") -> ConfigDict:
     """`image` has one frame and no transition, and compiles in a third of the time.
 
-    `metaslot` is an image too; its aggregator has buffers. So is `along`, whose tokenizer is trained
-    with the slots.
+    `metaslot` is an image too; its aggregator has buffers. So is `along`, with a
+    tokenizer that is trained with the slots.
     """
     frames = 2 if variant == "" else 1
     config = tiny_config(num_frames=frames, decoder="mlp_mixture")
