@@ -12,8 +12,8 @@ keeping the aspect and without antialiasing, as in SlotFormer's program, and all
   names the splits that have them. Where two overlap, the first one counts. Objects of one color,
   material and shape in several frames are one segment, since no video has two such objects; where
   proposals do not say these, segments are numbered frame by frame.
-* `in_view`, `colors`, `materials`, `shapes` and `collisions` are of the annotation, whose objects
-  are not those of the labels. Splits without annotations, such as test, have none.
+* `in_view` (objects, 128), `colors`, `materials`, `shapes` and `collisions` are of the annotation,
+  whose objects are not those of the labels. Splits without annotations, such as test, have none.
 * Three videos are damaged in the public files and have 115, 104 and 114 readable frames, which are
   kept. The annotation of the last one is damaged too, and left out.
 """
@@ -30,7 +30,7 @@ import numpy as np
 from data.archives import Files
 from data.clips import PER_SHARD, clip_example, read
 from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
-from data.features import NO_SEGMENT, clip_features, column, table
+from data.features import NO_SEGMENT, clip_features, column
 from data.pictures import png
 from data.rle import decode
 from data.videos import video_frames
@@ -138,7 +138,7 @@ class Clevrer(Family):
             jobs=tuple(jobs),
             sources=tuple(sorted(sources)),
             features=clip_features(
-                in_view=table(np.int32),
+                in_view=column(np.int32, NUM_FRAMES),
                 colors=column(np.int32),
                 materials=column(np.int32),
                 shapes=column(np.int32),
@@ -329,14 +329,14 @@ def _annotated(values: Any, num_frames: int, where: str) -> dict[str, Any]:
         objects = {
             entry["object_id"]: k for k, entry in enumerate(values.get("object_property", ()))
         }
-        in_view = np.zeros((len(objects), num_frames), np.int32)
+        in_view = np.zeros((len(objects), NUM_FRAMES), np.int32)
         trajectory = values["motion_trajectory"] if values else ()
         if values and len(trajectory) < num_frames:
             raise BadSample(
                 f"{where} has {len(trajectory)} frames, its video {num_frames}; download it again, "
                 "or skip such videos with --skip-bad"
             )
-        for t, entry in enumerate(trajectory[:num_frames]):
+        for t, entry in enumerate(trajectory):
             for one in entry["objects"]:
                 in_view[objects[one["object_id"]], t] = bool(one["inside_camera_view"])
         collisions = [entry for entry in values.get("collision", ())]

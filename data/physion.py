@@ -173,7 +173,7 @@ class Physion(Family):
             else:
                 kept.append(Clip(scenario, printable(stimulus), file))
         if dropped:
-            notes.append(f"{dropped} of test are left out, by SlotFormer's list of bad stimuli")
+            notes.append(f"test: {dropped} left out, by SlotFormer's list of bad stimuli")
         return sorted(kept, key=_order)
 
     def _matching(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -124,11 +125,10 @@ def proposals(number: int, num_frames: int) -> dict:
     return {"video_name": f"video_{number:05d}.mp4", "frames": frames}
 
 
-NUM_FRAMES = {7: 5, 7648: 4, 10001: 5, 15002: 5}
 SPLITS = {"train": (7, 7648), "validation": (10001,), "test": (15002,)}
 
 
-def clevrer(folder: Path, zipped: bool = False) -> Path:
+def clevrer(folder: Path) -> Path:
     """Two videos to train on, the second of which is damaged, and one in each other split."""
     for split, numbers in SPLITS.items():
         part = {"validation": "val"}.get(split, split)
@@ -146,13 +146,12 @@ def clevrer(folder: Path, zipped: bool = False) -> Path:
             write(folder, {name: json.dumps(x).encode() for name, x in contents.items()})
         listed = [questions(number, known=split != "test") for number in numbers]
         write(folder, {f"questions/{split}.json": json.dumps(listed).encode()})
-    return _zipped(folder) if zipped else folder
+    return folder
 
 
-def _zipped(folder: Path) -> Path:
-    """The same as it is downloaded: an archive for each split."""
-    target = folder.with_name(f"{folder.name}_zips")
-    for what, split in (("video", "train"), ("video", "val"), ("annotation", "train")):
+def zipped(folder: Path, target: Path) -> Path:
+    """Videos and annotations as they are downloaded: an archive for each split."""
+    for what, split in itertools.product(("video", "annotation"), ("train", "val")):
         inside = folder / f"{what}s" / split
         name = {"val": "validation"}.get(split, split)
         files = {str(p.relative_to(inside)): p.read_bytes() for p in inside.rglob("*.*")}
