@@ -98,7 +98,7 @@ def write_manifest(
         "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],
     }
     if files := {**(before or {}).get("files", {}), **entries_of(plan.beside)}:
-        manifest["files"] = files
+        manifest["files"] = dict(sorted(files.items()))
     text = re.sub(
         r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1)
     )  # one line of numbers

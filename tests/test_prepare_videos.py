@@ -234,6 +234,12 @@ def test_archives_give_the_same_frames(raw, prepared, tmp_path):
     assert line == "questions-validation.json is missing"
 
 
+def test_splits_one_after_the_other_give_the_same_folder(raw, prepared, tmp_path):
+    for split in ("validation", "train", "test"):
+        prepare.prepare("clevrer", str(raw / "clevrer"), tmp_path, (split,))
+    assert files_of(tmp_path) == files_of(prepared / "clevrer")
+
+
 def masks(*objects: dict) -> dict:
     return {"frames": [{"objects": list(objects)}]}
 
