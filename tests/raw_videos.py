@@ -128,21 +128,22 @@ def proposals(number: int, num_frames: int) -> dict:
 SPLITS = {"train": (7, 7648), "validation": (10001,), "test": (15002,)}
 
 
-def clevrer(folder: Path) -> Path:
+def clevrer(folder: Path, num_frames: int = 5) -> Path:
     """Two videos to train on, the second of which is damaged, and one in each other split."""
     for split, numbers in SPLITS.items():
         part = {"validation": "val"}.get(split, split)
         for number in numbers:
             first = number // 1000 * 1000
             below = f"_{first:05d}-{first + 1000:05d}"
-            frames = moving(number % 13, 5)
+            frames = moving(number % 13, num_frames)
             path = mp4(folder / f"videos/{part}/video{below}/video_{number:05d}.mp4", frames)
             if number == 7648:
                 cut(path, 0.75)
-            contents = {f"derender_proposals/proposal_{number:05d}.json": proposals(number, 5)}
+            name = f"derender_proposals/proposal_{number:05d}.json"
+            contents = {name: proposals(number, num_frames)}
             if split != "test":
                 name = f"annotations/{part}/annotation{below}/annotation_{number:05d}.json"
-                contents[name] = annotation(number, 5)
+                contents[name] = annotation(number, num_frames)
             write(folder, {name: json.dumps(x).encode() for name, x in contents.items()})
         listed = [questions(number, known=split != "test") for number in numbers]
         write(folder, {f"questions/{split}.json": json.dumps(listed).encode()})
