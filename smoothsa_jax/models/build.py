@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -41,6 +41,7 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.perceptual import LPIPS, PERCEPTUAL
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
+from smoothsa_jax.models.readouts import Aloe, FramesTransformer, Pairs, ReadoutModel
 from smoothsa_jax.models.rollouters import RolloutModel, SlotFormer
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import (
@@ -152,9 +153,15 @@ PARTS = {
 OPTIONAL = ("target_encoder", "pruning", "tokenizer")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 ROLLOUTERS: dict[str, Callable] = {"slotformer": SlotFormer}
+READOUTS: dict[str, Callable] = {
+    "aloe": Aloe,
+    "pairs": Pairs,
+    "frames_transformer": FramesTransformer,
+}
 PERCEPTUALS: dict[str, Callable] = {"lpips": LPIPS}
 SIZES = ("num_slots", "slot_size")
 ROLLOUTER = "rollouter"  # the part of a model of the task `dynamics`
+READOUT = "readout"  # the same of the task `answers`
 
 
 def build_slot_model(
@@ -421,6 +428,52 @@ def build_rollout_model(
     sizes, table = (num_slots, slot_size), ROLLOUTERS
     made = make(f"model.{ROLLOUTER}", config[ROLLOUTER], table, *sizes, rngs=nnx.Rngs(seed))
     return RolloutModel(made)
+
+
+class ReadoutSizes(NamedTuple):
+    """What a readout reads and answers; see `interfaces.Readout`.
+
+    Attributes:
+        num_slots: N.
+        slot_size: D.
+        num_frames: F.
+        num_words: V.
+        num_answers: A.
+    """
+
+    num_slots: int
+    slot_size: int
+    num_frames: int
+    num_words: int
+    num_answers: int
+
+
+def build_readout_model(
+    config: ConfigDict,
+    sizes: ReadoutSizes,
+    beside: Mapping[str, ReadoutSizes],
+    seed: int,
+) -> ReadoutModel:
+    """Make the model of the task `answers`.
+
+    Args:
+        config: the `model` part of a config.
+        sizes: of the readout.
+        beside: of the copies beside it, by name. The readout is the same with and without them.
+        seed: seed of the initial values.
+
+    Raises:
+        UserError: a name or setting is unknown, or a part is missing.
+    """
+    if READOUT not in config:
+        raise UserError(
+            f"the config has no model.{READOUT}, which the task 'answers' trains; add it to the "
+            "config file"
+        )
+    path, settings, rngs = f"model.{READOUT}", config[READOUT], nnx.Rngs(seed)
+    readout = make(path, settings, READOUTS, *sizes, rngs=rngs)
+    others = {x: make(path, settings, READOUTS, *of, rngs=rngs) for x, of in beside.items()}
+    return ReadoutModel(readout, others)
 
 
 def part_schedules(config: ConfigDict) -> dict[str, dict[str, Any]]:
