@@ -104,6 +104,10 @@ class GeneratedClips:
         keys of the sample."""
         raise NotImplementedError
 
+    def random_numbers(self, index: int) -> np.random.Generator:
+        """Return the generator of clip `index`, from which everything in it is drawn."""
+        return np.random.default_rng([*self._seed, int(index)])
+
     def __len__(self) -> int:
         return self.num_samples
 
@@ -131,7 +135,7 @@ class GeneratedClips:
         return self[index]["video"]
 
     def _make(self, index: int) -> dict[str, np.ndarray]:
-        made = dict(self.generate(np.random.default_rng([*self._seed, int(index)])))
+        made = dict(self.generate(self.random_numbers(index)))
         labels, num_objects = number_by_appearance(made.pop("labels"), made.pop("count"))
         boxes = boxes_from_segmentation(labels, np.arange(1, num_objects + 1))
         if not self._boxes:
