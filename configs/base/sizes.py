@@ -129,6 +129,8 @@ def smoke(config: ConfigDict, data: DataSet) -> None:
     """Do what the word `smoke` does: a tiny model of random weights, and a few steps."""
     if "slots" in config.data:
         config.data.slots = ""  # of an untrained model, there is nothing to store
+    if "num_clips" in config.data:
+        config.data.num_clips = 64
     if data.smoke is not None:
         config.update(data.smoke)
         return

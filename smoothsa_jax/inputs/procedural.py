@@ -121,13 +121,18 @@ class GeneratedClips:
             self._kept[index] = self._make(index)
         return dict(self._kept[index])
 
+    def window(self, index: int) -> range:
+        """The frames of sample `index`: all, since nothing is random."""
+        del index
+        return range(self.num_frames)
+
     def without_pixels(
         self, index: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], range]:
         """Sample `index` without "video", and its frames: all, since nothing is random."""
         sample = self[index]
         del sample["video"]
-        return sample, range(self.num_frames)
+        return sample, self.window(index)
 
     def fixed_pixels(self, index: int, which: range) -> np.ndarray:
         """The frames of sample `index`, all of them, since nothing is random."""

@@ -8,6 +8,7 @@ then a clip that fits them. So words alone tell nothing of the answer.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from smoothsa_jax.inputs.sprites import Sprites
 NUM_QUESTIONS = {"train": 8192, "validation": 512, "test": 2048}
 NUM_CLIPS = {"train": 4096, "validation": 512, "test": 1024}
 
+MAX_OBJECTS = 4
+STATE_SIZE = 3 + len(SHAPES) + len(COLOUR_NAMES) + len(TEXTURES) + 1  # see `SpriteQuestions.state`
 FASTER = 1.3  # the fastest object is at least so many times as fast as the next
 NOT_ASKED = -1  # the group of a question that a clip does not allow
 _OF_QUESTIONS = 1  # part of a question's seed, so that it shares no random numbers with a clip
@@ -195,13 +198,14 @@ class SpriteQuestions:
         split: "train", "validation" or "test".
         num_samples: number of questions; default: `NUM_QUESTIONS` of the split.
         num_clips: number of clips that they are about; default: `NUM_CLIPS` of the split.
-        num_slots: of the model; without effect, since samples have no slots.
+        num_slots, boxes, background_box: of `observed_clips`, see `Sprites`.
 
     Attributes:
         words: the vocabulary; word 0 is padding.
         answers: the list of answers of all templates.
         kinds: names of the templates.
         clips: the source of the clips.
+        observed_clips: the same of the observed frames alone, as a slot model sees them.
         redrawn: how many mentions and templates were drawn anew.
 
     Raises:
@@ -215,7 +219,7 @@ class SpriteQuestions:
         image_size: int | tuple[int, int] = 60,
         num_frames: int = 12,
         observed: int = 6,
-        max_objects: int = 4,
+        max_objects: int = MAX_OBJECTS,
         min_objects: int = 2,
         split: str = "train",
         num_samples: int | None = None,
@@ -223,8 +227,9 @@ class SpriteQuestions:
         seed: int = 0,
         palette_size: int = 4,
         num_slots: int | None = None,
+        boxes: bool = True,
+        background_box: bool = True,
     ):
-        del num_slots
         if not 2 <= observed < num_frames:
             raise UserError(
                 f"data.observed is {observed} and data.num_frames {num_frames}; questions need 2 "
@@ -245,6 +250,8 @@ class SpriteQuestions:
             "palette_size": palette_size,
         }
         self.clips = Sprites(**options)
+        of_model = {"num_slots": num_slots, "boxes": boxes, "background_box": background_box}
+        self.observed_clips = Sprites(**{**options, "num_frames": observed}, **of_model)
         if num_samples is None:
             num_samples = NUM_QUESTIONS[split]
         if num_samples < 1:
@@ -344,10 +351,15 @@ class SpriteQuestions:
         clips = self.clips
         return truth_of(clips.scene(clip), clips.num_frames, clips.height, clips.width)
 
+    @staticmethod
+    def state_shape_of(settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the numbers of objects N and of features F of `state`, from the settings."""
+        return settings.get("max_objects", MAX_OBJECTS), STATE_SIZE
+
     @property
     def state_size(self) -> int:
         """The number of features F of `state`."""
-        return 3 + len(SHAPES) + len(COLOUR_NAMES) + len(TEXTURES) + 1
+        return STATE_SIZE
 
     def state(
         self, clip: int, num_frames: int | None = None

@@ -312,17 +312,28 @@ def build_model(
     seed: int,
     part_seeds: Mapping[str, int] | None = None,
     shapes: frozenset[str] = frozenset(),
-) -> SlotModel | TokenizerModel:
-    """Make a slot model or a tokenizer's model; the arguments are those of `build_slot_model`."""
+    slot_model: ConfigDict | None = None,
+) -> SlotModel | TokenizerModel | RolloutModel:
+    """Make a slot model, a tokenizer's model, or a rollouter that continues slots of `slot_model`.
+
+    The other arguments are those of `build_slot_model`.
+    """
+    if ROLLOUTER in config:
+        return _rollout_built(config, slot_model, seed)
     build = _tokenizer_built if is_tokenizer_model(config) else _built
     return build(config, image_size, nnx.Rngs(seed), part_seeds or {}, shapes)
 
 
-def model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Module:
+def model_shapes(
+    config: ConfigDict, image_size: tuple[int, int], slot_model: ConfigDict | None = None
+) -> nnx.Module:
     """Make the same model with shapes instead of arrays, without computing anything.
 
-    A companion may also be a model that compares pictures; its arrays always come from files.
+    A companion may also be a model that compares pictures; its arrays always come from files. Or it
+    is a rollouter, which continues the slots of `slot_model`.
     """
+    if ROLLOUTER in config:
+        return nnx.eval_shape(lambda: _rollout_built(config, slot_model, 0))
     if PERCEPTUAL in config:
         path, settings = f"companions.{PERCEPTUAL}.model.{PERCEPTUAL}", config[PERCEPTUAL]
         return nnx.eval_shape(lambda: make(path, settings, PERCEPTUALS, rngs=_one_key()))
@@ -404,6 +415,17 @@ def _one_key() -> nnx.Rngs:
 def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
     """Make a head on slots of width `slot_size`, from the `model` part of a config."""
     return make("model", config, HEADS, slot_size, rngs=nnx.Rngs(seed))
+
+
+def _rollout_built(
+    config: ConfigDict, slot_model: ConfigDict | None, seed: int
+) -> RolloutModel:
+    if slot_model is None:
+        raise UserError(
+            "a rollouter needs the slot model whose slots it continues; set "
+            "--config.companions.slot_model.source to the folder of its run"
+        )
+    return build_rollout_model(config, slot_model.num_slots, slot_model.slot_size, seed)
 
 
 def build_rollout_model(

@@ -13,13 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.answers import ANSWER_LOGITS, CHOICE_LOGITS
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.basic import MLP, linear, split_key
 from smoothsa_jax.models.layers.transformer import copied_layers, run_to_first
 from smoothsa_jax.models.rollouters import sinusoids
 from smoothsa_jax.parts import check_dropout, check_heads, check_one_of, check_whole
 
-ANSWER_LOGITS, CHOICE_LOGITS = "answer_logits", "choice_logits"  # outputs
 POSITIONS = ("time", "token")
 REDUCTIONS = ("max", "mean", "sum")
 PATH = "model.readout"
