@@ -406,9 +406,9 @@ def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Sto
     for split in splits:
         try:
             source = _clips(config, split, num_slots, training.task.inputs)
-        source = getattr(source, "clips", source)  # of questions
         except NoSuchSplit:
             continue
+        source = getattr(source, "clips", source)  # of questions
         sources[split] = source
         frames = config.data.get("num_frames")
         if split != SPLIT and (config.eval.num_frames or 0) > 0:

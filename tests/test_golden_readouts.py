@@ -15,12 +15,18 @@ import pytest
 from flax import nnx
 from golden_files import FOLDER, FORWARD, GRADIENT, LOSS, compare_gradients, golden, write_report
 from ml_collections import ConfigDict
+from tiny import tiny_config
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.slotformer import ALOE, PHYRE, PHYSION
+from smoothsa_jax.losses.answers import ANSWER_LOGITS, CHOICE_LOGITS
+from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import ReadoutSizes, build_readout_model
 from smoothsa_jax.models.parameters import split
-from smoothsa_jax.models.readouts import ANSWER_LOGITS, CHOICE_LOGITS, REDUCTIONS
+from smoothsa_jax.models.readouts import REDUCTIONS
+from smoothsa_jax.tasks.answers import OTHER_CLIP
+from smoothsa_jax.tasks.task import run_task
+from smoothsa_jax.training.step import build_training
 
 # What the files do not tell.
 HEADS = {"aloe": 2, "phyre": 4}
@@ -160,33 +166,35 @@ def of_aloe(recorded: Mapping[str, np.ndarray], num_slots: int, frames: int, len
 
 
 def questions_of(file, length: int) -> dict[str, np.ndarray]:
-    """The batch of a file as the common interface has it: questions, then those with choices."""
+    """The batch of a file as the common interface has it: questions, then each choice by itself.
+
+    In these made-up numbers, the choices of one question have different words in front.
+    """
     flags, tokens = file["inp/mc_flag"], file["inp/mc_q_tokens"]
     for kind in ("cls", "mc"):  # padding is word 0
         mask = file[f"inp/{kind}_q_pad_mask"]
         np.testing.assert_array_equal(file[f"inp/{kind}_q_tokens"] == 0, mask)
-    descriptive, with_choices = len(file["inp/cls_label"]), flags.max() + 1
-    number, most = descriptive + with_choices, np.bincount(flags).max()
+    descriptive, with_choices = len(file["inp/cls_label"]), len(flags)
+    number = descriptive + with_choices
     answers = file.arrays["out/descriptive_logits"].shape[1]
     question = np.zeros((number, length), np.int32)
     question[:descriptive] = file["inp/cls_q_tokens"][:, :length]
     assert not file["inp/cls_q_tokens"][:, length:].any()
-    choices = np.zeros((number, most, tokens.shape[1] - length), np.int32)
-    labels = np.full((number, most), -1, np.int32)
-    place = np.concatenate([np.arange(n) for n in np.bincount(flags)])
-    question[descriptive + flags] = tokens[:, :length]
-    choices[descriptive + flags, place] = tokens[:, length:]
-    labels[descriptive + flags, place] = file["inp/mc_label"]
+    choices = np.zeros((number, 1, tokens.shape[1] - length), np.int32)
+    labels = np.full((number, 1), -1, np.int32)
+    question[descriptive:] = tokens[:, :length]
+    choices[descriptive:, 0] = tokens[:, length:]
+    labels[descriptive:, 0] = file["inp/mc_label"]
     answer = np.concatenate([file["inp/cls_label"], np.full(with_choices, -1)]).astype(np.int32)
-    kinds = np.concatenate([np.zeros(descriptive), file["inp/mc_subtype"]]).astype(np.int32)
+    kinds = np.concatenate([np.zeros(descriptive), file["inp/mc_subtype"][flags]])
     return {
-        "slots": np.concatenate([file["inp/cls_video_emb"], file["inp/mc_video_emb"]]),
+        "slots": np.concatenate([file["inp/cls_video_emb"], file["inp/mc_video_emb"][flags]]),
         "question": question,
         "choices": choices,
         "answer": answer,
         "choice_answers": labels,
         "allowed": np.ones((number, answers), bool),
-        "kind": kinds,
+        "kind": kinds.astype(np.int32),
         "clip": np.arange(number, dtype=np.int32),
     }
 
@@ -203,6 +211,152 @@ def test_a_choice_has_words_that_a_question_lacks():
         alone = readout(*some)[ANSWER_LOGITS]
         together = readout(*some, batch["choices"][:2])[ANSWER_LOGITS]
         np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+def answers_config(file) -> ConfigDict:
+    """A run of the task `answers` with the sizes of `model_aloe`, and its batch."""
+    length = QUESTION_LENGTH["golden"]
+    batch = questions_of(file, length)
+    number, frames, slots, size = batch["slots"].shape
+    settings, sizes, _ = of_aloe(file.group("param/"), slots, frames, length)
+    config = tiny_config(frames, decoder="mlp_mixture").copy_and_resolve_references().unlock()
+    model = config.model
+    model.update(num_slots=slots, slot_size=size)
+    model.initializer = ConfigDict({"name": "gaussian", "log_std": 0.0})
+    model.transition.num_heads = 1
+    names = {
+        "words": tuple(map(str, range(sizes.num_words))),
+        "answers": tuple(map(str, range(sizes.num_answers))),
+        "kinds": tuple(map(str, range(batch["kind"].max() + 1))),
+    }
+    config.task = "answers"
+    config.model = ConfigDict({"readout": settings, "beside": (), **names})
+    config.losses = ConfigDict({"answer": {"weight": 1.0}, "choice": {"weight": 1.0}})
+    config.companions.slot_model = ConfigDict({"source": "", "title": "", "model": model})
+    config.weights = ConfigDict()
+    config.data.update(boxes=False, slots="", max_objects=2)
+    config.train.num_steps, config.train.batch_size = 6, number
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_cosine",
+            "peak": PEAK,
+            "warmup": WARMUP / 6,
+            "begin_ratio": START_RATIO,
+            "end_ratio": START_RATIO,
+        }
+    )
+    config.checkpoint.update(best_metric="accuracy", best_mode="max")
+    batch["slot_mask"] = np.ones((number, slots), bool)
+    return config, batch
+
+
+def begun(file):
+    """The training of a file, its state and frozen arrays, and its batch."""
+    config, batch = answers_config(file)
+    training = build_training(config)
+    params = ALOE.to_ours(file.group("param/"), training.state.params)
+    assert params.keys() == training.state.params.keys()
+    params = {k: jnp.asarray(x) for k, x in params.items()}
+    frozen = {k: jnp.zeros(x.shape, x.dtype) for k, x in training.frozen.items()}
+    return training, training.state.replace(params=params), frozen, batch
+
+
+def draws_of(batch) -> dict:
+    return {"slot_model": {}, "readout": None}
+
+
+@pytest.mark.slow
+def test_aloe():
+    """Logits, losses and their gradient, of questions of both kinds in one batch."""
+    with golden("model_aloe") as file:
+        training, state, frozen, batch = begun(file)
+        task, losses = training.task, build_losses(answers_config(file)[0].losses)
+        given = {k: jnp.asarray(x) for k, x in batch.items()}
+
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def total(params):
+            models = {
+                name: found.merge({**params, **frozen})
+                for name, found in training.definitions.items()
+            }
+            outputs = run_task(task, models, given, draws_of(batch))
+            weights = {name: {"weight": 1.0} for name in losses.terms}
+            terms = losses(outputs, given, weights)
+            return sum(terms.values()), (terms, outputs)
+
+        (_, (terms, outputs)), gradients = jax.jit(total)(state.params)
+        descriptive = batch["answer"] >= 0
+        file.compare("out/descriptive_logits", outputs[ANSWER_LOGITS][descriptive], FORWARD)
+        there = batch["choice_answers"] >= 0
+        file.compare("out/choice_logits", outputs[CHOICE_LOGITS][there], FORWARD)
+        file.compare("loss/descriptive", terms["answer"], LOSS)
+        file.compare("loss/choices", terms["choice"], LOSS)
+        theirs = ALOE.to_ours(file.group("grad/"), gradients)
+        # Of the choices of padding the program has none.
+        compare_gradients(file, gradients, theirs, null=is_null, not_recorded=0.0)
+        questions, logits = joined(file, batch, outputs)
+        rows = {f"{row}.{k}": x for row in ("model", OTHER_CLIP) for k, x in logits.items()}
+        tables = jax.device_get(task.evaluator.measure(rows, questions).tables)
+        scores = task.evaluator.means(task.evaluator.per_sample(tables, False))
+        kinds = ("descriptive", "explanatory", "predictive", "counterfactual")
+        for kind, name in enumerate(kinds):
+            file.compare(f"out/{name}_acc", scores[f"accuracy/{kind}"], FORWARD)
+            assert int(file[f"out/{name}_bs"]) == (questions["kind"] == kind).sum()
+        right = np.asarray(task.evaluator.per_sample(tables, False)["right"])
+        of_choices = questions["answer"] < 0
+        file.compare("out/multiple-choice_acc", right[of_choices].mean(), FORWARD)
+        assert int(file["out/multiple-choice_bs"]) == of_choices.sum()
+
+
+def joined(file, batch, outputs):
+    """The questions with all of their choices, and the logits of these."""
+    flags, first = file["inp/mc_flag"], batch["answer"] >= 0
+    number, most = flags.max() + 1, np.bincount(flags).max()
+    place = np.concatenate([np.arange(n) for n in np.bincount(flags)])
+    labels, logits = np.full((number, most), -1), np.zeros((number, most), np.float32)
+    labels[flags, place] = batch["choice_answers"][~first, 0]
+    logits[flags, place] = np.asarray(outputs[CHOICE_LOGITS])[~first, 0]
+    none, kept = np.zeros((first.sum(), most)), np.unique(flags, return_index=True)[1]
+    kept = np.concatenate([np.flatnonzero(first), first.sum() + kept])
+    questions = {name: batch[name][kept] for name in ("kind", "answer", "allowed")}
+    questions["choice_answers"] = np.concatenate([none - 1, labels]).astype(int)
+    found = {ANSWER_LOGITS: outputs[ANSWER_LOGITS][kept]}
+    found[CHOICE_LOGITS] = jnp.asarray(np.concatenate([none, logits]))
+    return questions, found
+
+
+@pytest.mark.slow
+def test_trajectory():
+    """Six steps of the program's training step, with its learning rates and without clipping."""
+    with golden("model_aloe", parts=()) as model, golden("trajectory_aloe") as file:
+        training, state, frozen, batch = begun(model)
+        found = {"descriptive": [], "choices": []}
+        rates, norms = [], []
+        placed = {k: jnp.asarray(x) for k, x in batch.items()}
+        for step in range(len(file.arrays["loss/descriptive"])):
+            if step == len(file.arrays["out/learning_rates"]):
+                trained = {k: np.asarray(x) for k, x in state.params.items()}
+            arguments = state, frozen, placed, jax.random.key(step), draws_of(batch)
+            state, metrics = training.train_step(*arguments)
+            found["descriptive"].append(float(metrics["loss/answer"]))
+            found["choices"].append(float(metrics["loss/choice"]))
+            rates.append(float(metrics["learning_rate"]))
+            norms.append(float(metrics["grad_norm"]))
+        for name, values in found.items():
+            file.compare(f"loss/{name}", values, LOSS)
+        steps = len(file.arrays["out/learning_rates"])
+        file.compare("out/learning_rates", rates[:steps], 1e-6)
+        file.compare("out/gradient_norms", norms[:steps], 2e-5)
+        final = ALOE.to_ours(file.group("final/"), trained)
+        for name, expected in final.items():
+            mine = trained[name]
+            if is_null(name):
+                keep = np.r_[: len(mine) // 3, 2 * len(mine) // 3 : len(mine)]
+                mine, expected = mine[keep], expected[keep]
+            np.testing.assert_allclose(
+                mine, expected, atol=FINAL * np.abs(expected).max(), rtol=0, err_msg=name
+            )
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -131,6 +131,7 @@ def smoke(config: ConfigDict, data: DataSet) -> None:
         config.data.slots = ""  # of an untrained model, there is nothing to store
     if "num_clips" in config.data:
         config.data.num_clips = 64
+        config.train.batch_size = 16
     if data.smoke is not None:
         config.update(data.smoke)
         return
