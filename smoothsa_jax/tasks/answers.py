@@ -271,6 +271,8 @@ class Answers:
                 )
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+        if not any(name in batch for name in QUESTION):
+            return  # clips whose slots are stored; `check_source` has seen to questions
         for name in QUESTION:
             if name in ("choices", "choice_answers") and not self._has_choices:
                 continue
@@ -376,7 +378,7 @@ class Answers:
             return readout(slots, mask, *words, draws)
 
         found = run(model.readout, slots, mask, draws[READOUT])
-        rows = {OWN: found}
+        rows = {OWN: dict(found)}
         for name in self._beside:
             seen = self._seen(name, constants)
             rows[_title(name)] = run(model.beside[name], *seen, draws[name])
