@@ -1,4 +1,4 @@
-"""The task `answers`: what it refuses, its losses, its scores, what is beside the model, and runs."""
+"""The task `answers`: what it refuses, losses, scores, what is beside the model, and runs."""
 
 import json
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FOLDER, FORWARD, GRADIENT, LOSS, compare_gradients, golden, write_report
+from golden_files import FOLDER, FORWARD, LOSS, compare_gradients, golden, write_report
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
@@ -56,7 +56,9 @@ def is_null(name: str) -> bool:
 def loaded(program, recorded: Mapping[str, np.ndarray], settings: dict, sizes: ReadoutSizes):
     """A readout's definition and arrays."""
     config = ConfigDict({"readout": settings})
-    definition, expected, _ = split(nnx.eval_shape(lambda: build_readout_model(config, sizes, {}, 0)))
+    definition, expected, _ = split(
+        nnx.eval_shape(lambda: build_readout_model(config, sizes, {}, 0))
+    )
     arrays = program.to_ours(recorded, expected)
     assert {k: x.shape for k, x in arrays.items()} == {k: x.shape for k, x in expected.items()}
     return definition, {k: jnp.asarray(x) for k, x in arrays.items()}
@@ -98,9 +100,7 @@ def test_physion(reduction):
         file.compare(f"out/accuracy_{reduction}", right, FORWARD)
         ending = f"_{reduction}"
         theirs = {
-            k.removesuffix(ending): x
-            for k, x in file.group("grad/").items()
-            if k.endswith(ending)
+            k.removesuffix(ending): x for k, x in file.group("grad/").items() if k.endswith(ending)
         }
         compare_gradients(file, gradients, PHYSION.to_ours(theirs, arrays))
         left = [k for k in file.arrays if k not in file.used and not k.endswith(others)]

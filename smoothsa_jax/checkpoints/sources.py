@@ -365,9 +365,7 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
             seeds = {e["into"]: e.get("seed", 0) for e in random}
             size = image_size_of(config)
             slots = config.companions.get(SLOT_MODEL, {}).get("model")
-            untrained = build_model(
-                companion.model, size, config.seed, seeds, slot_model=slots
-            )
+            untrained = build_model(companion.model, size, config.seed, seeds, slot_model=slots)
             arrays = {key: x for part in split(untrained)[1:] for key, x in part.items()}
         else:
             trained = _opened(name, companion.source, warn)

@@ -11,9 +11,10 @@ A source of questions has `words`, `answers` and `kinds` (tuples of texts; word 
     kind            int32    ()         index into `kinds`
     clip            int32    ()         index of the clip that it is about, in the split
 
-Optional are `observed_clips`, clips of the observed frames alone, in place of `clips`; `text(index)`,
-the question in words; and `state(clip)`, the true state of the objects, (T,O,S) float32, and which
-of the O exist, with a static method `state_shape_of(settings)`, which returns (O, S).
+Optional are `observed_clips`, clips of the observed frames alone, in place of `clips`;
+`text(index)`, the question in words; and `state(clip)`, the true state of the objects, (T,O,S)
+float32, and which of the O exist, with a static method `state_shape_of(settings)`, which returns
+(O, S).
 """
 
 from collections.abc import Sequence

@@ -417,9 +417,7 @@ def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
     return make("model", config, HEADS, slot_size, rngs=nnx.Rngs(seed))
 
 
-def _rollout_built(
-    config: ConfigDict, slot_model: ConfigDict | None, seed: int
-) -> RolloutModel:
+def _rollout_built(config: ConfigDict, slot_model: ConfigDict | None, seed: int) -> RolloutModel:
     if slot_model is None:
         raise UserError(
             "a rollouter needs the slot model whose slots it continues; set "

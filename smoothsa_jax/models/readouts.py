@@ -209,9 +209,9 @@ class Aloe(nnx.Module):
         kind = jnp.stack([flags, ~flags], axis=-1).astype(dtype)
         text = jnp.broadcast_to(jnp.asarray(TEXT, dtype), kind.shape)
         x = jnp.concatenate([self.embedding[...].astype(dtype)[words], kind, text], axis=-1)
-        return self.word_projection(x) + self.position[...].astype(dtype)[
-            1 + self._of_slots + places
-        ]
+        return (
+            self.word_projection(x) + self.position[...].astype(dtype)[1 + self._of_slots + places]
+        )
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Key[Array, "B"] | None:
         """Draw the keys of dropout; None: no dropout."""
@@ -418,9 +418,7 @@ def _of_two(logit: Float[Array, "B"]) -> dict[str, Float[Array, "B 2"]]:
     return {ANSWER_LOGITS: jnp.stack([jnp.zeros_like(logit), logit], axis=-1)}
 
 
-def _dropout_keys(
-    keys: Sequence[Array], sizes: Sizes, is_random: bool
-) -> Key[Array, "B"] | None:
+def _dropout_keys(keys: Sequence[Array], sizes: Sizes, is_random: bool) -> Key[Array, "B"] | None:
     return jax.random.split(keys[0], sizes.batch) if is_random else None
 
 

@@ -183,9 +183,7 @@ class Answers:
                 found[name] = whole._replace(num_slots=1, slot_size=width, num_frames=frames)
             else:
                 objects, size = self._state_shape
-                found[name] = whole._replace(
-                    num_slots=objects, slot_size=size, num_frames=frames
-                )
+                found[name] = whole._replace(num_slots=objects, slot_size=size, num_frames=frames)
         return whole, found
 
     @functools.cached_property
