@@ -29,7 +29,7 @@ COLUMNS = [(kind, mention) for kind in KINDS for mention in TEMPLATES[kind].ment
 
 
 def clips_of(num_frames=FRAMES, num_samples=1500):
-    return Sprites(SIZE, num_frames, 4, 2, split="validation", num_samples=num_samples)
+    return Sprites(SIZE, num_frames, 4, 2, split="train", num_samples=num_samples)
 
 
 def truths(count, num_frames=FRAMES):
@@ -93,7 +93,7 @@ def chance_of(rows):
 
 def test_answers_are_balanced_for_each_template_and_mention(questions):
     counts = counts_of_answers(questions)
-    mentions = [8, 7, 7, 7, 7, 1, 7, 7, 7, 7, 7, 1]  # colours, shapes, none; see TEMPLATES
+    mentions = [8, 7, 7, 7, 7, 1, 7, 7, 7, 7, 7, 1]  # colors, shapes, none; see TEMPLATES
     assert len(counts) == sum(mentions) + 3
     for (kind, place, word), row in counts.items():
         spread = np.sqrt(row.mean() * (1 - 1 / len(row)))
@@ -115,6 +115,13 @@ def test_where_some_answers_fit_no_clip_mentions_are_drawn_anew_and_stay_balance
     assert chance_of(pairs.values()) > 0.01
     with pytest.raises(UserError, match="data.num_clips is 1, .* every answer"):
         SpriteQuestions(num_clips=1)
+
+
+def test_questions_walk_from_anywhere_to_the_first_clip_that_fits(questions):
+    clips = [int(questions[j]["clip"]) for j in range(len(questions))]
+    assert len(set(clips)) > 0.95 * len(questions.clips)
+    quarters = np.histogram(clips, bins=4, range=(0, len(questions.clips)))[0] / len(clips)
+    np.testing.assert_allclose(quarters, 0.25, atol=0.03)
 
 
 def test_half_of_the_quarters_change(questions):
@@ -246,8 +253,61 @@ def test_answers_equal_those_of_sets_of_rendered_pixels():
     assert kinds >= {(kind, x) for kind in ("touch", "will_touch", "covers") for x in ("no", "yes")}
 
 
+def two_that_touch(at):
+    """A disc and, in front, a star, which share a pixel in these frames alone."""
+    amodal = np.zeros((2, FRAMES, SIZE, SIZE), bool)
+    amodal[0, :, 10:20, 10:20] = amodal[1, :, 10:20, 30:40] = True
+    amodal[1, list(at), 15, 19] = True
+    labels = np.where(amodal[1], 2, np.where(amodal[0], 1, 0)).astype(np.uint8)
+    truth = next(truths(1))
+    return truth._replace(
+        shapes=np.array([0, 4]),
+        colours=np.array([[0, 1], [0, 2]]),
+        centres=np.full((2, FRAMES, 2), 20.0),
+        amodal=amodal,
+        labels=labels,
+    )
+
+
+@pytest.mark.parametrize(
+    ("at", "touch", "will"),
+    [
+        ((), "no", "no"),
+        ((0,), "yes", "no"),
+        ((OBSERVED - 1,), "yes", None),  # is not asked: it touches when the future begins
+        ((OBSERVED,), "no", "yes"),
+        ((FRAMES - 1,), "no", "yes"),
+        ((0, FRAMES - 1), "yes", "yes"),
+    ],
+)
+def test_frames_that_touching_is_asked_of(at, touch, will):
+    answers = answers_to(two_that_touch(at))
+    for pair in (("disc", "star"), ("star", "disc")):
+        assert answers["touch", pair] == touch
+        assert answers.get(("will_touch", pair)) == will
+        covers = "yes" if pair[0] == "star" else "no"
+        assert answers.get(("covers", pair)) == (covers if touch == "yes" else None)
+
+
+def test_what_is_hardly_seen_is_not_asked_of():
+    truth = two_that_touch((0,))
+    assert ("exists", ("disc",)) in answers_to(truth)
+    truth.labels[OBSERVED, truth.labels[OBSERVED] == 1] = 0  # it may hide after what is observed
+    assert ("exists", ("disc",)) in answers_to(truth)
+    shown = np.flatnonzero(truth.labels[OBSERVED - 1] == 1)
+    truth.labels[OBSERVED - 1].ravel()[shown[20:]] = 0
+    assert ("quarter", ("disc",)) in answers_to(truth)
+    truth.labels[OBSERVED - 1].ravel()[shown[19]] = 0
+    assert {column[0] for column in answers_to(truth)} == {"quarter"}  # of the star
+    gone = two_that_touch((0,))
+    gone.amodal[1, -1, 10:20, 32:] = False  # 20 pixels are left, then 19
+    assert ("quarter", ("star",)) in answers_to(gone)
+    gone.amodal[1, -1, 10, 30] = False
+    assert ("quarter", ("star",)) not in answers_to(gone)
+
+
 def palette_of(pixels):
-    """The two colours that most pixels show purely, by their names; light is 0.9 to 1."""
+    """The two colors that most pixels show purely, by their names; light is 0.9 to 1."""
     bright = np.linspace(0.9, 1.0, 6)[:, None, None] * COLOURS
     near = np.linalg.norm(np.float32(pixels)[:, None, None] - bright, axis=-1).min(axis=1) < 8
     return {COLOUR_NAMES[c] for c in np.argsort(near.sum(axis=0))[-2:]}
@@ -291,7 +351,7 @@ def inside(mask):
 
 
 def test_where_nothing_overlaps_pixels_and_labels_tell_the_same_answers():
-    """Colours, shapes and places of small objects, from the video and its labels alone."""
+    """Colors, shapes and places of small objects, from the video and its labels alone."""
     size, checked = 120, dict.fromkeys(KINDS, 0)
     for index in range(50):
         scene = Sprites(size, FRAMES, 4, 2, split="validation").scene(index)

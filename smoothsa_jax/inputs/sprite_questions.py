@@ -108,7 +108,7 @@ def facts_of(truth: Truth, observed: int) -> tuple[np.ndarray, np.ndarray]:
     frames, height, width = truth.labels.shape
     seen = truth.seen(observed)
     of_all = np.all(seen)
-    # Tables by colour, shape, and pairs of shapes; `where` has the shapes that can be named.
+    # Tables by color, by shape, and by pairs of shapes; `where` has the shapes that are named.
     named = np.flatnonzero(seen & truth.named())
     where = truth.shapes[named]
     pairs = np.ix_(where, where)

@@ -65,8 +65,8 @@ class Truth(NamedTuple):
 
 
 def looks(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the shapes (n,), textures (n,) and colours (n, 2) of the objects, as in `Truth`."""
-    same = (scene.colours[1:, :, None] == COLOURS).all(axis=-1)  # (n, 2, colours)
+    """Return the shapes (n,), textures (n,) and colors (n, 2) of the objects, as in `Truth`."""
+    same = (scene.colours[1:, :, None] == COLOURS).all(axis=-1)  # (n, 2, colors)
     return (
         np.array([_SHAPE_NAMES.index(name) for name in scene.shapes]),
         np.array([_TEXTURE_NAMES.index(name) for name in scene.textures[1:]]),
