@@ -176,7 +176,9 @@ def store_features(config: ConfigDict) -> None:
 
 
 def store_slots(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """Store the slots of the training clips in the workdir, if the config asks for it.
+    """Store the slots of clips in the workdir, if the config asks for it.
+
+    They are those of the training clips, and for some tasks those of the clips that are scored.
 
     Returns:
         The config, with that folder.
@@ -195,9 +197,10 @@ def store_slots(config: ConfigDict, workdir: Path) -> ConfigDict:
     config = canonical(config)
     if not (folder / MANIFEST).is_file():
         from data.store import store
+        from smoothsa_jax.tasks.build import stored_splits
 
         with SignalGuard():
-            store(config, folder, ("train",))
+            store(config, folder, stored_splits(config))
     return config
 
 

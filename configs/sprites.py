@@ -19,6 +19,7 @@ Every system is small here, for a training of minutes instead of hours; `SMALL` 
 from ml_collections import ConfigDict
 
 from configs import base
+from smoothsa_jax.inputs.sprite_questions import SpriteQuestions
 
 # The plain mixture decoder learns masks in fewer steps than the autoregressive ones. Each slot has
 # one appearance for all its tokens: otherwise slots share the scene, add up, and no masks form.
@@ -126,6 +127,16 @@ def full(data: base.DataSet) -> base.DataSet:
     return data.changed(num_steps=12_000, settings={"eval": {"num_frames": 24}})
 
 
+# Of the first 6 of 12 frames, and of what comes after them.
+QUESTIONS = base.Questions(
+    data={"name": "sprite_questions", "num_frames": 12, "observed": 6, "num_clips": None},
+    words=SpriteQuestions.words,
+    answers=SpriteQuestions.answers,
+    kinds=SpriteQuestions.kinds,
+    question_length=3,
+    future=6,
+    beside=("words_only", "observed_frames", "pooled_features", "true_state"),
+)
 DATA = base.DataSet(
     name="sprites",
     data={
@@ -156,6 +167,7 @@ DATA = base.DataSet(
         "position_scale": 0.3,
     },
     encoder_source="random",
+    questions=QUESTIONS,
     settings={
         "train": {"num_threads": 1},
         "log": {"every": 50},

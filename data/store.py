@@ -408,10 +408,12 @@ def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Sto
             source = _clips(config, split, num_slots, training.task.inputs)
         except NoSuchSplit:
             continue
+        source = getattr(source, "clips", source)  # of questions
         sources[split] = source
         frames = config.data.get("num_frames")
         if split != SPLIT and (config.eval.num_frames or 0) > 0:
             frames = config.eval.num_frames
+        frames = getattr(source, "num_frames", frames)
         lengths[split] = _lengths(config, split, len(source), frames)
     compute = _slot_program(training)
     first = next(iter(sources.values()))[0]
@@ -453,6 +455,7 @@ def _clips(config: ConfigDict, split: str, num_slots: int, reads: tuple[str, ...
 def _slot_program(training: Training) -> Callable[..., dict[str, jax.Array]]:
     """Return the compiled function (frozen arrays, clips, keys (B)) -> what is stored of them."""
     definition = training.definitions[SLOT_MODEL]
+    wanted = getattr(training.task, "stored", SLOT_ARRAYS[:-1])
 
     def look(frozen: Any, inputs: tuple[Any, jax.Array]) -> dict[str, jax.Array]:
         batch, keys = inputs
@@ -461,8 +464,9 @@ def _slot_program(training: Training) -> Callable[..., dict[str, jax.Array]]:
         # Each clip as if it were alone, so that batches do not matter.
         draws = jax.vmap(lambda key: model.draw(key, sizes, False))(keys)
         draws = jax.tree.map(lambda x: x[:, 0], draws)
-        found = find_slots(model, batch, features_of(model, batch), draws, decodes=True)
-        half = {name: x.astype(np.float16) for name, x in found.items() if name in SLOT_ARRAYS}
+        features = features_of(model, batch)
+        found = find_slots(model, batch, features, draws, decodes="masks" in wanted)
+        half = {name: x.astype(np.float16) for name, x in found.items() if name in wanted}
         return {**half, "slot_mask": found["slot_mask"].astype(np.uint8)}
 
     return jax.jit(

@@ -72,7 +72,7 @@ BAD = [
     ("--config=configs/sprite.py", "config file 'configs/sprite.py' does not exist"),
     (
         f"--config={SPRITES}:imag",
-        "no word 'imag' fits here; it takes ar, b16, boqsa, dfz, dias, dinosaur, dinov2, dynamics,",
+        "no word 'imag' fits here; it takes answers, ar, b16, boqsa, dfz, dias, dinosaur, dinov2,",
     ),
     (f"--config={SPRITES}:imag", "did you mean 'image'?"),
     ("--config", "without a value"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smoothsa_jax.models.build import HEADS, PARTS, ROLLOUTERS
+from smoothsa_jax.models.build import HEADS, PARTS, READOUTS, ROLLOUTERS, ReadoutSizes
 from smoothsa_jax.models.interfaces import Draws, Sizes
 from smoothsa_jax.models.parameters import ModelDefinition, split
 from smoothsa_jax.models.slot_model import KEYS
@@ -28,7 +28,12 @@ IMAGE = (4 * GRID[0], 4 * GRID[1])
 ALL = Sizes(BATCH, FRAMES, SLOTS)
 CLOSE = 2e-5  # sums in another order, in float32
 BFLOAT16 = 5e-2  # of the largest value
-TABLES: dict[str, Mapping[str, Any]] = {**PARTS, "head": HEADS, "rollouter": ROLLOUTERS}
+TABLES: dict[str, Mapping[str, Any]] = {
+    **PARTS,
+    "head": HEADS,
+    "rollouter": ROLLOUTERS,
+    "readout": READOUTS,
+}
 del TABLES["target_encoder"]  # the same as "encoder"
 
 CONV = {
@@ -107,6 +112,8 @@ ROLLOUTER = {
     "window": FRAMES,
     "dropout_rate": 0.0,
 }
+READER = {"width": 6, "num_layers": 2, "num_heads": 2, "mlp_size": 10, "dropout_rate": 0.0}
+ALOE = {**READER, "word_size": 4, "hidden_size": 7, "question_length": 2}
 UNET = {"num_blocks": 1, "groups": 2, "dropout_rate": 0.0}
 BATCH_ARRAYS = ("video", "flow", "depth", "cameras")  # of samples, which are never cast
 # For each row of each table the settings that it is tested with. Without dropout: its draws belong
@@ -454,6 +461,15 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
             {**ROLLOUTER, "slot_positions": True},
         ]
     },
+    "readout": {
+        "aloe": [
+            ALOE,
+            {**ALOE, "choice_length": 4},
+            {**ALOE, "positions": "token", "choice_length": 5},
+        ],
+        "pairs": [{"hidden_size": 7, "reduction": x} for x in ("max", "mean", "sum")],
+        "frames_transformer": [{**READER, "frames": (0, 2)}],
+    },
     "tokenizer": {
         "dvae": [
             {"vocabulary": 7, "hidden_size": 6, "tau": 0.7},
@@ -485,7 +501,8 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
     },
 }
 OF_SLOTS = ("initializer", "aggregator", "transition", "decoder", "pruning", "head", "rollouter")
-RANDOM = (*KEYS, "head", "rollouter")  # kinds of parts that have `draw`
+OF_SLOTS = (*OF_SLOTS, "readout")
+RANDOM = (*KEYS, "head", "rollouter", "readout")  # kinds of parts that have `draw`
 
 # What a part takes by position, see `build_slot_model`.
 ENCODER_STUB = types.SimpleNamespace(width=WIDTH, grid=GRID)
@@ -500,6 +517,7 @@ SIZES: dict[str, tuple] = {
     "pruning": (),
     "head": (SIZE,),
     "rollouter": (SLOTS, SIZE),
+    "readout": ReadoutSizes(SLOTS, SIZE, FRAMES, num_words=7, num_answers=2),
     "tokenizer": (IMAGE, GRID, WIDTH),
 }
 GIVEN = {"projection": {"slot_size": SIZE}}  # by keyword
@@ -540,13 +558,13 @@ def of_rows(*kinds: str) -> Callable:
 
 def of_rows_of_a_set(*kinds: str) -> Callable:
     """All rows but the initializers that give a slot, or each token, a query of its own, and the
-    rollouters that tell slots apart by their place."""
+    rollouters and readouts that tell slots apart by their place."""
 
     def own(row: Row) -> bool:
         settings = row.settings
         if settings.get("positions") == "token":
             return True
-        return row.name in ("learned", "tokens") or any(
+        return row.name in ("learned", "tokens", "pairs") or any(
             settings.get(x, False) for x in ("separate", "zeros", "slot_positions")
         )
 
@@ -681,6 +699,11 @@ def outputs_of(row: Row, module: nnx.Module, x: dict, draws: Draws) -> tuple[Out
         of_frame = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         tokens = module.quantize(latents, of_frame, values).tokens
         return {}, {**{k: v.astype(slots.dtype) for k, v in smooth.items()}, "tokens": tokens}
+    if row.kind == "readout":
+        words = x["token_ids"] % 7
+        choices = words[:, None, 2:] if row.settings.get("choice_length") else None
+        found = module(slots, mask, words[:, :2], choices, draws)
+        return {}, {f"logits_{name}": logits for name, logits in found.items()}
     if row.kind == "rollouter":
         return {"slots": module(slots, 2, mask, draws).swapaxes(1, 2)}, {}
     logits, boxes = module(slots, draws)  # a head

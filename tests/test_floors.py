@@ -29,6 +29,7 @@ FLOORS = (
         "models.targets",
         "models.tokenizers",
         "models.rollouters",
+        "models.readouts",
         "interop",
         "devices",
     ),

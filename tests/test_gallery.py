@@ -58,7 +58,8 @@ WITHOUT = {
 OF_FLOW = ("savi", "savi_plus")
 WITH_FLOW = ("movi_a", "movi_b", "movi_c", "movi_d", "movi_e", "scenes")  # data sets
 OF_VIDEOS = ("randsfq", "savi_slotformer", "slotcontrast", "steve", "videosaur", *OF_FLOW)
-TASKS = ("recognition", "tokenizer", "dynamics")
+TASKS = ("recognition", "tokenizer", "dynamics", "answers")
+WITH_QUESTIONS = ("sprites",)  # data sets
 OF_SCENES = ("osrt",)
 WITH_VIEWS = ("clevr3d", "msn_hard", "obsurf_msn", "scenes")  # data sets, or a variant of them
 OF_PICTURES = ("clevr", "clevrtex", "coco", "voc")  # the data sets
@@ -124,7 +125,7 @@ def test_every_combination_of_words_is_sound(data_set):
             # A system with queries of its own refuses boxes, and one of videos refuses pictures;
             # SmoothSA is smooth already.
             from_boxes = "start from boxes" in str(error) and not own
-            only_videos = {*OF_VIDEOS, "tfdt", "dynamics"}
+            only_videos = {*OF_VIDEOS, "tfdt", "dynamics", "answers"}
             of_videos = "is a system of videos" in str(error) and only_videos & {*words}
             none = "has no variant" in str(error) and _are_apart(words)
             of_pictures = "write tfdt in place of tfd" in str(error) and "tfd" in words
@@ -178,6 +179,7 @@ def test_the_words_of_each_data_set():
         expected |= VARIANTS.get(data_set, set())
         expected |= {"recognition"} if data_set in RECOGNITION_TABLE else set()
         expected |= set() if data_set in (*OF_PICTURES, *OF_VIEWS) else {"dynamics"}
+        expected |= {"answers"} if data_set in WITH_QUESTIONS else set()
         assert set(words_of(data_set)) == expected
 
 
@@ -279,7 +281,7 @@ def test_sprites_are_small():
 def test_sprites_keep_their_length_and_batch():
     """Also where a version has published ones."""
     for words in combinations_of("sprites"):
-        if {"smoke", "tokenizer", "dynamics"} & set(words) or _are_apart(words):
+        if {"smoke", "tokenizer", "dynamics", "answers"} & set(words) or _are_apart(words):
             continue
         try:
             config = load("sprites", *words)
@@ -317,7 +319,7 @@ def test_the_gallery_has_every_data_set_with_every_system():
     found = [(row["data set"], row["system"]) for row in rows()]
     assert len(found) == len(set(found)) and set(found) == expected
     assert {system for _, system in found} == {"smoothsa", "recognition"}
-    assert {"recognition", "dynamics", *WORDS} == set(SYSTEMS)
+    assert {"recognition", "dynamics", "answers", *WORDS} == set(SYSTEMS)
     text = (CONFIGS / "README.md").read_text()
     for word in set().union(*map(words_of, DATA_SETS)).difference(*VARIANTS.values()):
         assert f"| `{word}` |" in text
@@ -430,6 +432,23 @@ def test_a_recipe_of_dynamics_is_what_the_files_say(row):
     assert row["observed + predicted"] == f"{observed} + {frames - observed}"
     decodes = earlier.model.decoder.name in ("mlp_mixture", "spatial_broadcast")
     assert ("decoded" in config.losses) == decodes
+    assert config.data.slots == "auto" and row["scores"] and row["cost"]
+
+
+@pytest.mark.parametrize(
+    "row", rows("| recipe of answers | "), ids=lambda row: row["recipe of answers"].strip("`")
+)
+def test_a_recipe_of_answers_is_what_the_files_say(row):
+    data_set, _, words = row["recipe of answers"].strip("`").partition(":")
+    config = load(data_set, *words.split(","))
+    earlier = load(data_set, *(word for word in words.split(",") if word != "answers"))
+    companions = {"slot_model": {"source": f"runs/{earlier.name}"}, "rollouter": {"source": None}}
+    assert config.companions.to_dict() == companions
+    assert row["slots"] == str(earlier.model.num_slots)
+    assert row["steps"] == f"{config.train.num_steps:,}"
+    assert row["batch"] == str(config.train.batch_size)
+    number = f"{config.data.num_samples:,}"
+    assert row["questions"] == f"{number} of {len(config.model.kinds)} kinds"
     assert config.data.slots == "auto" and row["scores"] and row["cost"]
 
 

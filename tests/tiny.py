@@ -185,6 +185,77 @@ def as_dynamics(config: ConfigDict, source: str = "", **rollouter: Any) -> Confi
     return config
 
 
+class TinyQuestions:
+    """Three questions about two clips of sprites, of which the last one has choices."""
+
+    words = ("", "how", "many", "is", "it", "red")
+    answers = ("no", "yes", "two")
+    kinds = ("count", "colour", "why")
+
+    def __init__(
+        self,
+        image_size=16,
+        num_frames=3,
+        split="train",
+        num_samples=None,
+        num_slots=None,
+        boxes=True,
+    ):
+        settings = {"split": split, "num_samples": 2, "num_slots": num_slots, "boxes": boxes}
+        self.clips = Sprites(image_size, num_frames, 3, 2, **settings)
+        self.number = num_samples or 3
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index):
+        kind = index % 3
+        allowed = [(False, False, True), (True, True, False), (False,) * 3][kind]
+        choices = [[0, 0], [0, 0]] if kind < 2 else [[3, 4], [5, 0]]
+        number = lambda x: np.array(x, np.int32)  # noqa: E731
+        return {
+            "question": number([[1, 2, 0], [3, 4, 5], [1, 0, 0]][kind]),
+            "choices": number(choices),
+            "answer": number([2, 1, -1][kind]),
+            "choice_answers": number([-1, -1] if kind < 2 else [1, 0]),
+            "allowed": np.array(allowed),
+            "kind": number(kind),
+            "clip": number(index % 2),
+        }
+
+    def state(self, clip):
+        return np.full((3, 2, 4), clip, np.float32), np.array([True, False])
+
+    @staticmethod
+    def state_shape_of(settings):
+        return 2, 4
+
+
+def as_answers(config: ConfigDict, source: str = "", **readout: Any) -> ConfigDict:
+    """A config of answers to `TinyQuestions` on the slot model of another config; without a source,
+    an untrained one."""
+    config = config.copy_and_resolve_references().unlock()
+    companion = {"source": source}
+    if not source:
+        companion |= {"title": config.title, "model": config.model}
+    settings = {"name": "aloe", "width": 8, "num_layers": 1, "num_heads": 2, "mlp_size": 12}
+    settings |= {"word_size": 4, "hidden_size": 6, "question_length": 3, "choice_length": 2}
+    settings |= {"positions": "time", "dropout_rate": 0.0, **readout}
+    facts = {key: getattr(TinyQuestions, key) for key in ("words", "answers", "kinds")}
+    beside = ("words_only", "observed_frames", "pooled_features", "true_state")
+    config.task = "answers"
+    config.model = ConfigDict({"readout": settings, "future": 2, "beside": beside, **facts})
+    config.losses = ConfigDict({x: {"weight": 1.0} for x in ("answer", "choice", "beside")})
+    config.companions = ConfigDict({"slot_model": companion})
+    config.weights = ConfigDict()
+    size, frames, boxes = (config.data[x] for x in ("image_size", "num_frames", "boxes"))
+    config.data = ConfigDict({"name": "tiny:TinyQuestions", "image_size": size})
+    config.data.update(num_frames=frames, boxes=boxes, slots="")
+    config.optimizer.clip_norm = 0.0
+    config.checkpoint.update(best_metric="accuracy", best_mode="max")
+    return config
+
+
 def tiny_batch(
     config: ConfigDict, batch_size: int | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ alone, and none imports a data set. Systems are found by `words.systems`.
 from configs.base.data_sets import (
     DINOV2_SMALL,
     DataSet,
+    Questions,
     Settings,
     has_videos,
     has_views,
@@ -91,6 +92,7 @@ __all__ = [
     "VQ_FEATURES",
     "VQ_PIXELS",
     "DataSet",
+    "Questions",
     "Settings",
     "all_but_last_third",
     "carry_slots",

@@ -27,6 +27,29 @@ DINOV2_SMALL = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Questions:
+    """The questions about the clips of a data set.
+
+    Attributes:
+        data: the config's `data`, beside the settings of the clips.
+        words, answers, kinds: see `smoothsa_jax.inputs.questions`.
+        question_length: the most words of a question.
+        choice_length: the most words of a choice; 0: no question has choices.
+        future: how many frames a rollouter predicts after the observed ones.
+        beside: the readouts that are trained beside the model, see `smoothsa_jax.tasks.answers`.
+    """
+
+    data: Settings
+    words: tuple[str, ...]
+    answers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    question_length: int
+    choice_length: int = 0
+    future: int
+    beside: tuple[str, ...] = ("words_only", "observed_frames", "pooled_features")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSet:
     """The facts of a data set.
 
@@ -37,6 +60,7 @@ class DataSet:
         encoder: the config's `model.encoder`.
         encoder_source: where its frozen weights come from; "random" for an encoder without any.
         num_classes: of the objects, for recognition; None: no recognition.
+        questions: about its clips; None: there are none.
         settings: other keys of the config that this data set changes, nested.
         small: for embedded data, what makes any system small, in five groups: `model` (keys of the
             model itself), `parts` (settings by the part's name; settings with another `name`
@@ -55,6 +79,7 @@ class DataSet:
     encoder: Settings = dataclasses.field(default_factory=lambda: DINOV2_SMALL)
     encoder_source: str = "facebook/dinov2-with-registers-small"
     num_classes: int | None = None
+    questions: Questions | None = None
     settings: Settings = dataclasses.field(default_factory=dict)
     small: Settings | None = None
     smoke: Settings | None = None

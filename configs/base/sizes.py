@@ -131,6 +131,9 @@ def smoke(config: ConfigDict, data: DataSet) -> None:
     """Do what the word `smoke` does: a tiny model of random weights, and a few steps."""
     if "slots" in config.data:
         config.data.slots = ""  # of an untrained model, there is nothing to store
+    if "num_clips" in config.data:
+        config.data.num_clips = 64
+        config.train.batch_size = 16
     if data.smoke is not None:
         config.update(data.smoke)
         return

@@ -41,7 +41,7 @@ from smoothsa_jax.interop import state_dicts
 from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.interop.perceptual import load_lpips
 from smoothsa_jax.interop.tokenizers import load_taesd
-from smoothsa_jax.models.build import build_model
+from smoothsa_jax.models.build import ROLLOUTER, build_model
 from smoothsa_jax.models.layers.taesd import TinyDecoder, TinyEncoder
 from smoothsa_jax.models.parameters import (
     ENCODER,
@@ -354,7 +354,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
         arrays, what = _arrays_of(f"weights.{name}", entry, config, training, warn)
         filled |= _filled_by(f"weights.{name}", entry, arrays, what, filled, mine, warn)
         words.append(what)
-    for name, companion in config.companions.items():
+    # A rollouter is compared with the slot model.
+    for name, companion in sorted(config.companions.items(), key=lambda x: x[0] == ROLLOUTER):
         if "average_of" in companion or is_absent(companion):
             continue
         if companion.source == UNTRAINED:
@@ -363,7 +364,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
             random = [e for e in config.weights.values() if e["source"] == RANDOM]
             seeds = {e["into"]: e.get("seed", 0) for e in random}
             size = image_size_of(config)
-            untrained = build_model(companion.model, size, config.seed, seeds)
+            slots = config.companions.get(SLOT_MODEL, {}).get("model")
+            untrained = build_model(companion.model, size, config.seed, seeds, slot_model=slots)
             arrays = {key: x for part in split(untrained)[1:] for key, x in part.items()}
         else:
             trained = _opened(name, companion.source, warn)
@@ -373,6 +375,8 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
                     f"differs in {', '.join(different)}; use another --workdir"
                 )
             arrays = trained.arrays
+            if name == ROLLOUTER:
+                _refuse_other_slots(companion.source, trained, config, filled)
             words.append(f"{trained.config.title} of {trained.what}")
         for key in sorted(arrays):
             whole = f"{name}.{key}"
@@ -381,6 +385,22 @@ def begin(config: ConfigDict, training: Any, warn: Warn) -> tuple[Parameters, Pa
     _refuse_other_encoder(filled, config)
     params = {name: filled[name] for name in training.state.params}
     return params, {name: filled[name] for name in training.frozen}, "; ".join(words)
+
+
+def _refuse_other_slots(
+    source: str, trained: Trained, config: ConfigDict, filled: Parameters
+) -> None:
+    """Refuse a rollouter that was trained on slots of another model than the run's own."""
+    start = f"{SLOT_MODEL}."
+    mine = {k.removeprefix(start): x for k, x in filled.items() if k.startswith(start)}
+    theirs = trained.config.companions.get(SLOT_MODEL, {}).get("model")
+    same = theirs == config.companions[SLOT_MODEL].model
+    if not same or digest(trained.slot_model) != digest(on_host(mine)):
+        raise UserError(
+            f"companions.{ROLLOUTER}.source {source} continues slots of another model than "
+            f"companions.{SLOT_MODEL}.source {config.companions[SLOT_MODEL].source}; give a run "
+            "of the task 'dynamics' on the same slot model"
+        )
 
 
 def _refuse_other_encoder(filled: Parameters, config: ConfigDict) -> None:

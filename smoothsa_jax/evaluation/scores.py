@@ -37,6 +37,9 @@ TITLES = {
     "top1": "top-1",
     "top3": "top-3",
     "box_iou": "box IoU",
+    "accuracy": "accuracy",
+    "question_accuracy": "of questions",
+    "option_accuracy": "of options",
     "num_matches": "matches",
     "slots": "slots",
     "segments": "segments",
@@ -45,7 +48,8 @@ TITLES = {
     "one_slot": "one slot",
     "iterations": "iterations",
 }
-LEADING = ("fg_ari", "top1", "psnr", "slot_error", "loss")
+LEADING = ("fg_ari", "top1", "accuracy", "psnr", "slot_error", "loss")
+OF_KINDS = "accuracy/"  # begins the names of scores of one kind of questions
 COUNTS = ("num_matches",)  # numbers, not shares
 ERRORS = ("mse", "slot_error", "decoded_error")  # of which the lowest is best
 NUMBERS = (
@@ -216,7 +220,8 @@ def leading_metric(scores: Mapping[str, Any]) -> str:
 
 def title_of(metric: str) -> str:
     """Return a metric's name in tables and plots."""
-    return TITLES.get(metric, metric.removeprefix(f"{LOSS}/").replace("_", " "))
+    name = metric.removeprefix(f"{LOSS}/").removeprefix(OF_KINDS)
+    return TITLES.get(metric, name.replace("_", " "))
 
 
 def is_loss(metric: str) -> bool:
@@ -225,8 +230,9 @@ def is_loss(metric: str) -> bool:
 
 
 def _ordered(metrics: Iterable[str]) -> list[str]:
-    """The metrics of a table in its order: the known ones as in TITLES, then losses."""
+    """The metrics of a table in its order: the known ones as in TITLES, kinds, then losses."""
     known = [name for name in TITLES if name in metrics]
+    known += [name for name in metrics if name.startswith(OF_KINDS)]
     return known + sorted(name for name in metrics if is_loss(name))
 
 

@@ -2,6 +2,7 @@
 
     sprites     generated on the fly
     scenes      the same in three dimensions
+    questions   about clips of sprites, see sprite_questions.py
     prepared    records -> encoded clips -> augment (window, crop, flip, labels) -> boxes
 
 `media.py` reads the pictures and videos that `data.prepare` and inference get.

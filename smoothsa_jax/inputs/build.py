@@ -11,6 +11,7 @@ from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.inputs import OPTIONAL
 from smoothsa_jax.inputs.loader import RandomSource, Source
 from smoothsa_jax.inputs.scenes import Scenes
+from smoothsa_jax.inputs.sprite_questions import SpriteQuestions
 from smoothsa_jax.inputs.sprites import Sprites
 
 # A class, or "module:class" if the module needs packages that other data sets do not. Those are
@@ -18,11 +19,12 @@ from smoothsa_jax.inputs.sprites import Sprites
 DATASETS = {
     "sprites": Sprites,
     "scenes": Scenes,
+    "sprite_questions": SpriteQuestions,
     "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder",
 }
 
 FOLDERS = ("features", "slots")  # keys that name what is stored of the clips
-GENERATED = ("sprites", "scenes")  # of DATASETS, those without files
+GENERATED = ("sprites", "scenes", "sprite_questions")  # of DATASETS, those without files
 
 # Arguments that the program passes to a data set, so a config cannot set them.
 OF_PROGRAM = {
@@ -41,12 +43,14 @@ def build_dataset(
     reads: Iterable[str] = (),
     may_be_shorter: bool = False,
     with_pixels: bool = False,
+    scores: bool = False,
     **options: Any,
 ) -> Source:
     """Build the data set `config.name` with the other entries of `config` as its options.
 
     If `config.features` names a folder, samples have the features stored there instead of pixels,
     and the tokens, where these are stored and read. If `config.slots` names one, they have slots.
+    Questions have those of their clips.
 
     Args:
         config: the `data` part of a config.
@@ -55,6 +59,7 @@ def build_dataset(
             data set with the argument `also` gets the optional ones.
         may_be_shorter: whether clips may have fewer frames than requested.
         with_pixels: whether samples with stored features have the pixels as well.
+        scores: whether the samples are scored; questions then also have what another clip shows.
         **options: override `config`, for example `num_frames` or `num_samples` of an evaluation.
 
     Returns:
@@ -78,6 +83,8 @@ def build_dataset(
     del arguments["name"]
     named, of_slots = (arguments.pop(key, "") for key in FOLDERS)
     source = dataset(**arguments)
+    if hasattr(source, "kinds"):
+        return _of_clips(config, source, split, reads, scores)
     if named:
         # Imported on use only, as above.
         from smoothsa_jax.inputs.features import CachedFeatures, features_folder
@@ -94,6 +101,21 @@ def build_dataset(
         return source
     random = isinstance(source, RandomSource)
     return (_WholeRandomClips if random else _WholeClips)(source, num_frames)
+
+
+def _of_clips(
+    config: Mapping[str, Any], questions: Any, split: str, reads: Sequence[str], scores: bool
+) -> Source:
+    """Return questions with the slots, or the pixels, of their clips."""
+    # Imported on use only, as above.
+    from smoothsa_jax.inputs.features import SLOT_ARRAYS, CachedSlots, slots_folder
+    from smoothsa_jax.inputs.questions import STATE, QuestionsOfClips, clips_of
+
+    clips = clips_of(questions)
+    if config.get("slots"):
+        arrays = [name for name in SLOT_ARRAYS if name in reads]
+        clips = CachedSlots(clips, slots_folder(config), split, arrays)
+    return QuestionsOfClips(questions, clips, others=scores, with_state=STATE in reads)
 
 
 def check_data(

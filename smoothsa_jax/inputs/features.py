@@ -23,7 +23,8 @@ TOKENS = np.dtype("<i4")
 MADE_TOKENS = "tokenizer"  # what a folder says of the tokenizer whose tokens it holds
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
 HALF = np.dtype("<f2")  # of slots, attention and masks
-SLOT_ARRAYS = ("slots", "attention", "masks")  # of a frame, as far as the slot model has them
+# Of a frame, as far as the slot model has them; the last one is the mean of its features.
+SLOT_ARRAYS = ("slots", "attention", "masks", "pooled")
 
 
 def features_folder(data: Mapping[str, Any]) -> Path | None:
@@ -62,6 +63,15 @@ def slots_folder(data: Mapping[str, Any]) -> Path | None:
             "that python -m data.store has written, or set --config.data.slots="
         )
     return expanded(named) if named else None
+
+
+def is_stored(data: Mapping[str, Any]) -> bool:
+    """Tell whether there are slots in the folder that the `data` part of a config names.
+
+    What scores a run may do without: a frozen model finds them then.
+    """
+    named = data.get("slots")
+    return bool(named) and named != AUTO and (expanded(named) / MANIFEST).is_file()
 
 
 def beside(folder: str | Path, what: str = "features") -> Path:
@@ -229,8 +239,8 @@ class CachedSlots(_Stored):
         source: a source of the same clips.
         folder: a folder written by `python -m data.store`.
         split: the split of both.
-        reads: which of `SLOT_ARRAYS` samples have: "slots", "attention" (T, N, h, w) and "masks"
-            of the decoder.
+        reads: which of `SLOT_ARRAYS` samples have: "slots", "attention" (T, N, h, w), "masks" of
+            the decoder, and "pooled" (T, C), the mean of a frame's features.
         with_pixels: whether samples also have "video", in the view that was stored.
 
     Raises:
@@ -250,8 +260,8 @@ class CachedSlots(_Stored):
         for name in reads:
             if name not in shapes:
                 raise UserError(
-                    f"data.slots {self.folder} has no {name}, which the slot model does not give; "
-                    f"it has {', '.join(shapes)}; set --config.data.slots="
+                    f"data.slots {self.folder} has no {name}, which is read; it has "
+                    f"{', '.join(shapes)}; store them for this config, or set --config.data.slots="
                 )
         self._read = {name: (HALF, shapes[name]) for name in reads}
         self._read["slot_mask"] = (np.dtype("u1"), (-1,))
@@ -266,6 +276,25 @@ class CachedSlots(_Stored):
         sample, which = self._source.without_pixels(index, rng)
         if self._with_pixels:
             sample = {**sample, "video": self._source.fixed_pixels(index, which)}
+        return {**sample, **self._stored(index, which)}
+
+    @property
+    def is_random(self) -> bool:
+        """Whether windows of frames are drawn anew each time."""
+        return not hasattr(self._source, "window")
+
+    def of_clip(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What is stored of a clip, with the slot mask, and nothing of the source.
+
+        Args:
+            index: of the clip.
+            rng: draws the window of frames.
+        """
+        if self.is_random:
+            return self._stored(index, self._source.without_pixels(index, rng)[1])
+        return self._stored(index, self._source.window(index))
+
+    def _stored(self, index: int, which: range) -> dict[str, np.ndarray]:
         found = self._frames(index, which, self._read)
-        valid = found.pop("slot_mask").astype(bool).all(axis=0)
-        return {**sample, **found, "slot_mask": valid}
+        found["slot_mask"] = found["slot_mask"].astype(bool).all(axis=0)
+        return found

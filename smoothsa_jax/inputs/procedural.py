@@ -104,6 +104,10 @@ class GeneratedClips:
         keys of the sample."""
         raise NotImplementedError
 
+    def random_numbers(self, index: int) -> np.random.Generator:
+        """Return the generator of clip `index`, from which everything in it is drawn."""
+        return np.random.default_rng([*self._seed, int(index)])
+
     def __len__(self) -> int:
         return self.num_samples
 
@@ -117,13 +121,18 @@ class GeneratedClips:
             self._kept[index] = self._make(index)
         return dict(self._kept[index])
 
+    def window(self, index: int) -> range:
+        """The frames of sample `index`: all, since nothing is random."""
+        del index
+        return range(self.num_frames)
+
     def without_pixels(
         self, index: int, rng: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], range]:
         """Sample `index` without "video", and its frames: all, since nothing is random."""
         sample = self[index]
         del sample["video"]
-        return sample, range(self.num_frames)
+        return sample, self.window(index)
 
     def fixed_pixels(self, index: int, which: range) -> np.ndarray:
         """The frames of sample `index`, all of them, since nothing is random."""
@@ -131,7 +140,7 @@ class GeneratedClips:
         return self[index]["video"]
 
     def _make(self, index: int) -> dict[str, np.ndarray]:
-        made = dict(self.generate(np.random.default_rng([*self._seed, int(index)])))
+        made = dict(self.generate(self.random_numbers(index)))
         labels, num_objects = number_by_appearance(made.pop("labels"), made.pop("count"))
         boxes = boxes_from_segmentation(labels, np.arange(1, num_objects + 1))
         if not self._boxes:

@@ -25,6 +25,7 @@ COLOURS = np.array(
     ],
     dtype=np.float32,
 )
+COLOUR_NAMES = ("black", "white", "red", "green", "blue", "yellow", "purple", "cyan")
 
 
 def stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ alone does not separate the objects (see sprite_textures). Nothing is downloaded
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,10 +91,20 @@ def _background(scene: Scene, num_frames: int, height: int, width: int) -> np.nd
     return paint(scene.textures[0], along, across, light, scene.colours[0]).reshape(3, -1)
 
 
-def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Render video (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 background, i + 1 sprite i."""
-    canvas = _background(scene, num_frames, height, width)
-    labels = np.zeros(num_frames * height * width, dtype=np.uint8)
+class Silhouette(NamedTuple):
+    """The pixels of a sprite that lie in the frame, up to half a pixel beyond its outline.
+
+    What other sprites hide counts as well. K pixels of all frames.
+    """
+
+    pixels: np.ndarray  # (K,) indices into the T * H * W pixels of the clip
+    u: np.ndarray  # (K,) local coordinates, in units of the radius
+    v: np.ndarray  # (K,)
+    distance: np.ndarray  # (K,) to the outline, in pixels; negative inside
+
+
+def silhouettes(scene: Scene, num_frames: int, height: int, width: int) -> Iterator[Silhouette]:
+    """Yield the silhouette of each sprite, from back to front."""
     centres, angles, radii = paths(scene.motion, num_frames, height, width)
     corners = np.floor(centres).astype(np.intp)
     cos, sin = np.cos(angles) / radii, np.sin(angles) / radii
@@ -115,7 +126,14 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
         pixels = ((frame_start[:, None] + rows * width)[:, :, None] + columns[:, None, :]).take(
             covered
         )
-        u, v = u.take(covered), v.take(covered)
+        yield Silhouette(pixels, u.take(covered), v.take(covered), distance.take(covered))
+
+
+def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Render video (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 background, i + 1 sprite i."""
+    canvas = _background(scene, num_frames, height, width)
+    labels = np.zeros(num_frames * height * width, dtype=np.uint8)
+    for i, (pixels, u, v, distance) in enumerate(silhouettes(scene, num_frames, height, width)):
         # The texture is fixed to the sprite: it rotates and grows with it.
         grain = scene.frequencies[i + 1] * np.float32(scene.motion.radius[i])
         colours = paint(
@@ -126,7 +144,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
             scene.colours[i + 1],
         )
         # Pixels at the outline are blended in proportion to their coverage.
-        cover = np.minimum(0.5 - distance.take(covered), 1.0)
+        cover = np.minimum(0.5 - distance, 1.0)
         under = canvas.take(pixels, axis=1)
         colours -= under
         colours *= cover
@@ -206,6 +224,13 @@ class Sprites(GeneratedClips):
         self._scene_options = (min_objects, max_objects, palette_size)
 
     def generate(self, rng: np.random.Generator) -> dict[str, Any]:
-        scene = draw_scene(rng, self.height, self.width, *self._scene_options)
+        scene = self._draw(rng)
         video, labels = render(scene, self.num_frames, self.height, self.width)
         return {"video": video, "labels": labels, "count": len(scene.shapes)}
+
+    def scene(self, index: int) -> Scene:
+        """Return the random values of clip `index`."""
+        return self._draw(self.random_numbers(index))
+
+    def _draw(self, rng: np.random.Generator) -> Scene:
+        return draw_scene(rng, self.height, self.width, *self._scene_options)

@@ -208,3 +208,156 @@ ROLLOUTER = _Rollouter(
     kept=_cells,
     ignored=lambda key: key in (_TIME, "decoder_pos_embedding.grid"),
 )
+
+
+# ------------------------------------------------------------------------------------- readouts
+
+_ALOE = "transformer_model"
+_FIRST = {"": ("", Transform(lambda x: x[0, 0], lambda x: x[None, None]))}
+# What tells tokens apart, which is in the files but not trained.
+_KINDS = {
+    f"{_ALOE}.{key}": np.array(value, np.float32)
+    for key, value in {
+        "text_token": (1, 0),
+        "vision_token": (0, 1),
+        "cls_token": (0, 1),
+        "mc_question_token": (1, 0),
+        "mc_choice_token": (0, 1),
+    }.items()
+}
+_PAIRS = "comb_idx"
+
+
+def _of_readouts(rows: list[Row]) -> list[Row]:
+    return [(key, f"readout.{name}", leaves) for key, name, leaves in rows]
+
+
+def _same(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    del names
+    return dict(state_dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Readout(Program):
+    """Files of readouts, which hold constants.
+
+    Attributes:
+        constants: a state dict -> its constants, as they have to be.
+    """
+
+    constants: Callable[[Mapping[str, np.ndarray]], Arrays] = lambda state_dict: {}
+
+    def to_ours(
+        self,
+        state_dict: Mapping[str, np.ndarray],
+        names: Collection[str],
+        model: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        for key, expected in self.constants(state_dict).items():
+            found = state_dict.get(key, expected)
+            if found.shape != expected.shape or np.abs(found - expected).max() > 1e-5:
+                raise UserError(
+                    f"{key} is not what the program of {self.title} writes there; give a file of "
+                    "another model"
+                )
+        return super().to_ours(state_dict, names, model)
+
+    def to_theirs(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model: Mapping[str, Any] = MappingProxyType({}),
+        kept: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        found = super().to_theirs(arrays, model, kept)
+        return {key: np.ascontiguousarray(x) for key, x in found.items()}
+
+
+def _aloe_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del names, model
+    rows = [
+        ("CLS", "first", _FIRST),
+        ("transformer_encoder.pos_embedding", "position", _BARE),
+        *below("transformer_encoder.layers.{}", "layers.{}", ENCODER_LAYER),
+        ("q_embedding.weight", "embedding", RAW),
+        ("q_in_proj", "word_projection", LINEAR),
+        ("vision_in_proj", "slot_projection", LINEAR),
+        ("cls_answer_mlp.0", "answer.hidden", LINEAR),
+        ("cls_answer_mlp.2", "answer.out", LINEAR),
+        ("mc_answer_mlp.0", "choice.hidden", LINEAR),
+        ("mc_answer_mlp.2", "choice.out", LINEAR),
+    ]
+    return _of_readouts([(f"{_ALOE}.{key}", name, leaves) for key, name, leaves in rows])
+
+
+ALOE = _Readout(
+    "Aloe of SlotFormer",
+    _aloe_rows,
+    cut=_same,
+    join=dict,
+    more=lambda arrays, kept: dict(_KINDS),
+    ignored=lambda key: key in _KINDS,
+    constants=lambda state_dict: dict(_KINDS),
+)
+
+
+def _physion_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del names, model
+    return _of_readouts([("linear1", "of_pair", LINEAR), ("linear2", "out", LINEAR)])
+
+
+def _in_pairs(slots: int) -> np.ndarray:
+    """Return the numbers of the slots of all pairs, one after the other."""
+    return np.stack(np.triu_indices(slots, 1), axis=1).reshape(-1).astype(np.int64)
+
+
+def _pairs_of(state_dict: Mapping[str, np.ndarray]) -> Arrays:
+    if _PAIRS not in state_dict:
+        return {}
+    number = len(state_dict[_PAIRS]) // 2  # N (N - 1) / 2
+    return {_PAIRS: _in_pairs(round((1 + (1 + 8 * number) ** 0.5) / 2))}
+
+
+PHYSION = _Readout(
+    "SlotFormer's readout of Physion",
+    _physion_rows,
+    cut=_same,
+    join=dict,
+    more=lambda arrays, kept: {_PAIRS: _in_pairs(kept["slots"])} if "slots" in kept else {},
+    kept=lambda state_dict: {"slots": int(max(state_dict[_PAIRS])) + 1},
+    ignored=lambda key: key == _PAIRS,
+    constants=_pairs_of,
+)
+
+
+def _phyre_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del names, model
+    return _of_readouts(
+        [
+            ("CLS", "first", _FIRST),
+            ("in_proj", "in_projection", LINEAR),
+            *below("transformer_encoder.layers.{}", "layers.{}", ENCODER_LAYER),
+            ("cls_mlp.0", "answer.hidden", LINEAR),
+            ("cls_mlp.2", "answer.out", LINEAR),
+        ]
+    )
+
+
+def _ages_of(state_dict: Mapping[str, np.ndarray]) -> Arrays:
+    table = state_dict.get("enc_t_pe")
+    return {} if table is None else {"enc_t_pe": sinusoids(*table.shape[1:])[None]}
+
+
+PHYRE = _Readout(
+    "SlotFormer's readout of PHYRE",
+    _phyre_rows,
+    cut=_same,
+    join=dict,
+    more=lambda arrays, kept: (
+        {"enc_t_pe": sinusoids(kept["frames"], len(arrays["readout.first"]))[None]}
+        if "frames" in kept
+        else {}
+    ),
+    kept=lambda state_dict: {"frames": state_dict["enc_t_pe"].shape[1]},
+    ignored=lambda key: key == "enc_t_pe",
+    constants=_ages_of,
+)

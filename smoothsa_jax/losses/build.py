@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.losses.answers import Answer, Beside, Choice
 from smoothsa_jax.losses.attention import AttentionDistillation, AttentionMatch
 from smoothsa_jax.losses.dynamics import Decoded, Slots
 from smoothsa_jax.losses.recognition import Box, Category
@@ -36,6 +37,9 @@ LOSSES: dict[str, Callable] = {
     "decoded": Decoded,
     "category": Category,
     "box": Box,
+    "answer": Answer,
+    "choice": Choice,
+    "beside": Beside,
 }
 
 

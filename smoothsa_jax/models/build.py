@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -41,6 +41,7 @@ from smoothsa_jax.models.interfaces import Aggregator
 from smoothsa_jax.models.perceptual import LPIPS, PERCEPTUAL
 from smoothsa_jax.models.projections import TransformerProjection
 from smoothsa_jax.models.pruning import Redundancy
+from smoothsa_jax.models.readouts import Aloe, FramesTransformer, Pairs, ReadoutModel
 from smoothsa_jax.models.rollouters import RolloutModel, SlotFormer
 from smoothsa_jax.models.slot_model import NoProjection, Projection, SlotModel
 from smoothsa_jax.models.targets import (
@@ -152,9 +153,15 @@ PARTS = {
 OPTIONAL = ("target_encoder", "pruning", "tokenizer")
 HEADS: dict[str, Callable] = {"recognition_head": RecognitionHead}
 ROLLOUTERS: dict[str, Callable] = {"slotformer": SlotFormer}
+READOUTS: dict[str, Callable] = {
+    "aloe": Aloe,
+    "pairs": Pairs,
+    "frames_transformer": FramesTransformer,
+}
 PERCEPTUALS: dict[str, Callable] = {"lpips": LPIPS}
 SIZES = ("num_slots", "slot_size")
 ROLLOUTER = "rollouter"  # the part of a model of the task `dynamics`
+READOUT = "readout"  # the same of the task `answers`
 
 
 def build_slot_model(
@@ -306,17 +313,28 @@ def build_model(
     seed: int,
     part_seeds: Mapping[str, int] | None = None,
     shapes: frozenset[str] = frozenset(),
-) -> SlotModel | TokenizerModel:
-    """Make a slot model or a tokenizer's model; the arguments are those of `build_slot_model`."""
+    slot_model: ConfigDict | None = None,
+) -> SlotModel | TokenizerModel | RolloutModel:
+    """Make a slot model, a tokenizer's model, or a rollouter that continues slots of `slot_model`.
+
+    The other arguments are those of `build_slot_model`.
+    """
+    if ROLLOUTER in config:
+        return _rollout_built(config, slot_model, seed)
     build = _tokenizer_built if is_tokenizer_model(config) else _built
     return build(config, image_size, nnx.Rngs(seed), part_seeds or {}, shapes)
 
 
-def model_shapes(config: ConfigDict, image_size: tuple[int, int]) -> nnx.Module:
+def model_shapes(
+    config: ConfigDict, image_size: tuple[int, int], slot_model: ConfigDict | None = None
+) -> nnx.Module:
     """Make the same model with shapes instead of arrays, without computing anything.
 
-    A companion may also be a model that compares pictures; its arrays always come from files.
+    A companion may also be a model that compares pictures; its arrays always come from files. Or it
+    is a rollouter, which continues the slots of `slot_model`.
     """
+    if ROLLOUTER in config:
+        return nnx.eval_shape(lambda: _rollout_built(config, slot_model, 0))
     if PERCEPTUAL in config:
         path, settings = f"companions.{PERCEPTUAL}.model.{PERCEPTUAL}", config[PERCEPTUAL]
         return nnx.eval_shape(lambda: make(path, settings, PERCEPTUALS, rngs=_one_key()))
@@ -400,6 +418,15 @@ def build_head(config: ConfigDict, slot_size: int, seed: int) -> nnx.Module:
     return make("model", config, HEADS, slot_size, rngs=nnx.Rngs(seed))
 
 
+def _rollout_built(config: ConfigDict, slot_model: ConfigDict | None, seed: int) -> RolloutModel:
+    if slot_model is None:
+        raise UserError(
+            "a rollouter needs the slot model whose slots it continues; set "
+            "--config.companions.slot_model.source to the folder of its run"
+        )
+    return build_rollout_model(config, slot_model.num_slots, slot_model.slot_size, seed)
+
+
 def build_rollout_model(
     config: ConfigDict, num_slots: int, slot_size: int, seed: int
 ) -> RolloutModel:
@@ -422,6 +449,52 @@ def build_rollout_model(
     sizes, table = (num_slots, slot_size), ROLLOUTERS
     made = make(f"model.{ROLLOUTER}", config[ROLLOUTER], table, *sizes, rngs=nnx.Rngs(seed))
     return RolloutModel(made)
+
+
+class ReadoutSizes(NamedTuple):
+    """What a readout reads and answers; see `interfaces.Readout`.
+
+    Attributes:
+        num_slots: N.
+        slot_size: D.
+        num_frames: F.
+        num_words: V.
+        num_answers: A.
+    """
+
+    num_slots: int
+    slot_size: int
+    num_frames: int
+    num_words: int
+    num_answers: int
+
+
+def build_readout_model(
+    config: ConfigDict,
+    sizes: ReadoutSizes,
+    beside: Mapping[str, ReadoutSizes],
+    seed: int,
+) -> ReadoutModel:
+    """Make the model of the task `answers`.
+
+    Args:
+        config: the `model` part of a config.
+        sizes: of the readout.
+        beside: of the copies beside it, by name. The readout is the same with and without them.
+        seed: seed of the initial values.
+
+    Raises:
+        UserError: a name or setting is unknown, or a part is missing.
+    """
+    if READOUT not in config:
+        raise UserError(
+            f"the config has no model.{READOUT}, which the task 'answers' trains; add it to the "
+            "config file"
+        )
+    path, settings, rngs = f"model.{READOUT}", config[READOUT], nnx.Rngs(seed)
+    readout = make(path, settings, READOUTS, *sizes, rngs=rngs)
+    others = {x: make(path, settings, READOUTS, *of, rngs=rngs) for x, of in beside.items()}
+    return ReadoutModel(readout, others)
 
 
 def part_schedules(config: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@
     slots -> Decoder -> prediction and masks;  Target -> what the decoder should predict
     pixels or features -> Tokenizer -> tokens, which a decoder may predict
     slots of past frames -> Rollouter -> slots of the frames that follow
+    slots of all frames, and a question -> Readout -> an answer
 
 A system is a choice of parts in a config: `model.encoder`, `model.initializer` and so on, each with
 a `name` from the tables in `build.py` or a `"package.module:Class"` of your own. `SlotModel` joins
@@ -469,6 +470,42 @@ class Rollouter(Protocol):
 
     def scaled(self, slots: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Return the slots as losses compare them."""
+
+    def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
+
+
+class Readout(Protocol):
+    """A part that answers questions about clips, from the slots of their frames.
+
+    Sizes of the constructor: num_slots (N), slot_size (D), num_frames (F), num_words (V, with the
+    padding; 0: questions have no words), num_answers (A).
+
+    Attributes:
+        question_length: the most words of a question; may be absent: it reads none.
+        choice_length: the most words of a choice; 0, or absent: it reads no choices.
+    """
+
+    def __call__(
+        self,
+        slots: Float[Array, "B F N D"],
+        slot_mask: Bool[Array, "B N"] | None,
+        question: Int[Array, "B Q"],
+        choices: Int[Array, "B K L"] | None,
+        draws: Draws,
+    ) -> dict[str, Array]:
+        """Answer the questions.
+
+        Args:
+            slots: of all frames, oldest first.
+            slot_mask: true = valid.
+            question: words of each question; 0 is padding.
+            choices: words of each choice; a question without choices has none. None: no question
+                of the data set has choices.
+            draws: what `draw` returned.
+
+        Returns:
+            `answer_logits` (B,A), and where there are choices `choice_logits` (B,K); float32.
+        """
 
     def draw(self, keys: Sequence[Array], sizes: Sizes, training: bool) -> Draws: ...
 

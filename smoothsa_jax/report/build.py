@@ -18,6 +18,7 @@ from smoothsa_jax.checkpoints.read import (
 )
 from smoothsa_jax.checkpoints.sources import start_elsewhere
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.answers import AnswerEvaluator
 from smoothsa_jax.evaluation.masks import WORDS, Scoring
 from smoothsa_jax.evaluation.pictures import contact_sheet
 from smoothsa_jax.evaluation.scores import (
@@ -32,7 +33,7 @@ from smoothsa_jax.evaluation.split import Batch, scored
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
-from smoothsa_jax.report import figures
+from smoothsa_jax.report import answers, figures
 from smoothsa_jax.report.clips import WARM, Clip, Observer, clips
 from smoothsa_jax.report.curves import Curve, curves
 from smoothsa_jax.report.page import Picture, Section, page
@@ -64,7 +65,8 @@ def report(
     """Write `report/index.html`, a self-contained page, and its pictures as PNG files.
 
     Args:
-        workdir: workdir of a trained and scored run of a slot model.
+        workdir: workdir of a trained and scored run of a slot model, or of one that answers
+            questions.
         choose_config: given the checkpoint's config, returns the config to use, as for
             `training.evaluating.evaluate_run`.
         say: called with one line for each stage.
@@ -78,7 +80,10 @@ def report(
     """
     figures.check_matplotlib()
     checkpoint, config = restored(workdir, choose_config)
-    if reason := getattr(build_task(config), "no_segments", ""):
+    task = build_task(config)
+    if isinstance(task.evaluator, AnswerEvaluator):
+        return _of_answers(workdir, checkpoint, config, say)
+    if reason := getattr(task, "no_segments", ""):
         raise UserError(f"{workdir} holds a model of the task {config.task!r}, which {reason}")
     if "decoder" not in config.model:
         sources = [x.source for x in config.companions.values() if x.get("source")]
@@ -132,6 +137,21 @@ def report(
     )
     text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
     return _write(folder, text, sections)
+
+
+def _of_answers(
+    workdir: Path, checkpoint: Checkpoint, config: ConfigDict, say: Callable[[str], None]
+) -> Path:
+    """Write the page of a run that answers questions."""
+    records = read_records(workdir, converted=RECORD in checkpoint.progress)
+    config = _as_scored(config, records)
+    checkpoint = _scored_checkpoint(workdir, checkpoint, records, say)
+    scores, *rest = answers.sections_of(config, checkpoint, records, say)
+    say("drawing")
+    sections = [scores, *([_training(records)] if records.log else []), *rest]
+    subtitle = f"{workdir}, step {checkpoint.step} of {config.train.num_steps}"
+    text = page(f"{config.name}: {headline(records.scores)}", subtitle, sections)
+    return _write(workdir / FOLDER, text, sections)
 
 
 def _write(folder: Path, text: str, sections: list[Section]) -> Path:

@@ -48,7 +48,7 @@ from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
 # Arrays that a batch may lack: what a run may have on disk, and the lengths of padded clips.
-STORED = ("features", "tokens", "slots", "num_frames")
+STORED = ("features", "tokens", "slots", "pooled", "other_slots", "other_pooled", "num_frames")
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
@@ -89,7 +89,8 @@ def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
     for name, companion in config.companions.items():
         if "model" in companion or "average_of" in companion:
             of_model = companion.get("model") or config.model
-            models[name] = model_shapes(of_model, image_size_of(config))
+            size, slots = image_size_of(config), getattr(task, "slot_model", None)
+            models[name] = model_shapes(of_model, size, slots)
     _check_kinds(config)
     _check_tokenizer(config, models)
     _check_teacher(config, losses, models)
@@ -501,6 +502,8 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
         "flow": shape((1, frames, height, width, 2), jnp.float32),
         "depth": shape((1, frames, height, width), jnp.float32),
     }
+    for name, (sizes, dtype) in getattr(task, "arrays", {}).items():
+        batch[name] = shape((1, *sizes), dtype)
     if "cameras" in task.inputs:
         batch["cameras"] = shape((1, frames, 4, 3), jnp.float32)
     patterns = frozen_patterns(config.weights)

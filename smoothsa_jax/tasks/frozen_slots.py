@@ -33,12 +33,13 @@ def find_slots(
         decodes: whether the masks of its decoder are wanted, where it has some without a tokenizer.
 
     Returns:
-        `slots` (B,T,N,D), `attention` (B,T,N,h,w), `slot_mask` (B,T,N) and, where they are wanted,
-        `masks` (B,T,N,h,w).
+        `slots` (B,T,N,D), `attention` (B,T,N,h,w), `slot_mask` (B,T,N), `pooled` (B,T,C), the mean
+        of each frame's features, and, where they are wanted, `masks` (B,T,N,h,w).
     """
     given = target_of(model, batch, features, draws) if decodes else None
     outputs = model(features, given, draws, batch.get("boxes"), batch.get("slot_mask"))
     found = {name: outputs[name] for name in SLOT_ARRAYS if name in outputs}
+    found["pooled"] = features.mean(axis=2)
     mask = outputs.get("slot_mask")
     found["slot_mask"] = of_frames(mask, found[SLOTS].shape[:3])
     return jax.lax.stop_gradient(found)

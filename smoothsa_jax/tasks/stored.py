@@ -118,23 +118,27 @@ def slots_made_of(
     return json.loads(json.dumps(made_of))
 
 
-def refuse_other_slots(source: Any, config: ConfigDict, frozen: Parameters) -> None:
+def refuse_other_slots(
+    source: Any, config: ConfigDict, frozen: Parameters, splits: Sequence[str] = ("train",)
+) -> None:
     """Refuse stored slots that differ from those that the run's own slot model would find.
 
     Args:
         source: an `inputs.features.CachedSlots` of the training split.
         config: the config of the run.
         frozen: frozen arrays of the run, including the companion's.
+        splits: those whose stored slots are read.
 
     Raises:
         UserError: the slots were made by another model, or of other clips.
     """
-    own = slots_made_of(config, frozen)
+    own = slots_made_of(config, frozen, splits)
     for key in (*own, *(key for key in OF_VIEW if key not in own)):
         default = OF_VIEW.get(key)
         found, mine = source.made_of.get(key, default), own.get(key, default)
         if key == "clips":
-            found, mine = found["train"], mine["train"]
+            of_split = next((x for x in splits if found.get(x) != mine[x]), splits[0])
+            found, mine = found.get(of_split), mine[of_split]
         if found == mine:
             continue
         if isinstance(mine, dict) and isinstance(found, dict):

@@ -40,6 +40,11 @@ class Task(Protocol):
             May be absent: none.
         whole_clips: whether its outputs need all frames of a training clip, and are others in
             training than at evaluation. May be absent: no; two frames tell them all.
+        arrays: name -> (shape, dtype) of arrays of a sample besides those of its clip, and of those
+            that only scored samples have. May be absent: none.
+        stored: what is stored of clips for it, of `inputs.features.SLOT_ARRAYS`. May be absent: all
+            but the mean of features.
+        stored_splits: the splits of which it reads stored slots. May be absent: training.
         no_segments: why its model cannot segment pictures and videos, for messages; "": it can.
             May be absent: it can, if it is a slot model.
     """
@@ -52,6 +57,8 @@ class Task(Protocol):
     companions: tuple[str, ...]
     averages: bool
     no_segments: str
+
+    # A task of questions has `check_source(source)`, which refuses samples that do not fit it.
 
     def build(self, shapes_only: bool) -> nnx.Module:
         """Make the model to train, freshly initialized.

@@ -46,6 +46,7 @@ from smoothsa_jax.evaluation.scores import (
 )
 from smoothsa_jax.evaluation.split import Evaluation, Evaluator, evaluate, whole_split
 from smoothsa_jax.inputs.build import build_dataset, is_labelled, long_enough
+from smoothsa_jax.inputs.features import is_stored
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import cold_start
@@ -424,14 +425,18 @@ def source_of_split(
     Raises:
         UserError: there is no such split, or an option does not fit.
     """
-    options = {"num_slots": num_slots, "may_be_shorter": _vary(config)}
-    options["reads"] = build_task(config).inputs
+    task = build_task(config)
+    options = {"num_slots": num_slots, "may_be_shorter": _vary(config), "reads": task.inputs}
     if (frames := config.eval.num_frames) is not None:
         options["num_frames"] = None if frames == WHOLE_CLIPS else abs(frames)
     if config.eval.windows is not None:
         options |= {"windows": config.eval.windows, "window_rest": config.eval.window_rest}
     data = _without_training(config)
-    source = build_dataset(data, split, num_samples=num_samples, **options)
+    if split in getattr(task, "stored_splits", ()) and is_stored(config.data):
+        data["slots"] = config.data.slots
+    source = build_dataset(data, split, num_samples=num_samples, scores=True, **options)
+    if hasattr(task, "check_source"):
+        task.check_source(source)
     if is_labelled(source):
         return source
     # The same samples as their losses are of: counted after short ones are left out.

@@ -229,7 +229,8 @@ def _open_data(
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)
     if config.data.get("slots"):
-        refuse_other_slots(source, config, training.frozen)
+        splits = getattr(training.task, "stored_splits", ("train",))
+        refuse_other_slots(source, config, training.frozen, splits)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     hosts.refuse_differences({"training samples": fingerprint})
     batches = training_batches(

@@ -168,7 +168,7 @@ def build_training(
     for name, companion in config.companions.items():
         if is_absent(companion):
             continue
-        definitions[name], arrays = _companion(name, companion, config, backend)
+        definitions[name], arrays = _companion(name, companion, config, task, backend)
         if "average_of" in companion:
             averaged.append(name)
         else:
@@ -444,11 +444,12 @@ def set_memory_options(model: nnx.Module, config: ConfigDict) -> None:
 
 
 def _companion(
-    name: str, companion: ConfigDict, config: ConfigDict, backend: Backend
+    name: str, companion: ConfigDict, config: ConfigDict, task: Task, backend: Backend
 ) -> tuple[ModelDefinition, Parameters]:
     """Return a companion's definition and the shapes of its arrays, which come from elsewhere."""
     of_model = companion.get("model") or config.model
-    model = model_shapes(of_model, image_size_of(config))
+    slot_model = getattr(task, "slot_model", None)
+    model = model_shapes(of_model, image_size_of(config), slot_model)
     if hasattr(model, "set_memory_options"):
         # No gradient passes through it, so there is nothing to recompute.
         model.set_memory_options("none", config.train.scan_unroll)

@@ -174,6 +174,24 @@ class EncoderLayer(nnx.Module):
         think = lambda x: self.feed_forward(x, rate, keys[2])  # noqa: E731
         return self._add(x, think, self.norm_feed_forward, keys[3])
 
+    def of_first(
+        self,
+        x: Float[Array, "B N E"],
+        *,
+        mask: Bool[Array, "B N"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "B 1 E"]:
+        """Update the first entry alone, as a call would; the layer has no memory."""
+        rate, attention = self.dropout_rate, self.self_attention
+        keys = [None] * 4 if dropout_key is None else list(split_key(dropout_key, 4))
+        seen = self.norm_self(x) if self.is_pre or self.norm_stream else x
+        memory = attention.remember(seen)
+        update = attention(seen[:, :1], memory, mask, rate, keys[0])
+        x = (seen if self.norm_stream else x)[:, :1] + dropout(update, rate, keys[1])
+        x = x if self.is_pre else self.norm_self(x)
+        think = lambda x: self.feed_forward(x, rate, keys[2])  # noqa: E731
+        return self._add(x, think, self.norm_feed_forward, keys[3])
+
     def _add(self, x, branch, norm, dropout_key):
         """Add a branch, with its LayerNorm in front or after the sum."""
         if self.is_pre:
@@ -359,6 +377,28 @@ def run_copied_layers(
     for layer, key in zip(layers, of_layers, strict=True):
         x = layer(x, mask=mask, dropout_key=key)
     return x
+
+
+def run_to_first(
+    layers: Sequence[EncoderLayer],
+    x: Float[Array, "B M E"],
+    mask: Bool[Array, "B M"] | None,
+    keys: Key[Array, "B"] | None,
+) -> Float[Array, "B E"]:
+    """Return the first token after all layers; the last one computes nothing else.
+
+    Args:
+        layers: at least one.
+        x: the tokens.
+        mask: true = valid.
+        keys: of the dropout of each sample; None: no dropout.
+    """
+    *earlier, last = layers
+    of_earlier, of_last = keys, None
+    if keys is not None:
+        of_earlier, of_last = split_key(keys, 2)
+    x = run_copied_layers(earlier, x, mask, of_earlier)
+    return last.of_first(x, mask=mask, dropout_key=of_last)[:, 0]
 
 
 def causal_layers(

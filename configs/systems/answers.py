@@ -1,0 +1,94 @@
+"""Answers: a readout answers questions about clips, from slots of an earlier run (SlotFormer's
+Aloe, Wu et al. 2023, arXiv 2210.05861).
+
+    python main.py --config=configs/sprites.py               # the slots
+    python main.py --config=configs/sprites.py:answers       # the readout, on runs/sprites
+
+The earlier run has the same data set and the same other words, in its default workdir;
+`--config.companions.slot_model.source=` names another one. Its slots are stored in the workdir
+before the training begins. With predicted frames after the observed ones:
+
+    python main.py --config=configs/sprites.py:dynamics      # the rollouter
+    python main.py --config=configs/sprites.py:answers --workdir=runs/sprites_answers_ahead \\
+        --config.companions.rollouter.source=runs/sprites_dynamics
+
+Only data sets with questions have this word.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+KIND = "task"
+
+
+def fits(data: base.DataSet) -> bool:
+    return data.questions is not None
+
+
+def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
+    base.refuse_pictures(data, "Answers")
+    questions, title = data.questions, config.title
+    config.task, config.title = "answers", f"Aloe on {title}"
+    config.companions = ConfigDict(
+        {"slot_model": {"source": source}, "rollouter": {"source": None}}
+    )
+    config.model = ConfigDict(
+        {
+            "readout": {
+                "name": "aloe",
+                "width": 144,
+                "num_layers": 12,
+                "num_heads": 8,
+                "mlp_size": 512,
+                "word_size": 14,
+                "hidden_size": 128,
+                "question_length": questions.question_length,
+                "choice_length": questions.choice_length,
+                "positions": "time",
+                "dropout_rate": 0.1,
+            },
+            "future": questions.future,
+            "words": questions.words,
+            "answers": questions.answers,
+            "kinds": questions.kinds,
+            "beside": questions.beside,
+        }
+    )
+    config.weights = ConfigDict()
+    losses = {"answer": {"weight": 1.0}, "beside": {"weight": 1.0}}
+    if questions.choice_length:
+        losses["choice"] = {"weight": 1.0}
+    config.losses = ConfigDict(losses)
+    kept = ("image_size", "min_objects", "max_objects", "seed", "boxes", "background_box")
+    of_clips = {key: config.data[key] for key in kept if key in config.data}
+    config.data = ConfigDict({**of_clips, **questions.data, "slots": "auto"})
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_cosine",
+            "peak": 1e-3,
+            "warmup": 0.1,
+            "begin_ratio": 0.01,
+            "end_ratio": 0.01,
+        }
+    )
+    config.optimizer.update(clip_norm=0.0, clip_by="norm", rates=ConfigDict())
+    config.train.update(num_steps=240_000, batch_size=256, match_paper=False, remat="none")
+    config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
+    config.eval.update(masks="decoder", match_paper=False, num_slots=None, prune=None)
+    config.eval.update(windows=None, window_rest="back", observed=None, batch_size=128)
+    config.eval.update(num_frames=config.data.num_frames, num_samples=None, num_pictures=0)
+    config.eval.validation_samples = 4096
+    config.checkpoint.update(every=6_000, best_metric="accuracy", best_mode="max")
+    if data.small is not None:
+        _make_small(config)
+
+
+def _make_small(config: ConfigDict) -> None:
+    """The embedded task: minutes on two cores."""
+    config.model.readout.update(width=64, num_layers=2, num_heads=4, mlp_size=128, hidden_size=64)
+    config.model.readout.dropout_rate = 0.0  # its random numbers take half as long as all the rest
+    config.data.num_samples = 8192
+    config.train.update(num_steps=2_000, batch_size=128)
+    config.eval.validation_samples = 512
+    config.checkpoint.every = 500
