@@ -29,7 +29,7 @@ import numpy as np
 
 from data.archives import Files
 from data.clips import PER_SHARD, clip_example, read
-from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
+from data.family import BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features, column
 from data.pictures import png
 from data.rle import decode
@@ -95,20 +95,17 @@ class Clevrer(Family):
         jobs, pictures, beside, looked = [], {}, {}, []
         sources = set(places)
         annotated, labelled = [], []
-        for split in SPLITS:
-            wanted = split in splits
-            annotations, mine = self._numbered(_places("annotation", split), ANNOTATION, left_out)
-            first, end = VIDEOS[split]
-            annotated += [split] if annotations else []
-            labelled += [split] if any(first <= k < end for k in proposals) else []
-            if not wanted:
-                continue
+        for split in splits:
             videos, of_videos = self._numbered(_places("video", split), VIDEO, left_out)
             looked += _places("video", split)
             if not videos:
                 continue
+            annotations, mine = self._numbered(_places("annotation", split), ANNOTATION, left_out)
             sources |= {*mine, *of_videos}
             self._check_range(videos, split)
+            first, end = VIDEOS[split]
+            annotated += [split] if annotations else []
+            labelled += [split] if any(first <= k < end for k in proposals) else []
             numbers = sorted(videos)[: self.options.limit]
             clips = [
                 Clip(

@@ -156,7 +156,7 @@ def test_proposals_become_segments(prepared):
             labels[:] = 0
         np.testing.assert_array_equal(found[..., 0], resize_labels(labels, (SIZE, SIZE)))
     metadata = manifest(prepared / "clevrer")["metadata"]
-    assert metadata["labelled"] == ["train", "validation", "test"]
+    assert metadata["labelled"] == ["test", "train", "validation"]
     assert "proposals" in metadata["labels"] and "not truth" in metadata["labels"]
 
 
@@ -211,7 +211,7 @@ def test_archives_give_the_same_frames(raw, prepared, tmp_path):
     np.testing.assert_array_equal(sample["in_view"], whole["in_view"])
     assert (np.stack(sample["segmentations"]) == 255).all()
     metadata = manifest(tmp_path / "out")["metadata"]
-    assert metadata["labelled"] == [] and metadata["annotated"] == ["train", "validation"]
+    assert metadata["labelled"] == [] and metadata["annotated"] == ["validation"]
     # Questions that come later are put beside the videos, which stay as they are.
     shard = next((tmp_path / "out").glob("*array_record*"))
     before = shard.stat().st_mtime_ns
@@ -238,6 +238,26 @@ def test_splits_one_after_the_other_give_the_same_folder(raw, prepared, tmp_path
     for split in ("validation", "train", "test"):
         prepare.prepare("clevrer", str(raw / "clevrer"), tmp_path, (split,))
     assert files_of(tmp_path) == files_of(prepared / "clevrer")
+
+
+def test_what_a_split_has_is_said_of_that_split(download, tmp_path):
+    """Proposals and annotations that come later, or are removed, do not change finished splits."""
+    source, later = download / "clevrer", tmp_path / "later"
+    parts = ("derender_proposals", "annotations")
+    later.mkdir()
+
+    def listed(split: str) -> list[list[str]]:
+        prepare.prepare("clevrer", str(source), tmp_path / "out", (split,))
+        return [manifest(tmp_path / "out")["metadata"][key] for key in ("labelled", "annotated")]
+
+    for part in parts:
+        (source / part).rename(later / part)
+    assert listed("train") == [[], []]
+    for part in parts:
+        (later / part).rename(source / part)
+    assert listed("validation") == [["validation"], ["validation"]]
+    shutil.rmtree(source / parts[0])
+    assert listed("test") == [["validation"], ["validation"]]
 
 
 def masks(*objects: dict) -> dict:
