@@ -103,9 +103,11 @@ class Physion(Family):
             )
         left_out, notes = LeftOut(), []
         part = PART[self.name]
-        found = {"test": self._of_test(left_out, notes)} if part == "readout" else {}
+        found = {}
         if {"train", "validation"} & {*splits}:
             found |= self._of_train(part, left_out)
+        if part == "readout" and "test" in splits:
+            found["test"] = self._of_test(left_out, notes)
         jobs, pictures, beside, sources = [], {}, {}, set()
         for split in splits:
             clips = found.get(split, [])

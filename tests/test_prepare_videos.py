@@ -286,6 +286,7 @@ def test_two_proposals_of_one_kind_stay_two_segments():
     ("proposals", "expected"),
     [
         ({"frames": [{}]}, "is not a file of CLEVRER's proposals (KeyError: 'objects')"),
+        (masks({**CUBE, "color": ["red"], "mask": {}}), "unhashable type: 'list'"),
         ({"frames": []}, "has 0 frames, its video 1"),
         (masks({"mask": {"size": [0, 4], "counts": ""}}), "frame 0, object 0: the RLE has size"),
         (masks({"mask": {"size": [2, 2], "counts": [3]}}), "object 0: the RLE counts 3 pixels"),
@@ -322,6 +323,7 @@ def test_the_damaged_annotation_is_left_out_and_no_other(tmp_path):
         (lambda x: x["motion_trajectory"][0]["objects"][0].update(object_id=9), "KeyError: 9"),
         (lambda x: x["collision"][0].update(object_ids=[0]), "is not an annotation"),
         (lambda x: x.pop("motion_trajectory"), "KeyError: 'motion_trajectory'"),
+        (lambda x: x.clear(), "is not an annotation of CLEVRER"),
     ],
 )
 def test_annotations_that_do_not_fit(change, expected):
@@ -491,6 +493,15 @@ def test_the_bad_stimulus_is_dropped_and_the_misspelt_one_stays(prepared):
     )
     scenarios = [s["metadata"]["scenario"].decode() for s in read(out, "test").values()]
     assert scenarios == ["Drape", "Roll"]
+
+
+def test_splits_that_are_not_wanted_are_not_looked_at(download, tmp_path, capsys):
+    source = download / "physion"
+    (source / "PhysionTestMP4s/Roll").rename(source / "PhysionTestMP4s/Rolling")
+    prepare.prepare("physion_readout", str(source), tmp_path / "out", ("validation",))
+    assert "bad stimuli" not in capsys.readouterr().out
+    text = refuses("physion_readout", source, tmp_path / "test", ("test",))
+    assert "is of the scenario Rolling" in text
 
 
 def test_labels_of_physion(prepared):
