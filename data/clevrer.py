@@ -54,6 +54,7 @@ MATERIALS = ("metal", "rubber")
 SHAPES = ("cube", "sphere", "cylinder")
 PROPERTIES = {"color": COLORS, "material": MATERIALS, "shape": SHAPES}
 FEWER = f"damaged in the public files, and kept with fewer than {NUM_FRAMES} frames"
+UNKNOWN = {"object_property": (), "motion_trajectory": (), "collision": ()}
 NO_ANNOTATION = "its annotation is damaged in the public files, and left out"
 
 
@@ -277,7 +278,7 @@ class Clevrer(Family):
 
     def _annotation(self, item: Clip, num_frames: int) -> dict[str, Any]:
         if item.annotation is None:
-            return _annotated({}, num_frames, "")
+            return _annotated(UNKNOWN, 0, "")
         where = f"{item.annotation[0]}/{item.annotation[1]}"
         try:
             return _annotated(self._json(item.annotation), num_frames, where)
@@ -285,13 +286,13 @@ class Clevrer(Family):
             if item.number != BROKEN_ANNOTATION:
                 raise
             self.remark(NO_ANNOTATION, item.annotation[1])
-            return _annotated({}, num_frames, where)
+            return _annotated(UNKNOWN, 0, where)
 
     def _json(self, place: tuple[Path, str]) -> Any:
         files = self._opened(place[0])
         try:
             return json.loads(read(files, place[1]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSample(
                 f"{place[0]}/{place[1]} is not valid json ({error}); download it again, or skip "
                 "such videos with --skip-bad"
@@ -317,18 +318,17 @@ def _without_programs(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _annotated(values: Any, num_frames: int, where: str) -> dict[str, Any]:
-    """What is stored of an annotation; nothing of an empty one.
+    """What is stored of an annotation.
 
     Raises:
         BadSample: the annotation has another form.
     """
     try:
-        objects = {
-            entry["object_id"]: k for k, entry in enumerate(values.get("object_property", ()))
-        }
+        properties, trajectory = values["object_property"], values["motion_trajectory"]
+        collisions = values["collision"]
+        objects = {entry["object_id"]: k for k, entry in enumerate(properties)}
         in_view = np.zeros((len(objects), NUM_FRAMES), np.int32)
-        trajectory = values["motion_trajectory"] if values else ()
-        if values and len(trajectory) < num_frames:
+        if len(trajectory) < num_frames:
             raise BadSample(
                 f"{where} has {len(trajectory)} frames, its video {num_frames}; download it again, "
                 "or skip such videos with --skip-bad"
@@ -336,12 +336,9 @@ def _annotated(values: Any, num_frames: int, where: str) -> dict[str, Any]:
         for t, entry in enumerate(trajectory):
             for one in entry["objects"]:
                 in_view[objects[one["object_id"]], t] = bool(one["inside_camera_view"])
-        collisions = [entry for entry in values.get("collision", ())]
         hits = [[objects[k] for k in entry["object_ids"]] for entry in collisions]
         found = {
-            f"{key}s": np.array(
-                [names.index(entry[key]) for entry in values.get("object_property", ())], np.int32
-            )
+            f"{key}s": np.array([names.index(entry[key]) for entry in properties], np.int32)
             for key, names in PROPERTIES.items()
         }
         return {
@@ -364,6 +361,7 @@ def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterato
     try:
         frames = [list(entry["objects"]) for entry in proposals["frames"]]
         kinds = [[tuple(one.get(key) for key in PROPERTIES) for one in frame] for frame in frames]
+        hash(tuple(map(tuple, kinds)))  # raises TypeError for lists in place of names
         masks = [[one["mask"] for one in frame] for frame in frames]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadSample(
