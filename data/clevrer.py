@@ -233,6 +233,10 @@ class Clevrer(Family):
                 f"--source={self.source} has no {', '.join(lacking[:3])}{more}, named by {path}; "
                 "download the videos again, or skip such questions with --skip-bad"
             )
+        if lacking:
+            notes.append(
+                f"left out: questions about videos of {split} that are not there ({len(lacking)})"
+            )
         kept = {f"video_{number:05d}" for number in numbers}
         records = [
             {
@@ -289,9 +293,9 @@ class Clevrer(Family):
             return _annotated(UNKNOWN, 0, where)
 
     def _json(self, place: tuple[Path, str]) -> Any:
-        files = self._opened(place[0])
+        data = read(self._opened(place[0]), place[1])
         try:
-            return json.loads(read(files, place[1]))
+            return json.loads(data)
         except (ValueError, RecursionError) as error:
             raise BadSample(
                 f"{place[0]}/{place[1]} is not valid json ({error}); download it again, or skip "
@@ -328,11 +332,6 @@ def _annotated(values: Any, num_frames: int, where: str) -> dict[str, Any]:
         collisions = values["collision"]
         objects = {entry["object_id"]: k for k, entry in enumerate(properties)}
         in_view = np.zeros((len(objects), NUM_FRAMES), np.int32)
-        if len(trajectory) < num_frames:
-            raise BadSample(
-                f"{where} has {len(trajectory)} frames, its video {num_frames}; download it again, "
-                "or skip such videos with --skip-bad"
-            )
         for t, entry in enumerate(trajectory):
             for one in entry["objects"]:
                 in_view[objects[one["object_id"]], t] = bool(one["inside_camera_view"])
@@ -341,19 +340,15 @@ def _annotated(values: Any, num_frames: int, where: str) -> dict[str, Any]:
             f"{key}s": np.array([names.index(entry[key]) for entry in properties], np.int32)
             for key, names in PROPERTIES.items()
         }
-        return {
-            "in_view": in_view,
-            **found,
-            "collisions": {
-                "frame": np.array([entry["frame_id"] for entry in collisions], np.int32),
-                "objects": np.array(hits, np.int32).reshape(len(hits), 2),
-            },
-        }
+        frames = np.array([entry["frame_id"] for entry in collisions], np.int32)
+        pairs = np.array(hits, np.int32).reshape(len(hits), 2)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise BadSample(
             f"{where} is not an annotation of CLEVRER ({type(error).__name__}: {error}); download "
             "it again, or skip such videos with --skip-bad"
         ) from error
+    _check_length(len(trajectory), num_frames, where)
+    return {"in_view": in_view, **found, "collisions": {"frame": frames, "objects": pairs}}
 
 
 def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterator[np.ndarray]:
@@ -368,11 +363,7 @@ def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterato
             f"{where} is not a file of CLEVRER's proposals ({type(error).__name__}: {error}); "
             "download it again, or skip such videos with --skip-bad"
         ) from error
-    if len(frames) < num_frames:
-        raise BadSample(
-            f"{where} has {len(frames)} frames, its video {num_frames}; download it again, or skip "
-            "such videos with --skip-bad"
-        )
+    _check_length(len(frames), num_frames, where)
     numbers: dict[Any, int] = {}
     for t in range(num_frames):
         labels, seen = None, []
@@ -390,6 +381,14 @@ def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterato
             mask = decode(rle, labels.shape, told)
             labels[mask & (labels == 0)] = label
         yield resize_labels(np.zeros((1, 1), np.uint8) if labels is None else labels, (size, size))
+
+
+def _check_length(count: int, num_frames: int, where: str) -> None:
+    if count < num_frames:
+        raise BadSample(
+            f"{where} has {count} frames, its video {num_frames}; download it again, or skip such "
+            "videos with --skip-bad"
+        )
 
 
 def _shape(rle: Any, where: str) -> tuple[int, int]:

@@ -318,7 +318,7 @@ def test_the_damaged_annotation_is_left_out_and_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda x: x["motion_trajectory"].pop(), "has 4 frames, its video 5"),
+        (lambda x: x["motion_trajectory"].pop(), "^a.json has 4 frames, its video 5"),
         (lambda x: x["object_property"][0].update(color="pink"), "is not an annotation of CLEVRER"),
         (lambda x: x["motion_trajectory"][0]["objects"][0].update(object_id=9), "KeyError: 9"),
         (lambda x: x["collision"][0].update(object_ids=[0]), "is not an annotation"),
@@ -346,6 +346,24 @@ def test_other_damaged_videos_are_refused_or_skipped(download, tmp_path):
     questions = ClevrerQuestions(tmp_path / "out", "train")
     assert questions.left_out == 2 and {q.scene_index for q in questions.records} == {7648}
     assert questions[0]["clip"] == 0
+
+
+def test_what_is_skipped_is_told(download, tmp_path, capsys):
+    source = download / "clevrer"
+    (source / "derender_proposals/proposal_07648.json").unlink()
+    (source / VIDEO_7).unlink()
+    arguments = ["clevrer", f"--source={source}", f"--out={tmp_path / 'out'}", "--split=train"]
+    assert prepare.main([*arguments, "--workers=1", "--skip-bad"]) == 0
+    text = capsys.readouterr().out
+    assert "left out: questions about videos of train that are not there (1)" in text
+    assert f"left out: {source}/derender_proposals has no proposals of video_07648; down" in text
+    rewritten(TABLE, ("test10_0007", "test10_0008"))(download / "physion")
+    options = Options(skip_bad=True)
+    out = tmp_path / "physion"
+    prepare.prepare("physion_readout", str(download / "physion"), out, ("train",), options)
+    assert "left out: videos of train without a row in" in capsys.readouterr().out
+    assert sample_names(out, "train") == (f"Support/{raw_videos.TOWER}_0008_img",)
+    assert len(PhysionLabels(out, "train")) == 1
 
 
 def without(*names: str):
@@ -562,6 +580,7 @@ TABLE = "PhysionTrainMP4s/readout_labels.csv"
         (without("PhysionTrainMP4s"), "has no videos of physion_readout for train"),
         (without(TABLE), "readout_labels.csv does not exist; it holds the labels"),
         (rewritten(TABLE, (",ground truth outcome", "name,outcome")), "begins with 'name,outcome'"),
+        (rewritten(TABLE, ("True", "a" * 200_000)), "readout_labels.csv is not a table (field lar"),
         (rewritten(TABLE, ("True", "1")), "line 2 is 'pilot_towers_nb2_fr015_SJ010_mono0_dis0_oc"),
         (rewritten(TABLE, ("True", "True,False")), "expected a name and True or False"),
         (rewritten(TABLE, ("_0008,", "_0007,")), "line 3 repeats 'pilot_towers_nb2"),
