@@ -9,7 +9,7 @@ The stages of SlotFormer, whose rollouter sees every second frame:
 
     python main.py --config=configs/clevrer.py:savi_slotformer,stochastic
     python main.py --config=configs/clevrer.py:savi_slotformer,stochastic,dynamics \\
-        --config.model.rollouter.every=2
+        --config.model.rollouter.every=2 --config.data.num_frames=31 --config.eval.observed=12
 
 Cost: 50,000 steps of 8 clips of 6 frames, 0.3 TFLOP each: 0.1 hours at 50 TFLOP/s, a third of an
 A100's TF32 peak (computed, not measured).

@@ -29,7 +29,7 @@ import numpy as np
 
 from data.archives import Files
 from data.clips import PER_SHARD, clip_example, read
-from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
+from data.family import BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features, column
 from data.pictures import png
 from data.rle import decode
@@ -54,6 +54,7 @@ MATERIALS = ("metal", "rubber")
 SHAPES = ("cube", "sphere", "cylinder")
 PROPERTIES = {"color": COLORS, "material": MATERIALS, "shape": SHAPES}
 FEWER = f"damaged in the public files, and kept with fewer than {NUM_FRAMES} frames"
+UNKNOWN = {"object_property": (), "motion_trajectory": (), "collision": ()}
 NO_ANNOTATION = "its annotation is damaged in the public files, and left out"
 
 
@@ -95,20 +96,17 @@ class Clevrer(Family):
         jobs, pictures, beside, looked = [], {}, {}, []
         sources = set(places)
         annotated, labelled = [], []
-        for split in SPLITS:
-            wanted = split in splits
-            annotations, mine = self._numbered(_places("annotation", split), ANNOTATION, left_out)
-            first, end = VIDEOS[split]
-            annotated += [split] if annotations else []
-            labelled += [split] if any(first <= k < end for k in proposals) else []
-            if not wanted:
-                continue
+        for split in splits:
             videos, of_videos = self._numbered(_places("video", split), VIDEO, left_out)
             looked += _places("video", split)
             if not videos:
                 continue
+            annotations, mine = self._numbered(_places("annotation", split), ANNOTATION, left_out)
             sources |= {*mine, *of_videos}
             self._check_range(videos, split)
+            first, end = VIDEOS[split]
+            annotated += [split] if annotations else []
+            labelled += [split] if any(first <= k < end for k in proposals) else []
             numbers = sorted(videos)[: self.options.limit]
             clips = [
                 Clip(
@@ -235,6 +233,10 @@ class Clevrer(Family):
                 f"--source={self.source} has no {', '.join(lacking[:3])}{more}, named by {path}; "
                 "download the videos again, or skip such questions with --skip-bad"
             )
+        if lacking:
+            notes.append(
+                f"left out: questions about videos of {split} that are not there ({len(lacking)})"
+            )
         kept = {f"video_{number:05d}" for number in numbers}
         records = [
             {
@@ -280,7 +282,7 @@ class Clevrer(Family):
 
     def _annotation(self, item: Clip, num_frames: int) -> dict[str, Any]:
         if item.annotation is None:
-            return _annotated({}, num_frames, "")
+            return _annotated(UNKNOWN, 0, "")
         where = f"{item.annotation[0]}/{item.annotation[1]}"
         try:
             return _annotated(self._json(item.annotation), num_frames, where)
@@ -288,13 +290,13 @@ class Clevrer(Family):
             if item.number != BROKEN_ANNOTATION:
                 raise
             self.remark(NO_ANNOTATION, item.annotation[1])
-            return _annotated({}, num_frames, where)
+            return _annotated(UNKNOWN, 0, where)
 
     def _json(self, place: tuple[Path, str]) -> Any:
-        files = self._opened(place[0])
+        data = read(self._opened(place[0]), place[1])
         try:
-            return json.loads(read(files, place[1]))
-        except ValueError as error:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
             raise BadSample(
                 f"{place[0]}/{place[1]} is not valid json ({error}); download it again, or skip "
                 "such videos with --skip-bad"
@@ -320,46 +322,33 @@ def _without_programs(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _annotated(values: Any, num_frames: int, where: str) -> dict[str, Any]:
-    """What is stored of an annotation; nothing of an empty one.
+    """What is stored of an annotation.
 
     Raises:
         BadSample: the annotation has another form.
     """
     try:
-        objects = {
-            entry["object_id"]: k for k, entry in enumerate(values.get("object_property", ()))
-        }
+        properties, trajectory = values["object_property"], values["motion_trajectory"]
+        collisions = values["collision"]
+        objects = {entry["object_id"]: k for k, entry in enumerate(properties)}
         in_view = np.zeros((len(objects), NUM_FRAMES), np.int32)
-        trajectory = values["motion_trajectory"] if values else ()
-        if values and len(trajectory) < num_frames:
-            raise BadSample(
-                f"{where} has {len(trajectory)} frames, its video {num_frames}; download it again, "
-                "or skip such videos with --skip-bad"
-            )
         for t, entry in enumerate(trajectory):
             for one in entry["objects"]:
                 in_view[objects[one["object_id"]], t] = bool(one["inside_camera_view"])
-        collisions = [entry for entry in values.get("collision", ())]
         hits = [[objects[k] for k in entry["object_ids"]] for entry in collisions]
         found = {
-            f"{key}s": np.array(
-                [names.index(entry[key]) for entry in values.get("object_property", ())], np.int32
-            )
+            f"{key}s": np.array([names.index(entry[key]) for entry in properties], np.int32)
             for key, names in PROPERTIES.items()
         }
-        return {
-            "in_view": in_view,
-            **found,
-            "collisions": {
-                "frame": np.array([entry["frame_id"] for entry in collisions], np.int32),
-                "objects": np.array(hits, np.int32).reshape(len(hits), 2),
-            },
-        }
+        frames = np.array([entry["frame_id"] for entry in collisions], np.int32)
+        pairs = np.array(hits, np.int32).reshape(len(hits), 2)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise BadSample(
             f"{where} is not an annotation of CLEVRER ({type(error).__name__}: {error}); download "
             "it again, or skip such videos with --skip-bad"
         ) from error
+    _check_length(len(trajectory), num_frames, where)
+    return {"in_view": in_view, **found, "collisions": {"frame": frames, "objects": pairs}}
 
 
 def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterator[np.ndarray]:
@@ -367,17 +356,14 @@ def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterato
     try:
         frames = [list(entry["objects"]) for entry in proposals["frames"]]
         kinds = [[tuple(one.get(key) for key in PROPERTIES) for one in frame] for frame in frames]
+        hash(tuple(map(tuple, kinds)))  # raises TypeError for lists in place of names
         masks = [[one["mask"] for one in frame] for frame in frames]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadSample(
             f"{where} is not a file of CLEVRER's proposals ({type(error).__name__}: {error}); "
             "download it again, or skip such videos with --skip-bad"
         ) from error
-    if len(frames) < num_frames:
-        raise BadSample(
-            f"{where} has {len(frames)} frames, its video {num_frames}; download it again, or skip "
-            "such videos with --skip-bad"
-        )
+    _check_length(len(frames), num_frames, where)
     numbers: dict[Any, int] = {}
     for t in range(num_frames):
         labels, seen = None, []
@@ -395,6 +381,14 @@ def _segments(proposals: Any, num_frames: int, size: int, where: str) -> Iterato
             mask = decode(rle, labels.shape, told)
             labels[mask & (labels == 0)] = label
         yield resize_labels(np.zeros((1, 1), np.uint8) if labels is None else labels, (size, size))
+
+
+def _check_length(count: int, num_frames: int, where: str) -> None:
+    if count < num_frames:
+        raise BadSample(
+            f"{where} has {count} frames, its video {num_frames}; download it again, or skip such "
+            "videos with --skip-bad"
+        )
 
 
 def _shape(rle: Any, where: str) -> tuple[int, int]:

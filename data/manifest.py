@@ -17,6 +17,7 @@ from smoothsa_jax.inference.sources import VIDEOS
 from smoothsa_jax.inputs.manifest import MANIFEST
 from smoothsa_jax.text import say
 
+OF_SPLITS = ("labelled", "annotated")  # metadata that lists those splits that have something
 TOOLS = ("tensorflow-datasets", "array-record", "pillow", "numpy")
 
 
@@ -48,12 +49,17 @@ def write_manifest(
     """
     splits = dict(before["splits"]) if before else {}
     metadata = dict(before["metadata"]) if before else {}
+    of_plan = plan_splits(plan)
     for key, value in json.loads(json.dumps(plan.metadata)).items():
+        there = metadata.get(key)
         # Metadata given per split is merged.
-        both = isinstance(value, dict) and isinstance(metadata.get(key), dict)
-        metadata[key] = {**metadata[key], **value} if both else value
+        if key in OF_SPLITS:
+            value = sorted(x for x in SPLITS if x in (value if x in of_plan else there or ()))
+        elif isinstance(value, dict) and isinstance(there, dict):
+            value = {**there, **value}
+        metadata[key] = value
     sources = [tuple(source.values()) for source in before["sources"]] if before else []
-    for split in plan_splits(plan):
+    for split in of_plan:
         mine = {file: note for file, note in notes.items() if file.startswith(f"{name}-{split}.")}
         names = [name for note in mine.values() for name in note.get("names", ())]
         refuse_twice(

@@ -103,9 +103,11 @@ class Physion(Family):
             )
         left_out, notes = LeftOut(), []
         part = PART[self.name]
-        found = {"test": self._of_test(left_out, notes)} if part == "readout" else {}
+        found = {}
         if {"train", "validation"} & {*splits}:
             found |= self._of_train(part, left_out)
+        if part == "readout" and "test" in splits:
+            found["test"] = self._of_test(left_out, notes)
         jobs, pictures, beside, sources = [], {}, {}, set()
         for split in splits:
             clips = found.get(split, [])
@@ -116,7 +118,7 @@ class Physion(Family):
             table = None
             if part == "readout":
                 table = source / TABLES["test" if split == "test" else part]
-                clips, contacts = self._labelled(clips, table, split)
+                clips, contacts = self._labelled(clips, table, split, notes)
                 mine = [(clip.name, clip.scenario, contacts[clip.name]) for clip in clips]
                 beside[file_of(split)] = write_labels(mine[: self.options.limit])
                 sources.add(table)
@@ -194,7 +196,7 @@ class Physion(Family):
         left_out.merge(files.left_out)
 
     def _labelled(
-        self, clips: list[Clip], table: Path, split: str
+        self, clips: list[Clip], table: Path, split: str, notes: list[str]
     ) -> tuple[list[Clip], dict[str, bool]]:
         """The videos that have a label, and the label of each by name."""
         outcomes = read_table(table)
@@ -208,6 +210,8 @@ class Physion(Family):
                 f"({len(lacking)} of {len(clips)} are missing); download it again, or skip such "
                 "videos with --skip-bad"
             )
+        if lacking:
+            notes.append(f"left out: videos of {split} without a row in {table} ({len(lacking)})")
         return [clip for clip in clips if clip.name in contacts], contacts
 
     def items(self, job: Job) -> Iterator[Clip]:
@@ -267,8 +271,12 @@ def read_table(path: Path) -> dict[str, bool]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; it holds the labels of the videos: download it")
-    rows = csv.reader(text_of(path.read_bytes(), str(path)).splitlines())
-    if (header := next(rows, [])) != HEADER:
+    lines = text_of(path.read_bytes(), str(path)).splitlines()
+    try:
+        header, *rows = list(csv.reader(lines)) or [[]]
+    except csv.Error as error:
+        raise UserError(f"{path} is not a table ({error}); download it again") from error
+    if header != HEADER:
         raise UserError(
             f"{path} begins with {short(','.join(header))}, expected {','.join(HEADER)!r}; "
             "download it again"

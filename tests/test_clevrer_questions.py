@@ -214,6 +214,10 @@ def test_folders_without_questions_are_refused(tmp_path):
     (tmp_path / "questions-train.json").write_text("[")
     with pytest.raises(UserError, match="is not a file of CLEVRER's questions .JSONDecodeError"):
         ClevrerQuestions(tmp_path, "train")
+    for text in ("{}", '[{"scene_index": 3, "questions": []}]', "[" * 100_000):
+        (tmp_path / "questions-train.json").write_text(text)
+        with pytest.raises(UserError, match="is not a file of CLEVRER's questions"):
+            ClevrerQuestions(tmp_path, "train")
     with pytest.raises(UserError, match="has no question about a video of"):
         prepared(tmp_path, [questions(10000)], "train", videos=[3])
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"splits": {"train": {"shards": [{}]}}}))

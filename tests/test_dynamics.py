@@ -1,6 +1,7 @@
 """The task `dynamics`: what it refuses, its windows and statistics, its scores, and whole runs."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from PIL import Image
 from tiny import as_dynamics, tiny_batch, tiny_config
 
 import main
+from configs import clevrer
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.metrics import contingency
 from smoothsa_jax.evaluation.prediction import PredictionEvaluator, _miou_of_identities
@@ -66,6 +69,16 @@ def test_what_cannot_run_is_refused():
     discovery = tiny_config()
     discovery.eval.observed = 2
     refused(discovery, "eval.observed is 2, which is for the task 'dynamics'")
+
+
+def test_the_command_for_clevrer_has_frames_enough():
+    """That in the config's docstring, whose rollouter sees every second frame."""
+    config = load_config("configs/clevrer.py:savi_slotformer,stochastic,dynamics").unlock()
+    config.companions.slot_model.model = load_config("configs/clevrer.py:savi_slotformer").model
+    given = re.findall(r"--config\.([\w.]+)=(\d+)", clevrer.__doc__)
+    config.update_from_flattened_dict({key: int(value) for key, value in given})
+    assert config.model.rollouter.every == 2
+    check(config)
 
 
 TOKENIZED = {

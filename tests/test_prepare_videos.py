@@ -156,7 +156,7 @@ def test_proposals_become_segments(prepared):
             labels[:] = 0
         np.testing.assert_array_equal(found[..., 0], resize_labels(labels, (SIZE, SIZE)))
     metadata = manifest(prepared / "clevrer")["metadata"]
-    assert metadata["labelled"] == ["train", "validation", "test"]
+    assert metadata["labelled"] == ["test", "train", "validation"]
     assert "proposals" in metadata["labels"] and "not truth" in metadata["labels"]
 
 
@@ -211,7 +211,7 @@ def test_archives_give_the_same_frames(raw, prepared, tmp_path):
     np.testing.assert_array_equal(sample["in_view"], whole["in_view"])
     assert (np.stack(sample["segmentations"]) == 255).all()
     metadata = manifest(tmp_path / "out")["metadata"]
-    assert metadata["labelled"] == [] and metadata["annotated"] == ["train", "validation"]
+    assert metadata["labelled"] == [] and metadata["annotated"] == ["validation"]
     # Questions that come later are put beside the videos, which stay as they are.
     shard = next((tmp_path / "out").glob("*array_record*"))
     before = shard.stat().st_mtime_ns
@@ -240,6 +240,26 @@ def test_splits_one_after_the_other_give_the_same_folder(raw, prepared, tmp_path
     assert files_of(tmp_path) == files_of(prepared / "clevrer")
 
 
+def test_what_a_split_has_is_said_of_that_split(download, tmp_path):
+    """Proposals and annotations that come later, or are removed, do not change finished splits."""
+    source, later = download / "clevrer", tmp_path / "later"
+    parts = ("derender_proposals", "annotations")
+    later.mkdir()
+
+    def listed(split: str) -> list[list[str]]:
+        prepare.prepare("clevrer", str(source), tmp_path / "out", (split,))
+        return [manifest(tmp_path / "out")["metadata"][key] for key in ("labelled", "annotated")]
+
+    for part in parts:
+        (source / part).rename(later / part)
+    assert listed("train") == [[], []]
+    for part in parts:
+        (later / part).rename(source / part)
+    assert listed("validation") == [["validation"], ["validation"]]
+    shutil.rmtree(source / parts[0])
+    assert listed("test") == [["validation"], ["validation"]]
+
+
 def masks(*objects: dict) -> dict:
     return {"frames": [{"objects": list(objects)}]}
 
@@ -266,6 +286,7 @@ def test_two_proposals_of_one_kind_stay_two_segments():
     ("proposals", "expected"),
     [
         ({"frames": [{}]}, "is not a file of CLEVRER's proposals (KeyError: 'objects')"),
+        (masks({**CUBE, "color": ["red"], "mask": {}}), "unhashable type: 'list'"),
         ({"frames": []}, "has 0 frames, its video 1"),
         (masks({"mask": {"size": [0, 4], "counts": ""}}), "frame 0, object 0: the RLE has size"),
         (masks({"mask": {"size": [2, 2], "counts": [3]}}), "object 0: the RLE counts 3 pixels"),
@@ -297,11 +318,12 @@ def test_the_damaged_annotation_is_left_out_and_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda x: x["motion_trajectory"].pop(), "has 4 frames, its video 5"),
+        (lambda x: x["motion_trajectory"].pop(), "^a.json has 4 frames, its video 5"),
         (lambda x: x["object_property"][0].update(color="pink"), "is not an annotation of CLEVRER"),
         (lambda x: x["motion_trajectory"][0]["objects"][0].update(object_id=9), "KeyError: 9"),
         (lambda x: x["collision"][0].update(object_ids=[0]), "is not an annotation"),
         (lambda x: x.pop("motion_trajectory"), "KeyError: 'motion_trajectory'"),
+        (lambda x: x.clear(), "is not an annotation of CLEVRER"),
     ],
 )
 def test_annotations_that_do_not_fit(change, expected):
@@ -324,6 +346,24 @@ def test_other_damaged_videos_are_refused_or_skipped(download, tmp_path):
     questions = ClevrerQuestions(tmp_path / "out", "train")
     assert questions.left_out == 2 and {q.scene_index for q in questions.records} == {7648}
     assert questions[0]["clip"] == 0
+
+
+def test_what_is_skipped_is_told(download, tmp_path, capsys):
+    source = download / "clevrer"
+    (source / "derender_proposals/proposal_07648.json").unlink()
+    (source / VIDEO_7).unlink()
+    arguments = ["clevrer", f"--source={source}", f"--out={tmp_path / 'out'}", "--split=train"]
+    assert prepare.main([*arguments, "--workers=1", "--skip-bad"]) == 0
+    text = capsys.readouterr().out
+    assert "left out: questions about videos of train that are not there (1)" in text
+    assert f"left out: {source}/derender_proposals has no proposals of video_07648; down" in text
+    rewritten(TABLE, ("test10_0007", "test10_0008"))(download / "physion")
+    options = Options(skip_bad=True)
+    out = tmp_path / "physion"
+    prepare.prepare("physion_readout", str(download / "physion"), out, ("train",), options)
+    assert "left out: videos of train without a row in" in capsys.readouterr().out
+    assert sample_names(out, "train") == (f"Support/{raw_videos.TOWER}_0008_img",)
+    assert len(PhysionLabels(out, "train")) == 1
 
 
 def without(*names: str):
@@ -473,6 +513,15 @@ def test_the_bad_stimulus_is_dropped_and_the_misspelt_one_stays(prepared):
     assert scenarios == ["Drape", "Roll"]
 
 
+def test_splits_that_are_not_wanted_are_not_looked_at(download, tmp_path, capsys):
+    source = download / "physion"
+    (source / "PhysionTestMP4s/Roll").rename(source / "PhysionTestMP4s/Rolling")
+    prepare.prepare("physion_readout", str(source), tmp_path / "out", ("validation",))
+    assert "bad stimuli" not in capsys.readouterr().out
+    text = refuses("physion_readout", source, tmp_path / "test", ("test",))
+    assert "is of the scenario Rolling" in text
+
+
 def test_labels_of_physion(prepared):
     out = prepared / "physion_readout"
     for split in prepare.SPLITS:
@@ -531,6 +580,7 @@ TABLE = "PhysionTrainMP4s/readout_labels.csv"
         (without("PhysionTrainMP4s"), "has no videos of physion_readout for train"),
         (without(TABLE), "readout_labels.csv does not exist; it holds the labels"),
         (rewritten(TABLE, (",ground truth outcome", "name,outcome")), "begins with 'name,outcome'"),
+        (rewritten(TABLE, ("True", "a" * 200_000)), "readout_labels.csv is not a table (field lar"),
         (rewritten(TABLE, ("True", "1")), "line 2 is 'pilot_towers_nb2_fr015_SJ010_mono0_dis0_oc"),
         (rewritten(TABLE, ("True", "True,False")), "expected a name and True or False"),
         (rewritten(TABLE, ("_0008,", "_0007,")), "line 3 repeats 'pilot_towers_nb2"),

@@ -13,7 +13,7 @@ stays on its word.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ PREDICTIVE = KINDS.index("predictive")
 RIGHT_AND_WRONG = ("wrong", "correct")  # answers of choices: 0 and 1
 MAX_WORDS, MAX_CHOICE_WORDS = 20, 12
 NUM_FRAMES = 25  # F, of which a question is answered
-OBSERVED = 128  # frames of a video; a store with more holds predicted ones too
-LONG = 150  # frames; a store with more holds predicted ones
+OBSERVED = 128  # frames of a video
+LONG = 150  # frames; a store with more holds predicted ones too
 AGAIN = "take the official files, and prepare them again"
 
 
@@ -203,19 +203,10 @@ def read_questions(data: bytes, where: str) -> tuple[list[Question], bool]:
         UserError: the file is damaged; or a word, answer or type of question is unknown.
     """
     try:
-        records = json.loads(data)
-        found = [
-            _question(
-                record,
-                entry,
-                f"{where}: question {entry['question_id']} of scene {record['scene_index']}",
-            )
-            for record in records
-            for entry in record["questions"]
-        ]
+        found = list(_questions(json.loads(data), where))
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where} is not a file of CLEVRER's questions ({type(error).__name__}: {error}); "
             f"{AGAIN}"
@@ -230,8 +221,19 @@ def read_questions(data: bytes, where: str) -> tuple[list[Question], bool]:
     return [question for question, _ in found], known != {False}
 
 
+def _questions(records: Any, where: str) -> Iterator[tuple[Question, bool]]:
+    """Yield each question, and whether its answer is known."""
+    if not isinstance(records, list):
+        raise TypeError(f"expected a list over videos, found a {type(records).__name__}")
+    for record in records:
+        scene, video = record["scene_index"], Path(record["video_filename"]).stem
+        for entry in record["questions"]:
+            told = f"{where}: question {entry['question_id']} of scene {scene}"
+            yield _question(entry, scene, video, told)
+
+
 def _question(
-    record: Mapping[str, Any], entry: Mapping[str, Any], where: str
+    entry: Mapping[str, Any], scene: int, video: str, where: str
 ) -> tuple[Question, bool]:
     """A question, and whether its answer is known."""
     kind = entry["question_type"]
@@ -248,8 +250,8 @@ def _question(
         is_known = all("answer" in choice for choice in listed)
         choices = tuple(_choice(choice, where, is_known) for choice in listed)
     return Question(
-        scene_index=record["scene_index"],
-        video=Path(record["video_filename"]).stem,
+        scene_index=scene,
+        video=video,
         question_id=entry["question_id"],
         kind=KINDS.index(kind),
         words=_ids(entry["question"], MAX_WORDS, where),
