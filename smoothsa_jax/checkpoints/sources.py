@@ -394,7 +394,7 @@ def _refuse_other_slots(
     start = f"{SLOT_MODEL}."
     mine = {k.removeprefix(start): x for k, x in filled.items() if k.startswith(start)}
     theirs = trained.config.companions.get(SLOT_MODEL, {}).get("model")
-    same = theirs == config.companions[SLOT_MODEL].model
+    same = theirs is not None and not differences(theirs, config.companions[SLOT_MODEL].model)
     if not same or digest(trained.slot_model) != digest(on_host(mine)):
         raise UserError(
             f"companions.{ROLLOUTER}.source {source} continues slots of another model than "
