@@ -79,8 +79,8 @@ def _scores(title: str, records: Records) -> Section:
 
 def _questions(pictures: list[Picture]) -> Section:
     text = (
-        "What was observed, the question, the right answer, and the model's, with how probable it "
-        "holds it."
+        "What was observed, the question, the right answer, and the model's, with the probability "
+        "that it gives to it."
     )
     return Section("Questions", text, pictures)
 
