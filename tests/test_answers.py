@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from tiny import TinyQuestions, as_answers, as_dynamics, tiny_config
 
 import main
@@ -319,7 +320,9 @@ def test_from_slots_to_answers(tmp_path, capsys):
     assert main.main(["--mode=report", f"--workdir={folder}"]) == 0
     assert "will touch" in (folder / "report" / "index.html").read_text()
     capsys.readouterr()
-    predict = ["--mode=predict", f"--workdir={folder}", "--input=x.png", f"--output={tmp_path}"]
+    Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "x.png")
+    predict = ["--mode=predict", f"--workdir={folder}", f"--input={tmp_path / 'x.png'}"]
+    predict += [f"--output={tmp_path / 'found'}"]
     slots = f"--config.data.slots={folder / 'slots'}"
     for wrong, text in (
         (lambda: main.main(predict), "holds a model of the task 'answers'"),
