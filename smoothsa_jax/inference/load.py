@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, overload
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
 from smoothsa_jax.checkpoints.read import FOLDER
+from smoothsa_jax.checkpoints.published import SLOT_MODEL
 from smoothsa_jax.checkpoints.sources import Trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError, did_you_mean
@@ -128,7 +129,9 @@ def _of_folder(folder: Path) -> Segmenter:
 
 def _segmenter(trained: Trained) -> Segmenter:
     config = trained.config
-    sources = [x.source for x in config.companions.values() if "source" in x]
+    # None stands for no companion, "" for an untrained one; the slot model comes first.
+    named = sorted(config.companions.items(), key=lambda item: item[0] != SLOT_MODEL)
+    sources = [x.source for _, x in named if x.get("source") is not None]
     if config.task != "discovery" and sources:
         raise UserError(
             f"{trained.what} holds a model of the task {config.task!r}, which finds no segments; "
