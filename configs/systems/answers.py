@@ -88,8 +88,8 @@ def _make_small(config: ConfigDict) -> None:
     """The embedded task: minutes on two cores."""
     config.model.readout.update(width=64, num_layers=2, num_heads=4, mlp_size=128, hidden_size=64)
     config.model.readout.dropout_rate = 0.0  # its random numbers take half as long as all the rest
-    # With 8,192 questions, a readout of the true state learns them by heart: 99 % in training, 51 %
-    # on test. With these it has 64 % on test.
+    # 8,192 questions are learned by heart: a readout of the true state then answers 99 % of them
+    # and 51 % of those of test; with these, 60 to 64 % of those of test.
     config.data.num_samples = 65_536
     config.train.update(num_steps=2_000, batch_size=128)
     config.eval.validation_samples = 512
