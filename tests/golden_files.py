@@ -183,17 +183,23 @@ def compare_norms(
     group: str = "grad_norm",
     tolerance: float = GRADIENT,
     least: float = 0.0,
+    of_entries: bool = False,
 ) -> set[str]:
     """Compare the norms of large arrays' gradients, of which a file has no more; return their keys.
 
     Args:
         found: from a recorded key to our gradient.
+        tolerance: a share of the norm.
         least: least bound, absolute.
+        of_entries: whether the tolerance is that of each entry instead, as a share of the largest.
     """
     norms = dict(zip(map(str, file[f"{group}/keys"]), file[f"{group}/norms"], strict=True))
     for key, expected in norms.items():
-        error = abs(np.linalg.norm(np.asarray(found(key), np.float64).ravel()) - expected)
-        bound = max(tolerance * expected, least)
+        own = np.asarray(found(key), np.float64).ravel()
+        error = abs(np.linalg.norm(own) - expected)
+        # Entries that are off by so much give norms that are off by up to this.
+        whole = np.sqrt(own.size) * np.abs(own).max() if of_entries else expected
+        bound = max(tolerance * whole, least)
         assert error <= bound, f"{key}: error {error:.2e}, norm {expected:.2e}"
     return set(norms)
 

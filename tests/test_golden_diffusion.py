@@ -179,7 +179,9 @@ def test_model():
         largest = max(file["grad_norm/norms"])
         least = NOTHING * largest
         tolerance = GRADIENT_OF_UNET
-        norms = compare_norms(file, theirs.__getitem__, tolerance=tolerance, least=least)
+        norms = compare_norms(
+            file, theirs.__getitem__, tolerance=tolerance, least=least, of_entries=True
+        )
         compare_gradients(
             file,
             {key: x for key, x in theirs.items() if key not in norms},

@@ -133,7 +133,9 @@ def of_gallery(image_size: tuple[int, int] = (16, 16), num_views: int = 10) -> C
         num_slots=4,
         num_steps=6,
         batch_size=2,
-        small={"model": {}, "parts": {}, "losses": {}, "optimizer": {}, "full_gradient": {}},
+        small=dict.fromkeys(
+            ("model", "parts", "losses", "optimizer", "full_gradient", "views"), {}
+        ),
     )
     return base.compose(data, "osrt").unlock()
 

@@ -62,11 +62,11 @@ class DataSet:
         num_classes: of the objects, for recognition; None: no recognition.
         questions: about its clips; None: there are none.
         settings: other keys of the config that this data set changes, nested.
-        small: for embedded data, what makes any system small, in five groups: `model` (keys of the
+        small: for embedded data, what makes any system small, in six groups: `model` (keys of the
             model itself), `parts` (settings by the part's name; settings with another `name`
-            replace the part), `losses` (weights of the terms a system has), `optimizer`, and
+            replace the part), `losses` (weights of the terms a system has), `optimizer`,
             `full_gradient` (settings of the optimizer where the gradient passes through all
-            iterations of slot attention).
+            iterations of slot attention) and `views` (the same, for scenes of many views).
         smoke: what the word `smoke` changes, nested; None: `SMOKE`.
         variants: word -> the data set with other facts.
     """
