@@ -31,7 +31,7 @@ from golden_files import (
 from ml_collections import ConfigDict
 from recipes import quick
 
-from configs import base
+from configs import base, sprites
 from configs.systems import osrt
 from smoothsa_jax.devices.mesh import replicated
 from smoothsa_jax.evaluation.metrics import ari, contingency
