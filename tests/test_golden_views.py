@@ -133,9 +133,7 @@ def of_gallery(image_size: tuple[int, int] = (16, 16), num_views: int = 10) -> C
         num_slots=4,
         num_steps=6,
         batch_size=2,
-        small=dict.fromkeys(
-            ("model", "parts", "losses", "optimizer", "full_gradient", "views"), {}
-        ),
+        small=dict.fromkeys(sprites.SMALL, {}),
     )
     return base.compose(data, "osrt").unlock()
 
