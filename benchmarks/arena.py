@@ -213,6 +213,8 @@ def plan(
             whole = {**key, "seed": seed, "steps": config.train.num_steps}
             whole = {name: whole[name] for name in KEY}
             for companion in config.companions.values():
+                if companion.source is None:  # one that is left out
+                    continue
                 companion.source = str(workdir / _folder_name(_earlier(whole, companion.source)))
             runs.append(Run(whole, canonical(config), workdir / _folder_name(whole)))
     return runs
