@@ -113,9 +113,13 @@ def batch_shapes(config: ConfigDict, mesh: Mesh, batch: int, frames: int) -> dic
     for name in ("video", "boxes"):
         (_, _, *rest), dtype = shapes[name]
         shapes[name] = ((batch, frames, *rest), dtype)
-    if "categories" in build_task(config).inputs:
-        shapes["segmentations"] = ((batch, frames, *image_size_of(config)), jnp.uint8)
+    size, reads = image_size_of(config), build_task(config).inputs
+    if "categories" in reads:
+        shapes["segmentations"] = ((batch, frames, *size), jnp.uint8)
         shapes["categories"] = ((batch, config.data.max_objects), jnp.int32)
+    for name, of_frame in {"flow": (*size, 2), "depth": size, "cameras": (4, 3)}.items():
+        if name in reads:
+            shapes[name] = ((batch, frames, *of_frame), jnp.float32)
     place = spread(mesh)
     return {name: jax.ShapeDtypeStruct(*x, sharding=place) for name, x in shapes.items()}
 
