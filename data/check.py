@@ -25,6 +25,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from data import beside
 from data.features import NO_SEGMENT
 from data.finished import FORMAT
 from data.shards import read_json, sha256_of
@@ -89,6 +90,7 @@ def check(folder: Path, workers: int = 1) -> list[str]:
                 f"{split} has {total} samples in its shards, {found['num_examples']} in {MANIFEST}"
             )
         say(f"{split}: {total} samples in {len(found['shards'])} shards")
+    wrong += beside.wrong_files(folder, manifest)
     listed = {
         split["name"]: [int(length) for length in split["shardLengths"]]
         for split in read_json(folder / "dataset_info.json")["splits"]

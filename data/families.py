@@ -3,6 +3,7 @@
 from data.authors_lmdb import AuthorsLmdb
 from data.clevr import Clevr
 from data.clevr3d import Clevr3d
+from data.clevrer import Clevrer
 from data.clevrtex import Clevrtex
 from data.coco import Coco
 from data.davis import Davis
@@ -10,6 +11,7 @@ from data.family import Family, Options
 from data.folder import Folder
 from data.movi import Movi
 from data.msn import MsnHard
+from data.physion import Physion
 from data.voc import Voc
 from data.ytvis import YoutubeVis
 
@@ -23,6 +25,8 @@ FAMILIES: tuple[type[Family], ...] = (
     MsnHard,
     YoutubeVis,
     Davis,
+    Clevrer,
+    Physion,
     Folder,
 )
 

@@ -77,6 +77,8 @@ class Plan:
             in advance. No two samples share one, neither within a split nor across splits.
         notes: lines for the user, such as what was left out.
         settled: options of the family whose values planning decided.
+        beside: name -> contents of a further file of the prepared folder, such as questions. It
+            names samples, so that skipped ones matter to its readers alone.
     """
 
     jobs: tuple[Job, ...]
@@ -86,6 +88,7 @@ class Plan:
     pictures: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 class Family:
@@ -96,10 +99,12 @@ class Family:
     Attributes:
         names: the data sets of the family.
         summary: what `--source` is, in one line, for `--help`.
+        lists_names: whether the manifest lists the samples' names, which other files refer to.
     """
 
     names: tuple[str, ...] = ()
     summary: str = ""
+    lists_names: bool = False
 
     @classmethod
     def add_arguments(cls, parser: Any) -> None:

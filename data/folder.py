@@ -19,12 +19,10 @@ them.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,10 +34,10 @@ from data.clips import PER_SHARD, clip_example, held_out_of, labelled_frame, rea
 from data.family import SPLITS, BadSample, Family, Job, Plan, shards_of
 from data.features import NO_SEGMENT, clip_features, still_features
 from data.pictures import displayed, labels, open_picture, png
+from data.videos import video_frames
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, hidden, is_junk
 from smoothsa_jax.inference.sources import IMAGES, VIDEOS, natural
-from smoothsa_jax.inference.videos import UnreadableVideo, read_video
 from smoothsa_jax.inputs.media import UNKNOWN, Picture
 from smoothsa_jax.text import printable
 
@@ -339,35 +337,9 @@ class Folder(Family):
 
     def _video_frames(self, files: Files, name: str) -> Iterator[tuple[str, bytes]]:
         where = f"{files.path}/{name}"
-        for t, pixels in enumerate(self._decoded(files, name, where)):
+        frames = video_frames(files, name, self.staging, self.options.max_pixels)
+        for t, pixels in enumerate(frames):
             yield f"{where}, frame {t}", png(pixels)
-
-    def _decoded(self, files: Files, name: str, where: str) -> Iterator[np.ndarray]:
-        with contextlib.ExitStack() as stack:
-            path = files.path / name
-            if not files.path.is_dir():
-                # FFmpeg reads files only. The disk of the prepared folder has space for one.
-                if self.staging is not None:
-                    self.staging.mkdir(parents=True, exist_ok=True)
-                folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.staging))
-                path = Path(folder) / f"video{PurePosixPath(name).suffix}"
-                path.write_bytes(read(files, name))
-            try:
-                video = stack.enter_context(read_video(path, max_pixels=self.options.max_pixels))
-                _check_size(video.height, video.width, where, self.options.max_pixels)
-                for pixels in video:
-                    _check_size(*pixels.shape[:2], where, self.options.max_pixels)
-                    yield pixels
-            except UnreadableVideo as error:
-                raise BadSample(
-                    f"{where} is not a readable video: {error.reason}; encode it again, for "
-                    "example as H.264 in mp4, or skip such samples with --skip-bad"
-                ) from error
-        if video.missing:
-            raise BadSample(
-                f"{where}: {video.missing}; expected a complete video: copy it again, encode it "
-                "again, or skip such samples with --skip-bad"
-            )
 
 
 def _open(path: Path, option: str) -> tuple[Files, str]:
@@ -532,12 +504,4 @@ def _as_many(
         raise BadSample(
             f"{entry.files[0]} has {there} frames, {path} has {count} labels for it "
             f"({entry.labels[0]} ...); expected one for each frame"
-        )
-
-
-def _check_size(height: int, width: int, where: str, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise BadSample(
-            f"{where} has {width}x{height} pixels, more than {max_pixels}; raise --max_pixels if "
-            "you want this video"
         )

@@ -9,9 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.beside import entries_of
 from data.family import SPLITS, Plan, Source, refuse_twice
 from data.shards import Shard, read_json, sha256_of, size_of, write_description
 from smoothsa_jax.files import atomic_file
+from smoothsa_jax.inference.sources import VIDEOS
 from smoothsa_jax.inputs.manifest import MANIFEST
 from smoothsa_jax.text import say
 
@@ -95,6 +97,8 @@ def write_manifest(
         "splits": splits,
         "sources": [dataclasses.asdict(Source(*source)) for source in sorted(set(sources))],
     }
+    if files := {**(before or {}).get("files", {}), **entries_of(plan.beside)}:
+        manifest["files"] = dict(sorted(files.items()))
     text = re.sub(
         r"(?<=\d,)\n\s+(?=\d)", " ", json.dumps(manifest, indent=1)
     )  # one line of numbers
@@ -116,5 +120,8 @@ def say_end(out: Path) -> None:
     for text in dict.fromkeys(text for found in remarks for text in found):
         mine = [found[text] for found in remarks if text in found]
         count = sum(count for count, _ in mine)
-        say(f"note: {count} picture{'s' * (count > 1)}, first {mine[0][1]}: {text}")
+        file = mine[0][1]
+        what = "video" if file.lower().endswith(VIDEOS) else "picture"
+        what = "file" if file.endswith(".json") else what
+        say(f"note: {count} {what}{'s' * (count > 1)}, first {file}: {text}")
     say(f"{out} is prepared; python -m data.check {out} verifies it")

@@ -24,6 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NoReturn
 
+from data import beside
 from data.authors_lmdb import AuthorsLmdb
 from data.families import FAMILIES, family_of
 from data.family import SPLITS, Job, Options, Plan, refuse_twice
@@ -187,12 +188,15 @@ def prepare(
         manifest = manifest_of(out, settings)
         known = {**in_manifest(manifest), **in_notes(out, settings)}
         refuse_other_samples(known, wanted, source, out, options)
+        beside.refuse_other(out, plan.beside)
         missing = {file: job for file, job in wanted.items() if not is_there(out, file, known)}
-        if manifest and not missing and set(plan_splits(plan)) <= set(manifest["splits"]):
+        is_whole = manifest and set(plan_splits(plan)) <= set(manifest["splits"])
+        if is_whole and not missing and beside.is_there(out, plan.beside, manifest):
             say(f"{out} is prepared already; python -m data.check {out} verifies it")
             return
         make_shards(name, source, options, plan, out, missing, workers, len(wanted) - len(missing))
         known |= in_notes(out, settings)
+        beside.write(out, plan.beside)
         write_manifest(out, name, settings, plan, {file: known[file] for file in wanted}, manifest)
         remove_notes(out, wanted)
     say_end(out)

@@ -114,6 +114,7 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         sources=[dataclasses.astuple(source) for source in _family.sources_read],
         # Elsewhere, planning has checked that they are unique.
         names=names if job.num_items is None else [],
+        **({"sample_names": names} if _family.lists_names else {}),
     )
 
 

@@ -10,7 +10,8 @@ from smoothsa_jax.config.load import load_config
 
 def recipes() -> list[str]:
     """Return all data sets that SmoothSA's recipe is for, and recognition where they have it."""
-    others = ("sprites", "scenes", "own", "clevr", "clevr3d", "msn_hard", "obsurf_msn")
+    others = ("sprites", "scenes", "own", "clevr", "clevr3d", "clevrer", "msn_hard")
+    others += ("obsurf_msn", "physion")
     names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
     names = [name for name in names if name not in others]
     has_categories = ("coco", "ytvis", "ytvis_hq")

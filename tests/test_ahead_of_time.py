@@ -297,6 +297,15 @@ def test_a_config_has_the_programs_that_it_uses():
         next(programs.calls(recognition, on_a_cpu(), 2, ["train", "stream"]))
 
 
+@pytest.mark.parametrize("spec", ["savi_plus", "views,osrt"])
+def test_a_program_gets_all_that_its_task_reads(spec):
+    """Flow, depth or cameras, besides pixels."""
+    config = load_config(f"configs/scenes.py:{spec},smoke")
+    (call,) = programs.calls(config, on_a_cpu(), 2, ("train",))
+    state, metrics = call.function.eval_shape(*call.arguments)
+    assert "loss" in metrics and state.params.keys() == call.arguments[0].params.keys()
+
+
 def test_flop_are_counted_with_loops_written_out():
     config = load_config("configs/sprites.py:smoke")
     counted = []

@@ -118,6 +118,24 @@ def test_a_stream_finds_what_the_whole_video_gives(gaussian, videos, way):
 
 
 @pytest.mark.slow
+def test_each_shot_is_decoded_with_its_own_slots(videos):
+    """MetaSlot leaves out other slots in another shot, and the masks of the rest are united."""
+    config = tiny_config(initializer="gaussian", decoder="mlp_mixture")
+    of_metaslot = {"name": "metaslot", "codes": 12, "capacity": 20, "mask": "always"}
+    config.model.aggregator.update(of_metaslot)
+    config.seed = 1  # of weights with which the shots differ
+    model, options = model_of(config), {"shot_cuts": 0.5, "num_slots": 6}
+    options |= {"prune": 0.003, "prune_restart": "merge"}
+    narrowed = False
+    for video in videos:
+        whole = model.segment(video, video=True, **options)
+        for name, x in stacked(list(model.stream(video, **options))).items():
+            np.testing.assert_allclose(x, getattr(whole, name), atol=2e-5, err_msg=name)
+        narrowed |= (whole.slot_mask[0] != whole.slot_mask[-1]).any()
+    assert narrowed
+
+
+@pytest.mark.slow
 def test_behind_a_cut_slots_are_those_of_the_new_scene_alone(gaussian, videos):
     for way in ("features", "error"):
         found = gaussian.segment(videos[0], video=True, **WAYS[way])

@@ -178,6 +178,14 @@ def test_an_ablation_that_changes_nothing_is_refused(tmp_path):
         arena.plan(["smoothsa"], [str(IMAGE)], ablations, [0], STEPS, tmp_path)
 
 
+def test_a_companion_that_is_left_out_needs_no_earlier_run(tmp_path):
+    """Tokenizers have LPIPS as a companion, which is not there without a weight."""
+    systems = ["slotdiffusion,tokenizer", "slotdiffusion"]
+    first, second = arena.plan(systems, ["sprites:image"], ["full"], [0], [], tmp_path)
+    assert first.config.companions.perceptual.source is None
+    assert second.config.companions.tokenizer.source == str(first.folder)
+
+
 def test_words_and_settings_make_a_run(tmp_path):
     overrides = [*STEPS, ("config.model.encoder.patch", "5")]
     data = ["sprites:gaussian", "sprites"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import as_recognition, tiny_batch, tiny_config
+from tiny import as_recognition, tiny_batch, tiny_config, with_tokens_along
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.segmenter import Segmenter
@@ -92,11 +92,13 @@ def test_colour_features_are_those_of_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("initializer", ["boxes", "gaussian"])
+@pytest.mark.parametrize("initializer", ["boxes", "gaussian", "along"])
 def test_a_step_is_near_that_of_float32(initializer):
-    found = {}
+    """The last one with a tokenizer that is trained along."""
+    found, along = {}, initializer == "along"
     for dtype in ("float32", "bfloat16"):
-        training = build_training(config_of(dtype, initializer=initializer))
+        config = config_of(dtype, initializer="gaussian" if along else initializer)
+        training = build_training(with_tokens_along(config) if along else config)
         batch = training.place(tiny_batch(config_of()))
         found[dtype] = training.train_step(
             training.state, training.frozen, batch, jax.random.key(3)

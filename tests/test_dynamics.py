@@ -320,6 +320,7 @@ def test_from_slots_to_predicted_frames(tmp_path, capsys):
     for wrong, text in (
         ([*predict, f"--output={out}2", "--future=0"], "--future is 0"),
         ([*predict, f"--output={out}2", "--future=2", "--reconstruct"], "does not go with"),
+        ([*predict, f"--output={out}2", "--future=2", "--requery"], "--requery does not go with"),
         ([*predict, f"--output={out}2"], "predict frames with --future"),
         (
             [x.replace(str(runs), str(slots)) for x in predict]

@@ -14,6 +14,7 @@ from command import ROOT, assert_same_run, copy_of, here
 from raw_clips import Videos, hq_source, movi_source, prefixed, write_zip, ytvis_2022
 from raw_scenes import clevr3d_source, clevr_source
 from raw_stills import clevrtex_source, coco_source, voc_source
+from raw_videos import clevrer
 from recipes import quick
 
 from data import prepare
@@ -28,7 +29,8 @@ from smoothsa_jax.training.step import build_training
 
 DATA_SETS = [path.stem for path in sorted((ROOT / "configs").glob("*.py"))]
 # Those with 256 pixels and DINOv2's 16x16 tokens.
-OTHERS = ("sprites", "scenes", "own", "clevr", "clevr3d", "msn_hard", "obsurf_msn")
+OTHERS = ("sprites", "scenes", "own", "clevr", "clevr3d", "clevrer", "msn_hard")
+OTHERS += ("obsurf_msn", "physion")
 REAL = [name for name in DATA_SETS if name not in OTHERS]
 CLASSES = {"coco": 91, "ytvis": 41, "ytvis_hq": 41}  # of recognition
 
@@ -114,6 +116,7 @@ SOURCES = {
     "voc": voc_source,
     "clevr": lambda folder: clevr_source(folder, 4),
     "clevr3d": lambda folder: clevr3d_source(folder, dict.fromkeys((0, 1, 70_000), 3), 70_001),
+    "clevrer": lambda folder: clevrer(folder, num_frames=26),
     "clevrtex": clevrtex_source,
     "ytvis": ytvis_source,
     "ytvis_2021": ytvis_2021_source,

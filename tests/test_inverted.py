@@ -17,10 +17,12 @@ from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.models.aggregators.unchanged import Unchanged
 from smoothsa_jax.models.build import (
     AGGREGATORS,
     build_slot_model,
     check_prunable,
+    check_repeatable,
     slot_model_shapes,
     untrained_queries,
 )
@@ -207,6 +209,10 @@ def test_layers_of_their_own_cannot_run_once_more():
         with pytest.raises(UserError, match=refused):
             check_prunable(own, inverted.TF_INV["name"], restart)
     check_prunable(own, inverted.TF_INV["name"], "none")
+    unchanged = Unchanged(4, 4, rngs=nnx.Rngs(0))  # runs none, so one more run is the same
+    check_prunable(unchanged, "none", "slots")
+    with pytest.raises(UserError, match="'none' runs a fixed number of iterations"):
+        check_repeatable(unchanged, "none", "eval.iterations", 6)
     config = with_aggregator(inverted.TF_INV, prune=0.5)
     with pytest.raises(UserError, match=refused):
         check(config)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from tiny import tiny_batch, tiny_config
+from tiny import tiny_batch, tiny_config, with_tokens_along
 
 from smoothsa_jax.checkpoints.read import read_checkpoint, restore_state
 from smoothsa_jax.checkpoints.write import CheckpointWriter
@@ -65,15 +65,18 @@ METASLOT = {"name": "metaslot", "first": 2, "later": 1, "codes": 16, "capacity":
 
 
 def config_for(
-    data: int, fsdp: int, frames: int, accumulate: int = 1, metaslot: bool = False
+    data: int, fsdp: int, frames: int, accumulate: int = 1, kind: str = ""
 ) -> ConfigDict:
     """Wide enough that arrays are cut; learning rate and clipping as in the recipes."""
     config = tiny_config(
         num_frames=frames, decoder="random_ar" if frames > 2 else "mlp_mixture", seed=1
     )
     config.model.encoder.width = config.model.slot_size = 32
-    if metaslot:
+    if kind == "metaslot":
         config.model.aggregator = ConfigDict(METASLOT)
+    if kind == "along":
+        config = with_tokens_along(config).unlock()
+        config.model.tokenizer.hidden_size = 16  # of four, most are never above 0
     config.optimizer.learning_rate.peak = 2e-4
     config.train.update(batch_size=16, accumulate=accumulate)
     config.mesh = ConfigDict({"data": data, "fsdp": fsdp})
@@ -137,11 +140,11 @@ def predicted(training, config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def compare(
-    meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS, metaslot: bool = False
+    meshes: list[tuple[int, int, int]], frames: int, steps: int = STEPS, kind: str = ""
 ) -> dict[str, dict]:
     """Each mesh (data, fsdp, accumulate) against one device."""
     cut_small_arrays()
-    config = config_for(1, 1, frames, metaslot=metaslot)
+    config = config_for(1, 1, frames, kind=kind)
     alone = build_keeping_gradients(config)
     first, step = jax.device_get(alone.state), compiled_step(alone, config)
     reference = run(alone, step, config, steps)
@@ -150,7 +153,7 @@ def compare(
     slots = predicted(alone, config)
     report = {}
     for data, fsdp, accumulate in meshes:
-        config = config_for(data, fsdp, frames, accumulate, metaslot)
+        config = config_for(data, fsdp, frames, accumulate, kind)
         training = build_keeping_gradients(config)
         step = compiled_step(training, config)
         from_the_same = run(training, step, config, steps, starts)
@@ -172,7 +175,7 @@ def compare(
             "gradients": max(off(s.opt_state[0], r.opt_state[0]) for (s, _), (r, _) in pairs),
             "weights": off(by_itself[-1][0].params, reference[-1][0].params),
             "buffers": max(off(s.buffers, r.buffers) for (s, _), (r, _) in pairs)
-            if metaslot
+            if kind == "metaslot"
             else 0,
             "share_of_state": part / whole,
             "predicted": off(predicted(training, config), slots),
@@ -286,8 +289,14 @@ def test_a_mesh_of_both_kinds_equals_one_device():
 @pytest.mark.slow
 def test_buffers_are_updated_alike_on_every_mesh():
     """The update sees the slots of the whole batch, on four devices and in two parts on each."""
-    report = on_eight_devices("compare([(4, 1, 1), (2, 2, 2)], frames=1, steps=3, metaslot=True)")
+    report = on_eight_devices("compare([(4, 1, 1), (2, 2, 2)], frames=1, steps=3, kind='metaslot')")
     check(report, {"4x1/1": 1, "2x2/2": 2})
+
+
+@pytest.mark.slow
+def test_a_tokenizer_trained_along_is_the_same_on_every_mesh():
+    """What it draws belongs to each sample."""
+    check(on_eight_devices("compare([(2, 2, 2)], frames=1, steps=3, kind='along')"), {"2x2/2": 2})
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from command import here
 from fuzz_readers import clip, write_video
 from ml_collections import ConfigDict
 from PIL import Image
-from tiny import tiny_config
+from tiny import CAUSAL, TOKENS, tiny_config, with_tokens_along
 
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
@@ -34,7 +34,6 @@ BROADCAST = {
     "padding": "same",
     "start": "torch",
 }
-CAUSAL = {"name": "causal_transformer", "num_layers": 1, "num_heads": 2}
 UNET = {
     "name": "denoising_unet",
     "widths": (4, 4),
@@ -44,7 +43,6 @@ UNET = {
     "dropout_rate": 0.0,
     "zero_start": False,
 }
-DVAE = {"name": "dvae", "vocabulary": 6, "hidden_size": 4, "tau": 0.5}
 VQ = {
     "name": "vq_pixels",
     "width": 8,
@@ -54,7 +52,6 @@ VQ = {
     "blocks": 1,
     "pixels": "imagenet",
 }
-TOKENS = {"name": "tokens", "vocabulary": 6, "width": 8}
 
 
 def config_of(kind: str) -> ConfigDict:
@@ -65,10 +62,7 @@ def config_of(kind: str) -> ConfigDict:
     if kind in ("pixels", "image"):
         model.decoder, model.target = ConfigDict(BROADCAST), ConfigDict({"name": "pixels"})
     elif kind == "along":
-        model.decoder = ConfigDict({**CAUSAL, "embed": "table"})
-        model.tokenizer = ConfigDict(DVAE)
-        model.target = ConfigDict({**TOKENS, "width": 6})
-        losses = {"token": {"weight": 1.0}}
+        return with_tokens_along(config)
     elif kind in ("codes", "noise"):
         frozen = {"title": "tokenizer", "source": "", "model": {"tokenizer": VQ}}
         config.companions.tokenizer = ConfigDict(frozen)

@@ -239,8 +239,12 @@ def test_stopped_and_killed_the_real_run_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_buffers_ends_with_the_same_bits(tmp_path, compilation_cache):
-    command = (f"--config={CONFIG}:metaslot", "--config.train.num_steps=30")
+@pytest.mark.parametrize("variant", ["metaslot", "along"])
+def test_a_stopped_run_with_more_state_ends_with_the_same_bits(
+    tmp_path, compilation_cache, variant
+):
+    """Buffers, or a tokenizer that is trained along and draws in every step."""
+    command = (f"--config={CONFIG}:{variant}", "--config.train.num_steps=30")
     result = run(*command, f"--workdir={tmp_path / 'whole'}", cache=compilation_cache)
     assert result.returncode == 0, result.stderr
     process = start(*command, f"--workdir={tmp_path / 'stopped'}", cache=compilation_cache)
@@ -251,7 +255,10 @@ def test_a_stopped_run_with_buffers_ends_with_the_same_bits(tmp_path, compilatio
     stopped = steps_found(tmp_path / "stopped")[0]
     assert 5 <= stopped < 30
     saved = read_checkpoint(tmp_path / "stopped", stopped).arrays
-    assert saved["state/buffers/aggregator.calls"] == 2
+    if variant == "metaslot":
+        assert saved["state/buffers/aggregator.calls"] == 2
+    else:
+        assert any("/tokenizer." in name for name in saved)
     result = run(*command, f"--workdir={tmp_path / 'stopped'}", cache=compilation_cache)
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path / "stopped", tmp_path / "whole", 30)

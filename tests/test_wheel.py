@@ -105,6 +105,7 @@ def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
     found = {name for name in names if name.startswith("smoothsa_jax/")}
     folder = ROOT / "smoothsa_jax"
     source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
+    source.add("smoothsa_jax/inputs/clevrer_vocabulary.json")
     source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
     of_configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in (".py", ".md")]
     configs = {f"smoothsa_jax/recipes/{p.relative_to(ROOT)}" for p in of_configs}

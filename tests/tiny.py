@@ -7,6 +7,10 @@ from ml_collections import ConfigDict
 
 from smoothsa_jax.inputs.sprites import Sprites
 
+CAUSAL = {"name": "causal_transformer", "num_layers": 1, "num_heads": 2}
+DVAE = {"name": "dvae", "vocabulary": 6, "hidden_size": 4, "tau": 0.5}
+TOKENS = {"name": "tokens", "vocabulary": 6, "width": 8}
+
 
 def tiny_config(
     num_frames: int = 3, initializer: str = "boxes", decoder: str = "random_ar", seed: int = 0
@@ -131,6 +135,18 @@ def tiny_config(
             "mesh": {"data": 1, "fsdp": 1},
         }
     )
+
+
+def with_tokens_along(config: ConfigDict) -> ConfigDict:
+    """The same with a discrete VAE that is trained along, and a decoder of its tokens."""
+    config = config.copy_and_resolve_references().unlock()
+    config.model.decoder = ConfigDict({**CAUSAL, "embed": "table"})
+    config.model.tokenizer = ConfigDict(DVAE)
+    config.model.target = ConfigDict({**TOKENS, "width": 6})
+    of_tokenizer = {"name": "reconstruction", "of": "tokenizer", "weight": 1.0}
+    config.losses = ConfigDict({"token": {"weight": 1.0}, "tokenizer": of_tokenizer})
+    config.eval.masks = "aggregator"
+    return config.lock()
 
 
 def as_recognition(config: ConfigDict, num_classes: int, source: str = "") -> ConfigDict:

@@ -28,6 +28,8 @@ def make_small(config: ConfigDict, small: Settings) -> None:
     config.optimizer.update(small["optimizer"])
     if config.model.aggregator.get("gradient") == "full":
         config.optimizer.update(small["full_gradient"])
+    if config.model.encoder.name == "scene":
+        config.optimizer.update(small["views"])
 
 
 def _set_loss(term: ConfigDict, settings: float | Settings) -> None:

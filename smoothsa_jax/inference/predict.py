@@ -169,7 +169,7 @@ def _forecaster(options: Options, sources: list[Source]) -> Forecaster:
     """
     if options.future < 1:
         raise UserError(f"--future is {options.future}; expected at least 1 frame")
-    for name in ("shot_cuts", "reconstruct", "edit"):
+    for name in ("shot_cuts", "requery", "reconstruct", "edit"):
         if getattr(options, name):
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with --future; leave one of them out"

@@ -33,6 +33,23 @@ def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
         ) from error
 
 
+def sample_names(folder: Path, split: str) -> tuple[str, ...]:
+    """The names of the samples of a split, in order, of data sets whose manifest lists them.
+
+    Raises:
+        UserError: there is no manifest, or it lists no names.
+    """
+    path = folder / MANIFEST
+    try:
+        shards = json.loads(path.read_text())["splits"][split]["shards"]
+        return tuple(name for shard in shards for name in shard["sample_names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not list the samples of split {split!r} ({_reason(error)}); prepare the "
+            "folder again"
+        ) from error
+
+
 def labelled_splits(folder: Path) -> tuple[str, ...] | None:
     """The splits whose samples have labels; None: unknown, as without a manifest."""
     try:

@@ -268,7 +268,8 @@ def check_repeatable(aggregator: Aggregator, name: str, key: str, value: Any) ->
         UserError: its call has no argument `iterations`, or its layers are a fixed number.
     """
     takes = "iterations" in inspect.signature(type(aggregator).__call__).parameters
-    if not takes or not getattr(aggregator, "any_iterations", True):
+    iterates = all(getattr(aggregator, x, True) for x in ("iterates", "any_iterations"))
+    if not takes or not iterates:
         raise UserError(
             f"{key} is {value!r}, but model.aggregator.name={name!r} runs a fixed number of "
             "iterations or layers, as it was trained; leave that out"

@@ -177,6 +177,7 @@ class Aggregator(Protocol):
     Attributes:
         any_iterations: whether a call can be asked for any number of `iterations`; may be absent:
             true.
+        iterates: whether that number matters; may be absent: true.
         of_frames: names of extras (B, ...) that are outputs (B,T, ...), of every frame; may be
             absent: none. Floats become float32. One that runs a number of iterations of its own for
             each sample has `iterations` (B,) int32 among them.

@@ -441,8 +441,9 @@ class SlotModel(nnx.Module):
         merges = asked is not None and asked.merges
         outputs = {"slots": frames.slots, "attention": self._on_grid(frames.attention)}
         needed = getattr(self.decoder, "needs", ())
+        of_frames = frames.shown if merges else frames.kept
         if given is not None and all(name in given for name in needed):
-            seen = carry.slot_mask if merges or frames.kept is None else frames.kept
+            seen = carry.slot_mask if of_frames is None else of_frames
             outputs |= self._decoded(frames.slots, given, draws, seen, scheduled)
         if merges:
             owner = carry.owner[:, None] if frames.owner is None else frames.owner
@@ -450,7 +451,9 @@ class SlotModel(nnx.Module):
             for name in outputs.keys() & {"attention", "masks"}:
                 outputs[name] = united(outputs[name], owner)
             stays = owner == jnp.arange(owner.shape[-1])
-            if carry.slot_mask is not None:
+            if of_frames is not None:
+                stays = stays & of_frames
+            elif carry.slot_mask is not None:
                 stays = stays & carry.slot_mask[:, None]
             outputs["slots"] = zeroed(frames.slots, stays)
         elif asked is not None or self.pruning is not None:
@@ -799,6 +802,7 @@ class _Frame(NamedTuple):
         attention: of the last iteration.
         kept: the slots that stay, if each frame is pruned on its own; otherwise None.
         owner: whose mask each slot's is added to, if each frame merges on its own.
+        shown: the slots that are decoded before masks are united, if each frame has its own.
         cold: whether all slots start on it, where they may start anew.
         extras: what the aggregator tells of every frame, without its part in pruning.
     """
@@ -807,6 +811,7 @@ class _Frame(NamedTuple):
     attention: Float[Array, "B N M"]
     kept: Bool[Array, "B N"] | None = None
     owner: Int[Array, "B N"] | None = None
+    shown: Bool[Array, "B N"] | None = None
     cold: Bool[Array, " B"] | None = None
     extras: Mapping[str, Array] = MappingProxyType({})
 
@@ -871,7 +876,7 @@ def _with_masks(frame: _Frame, carry: Carry, cold: bool) -> _Frame:
     if carry.owner is not None and kept is not None:  # masks are united, by the first frame
         kept = kept & (owner == jnp.arange(owner.shape[1]))
     started = jnp.full(len(frame.slots), cold)
-    return frame._replace(kept=kept, owner=owner, cold=started)
+    return frame._replace(kept=kept, owner=owner, shown=carry.slot_mask, cold=started)
 
 
 def _told(frames: _Frame) -> dict[str, Array]:

@@ -17,7 +17,7 @@ class Unchanged(nnx.Module):
         slot_size: D; unused.
     """
 
-    any_iterations = False  # there are none
+    iterates = False
 
     def __init__(self, width: int, slot_size: int, *, rngs: nnx.Rngs):
         del width, slot_size, rngs
