@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
 from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
-from smoothsa_jax.checkpoints.read import FOLDER
 from smoothsa_jax.checkpoints.published import SLOT_MODEL
+from smoothsa_jax.checkpoints.read import FOLDER
 from smoothsa_jax.checkpoints.sources import Trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError, did_you_mean
