@@ -323,6 +323,7 @@ def test_a_readout_sees_the_frames_that_questions_choose():
     config = ahead(config_of())
     config.model.beside = ("words_only", "observed_frames", "pooled_features")
     config.data.update(name="test_answers:ChosenFrames", past=2, future=2)
+    check(config)
     training = build_training(config)
     rng = np.random.default_rng(0)
     slots = rng.standard_normal((3, 7, 4, 8)).astype("f")  # and two predicted frames

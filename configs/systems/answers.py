@@ -62,7 +62,8 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     if questions.choice_length:
         losses["choice"] = {"weight": 1.0}
     config.losses = ConfigDict(losses)
-    kept = ("image_size", "min_objects", "max_objects", "seed", "boxes", "background_box")
+    kept = ("image_size", "interpolation", "min_objects", "max_objects", "seed")
+    kept += ("boxes", "background_box")
     of_clips = {key: config.data[key] for key in kept if key in config.data}
     config.data = ConfigDict({**of_clips, **questions.data, "slots": "auto"})
     config.optimizer.learning_rate = ConfigDict(

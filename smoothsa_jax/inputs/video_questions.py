@@ -69,7 +69,7 @@ class ClevrerClips(_OfVideos):
     continues the videos, predictive questions see as many frames at the end of the predicted ones.
 
     Args:
-        folder, image_size, num_slots, boxes, background_box: see `PreparedFolder`.
+        folder, image_size, num_slots, boxes, background_box, interpolation: see `PreparedFolder`.
         split: of the questions; that of test has no answers.
         num_frames: F, frames that a question is answered from.
         past: frames at the end of the video that samples also have where a rollouter continues it.
@@ -92,6 +92,7 @@ class ClevrerClips(_OfVideos):
         num_slots: int | None = None,
         boxes: bool = False,
         background_box: bool = False,
+        interpolation: str = "bilinear",
     ):
         check_whole("data.past", past)
         check_whole("data.future", future)
@@ -111,6 +112,7 @@ class ClevrerClips(_OfVideos):
             num_slots=num_slots,
             boxes=boxes,
             background_box=background_box,
+            interpolation=interpolation,
         )
         num_frames = NUM_FRAMES if num_frames is None else num_frames  # None: to store videos
         if not 1 <= num_frames <= OBSERVED:
@@ -147,7 +149,7 @@ class PhysionClips(_OfVideos):
     """Physion's question, whether red touches yellow, answered from the first frames of a video.
 
     Args:
-        folder, image_size, num_slots, boxes, background_box: see `PreparedFolder`.
+        folder, image_size, num_slots, boxes, background_box, interpolation: see `PreparedFolder`.
         split: "train", "validation" or "test".
         num_frames: of the first frames, how many are observed.
         num_samples: number of questions; None: all.
@@ -166,6 +168,7 @@ class PhysionClips(_OfVideos):
         num_slots: int | None = None,
         boxes: bool = False,
         background_box: bool = False,
+        interpolation: str = "bilinear",
     ):
         super().__init__(
             PhysionLabels(folder, split),
@@ -177,6 +180,7 @@ class PhysionClips(_OfVideos):
             num_slots=num_slots,
             boxes=boxes,
             background_box=background_box,
+            interpolation=interpolation,
         )
         self._num_frames = num_frames
 

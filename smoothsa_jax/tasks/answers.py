@@ -96,6 +96,8 @@ class Answers:
                 )
         rollouter = config.companions.get(ROLLOUTER, {})
         self._predicts = "model" in rollouter and not is_absent(rollouter)
+        # Whether questions choose among the observed and predicted frames.
+        self._chooses = self._predicts and "past" in config.data
         self._words, self._answers = (tuple(config.model.get(x, ())) for x in ("words", "answers"))
         self._kinds = tuple(config.model.get("kinds", ()))
         self._beside = self._checked_beside(config.model.get("beside", ()))
@@ -103,7 +105,7 @@ class Answers:
         of_clip = (SLOTS, "slot_mask", "video", "boxes")
         more = (POOLED,) * (FEATURES in self._beside)
         more += (STATE, STATE_MASK) * (TRUE_STATE in self._beside)
-        of_clip += (PLACES,) * self._predicts
+        of_clip += (PLACES,) * self._chooses
         self.inputs = (*QUESTION, *of_clip, *more, *(f"{OTHER}{name}" for name in of_clip))
 
     def _checked_beside(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -129,6 +131,8 @@ class Answers:
         if self._has_choices:
             found["choices"] = ((1, readout.choice_length), jnp.int32)
             found["choice_answers"] = ((1,), jnp.int32)
+        if self._chooses:
+            found[PLACES] = found[f"{OTHER}{PLACES}"] = ((frames,), jnp.int32)
         if TRUE_STATE in self._beside:
             objects, size = self._state_shape
             found[STATE] = ((frames, objects, size), jnp.float32)
@@ -145,12 +149,12 @@ class Answers:
     @property
     def _past(self) -> int:
         """The number of frames that a rollouter continues."""
-        return self._config.data.get("past") or self._observed
+        return self._config.data.past if self._chooses else self._observed
 
     @property
     def _seen_frames(self) -> int:
         """The number of frames that the readout sees: all, or as many as questions choose."""
-        return self._observed + (0 if "past" in self._config.data else self._future)
+        return self._observed + (0 if self._chooses else self._future)
 
     @property
     def _future(self) -> int:
@@ -266,7 +270,7 @@ class Answers:
             config.companions[ROLLOUTER].model, image_size_of(config), self.slot_model
         ).rollouter
         if (fewest := found.history * found.every) > self._past:
-            key = "past" if "past" in config.data else "num_frames"
+            key = "past" if self._chooses else "num_frames"
             raise UserError(
                 f"there are {self._past} observed frames, but {path} continues {found.history} "
                 f"frames of every {found.every}; give clips of {fewest} observed frames or more "
@@ -370,16 +374,19 @@ class Answers:
     ) -> Outputs:
         """Return the slots (B,F,N,D) of all frames, which of them are seen, the slot mask and the
         mean of features."""
-        mine = {name: f"{front}{name}" for name in (SLOTS, POOLED, PLACES, *SEEN)}
+        mine = (SLOTS, POOLED, *SEEN, *(PLACES,) * self._chooses)
+        mine = {name: f"{front}{name}" for name in mine}
         mine = {name: batch[full] for name, full in mine.items() if full in batch}
         if SLOTS in mine:
             found = {k: mine[k].astype(jnp.float32) for k in (SLOTS, POOLED) if k in mine}
-            found |= {k: mine[k] for k in ("slot_mask", PLACES) if k in mine}
+            found["slot_mask"] = mine["slot_mask"]
         else:
             model = models[SLOT_MODEL]
             found = find_slots(model, mine, features_of(model, mine), draws[SLOT_MODEL])
             found = {name: found[name] for name in (SLOTS, POOLED, "slot_mask")}
             found["slot_mask"] = found["slot_mask"].all(axis=1)
+        if self._chooses:
+            found[PLACES] = mine[PLACES]
         if self._predicts:
             past, rollouter = found[SLOTS], models[ROLLOUTER].rollouter
             before, mask = past[:, -self._past :], found["slot_mask"]

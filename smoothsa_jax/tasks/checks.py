@@ -49,7 +49,6 @@ from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
 BATCHES = ("train.batch_size", "eval.batch_size")
 # Arrays that a batch may lack: what a run may have on disk, and the lengths of padded clips.
 STORED = ("features", "tokens", "slots", "pooled", "other_slots", "other_pooled", "num_frames")
-STORED += ("places", "other_places")
 
 
 def check(config: ConfigDict, batches: tuple[str, ...] = BATCHES) -> None:
