@@ -11,6 +11,11 @@ The stages of SlotFormer, whose rollouter sees every second frame:
     python main.py --config=configs/clevrer.py:savi_slotformer,stochastic,dynamics \\
         --config.model.rollouter.every=2 --config.data.num_frames=31 --config.eval.observed=12
 
+Questions, from the slots of every fifth frame; with that rollouter, predictive ones from 32
+predicted frames as well (SlotFormer). CLEVRER's test server is closed: scores are of validation.
+
+    python main.py --config=configs/clevrer.py:savi_slotformer,stochastic,answers
+
 Cost: 50,000 steps of 8 clips of 6 frames, 0.3 TFLOP each: 0.1 hours at 50 TFLOP/s, a third of an
 A100's TF32 peak (computed, not measured).
 
@@ -20,7 +25,31 @@ How to get the data: docs/datasets.md.
 from ml_collections import ConfigDict
 
 from configs import base
+from smoothsa_jax.inputs.clevrer_questions import (
+    KINDS,
+    MAX_CHOICE_WORDS,
+    MAX_WORDS,
+    NUM_FRAMES,
+    vocabulary,
+)
 
+FUTURE = 32  # predicted frames
+WORD_LIST, ANSWERS = vocabulary()
+QUESTIONS = base.Questions(
+    data={
+        "name": "clevrer_questions",
+        "folder": "prepared/clevrer",
+        "num_frames": NUM_FRAMES,
+        "past": 12,  # the last frames of a video, which a rollouter continues
+        "future": FUTURE,
+    },
+    words=WORD_LIST,
+    answers=ANSWERS,
+    kinds=KINDS,
+    question_length=MAX_WORDS,
+    choice_length=MAX_CHOICE_WORDS,
+    future=FUTURE,
+)
 DATA = base.prepared(
     "clevrer",
     num_slots=7,
@@ -30,7 +59,7 @@ DATA = base.prepared(
     eval_frames=24,
     crop="none",
     flip=0.0,
-).changed(data={"image_size": 128})
+).changed(data={"image_size": 128}, questions=QUESTIONS)
 WORDS = base.words_of(DATA)
 
 

@@ -5,8 +5,11 @@ once; they are neither cropped nor mirrored. It has no masks, so validation show
 pictures. There is no published recipe of SmoothSA here: clips, batch and steps are those of MOVi-C.
 
 The part whose labels say whether the red object touches the yellow one is another prepared folder,
-`prepared/physion_readout`: stored slots of it come from the same model, with
-`--config.data.folder=prepared/physion_readout`.
+`prepared/physion_readout`. The word answers learns from its first 45 frames, with a rollouter from
+30 predicted ones as well, in a linear readout of pairs of slots (SlotFormer). `eval.match_paper`
+takes the best of six thresholds on the scored split, as published scores do:
+
+    python main.py --config=configs/physion.py:savi_slotformer,answers --config.eval.split=test
 
 Cost: 50,000 steps of 8 clips of 6 frames, 0.3 TFLOP each: 0.1 hours at 50 TFLOP/s, a third of an
 A100's TF32 peak (computed, not measured).
@@ -17,7 +20,26 @@ How to get the data: docs/datasets.md.
 from ml_collections import ConfigDict
 
 from configs import base
+from smoothsa_jax.inputs.physion_labels import ANSWERS, SCENARIOS
 
+QUESTIONS = base.Questions(
+    data={
+        "name": "physion_contacts",
+        "folder": "prepared/physion_readout",
+        "num_frames": 45,
+    },
+    words=(),
+    answers=ANSWERS,
+    kinds=SCENARIOS,
+    question_length=0,
+    future=30,
+    beside=("observed_frames", "pooled_features"),  # there are no words
+    readout={"name": "pairs", "hidden_size": 192, "reduction": "max"},
+    settings={
+        "train": {"num_steps": 5_950, "batch_size": 64},  # 50 epochs
+        "optimizer": {"learning_rate": {"warmup": 0.0}},
+    },
+)
 DATA = base.prepared(
     "physion",
     num_slots=6,
@@ -27,7 +49,7 @@ DATA = base.prepared(
     eval_frames=24,
     crop="none",
     flip=0.0,
-).changed(data={"image_size": 128})
+).changed(data={"image_size": 128}, questions=QUESTIONS)
 WORDS = base.words_of(DATA)
 
 

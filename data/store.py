@@ -62,7 +62,7 @@ from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.guard import exit_status
-from smoothsa_jax.inputs.build import Subset, build_dataset
+from smoothsa_jax.inputs.build import PREPARED, Subset, build_dataset
 from smoothsa_jax.inputs.features import (
     HALF,
     MADE_TOKENS,
@@ -326,7 +326,7 @@ def _lengths(config: ConfigDict, split: str, num_clips: int, generated: int) -> 
     Args:
         generated: that of generated clips.
     """
-    if config.data.name == "prepared":
+    if config.data.name in PREPARED:
         return frame_counts(expanded(config.data.folder), split)[:num_clips]
     return np.full(num_clips, generated)
 
@@ -441,11 +441,11 @@ def _slots(config: ConfigDict, training: Training, splits: Sequence[str]) -> Sto
 
 def _clips(config: ConfigDict, split: str, num_slots: int, reads: tuple[str, ...]) -> Source:
     """Return the clips of a split in a fixed view: whole videos, or generated clips."""
-    if config.data.name != "prepared" and split != SPLIT:
+    if config.data.name not in PREPARED and split != SPLIT:
         of_split = {"validation": config.eval.validation_samples, "test": config.eval.num_samples}
         return source_of_split(config, num_slots, split, of_split[split])
     data = {key: value for key, value in config.data.items() if key not in ("features", SLOTS)}
-    if data["name"] == "prepared":
+    if data["name"] in PREPARED:
         data["num_frames"] = None
     if split != SPLIT:
         data.pop("num_samples", None)

@@ -16,6 +16,8 @@ from smoothsa_jax.evaluation.answers import AnswerEvaluator, majority_of
 from smoothsa_jax.evaluation.split import _apart
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.losses.answers import answer_loss, choice_loss
+from smoothsa_jax.models.interfaces import Sizes
+from smoothsa_jax.models.layers.basic import split_key
 from smoothsa_jax.tasks.answers import OTHER_CLIP
 from smoothsa_jax.tasks.build import build_task, stored_splits
 from smoothsa_jax.tasks.checks import check
@@ -45,6 +47,9 @@ def test_what_cannot_run_is_refused():
     config = config_of()
     config.optimizer.clip_norm = 1.0
     refused(config, "optimizer.clip_norm is 1.0, which would let the readouts of model.beside")
+    config = config_of()
+    config.eval.observed = 2
+    refused(config, "eval.observed is 2, but questions say what is observed")
     config = config_of()
     config.losses.beside.weight = 0.0
     refused(config, "model.beside is .*, but no loss trains them")
@@ -93,6 +98,8 @@ def test_bad_questions_are_refused():
         ("question", lambda x: x + 4, "question holds word number 9, but model.words lists 6"),
         ("choices", lambda x: x - 1, "choices holds word number"),
         ("answer", lambda x: x + 1, "an answer is number 3, but model.answers lists 3"),
+        ("choice_answers", lambda x: -np.ones_like(x), "both an answer and choices, or neither"),
+        ("choice_answers", lambda x: np.ones_like(x), "both an answer and choices, or neither"),
         ("allowed", lambda x: ~x, "the right answer of a question is not among those"),
         ("allowed", lambda x: x[:, :2], "an answer is number 2, but model.answers"),
     ):
@@ -251,6 +258,16 @@ def test_what_is_trained_beside_the_model_does_not_reach_it():
     assert beside == {"words_only"}
 
 
+def test_no_readout_draws_what_another_does():
+    training = build_training(config_of(dropout_rate=0.1))
+    models = {name: x.skeleton() for name, x in training.definitions.items()}
+    drawn = training.task.draw(models, jax.random.key(3), Sizes(5, 3, 4), True)
+    keys = [x for name, x in drawn.items() if name != "slot_model"]
+    keys += [split_key(x, 5).ravel() for x in keys]  # as layers do
+    data = np.concatenate([jax.random.key_data(x) for x in keys])
+    assert len(np.unique(data, axis=0)) == len(data) == 4 * 5 * 6
+
+
 def test_each_row_sees_what_its_name_says():
     config = ahead(config_of())
     training = build_training(config)
@@ -283,6 +300,63 @@ def test_each_row_sees_what_its_name_says():
         found = {k.removesuffix(end) for k in keys if np.any(before[k] != after[k])}
         assert found == rows, name
     assert before["beside.answer_logits"].shape == (3, 4, 3)
+
+
+class ChosenFrames(TinyQuestions):
+    """Questions of which each chooses the frames that it is answered from."""
+
+    def __init__(
+        self,
+        image_size=16,
+        num_frames=3,
+        past=2,
+        future=2,
+        split="train",
+        num_samples=None,
+        num_slots=None,
+        boxes=True,
+    ):
+        super().__init__(image_size, num_frames, split, num_samples, num_slots, boxes)
+
+
+def test_a_readout_sees_the_frames_that_questions_choose():
+    config = ahead(config_of())
+    config.model.beside = ("words_only", "observed_frames", "pooled_features")
+    config.data.update(name="test_answers:ChosenFrames", past=2, future=2)
+    check(config)
+    training = build_training(config)
+    rng = np.random.default_rng(0)
+    slots = rng.standard_normal((3, 7, 4, 8)).astype("f")  # and two predicted frames
+    places = np.array([[0, 3, 8], [1, 2, 0], [3, 4, 7]])
+    batch = batch_of(config, slots=slots, places=places)
+    batch |= {f"other_{k}": batch[k][::-1] for k in ("slots", "slot_mask", "places")}
+    arrays = {**training.state.params, **training.frozen}
+    arrays = {k: jnp.asarray(0.5 * rng.standard_normal(x.shape), "f") for k, x in arrays.items()}
+    draws = {"slot_model": {}, **dict.fromkeys(("readout", *config.model.beside))}
+
+    @jax.jit
+    def run(batch):
+        models = {name: x.merge(arrays) for name, x in training.definitions.items()}
+        constants = training.task.constants(models, batch, draws, False)
+        return constants["slots"], training.task.forward(models, batch, constants, draws, {})
+
+    def rows_that_change(clip, frame):
+        changed = slots.copy()
+        changed[clip, frame] += 1
+        after = run({**batch, "slots": changed})[1]
+        key = lambda row: f"{row}.answer_logits"  # noqa: E731
+        rows = ("model", "observed frames", "last frame copied", OTHER_CLIP)
+        return {x for x in rows if np.any(before[key(x)][clip] != after[key(x)][clip])}
+
+    whole, before = run(batch)
+    assert whole.shape[1] == 9
+    assert rows_that_change(0, 6) == {"model", "last frame copied"}  # through a predicted frame
+    assert rows_that_change(0, 5) == {"model"}
+    assert rows_that_change(1, 6) == rows_that_change(0, 4) == set()
+    assert rows_that_change(0, 3) == {"model", "last frame copied"}
+    assert rows_that_change(0, 1) == {"observed frames"}
+    config.data.future = 3
+    refused(config, "model.future is 2, but data.future is 3")
 
 
 # ------------------------------------------------------------------------------------------- runs
@@ -319,6 +393,17 @@ def test_from_slots_to_answers(tmp_path, capsys):
     assert json.loads((folder / "scores.json").read_text())["metrics"] == stored
     assert main.main(["--mode=report", f"--workdir={folder}"]) == 0
     assert "will touch" in (folder / "report" / "index.html").read_text()
+    manifest = folder / "slots" / "MANIFEST.json"
+    stored = manifest.read_text()
+    for key, text in (("clips", "holds slots of other clips"), ("weights", "of other weights")):
+        found = json.loads(stored)
+        changed = {"train": "", "test": ""} if key == "clips" else "0"
+        found["made_of"][key] = changed
+        manifest.write_text(json.dumps(found))
+        capsys.readouterr()
+        assert main.main(["--mode=evaluate", f"--workdir={folder}"]) == 2
+        assert text in capsys.readouterr().err
+    manifest.write_text(stored)
     capsys.readouterr()
     Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "x.png")
     predict = ["--mode=predict", f"--workdir={folder}", f"--input={tmp_path / 'x.png'}"]

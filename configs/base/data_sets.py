@@ -37,6 +37,8 @@ class Questions:
         choice_length: the most words of a choice; 0: no question has choices.
         future: how many frames a rollouter predicts after the observed ones.
         beside: the readouts that are trained beside the model, see `smoothsa_jax.tasks.answers`.
+        readout: the config's `model.readout` where it is not Aloe.
+        settings: other keys of the config that differ from those of Aloe's training, nested.
     """
 
     data: Settings
@@ -47,6 +49,8 @@ class Questions:
     choice_length: int = 0
     future: int
     beside: tuple[str, ...] = ("words_only", "observed_frames", "pooled_features")
+    readout: Settings | None = None
+    settings: Settings = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

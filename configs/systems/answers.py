@@ -55,12 +55,15 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
             "beside": questions.beside,
         }
     )
+    if questions.readout is not None:
+        config.model.readout = ConfigDict(questions.readout)
     config.weights = ConfigDict()
     losses = {"answer": {"weight": 1.0}, "beside": {"weight": 1.0}}
     if questions.choice_length:
         losses["choice"] = {"weight": 1.0}
     config.losses = ConfigDict(losses)
-    kept = ("image_size", "min_objects", "max_objects", "seed", "boxes", "background_box")
+    kept = ("image_size", "interpolation", "min_objects", "max_objects", "seed")
+    kept += ("boxes", "background_box")
     of_clips = {key: config.data[key] for key in kept if key in config.data}
     config.data = ConfigDict({**of_clips, **questions.data, "slots": "auto"})
     config.optimizer.learning_rate = ConfigDict(
@@ -77,9 +80,10 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
     config.eval.update(masks="decoder", match_paper=False, num_slots=None, prune=None)
     config.eval.update(windows=None, window_rest="back", observed=None, batch_size=128)
-    config.eval.update(num_frames=config.data.num_frames, num_samples=None, num_pictures=0)
+    config.eval.update(num_frames=None, num_samples=None, num_pictures=0)  # frames as in training
     config.eval.validation_samples = 4096
     config.checkpoint.update(every=6_000, best_metric="accuracy", best_mode="max")
+    config.update(questions.settings)
     if data.small is not None:
         _make_small(config)
 

@@ -21,10 +21,15 @@ DATASETS = {
     "scenes": Scenes,
     "sprite_questions": SpriteQuestions,
     "prepared": "smoothsa_jax.inputs.prepared:PreparedFolder",
+    "clevrer_questions": "smoothsa_jax.inputs.video_questions:ClevrerClips",
+    "physion_contacts": "smoothsa_jax.inputs.video_questions:PhysionClips",
 }
 
 FOLDERS = ("features", "slots")  # keys that name what is stored of the clips
 GENERATED = ("sprites", "scenes", "sprite_questions")  # of DATASETS, those without files
+
+# Those of clips of a prepared folder.
+PREPARED = ("prepared", "clevrer_questions", "physion_contacts")
 
 # Arguments that the program passes to a data set, so a config cannot set them.
 OF_PROGRAM = {
@@ -109,13 +114,15 @@ def _of_clips(
     """Return questions with the slots, or the pixels, of their clips."""
     # Imported on use only, as above.
     from smoothsa_jax.inputs.features import SLOT_ARRAYS, CachedSlots, slots_folder
-    from smoothsa_jax.inputs.questions import STATE, QuestionsOfClips, clips_of
+    from smoothsa_jax.inputs.questions import PLACES, STATE, QuestionsOfClips, clips_of
 
     clips = clips_of(questions)
     if config.get("slots"):
         arrays = [name for name in SLOT_ARRAYS if name in reads]
         clips = CachedSlots(clips, slots_folder(config), split, arrays)
-    return QuestionsOfClips(questions, clips, others=scores, with_state=STATE in reads)
+    return QuestionsOfClips(
+        questions, clips, others=scores, with_state=STATE in reads, ahead=PLACES in reads
+    )
 
 
 def check_data(

@@ -23,6 +23,7 @@ from jaxtyping import Int
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.inputs.manifest import sample_names
+from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.text import short
 
 KINDS = ("descriptive", "explanatory", "predictive", "counterfactual")
@@ -103,7 +104,7 @@ class ClevrerQuestions:
         folder = expanded(folder)
         path = folder / file_of(split)
         if not path.is_file():
-            raise UserError(
+            raise NoSuchSplit(
                 f"{folder} has no {path.name}; put CLEVRER's questions into questions/ of the "
                 f"download, and run python -m data.prepare clevrer --out {folder} again"
             )

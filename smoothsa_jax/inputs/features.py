@@ -65,13 +65,15 @@ def slots_folder(data: Mapping[str, Any]) -> Path | None:
     return expanded(named) if named else None
 
 
-def is_stored(data: Mapping[str, Any]) -> bool:
-    """Tell whether there are slots in the folder that the `data` part of a config names.
+def is_stored(data: Mapping[str, Any], split: str) -> bool:
+    """Tell whether the folder that the `data` part of a config names has slots of a split.
 
     What scores a run may do without: a frozen model finds them then.
     """
     named = data.get("slots")
-    return bool(named) and named != AUTO and (expanded(named) / MANIFEST).is_file()
+    if not named or named == AUTO or not (path := expanded(named) / MANIFEST).is_file():
+        return False
+    return split in json.loads(path.read_text()).get("made_of", {}).get("clips", ())
 
 
 def beside(folder: str | Path, what: str = "features") -> Path:
@@ -161,7 +163,7 @@ class _Stored:
         return fingerprint(self._records.folder, self._split)
 
     def _frames(
-        self, index: int, which: range, read: Mapping[str, tuple[np.dtype, Sequence[int]]]
+        self, index: int, which: Sequence[int], read: Mapping[str, tuple[np.dtype, Sequence[int]]]
     ) -> dict[str, Shaped[np.ndarray, "T ..."]]:
         """Read arrays of these frames of a clip.
 
@@ -294,7 +296,15 @@ class CachedSlots(_Stored):
             return self._stored(index, self._source.without_pixels(index, rng)[1])
         return self._stored(index, self._source.window(index))
 
-    def _stored(self, index: int, which: range) -> dict[str, np.ndarray]:
+    def length(self, index: int) -> int:
+        """The number of stored frames of a clip."""
+        return int(self._ends[index] - (self._ends[index - 1] if index else 0))
+
+    def of_frames(self, index: int, which: Sequence[int]) -> dict[str, np.ndarray]:
+        """What is stored of these frames of a clip, with the slot mask."""
+        return self._stored(index, which)
+
+    def _stored(self, index: int, which: Sequence[int]) -> dict[str, np.ndarray]:
         found = self._frames(index, which, self._read)
         found["slot_mask"] = found["slot_mask"].astype(bool).all(axis=0)
         return found

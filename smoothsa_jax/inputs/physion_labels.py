@@ -13,6 +13,7 @@ import numpy as np
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import sample_names
+from smoothsa_jax.inputs.records import NoSuchSplit
 
 SCENARIOS = ("Collide", "Contain", "Dominoes", "Drape", "Drop", "Link", "Roll", "Support")
 ANSWERS = ("no", "yes")
@@ -60,7 +61,7 @@ class PhysionLabels:
         folder = expanded(folder)
         path = folder / file_of(split)
         if not path.is_file():
-            raise UserError(
+            raise NoSuchSplit(
                 f"{folder} has no {path.name}; expected a folder made with python -m data.prepare "
                 "physion_readout, since the other part of Physion has no labels"
             )

@@ -11,12 +11,24 @@ A source of questions has `words`, `answers` and `kinds` (tuples of texts; word 
     kind            int32    ()         index into `kinds`
     clip            int32    ()         index of the clip that it is about, in the split
 
-Optional are `observed_clips`, clips of the observed frames alone, in place of `clips`;
-`text(index)`, the question in words; and `state(clip)`, the true state of the objects, (T,O,S)
-float32, and which of the O exist, with a static method `state_shape_of(settings)`, which returns
-(O, S).
+Samples of videos that are too long to be read whole also have
+
+    places          int32    (F,)       which of the observed frames of the sample, followed by the
+                                        predicted ones, a readout sees
+
+Optional are
+
+* `frames(index, length, rng, ahead)`: the stored frames of a clip that question `index` is answered
+  from, and `places`, or None if all of them are seen, and all predicted ones. `length` is that of
+  the clip, `ahead` tells whether predicted frames follow, and without `rng` they are those of
+  evaluation;
+* `observed_clips`: clips of the observed frames alone, in place of `clips`;
+* `text(index)`: the question in words;
+* `state(clip)`: the true state of the objects, (T,O,S) float32, and which of the O exist, with a
+  static method `state_shape_of(settings)`, which returns (O, S).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -30,6 +42,7 @@ QUESTION = ("question", "choices", "answer", "choice_answers", "allowed", "kind"
 SEEN = ("video", "boxes", "slot_mask")  # of a clip, where nothing is stored
 OTHER = "other_"  # begins the names of what is known of another clip
 STATE, STATE_MASK = "state", "state_mask"
+PLACES = "places"
 KEPT_BYTES = 1 << 28  # of all clips, at most, that are kept in memory
 
 
@@ -60,6 +73,7 @@ class QuestionsOfClips:
         others: whether samples also have, as "other_slots" and so on, what is known of another
             clip: that half of the split further on.
         with_state: whether they have the true "state" (T,O,S) and "state_mask" (O,).
+        ahead: whether predicted frames follow the observed ones.
 
     Attributes:
         clips: as given.
@@ -76,16 +90,18 @@ class QuestionsOfClips:
         *,
         others: bool = False,
         with_state: bool = False,
+        ahead: bool = False,
     ):
         if with_state and not hasattr(questions, STATE):
             raise UserError(
                 "model.beside has 'true_state', which these questions do not come with; remove it"
             )
         self.questions, self.clips = questions, clips
-        self._others, self._with_state = others, with_state
+        self._others, self._with_state, self._ahead = others, with_state, ahead
         self._kept: dict[int, dict[str, np.ndarray]] = {}
         # Windows of frames that are drawn anew cannot be kept.
-        self._keeps = isinstance(clips, CachedSlots) and not clips.is_random
+        self._draws = hasattr(questions, "frames")
+        self._keeps = isinstance(clips, CachedSlots) and not (self._draws or clips.is_random)
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -101,20 +117,38 @@ class QuestionsOfClips:
         return len(self.questions)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.draw(index, np.random.default_rng(index))
+        return self._sample(index, None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Question `index`, with the frames of its clip drawn from `rng`."""
+        return self._sample(index, rng)
+
+    def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         sample = self.questions[index]
-        clip = int(sample["clip"])
-        sample = {**sample, **self._of(clip, rng)}
+        clip, number = int(sample["clip"]), len(self.clips)
+        of = functools.partial(self._frames_of if self._draws else self._of, index, rng)
+        sample = {**sample, **of(clip)}
         if self._others:
-            number = len(self.clips)
-            other = self._of((clip + max(number // 2, 1)) % number, rng)
+            other = of((clip + max(number // 2, 1)) % number)
             sample |= {f"{OTHER}{k}": x for k, x in other.items() if not k.startswith(STATE)}
         return sample
 
-    def _of(self, clip: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _frames_of(
+        self, index: int, rng: np.random.Generator | None, clip: int
+    ) -> dict[str, np.ndarray]:
+        """The stored frames of a clip that question `index` is answered from."""
+        if not isinstance(self.clips, CachedSlots):
+            raise UserError(
+                "these questions are answered from slots of whole videos, which have to be stored; "
+                "set --config.data.slots=auto, or name the folder that holds them"
+            )
+        length = self.clips.length(clip)
+        which, places = self.questions.frames(index, length, rng, self._ahead)
+        found = self.clips.of_frames(clip, which)
+        return found if places is None else {**found, PLACES: places}
+
+    def _of(self, index: int, rng: np.random.Generator | None, clip: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(index) if rng is None else rng
         if clip in self._kept:
             return self._kept[clip]
         if isinstance(self.clips, CachedSlots):
@@ -135,6 +169,6 @@ class QuestionsOfClips:
         return np.arange(len(self))
 
     def fingerprint(self) -> str | None:
-        """A hash of what is stored; None: unknown."""
-        own = getattr(self.clips, "fingerprint", None)
-        return own() if own else None
+        """A hash of what is stored, and of questions in files; None: unknown."""
+        found = [getattr(x, "fingerprint", lambda: None)() for x in (self.clips, self.questions)]
+        return " ".join(x for x in found if x) or None

@@ -236,6 +236,8 @@ class Pairs(nnx.Module):
         reduction: over pairs, "max", "mean" or "sum".
     """
 
+    fewest_slots = 2
+
     def __init__(
         self,
         num_slots: int,

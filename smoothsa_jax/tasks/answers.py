@@ -28,7 +28,7 @@ from smoothsa_jax.evaluation.answers import MODEL as OWN
 from smoothsa_jax.evaluation.answers import AnswerEvaluator, majority_of
 from smoothsa_jax.evaluation.split import Batch, scored
 from smoothsa_jax.inputs.build import build_dataset, check_data
-from smoothsa_jax.inputs.questions import OTHER, QUESTION, SEEN, STATE, STATE_MASK
+from smoothsa_jax.inputs.questions import OTHER, PLACES, QUESTION, SEEN, STATE, STATE_MASK
 from smoothsa_jax.losses.answers import (
     ANSWER_LOGITS,
     BESIDE_ANSWERS,
@@ -38,6 +38,7 @@ from smoothsa_jax.losses.answers import (
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import (
     READOUT,
+    READOUTS,
     ROLLOUTER,
     ReadoutSizes,
     build_readout_model,
@@ -47,7 +48,7 @@ from smoothsa_jax.models.build import (
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 from smoothsa_jax.models.rollouters import interleaved
 from smoothsa_jax.models.slot_model import SlotModel
-from smoothsa_jax.parts import check_one_of, check_whole
+from smoothsa_jax.parts import check_one_of, check_whole, choose
 from smoothsa_jax.tasks.discovery import features_of
 from smoothsa_jax.tasks.dynamics import continued
 from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, find_slots
@@ -95,6 +96,8 @@ class Answers:
                 )
         rollouter = config.companions.get(ROLLOUTER, {})
         self._predicts = "model" in rollouter and not is_absent(rollouter)
+        # Whether questions choose among the observed and predicted frames.
+        self._chooses = self._predicts and "past" in config.data
         self._words, self._answers = (tuple(config.model.get(x, ())) for x in ("words", "answers"))
         self._kinds = tuple(config.model.get("kinds", ()))
         self._beside = self._checked_beside(config.model.get("beside", ()))
@@ -102,6 +105,7 @@ class Answers:
         of_clip = (SLOTS, "slot_mask", "video", "boxes")
         more = (POOLED,) * (FEATURES in self._beside)
         more += (STATE, STATE_MASK) * (TRUE_STATE in self._beside)
+        of_clip += (PLACES,) * self._chooses
         self.inputs = (*QUESTION, *of_clip, *more, *(f"{OTHER}{name}" for name in of_clip))
 
     def _checked_beside(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -127,6 +131,8 @@ class Answers:
         if self._has_choices:
             found["choices"] = ((1, readout.choice_length), jnp.int32)
             found["choice_answers"] = ((1,), jnp.int32)
+        if self._chooses:
+            found[PLACES] = found[f"{OTHER}{PLACES}"] = ((frames,), jnp.int32)
         if TRUE_STATE in self._beside:
             objects, size = self._state_shape
             found[STATE] = ((frames, objects, size), jnp.float32)
@@ -139,6 +145,16 @@ class Answers:
         """The number of observed frames."""
         data = self._config.data
         return data.get("observed") or data.get("num_frames") or 1
+
+    @property
+    def _past(self) -> int:
+        """The number of frames that a rollouter continues."""
+        return self._config.data.past if self._chooses else self._observed
+
+    @property
+    def _seen_frames(self) -> int:
+        """The number of frames that the readout sees: all, or as many as questions choose."""
+        return self._observed + (0 if self._chooses else self._future)
 
     @property
     def _future(self) -> int:
@@ -162,25 +178,33 @@ class Answers:
             )
         return found(data)
 
+    @functools.cached_property
+    def _fewest(self) -> int:
+        """The fewest slots that the readout takes."""
+        readout = choose(f"model.{READOUT}", self._config.model[READOUT].name, READOUTS)
+        return getattr(readout, "fewest_slots", 1)
+
     def _sizes(self) -> tuple[ReadoutSizes, dict[str, ReadoutSizes]]:
         """Return the sizes of the readout and of those beside it."""
         model, frames = self.slot_model, self._observed
         whole = ReadoutSizes(
             model.num_slots,
             model.slot_size,
-            frames + self._future,
+            self._seen_frames,
             len(self._words),
             len(self._answers),
         )
         found = {}
         for name in self._beside:
             if name == WORDS_ONLY:  # zeros, of which one says as much as many
-                found[name] = whole._replace(num_slots=1, num_frames=1)
+                found[name] = whole._replace(num_slots=self._fewest, num_frames=1)
             elif name == OBSERVED:
                 found[name] = whole._replace(num_frames=frames)
             elif name == FEATURES:
                 width = self._frozen_shapes.encoder.width
-                found[name] = whole._replace(num_slots=1, slot_size=width, num_frames=frames)
+                found[name] = whole._replace(
+                    num_slots=self._fewest, slot_size=width, num_frames=frames
+                )
             else:
                 objects, size = self._state_shape
                 found[name] = whole._replace(num_slots=objects, slot_size=size, num_frames=frames)
@@ -212,6 +236,11 @@ class Answers:
                     f"model.{key} is empty; expected the {key} of the data set's questions; use "
                     "the word 'answers' of a config"
                 )
+        if config.eval.observed is not None:
+            raise UserError(
+                f"eval.observed is {config.eval.observed}, but questions say what is observed; set "
+                "--config.eval.observed=None"
+            )
         if (clip := config.optimizer.clip_norm) and self._beside:
             raise UserError(
                 f"optimizer.clip_norm is {clip}, which would let the readouts of model.beside "
@@ -225,7 +254,12 @@ class Answers:
             )
         if not self._predicts:
             return
-        check_whole("model.future", config.model.get("future"))
+        check_whole("model.future", future := config.model.get("future"))
+        if (of_data := config.data.get("future", future)) != future:
+            raise UserError(
+                f"model.future is {future}, but data.future is {of_data}; set both to the number "
+                "of predicted frames"
+            )
         path = f"companions.{ROLLOUTER}"
         if ROLLOUTER not in config.companions[ROLLOUTER].model:
             raise UserError(
@@ -235,11 +269,12 @@ class Answers:
         found = model_shapes(
             config.companions[ROLLOUTER].model, image_size_of(config), self.slot_model
         ).rollouter
-        if (fewest := found.history * found.every) > self._observed:
+        if (fewest := found.history * found.every) > self._past:
+            key = "past" if self._chooses else "num_frames"
             raise UserError(
-                f"there are {self._observed} observed frames, but {path} continues {found.history} "
-                f"frames of every {found.every}; give clips of {fewest} observed frames or more, "
-                f"or another --config.{path}.source"
+                f"there are {self._past} observed frames, but {path} continues {found.history} "
+                f"frames of every {found.every}; give clips of {fewest} observed frames or more "
+                f"(data.{key}), or another --config.{path}.source"
             )
 
     def check_source(self, source: Any) -> None:
@@ -286,6 +321,13 @@ class Answers:
                 f"model.answers lists {len(self._answers)}; give the data that the config was "
                 "made for"
             )
+        if self._has_choices and np.any(
+            (answers >= 0) == (np.asarray(batch["choice_answers"]) >= 0).any(axis=1)
+        ):
+            raise UserError(
+                "a question has both an answer and choices, or neither (answer, choice_answers); "
+                "mend the data"
+            )
         given = np.flatnonzero(answers >= 0)
         if not allowed[given, answers[given]].all():
             raise UserError(
@@ -307,15 +349,12 @@ class Answers:
 
     def draw(self, models: Models, key: Array, sizes: Sizes, training: bool) -> Draws:
         slots_key, readout_key = jax.random.split(key) if training else (key, key)
-        model = models[MODEL]
-        parts = {READOUT: model.readout, **model.beside}
-        keys = jax.random.split(readout_key, len(parts))
         # The readout's own draws are the same with and without others beside it.
-        keys = [readout_key, *keys[1:]]
-        drawn = {
-            name: part.draw([key], sizes, training)
-            for (name, part), key in zip(parts.items(), keys, strict=True)
-        }
+        readout_key, key = jax.random.split(readout_key)
+        model = models[MODEL]
+        drawn = {READOUT: model.readout.draw([readout_key], sizes, training)}
+        for number, (name, part) in enumerate(model.beside.items()):
+            drawn[name] = part.draw([jax.random.fold_in(key, number)], sizes, training)
         return {SLOT_MODEL: models[SLOT_MODEL].draw(slots_key, sizes, False), **drawn}
 
     def constants(
@@ -333,8 +372,10 @@ class Answers:
     def _of_clip(
         self, models: Models, batch: Mapping[str, Array], draws: Draws, front: str
     ) -> Outputs:
-        """Return the slots (B,F,N,D) of all frames, the slot mask and the mean of features."""
-        mine = {name: f"{front}{name}" for name in (SLOTS, POOLED, *SEEN)}
+        """Return the slots (B,F,N,D) of all frames, which of them are seen, the slot mask and the
+        mean of features."""
+        mine = (SLOTS, POOLED, *SEEN, *(PLACES,) * self._chooses)
+        mine = {name: f"{front}{name}" for name in mine}
         mine = {name: batch[full] for name, full in mine.items() if full in batch}
         if SLOTS in mine:
             found = {k: mine[k].astype(jnp.float32) for k in (SLOTS, POOLED) if k in mine}
@@ -344,9 +385,12 @@ class Answers:
             found = find_slots(model, mine, features_of(model, mine), draws[SLOT_MODEL])
             found = {name: found[name] for name in (SLOTS, POOLED, "slot_mask")}
             found["slot_mask"] = found["slot_mask"].all(axis=1)
+        if self._chooses:
+            found[PLACES] = mine[PLACES]
         if self._predicts:
             past, rollouter = found[SLOTS], models[ROLLOUTER].rollouter
-            later = interleaved(rollouter, past, self._future, found["slot_mask"])
+            before, mask = past[:, -self._past :], found["slot_mask"]
+            later = interleaved(rollouter, before, self._future, mask)
             found[SLOTS] = jnp.concatenate([past, later], axis=1)
         return jax.lax.stop_gradient(found)
 
@@ -375,19 +419,23 @@ class Answers:
         def run(readout: Any, slots: Array, mask: Array | None, draws: Draws) -> Outputs:
             return readout(slots, mask, *words, draws)
 
-        found = run(model.readout, slots, mask, draws[READOUT])
+        whole = _chosen(slots, constants.get(PLACES))
+        found = run(model.readout, whole, mask, draws[READOUT])
         rows = {OWN: dict(found)}
         for name in self._beside:
             seen = self._seen(name, constants)
             rows[_title(name)] = run(model.beside[name], *seen, draws[name])
         found |= _together([rows[_title(name)] for name in self._beside])
         if f"{OTHER}{SLOTS}" in constants:
-            other = constants[f"{OTHER}{SLOTS}"], constants[f"{OTHER}slot_mask"]
-            rows[OTHER_CLIP] = run(model.readout, *other, draws[READOUT])
+            other = _chosen(constants[f"{OTHER}{SLOTS}"], constants.get(f"{OTHER}{PLACES}"))
+            rows[OTHER_CLIP] = run(
+                model.readout, other, constants[f"{OTHER}slot_mask"], draws[READOUT]
+            )
             if self._predicts:
-                past = slots[:, : self._observed]
+                past = slots[:, : -self._future]
                 copied = continued(past, self._future)["copy"]
                 copied = jnp.concatenate([past, copied], axis=1)
+                copied = _chosen(copied, constants.get(PLACES))
                 rows[LAST_COPIED] = run(model.readout, copied, mask, draws[READOUT])
         found |= {f"{row}.{name}": x for row, own in rows.items() for name, x in own.items()}
         return found
@@ -396,11 +444,12 @@ class Answers:
         """Return what a readout beside the model sees in place of slots, and its mask."""
         slots, mask = constants[SLOTS], constants["slot_mask"]
         if name == WORDS_ONLY:
-            return jnp.zeros_like(slots[:, :1, :1]), None
+            return jnp.zeros_like(slots[:, :1, : self._fewest]), None
         if name == OBSERVED:
             return slots[:, : self._observed], mask
         if name == FEATURES:
-            return constants[POOLED][:, :, None], None
+            pooled = constants[POOLED][:, : self._observed, None]
+            return jnp.repeat(pooled, self._fewest, axis=2), None
         return constants[STATE], constants[STATE_MASK]
 
     def monitor(self, constants: Outputs) -> Outputs:
@@ -435,6 +484,13 @@ class Answers:
             row: {name: np.concatenate([part[name] for part in found]) for name in found[0]}
             for row, found in rows.items()
         }
+
+
+def _chosen(slots: Array, places: Array | None) -> Array:
+    """Return the frames `places` (B,F) of slots (B,T,N,D); None: all."""
+    if places is None:
+        return slots
+    return jnp.take_along_axis(slots, places[:, :, None, None], axis=1)
 
 
 def _title(name: str) -> str:

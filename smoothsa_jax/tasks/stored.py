@@ -11,7 +11,7 @@ from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
-from smoothsa_jax.inputs.build import FOLDERS
+from smoothsa_jax.inputs.build import FOLDERS, PREPARED
 from smoothsa_jax.inputs.features import MADE_TOKENS
 from smoothsa_jax.inputs.manifest import fingerprint
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
@@ -177,7 +177,7 @@ def _refuse_other_encoder_of_teacher(config: ConfigDict, frozen: Parameters) -> 
 def clips_of(config: ConfigDict) -> str:
     """Identify the training clips: a prepared folder by its bytes, generated clips by options."""
     data = config.data
-    if data.name == "prepared":
+    if data.name in PREPARED:
         return str(fingerprint(expanded(data.folder), "train"))
     without_effect = ("num_samples", "keep", *FOLDERS, "boxes", "background_box")
     drawn = {key: data[key] for key in data if key not in without_effect}
@@ -187,7 +187,7 @@ def clips_of(config: ConfigDict) -> str:
 def _clips_with_boxes(config: ConfigDict, split: str) -> str:
     """Identify the clips of a split, and the boxes from which slots may start."""
     data = config.data
-    if data.name == "prepared":
+    if data.name in PREPARED:
         found = {"files": fingerprint(expanded(data.folder), split)}
     else:
         without_effect = ("num_samples", "keep", *FOLDERS)

@@ -53,6 +53,7 @@ from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import agree, check
+from smoothsa_jax.tasks.stored import refuse_other_slots
 from smoothsa_jax.tasks.task import Task
 from smoothsa_jax.training import signals
 from smoothsa_jax.training.logging import EVENTS_FOLDER, LOG_FILE, say, warn
@@ -100,6 +101,11 @@ def evaluate_run(
         frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
         training = dataclasses.replace(training, frozen=frozen)
         params = params_of(checkpoint, training)
+        if _reads_slots(config, training.task, config.eval.split):  # `data.folder` may be another
+            source = source_of_split(
+                config, slots_of(config, training.task), config.eval.split, config.eval.num_samples
+            )
+            refuse_other_slots(source, config, training.frozen, (config.eval.split,))
         scores = report(config, training, params, checkpoint.step, workdir)
     print_results(config.title, scores, workdir)
     return scores
@@ -432,7 +438,7 @@ def source_of_split(
     if config.eval.windows is not None:
         options |= {"windows": config.eval.windows, "window_rest": config.eval.window_rest}
     data = _without_training(config)
-    if split in getattr(task, "stored_splits", ()) and is_stored(config.data):
+    if _reads_slots(config, task, split):
         data["slots"] = config.data.slots
     source = build_dataset(data, split, num_samples=num_samples, scores=True, **options)
     if hasattr(task, "check_source"):
@@ -442,6 +448,11 @@ def source_of_split(
     # The same samples as their losses are of: counted after short ones are left out.
     source = build_dataset(data, split, num_samples=None, **options)
     return long_enough(source, _training_frames(config), num_samples)
+
+
+def _reads_slots(config: ConfigDict, task: Task, split: str) -> bool:
+    """Tell whether the stored slots of a split are what it is scored on."""
+    return split in getattr(task, "stored_splits", ()) and is_stored(config.data, split)
 
 
 def training_clips(

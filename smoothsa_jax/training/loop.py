@@ -33,6 +33,7 @@ from smoothsa_jax.devices.host_arrays import on_own_devices
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.split import paper_slot_mask
 from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.features import is_stored
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.models.build import untrained_queries
@@ -229,7 +230,8 @@ def _open_data(
     if config.data.get("features"):
         refuse_other_features(source, config, training.frozen)
     if config.data.get("slots"):
-        splits = getattr(training.task, "stored_splits", ("train",))
+        read = getattr(training.task, "stored_splits", ())
+        splits = ("train", *(x for x in read if x != "train" and is_stored(config.data, x)))
         refuse_other_slots(source, config, training.frozen, splits)
     fingerprint = source.fingerprint() if isinstance(source, RandomSource) else None
     hosts.refuse_differences({"training samples": fingerprint})
