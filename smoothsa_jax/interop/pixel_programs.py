@@ -193,8 +193,6 @@ _BOQSA_PLACES = Places("slot_attn.pos_emb.grid", "decoder.pos_emb.grid", borders
 BOQSA = OfPixels(
     "BO-QSA",
     _boqsa_rows,
-    cut=lambda state_dict, names: dict(state_dict),
-    join=lambda state_dict: state_dict,
     kept=kept_of(_BOQSA_PLACES, "model."),
     ignored=lambda key: key.removeprefix("model.").endswith(".pos_emb.grid"),
     today=lambda key: key.removeprefix("model."),

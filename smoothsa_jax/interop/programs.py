@@ -76,7 +76,8 @@ class Program:
     Attributes:
         title: the program, for messages.
         rows: (names of a model's arrays, its config) -> rows of the table.
-        cut: their state dict -> the same with arrays cut or joined as our models have them.
+        cut: their state dict -> the same with arrays cut or joined as our models have them;
+            by default none is.
         join: the inverse of `cut`.
         more: (our arrays, what `kept` returned) -> keys that a file of the program also has.
         kept: a state dict -> values of such keys that our arrays do not tell, as JSON values.
@@ -86,8 +87,10 @@ class Program:
 
     title: str
     rows: Callable[[Collection[str], Mapping[str, Any]], list[Row]]
-    cut: Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays]
-    join: Callable[[Arrays], Arrays]
+    cut: Callable[[Mapping[str, np.ndarray], Collection[str]], Arrays] = lambda state_dict, names: (
+        dict(state_dict)
+    )
+    join: Callable[[Arrays], Arrays] = dict
     more: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Arrays] = lambda arrays, kept: {}
     kept: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda state_dict: {}
     ignored: Callable[[str], bool] = lambda key: False

@@ -121,6 +121,11 @@ def _join(state_dict: Arrays) -> Arrays:
     return found
 
 
+def _in_order(state_dict: Arrays) -> Arrays:
+    """Return arrays as files have them, one row after the other."""
+    return {key: np.ascontiguousarray(x) for key, x in state_dict.items()}
+
+
 def _prior(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
     """Return zeros for the layers of a file that nothing reads."""
     del kept
@@ -192,7 +197,7 @@ class _Rollouter(Program):
             found[_TIME] = sinusoids(model["rollouter"]["window"], width)[None]
         if (cells := kept.get("cells")) is not None:
             found["decoder_pos_embedding.grid"] = borders(tuple(cells))
-        return {key: np.ascontiguousarray(x) for key, x in found.items()}
+        return _in_order(found)
 
 
 def _cells(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -232,11 +237,6 @@ def _of_readouts(rows: list[Row]) -> list[Row]:
     return [(key, f"readout.{name}", leaves) for key, name, leaves in rows]
 
 
-def _same(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
-    del names
-    return dict(state_dict)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Readout(Program):
     """Files of readouts, which hold constants.
@@ -262,15 +262,6 @@ class _Readout(Program):
                 )
         return super().to_ours(state_dict, names, model)
 
-    def to_theirs(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        model: Mapping[str, Any] = MappingProxyType({}),
-        kept: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Arrays:
-        found = super().to_theirs(arrays, model, kept)
-        return {key: np.ascontiguousarray(x) for key, x in found.items()}
-
 
 def _aloe_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del names, model
@@ -292,8 +283,7 @@ def _aloe_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
 ALOE = _Readout(
     "Aloe of SlotFormer",
     _aloe_rows,
-    cut=_same,
-    join=dict,
+    join=_in_order,
     more=lambda arrays, kept: dict(_KINDS),
     ignored=lambda key: key in _KINDS,
     constants=lambda state_dict: dict(_KINDS),
@@ -320,8 +310,7 @@ def _pairs_of(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 PHYSION = _Readout(
     "SlotFormer's readout of Physion",
     _physion_rows,
-    cut=_same,
-    join=dict,
+    join=_in_order,
     more=lambda arrays, kept: {_PAIRS: _in_pairs(kept["slots"])} if "slots" in kept else {},
     kept=lambda state_dict: {"slots": int(max(state_dict[_PAIRS])) + 1},
     ignored=lambda key: key == _PAIRS,
@@ -350,8 +339,7 @@ def _ages_of(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 PHYRE = _Readout(
     "SlotFormer's readout of PHYRE",
     _phyre_rows,
-    cut=_same,
-    join=dict,
+    join=_in_order,
     more=lambda arrays, kept: (
         {"enc_t_pe": sinusoids(kept["frames"], len(arrays["readout.first"]))[None]}
         if "frames" in kept
