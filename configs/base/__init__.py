@@ -43,6 +43,7 @@ from configs.base.parts import (
     follow,
     predict_features,
     set_parts,
+    train_on_slots,
 )
 from configs.base.published import (
     DINOV2_SMALL_NORMED,
@@ -124,6 +125,7 @@ __all__ = [
     "set_parts",
     "single_frames",
     "systems",
+    "train_on_slots",
     "train_tokenizer",
     "use_encoder",
     "use_length",

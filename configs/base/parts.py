@@ -159,6 +159,33 @@ def carry_slots_as_genera1z(config: ConfigDict, data: DataSet) -> None:
 # ---------------------------------------------------------------------------------------- any model
 
 
+def train_on_slots(config: ConfigDict, peak: float, warmup: float) -> None:
+    """Train a model on the slots of an earlier run, as SlotFormer's program does.
+
+    What the earlier run asks of its own evaluation is put back.
+
+    Args:
+        config: changed in place.
+        peak: largest learning rate of a cosine that begins and ends at 1 % of it.
+        warmup: share of the steps until then.
+    """
+    config.weights = ConfigDict()
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_cosine",
+            "peak": peak,
+            "warmup": warmup,
+            "begin_ratio": 0.01,
+            "end_ratio": 0.01,
+        }
+    )
+    config.optimizer.update(clip_norm=0.0, clip_by="norm", rates=ConfigDict())
+    config.train.update(match_paper=False, remat="none")
+    config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
+    config.eval.update(masks="decoder", match_paper=False, num_slots=None, prune=None)
+    config.eval.update(windows=None, window_rest="back")
+
+
 def cold_of(model: ConfigDict) -> ConfigDict:
     """Settings of the initializer that draws or reads the first queries, inside a warmer or not."""
     return model.initializer.get("cold", model.initializer)

@@ -57,7 +57,6 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     )
     if questions.readout is not None:
         config.model.readout = ConfigDict(questions.readout)
-    config.weights = ConfigDict()
     losses = {"answer": {"weight": 1.0}, "beside": {"weight": 1.0}}
     if questions.choice_length:
         losses["choice"] = {"weight": 1.0}
@@ -66,20 +65,9 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     kept += ("boxes", "background_box")
     of_clips = {key: config.data[key] for key in kept if key in config.data}
     config.data = ConfigDict({**of_clips, **questions.data, "slots": "auto"})
-    config.optimizer.learning_rate = ConfigDict(
-        {
-            "schedule": "warmup_cosine",
-            "peak": 1e-3,
-            "warmup": 0.1,
-            "begin_ratio": 0.01,
-            "end_ratio": 0.01,
-        }
-    )
-    config.optimizer.update(clip_norm=0.0, clip_by="norm", rates=ConfigDict())
-    config.train.update(num_steps=240_000, batch_size=256, match_paper=False, remat="none")
-    config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
-    config.eval.update(masks="decoder", match_paper=False, num_slots=None, prune=None)
-    config.eval.update(windows=None, window_rest="back", observed=None, batch_size=128)
+    base.train_on_slots(config, peak=1e-3, warmup=0.1)
+    config.train.update(num_steps=240_000, batch_size=256)
+    config.eval.update(observed=None, batch_size=128)
     config.eval.update(num_frames=None, num_samples=None, num_pictures=0)  # frames as in training
     config.eval.validation_samples = 4096
     config.checkpoint.update(every=6_000, best_metric="accuracy", best_mode="max")

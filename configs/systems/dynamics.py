@@ -55,28 +55,15 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
             "future": FUTURE,
         }
     )
-    config.weights = ConfigDict()
     decoded = {"decoded": {"weight": 1.0}} if decodes else {}
     config.losses = ConfigDict({"slots": {"weight": 1.0, "decay": 1.0}, **decoded})
     config.data.slots = "auto"
     config.data.num_frames = 6 + FUTURE
     if "features" in config.data:
         config.data.features = ""
-    config.optimizer.learning_rate = ConfigDict(
-        {
-            "schedule": "warmup_cosine",
-            "peak": 2e-4,
-            "warmup": 0.05,
-            "begin_ratio": 0.01,
-            "end_ratio": 0.01,
-        }
-    )
-    config.optimizer.update(clip_norm=0.0, clip_by="norm", rates=ConfigDict())
-    config.train.update(num_steps=100_000, batch_size=64, match_paper=False, remat="none")
-    config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
-    config.eval.update(masks="decoder", match_paper=False, num_slots=None, prune=None)
-    config.eval.update(windows=None, window_rest="back", observed=6)
-    config.eval.num_frames = 6 + FUTURE
+    base.train_on_slots(config, peak=2e-4, warmup=0.05)
+    config.train.update(num_steps=100_000, batch_size=64)
+    config.eval.update(observed=6, num_frames=6 + FUTURE)
     config.checkpoint.update(every=2_500, best_metric="loss", best_mode="min")
     if data.small is not None:
         _make_small(config)
