@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,18 +22,20 @@ from smoothsa_jax.config.load import (
     load_config,
     split_command_line,
 )
-from smoothsa_jax.config.values import canonical, image_size_of
+from smoothsa_jax.config.values import canonical
 from smoothsa_jax.devices.memory_allocator import keep_freed_memory
 from smoothsa_jax.devices.mesh import backend_of_mesh
 from smoothsa_jax.devices.runtime import describe_machine
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.tasks import task as task_file
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.checks import check
 from smoothsa_jax.training.step import Training, build_training
 
 # An option that does not fit, a refused flag, or a device out of memory.
 TROUBLE = (UserError, jax.errors.JaxRuntimeError)
+ALWAYS = ("video", "boxes", "slot_mask")  # arrays of every batch
 TABLE = "BENCHMARK_TABLE"  # names a file; every figure is appended to it as a row (gpu.sh)
 
 
@@ -129,12 +130,8 @@ def without_weights(config: ConfigDict) -> ConfigDict:
 
 def batch_shapes(config: ConfigDict, batch: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return shape and dtype of each array that the model reads of a training batch."""
-    size, slots = image_size_of(config), build_task(config).slot_model.num_slots
-    return {
-        "video": ((batch, config.data.num_frames, *size, 3), jnp.uint8),
-        "boxes": ((batch, config.data.num_frames, slots, 4), jnp.float32),
-        "slot_mask": ((batch, slots), jnp.bool_),
-    }
+    found = task_file.batch_shapes(config, build_task(config), batch, config.data.num_frames)
+    return {name: found[name] for name in ALWAYS}
 
 
 def random_batch(config: ConfigDict, batch: int | None = None) -> dict[str, np.ndarray]:

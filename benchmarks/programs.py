@@ -28,6 +28,7 @@ from smoothsa_jax.models.backend import Backend
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import frozen_patterns, split
 from smoothsa_jax.models.pruning import Carry
+from smoothsa_jax.tasks import task as task_file
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL
 from smoothsa_jax.training.step import Training, build_training
@@ -109,19 +110,13 @@ def counted_flop(config: ConfigDict, batch: int, wanted: Sequence[str]) -> dict[
 
 def batch_shapes(config: ConfigDict, mesh: Mesh, batch: int, frames: int) -> dict[str, Any]:
     """Return the shapes that a program reads of a batch, spread over the mesh."""
-    shapes = dict(cases.batch_shapes(config, batch))
-    for name in ("video", "boxes"):
-        (_, _, *rest), dtype = shapes[name]
-        shapes[name] = ((batch, frames, *rest), dtype)
-    size, reads = image_size_of(config), build_task(config).inputs
-    if "categories" in reads:
-        shapes["segmentations"] = ((batch, frames, *size), jnp.uint8)
-        shapes["categories"] = ((batch, config.data.max_objects), jnp.int32)
-    for name, of_frame in {"flow": (*size, 2), "depth": size, "cameras": (4, 3)}.items():
-        if name in reads:
-            shapes[name] = ((batch, frames, *of_frame), jnp.float32)
-    place = spread(mesh)
-    return {name: jax.ShapeDtypeStruct(*x, sharding=place) for name, x in shapes.items()}
+    task, place = build_task(config), spread(mesh)
+    reads = {*cases.ALWAYS, *task.inputs}
+    return {
+        name: jax.ShapeDtypeStruct(*x, sharding=place)
+        for name, x in task_file.batch_shapes(config, task, batch, frames).items()
+        if name in reads
+    }
 
 
 def _frames_of_evaluation(config: ConfigDict) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -44,7 +43,7 @@ from smoothsa_jax.schedules import Schedules, schedule_of
 from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.discovery import TEACHER, names_of
 from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL
-from smoothsa_jax.tasks.task import MODEL, Models, Task, run_task
+from smoothsa_jax.tasks.task import MODEL, Models, Task, batch_shapes, run_task
 
 BATCHES = ("train.batch_size", "eval.batch_size")
 # Arrays that a batch may lack: what a run may have on disk, and the lengths of padded clips.
@@ -484,28 +483,17 @@ def _outputs(config: ConfigDict, task: Task, models: Models) -> frozenset[str] |
     Returns:
         The names; None if the models read arrays that not every data set has.
     """
-    (height, width), slots = image_size_of(config), task.slot_model.num_slots
-    frames = config.data.get("num_frames") or 1
+    frames, slots = config.data.get("num_frames") or 1, task.slot_model.num_slots
     whole_clips = getattr(task, "whole_clips", False)
     if whole_clips:
         frames = max(frames, (config.eval.observed or 0) + 1)
     elif not _sees_scenes(task.slot_model):
         frames = min(frames, 2)  # the others are like the second
-    objects = config.data.get("max_objects") or slots
-    shape = jax.ShapeDtypeStruct
     batch = {
-        "video": shape((1, frames, height, width, 3), jnp.uint8),
-        "boxes": shape((1, frames, slots, 4), jnp.float32),
-        "slot_mask": shape((1, slots), bool),
-        "segmentations": shape((1, frames, height, width), jnp.uint8),
-        "categories": shape((1, objects), jnp.int32),
-        "flow": shape((1, frames, height, width, 2), jnp.float32),
-        "depth": shape((1, frames, height, width), jnp.float32),
+        name: jax.ShapeDtypeStruct(*x)
+        for name, x in batch_shapes(config, task, 1, frames).items()
+        if name != "cameras" or name in task.inputs
     }
-    for name, (sizes, dtype) in getattr(task, "arrays", {}).items():
-        batch[name] = shape((1, *sizes), dtype)
-    if "cameras" in task.inputs:
-        batch["cameras"] = shape((1, frames, 4, 3), jnp.float32)
     patterns = frozen_patterns(config.weights)
     apart = {name: split(x, frozen=patterns if name == MODEL else ()) for name, x in models.items()}
 

@@ -6,11 +6,13 @@ Everything else in a run is the same for all tasks.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.evaluation.split import Batch, Evaluator
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
 
@@ -138,6 +140,35 @@ def run_task(
     constants = task.constants(models, batch, draws, match_paper)
     constants = {**constants, **task.targets(models, batch, constants, draws)}
     return {**constants, **task.forward(models, batch, constants, draws, scheduled or {})}
+
+
+def batch_shapes(
+    config: ConfigDict, task: Task, batch: int, frames: int
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape and dtype of every array that a batch of some data set may have.
+
+    Args:
+        config: the whole config.
+        task: its task.
+        batch: B.
+        frames: T of a clip.
+    """
+    size, slots = image_size_of(config), task.slot_model.num_slots
+    of_frames = {
+        "video": ((*size, 3), jnp.uint8),
+        "boxes": ((slots, 4), jnp.float32),
+        "segmentations": (size, jnp.uint8),
+        "flow": ((*size, 2), jnp.float32),
+        "depth": (size, jnp.float32),
+        "cameras": ((4, 3), jnp.float32),
+    }
+    of_clips = {
+        "slot_mask": ((slots,), jnp.bool_),
+        "categories": ((config.data.get("max_objects") or slots,), jnp.int32),
+        **{name: ((frames, *shape), dtype) for name, (shape, dtype) in of_frames.items()},
+        **getattr(task, "arrays", {}),
+    }
+    return {name: ((batch, *shape), dtype) for name, (shape, dtype) in of_clips.items()}
 
 
 def sizes_of(batch: Mapping[str, Array]) -> Sizes:
