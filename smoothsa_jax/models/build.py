@@ -427,6 +427,14 @@ def _rollout_built(config: ConfigDict, slot_model: ConfigDict | None, seed: int)
     return build_rollout_model(config, slot_model.num_slots, slot_model.slot_size, seed)
 
 
+def _refuse_missing(config: ConfigDict, part: str, task: str) -> None:
+    if part not in config:
+        raise UserError(
+            f"the config has no model.{part}, which the task {task!r} trains; add it to the "
+            "config file"
+        )
+
+
 def build_rollout_model(
     config: ConfigDict, num_slots: int, slot_size: int, seed: int
 ) -> RolloutModel:
@@ -441,11 +449,7 @@ def build_rollout_model(
     Raises:
         UserError: a name or setting is unknown, or a part is missing.
     """
-    if ROLLOUTER not in config:
-        raise UserError(
-            f"the config has no model.{ROLLOUTER}, which the task 'dynamics' trains; add it to the "
-            "config file"
-        )
+    _refuse_missing(config, ROLLOUTER, "dynamics")
     sizes, table = (num_slots, slot_size), ROLLOUTERS
     made = make(f"model.{ROLLOUTER}", config[ROLLOUTER], table, *sizes, rngs=nnx.Rngs(seed))
     return RolloutModel(made)
@@ -486,11 +490,7 @@ def build_readout_model(
     Raises:
         UserError: a name or setting is unknown, or a part is missing.
     """
-    if READOUT not in config:
-        raise UserError(
-            f"the config has no model.{READOUT}, which the task 'answers' trains; add it to the "
-            "config file"
-        )
+    _refuse_missing(config, READOUT, "answers")
     path, settings, rngs = f"model.{READOUT}", config[READOUT], nnx.Rngs(seed)
     readout = make(path, settings, READOUTS, *sizes, rngs=rngs)
     others = {x: make(path, settings, READOUTS, *of, rngs=rngs) for x, of in beside.items()}

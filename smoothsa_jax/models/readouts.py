@@ -97,15 +97,7 @@ class Aloe(nnx.Module):
         self._of_slots = num_frames * (num_slots if self.of_tokens else 1)
         rows = 1 + self._of_slots + question_length + choice_length
         self.position = nnx.Param(jnp.zeros((rows, width), jnp.float32))
-        self.layers = copied_layers(
-            num_layers,
-            width,
-            num_heads,
-            norm="pre",
-            dropout_rate=dropout_rate,
-            mlp_size=mlp_size,
-            rngs=rngs,
-        )
+        self.layers = _layers(width, num_layers, num_heads, mlp_size, dropout_rate, rngs)
         head = lambda out: MLP((width, hidden_size, out), activation="relu", rngs=rngs)  # noqa: E731
         self.answer = head(num_answers)
         self.choice = head(1) if choice_length else None
@@ -349,15 +341,7 @@ class FramesTransformer(nnx.Module):
         self.frames, self.dropout_rate = tuple(frames), dropout_rate
         self.in_projection = linear(slot_size, width, rngs=rngs)
         self.first = nnx.Param(jnp.zeros(width, jnp.float32))
-        self.layers = copied_layers(
-            num_layers,
-            width,
-            num_heads,
-            norm="pre",
-            dropout_rate=dropout_rate,
-            mlp_size=mlp_size,
-            rngs=rngs,
-        )
+        self.layers = _layers(width, num_layers, num_heads, mlp_size, dropout_rate, rngs)
         self.answer = MLP((width, width, 1), activation="relu", rngs=rngs)
 
     def __call__(
@@ -404,6 +388,20 @@ def _check_transformer(
         check_whole(f"{PATH}.{key}", value)
     check_heads(f"{PATH}.num_heads", num_heads, width, f"{PATH}.width {width}")
     check_dropout(f"{PATH}.dropout_rate", dropout_rate)
+
+
+def _layers(
+    width: int, num_layers: int, num_heads: int, mlp_size: int, dropout_rate: float, rngs: nnx.Rngs
+) -> nnx.List:
+    return copied_layers(
+        num_layers,
+        width,
+        num_heads,
+        norm="pre",
+        dropout_rate=dropout_rate,
+        mlp_size=mlp_size,
+        rngs=rngs,
+    )
 
 
 def _check_two_answers(name: str, num_answers: int) -> None:

@@ -51,7 +51,13 @@ from smoothsa_jax.models.slot_model import SlotModel
 from smoothsa_jax.parts import check_one_of, check_whole, choose
 from smoothsa_jax.tasks.discovery import features_of
 from smoothsa_jax.tasks.dynamics import continued
-from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, find_slots
+from smoothsa_jax.tasks.frozen_slots import (
+    SLOT_MODEL,
+    SLOTS,
+    find_slots,
+    refuse_other_parts,
+    slot_model_of,
+)
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 POOLED = "pooled"
@@ -80,20 +86,9 @@ class Answers:
 
     def __init__(self, config: ConfigDict):
         self._config = config
-        companion = config.companions.get(SLOT_MODEL)
-        if companion is None or "model" not in companion:
-            raise UserError(
-                f"companions.{SLOT_MODEL} is missing; expected the slot model whose slots are "
-                f"read; set --config.companions.{SLOT_MODEL}.source to the folder of its run"
-            )
-        self.slot_model = companion.model
+        self.slot_model = slot_model_of(config, "read")
         self.schedules: dict[str, dict[str, Any]] = {}
-        for key in config.model:
-            if key not in KEYS:
-                raise UserError(
-                    f"model.{key} is not a part of a model of the task 'answers': expected "
-                    f"{', '.join(KEYS)}; remove it"
-                )
+        refuse_other_parts(config, KEYS)
         rollouter = config.companions.get(ROLLOUTER, {})
         self._predicts = "model" in rollouter and not is_absent(rollouter)
         # Whether questions choose among the observed and predicted frames.

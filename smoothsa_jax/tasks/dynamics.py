@@ -43,7 +43,13 @@ from smoothsa_jax.tasks.discovery import (
     refuse_missing,
     target_of,
 )
-from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, SLOTS, find_slots
+from smoothsa_jax.tasks.frozen_slots import (
+    SLOT_MODEL,
+    SLOTS,
+    find_slots,
+    refuse_other_parts,
+    slot_model_of,
+)
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 START = "start"  # a draw (B,): the first frame of each window
@@ -61,21 +67,9 @@ class Dynamics:
 
     def __init__(self, config: ConfigDict):
         self._config = config
-        companion = config.companions.get(SLOT_MODEL)
-        if companion is None or "model" not in companion:
-            raise UserError(
-                f"companions.{SLOT_MODEL} is missing; expected the slot model whose slots are "
-                f"predicted; set --config.companions.{SLOT_MODEL}.source to the folder of its run"
-            )
-        self.slot_model = companion.model
+        self.slot_model = slot_model_of(config, "predicted")
         self.schedules: dict[str, dict[str, Any]] = {}
-        known = (ROLLOUTER, "future")
-        for key in config.model:
-            if key not in known:
-                raise UserError(
-                    f"model.{key} is not a part of a model of the task 'dynamics': expected "
-                    f"{' and '.join(known)}; remove it"
-                )
+        refuse_other_parts(config, (ROLLOUTER, "future"))
         self._future = config.model.get("future")
         check_whole("model.future", self._future)
         self._decodes_in_training = DECODED in build_losses(config.losses).reads

@@ -1,11 +1,13 @@
 """Slots of a frozen slot model: constants of the tasks that build on one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
+from ml_collections import ConfigDict
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.features import SLOT_ARRAYS
 from smoothsa_jax.models.interfaces import Draws
 from smoothsa_jax.models.slot_model import SlotModel
@@ -14,6 +16,40 @@ from smoothsa_jax.tasks.task import Outputs
 
 SLOT_MODEL = "slot_model"  # the companion
 SLOTS = "slots"
+
+
+def slot_model_of(config: ConfigDict, used: str) -> ConfigDict:
+    """Return the config of the companion whose slots a task uses.
+
+    Args:
+        config: the whole config.
+        used: what is done with its slots, for the message, such as "predicted".
+
+    Raises:
+        UserError: there is none.
+    """
+    companion = config.companions.get(SLOT_MODEL)
+    if companion is None or "model" not in companion:
+        raise UserError(
+            f"companions.{SLOT_MODEL} is missing; expected the slot model whose slots are "
+            f"{used}; set --config.companions.{SLOT_MODEL}.source to the folder of its run"
+        )
+    return companion.model
+
+
+def refuse_other_parts(config: ConfigDict, known: Sequence[str]) -> None:
+    """Refuse keys of `model` that a task does not have.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for key in config.model:
+        if key not in known:
+            listed = " and ".join(known) if len(known) == 2 else ", ".join(known)
+            raise UserError(
+                f"model.{key} is not a part of a model of the task {config.task!r}: expected "
+                f"{listed}; remove it"
+            )
 
 
 def find_slots(

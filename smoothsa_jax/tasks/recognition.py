@@ -21,7 +21,7 @@ from smoothsa_jax.evaluation.split import Batch
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.models.build import build_head
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
-from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL
+from smoothsa_jax.tasks.frozen_slots import SLOT_MODEL, slot_model_of
 from smoothsa_jax.tasks.task import MODEL, Models, Outputs
 
 
@@ -37,13 +37,7 @@ class Recognition:
         self._config = config
         self.evaluator = RecognitionEvaluator()
         self.schedules: dict[str, dict[str, Any]] = {}
-        companion = config.companions.get(SLOT_MODEL)
-        if companion is None or "model" not in companion:
-            raise UserError(
-                f"companions.{SLOT_MODEL} is missing; expected the slot model whose slots are "
-                f"recognized; set --config.companions.{SLOT_MODEL}.source to the folder of its run"
-            )
-        self.slot_model = companion.model
+        self.slot_model = slot_model_of(config, "recognized")
 
     def build(self, shapes_only: bool) -> nnx.Module:
         config = self._config
