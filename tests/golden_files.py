@@ -7,7 +7,8 @@ GOLDEN_REPORT=<file> writes a table of the largest errors.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -174,6 +175,11 @@ def compare_gradients(
             worst[file.name, "grad"] = max(worst.get((file.name, "grad"), 0.0), float(error / own))
         bound = max(tolerance * own, (nothing if null(name) else rounding) * largest)
         assert error <= bound, f"{name}: error {error:.2e}, largest value {own:.2e}"
+
+
+def count(keys: Iterable[str], pattern: str) -> int:
+    """Return how many numbers the keys have where the pattern has its group."""
+    return 1 + max((int(m[1]) for key in keys if (m := re.search(pattern, key))), default=-1)
 
 
 def compare_norms(

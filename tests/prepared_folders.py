@@ -1,15 +1,34 @@
 """Small prepared folders, written as `python -m data.prepare` writes them."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
-from data import features, shards
+from data import features, shards, workers
 
 NAMES = "abcdefghij"  # of categories 0, 1, ...
+
+
+@contextlib.contextmanager
+def interrupted_after_a_shard() -> Iterator[list[str]]:
+    """Ctrl-C after the first shard of a preparation in this process; gives that shard's name."""
+    make, made = workers._make, []
+
+    def interrupted(out, file, job):
+        if made:
+            raise KeyboardInterrupt
+        made.append(file)
+        return make(out, file, job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_make", interrupted)
+        yield made
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_files import FOLDER, FORWARD, LOSS, compare_gradients, golden, write_report
+from golden_files import FOLDER, FORWARD, LOSS, compare_gradients, count, golden, write_report
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
@@ -42,10 +42,6 @@ FILES = ("readout_physion", "readout_phyre", "model_aloe", "trajectory_aloe")
 def report():
     yield
     write_report()
-
-
-def count(keys, pattern: str) -> int:
-    return 1 + max((int(m[1]) for key in keys if (m := re.search(pattern, key))), default=-1)
 
 
 def is_null(name: str) -> bool:

@@ -21,6 +21,7 @@ from golden_files import (
     LOSS,
     Golden,
     compare_gradients,
+    count,
     golden,
     inner,
     write_report,
@@ -69,10 +70,6 @@ FILES = (
 def report():
     yield
     write_report()
-
-
-def count(keys, pattern: str) -> int:
-    return 1 + max((int(m[1]) for key in keys if (m := re.search(pattern, key))), default=-1)
 
 
 def rollouter_settings(recorded: Mapping[str, np.ndarray], **more) -> dict:

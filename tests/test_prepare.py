@@ -15,10 +15,11 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from command import ROOT
 from PIL import Image
+from prepared_folders import interrupted_after_a_shard
 from raw_clips import BUILD, MOVI, write_records
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data import check, finished, prepare, shards, tfrecords, workers
+from data import check, finished, prepare, shards, tfrecords
 from data.family import Options
 from smoothsa_jax.errors import UserError
 
@@ -134,21 +135,12 @@ def test_a_finished_folder_is_recognised(prepared, capsys):
     assert files_of(prepared) == before
 
 
-def test_an_interrupted_preparation_goes_on(prepared, tmp_path, monkeypatch, capsys):
-    make, made = workers._make, []
-
-    def interrupted(out, file, job):
-        if made:
-            raise KeyboardInterrupt
-        made.append(file)
-        return make(out, file, job)
-
+def test_an_interrupted_preparation_goes_on(prepared, tmp_path, capsys):
     arguments = ["movi_c", f"--source={MOVI}", f"--out={tmp_path}", "--workers=1"]
-    monkeypatch.setattr(workers, "_make", interrupted)
-    assert prepare.main(arguments) == 130
+    with interrupted_after_a_shard() as made:
+        assert prepare.main(arguments) == 130
     assert not (tmp_path / "MANIFEST.json").exists()
     first = (tmp_path / made[0]).stat().st_mtime_ns
-    monkeypatch.setattr(workers, "_make", make)
     assert prepare.main(arguments) == 0
     assert "1 of 3 shards are finished" in capsys.readouterr().out
     assert (tmp_path / made[0]).stat().st_mtime_ns == first

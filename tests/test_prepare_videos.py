@@ -10,10 +10,11 @@ import pytest
 import raw_videos
 import tensorflow_datasets as tfds
 from golden_files import FOLDER
+from prepared_folders import interrupted_after_a_shard
 from raw_clips import compressed, write
 from raw_videos import BALL, CUBE, HEIGHT, SIZE, WIDTH, clevrer, corner, cut, moving, physion, place
 
-from data import beside, check, prepare, show, videos, workers
+from data import beside, check, prepare, show, videos
 from data import clevrer as family
 from data import physion as physion_family
 from data.archives import Files
@@ -550,20 +551,11 @@ def test_at_most_so_many_frames_are_kept(raw, tmp_path, monkeypatch):
     assert len(PhysionLabels(tmp_path / "out", "train")) == 1
 
 
-def test_an_interrupted_preparation_goes_on(raw, prepared, tmp_path, monkeypatch, capsys):
-    make, made = workers._make, []
-
-    def interrupted(out, file, job):
-        if made:
-            raise KeyboardInterrupt
-        made.append(file)
-        return make(out, file, job)
-
+def test_an_interrupted_preparation_goes_on(raw, prepared, tmp_path, capsys):
     arguments = ["physion", f"--source={raw / 'physion'}", f"--out={tmp_path}", "--workers=1"]
-    monkeypatch.setattr(workers, "_make", interrupted)
-    assert prepare.main(arguments) == 130
+    with interrupted_after_a_shard():
+        assert prepare.main(arguments) == 130
     assert not (tmp_path / "MANIFEST.json").exists()
-    monkeypatch.setattr(workers, "_make", make)
     assert prepare.main(arguments) == 0
     assert "1 of 2 shards are finished" in capsys.readouterr().out
     assert files_of(tmp_path) == files_of(prepared / "physion")
