@@ -11,6 +11,9 @@ A state dict is a .pth, .pt, .pt.tar or .ckpt file (PyTorch is needed to write o
 a .safetensors file, or a .msgpack or .flax file of flax. Its keys and shapes identify its config.
 If several configs fit, choose one with --config: a name in configs/, or a config file with any
 --config.key=value.
+
+A file of a rollouter or a readout (SlotFormer) holds no slot model; a run or a saved model of it
+has to be there, and --config.companions.slot_model.source names it.
 """
 
 import sys
@@ -81,11 +84,12 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
     state_dict = state_dicts.read(source)
 
     from smoothsa_jax.checkpoints import published
+    from smoothsa_jax.checkpoints.on_slots import number_unread
     from smoothsa_jax.devices import runtime
-    from smoothsa_jax.training.logging import say
+    from smoothsa_jax.training.logging import say, warn
 
     runtime.start(say)
-    configs = _chosen(for_config) or published.recipes()
+    configs = published.fitted(_chosen(for_config, warn) or published.recipes(), state_dict)
     try:
         names = published.configs_of(state_dict, configs)
         if len(names) > 1:
@@ -94,10 +98,12 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
                 f"the one it was trained with, such as --config={names[0]}"
             )
         config = configs[names[0]]
-        write_workdir(state_dict, config, target)
+        write_workdir(state_dict, config, target, warn)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    print(f"{source}: {len(state_dict)} keys, each used once; now a run of {names[0]} in {target}")
+    unread = number_unread(state_dict, config)
+    used = "each used once" if not unread else f"of which {unread} of its slot model are left out"
+    print(f"{source}: {len(state_dict)} keys, {used}; now a run of {names[0]} in {target}")
     if published.lacks_teacher(config):
         print("it holds a student without its teacher: the run can be used, but not trained on")
     print(f"evaluate     python main.py --mode=evaluate --workdir={target}")
@@ -186,13 +192,14 @@ def _convert_saved_model(source: Path, folder: Path) -> None:
         )
 
 
-def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
+def _chosen(for_config: Overrides, warn: Callable[[str], None]) -> dict[str, ConfigDict]:
     """Return the config that the command line names, if it does."""
     if not for_config:
         return {}
     given = next((value for name, value in for_config if name == "config"), None)
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
+    from smoothsa_jax.checkpoints import published
     from smoothsa_jax.checkpoints.published import CONFIGS, completed
 
     name, colon, words = given.partition(":")
@@ -208,18 +215,49 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
     spec = f"{path}{colon}{words}"
     others = [pair for pair in for_config if pair[0] != "config"]
     config = config_from_command_line([("config", spec), *others], spec)
+    if published.is_on_slots(config):
+        config = _with_sources(config, warn)
     return {given: completed(config, spec)}
+
+
+def _with_sources(config: ConfigDict, warn: Callable[[str], None]) -> ConfigDict:
+    """Return the config of a rollouter or a readout with the models of its companions' runs.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    from smoothsa_jax.checkpoints import published, sources
+
+    config = config.copy_and_resolve_references().unlock()
+    path = f"companions.{published.SLOT_MODEL}.source"
+    source = config.companions[published.SLOT_MODEL].source
+    if not (source and sources.is_trained(source)):
+        raise UserError(
+            f"it holds no slot model, and {path} {source} is no run of one; give a run or a "
+            f"saved model with --config.{path}, such as what its own file was converted to"
+        )
+    for companion in config.companions.values():
+        if "model" in companion:
+            del companion["model"]
+    return sources.with_companions(config, None, warn)
 
 
 # ------------------------------------------------------------------- a workdir of a state dict
 
 
-def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, workdir: Path) -> None:
+def write_workdir(
+    state_dict: Mapping[str, np.ndarray],
+    config: ConfigDict,
+    workdir: Path,
+    warn: Callable[[str], None] = lambda line: None,
+) -> None:
     """Write a workdir with one checkpoint, as if a run of the config had ended with these weights.
 
     Args:
         state_dict: with exactly `published.expected_keys(config)`.
+        config: of a rollouter or a readout, it names the run of its slot model.
         workdir: appears whole or not at all; a folder that is there has to be empty.
+        warn: called with one line for each damaged checkpoint of that run.
 
     Raises:
         UserError: the keys do not fit the config, values that are not finite, or the folder is not
@@ -235,6 +273,8 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
     from smoothsa_jax.interop.table import describe, mismatches
     from smoothsa_jax.training.step import build_training
 
+    if published.is_on_slots(config):  # the recipe's slot model is that of the run
+        config = published.completed(_with_sources(config, warn), "")
     program = published.program_of(config)
     weights = published.arrays_of(state_dict, program)
     expected = published.expected_keys(config)
@@ -256,7 +296,14 @@ def write_workdir(state_dict: Mapping[str, np.ndarray], config: ConfigDict, work
         params=jax.device_put(params),
         buffers={name: _buffer(name, arrays.get(name, x), x) for name, x in buffers.items()},
     )
-    frozen = {name: arrays[name] for name in training.frozen}
+    if published.is_on_slots(config):
+        from smoothsa_jax.checkpoints import on_slots, sources
+
+        _, frozen, _ = sources.begin(config, training, warn)
+        source = config.companions[published.SLOT_MODEL].source
+        on_slots.refuse_other_decoder(arrays, frozen, source)
+    else:
+        frozen = {name: arrays[name] for name in training.frozen}
     progress = {"frozen_from": "the authors' checkpoint", RECORD: kept}
     with whole_folder(workdir) as folder:
         with contextlib.closing(CheckpointWriter(folder, config)) as writer:

@@ -16,6 +16,18 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkpoints.on_slots import (
+    SLOT_MODEL,
+    advice_on_slots,
+    arrays_on_slots,
+    as_published,
+    facts_on_slots,
+    is_on_slots,
+    may_be_on_slots,
+    program_on_slots,
+    shapes_on_slots,
+    with_readout_of_phyre,
+)
 from smoothsa_jax.config.load import CONFIGS_PARENT, load_config
 from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.config.words import split_words
@@ -29,6 +41,7 @@ from smoothsa_jax.interop.pixel_programs import (
     SAVI,
 )
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
+from smoothsa_jax.interop.slotformer import ALOE, PHYRE, PHYSION, ROLLOUTER
 from smoothsa_jax.interop.slotformer import SAVI as SLOTFORMER_SAVI
 from smoothsa_jax.interop.steve import STEVE
 from smoothsa_jax.interop.table import describe, mismatches
@@ -44,9 +57,11 @@ from smoothsa_jax.models.tokenizer_model import TOKENIZER
 StateDict = Mapping[str, np.ndarray]
 CONFIGS = CONFIGS_PARENT / "configs"
 OWN = "own.py"  # for a user's pictures, which no published model was trained on
-RECOGNITION, STUDENT = "recognition", "student"  # words of a config file, after the colon
+# Words of a config file, after the colon.
+RECOGNITION, STUDENT = "recognition", "student"
+DYNAMICS, ANSWERS = "dynamics", "answers"
 OF_TOKENIZER = "m.mediat."  # in front of the keys of a tokenizer in a second stage
-SLOT_MODEL, TEACHER = "slot_model", "teacher"  # companions
+TEACHER = "teacher"  # a companion
 # Keys of the initial queries, one for each slot or one for all: (..., N, D) or (..., 1, D).
 QUERIES = (
     "initializ.mean",
@@ -122,7 +137,34 @@ FAMILIES = (
         "SAVi of SlotFormer",
         SLOTFORMER_SAVI,
         _any("kernel_dist_layer."),
-        _each("movi_c:gaussian", "savi_slotformer", "savi_slotformer,stochastic"),
+        (
+            *_each("movi_c:gaussian", "savi_slotformer", "savi_slotformer,stochastic"),
+            "clevrer:savi_slotformer,stochastic",
+        ),
+    ),
+    Family(
+        "SlotFormer",
+        ROLLOUTER,
+        _any("rollouter.in_proj."),
+        ("clevrer:savi_slotformer,stochastic,dynamics", "physion:steve,original,dynamics"),
+    ),
+    Family(
+        "Aloe of SlotFormer",
+        ALOE,
+        _any("transformer_model.q_in_proj."),
+        ("clevrer:savi_slotformer,stochastic,answers",),
+    ),
+    Family(
+        "SlotFormer's readout of Physion",
+        PHYSION,
+        _all("comb_idx", "linear1.", "linear2."),
+        ("physion:steve,original,answers",),
+    ),
+    Family(
+        "SlotFormer's readout of PHYRE",
+        PHYRE,
+        _all("cls_mlp.", "enc_t_pe"),
+        ("physion:savi_slotformer,answers",),
     ),
     Family(
         "slot attention on pixels",
@@ -339,7 +381,12 @@ def completed(config: ConfigDict, spec: str) -> ConfigDict:
         spec: what it was loaded from, such as "configs/coco.py:spot,genera1z,student".
     """
     if SLOT_MODEL in config.companions and "model" not in config.companions[SLOT_MODEL]:
-        return with_slot_model(config, load_config(_without(spec, RECOGNITION)))
+        slots = load_config(_without(spec, RECOGNITION, DYNAMICS, ANSWERS))
+        config = with_slot_model(config, slots)
+    if is_on_slots(config):
+        return as_published(config)
+    if SLOT_MODEL in config.companions:
+        return config
     if TOKENIZER in config.companions and "model" not in config.companions[TOKENIZER]:
         path, colon, words = spec.partition(":")
         return with_tokenizer(config, load_config(f"{path}:{words}{',' * bool(words)}{TOKENIZER}"))
@@ -358,10 +405,10 @@ def with_tokenizer(config: ConfigDict, first: ConfigDict) -> ConfigDict:
     return canonical(config)
 
 
-def _without(spec: str, left_out: str) -> str:
-    """Return what a config is loaded from, without a word."""
+def _without(spec: str, *left_out: str) -> str:
+    """Return what a config is loaded from, without some words."""
     path, _, words = spec.partition(":")
-    rest = ",".join(word for word in split_words(words) if word != left_out)
+    rest = ",".join(word for word in split_words(words) if word not in left_out)
     return f"{path}:{rest}" if rest else path
 
 
@@ -411,6 +458,8 @@ def program_of(config: ConfigDict) -> Program | None:
 
     The numerics of slot attention tell the programs apart, and OSRT's encoder of scenes.
     """
+    if is_on_slots(config):
+        return program_on_slots(config)
     model = _slot_model_of(config)
     if model is None or "cold" in model.get("initializer", {}):
         return None
@@ -491,6 +540,9 @@ def to_state_dict(
     program = program_of(config)
     if program is None:
         return to_authors(renamed(arrays, config, to_ours=False), kept.get("detach", False))
+    if is_on_slots(config):
+        facts = {**facts_on_slots(config), **kept}
+        return program.to_theirs(arrays_on_slots(arrays, config), config.model.to_dict(), facts)
     companions = tuple(f"{name}." for name in config.companions)
     found: dict[str, np.ndarray] = {}
     for prefix, start, model in _models_of(config):
@@ -576,6 +628,8 @@ def expected_keys(config: ConfigDict) -> dict[str, str]:
 
 def _shapes_of(model: ConfigDict, config: ConfigDict) -> dict[str, Any]:
     """Return the shapes of the arrays of a slot model, or of the head that reads another one."""
+    if is_on_slots(config):
+        return shapes_on_slots(config)
     slots = _slot_model_of(config)
     if model is config.model and model is not slots:
         return _head_shapes(json.dumps(model.to_dict(), sort_keys=True), slots.slot_size)
@@ -638,9 +692,20 @@ def arrays_of(state_dict: StateDict, program: Program | None) -> StateDict:
 
     def is_array(key: str) -> bool:
         bare = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
-        return not program.ignored(bare)
+        return not program.ignored(bare) or program.sized(bare)
 
     return {program.today(key): x for key, x in state_dict.items() if is_array(key)}
+
+
+def fitted(configs: Mapping[str, ConfigDict], state_dict: StateDict) -> dict[str, ConfigDict]:
+    """Return configs to choose from for a file, by the same names.
+
+    PHYRE is no data set here. Its readout takes the place of that of Physion, of as many answers.
+    """
+    family = family_of(state_dict)
+    if family is None or family.program is not PHYRE:
+        return dict(configs)
+    return {name: with_readout_of_phyre(x, state_dict) for name, x in configs.items()}
 
 
 def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list[str]:
@@ -679,6 +744,10 @@ def configs_of(state_dict: StateDict, configs: Mapping[str, ConfigDict]) -> list
             f"{len(found)} keys such as {next(iter(found), None)!r}, expected those of the "
             f"authors' program, such as {next(iter(expected))!r}"
         )
+    if family is not None and program_of(near[nearest]) is family.program:
+        line = advice_on_slots(state_dict, nearest, near[nearest])
+        if line is not None:
+            raise UserError(line)
     if (number := _other_slots(found, expected)) is not None:
         raise UserError(
             f"each of its slots has a query of its own, and there are {number}, where the config "
@@ -751,6 +820,8 @@ def _parts_of(name: str) -> tuple[str, frozenset[str]]:
 
 def _may_be(config: ConfigDict, state_dict: StateDict) -> bool:
     """Tell by two signs whether a state dict may be of a config's model, without making it."""
+    if is_on_slots(config):
+        return may_be_on_slots(config, state_dict)
     model = _slot_model_of(config)
     separate = _has_query_of_each_slot(model)
     if "encoder" not in model:  # a tokenizer of pixels

@@ -21,6 +21,7 @@ from smoothsa_jax.checkpoints.published import (
     CONFIGS,
     SLOT_MODEL,
     configs_of,
+    fitted,
     from_state_dict,
     recipes,
 )
@@ -138,7 +139,8 @@ def _of_companion(
 
 
 def _of_state_dict(path: Path, recipe: str | None) -> Trained:
-    state_dict, configs = state_dicts.read(path), recipes()
+    state_dict = state_dicts.read(path)
+    configs = fitted(recipes(), state_dict)
     if recipe is not None and recipe not in configs:
         raise UserError(
             f"config={recipe!r} is no recipe; choose one of {', '.join(configs)}"

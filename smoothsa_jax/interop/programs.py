@@ -82,6 +82,7 @@ class Program:
         more: (our arrays, what `kept` returned) -> keys that a file of the program also has.
         kept: a state dict -> values of such keys that our arrays do not tell, as JSON values.
         ignored: whether a key stands for no array that a model needs.
+        sized: whether such a key has a shape that the config decides, as a grid of places has.
         today: a key of an earlier version -> today's.
     """
 
@@ -94,6 +95,7 @@ class Program:
     more: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Arrays] = lambda arrays, kept: {}
     kept: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda state_dict: {}
     ignored: Callable[[str], bool] = lambda key: False
+    sized: Callable[[str], bool] = lambda key: False
     today: Callable[[str], str] = lambda key: key
 
     def to_ours(

@@ -46,6 +46,7 @@ ATTENTION: list[Row] = [
     ("mlp.3", "mlp.out", LINEAR),
 ]
 _UNUSED = "prior_slot_layer"  # nothing reads it
+_GRID = "_pos_embedding.grid"
 _TIME = "rollouter.enc_t_pe"
 _FRONT = "slot_model."  # of our names of a rollouter's companion
 
@@ -145,7 +146,8 @@ SAVI = OfPixels(
     join=_join,
     more=_prior,
     kept=kept_of(_PLACES, ""),
-    ignored=lambda key: key.endswith("_pos_embedding.grid") or key.startswith(f"{_UNUSED}."),
+    ignored=lambda key: key.endswith(_GRID) or key.startswith(f"{_UNUSED}."),
+    sized=lambda key: key.endswith(_GRID),
     places=_PLACES,
 )
 
@@ -163,6 +165,21 @@ def _rollouter_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Ro
         ("rollouter.out_proj", "rollouter.out_projection", LINEAR),
         *[(key, f"{_FRONT}{name}", leaves) for key, name, leaves in _decoder_rows()],
     ]
+
+
+def _unscaled(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Put the mean and the deviation of slots into the layers that read and write them."""
+    found = {name: np.asarray(x) for name, x in arrays.items()}
+    mean, scale = (found.pop(f"rollouter.slot_{x}", None) for x in ("mean", "scale"))
+    if mean is None:
+        return found
+    front, back = ("rollouter.in_projection", "rollouter.out_projection")
+    kernel = found[f"{front}.kernel"] / scale[:, None]
+    found[f"{front}.kernel"] = kernel
+    found[f"{front}.bias"] = found[f"{front}.bias"] - mean @ kernel
+    found[f"{back}.kernel"] = found[f"{back}.kernel"] * scale
+    found[f"{back}.bias"] = found[f"{back}.bias"] * scale + mean
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,18 +208,32 @@ class _Rollouter(Program):
         model: Mapping[str, Any] = MappingProxyType({}),
         kept: Mapping[str, Any] = MappingProxyType({}),
     ) -> Arrays:
-        found = super().to_theirs(arrays, model, kept)
-        if _TIME not in found and "rollouter" in model:
+        settings = model.get("rollouter", {})
+        for key, theirs in (("residual", False), ("positions", "time")):
+            found = settings.get(key, theirs)
+            if found not in (theirs, "learned"):
+                raise UserError(
+                    f"model.rollouter.{key} is {found!r}, which the program of {self.title} does "
+                    f"not have; only a rollouter with {theirs!r} has a file there"
+                )
+        found = super().to_theirs(_unscaled(arrays), model, kept)
+        if _TIME not in found and settings:
             width = arrays["rollouter.in_projection.kernel"].shape[1]
-            found[_TIME] = sinusoids(model["rollouter"]["window"], width)[None]
+            found[_TIME] = sinusoids(settings["window"], width)[None]
         if (cells := kept.get("cells")) is not None:
             found["decoder_pos_embedding.grid"] = borders(tuple(cells))
         return _in_order(found)
 
 
 def _cells(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    grid = state_dict.get("decoder_pos_embedding.grid")
+    grid = state_dict.get(f"decoder{_GRID}")
     return {} if grid is None else {"cells": list(grid.shape[1:3])}
+
+
+def of_steve(key: str) -> bool:
+    """Whether a key of a rollouter's file is that of its slot model STEVE, which nothing reads."""
+    tokens = ("in_proj.", "tok_emb.", "pos_emb.", "tf_dec.", "head.")
+    return key.startswith(("dvae.", *(f"decoder.{x}" for x in tokens)))
 
 
 ROLLOUTER = _Rollouter(
@@ -211,8 +242,25 @@ ROLLOUTER = _Rollouter(
     cut=_cut(_FRONT),
     join=_join,
     kept=_cells,
-    ignored=lambda key: key in (_TIME, "decoder_pos_embedding.grid"),
+    ignored=lambda key: key in (_TIME, f"decoder{_GRID}") or of_steve(key),
+    sized=lambda key: key in (_TIME, f"decoder{_GRID}"),
 )
+
+
+def _layers_of(state_dict: Mapping[str, np.ndarray], start: str) -> dict[str, int]:
+    """Return what a file tells of a transformer whose keys begin so."""
+    layers = {key.removeprefix(start).split(".")[0] for key in state_dict if key.startswith(start)}
+    hidden = state_dict[f"{start}0.linear1.weight"].shape[0]
+    return {"num_layers": len(layers), "mlp_size": hidden}
+
+
+def sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return the settings of `model.rollouter` that a file of one tells."""
+    return {
+        "width": state_dict["rollouter.in_proj.weight"].shape[0],
+        **_layers_of(state_dict, "rollouter.transformer_encoder.layers."),
+        "window": state_dict[_TIME].shape[1],
+    }
 
 
 # ------------------------------------------------------------------------------------- readouts
@@ -263,6 +311,26 @@ class _Readout(Program):
         return super().to_ours(state_dict, names, model)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Aloe(_Readout):
+    """Files of Aloe, in which every slot of every frame has a position of its own."""
+
+    def to_theirs(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model: Mapping[str, Any] = MappingProxyType({}),
+        kept: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        settings, found = model.get("readout", {}), dict(arrays)
+        if settings.get("positions", "token") == "time" and "slots" in kept:
+            table = np.asarray(found["readout.position"])
+            words = settings["question_length"] + settings["choice_length"]
+            first, of_frames, rest = np.split(table, [1, len(table) - words])
+            of_slots = np.repeat(of_frames, kept["slots"], axis=0)
+            found["readout.position"] = np.concatenate([first, of_slots, rest])
+        return super().to_theirs(found, model, kept)
+
+
 def _aloe_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     del names, model
     rows = [
@@ -280,7 +348,7 @@ def _aloe_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
     return _of_readouts([(f"{_ALOE}.{key}", name, leaves) for key, name, leaves in rows])
 
 
-ALOE = _Readout(
+ALOE = _Aloe(
     "Aloe of SlotFormer",
     _aloe_rows,
     join=_in_order,
@@ -314,6 +382,7 @@ PHYSION = _Readout(
     more=lambda arrays, kept: {_PAIRS: _in_pairs(kept["slots"])} if "slots" in kept else {},
     kept=lambda state_dict: {"slots": int(max(state_dict[_PAIRS])) + 1},
     ignored=lambda key: key == _PAIRS,
+    sized=lambda key: key == _PAIRS,
     constants=_pairs_of,
 )
 
@@ -347,5 +416,17 @@ PHYRE = _Readout(
     ),
     kept=lambda state_dict: {"frames": state_dict["enc_t_pe"].shape[1]},
     ignored=lambda key: key == "enc_t_pe",
+    sized=lambda key: key == "enc_t_pe",
     constants=_ages_of,
 )
+# Of a readout of PHYRE, what its file does not tell.
+PHYRE_SETTINGS = {"frames": (0, 3), "num_heads": 8, "dropout_rate": 0.1}
+
+
+def phyre_sizes_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return the other settings of `model.readout` of such a file."""
+    width = state_dict["in_proj.weight"].shape[0]
+    return {"width": width, **_layers_of(state_dict, "transformer_encoder.layers.")}
+
+
+READOUTS = {"aloe": ALOE, "pairs": PHYSION, "frames_transformer": PHYRE}

@@ -473,6 +473,27 @@ class ReadoutSizes(NamedTuple):
     num_answers: int
 
 
+def readout_sizes(config: ConfigDict, slot_model: ConfigDict, predicts: bool) -> ReadoutSizes:
+    """Return the sizes of the readout of a config.
+
+    Args:
+        config: the whole config of a run of the task `answers`.
+        slot_model: the `model` part of the config of its slot model.
+        predicts: whether it has a rollouter.
+    """
+    data, model = config.data, config.model
+    frames = data.get("observed") or data.get("num_frames") or 1
+    # Questions that choose frames see as many of them with predicted ones.
+    future = model.get("future") if predicts and "past" not in data else 0
+    return ReadoutSizes(
+        slot_model.num_slots,
+        slot_model.slot_size,
+        frames + future,
+        len(model.get("words", ())),
+        len(model.get("answers", ())),
+    )
+
+
 def build_readout_model(
     config: ConfigDict,
     sizes: ReadoutSizes,

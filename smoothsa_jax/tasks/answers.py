@@ -43,6 +43,7 @@ from smoothsa_jax.models.build import (
     ReadoutSizes,
     build_readout_model,
     model_shapes,
+    readout_sizes,
     slot_model_shapes,
 )
 from smoothsa_jax.models.interfaces import Draws, Scheduled, Sizes
@@ -147,11 +148,6 @@ class Answers:
         return self._config.data.past if self._chooses else self._observed
 
     @property
-    def _seen_frames(self) -> int:
-        """The number of frames that the readout sees: all, or as many as questions choose."""
-        return self._observed + (0 if self._chooses else self._future)
-
-    @property
     def _future(self) -> int:
         """The number of predicted frames."""
         return self._config.model.get("future") if self._predicts else 0
@@ -181,14 +177,8 @@ class Answers:
 
     def _sizes(self) -> tuple[ReadoutSizes, dict[str, ReadoutSizes]]:
         """Return the sizes of the readout and of those beside it."""
-        model, frames = self.slot_model, self._observed
-        whole = ReadoutSizes(
-            model.num_slots,
-            model.slot_size,
-            self._seen_frames,
-            len(self._words),
-            len(self._answers),
-        )
+        frames = self._observed
+        whole = readout_sizes(self._config, self.slot_model, self._predicts)
         found = {}
         for name in self._beside:
             if name == WORDS_ONLY:  # zeros, of which one says as much as many
