@@ -189,6 +189,17 @@ def test_scores_by_kind_answer_and_choice():
     assert other["accuracy/count"] == 0.25 and set(evaluator.metrics) <= scores.keys()
 
 
+def test_a_rule_for_some_kinds_has_no_score_of_all():
+    evaluator = evaluator_of(has_choices=False, kinds=("count", "why"), rows=())
+    questions = {"kind": np.array([0, 0, 1]), "answer": np.array([0, 1, 1])}
+    found = evaluator.of_questions(questions, np.array([1.0, 0.5, np.nan]))
+    scores = evaluator.means(found)
+    assert scores["accuracy/count"] == 0.75
+    assert all(np.isnan(scores[x]) for x in ("accuracy", "accuracy/why", "question_accuracy"))
+    whole = evaluator.means(evaluator.of_questions(questions, np.array([1.0, 0.5, 0.0])))
+    assert whole["accuracy"] == 0.375 and whole["question_accuracy"] == 0.5
+
+
 def test_answers_that_are_not_allowed_are_not_given():
     evaluator = evaluator_of(has_choices=False, answers=("a", "b", "c"), rows=())
     batch = {"kind": np.array([0]), "answer": np.array([1])}

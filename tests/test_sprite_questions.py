@@ -561,3 +561,54 @@ def test_options_outside_their_range(options, message):
     with pytest.raises(UserError, match=message) as error:
         SpriteQuestions(**options)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ rules
+
+
+def test_rules_answer_what_they_are_for(questions):
+    """From the truth of observed frames: each its own kinds, above chance, never the others."""
+    kinds = np.array([int(sample["kind"]) for sample in (questions[j] for j in range(3000))])
+    found = np.stack([questions.by_rules(j) for j in range(3000)])
+    assert found.shape == (3000, len(questions.rules))
+    velocity, present, near = found.T
+    of = lambda *names: np.isin(kinds, [KINDS.index(name) for name in names])  # noqa: E731
+    np.testing.assert_array_equal(np.isfinite(velocity), of("quarter", "will_touch"))
+    np.testing.assert_array_equal(np.isfinite(present), of("fastest"))
+    np.testing.assert_array_equal(np.isfinite(near), of("will_touch"))
+    assert velocity[of("quarter")].mean() > 0.8 and velocity[of("will_touch")].mean() > 0.65
+    assert near[of("will_touch")].mean() > 0.65
+    assert 1 / 4 < present[of("fastest")].mean() < 1 / 2
+    for j in np.flatnonzero(of("quarter"))[:50]:
+        assert velocity[j] == (questions.line(j) == questions[j]["answer"])
+    for j in np.flatnonzero(of("fastest"))[:50]:
+        assert present[j] == np.float32(1 / len(questions.present(j)))
+
+
+def test_constant_velocity_of_objects_that_keep_it():
+    """Two squares on one line: they touch later if they approach each other."""
+    source = SpriteQuestions(split="validation", num_samples=1, num_clips=64)
+    truth = source.truth(0)
+    frames, height, width = truth.labels.shape
+
+    def played(speed):
+        """A square at rest, and one that comes from the right with this speed."""
+        amodal = np.zeros((2, frames, height, width), bool)
+        right = 40 - np.rint(speed * np.arange(frames)).astype(int)
+        amodal[0, :, 20:30, 5:15] = True
+        for t, x in enumerate(right):
+            amodal[1, t, 20:30, x : x + 10] = True
+        centres = np.stack([np.full((frames, 2), 10.0), np.stack([right + 5, right * 0], axis=1)])
+        return truth._replace(shapes=np.array([0, 1]), amodal=amodal, centres=centres)
+
+    for speed, touches in ((0.0, False), (1.0, False), (3.0, True)):
+        source.truth = {0: played(speed)}.get
+        said = source._touch_later(0, 0, 1)
+        assert (
+            said["constant velocity"]
+            == touches
+            == source._touch_later(0, 1, 0)["constant velocity"]
+        )
+    assert said["nearness in the last frame"]
+    source.truth = {0: played(0.0)}.get
+    assert not source._touch_later(0, 0, 1)["nearness in the last frame"]

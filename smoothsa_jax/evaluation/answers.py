@@ -17,6 +17,7 @@ from smoothsa_jax.losses.answers import ANSWER_LOGITS, CHOICE_LOGITS
 
 MODEL = "model"  # the row of the trained readout, in names of outputs
 RIGHT, ACCURACY, QUESTIONS, OPTIONS = "right", "accuracy", "question_accuracy", "option_accuracy"
+KIND, CLIP = "kind", "clip"  # of each question, beside what is right
 OF_ANSWER = "accuracy_of"  # begins the names of scores of the questions with one right answer
 MOST_ANSWERS = 64  # of which each has a score of its own
 # Of two answers, the second one is given if its probability is above this; and the thresholds of
@@ -62,6 +63,8 @@ class AnswerEvaluator:
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
         """Answer every question, on the device."""
         tables = {"kind": np.asarray(batch["kind"]), "answer": np.asarray(batch["answer"])}
+        if "clip" in batch:
+            tables["clip"] = np.asarray(batch["clip"])
         if self._has_choices:
             tables["choice_answers"] = np.asarray(batch["choice_answers"])
         for row in (MODEL, *self.rows):
@@ -96,14 +99,18 @@ class AnswerEvaluator:
         """Return the values (samples,) of which `means` makes scores.
 
         Args:
-            questions: "kind" and "answer" (samples,), and "choice_answers" (samples,K).
-            chosen: (samples,), the answer given to each; or, of decimals, how probably it is right.
+            questions: "kind" and "answer" (samples,), "choice_answers" (samples,K), and "clip"
+                (samples,) where it is known.
+            chosen: (samples,), the answer given to each; or, of decimals, how probably it is right,
+                and NaN where there is none.
             taken: (samples,K), the choices taken; None: there are none.
         """
         kind, answer = (np.asarray(questions[name]) for name in ("kind", "answer"))
         shares = np.issubdtype(np.asarray(chosen).dtype, np.floating)
         right = np.asarray(chosen if shares else chosen == answer, np.float64)
-        found = {RIGHT: right, f"{UNSEEN}kind": kind.astype(np.float64)}
+        found = {RIGHT: right, KIND: kind.astype(np.float64)}
+        if CLIP in questions:
+            found[CLIP] = np.asarray(questions[CLIP]).astype(np.float64)
         found[f"{UNSEEN}answer"] = answer.astype(np.float64)
         if self._has_choices:
             labels = np.asarray(questions["choice_answers"])
@@ -124,13 +131,15 @@ class AnswerEvaluator:
             every = np.stack([np.asarray(per_sample[name], np.float64) for name in at])
             best = _mean(every, np.ones_like(every, bool)).argmax(axis=0)
             right = np.take_along_axis(every, best[None, ..., None], axis=0)[0]
-        kind, answer = (per_sample[f"{UNSEEN}{name}"] for name in ("kind", "answer"))
+        kind, answer = per_sample[KIND], per_sample[f"{UNSEEN}answer"]
         defined = ~np.isnan(right)
         of_kinds = {
             f"{ACCURACY}/{name}": _mean(right, defined & (kind == k))
             for k, name in enumerate(self._kinds)
         }
         found = {ACCURACY: _over(of_kinds.values()), QUESTIONS: _mean(right, defined)}
+        # A rule for some kinds of questions has no score of all of them.
+        found = {name: np.where(defined.all(axis=-1), x, np.nan) for name, x in found.items()}
         found |= of_kinds
         if self._has_choices:
             number, hits = (per_sample[f"{UNSEEN}{x}"] for x in ("options", "options_right"))

@@ -24,6 +24,9 @@ Optional are
   evaluation;
 * `observed_clips`: clips of the observed frames alone, in place of `clips`;
 * `text(index)`: the question in words;
+* `rules`, names of simple rules, and `by_rules(index)`: how probably each of them answers question
+  `index` right, float32 (R,); NaN where it has no answer;
+* `balanced`: whether no answer of a kind is more frequent than another;
 * `state(clip)`: the true state of the objects, (T,O,S) float32, and which of the O exist, with a
   static method `state_shape_of(settings)`, which returns (O, S).
 """
@@ -43,6 +46,7 @@ SEEN = ("video", "boxes", "slot_mask")  # of a clip, where nothing is stored
 OTHER = "other_"  # begins the names of what is known of another clip
 STATE, STATE_MASK = "state", "state_mask"
 PLACES = "places"
+BY_RULES = "by_rules"  # what a source's method of this name returns, in scored samples
 KEPT_BYTES = 1 << 28  # of all clips, at most, that are kept in memory
 
 
@@ -71,7 +75,7 @@ class QuestionsOfClips:
         questions: the questions.
         clips: their clips, with pixels or with what is stored.
         others: whether samples also have, as "other_slots" and so on, what is known of another
-            clip: that half of the split further on.
+            clip: that half of the split further on; and what simple rules answer, "by_rules" (R,).
         with_state: whether they have the true "state" (T,O,S) and "state_mask" (O,).
         ahead: whether predicted frames follow the observed ones.
 
@@ -131,6 +135,8 @@ class QuestionsOfClips:
         if self._others:
             other = of((clip + max(number // 2, 1)) % number)
             sample |= {f"{OTHER}{k}": x for k, x in other.items() if not k.startswith(STATE)}
+            if hasattr(self.questions, BY_RULES):
+                sample[BY_RULES] = self.questions.by_rules(index)
         return sample
 
     def _frames_of(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import distance_transform_edt
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.procedural import SPLITS
@@ -28,6 +29,9 @@ NUM_CLIPS = {"train": 4096, "validation": 512, "test": 1024}
 MAX_OBJECTS = 4
 STATE_SIZE = 3 + len(SHAPES) + len(COLOUR_NAMES) + len(TEXTURES) + 1  # see `SpriteQuestions.state`
 FASTER = 1.3  # the fastest object is at least so many times as fast as the next
+# Of two objects that do not touch in the last observed frame, in parts of the smaller side: nearer
+# ones are said to touch later. It answers 78 % of the training questions, the most of all bounds.
+NEAR = 0.2
 NOT_ASKED = -1  # the group of a question that a clip does not allow
 _OF_QUESTIONS = 1  # part of a question's seed, so that it shares no random numbers with a clip
 
@@ -71,6 +75,14 @@ KINDS = tuple(TEMPLATES)
 NO_MENTION = "none"
 WORDS = ("", *KINDS, NO_MENTION, *_SHAPE_NAMES, *COLOUR_NAMES, *TEXTURES)
 ANSWERS = tuple(dict.fromkeys(x for template in TEMPLATES.values() for x in template.answers))
+
+# Rules that answer without seeing pixels or slots, from the truth of observed frames.
+CONSTANT_VELOCITY, PRESENT, NEARNESS = (
+    "constant velocity",
+    "a shape that is there",
+    "nearness in the last frame",
+)
+RULES = (CONSTANT_VELOCITY, PRESENT, NEARNESS)
 
 # A column of a table of facts is a template with its mentions.
 _COLUMNS = tuple((kind, mention) for kind in KINDS for mention in TEMPLATES[kind].mentions)
@@ -204,6 +216,8 @@ class SpriteQuestions:
         words: the vocabulary; word 0 is padding.
         answers: the list of answers of all templates.
         kinds: names of the templates.
+        balanced: no answer of a template is more frequent than another.
+        rules: names of simple rules that answer some of the questions, see `by_rules`.
         clips: the source of the clips.
         observed_clips: the same of the observed frames alone, as a slot model sees them.
         redrawn: how many mentions and templates were drawn anew.
@@ -213,6 +227,7 @@ class SpriteQuestions:
     """
 
     words, answers, kinds = WORDS, ANSWERS, KINDS
+    balanced, rules = True, RULES
 
     def __init__(
         self,
@@ -345,6 +360,46 @@ class SpriteQuestions:
         """Return the places in `answers` of the shapes in the clip of question `index`."""
         shapes = dict.fromkeys(self.clips.scene(self._drawn(index).clip).shapes)
         return tuple(ANSWERS.index(name) for name in shapes)
+
+    def by_rules(self, index: int) -> Float[np.ndarray, " rules"]:
+        """Return how probably each of `rules` answers question `index` right; NaN: it does not.
+
+        * Constant velocity: objects go on at their true velocity between the last two observed
+          frames. It answers in which quarter an object will be, and whether two will touch.
+        * A shape that is there, any one: it answers what shape is the fastest.
+        * Nearness in the last observed frame: two objects will touch if their amodal masks are
+          nearer there than `NEAR`.
+        """
+        column, _, clip = self._drawn(index)
+        (kind, mention), answer = _COLUMNS[column], self._answer(index)
+        found = dict.fromkeys(RULES, np.nan)
+        if kind == "quarter":
+            found[CONSTANT_VELOCITY] = float(self.line(index) == answer)
+        elif kind == "fastest":
+            found[PRESENT] = 1.0 / len(self.present(index))
+        elif kind == "will_touch":
+            said = self._touch_later(clip, *map(_SHAPE_NAMES.index, mention))
+            found |= {rule: float(_YES_NO[yes] == ANSWERS[answer]) for rule, yes in said.items()}
+        return np.array([found[rule] for rule in RULES], np.float32)
+
+    def _touch_later(self, clip: int, first: int, second: int) -> dict[str, bool]:
+        """Return whether two shapes of a clip will touch, by each rule that tells it."""
+        truth = self.truth(clip)
+        pair = [int(np.flatnonzero(truth.shapes == shape)[0]) for shape in (first, second)]
+        last = self.observed - 1
+        masks = truth.amodal[pair, last]
+        velocities = truth.centres[pair, last] - truth.centres[pair, last - 1]
+        steps = np.arange(1, len(truth.labels) - last)
+        moved = np.rint(steps[:, None] * (velocities[1] - velocities[0])).astype(int)  # x, y
+        places = np.argwhere(masks[1]) + moved[:, None, ::-1]  # (steps, pixels, 2), as y, x
+        inside = ((places >= 0) & (places < masks.shape[1:])).all(axis=-1)
+        places = places[inside]
+        side = min(masks.shape[1:])
+        gap = distance_transform_edt(~masks[0])[masks[1]].min(initial=np.inf)
+        return {
+            CONSTANT_VELOCITY: bool(masks[0][places[:, 0], places[:, 1]].any()),
+            NEARNESS: bool(gap < NEAR * side),
+        }
 
     def truth(self, clip: int) -> Truth:
         """Return the truth of a clip, all frames of it."""

@@ -28,7 +28,15 @@ from smoothsa_jax.evaluation.answers import MODEL as OWN
 from smoothsa_jax.evaluation.answers import AnswerEvaluator, majority_of
 from smoothsa_jax.evaluation.split import Batch, scored
 from smoothsa_jax.inputs.build import build_dataset, check_data
-from smoothsa_jax.inputs.questions import OTHER, PLACES, QUESTION, SEEN, STATE, STATE_MASK
+from smoothsa_jax.inputs.questions import (
+    BY_RULES,
+    OTHER,
+    PLACES,
+    QUESTION,
+    SEEN,
+    STATE,
+    STATE_MASK,
+)
 from smoothsa_jax.losses.answers import (
     ANSWER_LOGITS,
     BESIDE_ANSWERS,
@@ -97,6 +105,7 @@ class Answers:
         self._words, self._answers = (tuple(config.model.get(x, ())) for x in ("words", "answers"))
         self._kinds = tuple(config.model.get("kinds", ()))
         self._beside = self._checked_beside(config.model.get("beside", ()))
+        self._of_training: tuple[np.ndarray, np.ndarray] | None = None
         self._has_choices = bool(config.model.get(READOUT, {}).get("choice_length", 0))
         of_clip = (SLOTS, "slot_mask", "video", "boxes")
         more = (POOLED,) * (FEATURES in self._beside)
@@ -445,30 +454,52 @@ class Answers:
         self, batches: Callable[[], Iterable[Batch]], features: Callable[[Batch], Any]
     ) -> dict[str, dict[str, np.ndarray]]:
         del features
-        data = {key: x for key, x in self._config.data.items() if key != "slots"}
-        train = build_dataset(data, "train", num_slots=self.slot_model.num_slots).questions
-        questions = (train[j] for j in range(len(train)))
-        answer, taken = majority_of(questions, len(self._kinds), len(self._answers))
-        rows: dict[str, list] = {"majority answer": [], "chance": []}
+        rules = getattr(check_data(self._config.data), "rules", ())
+        rows: dict[str, list] = {}
         for batch in batches():
             valid = scored(batch)
-            some = {name: np.asarray(batch[name])[valid] for name in QUESTION if name in batch}
+            names = (*QUESTION, BY_RULES)
+            some = {name: np.asarray(batch[name])[valid] for name in names if name in batch}
+            answer, taken = self._majority(some)
             of_kind = answer[some["kind"]]
             labels = some.get("choice_answers", np.zeros((len(valid), 0), int))
             choices = np.broadcast_to(taken[some["kind"]][:, None], labels.shape)
             of = functools.partial(self.evaluator.of_questions, some)
-            rows["majority answer"].append(of(of_kind, choices))
+            found = {"majority answer": of(of_kind, choices)}
             chance = of(1.0 / np.maximum(some["allowed"].sum(axis=1), 1), choices)
             if self._has_choices:
                 number = (labels >= 0).sum(axis=1)
                 of_choices = some["answer"] < 0
                 chance["right"] = np.where(of_choices, 0.5**number, chance["right"])
                 chance["_options_right"] = 0.5 * chance["_options"]
-            rows["chance"].append(chance)
+            found["chance"] = chance
+            for r, rule in enumerate(rules if BY_RULES in some else ()):
+                values = some[BY_RULES][:, r].astype(np.float64)
+                none = {name: np.zeros(len(values)) for name in chance if "options" in name}
+                found[rule] = {**chance, **none, "right": values}
+            for row, values in found.items():
+                rows.setdefault(row, []).append(values)
         return {
             row: {name: np.concatenate([part[name] for part in found]) for name in found[0]}
             for row, found in rows.items()
         }
+
+    def _majority(self, questions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `majority_of` does for the training questions.
+
+        Args:
+            questions: some of the scored split.
+        """
+        data = {key: x for key, x in self._config.data.items() if key != "slots"}
+        if getattr(check_data(ConfigDict(data)), "balanced", False):  # the first that is allowed
+            answer = np.zeros(len(self._kinds), int)
+            answer[questions["kind"]] = questions["allowed"].argmax(axis=1)
+            return answer, np.zeros(len(self._kinds), bool)
+        if self._of_training is None:  # once, because all questions of training are read
+            train = build_dataset(data, "train", num_slots=self.slot_model.num_slots).questions
+            every = (train[j] for j in range(len(train)))
+            self._of_training = majority_of(every, len(self._kinds), len(self._answers))
+        return self._of_training
 
 
 def _chosen(slots: Array, places: Array | None) -> Array:
