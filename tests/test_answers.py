@@ -221,6 +221,32 @@ def test_the_paper_has_the_best_of_several_thresholds():
     assert plain["accuracy"] == 0.5 and paper["accuracy"] == 1.0
 
 
+def test_the_threshold_is_chosen_on_validation():
+    evaluator = evaluator_of(has_choices=False, kinds=("contact",), rows=("other",))
+
+    def tables(yes, answer):
+        logits = jnp.stack([jnp.zeros(len(yes)), jnp.log(yes / (1 - yes))], axis=1)
+        batch = {"kind": np.zeros(len(yes), int), "answer": np.array(answer)}
+        batch["allowed"] = np.ones((len(yes), 2), bool)
+        outputs = {f"{row}.answer_logits": logits for row in ("model", "other")}
+        return jax.device_get(evaluator.measure(outputs, batch).tables)
+
+    of_validation = tables(np.array([0.43, 0.44, 0.41, 0.7]), [1, 1, 0, 1])
+    own, _ = _apart(evaluator.per_sample(of_validation, True), ("other",))
+    fitted = evaluator.fitted({k: x[None] for k, x in own.items()})
+    assert evaluator.protocol["threshold"] == 0.5 and fitted.protocol["threshold"] == 0.4
+    assert evaluator.fits_on_validation and not evaluator_of().fits_on_validation
+    # 0.4 would take the third one as well: between 0.4 and 0.45 there is no better threshold.
+    of_test = tables(np.array([0.42, 0.46, 0.3]), [1, 0, 0])
+    scores, beside = _apart(fitted.per_sample(of_test, False), ("other",))
+    np.testing.assert_array_equal(scores["right"], [1, 0, 1])
+    np.testing.assert_array_equal(beside["other"]["right"], [0, 1, 1])  # as before
+    # Where all are as good, the middle one stays.
+    clear = tables(np.array([0.9, 0.1]), [1, 0])
+    own, _ = _apart(evaluator.per_sample(clear, True), ("other",))
+    assert evaluator.fitted({k: x[None] for k, x in own.items()}).protocol["threshold"] == 0.5
+
+
 def test_the_majority_is_that_of_the_training_questions():
     questions = TinyQuestions(num_samples=9)
     answers, choices = majority_of((questions[j] for j in range(9)), 3, 3)

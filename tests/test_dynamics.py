@@ -284,6 +284,38 @@ def test_scores_see_identities_and_the_variance_of_slots():
     np.testing.assert_allclose(scores["miou"], 2 / 3)
 
 
+def test_the_papers_scores_of_masks():
+    """Frame by frame, with a background slot, and boxes; of the model's row alone."""
+    settings = {"has_masks": True, "decodes": True, "pixels": "signed", "image_size": (12, 12)}
+    evaluator = PredictionEvaluator(**settings, observed=1, steps=2, match_paper=True)
+    labels = np.zeros((1, 3, 12, 12), np.uint8)
+    labels[:, :, :4, :5], labels[:, :, 8:, 6:] = 1, 2
+    masks = np.full((1, 3, 3, 12, 12), 0.1, "f")
+    masks[:, :, 0], masks[:, :, 1], masks[:, :, 2] = 0.4, 0.3, 0.3  # none exceeds 0.5
+    masks[0, :, 1, :4, :5] = 0.8
+    masks[0, 1, 2, 8:, 6:] = masks[0, 2, 2, 8:, 6:9] = 0.8  # in the last frame, half of it
+    outputs = {"slot_mask": np.ones((1, 3), bool), "observed.masks": masks[:, :1]}
+    outputs["target"] = np.zeros((1, 2, 144, 3), "f")
+    for row in ("model", "copy", "line", "seen"):
+        outputs |= {f"{row}.masks": masks[:, 1:], f"{row}.slots": np.zeros((1, 2, 3, 2), "f")}
+        outputs[f"{row}.prediction"] = outputs["target"] + 0.5
+    outputs = {k: jnp.asarray(x) for k, x in outputs.items()}
+    batch = {"segmentations": labels, "video": np.zeros((1, 3, 12, 12, 3), np.uint8)}
+    tables = jax.device_get(evaluator.measure(outputs, batch).tables)
+    plain, _ = _apart(evaluator.per_sample(tables, False), evaluator.rows)
+    paper, rows = _apart(evaluator.per_sample(tables, True), evaluator.rows)
+    assert "ar" not in plain and "ar" not in rows["copy"]
+    assert plain.keys() < paper.keys() and evaluator.means(plain).keys() < paper.keys() | {
+        name.removeprefix("_") for name in paper
+    }
+    np.testing.assert_array_equal([paper["ar_1"], paper["ap_1"]], [[1.0], [2 / 3]])
+    # The half's box is 2 wide, the whole one 5: ends are pixel indices.
+    np.testing.assert_array_equal([paper["ar_2"], paper["ap_2"]], [[0.5], [1 / 3]])
+    np.testing.assert_allclose([paper["miou_1"], paper["miou_2"]], [[1.0], [0.75]])
+    np.testing.assert_allclose(paper["mse"], 144 * 0.25**2, rtol=1e-5)
+    assert paper["ari"] == (paper["ari_1"] + paper["ari_2"]) / 2 and paper["ari_1"] == 1
+
+
 def test_an_object_that_a_frame_lacks_is_not_in_its_iou():
     labels = np.zeros((2, 4, 4), np.uint8)
     labels[:, :2], labels[0, 2:] = 1, 2

@@ -391,7 +391,7 @@ def test_scores_of_frames():
         true, predicted = (np.moveaxis(file[f"inp/{x}"], 2, -1) for x in ("true", "predicted"))
         true, predicted = (jnp.clip(denormalize(x, "signed"), 0, 1) for x in (true, predicted))
         # Theirs sums over pixels, and has the mean over channels.
-        error = jnp.square(predicted - true).sum(axis=(2, 3)).mean(axis=(0, 2))
+        error = frames.mse_of_frames(predicted, true).mean(axis=0)
         file.compare("out/mse", error, FORWARD)
         file.compare("out/psnr", frames.psnr_of_frames(predicted, true).mean(axis=0), FORWARD)
         file.compare("out/ssim", frames.ssim_of_frames(predicted, true).mean(axis=0), FORWARD)
@@ -408,6 +408,9 @@ def test_scores_of_frames():
         }
         for name, score in rows.items():
             file.compare(f"out/{name}", [score(k).mean() for k in steps], FORWARD)
+        found = frames.scores_of_masks(masks, labels)
+        for name, key in {"ari": "ari", "fg_ari": "fari", "miou": "miou", "ar": "ar"}.items():
+            file.compare(f"out/{key}", found[name].mean(axis=0), FORWARD)
         true_boxes, present = file["inp/true_boxes"], file["inp/present"]
         hits = np.array(
             [

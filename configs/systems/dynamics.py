@@ -64,7 +64,7 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     base.train_on_slots(config, peak=2e-4, warmup=0.05)
     config.train.update(num_steps=100_000, batch_size=64)
     config.eval.update(observed=6, num_frames=6 + FUTURE)
-    config.checkpoint.update(every=2_500, best_metric="loss", best_mode="min")
+    config.checkpoint.update(every=2_500, best_metric="slot_error", best_mode="min")
     if data.small is not None:
         _make_small(config)
 

@@ -1,7 +1,8 @@
 """Score answers to questions: by kind of question, by answer, and by choice.
 
 The rows beside the model's are the readouts that were trained beside it, and the model itself with
-other slots. A choice is taken if its logit is above 0.
+other slots. A choice is taken if its logit is above 0. Of two answers, the second is given above a
+threshold, which is chosen on the validation split.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +21,9 @@ RIGHT, ACCURACY, QUESTIONS, OPTIONS = "right", "accuracy", "question_accuracy", 
 KIND, CLIP = "kind", "clip"  # of each question, beside what is right
 OF_ANSWER = "accuracy_of"  # begins the names of scores of the questions with one right answer
 MOST_ANSWERS = 64  # of which each has a score of its own
-# Of two answers, the second one is given if its probability is above this; and the thresholds of
-# which the published scores of Physion have the best on the test set.
-THRESHOLD, PAPER_THRESHOLDS = 0.5, (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+# Of two answers, the second one is given if its probability is above a threshold. Published scores
+# of Physion have the best of these on the test set.
+THRESHOLDS, THRESHOLD = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65), 0.5
 _AT = f"{UNSEEN}{RIGHT}_at_"
 
 
@@ -38,6 +39,11 @@ class AnswerEvaluator:
         rows: names of the rows beside the model's, as outputs and tables have them.
         has_choices: whether some questions have choices.
         protocol: further facts for `scores.json`.
+        threshold: of two answers, the second is given if its probability is above this.
+
+    Attributes:
+        paper_takes_best: whether the paper has the best checkpoint of the scored split, by the
+            first of `metrics`: that of a question of two answers.
     """
 
     paper_differs = False
@@ -51,7 +57,10 @@ class AnswerEvaluator:
         rows: Sequence[str],
         has_choices: bool,
         protocol: Mapping[str, Any],
+        threshold: float = THRESHOLD,
     ):
+        self._threshold, self._given = threshold, dict(protocol)
+        self.paper_takes_best = len(answers) == 2 and not has_choices
         self._kinds, self._answers = tuple(kinds), tuple(answers)
         self._has_choices, self.rows = has_choices, tuple(rows)
         own = (ACCURACY, QUESTIONS, *((OPTIONS,) if has_choices else ()))
@@ -59,6 +68,37 @@ class AnswerEvaluator:
         names = (ANSWER_LOGITS, *((CHOICE_LOGITS,) if has_choices else ()))
         self.outputs = tuple(f"{row}.{name}" for row in (MODEL, *self.rows) for name in names)
         self.protocol: dict[str, Any] = {"accuracy": "mean over kinds of questions", **protocol}
+        if self.paper_takes_best:
+            self.protocol["threshold"] = threshold
+
+    @property
+    def fits_on_validation(self) -> bool:
+        """Whether `fitted` chooses something."""
+        return self.paper_takes_best
+
+    def fitted(self, per_sample: Mapping[str, np.ndarray]) -> "AnswerEvaluator":
+        """Return an evaluator with the threshold that is best on a split.
+
+        Args:
+            per_sample: what `per_sample` returned of the model for all questions of that split,
+                with `match_paper`: name -> (..., samples).
+        """
+        right = [
+            self.means({RIGHT: per_sample[f"{_AT}{x}"], **_others(per_sample)}) for x in THRESHOLDS
+        ]
+        scores = [float(np.mean(found[ACCURACY])) for found in right]
+        # Of several that are best, the one that is nearest to the middle.
+        best = max(
+            zip(scores, THRESHOLDS, strict=True), key=lambda x: (x[0], -abs(x[1] - THRESHOLD))
+        )
+        return AnswerEvaluator(
+            kinds=self._kinds,
+            answers=self._answers,
+            rows=self.rows,
+            has_choices=self._has_choices,
+            protocol=self._given,
+            threshold=best[1],
+        )
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
         """Answer every question, on the device."""
@@ -82,11 +122,13 @@ class AnswerEvaluator:
         for row in (MODEL, *self.rows):
             front = "" if row == MODEL else f"{row}/"
             taken = tables.get(f"{row}.taken")
-            own = self.of_questions(tables, tables[f"{row}.chosen"], taken)
-            if match_paper and len(self._answers) == 2:
-                for threshold in PAPER_THRESHOLDS:
-                    said = tables[f"{row}.last"] > threshold
-                    own[f"{_AT}{threshold}"] = (said == tables["answer"]).astype(np.float64)
+            chosen, yes = tables[f"{row}.chosen"], tables[f"{row}.last"]
+            if self._threshold != THRESHOLD and row == MODEL:
+                chosen = (yes > self._threshold).astype(int)
+            own = self.of_questions(tables, chosen, taken)
+            if match_paper and self.paper_takes_best:
+                for threshold in THRESHOLDS:
+                    own[f"{_AT}{threshold}"] = ((yes > threshold) == tables["answer"]).astype(float)
             found |= {f"{front}{name}": x for name, x in own.items()}
         return found
 
@@ -150,6 +192,11 @@ class AnswerEvaluator:
             for a, name in enumerate(self._answers):
                 found[f"{OF_ANSWER}/{name}"] = _mean(right, defined & (answer == a))
         return found
+
+
+def _others(per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the values that are the same for all thresholds."""
+    return {k: x for k, x in per_sample.items() if k != RIGHT and not k.startswith(_AT)}
 
 
 @jax.jit

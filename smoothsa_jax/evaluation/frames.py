@@ -11,11 +11,19 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.evaluation.metrics import ari, contingency, iou
+from smoothsa_jax.inputs import NO_SEGMENT
 
 SIGMA, TRUNCATE = 1.5, 3.5  # of SSIM's window (Wang et al. 2004)
 CONSTANTS = (0.01, 0.03)
 HIT = 0.5  # the IoU of a box that is found
 LEAST_MASK = 0.5  # below it, a pixel is the background's
+
+
+def mse_of_frames(
+    predicted: Float[Array, "*B H W C"], true: Float[Array, "*B H W C"]
+) -> Float[Array, "*B"]:
+    """Return the squared error of each frame, summed over pixels, a mean over channels."""
+    return jnp.square(predicted - true).sum(axis=(-3, -2)).mean(axis=-1)
 
 
 def psnr_of_frames(
@@ -109,6 +117,43 @@ def miou_of_frames(
         chosen = linear_sum_assignment(table, maximize=True)
         found.append(table[chosen].sum() / max(table.shape[1], 1))
     return np.array(found)
+
+
+def scores_of_masks(
+    masks: Float[np.ndarray, "B T N H W"], true: Int[np.ndarray, "B T H W"]
+) -> dict[str, Float[np.ndarray, "B T"]]:
+    """Return the scores of predicted masks, frame by frame, as SlotFormer's program has them.
+
+    Args:
+        masks: a softmax over slots.
+        true: 0 background, 1.. objects, 255 in no segment.
+
+    Returns:
+        `ari`, `fg_ari`, `miou` of single frames, and `ar` and `ap`, the shares of the boxes around
+        objects, and of those around slots, that are found; NaN: of none.
+    """
+    slots = masks.shape[2]
+    predicted, true = segments_with_background(masks), np.asarray(true, np.uint8)
+    frames = predicted.reshape(-1, *predicted.shape[2:]), true.reshape(-1, *true.shape[2:])
+    found = {
+        "ari": ari_of_frames(*frames, False),
+        "fg_ari": ari_of_frames(*frames, True),
+        "miou": miou_of_frames(*frames),
+    }
+    counts = np.array([_found_in_frame(*pair, slots) for pair in zip(*frames, strict=True)], float)
+    hits, objects, boxes = counts.T
+    for name, number in (("ar", objects), ("ap", boxes)):
+        found[name] = np.where(number > 0, hits / np.maximum(number, 1), np.nan)
+    return {name: x.reshape(true.shape[:2]) for name, x in found.items()}
+
+
+def _found_in_frame(
+    predicted: Int[np.ndarray, "H W"], true: Int[np.ndarray, "H W"], slots: int
+) -> tuple[int, int, int]:
+    """Return what `found_boxes` does for the boxes around segments."""
+    objects = np.where(true == NO_SEGMENT, 0, true)
+    boxes = boxes_of_segments(objects, int(objects.max()) + 1)[1:]
+    return found_boxes(boxes_of_segments(predicted, slots), boxes[(boxes >= 0).all(axis=1)])
 
 
 def found_boxes(

@@ -14,7 +14,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.evaluation.counting import counted_masks
-from smoothsa_jax.evaluation.frames import psnr_of_frames, ssim_of_frames
+from smoothsa_jax.evaluation.frames import (
+    mse_of_frames,
+    psnr_of_frames,
+    scores_of_masks,
+    ssim_of_frames,
+)
 from smoothsa_jax.evaluation.metrics import (
     Contingency,
     check_numbers,
@@ -30,6 +35,7 @@ MODEL, SEEN = "model", "seen"
 ROWS = ("copy", "line", SEEN)  # beside the model's
 SLOT_ERROR, DECODED_ERROR = "slot_error", "decoded_error"
 OF_MASKS, OF_PIXELS = ("ari", "fg_ari", "miou"), ("psnr", "ssim")
+PAPER = "paper"  # in front of what is measured as SlotFormer's program does
 
 
 class PredictionEvaluator:
@@ -40,6 +46,10 @@ class PredictionEvaluator:
     that a slot has to keep its object. The slot error is divided by the variance of the split's
     true slots.
 
+    With `match_paper`, masks are scored as in SlotFormer's program: there is a background slot,
+    which has all pixels at which no slot exceeds 0.5, and a matching of each frame of its own; and
+    there are scores of boxes around the masks, `ar` and `ap`, and `mse` of pixels.
+
     Args:
         has_masks: whether the decoder tells masks of predicted slots.
         decodes: whether the decoder also predicts of them what frames tell, such as features.
@@ -48,6 +58,7 @@ class PredictionEvaluator:
         observed: how many frames are observed, for `scores.json`.
         steps: how many predicted frames have scores of their own, from the first on. Clips may have
             fewer, or more, which are in the means alone.
+        match_paper: whether `per_sample` may be asked for the paper's protocol.
 
     Attributes:
         tells_masks: as `has_masks`.
@@ -66,7 +77,9 @@ class PredictionEvaluator:
         image_size: tuple[int, int],
         observed: int,
         steps: int,
+        match_paper: bool = False,
     ):
+        self._of_paper = match_paper
         self.tells_masks, self._decodes, self._pixels = has_masks, decodes, pixels
         self._image_size, self._steps = image_size, steps
         self.needs_labels = has_masks
@@ -102,6 +115,8 @@ class PredictionEvaluator:
                 if self._pixels:
                     found = _of_pixels(*pair, self._pixels, self._image_size)
                     tables |= {f"{row}.{name}": x for name, x in found.items()}
+                    if row == MODEL and self._of_paper:
+                        tables[f"{PAPER}.mse"] = _mse(*pair, self._pixels, self._image_size)
         if self.tells_masks:
             labels = np.asarray(batch["segmentations"])
             check_numbers(labels, "labels")
@@ -115,6 +130,11 @@ class PredictionEvaluator:
                 tables[f"{row}.counts"] = counted.counts
                 if row == MODEL:
                     predicted = counted.segments
+                    if self._of_paper:
+                        shape = (*masks.shape[:3], *later.shape[2:])
+                        resized = np.asarray(jax.image.resize(masks, shape, "bilinear"))
+                        found = scores_of_masks(resized, later)
+                        tables |= {f"{PAPER}.{name}": x for name, x in found.items()}
             before = np.ascontiguousarray(labels[:, :past])
             observed = counted_masks(outputs["observed.masks"], before, mask).segments
             segments = jnp.concatenate([observed, predicted], axis=1)
@@ -124,7 +144,6 @@ class PredictionEvaluator:
         self, tables: Mapping[str, np.ndarray], match_paper: bool
     ) -> dict[str, np.ndarray]:
         """Return the scores (samples,), those of other rows with "row/" in front."""
-        del match_paper
         valid, found = tables["valid"], {}
         moments = {name: tables[f"slots_{name}"] for name in ("mean", "square")}
         for row in (MODEL, *ROWS):
@@ -135,6 +154,11 @@ class PredictionEvaluator:
                     steps[name] = np.asarray(tables[f"{row}.{name}"], np.float64)
             if self.tells_masks:
                 steps |= _of_masks(tables[f"{row}.counts"])
+            if match_paper and row == MODEL:
+                start = f"{PAPER}."
+                steps |= {
+                    k.removeprefix(start): x for k, x in tables.items() if k.startswith(start)
+                }
             for name, values in steps.items():
                 values = np.where(valid, values, np.nan)
                 # A slot error means something only beside the variance of the whole split.
@@ -232,11 +256,19 @@ def _decoded_errors(prediction, target):
     return jnp.square(prediction - target).mean(axis=tuple(range(2, prediction.ndim)))
 
 
+def _colors(pixels: str, size: tuple[int, int], *found):
+    """Return colors from 0 to 1 (B,K,H,W,3) of pixels (B,K,H*W,3)."""
+    as_pictures = [x.reshape(*x.shape[:2], *size, 3) for x in found]
+    return [jnp.clip(denormalize(x, pixels), 0.0, 1.0) for x in as_pictures]
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _mse(prediction, target, pixels, size):
+    return mse_of_frames(*_colors(pixels, size, prediction, target))
+
+
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _of_pixels(prediction, target, pixels, size):
-    """Return scores (B,K) of colors from 0 to 1, of pixels (B,K,H*W,3)."""
-    colors = [
-        jnp.clip(denormalize(x.reshape(*x.shape[:2], *size, 3), pixels), 0.0, 1.0)
-        for x in (prediction, target)
-    ]
+    """Return scores (B,K) of pixels (B,K,H*W,3)."""
+    colors = _colors(pixels, size, prediction, target)
     return {"psnr": psnr_of_frames(*colors), "ssim": ssim_of_frames(*colors)}

@@ -120,6 +120,7 @@ class Dynamics:
             image_size=image_size_of(self._config),
             observed=self._observed,
             steps=frames - self._observed if (frames := self._scored) > 0 else self._future,
+            match_paper=self._config.eval.match_paper,
         )
 
     @property

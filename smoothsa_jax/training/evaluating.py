@@ -262,8 +262,21 @@ def report(
     labelled = evaluator is task.evaluator
     if not labelled:
         say(f"the {split} split has no labels: its losses and pictures stand in for scores")
-    score = lambda params, *rest: evaluate_split(config, training, params, split, samples, *rest)  # noqa: E731
+    if getattr(evaluator, "fits_on_validation", False) and split != "validation":
+        of_validation = (params, "validation", None, seeds, True)
+        evaluator = evaluator.fitted(_paper_scores(config, training, *of_validation))
+
+    def score(params: Parameters, *rest: Any) -> Evaluation:
+        return evaluate_split(config, training, params, split, samples, *rest, evaluator=evaluator)
+
     found = score(params, seeds, settings.match_paper, settings.num_pictures)
+    protocol = dict(protocol_of(config, training, evaluator, len(found.names)))
+    if found.paper_scores is not None and getattr(evaluator, "paper_takes_best", False):
+        best, of_paper = _best_of_paper(
+            config, training, evaluator, (step, found.paper_scores), workdir, samples, seeds
+        )
+        found = dataclasses.replace(found, paper_scores=of_paper)
+        protocol["match_paper_step"] = best
     rows = scored_by_seeds(config.title, "default", seeds, found.scores)
     if found.paper_scores is not None:
         rows += scored_by_seeds(config.title, "match_paper", seeds, found.paper_scores)
@@ -286,7 +299,7 @@ def report(
         baselines,
         evaluator.means,
         split=split,
-        protocol=protocol_of(config, training, evaluator, len(found.names)),
+        protocol=protocol,
         step=step,
         paper_per_sample=found.paper_scores,
     )
@@ -297,6 +310,46 @@ def report(
         write_scores(workdir / SCORES_FILE, scores)
         _draw(found.samples, labelled, split, workdir)
     return scores
+
+
+def _paper_scores(config: ConfigDict, training: Training, *arguments: Any) -> dict[str, np.ndarray]:
+    """Return the model's values under the paper's protocol; the arguments: `evaluate_split`."""
+    found = evaluate_split(config, training, *arguments).paper_scores
+    assert found is not None, "scored with match_paper"
+    return found
+
+
+def _best_of_paper(
+    config: ConfigDict,
+    training: Training,
+    evaluator: Evaluator,
+    newest: tuple[int, dict[str, np.ndarray]],
+    workdir: Path,
+    samples: int | None,
+    seeds: tuple[int, ...],
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Return the checkpoint that is best on the scored split, and its values.
+
+    Args:
+        newest: the step that was scored, and its values.
+        samples: how many samples of the split were scored; None: all.
+        seeds: the evaluation seeds.
+    """
+    every = {newest[0]: newest[1]}
+    for step in steps_found(workdir):
+        if step in every:
+            continue
+        try:
+            params = params_of(read_checkpoint(workdir, step), training)
+        except BrokenCheckpoint as reason:
+            warn(f"checkpoint {step} is not usable ({reason}) and is left out of match_paper")
+            continue
+        say(f"scoring checkpoint {step} too, as match_paper has the best of all")
+        arguments = (params, config.eval.split, samples, seeds, True)
+        every[step] = _paper_scores(config, training, *arguments)
+    metric = evaluator.metrics[0]
+    best = max(every, key=lambda step: (evaluator.means(every[step])[metric].mean(), step))
+    return best, every[best]
 
 
 def _draw(
@@ -327,10 +380,12 @@ def evaluate_split(
     seeds: tuple[int, ...],
     match_paper: bool = False,
     keep_samples: int = 0,
+    evaluator: Evaluator | None = None,
 ) -> Evaluation:
     """Score parameters on a split, or on its first samples; see `evaluation.split.evaluate`.
 
-    A split without labels is scored by its losses; masks are predicted for the pictures only.
+    A split without labels is scored by its losses; masks are predicted for the pictures only. An
+    `evaluator` may take the place of the task's, of which it has the outputs.
     """
     params, frozen = training.cast(params), training.cast_frozen
     num_slots = slots_of(config, training.task)
@@ -349,14 +404,15 @@ def evaluate_split(
         own = evaluate(outputs_of, batches, evaluator, seeds, **options)
         return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
 
-    evaluator = evaluator_of(config, training.task, split)
-    if evaluator is training.task.evaluator:
+    of_split = evaluator_of(config, training.task, split)
+    if of_split is training.task.evaluator:
+        evaluator = of_split if evaluator is None else evaluator
         source = source_of_split(config, num_slots, split, num_samples)
         options = {"match_paper": match_paper, "keep_samples": keep_samples}
         found = merged(source, predict, evaluator, _vary(config), **options)
         return dataclasses.replace(found, samples=found.samples[:keep_samples])
     source = training_clips(config, training.task.slot_model.num_slots, split, num_samples)
-    found = merged(source, losses, evaluator, may_vary=False)
+    found = merged(source, losses, of_split, may_vary=False)
     if not keep_samples:
         return found
     shown = min(keep_samples, num_samples or keep_samples)
