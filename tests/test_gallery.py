@@ -447,7 +447,7 @@ def test_a_recipe_of_answers_is_what_the_files_say(row):
     assert row["slots"] == str(earlier.model.num_slots)
     assert row["steps"] == f"{config.train.num_steps:,}"
     assert row["batch"] == str(config.train.batch_size)
-    number = f"{config.data.num_samples:,}"
+    number = f"{config.data.num_samples:,}" if "num_samples" in config.data else "all"
     assert row["questions"] == f"{number} of {len(config.model.kinds)} kinds"
     assert config.data.slots == "auto" and row["scores"] and row["cost"]
 

@@ -129,8 +129,10 @@ SMOKE_PARTS = {
 
 def smoke(config: ConfigDict, data: DataSet) -> None:
     """Do what the word `smoke` does: a tiny model of random weights, and a few steps."""
-    if "slots" in config.data:
-        config.data.slots = ""  # of an untrained model, there is nothing to store
+    if "slots" in config.data and not (config.task == "answers" and "folder" in config.data):
+        # Of an untrained model, there is nothing to store; but questions about videos on disk are
+        # answered from stored slots alone.
+        config.data.slots = ""
     if "num_clips" in config.data:
         config.data.num_clips = 64
         config.train.batch_size = 16
