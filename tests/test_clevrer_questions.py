@@ -122,6 +122,20 @@ def test_frames_of_a_shorter_video_stay_inside():
         question_frames(128, 8, is_predictive=False)
 
 
+@pytest.mark.parametrize("length", [128, 115, 114, 104])
+def test_frames_behind_a_damaged_video_are_predicted_ones(length):
+    """With 32 predicted frames, of videos of any length."""
+    late = question_frames(length + 32, 0, True, predicted=32)
+    np.testing.assert_array_equal(late, length - 96 + 5 * np.arange(25))
+    other = question_frames(length + 32, 7, False, predicted=32)
+    np.testing.assert_array_equal(other, question_frames(length, 7, False))
+    assert other.max() < length
+    if length == 128:
+        np.testing.assert_array_equal(late, question_frames(length + 32, 0, True))
+    else:  # as the program would have it, the end is not seen
+        assert question_frames(length + 32, 0, True).max() == 120
+
+
 def test_words_keep_commas_and_lose_question_marks():
     text = "Without the cube, does the Sphere's exit happen?"
     assert words_in(text) == [

@@ -161,26 +161,37 @@ def last_start(num_frames: int = NUM_FRAMES) -> int:
 
 
 def question_frames(
-    length: int, start: int, is_predictive: bool, num_frames: int = NUM_FRAMES
+    length: int,
+    start: int,
+    is_predictive: bool,
+    num_frames: int = NUM_FRAMES,
+    predicted: int | None = None,
 ) -> Int[np.ndarray, " F"]:
     """The frames that a question is answered from: every fifth one from `start` on.
 
-    If more than 150 frames are stored, those from 128 on are predicted, and predictive questions
-    see the last 128 frames. In a shorter video, as three of CLEVRER's are, the last frame repeats.
+    Where the last ones are predicted, predictive questions see the last 128 frames, and others
+    none of the predicted ones. In a shorter video, as three of CLEVRER's are, the last frame
+    repeats. SlotFormer's program takes frames from 128 on for predicted ones where more than 150
+    are stored. Of those three videos and 32 predicted frames, fewer are, so that it sees the first
+    128 of all questions.
 
     Args:
         length: the number of stored frames.
         start: drawn from 0 to `last_start()`.
         is_predictive: whether the question is about what happens next.
         num_frames: F.
+        predicted: how many of the stored frames are predicted, at the end; None: as that program
+            tells it.
 
     Raises:
         UserError: the start is out of range.
     """
     if not 0 <= start <= last_start(num_frames):
         raise UserError(f"the start is {start}; expected 0 to {last_start(num_frames)}")
-    if is_predictive and length > LONG:
-        start += length - OBSERVED
+    if is_predictive and (length > LONG if predicted is None else predicted):
+        start += max(length - OBSERVED, 0)
+    elif predicted is not None:
+        length -= predicted
     frames = start + OBSERVED // num_frames * np.arange(num_frames)
     return np.minimum(frames, length - 1)
 

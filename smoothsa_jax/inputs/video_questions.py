@@ -137,7 +137,8 @@ class ClevrerClips(_OfVideos):
             return observed, None
         places, later = np.arange(count), observed
         if self._questions.records[index].kind == PREDICTIVE:
-            later = question_frames(length + self._future, start, True, count)
+            future = self._future
+            later = question_frames(length + future, start, True, count, predicted=future)
             number = 2 * count + self._past  # of frames before the predicted ones
             places = np.where(later < length, places + count, number + later - length)
         last = np.maximum(np.arange(length - self._past, length), 0)
