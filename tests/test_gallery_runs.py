@@ -14,7 +14,7 @@ from command import ROOT, assert_same_run, copy_of, here
 from raw_clips import Videos, hq_source, movi_source, prefixed, write_zip, ytvis_2022
 from raw_scenes import clevr3d_source, clevr_source
 from raw_stills import clevrtex_source, coco_source, voc_source
-from raw_videos import clevrer
+from raw_videos import clevrer, physion
 from recipes import quick
 
 from data import prepare
@@ -245,3 +245,34 @@ def test_recognition_from_raw_files_to_scores(name, trained, tmp_path):
     assert all(0 <= found[metric] <= 1 for metric in ("top1", "top3", "box_iou"))
     assert found["top1"] <= found["top3"]
     go_on_and_evaluate(f"{name}.py:recognition", tmp_path / "run", tmp_path / "cut", *settings)
+
+
+@pytest.mark.slow
+def test_answers_about_videos_from_raw_files_to_scores(tmp_path, capsys):
+    """The recipes' smallest form on miniatures: slots stored, a readout, scores and baselines."""
+    folders = {}
+    for name, write in (("clevrer", clevrer), ("physion_readout", physion)):
+        folders[name] = tmp_path / name
+        prepare.prepare(name, str(write(tmp_path / "raw" / name)), folders[name])
+
+    def run(name, words, workdir, *flags):
+        config = f"--config={ROOT / 'configs' / name.split('_')[0]}.py:{words},answers,smoke"
+        flags = (f"--config.data.folder={folders[name]}", *flags)
+        assert here(config, f"--workdir={workdir}", *flags) == 0, capsys.readouterr().err
+        return json.loads((workdir / "scores.json").read_text())
+
+    rows = ("--config.eval.baselines=True",)
+    words = "savi_slotformer,stochastic"
+    scores = run("clevrer", words, tmp_path / "c", *rows)
+    assert (tmp_path / "c" / "slots" / "MANIFEST.json").is_file()
+    assert {"accuracy/descriptive", "option_accuracy/predictive"} <= scores["metrics"].keys()
+    beside = {"words only", "pooled features", "other clip's slots", "majority answer", "chance"}
+    assert beside <= scores["baselines"].keys() and scores["split"] == "validation"
+
+    paper = ("--config.eval.split=test", "--config.eval.match_paper=True")
+    scores = run("physion_readout", "savi_slotformer", tmp_path / "p", *rows, *paper)
+    assert scores["protocol"]["threshold"] in (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+    assert scores["protocol"]["match_paper_step"] in (3, 6)
+    found = [scores["match_paper"]["metrics"], scores["metrics"]]
+    assert found[0]["accuracy"]["mean"] >= found[1]["accuracy"]["mean"]
+    assert "scoring checkpoint 3 too" in capsys.readouterr().err

@@ -85,6 +85,7 @@ _SMOKE_ALLOCATOR = {
     "head_size": 16,
     "feed_forward_size": 32,
 }
+_SMOKE_TRANSFORMER = {"width": 32, "num_layers": 1, "num_heads": 2, "mlp_size": 32}
 SMOKE_SLOT_SIZE = 32
 SMOKE_PARTS = {
     "vit": _SMOKE_VIT,
@@ -124,6 +125,9 @@ SMOKE_PARTS = {
         "strides": (2, 2, 1),
     },
     "vq_pixels": {"width": 8, "vocabulary": 16, "layer_width": 8, "blocks": 1},
+    "slotformer": _SMOKE_TRANSFORMER,
+    "aloe": {**_SMOKE_TRANSFORMER, "hidden_size": 32},
+    "pairs": {"hidden_size": 32},
 }
 
 
