@@ -25,6 +25,7 @@ def load(name: str):
 
 
 arena, against_peer, check = load("arena"), load("against_peer"), load("check")
+arena_rows = load("arena_rows")
 TINY = [str(CONFIG)]
 STEPS = [("config.train.num_steps", "7")]
 
@@ -332,9 +333,14 @@ def test_a_curve_is_asked_for_without_another_key(tmp_path):
 
 def test_segments_fit_into_a_row():
     clips = [np.arange(3 * 4 * 5).reshape(3, 4, 5) % 7, np.ones((3, 4, 5), int)]
-    found = arena.unpacked(json.loads(json.dumps(arena.packed(clips))))
+    found = arena_rows.unpacked(json.loads(json.dumps(arena_rows.packed(clips))))
     np.testing.assert_array_equal(found, np.stack([clip[[0, -1]] for clip in clips]))
-    assert arena.unpacked(arena.packed([clip[:1] for clip in clips])).shape == (2, 1, 4, 5)
+    assert arena_rows.unpacked(arena_rows.packed([clip[:1] for clip in clips])).shape == (
+        2,
+        1,
+        4,
+        5,
+    )
 
 
 @pytest.mark.slow
