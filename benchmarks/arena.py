@@ -4,7 +4,9 @@
     python benchmarks/arena.py --systems smoothsa dinosaur --data sprites sprites:gaussian
     python benchmarks/arena.py --config.train.num_steps=500 --seeds=0 --time-limit=60
     python benchmarks/arena.py --ablations full "no warmer" 3/3
+    python benchmarks/arena.py --plan                          all that docs/arena.md asks for
     python benchmarks/arena.py --list                          print the table, train nothing
+    python benchmarks/arena.py --page                          write docs/arena.md, train nothing
 
 `--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
 comma or colon: `--systems spot,student`, `--data coco:smoke`. A second stage such as
@@ -36,6 +38,7 @@ it again and adds another row. The same command continues a run that was stopped
 """
 
 import argparse
+import collections
 import dataclasses
 import datetime
 import itertools
@@ -46,7 +49,6 @@ import queue
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -62,8 +64,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.arena_plan import PLAN
+from benchmarks.arena_plan import SEEDS as DEFAULT_SEEDS
 from benchmarks.arena_rows import (
-    BY_PROTOCOL,
     FULL,
     KEY,
     LEADING,
@@ -77,6 +80,7 @@ from benchmarks.arena_rows import (
     read_rows,
     training_seconds,
 )
+from benchmarks.arena_table import counted, percent, table
 from smoothsa_jax.checkpoints.sources import spec_of
 from smoothsa_jax.config.load import (
     Overrides,
@@ -86,7 +90,7 @@ from smoothsa_jax.config.load import (
 )
 from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import cell, title_of
+from smoothsa_jax.evaluation.scores import title_of
 
 DEFAULT_SYSTEM = "smoothsa"  # needs no word
 IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
@@ -254,8 +258,24 @@ def add_curve(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         return
     if config.task == DISCOVERY:
         config.checkpoint.update(best_metric=LEADING[0], best_mode="max")
-    config.checkpoint.every = max(config.train.num_steps // CURVE_POINTS, 1)
+    # Between two scored steps there is one whose time is known.
+    config.checkpoint.every = max(config.train.num_steps // CURVE_POINTS, 2)
     config.eval.validation_samples = CURVE_SAMPLES
+
+
+def all_planned(seeds: Sequence[int] | None, overrides: Overrides, workdir: Path) -> list[Run]:
+    """Return the runs of arena_plan.py in their order.
+
+    Args:
+        seeds: those of each part's that are wanted; None: all.
+        overrides, workdir: as for `plan`.
+    """
+    runs = []
+    for part in PLAN:
+        wanted = [seed for seed in part.seeds if seeds is None or seed in seeds]
+        what = part.systems, part.data, part.ablations
+        runs += plan(*what, wanted, (*part.settings, *overrides), workdir)
+    return runs
 
 
 def _earlier(key: Row, source: str) -> Row:
@@ -328,6 +348,7 @@ def run_missing(
     *,
     jobs: int = 1,
     again: bool = False,
+    counts_as_done: Callable[[Row], bool] = lambda row: True,
     say: Callable[[str], None] = print,
     stop: Callable[[], None] = lambda: None,
 ) -> list[str]:
@@ -337,23 +358,18 @@ def run_missing(
         train: trains and scores one run; may raise RunFailed.
         jobs: runs at a time, each on its own share of the cores.
         again: train runs that have a row as well, in another folder.
+        counts_as_done: tells whether a row makes its run one that need not be trained.
         stop: asks running trainings to stop; called when this function is interrupted.
 
     Returns:
         One line for each run that failed.
     """
-    counts: dict[str, int] = {}
-    for row in read_rows(rows_file):
-        counts[key_of(row)] = counts.get(key_of(row), 0) + 1
-    missing = [run for run in runs if again or key_of(run.key) not in counts]
+    rows = read_rows(rows_file)
+    done = {key_of(row) for row in rows if counts_as_done(row)}
+    missing = [run for run in runs if again or key_of(run.key) not in done]
     say(f"{len(runs) - len(missing)} of {len(runs)} runs have a row; {len(missing)} to do")
-    # A folder has one run: another one of the same kind needs another folder.
-    missing = [
-        dataclasses.replace(run, folder=run.folder.with_name(f"{run.folder.name}_again{before}"))
-        if (before := counts.get(key_of(run.key), 0))
-        else run
-        for run in missing
-    ]
+    before = collections.Counter(key_of(row) for row in rows)
+    missing = [_in_own_folder(run, before[key_of(run.key)]) for run in missing]
     failures = []
     pool = ThreadPoolExecutor(jobs, initializer=_pin_thread, initargs=(_shares(jobs),))
     try:
@@ -379,9 +395,17 @@ def run_missing(
     return failures
 
 
+def _in_own_folder(run: Run, rows: int) -> Run:
+    """Return a run in a folder that holds none of the finished ones, of which there are `rows`."""
+    names = [run.folder.name, *(f"{run.folder.name}_again{number + 1}" for number in range(rows))]
+    folders = [run.folder.with_name(name) for name in names]
+    free = (folder for folder in folders if not (folder / "scores.json").exists())
+    return dataclasses.replace(run, folder=next(free, folders[-1]))
+
+
 def _headline(row: Row) -> str:
     name = next((name for name in (*LEADING, *row["scores"]) if name in row["scores"]), None)
-    return "no score" if name is None else f"{title_of(name)} {_percent(row['scores'][name])}"
+    return "no score" if name is None else f"{title_of(name)} {percent(row['scores'][name])}"
 
 
 def _shares(jobs: int) -> "queue.SimpleQueue[set[int]]":
@@ -397,7 +421,7 @@ def _cores() -> list[int]:
     """Return the cores of the calling thread; the processes that it starts inherit them."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return list(range(os.cpucounted() or 1))
 
 
 def _pin_thread(shares: "queue.SimpleQueue[set[int]]") -> None:
@@ -602,113 +626,6 @@ def revision() -> str:
     return f"{head}-dirty" if changed else head
 
 
-# -------------------------------------------------------------------------------------------- table
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as Markdown: a table, a line for each kind of run, and comparisons.
-
-    Of runs with the same key the newest counts.
-    """
-    if not rows:
-        return "No run has finished yet.\n"
-    newest = {key_of(row): row for row in rows}.values()
-    groups: dict[str, list[Row]] = {}
-    for row in newest:
-        groups.setdefault(_group(row), []).append(row)
-    names = list(dict.fromkeys([*LEADING, *itertools.chain(*(row["scores"] for row in newest))]))
-    names = [name for name in names if name not in BY_PROTOCOL]
-    names = [name for name in names if any(name in row["scores"] for row in newest)]
-    leading = names[0] if names else None
-    of_each = f"{title_of(leading)} of each seed"
-    head = ["system", "data", "ablation", "overrides", "steps", "seeds"]
-    head += [*(title_of(name) for name in names), of_each, "training, s"]
-    lines = [head, ["---"] * 6 + ["---:"] * len(names) + ["---", "---:"]]
-    for found, protocol in itertools.product(groups.values(), ("", "plain")):
-        found.sort(key=lambda row: row["seed"])
-        scores = [row["scores"].get(protocol, {}) if protocol else row["scores"] for row in found]
-        if not any(scores):
-            continue
-        row = found[0]
-        times = [x["seconds"] for x in found if x["seconds"] is not None]
-        overrides = ", ".join(f"`{key}={value}`" for key, value in row["overrides"].items())
-        lines.append(
-            [
-                row["title"] or row["system"],
-                ":".join(filter(None, (row["data"], row["words"]))),
-                ", ".join(filter(None, (row["ablation"], protocol))),
-                overrides or "none",
-                str(row["steps"]),
-                str(len(found)),
-                *(_mean_and_spread(name, [x.get(name) for x in scores]) for name in names),
-                ", ".join(
-                    f"{x['seed']}: {_percent(values.get(leading))}"
-                    for x, values in zip(found, scores, strict=True)
-                ),
-                f"{statistics.mean(times):.0f}" if times else "-",
-            ]
-        )
-    text = ["| " + " | ".join(cells) + " |" for cells in lines]
-    text += ["", "Scores in percent: mean ± standard deviation (n - 1) over the training seeds."]
-    if any("plain" in row["scores"] for row in newest):
-        text += ["", "Plain: with as many slots as in training, none of them pruned."]
-    if said := comparisons(list(groups.values())):
-        text += ["", *(f"* {sentence}" for sentence in said)]
-    return "\n".join(text) + "\n"
-
-
-def _group(row: Row) -> str:
-    """Return what the runs of one line of the table have in common."""
-    return json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
-
-
-def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
-    """Return a sentence for each ablation: how far it is from the full system, seed by seed."""
-    by_group = {_group(found[0]): found for found in groups}
-    sentences = []
-    for found in groups:
-        name = found[0]["ablation"]
-        whole = by_group.get(_group({**found[0], "ablation": FULL}), [])
-        metric = next((x for x in LEADING if x in found[0]["scores"]), None)
-        if name == FULL or metric is None:
-            continue
-        full = {row["seed"]: row["scores"].get(metric) for row in whole}
-        pairs = [(row["scores"].get(metric), full.get(row["seed"])) for row in found]
-        gaps = [mine - other for mine, other in pairs if mine is not None and other is not None]
-        if not gaps:
-            continue
-        gap, below = statistics.mean(gaps), sum(gap < 0 for gap in gaps)
-        sentences.append(
-            f"{name}: mean {title_of(metric)} {abs(100 * gap):.1f} points "
-            f"{'below' if gap < 0 else 'above'} full over the {_count(len(gaps), 'seed')} that "
-            f"both have; below full with {below} of {len(gaps)}."
-        )
-    most = max((len(found) for found in groups), default=0)
-    sentences += [
-        f"Not complete: {found[0]['system']} on {found[0]['data']}, {found[0]['ablation']}, has "
-        f"{len(found)} of {_count(most, 'seed')}."
-        for found in groups
-        if len(found) < most
-    ]
-    return sentences
-
-
-def _mean_and_spread(name: str, values: Sequence[float | None]) -> str:
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    spread = f" ± {cell(name, statistics.stdev(values))}" if len(values) > 1 else ""
-    return cell(name, statistics.mean(values)) + spread
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 # ------------------------------------------------------------------------------------- command line
 
 
@@ -723,12 +640,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--systems", nargs="+", default=[DEFAULT_SYSTEM], metavar="SYSTEM")
     parser.add_argument("--data", nargs="+", default=["sprites"], metavar="DATA")
     parser.add_argument("--ablations", nargs="+", default=[FULL], choices=ABLATIONS)
-    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="such as 0,1,2")
+    parser.add_argument("--seeds", type=_seeds, help="such as 0,1,2, which is the default")
     parser.add_argument("--workdir", type=Path, default=Path("runs/arena"))
     parser.add_argument("--rows", type=Path, default=ROWS_FILE, help="the file of the rows")
     parser.add_argument("--again", action="store_true", help="train runs that have a row as well")
     parser.add_argument("--time-limit", type=float, default=math.inf, help="in minutes")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 1 on an accelerator")
+    parser.add_argument("--plan", action="store_true", help="train what arena_plan.py lists")
+    parser.add_argument("--page", action="store_true", help="write docs/arena.md, train nothing")
     parser.add_argument("--list", action="store_true", help="print the table, train nothing")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # for MainProgram
     options = parser.parse_args(others)
@@ -738,18 +657,28 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(table(read_rows(options.rows)), end="")
         return 0
+    if options.page:
+        from benchmarks import arena_page
+
+        arena_page.write(read_rows(options.rows))
+        return 0
     if any(name == "config" for name, _ in overrides):
         raise UserError("--config was given; name the data set, or a config file, with --data")
     if any(name == "config.seed" for name, _ in overrides):
         raise UserError("--config.seed was given; use --seeds")
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; expected at least 1")
-    runs = plan(
-        options.systems, options.data, options.ablations, options.seeds, overrides, options.workdir
-    )
+    if options.plan:
+        runs = all_planned(options.seeds, overrides, options.workdir)
+    else:
+        what, seeds = (
+            (options.systems, options.data, options.ablations),
+            options.seeds or DEFAULT_SEEDS,
+        )
+        runs = plan(*what, seeds, overrides, options.workdir)
     failures = _train(runs, options)
     if failures:
-        print(f"{_count(len(failures), 'run')} failed; the same command retries", file=sys.stderr)
+        print(f"{counted(len(failures), 'run')} failed; the same command retries", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -763,6 +692,8 @@ def _train(runs: Sequence[Run], options: argparse.Namespace) -> list[str]:
     program = MainProgram(say, 60 * options.time_limit)
     before = signal.signal(signal.SIGTERM, interrupt)
     settings = {"jobs": options.jobs, "again": options.again, "say": say, "stop": program.stop}
+    if options.plan:  # its page needs curves
+        settings["counts_as_done"] = lambda row: "curve" in row
     try:
         return run_missing(runs, options.rows, program, **settings)
     finally:
