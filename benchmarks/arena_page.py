@@ -5,138 +5,42 @@ the headings that the page asks for; a number there is refused.
 """
 
 import dataclasses
-import importlib
-import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import bootstrap
-from benchmarks.arena_plan import INVERTED, LEARNED, PLAN
-from benchmarks.arena_rows import FULL, KEY, KMEANS, LEADING, Row, key_of, unpacked
+from benchmarks.arena_claims import claims, figures, orders
+from benchmarks.arena_contestants import (
+    EMPTY,
+    HARMLESS,
+    LEAD,
+    Contestant,
+    contestants,
+    gap_text,
+    interval,
+    place_of,
+    points,
+    signed,
+    sorted_words,
+    spread,
+    table,
+)
+from benchmarks.arena_plan import PLAN
+from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, key_of, unpacked
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import cell, title_of
+from smoothsa_jax.evaluation.scores import title_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "arena.md"
 PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
-EMPTY = ""  # a cell without a value
-LEAD = LEADING[0]
 COLUMNS = (*LEADING, "count_error")
-HARMLESS = {"eval.foreground"}  # settings that change no score on the page
 WORST = 3  # clips named of each system
 FAR = 0.1  # difference between two scores that is worth a sentence
-
-# Who reports to be above whom on real data, and where.
-REPORTED = (
-    ("smoothsa", "dias", "arXiv 2508.05417"),
-    ("smoothsa", "spot", "arXiv 2508.05417"),
-    ("smoothsa", "dinosaur", "arXiv 2508.05417"),
-    ("smoothsa", "randsfq", "arXiv 2508.05417"),
-    ("dias", "spot", "arXiv 2507.23755"),
-    ("dias", "dinosaur", "arXiv 2507.23755"),
-    ("metaslot", "dinosaur", "arXiv 2505.20772"),
-    ("spot", "dinosaur", "arXiv 2312.00648"),
-    ("dinosaur", "slate", "arXiv 2209.14860"),
-    ("dinosaur", "slot_attention", "arXiv 2209.14860"),
-    ("boqsa", "slot_attention", "arXiv 2210.08990"),
-    ("vvo", "slate", "arXiv 2502.20263"),
-    ("slotdiffusion", "slate", "arXiv 2305.11281"),
-    ("slotcontrast", "videosaur", "arXiv 2412.14295"),
-    ("randsfq", "slotcontrast", "arXiv 2508.01345"),
-    ("randsfq", "videosaur", "arXiv 2508.01345"),
-)
-
-
-# ------------------------------------------------------------------------------------- contestants
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """All training seeds of one kind of run.
-
-    Attributes:
-        rows: one of each seed, in their order.
-        place: the data, such as "sprites:image".
-        words: of the system, without those of the data.
-        apart: what tells it from another one of the same title.
-    """
-
-    rows: tuple[Row, ...]
-    place: str
-    words: tuple[str, ...]
-    apart: str = ""
-
-    @property
-    def row(self) -> Row:
-        return self.rows[0]
-
-    @property
-    def system(self) -> str:
-        """The system as a command line names it."""
-        return ",".join((self.row["system"], *self.words))
-
-    @property
-    def title(self) -> str:
-        return (self.row["title"] or self.system) + self.apart
-
-    @property
-    def is_plain_run(self) -> bool:
-        """Whether nothing is left out or set, so that it belongs to the main tables."""
-        return self.row["ablation"] == FULL and not set(self.row["overrides"]) - HARMLESS
-
-    def values(self, metric: str, protocol: str = "") -> list[float]:
-        found = [
-            row["scores"].get(protocol, {}) if protocol else row["scores"] for row in self.rows
-        ]
-        return [x[metric] for x in found if x.get(metric) is not None]
-
-    def mean(self, metric: str, protocol: str = "") -> float | None:
-        values = self.values(metric, protocol)
-        return statistics.mean(values) if values else None
-
-    def clips(self, metric: str = LEAD, protocol: str = "") -> np.ndarray | None:
-        """The scores (seeds, clips); None: a row has none."""
-        found = [row.get("clips", {}) for row in self.rows]
-        found = [x.get(protocol, {}) if protocol else x for x in found]
-        if any(metric not in x for x in found) or len({len(x[metric]) for x in found}) != 1:
-            return None
-        return bootstrap.scores_of([x[metric] for x in found])
-
-    def curves(self) -> list[list[Row]]:
-        """The learning curves of the seeds; [] unless each has one."""
-        found = [[p for p in row.get("curve", []) if LEAD in p["scores"]] for row in self.rows]
-        return found if all(found) else []
-
-
-def words_of_data(data: str, words: Iterable[str]) -> list[str]:
-    """Return those of a run's words that are about the data."""
-    try:
-        variants = importlib.import_module(f"configs.{data}").DATA.variants
-    except (ImportError, AttributeError):
-        return []
-    return [word for word in words if word in variants]
-
-
-def contestants(rows: Sequence[Row]) -> list[Contestant]:
-    """Return what the rows are of, in their order; of rows with the same key, the newest counts."""
-    newest = {key_of(row): row for row in rows}
-    groups: dict[str, list[Row]] = {}
-    for row in newest.values():
-        name = json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
-        groups.setdefault(name, []).append(row)
-    found = []
-    for group in groups.values():
-        row, words = group[0], [word for word in group[0]["words"].split(",") if word]
-        of_data = words_of_data(row["data"], words)
-        place = ":".join(filter(None, (row["data"], ",".join(of_data))))
-        own = tuple(word for word in words if word not in of_data)
-        found.append(Contestant(tuple(sorted(group, key=lambda x: x["seed"])), place, own))
-    return found
 
 
 def planned(place: str) -> list[str]:
@@ -148,69 +52,9 @@ def planned(place: str) -> list[str]:
         }:
             continue
         for data in part.data:
-            if _place_of(data) == place:
-                found += [_sorted_words(system) for system in part.systems]
+            if place_of(data) == place:
+                found += [sorted_words(system) for system in part.systems]
     return [name for name in dict.fromkeys(found) if "tokenizer" not in name.split(",")]
-
-
-def _place_of(data: str) -> str:
-    name, _, words = data.partition(":")
-    return ":".join(filter(None, (name, ",".join(sorted(filter(None, words.split(",")))))))
-
-
-def _sorted_words(system: str) -> str:
-    name, *words = system.split(",")
-    return ",".join((name, *sorted(words)))
-
-
-# ------------------------------------------------------------------------------------------- text
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
-
-
-def spread(metric: str, values: Sequence[float]) -> str:
-    """Return the mean and the sample standard deviation; empty without a value."""
-    if not values:
-        return EMPTY
-    text = cell(metric, statistics.mean(values))
-    return text + (f" ± {cell(metric, statistics.stdev(values))}" if len(values) > 1 else "")
-
-
-def points(value: float | None) -> str:
-    return EMPTY if value is None else f"{100 * value:.1f}"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def _difference(
-    first: Contestant, second: Contestant, protocols: tuple[str, str] = ("", "")
-) -> tuple[float, ...] | None:
-    """Return a difference of FG-ARI and, where there are scores of clips, its interval."""
-    means = first.mean(LEAD, protocols[0]), second.mean(LEAD, protocols[1])
-    if None in means:
-        return None
-    clips = first.clips(LEAD, protocols[0]), second.clips(LEAD, protocols[1])
-    if any(x is None for x in clips) or clips[0].shape[1] != clips[1].shape[1]:
-        return (means[0] - means[1],)
-    return bootstrap.difference(*clips)
-
-
-def _interval(first: Contestant, second: Contestant, protocols: tuple[str, str] = ("", "")) -> str:
-    """Return the text of `_difference`."""
-    return _gap_text(_difference(first, second, protocols))
-
-
-def _gap_text(found: tuple[float, ...] | None) -> str:
-    if found is None:
-        return EMPTY
-    ends = " to ".join(map(_signed, found[1:]))
-    return _signed(found[0]) + (f" ({ends})" if ends else ", no interval")
 
 
 def read_notes(path: Path = NOTES_FILE) -> dict[str, str]:
@@ -249,15 +93,15 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     for place, here in found.items():
         lines += [f"## {place}", ""]
         lines += _of_place(place, here, notes)
-    lines += _claims(scored, notes)
-    lines += _figures(everyone, notes)
-    lines += _orders(found, notes)
+    lines += claims(scored, notes)
+    lines += figures(everyone, notes)
+    lines += orders(found, notes)
     lines += _method()
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _planned_places() -> list[str]:
-    found = [_place_of(data) for part in PLAN for data in part.data]
+    found = [place_of(data) for part in PLAN for data in part.data]
     return [place for place in dict.fromkeys(found) if planned(place)]
 
 
@@ -303,7 +147,7 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
                 here[0].title if here else EMPTY,
                 spread(LEAD, here[0].values(LEAD)) if here else EMPTY,
                 here[1].title if len(here) > 1 else EMPTY,
-                _interval(here[0], here[1]) if len(here) > 1 else EMPTY,
+                interval(here[0], here[1]) if len(here) > 1 else EMPTY,
                 points(kmeans),
             ]
         )
@@ -415,7 +259,7 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
             x.title,
             spread(LEAD, x.values(LEAD, "plain")),
             spread(LEAD, x.values(LEAD)),
-            _interval(x, x, ("", "plain")),
+            interval(x, x, ("", "plain")),
             spread("ari", x.values("ari", "plain")),
             spread("ari", x.values("ari")),
             spread("count_error", x.values("count_error", "plain")),
@@ -448,8 +292,8 @@ def _differences(here: Sequence[Contestant]) -> list[str]:
     for x in here:
         clips, text = x.clips(), EMPTY
         if kmeans is not None and clips is not None and clips.shape[1] == len(kmeans):
-            text = _gap_text(bootstrap.difference(clips, bootstrap.scores_of([kmeans])))
-        out.append([x.title, EMPTY if x is best else _interval(x, best), text])
+            text = gap_text(bootstrap.difference(clips, bootstrap.scores_of([kmeans])))
+        out.append([x.title, EMPTY if x is best else interval(x, best), text])
     return table(head, out)
 
 
@@ -503,9 +347,6 @@ def _costs(here: Sequence[Contestant]) -> list[str]:
             ]
         )
     return table(head, out)
-
-
-# ------------------------------------------------------------------------------ where systems fail
 
 
 def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
@@ -590,7 +431,7 @@ def _on_progress(x: Contestant) -> str:
     rise = statistics.mean(
         at(c, "step", c[-1]["step"]) - at(c, "step", 0.75 * c[-1]["step"]) for c in curves
     )
-    return f"In the last quarter of its steps it changed by {_signed(rise)} points."
+    return f"In the last quarter of its steps it changed by {signed(rise)} points."
 
 
 def _on_clips(own: np.ndarray | None, everyone: np.ndarray | None) -> str:
@@ -602,161 +443,6 @@ def _on_clips(own: np.ndarray | None, everyone: np.ndarray | None) -> str:
     ]
     texts = [f"{i} ({points(own[i])}, all systems {points(everyone[i])})" for i in order]
     return f"Worst on clips {', '.join(texts)}."
-
-
-# -------------------------------------------------------------------------- claims, figures, orders
-
-
-Pairs = Iterable[tuple[str, Contestant | None, Contestant | None]]
-
-
-def _pairs_table(what: Sequence[str], pairs: Pairs) -> list[str]:
-    """Compare two columns of contestants: the second is the claim's, the first what it replaces."""
-    head = ["", f"FG-ARI, {what[0]}", f"FG-ARI, {what[1]}", "difference", "seeds"]
-    out = []
-    for label, before, after in pairs:
-        sides = [spread(LEAD, x.values(LEAD)) if x else EMPTY for x in (before, after)]
-        seeds = [str(len(x.rows)) if x else "0" for x in (before, after)]
-        gap = _interval(after, before) if before and after else EMPTY
-        out.append([label, *sides, gap, " / ".join(seeds)])
-    return table(head, out)
-
-
-def _claims(scored: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
-    def find(system: str, place: str, ablation: str, steps: int | None = None) -> Contestant | None:
-        found = [
-            x
-            for x in scored
-            if x.system == system
-            and x.place == place
-            and x.row["ablation"] == ablation
-            and not set(x.row["overrides"]) - HARMLESS
-            and steps in (None, x.row["steps"])
-        ]
-        return max(found, key=lambda x: (len(x.rows), x.row["steps"]), default=None)
-
-    def ablated(place: str, ablation: str) -> tuple[str, Contestant | None, Contestant | None]:
-        without = find("smoothsa", place, ablation)
-        steps = without.row["steps"] if without else None
-        return place, without, find("smoothsa", place, FULL, steps)
-
-    places = ("sprites", "sprites:gaussian", "sprites:image")
-    lines = ["## The claims of SmoothSA's paper", ""]
-    lines += ["### The warmer", ""]
-    lines += _pairs_table(
-        ("no warmer", "with the warmer"), [ablated(place, "no warmer") for place in places]
-    )
-    lines += _note(notes, "the warmer")
-    lines += ["### Three iterations, then one", ""]
-    for ablation in ("3/3", "1/1"):
-        lines += _pairs_table(
-            (f"{ablation} iterations", "3/1"), [ablated(place, ablation) for place in places[:2]]
-        )
-    lines += _note(notes, "three iterations, then one")
-    lines += ["### It can be attached to other systems", ""]
-    pairs = []
-    for place in places[:2]:
-        for system in ("videosaur", "slotcontrast", "randsfq"):
-            after = find(f"{system},smooth", place, FULL)
-            before = find(system, place, FULL, after.row["steps"] if after else None)
-            title = before.title if before else system
-            pairs.append((f"{title} on {place}", before, after))
-    lines += _pairs_table(("as it is", "with the word smooth"), pairs)
-    return lines + _note(notes, "attached")
-
-
-def _note(notes: Mapping[str, str], heading: str) -> list[str]:
-    return [notes[heading], ""] if heading in notes else []
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """Runs that repeat a figure of a paper.
-
-    Attributes:
-        title: of the figure.
-        systems: in its order.
-        place: the data.
-        ablations: those that belong to it, in their order.
-    """
-
-    title: str
-    systems: tuple[str, ...]
-    place: str
-    ablations: tuple[str, ...] = (FULL,)
-
-    def of(self, everyone: Sequence[Contestant]) -> list[Contestant]:
-        names = [_sorted_words(name) for name in self.systems]
-        found = [
-            x
-            for x in everyone
-            if x.place == self.place and x.system in names and x.row["ablation"] in self.ablations
-        ]
-        order = lambda x: (names.index(x.system), self.ablations.index(x.row["ablation"]))  # noqa: E731
-        return sorted(found, key=order)
-
-
-LAYERS = (FULL, "4 iterations", "6 iterations", "8 iterations")
-FIGURES = (
-    Figure("Figure 3: queries from one Gaussian", INVERTED, "sprites:image"),
-    Figure("Figure 6: layers and iterations", ("inverted", "inverted,sa"), "sprites:image", LAYERS),
-    Figure("Figure 7: learned queries", LEARNED, "sprites:image"),
-    Figure("Figure 9: SA-ID", ("inverted,sa_id", "inverted,sa"), "sprites:image"),
-    Figure("Figure 4: SAVi", ("savi,sa", "savi,tf_inv", "savi,tf_inv_gru"), "scenes"),
-    Figure("Table 1: OSRT", ("osrt", "osrt,sa", "osrt,sa_id", "osrt,tf_inv"), "scenes:views"),
-)
-
-
-def _figures(everyone: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
-    names = (LEAD, "fg_miou", "ari", "psnr")
-    lines = ["## The figures of the inverted-attention paper", ""]
-    for figure in FIGURES:
-        found = figure.of(everyone)
-        lines += [f"### {figure.title}", ""]
-        if not found:
-            lines += ["No run has finished yet.", ""]
-            continue
-        shown = [name for name in names if any(x.values(name) for x in found)]
-        head = ["", "ablation", "steps", "seeds", *map(title_of, shown)]
-        out = [
-            [
-                x.title,
-                x.row["ablation"],
-                f"{x.row['steps']:,}",
-                str(len(x.rows)),
-                *(spread(name, x.values(name)) for name in shown),
-            ]
-            for x in found
-        ]
-        lines += table(head, out)
-        lines += _note(notes, figure.title)
-    return lines
-
-
-def _orders(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) -> list[str]:
-    head = ["reported on real data", "by", "data here", "FG-ARI, difference", "here", "reason"]
-    out = []
-    for better, worse, source in REPORTED:
-        for place, here in found.items():
-            first = next((x for x in here if x.system == better), None)
-            second = next((x for x in here if x.system == worse), None)
-            if first is None or second is None:
-                continue
-            gap = _difference(first, second)
-            here_too, apart = gap[0] > 0, len(gap) == 1 or gap[1] > 0 or gap[2] < 0
-            reason = notes.get(f"{better} above {worse} on {place}", "not found")
-            out.append(
-                [
-                    f"{first.title} above {second.title}",
-                    source,
-                    place,
-                    _gap_text(gap),
-                    ("the same" if here_too else "**the reverse**") if apart else "undecided",
-                    EMPTY if here_too or not apart else reason,
-                ]
-            )
-    lines = ["## Orders that authors report", ""]
-    return lines + (table(head, out) if out else ["No pair of systems has finished yet.", ""])
 
 
 def _method() -> list[str]:
