@@ -259,7 +259,7 @@ def add_curve(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     if config.task == DISCOVERY:
         config.checkpoint.update(best_metric=LEADING[0], best_mode="max")
     # Between two scored steps there is one whose time is known.
-    config.checkpoint.every = max(config.train.num_steps // CURVE_POINTS, 2)
+    config.checkpoint.every = max(math.ceil(config.train.num_steps / CURVE_POINTS), 2)
     config.eval.validation_samples = CURVE_SAMPLES
 
 
@@ -619,8 +619,9 @@ def revision() -> str:
 
     try:
         head = git("rev-parse", "--short=12", "HEAD").strip()
-        rows = f":!{ROWS_FILE.relative_to(ROOT)}"  # every run adds to them
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", rows).strip()
+        made = (str(ROWS_FILE.relative_to(ROOT)), "docs/arena.md", "docs/arena")  # of runs
+        others = [".", *(f":!{path}" for path in made)]
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *others).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}-dirty" if changed else head

@@ -12,7 +12,7 @@ from smoothsa_jax.evaluation.pictures import GAP, INK, PAPER, enlarge, match_col
 
 ROOT = Path(__file__).resolve().parent.parent
 TILE = 90  # pixels of a frame, about
-LABEL = 130  # pixels of the names
+LABEL = 170  # pixels of the names
 POINTS = 50  # of a mean curve
 
 
@@ -63,6 +63,7 @@ def draw_curves(here: Sequence[Contestant], path: Path) -> None:
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("FG-ARI, validation clips", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     # Without the version in the file, equal plots are identical bytes.

@@ -45,6 +45,7 @@ HARD = ("sprites:hard_image",)
 HARD_VIDEO = ("sprites:hard_gaussian",)
 VIDEO_SYSTEMS = ("smoothsa", "slotcontrast", "videosaur", "randsfq")
 SMOOTH = ("slotcontrast,smooth", "videosaur,smooth", "randsfq,smooth")
+OF_TOKENS = ("vvo", "vvo,mlp", "vvo,dfz", "slotdiffusion", "slate")
 INVERTED = ("inverted,tf", "inverted", "inverted,tf_inv_gru", "inverted,sa_no_gru", "inverted,sa")
 LEARNED = ("inverted,tf,learned", "inverted,learned", "inverted,sa,learned")
 SMALL_SCENES = (("config.data.image_size", "32"), ("config.model.decoder.cells", "8"))
@@ -63,9 +64,10 @@ PLAN = (
     Part(("dinosaur", "dias"), HARD, 4500),
     Part(VIDEO_SYSTEMS, HARD_VIDEO, 3500),
     # Systems with a tokenizer, which comes first.
-    Part(("slate,tokenizer", "vvo,tokenizer", "slotdiffusion,tokenizer"), IMAGE, None),
-    Part(("vvo",), IMAGE, 2500),
-    Part(("slate", "slotdiffusion"), IMAGE, 1000),
+    Part(tuple(f"{name},tokenizer" for name in OF_TOKENS), IMAGE, None),
+    Part(OF_TOKENS, IMAGE, None),
+    Part(("steve,tokenizer", "vvo,tokenizer"), GAUSSIAN, None, ONE_SEED),
+    Part(("steve", "vvo"), GAUSSIAN, None, ONE_SEED),
     Part(("spot,student",), IMAGE, 2500),
     Part(("slot_attention",), IMAGE, 2500),
     Part(("savi_slotformer",), GAUSSIAN, 1200),
