@@ -4,7 +4,9 @@
     python benchmarks/arena.py --systems smoothsa dinosaur --data sprites sprites:gaussian
     python benchmarks/arena.py --config.train.num_steps=500 --seeds=0 --time-limit=60
     python benchmarks/arena.py --ablations full "no warmer" 3/3
+    python benchmarks/arena.py --plan                          all that docs/arena.md asks for
     python benchmarks/arena.py --list                          print the table, train nothing
+    python benchmarks/arena.py --page                          write docs/arena.md, train nothing
 
 `--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
 comma or colon: `--systems spot,student`, `--data coco:smoke`. A second stage such as
@@ -20,15 +22,23 @@ it again and adds another row. The same command continues a run that was stopped
     ablation                of `ABLATIONS` below; "full" changes nothing
     overrides               settings of the command line, without seed and number of steps
     seconds                 of the training steps, without compilation, scoring and pauses
+    steps_per_second        of these
+    curve                   {"step", "seconds", "scores"} of about eight points of training, on
+                            `CURVE_SAMPLES` samples of the validation split; scored as the rest is
+    clips                   metric -> the score of each scored sample; likewise under "plain"
+    baseline_clips          the same of k-means on the features
+    segments                of the first samples, for pictures: see `packed`; of seed 0 alone
     scores                  mean of each metric; under "match_paper" by that protocol, if scored;
                             under "plain" those of as many slots as in training, none pruned, where
                             the config says otherwise
     parameters              numbers of trained and of frozen ones
     memory                  bytes of the training step on each device, as the compiler plans them
+    folder                  below the --workdir that it was trained in
     revision                of git when the run began, "-dirty" where the checkout had changes
 """
 
 import argparse
+import collections
 import dataclasses
 import datetime
 import itertools
@@ -39,7 +49,6 @@ import queue
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -52,8 +61,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.arena_plan import PLAN
+from benchmarks.arena_plan import SEEDS as DEFAULT_SEEDS
+from benchmarks.arena_rows import (
+    FULL,
+    KEY,
+    LEADING,
+    ROWS_FILE,
+    Row,
+    append_row,
+    clips_of,
+    curve_of,
+    key_of,
+    packed,
+    read_rows,
+    training_seconds,
+)
+from benchmarks.arena_table import counted, percent, table
 from smoothsa_jax.checkpoints.sources import spec_of
 from smoothsa_jax.config.load import (
     Overrides,
@@ -63,20 +90,18 @@ from smoothsa_jax.config.load import (
 )
 from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import cell, title_of
+from smoothsa_jax.evaluation.scores import title_of
 
-Row = dict[str, Any]
-ROWS_FILE = ROOT / "benchmarks" / "recorded" / "arena.jsonl"
-# The key of a run; the rest of a row are results.
-KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
 DEFAULT_SYSTEM = "smoothsa"  # needs no word
-FULL = "full"
-LEADING = ("fg_ari", "ari", "mbo", "miou")  # metrics of the first columns
 IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
-# Scores of the same run by another protocol, in a row's `scores`.
-BY_PROTOCOL = ("match_paper", "plain")
 PLAIN = {"eval.prune": None, "eval.num_slots": None}
 PLAIN_FOLDER = "plain"
+DISCOVERY = "discovery"  # the task
+# Scored during training. These settings, as the seed, are not in the key: what is trained and how
+# the end is scored do not depend on them.
+CURVE_POINTS, CURVE_SAMPLES = 8, 64
+OF_A_CURVE = ("checkpoint.every", "checkpoint.best_metric", "eval.validation_samples")
+SHOWN, SHOWN_SEED = 3, 0  # samples in pictures, and the training seed that they are of
 CONFIG_CODE = '''"""The config of this run; benchmarks/arena.py wrote it."""
 
 from pathlib import Path
@@ -216,7 +241,40 @@ def plan(
                 if companion.source is None:  # one that is left out
                     continue
                 companion.source = str(workdir / _folder_name(_earlier(whole, companion.source)))
+            add_curve(config, whole["overrides"])
             runs.append(Run(whole, canonical(config), workdir / _folder_name(whole)))
+    return runs
+
+
+def add_curve(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Score a few times in training, for a learning curve, unless the command line says how.
+
+    The newest checkpoint is scored in the end, whichever is the best. A config that scores the best
+    one keeps its own rule, and the points of its curve.
+    """
+    if config.task == DISCOVERY and "eval.count_segments" not in overrides:
+        config.eval.count_segments = True
+    if config.eval.checkpoint == "best" or any(name in overrides for name in OF_A_CURVE):
+        return
+    if config.task == DISCOVERY:
+        config.checkpoint.update(best_metric=LEADING[0], best_mode="max")
+    # Between two scored steps there is one whose time is known.
+    config.checkpoint.every = max(math.ceil(config.train.num_steps / CURVE_POINTS), 2)
+    config.eval.validation_samples = CURVE_SAMPLES
+
+
+def all_planned(seeds: Sequence[int] | None, overrides: Overrides, workdir: Path) -> list[Run]:
+    """Return the runs of arena_plan.py in their order.
+
+    Args:
+        seeds: those of each part's that are wanted; None: all.
+        overrides, workdir: as for `plan`.
+    """
+    runs = []
+    for part in PLAN:
+        wanted = [seed for seed in part.seeds if seeds is None or seed in seeds]
+        what = part.systems, part.data, part.ablations
+        runs += plan(*what, wanted, (*part.settings, *overrides), workdir)
     return runs
 
 
@@ -290,6 +348,7 @@ def run_missing(
     *,
     jobs: int = 1,
     again: bool = False,
+    counts_as_done: Callable[[Row], bool] = lambda row: True,
     say: Callable[[str], None] = print,
     stop: Callable[[], None] = lambda: None,
 ) -> list[str]:
@@ -299,23 +358,18 @@ def run_missing(
         train: trains and scores one run; may raise RunFailed.
         jobs: runs at a time, each on its own share of the cores.
         again: train runs that have a row as well, in another folder.
+        counts_as_done: tells whether a row makes its run one that need not be trained.
         stop: asks running trainings to stop; called when this function is interrupted.
 
     Returns:
         One line for each run that failed.
     """
-    counts: dict[str, int] = {}
-    for row in read_rows(rows_file):
-        counts[key_of(row)] = counts.get(key_of(row), 0) + 1
-    missing = [run for run in runs if again or key_of(run.key) not in counts]
+    rows = read_rows(rows_file)
+    done = {key_of(row) for row in rows if counts_as_done(row)}
+    missing = [run for run in runs if again or key_of(run.key) not in done]
     say(f"{len(runs) - len(missing)} of {len(runs)} runs have a row; {len(missing)} to do")
-    # A folder has one run: another one of the same kind needs another folder.
-    missing = [
-        dataclasses.replace(run, folder=run.folder.with_name(f"{run.folder.name}_again{before}"))
-        if (before := counts.get(key_of(run.key), 0))
-        else run
-        for run in missing
-    ]
+    before = collections.Counter(key_of(row) for row in rows)
+    missing = [_in_own_folder(run, before[key_of(run.key)]) for run in missing]
     failures = []
     pool = ThreadPoolExecutor(jobs, initializer=_pin_thread, initargs=(_shares(jobs),))
     try:
@@ -341,9 +395,17 @@ def run_missing(
     return failures
 
 
+def _in_own_folder(run: Run, rows: int) -> Run:
+    """Return a run in a folder that holds none of the finished ones, of which there are `rows`."""
+    names = [run.folder.name, *(f"{run.folder.name}_again{number + 1}" for number in range(rows))]
+    folders = [run.folder.with_name(name) for name in names]
+    free = (folder for folder in folders if not (folder / "scores.json").exists())
+    return dataclasses.replace(run, folder=next(free, folders[-1]))
+
+
 def _headline(row: Row) -> str:
     name = next((name for name in (*LEADING, *row["scores"]) if name in row["scores"]), None)
-    return "no score" if name is None else f"{title_of(name)} {_percent(row['scores'][name])}"
+    return "no score" if name is None else f"{title_of(name)} {percent(row['scores'][name])}"
 
 
 def _shares(jobs: int) -> "queue.SimpleQueue[set[int]]":
@@ -359,7 +421,7 @@ def _cores() -> list[int]:
     """Return the cores of the calling thread; the processes that it starts inherit them."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return list(range(os.cpucounted() or 1))
 
 
 def _pin_thread(shares: "queue.SimpleQueue[set[int]]") -> None:
@@ -485,7 +547,27 @@ def measure(folder: Path) -> None:
         "device": device.device_kind,
         "devices": len(jax.devices()),
     }
+    if config.task == DISCOVERY and config.seed == SHOWN_SEED:
+        found["segments"] = packed(_segments(folder))
     (folder / "arena_measured.json").write_text(json.dumps(found))
+
+
+def _segments(folder: Path) -> list[np.ndarray]:
+    """Return the segments (T,H,W) of the first samples, as a finished run scored them."""
+    from smoothsa_jax.checkpoints.read import restore_state
+    from smoothsa_jax.training import evaluating
+    from smoothsa_jax.training.step import build_training
+
+    checkpoint, config = evaluating.restored(folder, lambda stored: stored)
+    training = evaluating.untrained(build_training(config))
+    frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
+    training = dataclasses.replace(training, frozen=frozen)
+    params = evaluating.params_of(checkpoint, training)
+    seeds = tuple(config.eval.seeds)[:1]
+    found = evaluating.evaluate_split(
+        config, training, params, config.eval.split, SHOWN, seeds, keep_samples=SHOWN
+    )
+    return [sample["masks"] for sample in found.samples]
 
 
 def make_row(run: Run, cores: int, revision: str) -> Row:
@@ -499,16 +581,24 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
         log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         measured = json.loads((run.folder / "arena_measured.json").read_text())
         means = lambda found: {name: x["mean"] for name, x in found["metrics"].items()}  # noqa: E731
+        clips = clips_of(run.folder, run.config.title)
         others = {"match_paper": means(scores["match_paper"])} if "match_paper" in scores else {}
         plain = run.folder / PLAIN_FOLDER / "scores.json"
         if plain.exists():
             others["plain"] = means(json.loads(plain.read_text()))
+            copy = clips_of(run.folder / PLAIN_FOLDER, run.config.title)
+            clips["clips"]["plain"] = copy["clips"]
+        seconds = training_seconds(log)
         return {
             **run.key,
-            "seconds": training_seconds(log),
+            "seconds": seconds,
+            "steps_per_second": round(log[-1]["step"] / seconds, 3) if seconds else None,
             "scores": {**means(scores), **others},
             **({"baselines": scores["baselines"]} if scores["baselines"] else {}),
+            **clips,
+            "curve": curve_of(log),
             **measured,
+            "folder": run.folder.name,
             "cores": cores,
             "revision": revision,
             "date": datetime.date.today().isoformat(),
@@ -520,21 +610,6 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
         ) from error
 
 
-def training_seconds(log: Sequence[Row]) -> float | None:
-    """Return the time of the training steps, from the speeds in a `log.jsonl`.
-
-    Compilation, scoring and pauses do not count.
-    """
-    seconds, timed, last = 0.0, 0, 0
-    for row in log:
-        if row.get("steps_per_second"):
-            seconds += (row["step"] - last) / row["steps_per_second"]
-            timed += row["step"] - last
-        last = row["step"]
-    # Rows without a speed (the first, and those after a pause) count with the mean of the others.
-    return round(seconds * last / timed, 3) if timed else None
-
-
 def revision() -> str:
     """Return git's revision of this checkout; "unknown" without git."""
 
@@ -544,150 +619,12 @@ def revision() -> str:
 
     try:
         head = git("rev-parse", "--short=12", "HEAD").strip()
-        rows = f":!{ROWS_FILE.relative_to(ROOT)}"  # every run adds to them
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", rows).strip()
+        made = (str(ROWS_FILE.relative_to(ROOT)), "docs/arena.md", "docs/arena")  # of runs
+        others = [".", *(f":!{path}" for path in made)]
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *others).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}-dirty" if changed else head
-
-
-# --------------------------------------------------------------------------------------------- rows
-
-
-def key_of(row: Mapping[str, Any]) -> str:
-    """Return the key of a run, as a text that is equal for equal runs."""
-    return json.dumps({name: row[name] for name in KEY}, sort_keys=True)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return all rows in the order they were written, without a line that was cut short."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Append a row, safe against a crash right after."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        # A line that a kill cut short must not swallow this one.
-        file.seek(0)
-        text = file.read()
-        begin = b"\n" if text and not text.endswith(b"\n") else b""
-        file.write(begin + json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-# -------------------------------------------------------------------------------------------- table
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as Markdown: a table, a line for each kind of run, and comparisons.
-
-    Of runs with the same key the newest counts.
-    """
-    if not rows:
-        return "No run has finished yet.\n"
-    newest = {key_of(row): row for row in rows}.values()
-    groups: dict[str, list[Row]] = {}
-    for row in newest:
-        groups.setdefault(_group(row), []).append(row)
-    names = list(dict.fromkeys([*LEADING, *itertools.chain(*(row["scores"] for row in newest))]))
-    names = [name for name in names if name not in BY_PROTOCOL]
-    names = [name for name in names if any(name in row["scores"] for row in newest)]
-    leading = names[0] if names else None
-    of_each = f"{title_of(leading)} of each seed"
-    head = ["system", "data", "ablation", "overrides", "steps", "seeds"]
-    head += [*(title_of(name) for name in names), of_each, "training, s"]
-    lines = [head, ["---"] * 6 + ["---:"] * len(names) + ["---", "---:"]]
-    for found, protocol in itertools.product(groups.values(), ("", "plain")):
-        found.sort(key=lambda row: row["seed"])
-        scores = [row["scores"].get(protocol, {}) if protocol else row["scores"] for row in found]
-        if not any(scores):
-            continue
-        row = found[0]
-        times = [x["seconds"] for x in found if x["seconds"] is not None]
-        overrides = ", ".join(f"`{key}={value}`" for key, value in row["overrides"].items())
-        lines.append(
-            [
-                row["title"] or row["system"],
-                ":".join(filter(None, (row["data"], row["words"]))),
-                ", ".join(filter(None, (row["ablation"], protocol))),
-                overrides or "none",
-                str(row["steps"]),
-                str(len(found)),
-                *(_mean_and_spread(name, [x.get(name) for x in scores]) for name in names),
-                ", ".join(
-                    f"{x['seed']}: {_percent(values.get(leading))}"
-                    for x, values in zip(found, scores, strict=True)
-                ),
-                f"{statistics.mean(times):.0f}" if times else "-",
-            ]
-        )
-    text = ["| " + " | ".join(cells) + " |" for cells in lines]
-    text += ["", "Scores in percent: mean ± standard deviation (n - 1) over the training seeds."]
-    if any("plain" in row["scores"] for row in newest):
-        text += ["", "Plain: with as many slots as in training, none of them pruned."]
-    if said := comparisons(list(groups.values())):
-        text += ["", *(f"* {sentence}" for sentence in said)]
-    return "\n".join(text) + "\n"
-
-
-def _group(row: Row) -> str:
-    """Return what the runs of one line of the table have in common."""
-    return json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
-
-
-def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
-    """Return a sentence for each ablation: how far it is from the full system, seed by seed."""
-    by_group = {_group(found[0]): found for found in groups}
-    sentences = []
-    for found in groups:
-        name = found[0]["ablation"]
-        whole = by_group.get(_group({**found[0], "ablation": FULL}), [])
-        metric = next((x for x in LEADING if x in found[0]["scores"]), None)
-        if name == FULL or metric is None:
-            continue
-        full = {row["seed"]: row["scores"].get(metric) for row in whole}
-        pairs = [(row["scores"].get(metric), full.get(row["seed"])) for row in found]
-        gaps = [mine - other for mine, other in pairs if mine is not None and other is not None]
-        if not gaps:
-            continue
-        gap, below = statistics.mean(gaps), sum(gap < 0 for gap in gaps)
-        sentences.append(
-            f"{name}: mean {title_of(metric)} {abs(100 * gap):.1f} points "
-            f"{'below' if gap < 0 else 'above'} full over the {_count(len(gaps), 'seed')} that "
-            f"both have; below full with {below} of {len(gaps)}."
-        )
-    most = max((len(found) for found in groups), default=0)
-    sentences += [
-        f"Not complete: {found[0]['system']} on {found[0]['data']}, {found[0]['ablation']}, has "
-        f"{len(found)} of {_count(most, 'seed')}."
-        for found in groups
-        if len(found) < most
-    ]
-    return sentences
-
-
-def _mean_and_spread(name: str, values: Sequence[float | None]) -> str:
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    spread = f" ± {cell(name, statistics.stdev(values))}" if len(values) > 1 else ""
-    return cell(name, statistics.mean(values)) + spread
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -704,12 +641,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--systems", nargs="+", default=[DEFAULT_SYSTEM], metavar="SYSTEM")
     parser.add_argument("--data", nargs="+", default=["sprites"], metavar="DATA")
     parser.add_argument("--ablations", nargs="+", default=[FULL], choices=ABLATIONS)
-    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="such as 0,1,2")
+    parser.add_argument("--seeds", type=_seeds, help="such as 0,1,2, which is the default")
     parser.add_argument("--workdir", type=Path, default=Path("runs/arena"))
     parser.add_argument("--rows", type=Path, default=ROWS_FILE, help="the file of the rows")
     parser.add_argument("--again", action="store_true", help="train runs that have a row as well")
     parser.add_argument("--time-limit", type=float, default=math.inf, help="in minutes")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 1 on an accelerator")
+    parser.add_argument("--plan", action="store_true", help="train what arena_plan.py lists")
+    parser.add_argument("--page", action="store_true", help="write docs/arena.md, train nothing")
     parser.add_argument("--list", action="store_true", help="print the table, train nothing")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # for MainProgram
     options = parser.parse_args(others)
@@ -719,18 +658,28 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(table(read_rows(options.rows)), end="")
         return 0
+    if options.page:
+        from benchmarks import arena_page
+
+        arena_page.write(read_rows(options.rows))
+        return 0
     if any(name == "config" for name, _ in overrides):
         raise UserError("--config was given; name the data set, or a config file, with --data")
     if any(name == "config.seed" for name, _ in overrides):
         raise UserError("--config.seed was given; use --seeds")
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; expected at least 1")
-    runs = plan(
-        options.systems, options.data, options.ablations, options.seeds, overrides, options.workdir
-    )
+    if options.plan:
+        runs = all_planned(options.seeds, overrides, options.workdir)
+    else:
+        what, seeds = (
+            (options.systems, options.data, options.ablations),
+            options.seeds or DEFAULT_SEEDS,
+        )
+        runs = plan(*what, seeds, overrides, options.workdir)
     failures = _train(runs, options)
     if failures:
-        print(f"{_count(len(failures), 'run')} failed; the same command retries", file=sys.stderr)
+        print(f"{counted(len(failures), 'run')} failed; the same command retries", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -744,6 +693,8 @@ def _train(runs: Sequence[Run], options: argparse.Namespace) -> list[str]:
     program = MainProgram(say, 60 * options.time_limit)
     before = signal.signal(signal.SIGTERM, interrupt)
     settings = {"jobs": options.jobs, "again": options.again, "say": say, "stop": program.stop}
+    if options.plan:  # its page needs curves
+        settings["counts_as_done"] = lambda row: "curve" in row
     try:
         return run_missing(runs, options.rows, program, **settings)
     finally:

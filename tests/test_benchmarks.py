@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ def load(name: str):
 
 
 arena, against_peer, check = load("arena"), load("against_peer"), load("check")
+arena_rows = load("arena_rows")
 TINY = [str(CONFIG)]
 STEPS = [("config.train.num_steps", "7")]
 
@@ -254,12 +257,48 @@ def test_again_trains_in_another_folder(tmp_path):
 
     def train(run):
         folders.append(run.folder)
+        run.folder.mkdir()
+        (run.folder / "scores.json").touch()
         return {**row("full", 0, 0.5), **run.key}
 
     runs = arena.plan(["smoothsa"], TINY, ["full"], [0], STEPS, tmp_path)
     for _ in range(3):
         arena.run_missing(runs, rows_file, train, again=True, say=lambda text: None)
     assert len(set(folders)) == len(arena.read_rows(rows_file)) == 3
+    # Rows may come without folders, from elsewhere; a second stage looks for the plain one.
+    shutil.rmtree(runs[0].folder)
+    arena.run_missing(runs, rows_file, train, again=True, say=lambda text: None)
+    assert folders[3] == folders[0] == runs[0].folder
+
+
+def test_a_plan_trains_again_what_has_no_curve(tmp_path):
+    rows_file, asked = tmp_path / "rows.jsonl", []
+
+    def train(run):
+        asked.append(run.key["seed"])
+        return {**row("full", 0, 0.5), **run.key, "curve": []}
+
+    runs = arena.plan(["smoothsa"], TINY, ["full"], [0, 1], STEPS, tmp_path)
+    arena.append_row(rows_file, {**row("full", 0, 0.5), **runs[0].key})
+    arena.append_row(rows_file, {**row("full", 0, 0.5), **runs[1].key, "curve": []})
+    for expected in ([0], [0]):
+        with_curve = {"counts_as_done": lambda row: "curve" in row, "say": lambda text: None}
+        arena.run_missing(runs, rows_file, train, **with_curve)
+        assert asked == expected
+    arena.run_missing(runs, rows_file, train, say=lambda text: None)
+    assert asked == [0]
+
+
+def test_all_planned_runs_can_run(tmp_path):
+    runs = arena.all_planned([0], [("config.mesh.data", "1")], tmp_path)
+    keys = [arena.key_of(run.key) for run in runs]
+    assert len(set(keys)) == len(keys) and all(run.key["seed"] == 0 for run in runs)
+    folders = [run.folder for run in runs]
+    for number, run in enumerate(runs):
+        for companion in (x for x in run.config.companions.values() if x.source):
+            assert Path(companion.source) in folders[:number], run.name  # its first stage is before
+        if not run.config.companions:
+            check_config(run.config)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
@@ -295,6 +334,53 @@ def test_the_time_of_training_leaves_out_pauses():
     assert arena.training_seconds([{"step": 1}]) is None
 
 
+def test_a_curve_has_times_without_scoring():
+    log = [
+        {"step": 1},
+        {"step": 5, "steps_per_second": 2.0, "validation/fg_ari": 0.25, "validation/slots": 4.0},
+        {"step": 9, "steps_per_second": 1.0},
+        {"step": 10, "steps_per_second": 1.0, "validation/fg_ari": 0.123456},
+    ]
+    mean = (4 / 2 + 4 + 1) / 9
+    first, second = arena.curve_of(log)
+    assert first == {"step": 5, "seconds": round(mean + 2, 3), "scores": {"fg_ari": 0.25}}
+    assert second["step"] == 10 and second["scores"] == {"fg_ari": 0.1235}
+    assert second["seconds"] == arena.training_seconds(log) == round(mean + 7, 3)
+    assert arena.curve_of([{"step": 1}]) == []
+
+
+def test_a_curve_is_asked_for_without_another_key(tmp_path):
+    def planned(*overrides, system="smoothsa", data="sprites:image"):
+        (run,) = arena.plan([system], [data], ["full"], [0], [*STEPS, *overrides], tmp_path)
+        check_config(run.config)
+        return run
+
+    plain = [("config.mesh.data", "1")]
+    run = planned(*plain, ("config.train.num_steps", "4000"))
+    assert run.key["overrides"] == {"mesh.data": 1} and run.config.checkpoint.every == 500
+    assert (run.config.checkpoint.best_metric, run.config.checkpoint.best_mode) == ("fg_ari", "max")
+    assert run.config.eval.count_segments and run.config.eval.validation_samples == 64
+    # The best checkpoint depends on which there are; so a run that scores it keeps its own.
+    best = planned(*plain, ("config.eval.checkpoint", "best"))
+    assert (best.config.checkpoint.best_metric, best.config.checkpoint.every) == ("loss", 1000)
+    asked = planned(*plain, ("config.checkpoint.every", "3"))
+    assert asked.config.checkpoint.every == 3 and asked.config.eval.validation_samples == 16
+    tokens = planned(*plain, system="slate,tokenizer")
+    assert tokens.config.checkpoint.best_metric == "psnr" and not tokens.config.eval.count_segments
+
+
+def test_segments_fit_into_a_row():
+    clips = [np.arange(3 * 4 * 5).reshape(3, 4, 5) % 7, np.ones((3, 4, 5), int)]
+    found = arena_rows.unpacked(json.loads(json.dumps(arena_rows.packed(clips))))
+    np.testing.assert_array_equal(found, np.stack([clip[[0, -1]] for clip in clips]))
+    assert arena_rows.unpacked(arena_rows.packed([clip[:1] for clip in clips])).shape == (
+        2,
+        1,
+        4,
+        5,
+    )
+
+
 @pytest.mark.slow
 def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cache, capsys):
     rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs"
@@ -310,7 +396,7 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     scores = json.loads((run / "scores.json").read_text())
     (found,) = arena.read_rows(rows_file)
     pruned, plain = found["scores"], found["scores"]["plain"]
-    assert plain.keys() == {"ari", "fg_ari", "mbo", "miou"}
+    assert plain.keys() == {"ari", "fg_ari", "mbo", "miou", "segments_found", "count_error"}
     assert pruned.keys() > {*plain, "match_paper", "slots"}
     in_copy = json.loads((run / "plain" / "scores.json").read_text())
     assert plain["fg_ari"] == in_copy["metrics"]["fg_ari"]["mean"] != pruned["fg_ari"]
@@ -318,6 +404,12 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     paper = scores["match_paper"]["metrics"]["fg_ari"]["mean"]
     assert found["scores"]["match_paper"]["fg_ari"] == paper
     assert found["baselines"] == scores["baselines"]
+    assert [point["step"] for point in found["curve"]] == [2, 4]
+    assert all({"fg_ari", "count_error"} <= point["scores"].keys() for point in found["curve"])
+    clips = found["clips"]
+    for own, means in ((clips, pruned), (clips["plain"], plain)):
+        defined = [x for x in own["fg_ari"] if x is not None]
+        assert np.mean(defined) == pytest.approx(means["fg_ari"], abs=1e-4)
     key = (found["system"], found["data"], found["words"], found["seed"], found["steps"])
     assert key == ("smoothsa", "run_config", "image", 3, 4)
     assert found["overrides"] == {
@@ -352,6 +444,9 @@ def test_recorded_rows_are_whole():
     for found in arena.read_rows(arena.ROWS_FILE):
         assert {*arena.KEY, "seconds", "scores", "parameters", "memory", "revision"} <= found.keys()
         assert {"device", "title"} <= found.keys()
+        if "curve" in found:
+            assert {"steps_per_second", "clips", "folder"} <= found.keys()
+            assert all(point.keys() == {"step", "seconds", "scores"} for point in found["curve"])
 
 
 @pytest.mark.slow

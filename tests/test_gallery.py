@@ -21,7 +21,7 @@ CONFIGS = ROOT / "configs"
 DATA_SETS = sorted(p.stem for p in CONFIGS.glob("*.py"))
 SYSTEMS = sorted(p.stem for p in (CONFIGS / "systems").glob("*.py"))
 VARIANTS = {
-    "sprites": {"gaussian", "image", "full"},
+    "sprites": {"gaussian", "image", "hard", "hard_gaussian", "hard_image", "full"},
     "scenes": {"gaussian", "moving", "image", "views"},
     "own": {"image", "video"},
     "movi_a": {"image"},

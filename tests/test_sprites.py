@@ -14,6 +14,7 @@ from smoothsa_jax.inputs.sprite_shapes import SHAPES
 from smoothsa_jax.inputs.sprites import (
     Scene,
     Sprites,
+    camera_shift,
     draw_scene,
     render,
 )
@@ -25,9 +26,12 @@ def _assert_same(first, second):
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
-def _scene(split, index, seed=0):
+def _scene(split, index, seed=0, **options):
     rng = np.random.default_rng([seed, SPLITS[split], index])
-    return draw_scene(rng, 64, 64, 3, 5, 4)
+    return draw_scene(rng, 64, 64, 3, 5, 4, **options)
+
+
+HARD = {"shared_colours": 0.4, "jitter": 2.0, "lighting": 0.5}
 
 
 def _one_disc(**changes):
@@ -91,11 +95,12 @@ def test_a_longer_clip_goes_on_from_a_shorter_one():
         np.testing.assert_array_equal(a["boxes"][:, given], b["boxes"][:2, given])
 
 
-@pytest.mark.parametrize("index", range(2))
-def test_labels_equal_a_loop_over_pixels_and_sprites(index):
-    scene = _scene("test", index)
+@pytest.mark.parametrize(("index", "options"), [(0, {}), (1, {}), (2, HARD)])
+def test_labels_equal_a_loop_over_pixels_and_sprites(index, options):
+    scene = _scene("test", index, **options)
     _, labels = render(scene, 3, 64, 64)
     centres, angles, radii = paths(scene.motion, 3, 64, 64)
+    centres = centres + camera_shift(scene, 3)
     for t in range(3):
         for y in range(64):
             for x in range(64):
@@ -288,6 +293,79 @@ def test_pairs_of_colours_differ_and_share_a_small_palette():
         assert (np.linalg.norm(colours[:, 0] - colours[:, 1], axis=-1) > 100).all()
 
 
+# ------------------------------------------------------------------------------------- harder clips
+
+
+def test_what_makes_clips_harder_is_drawn_last():
+    """So clips without it stay as they are."""
+    for index in range(20):
+        plain, hard = _scene("train", index), _scene("train", index, **HARD)
+        lit = _scene("train", index, jitter=2.0, lighting=0.5)
+        assert plain.hardship is None and hard.hardship is not None
+        same = [name for name in plain._fields if name not in ("hardship", "textures", "colours")]
+        for other, names in ((hard, same), (lit, [*same, "textures", "colours"])):
+            for name in names:
+                np.testing.assert_equal(getattr(other, name), getattr(plain, name))
+
+
+def test_harder_clips_are_reproducible_and_go_on():
+    options = {"max_objects": 7, "min_objects": 4, **HARD}
+    short, long = Sprites(num_frames=2, **options), Sprites(num_frames=9, **options)
+    plain = Sprites(num_frames=2, max_objects=7, min_objects=4)
+    for index in range(8):
+        _assert_same(short[index], Sprites(num_frames=2, **options)[index])
+        for key in ("video", "segmentations"):
+            np.testing.assert_array_equal(short[index][key], long[index][key][:2])
+        assert (short[index]["video"] != plain[index]["video"]).any()
+    clips = {Sprites(seed=s, **options)[i]["video"].tobytes() for s in range(2) for i in range(8)}
+    assert len(clips) == 16
+
+
+def test_objects_have_the_colours_of_something_behind_them_but_another_texture():
+    shared = total = 0
+    for index in range(200):
+        scene = _scene("train", index, shared_colours=0.4)
+        for i in range(1, len(scene.textures)):
+            behind = [j for j in range(i) if (scene.colours[j] == scene.colours[i]).all()]
+            shared, total = shared + bool(behind), total + 1
+            if len(behind) == 1:
+                assert scene.textures[behind[0]] != scene.textures[i]
+    assert 0.33 < shared / total < 0.5  # besides, 0.4 may meet what has taken colors itself
+
+
+def test_the_camera_shakes_everything_by_what_is_told():
+    still = _one_disc()
+    hardship = _scene("train", 0, jitter=4.0).hardship
+    scene = still._replace(hardship=hardship._replace(dark=0.0, tint=np.zeros(3)))
+    shift = camera_shift(scene, 8)
+    assert 0.5 < np.abs(shift).max() <= 4 and np.linalg.norm(shift, axis=1).max() <= 4
+    _, labels = render(scene, 8, 64, 64)
+    for t in range(8):
+        y, x = np.nonzero(labels[t])
+        np.testing.assert_allclose([x.mean() - 30, y.mean() - 30], shift[t], atol=0.15)
+    # The background as well: shaken by whole pixels, it is the same elsewhere.
+    whole = np.array([[3.0, 2.0], [0.0, 0.0]])
+    moved = scene._replace(
+        hardship=scene.hardship._replace(
+            shake=whole, shake_rate=np.full(2, np.pi / 2), shake_phase=np.zeros(2)
+        )
+    )
+    video, labels = render(moved, 2, 64, 64)
+    np.testing.assert_array_equal(labels[1, 2:, 3:], labels[0, :-2, :-3])
+    change = np.abs(video[1, 2:, 3:].astype(int) - video[0, :-2, :-3])
+    assert change.max() <= 1 and np.abs(video[1].astype(int) - video[0]).max() > 100
+
+
+def test_light_changes_colours_alone():
+    for index in range(10):
+        plain, lit = _scene("test", index), _scene("test", index, lighting=0.5)
+        (video, labels), (dark, same) = (render(scene, 6, 64, 64) for scene in (plain, lit))
+        np.testing.assert_array_equal(labels, same)
+        assert (dark <= video).all() and (dark >= 0.5 * 0.75 * video - 1).all()
+        share = dark.mean(axis=-1) / np.maximum(video.mean(axis=-1), 1)
+        assert share.std(axis=(1, 2)).min() > 0.03  # it differs over each frame
+
+
 @pytest.mark.slow
 def test_colour_alone_does_not_solve_it():
     """RGB k-means with the true number of segments stays at or below 0.4 FG-ARI; so says the mean
@@ -314,6 +392,9 @@ def test_colour_alone_does_not_solve_it():
         ({"min_objects": 1}, "min_objects"),
         ({"min_objects": 6}, "min_objects"),
         ({"palette_size": 2}, "palette_size"),
+        ({"shared_colours": 1.5}, "data.shared_colours is 1.5; choose a share"),
+        ({"lighting": -0.1}, "data.lighting is -0.1"),
+        ({"jitter": 17}, "data.jitter is 17"),
         ({"num_slots": 5}, "6 boxes, but the model has 5 slots"),
     ],
 )

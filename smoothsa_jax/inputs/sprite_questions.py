@@ -21,7 +21,7 @@ from smoothsa_jax.inputs.sprite_motion import paths
 from smoothsa_jax.inputs.sprite_shapes import SHAPES
 from smoothsa_jax.inputs.sprite_textures import COLOUR_NAMES, TEXTURES
 from smoothsa_jax.inputs.sprite_truth import Truth, looks, truth_of
-from smoothsa_jax.inputs.sprites import Sprites
+from smoothsa_jax.inputs.sprites import Sprites, camera_shift
 
 NUM_QUESTIONS = {"train": 8192, "validation": 512, "test": 2048}
 NUM_CLIPS = {"train": 4096, "validation": 512, "test": 1024}
@@ -204,7 +204,8 @@ class SpriteQuestions:
     these draws.
 
     Args:
-        image_size, max_objects, min_objects, seed, palette_size: see `Sprites`.
+        image_size, max_objects, min_objects, seed, palette_size, shared_colours, jitter, lighting:
+            see `Sprites`.
         num_frames: frames per clip, observed ones and those of the future.
         observed: how many frames are observed, P.
         split: "train", "validation" or "test".
@@ -241,6 +242,9 @@ class SpriteQuestions:
         num_clips: int | None = None,
         seed: int = 0,
         palette_size: int = 4,
+        shared_colours: float = 0.0,
+        jitter: float = 0.0,
+        lighting: float = 0.0,
         num_slots: int | None = None,
         boxes: bool = True,
         background_box: bool = True,
@@ -263,6 +267,9 @@ class SpriteQuestions:
             "num_samples": num_clips,
             "seed": seed,
             "palette_size": palette_size,
+            "shared_colours": shared_colours,
+            "jitter": jitter,
+            "lighting": lighting,
         }
         self.clips = Sprites(**options)
         of_model = {"num_slots": num_slots, "boxes": boxes, "background_box": background_box}
@@ -434,6 +441,7 @@ class SpriteQuestions:
         frames = self.observed if num_frames is None else num_frames
         scene, height, width = self.clips.scene(clip), self.clips.height, self.clips.width
         centres, _, radii = paths(scene.motion, frames, height, width)
+        centres = centres + camera_shift(scene, frames)
         shapes, textures, colours = looks(scene)
         count = len(shapes)
         kept = [

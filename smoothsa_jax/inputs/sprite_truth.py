@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from smoothsa_jax.inputs.sprite_motion import paths
 from smoothsa_jax.inputs.sprite_shapes import SHAPES
 from smoothsa_jax.inputs.sprite_textures import COLOURS, TEXTURES
-from smoothsa_jax.inputs.sprites import Scene, silhouettes
+from smoothsa_jax.inputs.sprites import Scene, camera_shift, silhouettes
 
 SHOWN = 20  # pixels; an object that shows fewer is not seen, or is gone
 
@@ -78,6 +78,7 @@ def truth_of(scene: Scene, num_frames: int, height: int, width: int) -> Truth:
     """Compute the truth of the first frames of a clip, without its colors."""
     count = len(scene.shapes)
     centres, _, radii = paths(scene.motion, num_frames, height, width)
+    centres = centres + camera_shift(scene, num_frames)
     amodal = np.zeros((count, num_frames * height * width), bool)
     labels = np.zeros(num_frames * height * width, np.uint8)
     for i, found in enumerate(silhouettes(scene, num_frames, height, width)):

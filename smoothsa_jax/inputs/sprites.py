@@ -3,6 +3,9 @@
 A clip depends only on (seed, split, index) and the options. Shapes move, bounce or leave, sway,
 rotate, change size and occlude each other; the background drifts. Labels and boxes are exact. Color
 alone does not separate the objects (see sprite_textures). Nothing is downloaded.
+
+Three options make clips harder: objects in the colors of what they hide, a camera that shakes, and
+light that moves. Without them, clips are the same bit for bit as before there were such options.
 """
 
 import math
@@ -23,6 +26,18 @@ _SHAPE_NAMES = tuple(SHAPES)
 _TEXTURE_NAMES = tuple(TEXTURES)
 
 
+class Hardship(NamedTuple):
+    """What makes a clip harder, in closed form, so that a longer clip continues a shorter one."""
+
+    shake: np.ndarray  # (2, 2) amplitudes of two swings of the camera, as x, y in pixels
+    shake_rate: np.ndarray  # (2,) radians per frame
+    shake_phase: np.ndarray  # (2,) radians
+    dark: float  # share of the light that is missing where it is darkest, 0..1
+    wave: np.ndarray  # (3,) of the light: radians per column, row and frame
+    wave_phase: float  # radians
+    tint: np.ndarray  # (3,) share of the light that each color channel lacks
+
+
 class Scene(NamedTuple):
     """All random values of a clip; sprite i is in front of sprite i - 1."""
 
@@ -35,6 +50,15 @@ class Scene(NamedTuple):
     shade: np.ndarray  # (1 + n,) how much darker the far side is, 0..1
     drift: np.ndarray  # (2,) of the background, pixels per frame
     tilt: float  # of the background's texture, radians
+    hardship: Hardship | None = None
+
+
+def camera_shift(scene: Scene, num_frames: int) -> np.ndarray:
+    """Return how far the picture is shifted in each frame: (T, 2), x and y in pixels."""
+    if (hard := scene.hardship) is None:
+        return np.zeros((num_frames, 2))
+    time = np.arange(num_frames)[:, None]
+    return np.sin(hard.shake_rate * time + hard.shake_phase) @ hard.shake
 
 
 def draw_scene(
@@ -44,13 +68,17 @@ def draw_scene(
     min_objects: int,
     max_objects: int,
     palette_size: int,
+    shared_colours: float = 0.0,
+    jitter: float = 0.0,
+    lighting: float = 0.0,
 ) -> Scene:
+    """Draw all random values of a clip; see `Sprites` for the options."""
     count = int(rng.integers(min_objects, max_objects + 1))
     number = rng.random((6, count + 1))
     kinds = (number[:2] * [[len(_TEXTURE_NAMES)], [len(_SHAPE_NAMES)]]).astype(int)
     heading, tilt = 2 * np.pi * rng.random(2)
     speed = (0.2 + 0.6 * rng.random()) * min(height, width) / 64
-    return Scene(
+    scene = Scene(
         motion=draw_motion(rng, count, height, width),
         shapes=[_SHAPE_NAMES[i] for i in kinds[1, 1:]],
         textures=[_TEXTURE_NAMES[i] for i in kinds[0]],
@@ -61,6 +89,63 @@ def draw_scene(
         drift=speed * np.array([np.cos(heading), np.sin(heading)]),
         tilt=tilt,
     )
+    if shared_colours:
+        scene = _share_colours(rng, scene, shared_colours)
+    if jitter or lighting:
+        hardship = _draw_hardship(rng, jitter * min(height, width) / 64, lighting, height, width)
+        scene = scene._replace(hardship=hardship)
+    return scene
+
+
+def _share_colours(rng: np.random.Generator, scene: Scene, share: float) -> Scene:
+    """Give some sprites the colors of something behind them, and another texture than that has."""
+    textures, colours = list(scene.textures), scene.colours.copy()
+    for i in range(1, len(textures)):
+        takes, which, step = rng.random(3)
+        if takes >= share:
+            continue
+        behind = int(which * i)  # 0: the background
+        colours[i] = colours[behind]
+        if textures[i] == textures[behind]:
+            place = _TEXTURE_NAMES.index(textures[i]) + 1 + int(step * (len(_TEXTURE_NAMES) - 1))
+            textures[i] = _TEXTURE_NAMES[place % len(_TEXTURE_NAMES)]
+    return scene._replace(textures=textures, colours=colours)
+
+
+def _draw_hardship(
+    rng: np.random.Generator, jitter: float, lighting: float, height: int, width: int
+) -> Hardship:
+    number = rng.random(14)
+    heading, light_heading = 2 * np.pi * number[:2], 2 * np.pi * number[2]
+    length = 2 * np.pi * (0.5 + number[3])  # of the light's wave: half to one and a half frames
+    return Hardship(
+        shake=jitter / 2 * np.stack([np.cos(heading), np.sin(heading)], axis=1),
+        # Periods of two to six frames: nobody holds a camera so badly, but few frames show it.
+        shake_rate=2 * np.pi / (2 + 4 * number[4:6]),
+        shake_phase=2 * np.pi * number[6:8],
+        dark=lighting,
+        wave=np.array(
+            [
+                length * np.cos(light_heading) / width,
+                length * np.sin(light_heading) / height,
+                0.6 * (2 * number[8] - 1),
+            ]
+        ),
+        wave_phase=2 * np.pi * number[9],
+        tint=lighting / 2 * number[10:13],
+    )
+
+
+def _lit(hard: Hardship, canvas: np.ndarray, num_frames: int, height: int, width: int) -> None:
+    """Light the colors (3, T * H * W) of a clip, in place."""
+    columns, rows, frames = (
+        rate * np.arange(count)
+        for rate, count in zip(hard.wave, (width, height, num_frames), strict=True)
+    )
+    angle = columns + rows[:, None] + frames[:, None, None] + hard.wave_phase  # (T, h, w)
+    light = (1 - hard.dark * (0.5 + 0.5 * np.sin(angle))).astype(np.float32).ravel()
+    canvas *= light
+    canvas *= (1 - hard.tint).astype(np.float32)[:, None]
 
 
 def _turn(
@@ -80,6 +165,8 @@ def _turn(
 def _background(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray:
     """Paint the background: colors (3, T * H * W)."""
     shift = scene.drift * np.arange(num_frames)[:, None]
+    if scene.hardship is not None:
+        shift = shift + camera_shift(scene, num_frames)
     x, y = np.arange(width) - shift[:, :1], np.arange(height) - shift[:, 1:]
     cos = np.full((num_frames, 1), scene.frequencies[0] * np.cos(scene.tilt))
     sin = np.full((num_frames, 1), scene.frequencies[0] * np.sin(scene.tilt))
@@ -106,6 +193,8 @@ class Silhouette(NamedTuple):
 def silhouettes(scene: Scene, num_frames: int, height: int, width: int) -> Iterator[Silhouette]:
     """Yield the silhouette of each sprite, from back to front."""
     centres, angles, radii = paths(scene.motion, num_frames, height, width)
+    if scene.hardship is not None:
+        centres = centres + camera_shift(scene, num_frames)
     corners = np.floor(centres).astype(np.intp)
     cos, sin = np.cos(angles) / radii, np.sin(angles) / radii
     radii = radii.astype(np.float32)
@@ -152,6 +241,8 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> tuple[np.n
         for channel, colour in zip(canvas, colours, strict=True):
             channel[pixels] = colour
         labels[pixels[cover >= 0.5]] = i + 1
+    if scene.hardship is not None:
+        _lit(scene.hardship, canvas, num_frames, height, width)
     canvas += 0.5
     video = np.empty((canvas.shape[1], 3), dtype=np.uint8)
     for channel, values in enumerate(canvas):
@@ -178,6 +269,11 @@ class Sprites(GeneratedClips):
         boxes: false for models that start from Gaussian queries: then every slot is valid.
         background_box: whether slot 0 starts from the whole frame, to represent the background.
         palette_size: colors per clip; with fewer colors, color is less informative.
+        shared_colours: share of the objects that have the colors of something behind them, and
+            another texture; 0 to 1.
+        jitter: how far a shaking camera shifts the picture at most, in pixels of a frame of 64.
+        lighting: share of the light that is missing where it is darkest, 0 to 1; it moves over the
+            frame, and has a color.
         keep: whether to keep every generated clip in memory, so that later epochs are free.
 
     Raises:
@@ -197,6 +293,9 @@ class Sprites(GeneratedClips):
         boxes: bool = True,
         background_box: bool = True,
         palette_size: int = 4,
+        shared_colours: float = 0.0,
+        jitter: float = 0.0,
+        lighting: float = 0.0,
         keep: bool = False,
     ):
         super().__init__(
@@ -218,10 +317,18 @@ class Sprites(GeneratedClips):
                     2 <= min_objects <= max_objects <= 254,
                     f"data.min_objects is {min_objects} and data.max_objects {max_objects}; choose "
                     "2 <= min_objects <= max_objects <= 254",
-                )
+                ),
+                *(
+                    (0 <= value <= 1, f"data.{name} is {value}; choose a share from 0 to 1")
+                    for name, value in (("shared_colours", shared_colours), ("lighting", lighting))
+                ),
+                (0 <= jitter <= 16, f"data.jitter is {jitter}; choose 0 to 16 pixels"),
             ],
         )
-        self._scene_options = (min_objects, max_objects, palette_size)
+        self._scene_options = (
+            *(min_objects, max_objects, palette_size),
+            *(shared_colours, jitter, lighting),
+        )
 
     def generate(self, rng: np.random.Generator) -> dict[str, Any]:
         scene = self._draw(rng)

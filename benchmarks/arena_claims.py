@@ -1,0 +1,194 @@
+"""Sections of the arena's page on what papers claim: of SmoothSA, of others, and their orders."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from benchmarks.arena_contestants import (
+    EMPTY,
+    HARMLESS,
+    LEAD,
+    Contestant,
+    difference,
+    gap_text,
+    interval,
+    sorted_words,
+    spread,
+    table,
+)
+from benchmarks.arena_plan import INVERTED, LEARNED
+from benchmarks.arena_rows import FULL
+from smoothsa_jax.evaluation.scores import title_of
+
+# Who reports to be above whom on real data, and where.
+REPORTED = (
+    ("smoothsa", "dias", "arXiv 2508.05417"),
+    ("smoothsa", "spot", "arXiv 2508.05417"),
+    ("smoothsa", "dinosaur", "arXiv 2508.05417"),
+    ("smoothsa", "randsfq", "arXiv 2508.05417"),
+    ("dias", "spot", "arXiv 2507.23755"),
+    ("dias", "dinosaur", "arXiv 2507.23755"),
+    ("metaslot", "dinosaur", "arXiv 2505.20772"),
+    ("spot", "dinosaur", "arXiv 2312.00648"),
+    ("dinosaur", "slate", "arXiv 2209.14860"),
+    ("dinosaur", "slot_attention", "arXiv 2209.14860"),
+    ("boqsa", "slot_attention", "arXiv 2210.08990"),
+    ("vvo", "slate", "arXiv 2502.20263"),
+    ("slotdiffusion", "slate", "arXiv 2305.11281"),
+    ("slotcontrast", "videosaur", "arXiv 2412.14295"),
+    ("randsfq", "slotcontrast", "arXiv 2508.01345"),
+    ("randsfq", "videosaur", "arXiv 2508.01345"),
+)
+
+
+Pairs = Iterable[tuple[str, Contestant | None, Contestant | None]]
+
+
+def _pairs_table(what: Sequence[str], pairs: Pairs) -> list[str]:
+    """Compare two columns of contestants: the second is the claim's, the first what it replaces."""
+    head = ["", f"FG-ARI, {what[0]}", f"FG-ARI, {what[1]}", "difference", "seeds"]
+    out = []
+    for label, before, after in pairs:
+        sides = [spread(LEAD, x.values(LEAD)) if x else EMPTY for x in (before, after)]
+        seeds = [str(len(x.rows)) if x else "0" for x in (before, after)]
+        gap = interval(after, before) if before and after else EMPTY
+        out.append([label, *sides, gap, " / ".join(seeds)])
+    return table(head, out)
+
+
+def claims(scored: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
+    def find(system: str, place: str, ablation: str, steps: int | None = None) -> Contestant | None:
+        found = [
+            x
+            for x in scored
+            if x.system == system
+            and x.place == place
+            and x.row["ablation"] == ablation
+            and not set(x.row["overrides"]) - HARMLESS
+            and steps in (None, x.row["steps"])
+        ]
+        return max(found, key=lambda x: (len(x.rows), x.row["steps"]), default=None)
+
+    def ablated(place: str, ablation: str) -> tuple[str, Contestant | None, Contestant | None]:
+        without = find("smoothsa", place, ablation)
+        steps = without.row["steps"] if without else None
+        return place, without, find("smoothsa", place, FULL, steps)
+
+    places = ("sprites", "sprites:gaussian", "sprites:image")
+    lines = ["## The claims of SmoothSA's paper", ""]
+    lines += ["### The warmer", ""]
+    lines += _pairs_table(
+        ("no warmer", "with the warmer"), [ablated(place, "no warmer") for place in places]
+    )
+    lines += note(notes, "the warmer")
+    lines += ["### Three iterations, then one", ""]
+    for ablation in ("3/3", "1/1"):
+        lines += _pairs_table(
+            (f"{ablation} iterations", "3/1"), [ablated(place, ablation) for place in places[:2]]
+        )
+    lines += note(notes, "three iterations, then one")
+    lines += ["### It can be attached to other systems", ""]
+    pairs = []
+    for place in places[:2]:
+        for system in ("videosaur", "slotcontrast", "randsfq"):
+            after = find(f"{system},smooth", place, FULL)
+            before = find(system, place, FULL, after.row["steps"] if after else None)
+            title = before.title if before else system
+            pairs.append((f"{title} on {place}", before, after))
+    lines += _pairs_table(("as it is", "with the word smooth"), pairs)
+    return lines + note(notes, "attached")
+
+
+def note(notes: Mapping[str, str], heading: str) -> list[str]:
+    return [notes[heading], ""] if heading in notes else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Runs that repeat a figure of a paper.
+
+    Attributes:
+        title: of the figure.
+        systems: in its order.
+        place: the data.
+        ablations: those that belong to it, in their order.
+    """
+
+    title: str
+    systems: tuple[str, ...]
+    place: str
+    ablations: tuple[str, ...] = (FULL,)
+
+    def of(self, everyone: Sequence[Contestant]) -> list[Contestant]:
+        names = [sorted_words(name) for name in self.systems]
+        found = [
+            x
+            for x in everyone
+            if x.place == self.place and x.system in names and x.row["ablation"] in self.ablations
+        ]
+        order = lambda x: (names.index(x.system), self.ablations.index(x.row["ablation"]))  # noqa: E731
+        return sorted(found, key=order)
+
+
+LAYERS = (FULL, "4 iterations", "6 iterations", "8 iterations")
+
+
+FIGURES = (
+    Figure("Figure 3: queries from one Gaussian", INVERTED, "sprites:image"),
+    Figure("Figure 6: layers and iterations", ("inverted", "inverted,sa"), "sprites:image", LAYERS),
+    Figure("Figure 7: learned queries", LEARNED, "sprites:image"),
+    Figure("Figure 9: SA-ID", ("inverted,sa_id", "inverted,sa"), "sprites:image"),
+    Figure("Figure 4: SAVi", ("savi,sa", "savi,tf_inv", "savi,tf_inv_gru"), "scenes"),
+    Figure("Table 1: OSRT", ("osrt", "osrt,sa", "osrt,sa_id", "osrt,tf_inv"), "scenes:views"),
+)
+
+
+def figures(everyone: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
+    names = (LEAD, "fg_miou", "ari", "psnr")
+    lines = ["## The figures of the inverted-attention paper", ""]
+    for figure in FIGURES:
+        found = figure.of(everyone)
+        lines += [f"### {figure.title}", ""]
+        if not found:
+            lines += ["No run has finished yet.", ""]
+            continue
+        shown = [name for name in names if any(x.values(name) for x in found)]
+        head = ["", "ablation", "steps", "seeds", *map(title_of, shown)]
+        out = [
+            [
+                x.title,
+                x.row["ablation"],
+                f"{x.row['steps']:,}",
+                str(len(x.rows)),
+                *(spread(name, x.values(name)) for name in shown),
+            ]
+            for x in found
+        ]
+        lines += table(head, out)
+        lines += note(notes, figure.title)
+    return lines
+
+
+def orders(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) -> list[str]:
+    head = ["reported on real data", "by", "data here", "FG-ARI, difference", "here", "reason"]
+    out = []
+    for better, worse, source in REPORTED:
+        for place, here in found.items():
+            first = next((x for x in here if x.system == better), None)
+            second = next((x for x in here if x.system == worse), None)
+            if first is None or second is None:
+                continue
+            gap = difference(first, second)
+            here_too, apart = gap[0] > 0, len(gap) == 1 or gap[1] > 0 or gap[2] < 0
+            reason = notes.get(f"{better} above {worse} on {place}", "not found")
+            out.append(
+                [
+                    f"{first.title} above {second.title}",
+                    source,
+                    place,
+                    gap_text(gap),
+                    ("the same" if here_too else "**the reverse**") if apart else "undecided",
+                    EMPTY if here_too or not apart else reason,
+                ]
+            )
+    lines = ["## Orders that authors report", ""]
+    return lines + (table(head, out) if out else ["No pair of systems has finished yet.", ""])

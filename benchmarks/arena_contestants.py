@@ -1,0 +1,158 @@
+"""What the page of the arena compares, and how it writes scores and differences."""
+
+import dataclasses
+import importlib
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from benchmarks import bootstrap
+from benchmarks.arena_rows import FULL, KEY, LEADING, Row, key_of
+from smoothsa_jax.evaluation.scores import cell
+
+EMPTY = ""  # a cell without a value
+LEAD = LEADING[0]
+HARMLESS = {"eval.foreground"}  # settings that change no score on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """All training seeds of one kind of run.
+
+    Attributes:
+        rows: one of each seed, in their order.
+        place: the data, such as "sprites:image".
+        words: of the system, without those of the data.
+        apart: what tells it from another one of the same title.
+    """
+
+    rows: tuple[Row, ...]
+    place: str
+    words: tuple[str, ...]
+    apart: str = ""
+
+    @property
+    def row(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def system(self) -> str:
+        """The system as a command line names it."""
+        return ",".join((self.row["system"], *self.words))
+
+    @property
+    def title(self) -> str:
+        return (self.row["title"] or self.system) + self.apart
+
+    @property
+    def is_plain_run(self) -> bool:
+        """Whether nothing is left out or set, so that it belongs to the main tables."""
+        return self.row["ablation"] == FULL and not set(self.row["overrides"]) - HARMLESS
+
+    def values(self, metric: str, protocol: str = "") -> list[float]:
+        found = [
+            row["scores"].get(protocol, {}) if protocol else row["scores"] for row in self.rows
+        ]
+        return [x[metric] for x in found if x.get(metric) is not None]
+
+    def mean(self, metric: str, protocol: str = "") -> float | None:
+        values = self.values(metric, protocol)
+        return statistics.mean(values) if values else None
+
+    def clips(self, metric: str = LEAD, protocol: str = "") -> np.ndarray | None:
+        """The scores (seeds, clips); None: a row has none."""
+        found = [row.get("clips", {}) for row in self.rows]
+        found = [x.get(protocol, {}) if protocol else x for x in found]
+        if any(metric not in x for x in found) or len({len(x[metric]) for x in found}) != 1:
+            return None
+        return bootstrap.scores_of([x[metric] for x in found])
+
+    def curves(self) -> list[list[Row]]:
+        """The learning curves of the seeds; [] unless each has one."""
+        found = [[p for p in row.get("curve", []) if LEAD in p["scores"]] for row in self.rows]
+        return found if all(found) else []
+
+
+def words_of_data(data: str, words: Iterable[str]) -> list[str]:
+    """Return those of a run's words that are about the data."""
+    try:
+        variants = importlib.import_module(f"configs.{data}").DATA.variants
+    except (ImportError, AttributeError):
+        return []
+    return [word for word in words if word in variants]
+
+
+def contestants(rows: Sequence[Row]) -> list[Contestant]:
+    """Return what the rows are of, in their order; of rows with the same key, the newest counts."""
+    newest = {key_of(row): row for row in rows}
+    groups: dict[str, list[Row]] = {}
+    for row in newest.values():
+        name = json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
+        groups.setdefault(name, []).append(row)
+    found = []
+    for group in groups.values():
+        row, words = group[0], [word for word in group[0]["words"].split(",") if word]
+        of_data = words_of_data(row["data"], words)
+        place = ":".join(filter(None, (row["data"], ",".join(of_data))))
+        own = tuple(word for word in words if word not in of_data)
+        found.append(Contestant(tuple(sorted(group, key=lambda x: x["seed"])), place, own))
+    return found
+
+
+def place_of(data: str) -> str:
+    name, _, words = data.partition(":")
+    return ":".join(filter(None, (name, ",".join(sorted(filter(None, words.split(",")))))))
+
+
+def sorted_words(system: str) -> str:
+    name, *words = system.split(",")
+    return ",".join((name, *sorted(words)))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
+
+
+def spread(metric: str, values: Sequence[float]) -> str:
+    """Return the mean and the sample standard deviation; empty without a value."""
+    if not values:
+        return EMPTY
+    text = cell(metric, statistics.mean(values))
+    return text + (f" ± {cell(metric, statistics.stdev(values))}" if len(values) > 1 else "")
+
+
+def points(value: float | None) -> str:
+    return EMPTY if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def difference(
+    first: Contestant, second: Contestant, protocols: tuple[str, str] = ("", "")
+) -> tuple[float, ...] | None:
+    """Return a difference of FG-ARI and, where there are scores of clips, its interval."""
+    means = first.mean(LEAD, protocols[0]), second.mean(LEAD, protocols[1])
+    if None in means:
+        return None
+    clips = first.clips(LEAD, protocols[0]), second.clips(LEAD, protocols[1])
+    if any(x is None for x in clips) or clips[0].shape[1] != clips[1].shape[1]:
+        return (means[0] - means[1],)
+    return bootstrap.difference(*clips)
+
+
+def interval(first: Contestant, second: Contestant, protocols: tuple[str, str] = ("", "")) -> str:
+    """Return the text of `_difference`."""
+    return gap_text(difference(first, second, protocols))
+
+
+def gap_text(found: tuple[float, ...] | None) -> str:
+    if found is None:
+        return EMPTY
+    ends = " to ".join(map(signed, found[1:]))
+    return signed(found[0]) + (f" ({ends})" if ends else ", no interval")

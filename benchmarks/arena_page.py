@@ -1,0 +1,483 @@
+"""The page of the arena, docs/arena.md, from its rows.
+
+Every number on the page comes from a row. What people say about it stands in arena_notes.md, under
+the headings that the page asks for; a number there is refused.
+"""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import bootstrap
+from benchmarks.arena_claims import claims, figures, orders
+from benchmarks.arena_contestants import (
+    EMPTY,
+    HARMLESS,
+    LEAD,
+    Contestant,
+    contestants,
+    gap_text,
+    interval,
+    place_of,
+    points,
+    signed,
+    sorted_words,
+    spread,
+    table,
+)
+from benchmarks.arena_plan import PLAN
+from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, key_of, unpacked
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.scores import title_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "arena.md"
+PICTURES = "arena"  # a folder beside the page
+NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
+COLUMNS = (*LEADING, "count_error")
+WORST = 3  # clips named of each system
+FAR = 0.1  # difference between two scores that is worth a sentence
+
+
+def planned(place: str) -> list[str]:
+    """Return the systems that the plan asks for on some data, as `Contestant.system`."""
+    found = []
+    for part in PLAN:
+        if part.ablations != (FULL,) or {name for name, _ in part.overrides} - {
+            f"config.{name}" for name in HARMLESS
+        }:
+            continue
+        for data in part.data:
+            if place_of(data) == place:
+                found += [sorted_words(system) for system in part.systems]
+    return [name for name in dict.fromkeys(found) if "tokenizer" not in name.split(",")]
+
+
+def read_notes(path: Path = NOTES_FILE) -> dict[str, str]:
+    """Return the notes by heading.
+
+    Raises:
+        UserError: a note holds a number; those come from rows.
+    """
+    notes: dict[str, str] = {}
+    for part in re.split(r"^## ", path.read_text(), flags=re.MULTILINE)[1:]:
+        heading, _, text = part.partition("\n")
+        text = " ".join(text.split())
+        if number := re.search(r"(?<![\w.`])\d[\d.,]*", re.sub(r"`[^`]*`", "", text)):
+            raise UserError(
+                f"{path}: the note on {heading!r} holds the number {number.group()}; numbers come "
+                "from rows: say it without"
+            )
+        notes[heading.strip()] = text
+    return notes
+
+
+def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
+    """Return the page.
+
+    Args:
+        rows: of the arena.
+        notes: heading -> what people say; see `read_notes`.
+    """
+    everyone = contestants(rows)
+    scored = [x for x in everyone if x.mean(LEAD) is not None]
+    main = [x for x in scored if x.is_plain_run]
+    places = list(dict.fromkeys([*(x.place for x in main), *_planned_places()]))
+    places.sort(key=lambda place: place.partition(":")[0] != "sprites")
+    found = {place: _ranked([x for x in main if x.place == place]) for place in places}
+    lines = _beginning(rows, found)
+    for place, here in found.items():
+        lines += [f"## {place}", ""]
+        lines += _of_place(place, here, notes)
+    lines += claims(scored, notes)
+    lines += figures(everyone, notes)
+    lines += orders(found, notes)
+    lines += _method()
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _planned_places() -> list[str]:
+    found = [place_of(data) for part in PLAN for data in part.data]
+    return [place for place in dict.fromkeys(found) if planned(place)]
+
+
+def _ranked(here: Sequence[Contestant]) -> list[Contestant]:
+    titles = [x.title for x in here]
+    apart = [f", {x.row['steps']:,} steps" * (titles.count(x.title) > 1) for x in here]
+    named = [dataclasses.replace(x, apart=y) for x, y in zip(here, apart, strict=True)]
+    return sorted(named, key=lambda x: -x.mean(LEAD))
+
+
+def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
+    """Return the scores of the baselines that do not depend on the system, of the newest row."""
+    found: dict[str, Row] = {}
+    for contestant in here:
+        for row in contestant.rows:
+            own = {k: x for k, x in row.get("baselines", {}).items() if "untrained" not in k}
+            found |= own
+    return found
+
+
+def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -> list[str]:
+    count = len({key_of(row) for row in rows})
+    lines = [
+        "# The arena",
+        "",
+        "Every system on the same data, in the same program, trained on a CPU for minutes. "
+        "`python benchmarks/arena.py --page` writes this page from the "
+        f"{count} runs in `benchmarks/recorded/arena.jsonl`; do not edit it. Cells stay empty "
+        "where no run has finished. Scores are in percent: mean ± standard deviation (n - 1) over "
+        "training seeds. [How differences and curves are computed](#how-it-is-computed) stands at "
+        "the end. Small models on embedded data rank differently from large ones on photographs.",
+        "",
+        "## Which system",
+        "",
+    ]
+    head = ["data", "best system", "FG-ARI", "second", "best less second", KMEANS]
+    out = []
+    for place, here in found.items():
+        kmeans = baselines_of(here).get(KMEANS, {}).get(LEAD)
+        out.append(
+            [
+                f"[{place}](#{_anchor(place)})",
+                here[0].title if here else EMPTY,
+                spread(LEAD, here[0].values(LEAD)) if here else EMPTY,
+                here[1].title if len(here) > 1 else EMPTY,
+                interval(here[0], here[1]) if len(here) > 1 else EMPTY,
+                points(kmeans),
+            ]
+        )
+    return lines + table(head, out)
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def name_of_file(place: str) -> str:
+    """Return the part of a picture's name that stands for the data."""
+    return re.sub(r"\W+", "_", place)
+
+
+def _of_place(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
+    missing = [name for name in planned(place) if name not in {x.system for x in here}]
+    lines = [notes[place], ""] if place in notes else []
+    if not here:
+        return [*lines, f"No run has finished yet. The plan asks for {_listed(missing)}.", ""]
+    lines += _scores(here, missing)
+    lines += _equal(here)
+    lines += _pruned(here)
+    lines += _differences(here)
+    if any(x.curves() for x in here):
+        curves = f"{PICTURES}/curves_{name_of_file(place)}.png"
+        lines += [f"![FG-ARI over steps and over time on {place}]({curves})", ""]
+    lines += _segments(place, here)
+    lines += _costs(here)
+    lines += _failures(place, here, notes)
+    return lines
+
+
+def _listed(systems: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in systems)
+
+
+def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
+    head = ["as trained", "steps", "seeds", *map(title_of, COLUMNS), f"{title_of(LEAD)}, each seed"]
+    out = [
+        [
+            x.title,
+            f"{x.row['steps']:,}",
+            str(len(x.rows)),
+            *(spread(name, x.values(name)) for name in COLUMNS),
+            ", ".join(f"{row['seed']}: {points(row['scores'].get(LEAD))}" for row in x.rows),
+        ]
+        for x in here
+    ]
+    for name, scores in sorted(baselines_of(here).items(), key=lambda x: -(x[1].get(LEAD) or 0)):
+        # A baseline is told the number of segments.
+        cells = [points(scores.get(metric)) for metric in LEADING] + [EMPTY]
+        out.append([f"*{name}*", EMPTY, EMPTY, *cells, EMPTY])
+    out += [[f"`{name}`"] + [EMPTY] * (len(head) - 1) for name in missing]
+    lines = table(head, out)
+    sizes = {x.clips().shape[1] for x in here if x.clips() is not None}
+    if sizes:
+        lines += [f"Of {'/'.join(map(str, sorted(sizes)))} test clips.", ""]
+    return lines
+
+
+def at(curve: Sequence[Row], key: str, place: float) -> float:
+    """Return FG-ARI of a learning curve at a step or second, linear between its points."""
+    known = [(p[key], p["scores"][LEAD]) for p in curve if p[key] is not None]
+    return float(np.interp(place, *zip(*known, strict=True)))
+
+
+def _equal(here: Sequence[Contestant]) -> list[str]:
+    found = [x for x in here if x.curves()]
+    found = [x for x in found if all(c[-1]["seconds"] is not None for c in x.curves())]
+    if len(found) < 2:
+        return []
+    ends = {
+        key: min(curve[-1][key] for x in found for curve in x.curves())
+        for key in ("step", "seconds")
+    }
+    head = [
+        "FG-ARI on validation clips",
+        "as trained",
+        "after s",
+        f"equal steps: after {ends['step']:,}",
+        f"equal time: after {ends['seconds']:.0f} s",
+    ]
+    out = []
+    for x in found:
+        curves = x.curves()
+        seconds = statistics.mean(c[-1]["seconds"] for c in curves)
+        at_end = [at(c, "step", c[-1]["step"]) for c in curves]
+        equal = {key: [at(c, key, end) for c in curves] for key, end in ends.items()}
+        texts = [spread(LEAD, equal[key]) for key in ("step", "seconds")]
+        out.append([x.title, spread(LEAD, at_end), f"{seconds:.0f}", *texts])
+    text = (
+        "Read off the learning curves at the last step, and at the last second, that all of them "
+        "reached. Learning rates follow the length of each run, so a point in its middle is not a "
+        "shorter run. Seconds are of training alone, on the cores that the row names, beside "
+        "whatever else ran."
+    )
+    return [*table(head, out), text, ""]
+
+
+def _pruned(here: Sequence[Contestant]) -> list[str]:
+    found = [x for x in here if x.values(LEAD, "plain")]
+    if not found:
+        return []
+    head = ["plain against pruned", "FG-ARI, plain", "FG-ARI, pruned", "pruned less plain"]
+    head += ["ARI, plain", "ARI, pruned", "count error, plain", "count error, pruned"]
+    out = [
+        [
+            x.title,
+            spread(LEAD, x.values(LEAD, "plain")),
+            spread(LEAD, x.values(LEAD)),
+            interval(x, x, ("", "plain")),
+            spread("ari", x.values("ari", "plain")),
+            spread("ari", x.values("ari")),
+            spread("count_error", x.values("count_error", "plain")),
+            spread("count_error", x.values("count_error")),
+        ]
+        for x in found
+    ]
+    text = (
+        "Plain: as many slots as in training, none left out. Pruned: more slots, of which "
+        "redundant ones are left out. The weights are the same."
+    )
+    return [*table(head, out), text, ""]
+
+
+def _differences(here: Sequence[Contestant]) -> list[str]:
+    if len(here) < 2:
+        return []
+    best = here[0]
+    kmeans = next(
+        (
+            row["baseline_clips"][KMEANS][LEAD]
+            for x in here
+            for row in x.rows
+            if KMEANS in row.get("baseline_clips", {})
+        ),
+        None,
+    )
+    head = ["FG-ARI, difference", f"less {best.title}, the best", f"less {KMEANS}"]
+    out = []
+    for x in here:
+        clips, text = x.clips(), EMPTY
+        if kmeans is not None and clips is not None and clips.shape[1] == len(kmeans):
+            text = gap_text(bootstrap.difference(clips, bootstrap.scores_of([kmeans])))
+        out.append([x.title, EMPTY if x is best else interval(x, best), text])
+    return table(head, out)
+
+
+def pictured(here: Sequence[Contestant]) -> list[Contestant]:
+    """Return those whose rows hold segments for pictures, of clips of one size."""
+    found = [x for x in here if any("segments" in row for row in x.rows)]
+    shapes = [tuple(unpacked(segments_of(x)).shape) for x in found]
+    return [x for x, shape in zip(found, shapes, strict=True) if shape == shapes[0]]
+
+
+def segments_of(contestant: Contestant) -> Row:
+    return next(row["segments"] for row in contestant.rows if "segments" in row)
+
+
+def _segments(place: str, here: Sequence[Contestant]) -> list[str]:
+    found = pictured(here)
+    without = [x.title for x in here if x not in found]
+    if not found:
+        return ["No run has left segments for pictures.", ""]
+    lines = [f"![The same clips in every system]({PICTURES}/clips_{name_of_file(place)}.png)", ""]
+    text = "The same three test clips: frames, true segments, and those of each system, in colors "
+    text += "that match the true ones best."
+    text += f" No segments were kept of {', '.join(without)}." if without else ""
+    return [*lines, text, ""]
+
+
+def _costs(here: Sequence[Contestant]) -> list[str]:
+    head = ["cost", "parameters, trained", "frozen", "memory, MB", "steps/s", "training, s"]
+    head += ["cores", "untrained, FG-ARI"]
+    out = []
+    for x in here:
+        seconds = [row["seconds"] for row in x.rows if row["seconds"]]
+        speeds = [row["steps"] / row["seconds"] for row in x.rows if row["seconds"]]
+        memory = [row["memory"] for row in x.rows if row["memory"]]
+        untrained = [
+            scores[LEAD]
+            for row in x.rows
+            for name, scores in row.get("baselines", {}).items()
+            if "untrained" in name and scores.get(LEAD) is not None
+        ]
+        out.append(
+            [
+                x.title,
+                f"{x.row['parameters']['trained']:,}",
+                f"{x.row['parameters']['frozen']:,}",
+                f"{max(memory) / 1e6:.0f}" if memory else EMPTY,
+                f"{statistics.mean(speeds):.1f}" if speeds else EMPTY,
+                f"{statistics.mean(seconds):.0f}" if seconds else EMPTY,
+                ", ".join(sorted({str(row.get("cores", EMPTY)) for row in x.rows})),
+                spread(LEAD, untrained),
+            ]
+        )
+    return table(head, out)
+
+
+def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
+    clips = {x.system + str(x.row["steps"]): x.clips() for x in here}
+    known = [x.mean(axis=0) for x in clips.values() if x is not None]
+    sizes = {len(x) for x in known}
+    everyone = np.mean(known, axis=0) if len(sizes) == 1 else None
+    kmeans = baselines_of(here).get(KMEANS, {}).get(LEAD)
+    lines = [f"### Where they fail on {place}", ""]
+    for x in here:
+        own = clips[x.system + str(x.row["steps"])]
+        said = [
+            _on_kmeans(x, kmeans),
+            _on_background(x),
+            _on_count(x),
+            _on_seeds(x),
+            _on_progress(x),
+            _on_clips(own, everyone),
+            notes.get(f"{x.system} on {place}", ""),
+        ]
+        lines += [f"* **{x.title}**, {x.row['steps']:,} steps. " + " ".join(filter(None, said))]
+    return [*lines, ""]
+
+
+def _on_kmeans(x: Contestant, kmeans: float | None) -> str:
+    if kmeans is None:
+        return ""
+    gap = x.mean(LEAD) - kmeans
+    return f"{points(abs(gap))} points of FG-ARI {'above' if gap > 0 else 'below'} {KMEANS}."
+
+
+def _on_background(x: Contestant) -> str:
+    mean = x.mean("ari")
+    if mean is None:
+        return ""
+    if x.mean(LEAD) < FAR:
+        return "It finds no objects."
+    gap = x.mean(LEAD) - mean
+    if gap > FAR:
+        return (
+            f"ARI, which counts the background, is {points(gap)} points below FG-ARI: masks of "
+            "objects take background along, or several slots share it."
+        )
+    if gap < -FAR:
+        return (
+            f"ARI, which counts the background, is {points(-gap)} points above FG-ARI: the "
+            "background is found, objects are merged or lost."
+        )
+    return f"ARI and FG-ARI are {points(abs(gap))} points apart: background and objects fare alike."
+
+
+def true_count(x: Contestant) -> float | None:
+    """Return the mean true number of segments: k-means finds as many as there are."""
+    for row in x.rows:
+        if (count := row.get("baselines", {}).get(KMEANS, {}).get("segments_found")) is not None:
+            return count
+        if (count := row["scores"].get("segments")) is not None:
+            return count
+    return None
+
+
+def _on_count(x: Contestant) -> str:
+    error, found, true = x.mean("count_error"), x.mean("segments_found"), true_count(x)
+    if error is None or found is None or true is None:
+        return "How many segments it finds was not recorded."
+    text = f"It finds {found:.2f} segments where there are {true:.2f}, and is off by {error:.2f}"
+    return text + (f"; unpruned {plain:.2f}." if (plain := x.mean("count_error", "plain")) else ".")
+
+
+def _on_seeds(x: Contestant) -> str:
+    values = x.values(LEAD)
+    if len(values) < 2:
+        return "One seed alone." if len(x.rows) == 1 else ""
+    wide = max(values) - min(values)
+    return f"Its seeds are {points(wide)} points apart." if wide > FAR / 2 else ""
+
+
+def _on_progress(x: Contestant) -> str:
+    curves = x.curves()
+    if not curves:
+        return ""
+    rise = statistics.mean(
+        at(c, "step", c[-1]["step"]) - at(c, "step", 0.75 * c[-1]["step"]) for c in curves
+    )
+    return f"In the last quarter of its steps it changed by {signed(rise)} points."
+
+
+def _on_clips(own: np.ndarray | None, everyone: np.ndarray | None) -> str:
+    if own is None or everyone is None:
+        return "Scores of single clips were not recorded."
+    own = own.mean(axis=0)
+    order = [
+        int(i) for i in np.argsort(np.where(np.isnan(own), np.inf, own), kind="stable")[:WORST]
+    ]
+    texts = [f"{i} ({points(own[i])}, all systems {points(everyone[i])})" for i in order]
+    return f"Worst on clips {', '.join(texts)}."
+
+
+def _method() -> list[str]:
+    level = f"{100 * bootstrap.LEVEL:.0f}"
+    return [
+        "## How it is computed",
+        "",
+        f"* **Intervals** hold {level} % of {bootstrap.ROUNDS:,} bootstrap rounds (Efron and "
+        "Tibshirani 1993). A round draws clips with replacement, the same for both systems (Koehn "
+        "2004), then the training seeds of each system (Agarwal et al. 2021, arXiv 2108.13264). "
+        "Papers of this field mostly report mean and standard deviation over three seeds, which "
+        "says nothing about the choice of clips. Intervals over few seeds are too narrow; those of "
+        "one seed are about clips alone.",
+        "* **Learning curves** are of clips of the validation split, scored as the test clips are.",
+        "* **Count error** is the mean absolute difference between the number of slots that win a "
+        "pixel and the true number of segments, background included.",
+        "* **Memory** is what the compiler plans for a training step.",
+        "",
+    ]
+
+
+def write(rows: Sequence[Row], path: Path = PAGE, notes: Mapping[str, str] | None = None) -> None:
+    """Write the page and its pictures.
+
+    Raises:
+        UserError: a note holds a number, or matplotlib is missing.
+    """
+    from benchmarks import arena_pictures
+
+    notes = read_notes() if notes is None else notes
+    path.write_text(page(rows, notes))
+    main: dict[str, list[Contestant]] = {}
+    for x in contestants(rows):
+        if x.is_plain_run and x.mean(LEAD) is not None:
+            main.setdefault(x.place, []).append(x)
+    folder = path.parent / PICTURES
+    for place, here in main.items():
+        arena_pictures.draw(place, _ranked(here), folder)

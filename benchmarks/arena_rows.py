@@ -1,0 +1,129 @@
+"""Rows of the arena: what a finished run leaves in benchmarks/recorded/arena.jsonl."""
+
+import base64
+import itertools
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smoothsa_jax.evaluation.sample_scores import read_sample_scores
+
+Row = dict[str, Any]
+ROWS_FILE = Path(__file__).resolve().parent / "recorded" / "arena.jsonl"
+# The key of a run; the rest of a row are results.
+KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
+FULL = "full"  # the ablation that changes nothing
+LEADING = ("fg_ari", "ari", "mbo", "miou")  # metrics of the first columns
+IN_CLIPS = (*LEADING, "count_error", "psnr")  # of single samples, and of curves
+# Scores of the same run by another protocol, in a row's `scores`.
+BY_PROTOCOL = ("match_paper", "plain")
+KMEANS = "k-means on features"
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """Return the key of a run, as a text that is equal for equal runs."""
+    return json.dumps({name: row[name] for name in KEY}, sort_keys=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return all rows in the order they were written, without a line that was cut short."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append a row, safe against a crash right after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        # A line that a kill cut short must not swallow this one.
+        file.seek(0)
+        text = file.read()
+        begin = b"\n" if text and not text.endswith(b"\n") else b""
+        file.write(begin + json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def packed(segments: Sequence[np.ndarray]) -> Row:
+    """Return the first and the last frame of segments (T,H,W), for a row; see `unpacked`."""
+    frames = np.stack([x[[0, -1] if len(x) > 1 else [0]] for x in segments]).astype(np.uint8)
+    data = base64.b85encode(zlib.compress(frames.tobytes(), 9)).decode()
+    return {"shape": list(frames.shape), "data": data}
+
+
+def unpacked(found: Row) -> np.ndarray:
+    """Return the segments (samples, 1 or 2, H, W) of `packed`."""
+    data = zlib.decompress(base64.b85decode(found["data"]))
+    return np.frombuffer(data, np.uint8).reshape(found["shape"])
+
+
+def clips_of(folder: Path, title: str) -> dict[str, Any]:
+    """Return `clips` and, if scored, `baseline_clips` of a row, from a run's `scores.csv`.
+
+    Args:
+        folder: of the run.
+        title: of the run's config.
+    """
+
+    def rounded(values: np.ndarray) -> list[float | None]:
+        return [round(x, 4) + 0.0 if math.isfinite(x) else None for x in values.tolist()]
+
+    own: dict[str, list[np.ndarray]] = {}
+    found: dict[str, Any] = {"clips": {}}
+    for method, protocol, _, per_sample in read_sample_scores(folder / "scores.csv"):
+        if method == title and protocol == "default":
+            for name in IN_CLIPS:
+                if name in per_sample:
+                    own.setdefault(name, []).append(per_sample[name])
+        elif method == KMEANS and LEADING[0] in per_sample:
+            found["baseline_clips"] = {KMEANS: {LEADING[0]: rounded(per_sample[LEADING[0]])}}
+    # Of several evaluation seeds, a sample has the mean.
+    found["clips"] = {name: rounded(np.mean(values, axis=0)) for name, values in own.items()}
+    return found
+
+
+def curve_of(log: Sequence[Row]) -> list[Row]:
+    """Return the points of a learning curve, from the rows of a `log.jsonl`."""
+    begins, points = "validation/", []
+    for row, seconds in zip(log, _times(log), strict=True):
+        found = {name.removeprefix(begins): x for name, x in row.items() if name.startswith(begins)}
+        scores = {name: round(x, 4) for name in IN_CLIPS if (x := found.get(name)) is not None}
+        if scores:
+            points.append({"step": row["step"], "seconds": seconds, "scores": scores})
+    return points
+
+
+def training_seconds(log: Sequence[Row]) -> float | None:
+    """Return the time of the training steps, from the speeds in a `log.jsonl`.
+
+    Compilation, scoring and pauses do not count.
+    """
+    times = _times(log)
+    return times[-1] if times else None
+
+
+def _times(log: Sequence[Row]) -> list[float | None]:
+    """Return the time of training up to each row; None where no row has a speed."""
+    lasted, last = [], 0
+    for row in log:
+        speed = row.get("steps_per_second")
+        lasted.append((row["step"] - last, (row["step"] - last) / speed if speed else None))
+        last = row["step"]
+    timed = sum(steps for steps, seconds in lasted if seconds is not None)
+    if not timed:
+        return [None for _ in lasted]
+    # Rows without a speed (the first, and those after a pause) count with the mean of the others.
+    mean = sum(seconds or 0.0 for _, seconds in lasted) / timed
+    each = [steps * mean if seconds is None else seconds for steps, seconds in lasted]
+    return [round(total, 3) for total in itertools.accumulate(each)]
