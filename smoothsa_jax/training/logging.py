@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
 
@@ -311,9 +312,9 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[]
 def say(text: str) -> None:
     """Print a line to stderr, on the first process only."""
     if hosts.is_primary():
-        print(text, file=sys.stderr, flush=True)
+        print(as_started(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Print a warning to stderr, on every process: their problems may differ."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(as_started(f"warning: {text}"), file=sys.stderr, flush=True)
