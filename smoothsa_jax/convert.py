@@ -9,8 +9,8 @@
 
 A state dict is a .pth, .pt, .pt.tar or .ckpt file (PyTorch is needed to write one, not to read it),
 a .safetensors file, or a .msgpack or .flax file of flax. Its keys and shapes identify its config.
-If several configs fit, choose one with --config: a name in configs/, or a config file with any
---config.key=value.
+If several configs fit, choose one with --config: a recipe, a name of smoothsa_jax.list_models(), or
+a config file; with any --config.key=value.
 """
 
 import sys
@@ -82,7 +82,7 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
     """Convert a state dict of the authors' program to a workdir."""
     state_dict = state_dicts.read(source)
 
-    from smoothsa_jax.checkpoints import published
+    from smoothsa_jax.checkpoints import catalogue, published
     from smoothsa_jax.devices import runtime
     from smoothsa_jax.training.logging import say
 
@@ -100,6 +100,8 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     print(f"{source}: {len(state_dict)} keys, each used once; now a run of {names[0]} in {target}")
+    if facts := catalogue.facts_of(names[0]):
+        print(f"expected     {catalogue.expected(facts)}")
     if published.lacks_teacher(config):
         print("it holds a student without its teacher: the run can be used, but not trained on")
     print(as_started(f"evaluate     python main.py --mode=evaluate --workdir={target}"))
@@ -195,9 +197,12 @@ def _chosen(for_config: Overrides) -> dict[str, ConfigDict]:
     given = next((value for name, value in for_config if name == "config"), None)
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
+    from smoothsa_jax.checkpoints.catalogue import facts_of
     from smoothsa_jax.checkpoints.published import completed
 
-    spec = located(given)
+    if facts := facts_of(given):
+        for_config = [*((f"config.{x}", str(y)) for x, y in facts.settings.items()), *for_config]
+    spec = located(facts.recipe if facts else given)
     others = [pair for pair in for_config if pair[0] != "config"]
     config = config_from_command_line([("config", spec), *others], spec)
     return {given: completed(config, spec)}

@@ -108,6 +108,7 @@ def test_the_wheel_holds_the_package_its_configs_and_data_only(wheel):
     folder = ROOT / "smoothsa_jax"
     source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
     source.add("smoothsa_jax/inputs/clevrer_vocabulary.json")
+    source.add("smoothsa_jax/checkpoints/published.toml")
     source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
     beside = [p for name in ("configs", "data") for p in (ROOT / name).rglob("*")]
     recipes = {p.relative_to(ROOT) for p in beside if p.suffix in (".py", ".md", ".json")}
