@@ -23,6 +23,7 @@ ADDED: dict[str, Any] = {
     "eval.foreground": False,
     "eval.skip_frames": 0,
     "eval.observed": None,
+    "log.wandb": None,
 }
 
 

@@ -1,4 +1,7 @@
-"""Log a training run: a progress bar, and JSON rows and TensorBoard events every few steps."""
+"""Log a training run: a progress bar, and JSON rows and TensorBoard events every few steps.
+
+The rows also go to Weights & Biases, if the run asks for it.
+"""
 
 import contextlib
 import json
@@ -21,6 +24,7 @@ from tqdm import tqdm
 from smoothsa_jax.checkout import as_started
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.weights_and_biases import WandbRun
 
 LOG_FILE = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -145,6 +149,7 @@ class RunLog:
         num_steps: number of steps of the whole training.
         log_every: number of steps between rows.
         stream: where the progress bar goes; None: stderr.
+        wandb: the run of Weights & Biases that gets the rows too; closed with the log.
     """
 
     def __init__(
@@ -155,9 +160,10 @@ class RunLog:
         num_steps: int,
         log_every: int,
         stream: TextIO | None = None,
+        wandb: WandbRun | None = None,
     ):
         stream = stream or sys.stderr
-        self._workdir = workdir
+        self._workdir, self._wandb = workdir, wandb
         self.log_every, self.num_steps = log_every, num_steps
         self.waits = DataWaits()
         self._told_waits = -math.inf
@@ -222,12 +228,14 @@ class RunLog:
             "step": step,
             **{name: value if math.isfinite(value) else None for name, value in plain.items()},
         }
+        tags = {name: name if name.startswith("validation/") else f"train/{name}" for name in plain}
+        if self._wandb is not None:
+            self._wandb.log(step, {tags[name]: value for name, value in plain.items()})
         try:
             self._rows.write(json.dumps(row) + "\n")
             self._rows.flush()
             for name, value in plain.items():
-                tag = name if name.startswith("validation/") else f"train/{name}"
-                self._event(summary=scalar(tag, np.float32(value)), step=step)
+                self._event(summary=scalar(tags[name], np.float32(value)), step=step)
             self._events.flush()
         except OSError as error:
             raise UserError(
@@ -254,6 +262,8 @@ class RunLog:
         """Close the progress bar and the files."""
         if self._bar is not None:
             self._bar.close()
+        if self._wandb is not None:
+            self._wandb.close()
         for file in (self._rows, self._events):
             with contextlib.suppress(OSError):  # writing the row has reported a full disk
                 file.close()
