@@ -69,6 +69,18 @@ def test_quickstart_runs(checkout, monkeypatch):
 
 
 @pytest.mark.slow
+def test_compare_systems_runs(checkout, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # it trains, as above
+    text = executed("compare_systems.ipynb", checkout)
+    rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", text, flags=re.MULTILINE)
+    scores = {name: tuple(map(float, values)) for name, *values in rows}
+    assert len(scores) >= 3 and {"sprites", "sprites_gaussian"} < scores.keys()
+    assert scores["sprites"][0] > 60 and scores["sprites_gaussian"][0] > 60
+    assert (checkout / "runs" / "compared.png").stat().st_size > 10_000
+    assert text.count(PICTURE) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.torch
 def test_from_pytorch_runs(checkout):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")
