@@ -29,6 +29,7 @@ from data import beside
 from data.features import NO_SEGMENT
 from data.finished import FORMAT
 from data.shards import read_json, sha256_of
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.inputs import media
@@ -39,7 +40,9 @@ PICTURES = {"image": "segmentation", "video": "segmentations"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.check", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=as_started("python -m data.check"), description=as_started(__doc__)
+    )
     parser.add_argument("folder", type=Path, help="a prepared folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     given = parser.parse_args(arguments)

@@ -43,6 +43,7 @@ from data.finished import (
 from data.manifest import plan_splits, say_end, write_manifest
 from data.shards import PARTIAL, shard_name
 from data.workers import make_shards
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.text import say
@@ -78,9 +79,9 @@ def read_command_line(
     known = {name: family for family in families for name in family.names}
     summaries = "\n".join(f"  {', '.join(f.names)}: {f.summary}" for f in (*FAMILIES, AuthorsLmdb))
     parser = argparse.ArgumentParser(
-        prog="python -m data.prepare",
+        prog=as_started("python -m data.prepare"),
         parents=[early],
-        description=__doc__,
+        description=as_started(__doc__),
         epilog=f"data sets, and what --source is:\n{summaries}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

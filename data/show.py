@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import overlay
@@ -49,8 +50,8 @@ Rows = list[tuple[str, np.ndarray, np.ndarray]]  # name, video (T,H,W,3), labels
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m data.show",
-        description=__doc__,
+        prog=as_started("python -m data.show"),
+        description=as_started(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

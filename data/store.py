@@ -54,6 +54,7 @@ from data.finished import (
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, shard_name, write_shard
 from smoothsa_jax import text
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.checkpoints.sources import begin, with_companions
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.devices import runtime
@@ -130,12 +131,12 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> int:
         for_config, others = split_command_line(arguments)
         parser = argparse.ArgumentParser(
-            prog="python -m data.store",
-            description=__doc__,
+            prog=as_started("python -m data.store"),
+            description=as_started(__doc__),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument(
-            "config", help="a config file, as for main.py; --config.key=value overrides"
+            "config", help="a recipe or a config file; --config.key=value overrides"
         )
         parser.add_argument(
             "--out",

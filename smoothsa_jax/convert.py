@@ -1,7 +1,7 @@
 """Convert the authors' checkpoints to workdirs and back, and folders of earlier versions.
 
     python -m smoothsa_jax.convert IN.pth runs/coco --config=coco
-        a state dict -> a workdir for main.py
+        a state dict -> a workdir
     python -m smoothsa_jax.convert runs/coco OUT.pth
         the newest checkpoint of a workdir -> a state dict
     python -m smoothsa_jax.convert OLD NEW
@@ -9,8 +9,8 @@
 
 A state dict is a .pth, .pt, .pt.tar or .ckpt file (PyTorch is needed to write one, not to read it),
 a .safetensors file, or a .msgpack or .flax file of flax. Its keys and shapes identify its config.
-If several configs fit, choose one with --config: a name in configs/, or a config file with any
---config.key=value.
+If several configs fit, choose one with --config: a recipe, a name of smoothsa_jax.list_models(), or
+a config file; with any --config.key=value.
 
 A file of a rollouter or a readout (SlotFormer) holds no slot model; a run or a saved model of it
 has to be there, and --config.companions.slot_model.source names it.
@@ -33,13 +33,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.config.load import (
     Overrides,
     config_from_command_line,
+    located,
     split_command_line,
 )
 from smoothsa_jax.environment import settle
-from smoothsa_jax.errors import UserError, did_you_mean
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import whole_folder
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.interop import state_dicts
@@ -48,8 +50,8 @@ from smoothsa_jax.interop import state_dicts
 def main(arguments: Sequence[str]) -> int:
     """Run a command line (without the program's name) and return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m smoothsa_jax.convert",
-        description=__doc__,
+        prog=as_started("python -m smoothsa_jax.convert"),
+        description=as_started(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -83,7 +85,7 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
     """Convert a state dict of the authors' program to a workdir."""
     state_dict = state_dicts.read(source)
 
-    from smoothsa_jax.checkpoints import published
+    from smoothsa_jax.checkpoints import catalogue, published
     from smoothsa_jax.checkpoints.on_slots import number_unread
     from smoothsa_jax.devices import runtime
     from smoothsa_jax.training.logging import say, warn
@@ -104,9 +106,11 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
     unread = number_unread(state_dict, config)
     used = "each used once" if not unread else f"of which {unread} of its slot model are left out"
     print(f"{source}: {len(state_dict)} keys, {used}; now a run of {names[0]} in {target}")
+    if facts := catalogue.facts_of(names[0]):
+        print(f"expected     {catalogue.expected(facts)}")
     if published.lacks_teacher(config):
         print("it holds a student without its teacher: the run can be used, but not trained on")
-    print(f"evaluate     python main.py --mode=evaluate --workdir={target}")
+    print(as_started(f"evaluate     python main.py --mode=evaluate --workdir={target}"))
 
 
 def to_file(source: Path, target: Path, overwrite: bool) -> None:
@@ -162,7 +166,7 @@ def to_new_layout(source: Path, target: Path) -> None:
     except UserError as error:
         text = str(error)
         raise UserError(text if str(source) in text else f"{source}: {text}") from error
-    print(f"{source}: {what} converted, now in {target}; next: {command}")
+    print(f"{source}: {what} converted, now in {target}; next: {as_started(command)}")
 
 
 def _is_ours(folder: Path) -> bool:
@@ -200,19 +204,12 @@ def _chosen(for_config: Overrides, warn: Callable[[str], None]) -> dict[str, Con
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
     from smoothsa_jax.checkpoints import published
-    from smoothsa_jax.checkpoints.published import CONFIGS, completed
+    from smoothsa_jax.checkpoints.catalogue import facts_of
+    from smoothsa_jax.checkpoints.published import completed
 
-    name, colon, words = given.partition(":")
-    path = name
-    if not name.endswith(".py"):
-        names = sorted(path.stem for path in CONFIGS.glob("*.py"))
-        if name not in names:
-            raise UserError(
-                f"--config={given} is not a config of {CONFIGS}{did_you_mean(name, names)}; give a "
-                "name there, or a file"
-            )
-        path = f"{CONFIGS / name}.py"
-    spec = f"{path}{colon}{words}"
+    if facts := facts_of(given):
+        for_config = [*((f"config.{x}", str(y)) for x, y in facts.settings.items()), *for_config]
+    spec = located(facts.recipe if facts else given)
     others = [pair for pair in for_config if pair[0] != "config"]
     config = config_from_command_line([("config", spec), *others], spec)
     if published.is_on_slots(config):

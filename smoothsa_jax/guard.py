@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.environment import check_progress_bars, settle
 from smoothsa_jax.errors import UserError
 
@@ -74,7 +75,7 @@ def exit_status(work: Callable[[], int], stopped: str = "stopped by Ctrl-C") -> 
 def _end(line: str, status: int) -> int:
     """Print the last line of a command."""
     with contextlib.suppress(OSError):  # standard error is full or gone
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
+        print(as_started(" ".join(line.split())), file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:

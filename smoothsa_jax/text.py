@@ -3,6 +3,7 @@
 import json
 import sys
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.errors import UserError
 
 
@@ -44,4 +45,5 @@ def short(value: object) -> str:
 def say(text: str) -> None:
     """Print a line to stdout; what the terminal's encoding lacks becomes escapes."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = as_started(text)
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

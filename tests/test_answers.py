@@ -402,7 +402,7 @@ def test_a_readout_sees_the_frames_that_questions_choose():
 @pytest.mark.slow
 def test_from_slots_to_answers(tmp_path, capsys):
     """Slots, a rollouter on them, and a readout on both; other slots, and prediction, refused."""
-    sprites = str(main.Path(main.__file__).parent / "configs" / "sprites.py")
+    sprites = "sprites"
     few = ["--config.train.num_steps=2", "--config.train.batch_size=2"]
     few += ["--config.checkpoint.every=2", "--config.eval.batch_size=2"]
     few += ["--config.eval.num_samples=3", "--config.eval.validation_samples=2"]

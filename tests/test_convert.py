@@ -251,11 +251,8 @@ def test_load_takes_an_authors_file(coco, tmp_path, monkeypatch):
     assert_same({k: np.asarray(x) for k, x in model.params.items()}, from_authors(coco))
 
     monkeypatch.setenv("SMOOTHSA_JAX_MODELS", str(tmp_path))
-    assert "authors/coco" in [name for name, _ in ssa.list_models()]
-    with pytest.raises(
-        UserError, match="download a .pth of smoothsa_r-coco from .*save it there as coco"
-    ):
-        ssa.load("authors/coco")
+    with pytest.raises(UserError, match="download best.pth of smoothsa_r-coco from .*save it as"):
+        ssa.load("authors/coco")  # the name of version 0.2 for smoothsa_coco
     with pytest.raises(UserError, match="which has its own; leave it out"):
         ssa.load("sprites", config="coco")
 

@@ -331,7 +331,7 @@ def test_from_slots_to_predicted_frames(tmp_path, capsys):
     data += ["--config.eval.validation_samples=1", "--config.eval.num_pictures=1"]
     few = ["--config.train.num_steps=4", "--config.train.batch_size=2", *data]
     few += ["--config.checkpoint.every=2", "--config.eval.batch_size=2"]
-    sprites = str(main.Path(main.__file__).parent / "configs" / "sprites.py")
+    sprites = "sprites"
     assert main.main([f"--config={sprites}", f"--workdir={slots}", *few]) == 0
     more = [f"--config={sprites}:dynamics", f"--workdir={runs}", *few]
     source = f"--config.companions.slot_model.source={slots}"

@@ -14,12 +14,12 @@ import pytest
 from command import IMAGE, ROOT, assert_same_run, environment, here
 
 import smoothsa_jax
+from smoothsa_jax.checkpoints import catalogue
 from smoothsa_jax.devices import hosts, runtime
 from smoothsa_jax.environment import PINNED
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
 from smoothsa_jax.guard import exit_status
-from smoothsa_jax.inference import released
 from smoothsa_jax.interop import hub
 
 MAIN = f"{sys.executable} {ROOT / 'main.py'}"
@@ -255,7 +255,7 @@ def test_nothing_needs_a_home_folder(tmp_path, without_home, monkeypatch):
     assert expanded(tmp_path) == tmp_path
     assert smoothsa_jax.list_models()
     with pytest.raises(UserError, match="SMOOTHSA_JAX_MODELS names another folder"):
-        released.find("coco")
+        catalogue.file_of(catalogue.facts_of("smoothsa_coco"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
     with pytest.raises(UserError, match="there is no home folder; set HF_HOME"):
         hub.fetch("facebook/dinov2-small")

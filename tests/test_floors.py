@@ -11,7 +11,7 @@ PACKAGE = "smoothsa_jax"
 OF_CONFIGS = ("keys", "data_sets", "published", "parts", "sizes", "tokens", "words")
 # Bottom up. The longest name that fits a module counts.
 FLOORS = (
-    ("errors", "environment", "guard", "files", "parts", "schedules", "text"),
+    ("errors", "checkout", "environment", "guard", "files", "parts", "schedules", "text"),
     (
         "models.interfaces",
         "models.layers",
@@ -38,6 +38,7 @@ FLOORS = (
     ("tasks",),
     ("training",),
     ("inference", "report", "convert"),
+    ("main", "command"),
 )
 
 

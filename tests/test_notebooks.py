@@ -69,6 +69,18 @@ def test_quickstart_runs(checkout, monkeypatch):
 
 
 @pytest.mark.slow
+def test_compare_systems_runs(checkout):
+    text = executed("compare_systems.ipynb", checkout)
+    rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", text, flags=re.MULTILINE)
+    scores = {name: tuple(map(float, values)) for name, *values in rows}
+    assert len(scores) >= 3 and scores.keys() > {"sprites", "sprites_gaussian"}
+    assert min(scores["sprites"][0], scores["sprites_gaussian"][0]) > 60
+    assert scores["k-means on RGB"][0] < 50
+    assert (checkout / "runs" / "compared.png").stat().st_size > 10_000
+    assert text.count(PICTURE) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.torch
 def test_from_pytorch_runs(checkout):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch==2.13.0")

@@ -10,7 +10,9 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,7 +97,7 @@ def modules_of_the_source() -> list[str]:
     return sorted(names - {"smoothsa_jax"})
 
 
-def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
+def test_the_wheel_holds_the_package_its_configs_and_data_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -106,10 +108,11 @@ def test_the_wheel_holds_the_package_and_the_configs_only(wheel):
     folder = ROOT / "smoothsa_jax"
     source = {str(p.relative_to(ROOT)) for p in folder.rglob("*.py")}
     source.add("smoothsa_jax/inputs/clevrer_vocabulary.json")
+    source.add("smoothsa_jax/checkpoints/published.toml")
     source |= {str(p.relative_to(ROOT)) for p in (folder / "pretrained").rglob("*") if p.is_file()}
-    of_configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in (".py", ".md")]
-    configs = {f"smoothsa_jax/recipes/{p.relative_to(ROOT)}" for p in of_configs}
-    assert found == source | configs
+    beside = [p for name in ("configs", "data") for p in (ROOT / name).rglob("*")]
+    recipes = {p.relative_to(ROOT) for p in beside if p.suffix in (".py", ".md", ".json")}
+    assert found == source | {f"smoothsa_jax/recipes/{path}" for path in recipes}
     core = [need for need in fields.get_all("Requires-Dist") if "extra ==" not in need]
     assert any(need.startswith("jax") for need in core)
     # tensorflow-datasets itself needs no TensorFlow.
@@ -148,6 +151,49 @@ def test_the_installed_wheel_has_the_recipes(imported):
     program = "from smoothsa_jax.checkpoints.published import recipes; print(*recipes())"
     printed = check_call(environment / "bin" / "python", "-c", program, cwd=environment.parent)
     assert {"coco", "movi_c", "ytvis:recognition"} <= set(printed.split())
+
+
+@pytest.fixture
+def smoothsa(imported):
+    """Run the installed command in a folder; the finished process."""
+    command = imported[1] / "bin" / "smoothsa"
+
+    def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        return subprocess.run(
+            [command, *map(str, arguments)],
+            cwd=cwd,
+            env=environment | {"JAX_PLATFORMS": "cpu", "SMOOTHSA_JAX_CACHE": str(cwd / "cache")},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_the_command_prepares_and_checks_data(smoothsa, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for value in range(3):
+        picture = np.full((40, 60, 3), 80 * value, np.uint8)
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{'abc'[value]}.png")
+    (tmp_path / "data").mkdir()  # a folder of the same name, which must not be taken for ours
+    options = ("--source=pictures", "--out=prepared/own", "--holdout=0.4", "--workers=1")
+    done = smoothsa("prepare", "folder", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "smoothsa check prepared/own verifies it" in done.stdout
+    assert smoothsa("check", "prepared/own", "--workers=1", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_recipe_by_its_name(smoothsa, tmp_path):
+    done = smoothsa("--config=sprites:smoke", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "runs" / "sprites_smoke" / "scores.json").read_text())
+    assert 0 <= scores["metrics"]["fg_ari"]["mean"] <= 1
+    assert "smoothsa --mode=evaluate --workdir=runs/sprites_smoke" in done.stdout
+    assert "main.py" not in done.stdout + done.stderr
+    done = smoothsa("--mode=evaluate", "--workdir=runs/sprites_smoke", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_everything_needs_neither_pytorch_nor_tensorflow(imported):

@@ -98,7 +98,7 @@ def tiny_config(
                 "match_paper": False,
                 "xla_flags": "",
             },
-            "log": {"every": 1},
+            "log": {"every": 1, "wandb": None},
             "eval": {
                 "split": "test",
                 "num_samples": 3,

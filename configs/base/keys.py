@@ -41,7 +41,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "match_paper": False,
                 "xla_flags": "",  # for the training step on a GPU, as in XLA_FLAGS
             },
-            "log": {"every": 100},
+            "log": {"every": 100, "wandb": None},
             "eval": {
                 "split": "validation",
                 "num_samples": None,  # None: all

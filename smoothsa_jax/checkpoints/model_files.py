@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
 
 WEIGHTS_FILE, CONFIG_FILE, ABOUT_FILE = "model.safetensors", "config.json", "about.json"
+SCORES_FILE = "scores.json"  # beside them, where the model has been scored
 
 
 def save_model(
@@ -71,3 +73,12 @@ def read_model(
     if not allow_before:
         before.refuse(folder, config)
     return config, arrays, step
+
+
+def scores_in(folder: Path) -> dict[str, Any] | None:
+    """Return the scores beside a model, as `--mode=evaluate` writes them; None: there are none."""
+    try:
+        scores = json.loads((folder / SCORES_FILE).read_text())
+        return scores if isinstance(scores["metrics"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -6,6 +6,7 @@ architecture is copied into the run's config and its arrays into the run's check
 workdir is self-contained.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, read_model
+from smoothsa_jax.checkpoints.catalogue import config_of, facts_of
+from smoothsa_jax.checkpoints.model_files import (
+    ABOUT_FILE,
+    CONFIG_FILE,
+    SCORES_FILE,
+    WEIGHTS_FILE,
+    read_model,
+)
 from smoothsa_jax.checkpoints.published import (
     CONFIGS,
     SLOT_MODEL,
@@ -38,7 +46,7 @@ from smoothsa_jax.devices import hosts
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.files import expanded
-from smoothsa_jax.interop import state_dicts
+from smoothsa_jax.interop import hub, state_dicts
 from smoothsa_jax.interop.encoder_weights import load_encoder
 from smoothsa_jax.interop.perceptual import load_lpips
 from smoothsa_jax.interop.tokenizers import load_taesd
@@ -84,7 +92,9 @@ class Trained(NamedTuple):
 
 
 def is_trained(source: str) -> bool:
-    """Tell whether a source is a workdir or a saved model of ours."""
+    """Tell whether a source is a workdir or a saved model of ours, here or on the Hub."""
+    if hub.is_repository(source):
+        return True
     folder = expanded(source)
     saved = (folder / WEIGHTS_FILE).is_file() and (folder / ABOUT_FILE).is_file()
     return bool(source) and (saved or (folder / FOLDER).is_dir())
@@ -95,9 +105,11 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
 
     Args:
         source: a workdir, of which the newest intact checkpoint is read; the folder of a saved
-            model; or a state dict of the authors' program.
+            model; "hf://owner/name", a saved model on the Hub; or a state dict of the authors'
+            program.
         warn: called with one line for each skipped checkpoint.
-        recipe: the recipe of a state dict, needed if several recipes have the same model.
+        recipe: the recipe of a state dict or the name of its model in `published.toml`, needed if
+            several recipes have the same model.
 
     Returns:
         None if a workdir has no usable checkpoint.
@@ -105,7 +117,7 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
     Raises:
         UserError: a saved model is damaged, or a state dict fits no recipe or several.
     """
-    path = expanded(source)
+    path = fetched(source) if hub.is_repository(source) else expanded(source)
     if state_dicts.is_state_dict(path) and not path.is_dir():
         return _of_state_dict(path, recipe)
     if (path / WEIGHTS_FILE).is_file():
@@ -115,6 +127,30 @@ def open_trained(source: str, warn: Warn, recipe: str | None = None) -> Trained 
     if checkpoint is None:
         return None
     return _trained(checkpoint.config, checkpoint.weights, checkpoint.step, str(checkpoint.path))
+
+
+def fetched(source: str) -> Path:
+    """Download a saved model of the Hub once.
+
+    Args:
+        source: such as "hf://owner/name".
+
+    Returns:
+        Its folder in the cache.
+
+    Raises:
+        UserError: the Hub is unreachable, or has no such model.
+    """
+    otherwise = (
+        "on a machine that can reach it, `hf download` the repository into a folder, copy that "
+        "here, and give its path. A published checkpoint is loaded by its name, with "
+        f"file={source!r}"
+    )
+    for file in (ABOUT_FILE, CONFIG_FILE, WEIGHTS_FILE):
+        path = hub.download(source, file, otherwise)
+    with contextlib.suppress(UserError):  # a model may have none
+        hub.download(source, SCORES_FILE, otherwise)
+    return path.parent
 
 
 def _trained(config: ConfigDict, arrays: dict[str, np.ndarray], step: int, what: str) -> Trained:
@@ -139,8 +175,8 @@ def _of_companion(
 
 
 def _of_state_dict(path: Path, recipe: str | None) -> Trained:
-    state_dict = state_dicts.read(path)
-    configs = fitted(recipes(), state_dict)
+    state_dict, facts = state_dicts.read(path), recipe and facts_of(recipe)
+    configs = {recipe: config_of(facts)} if facts else fitted(recipes(), state_dict)
     if recipe is not None and recipe not in configs:
         raise UserError(
             f"config={recipe!r} is no recipe; choose one of {', '.join(configs)}"

@@ -17,23 +17,18 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from smoothsa_jax.checkout import ROOT as CONFIGS_PARENT
 from smoothsa_jax.config.schema import check_keys, may_be_none, nearest
 from smoothsa_jax.config.values import canonical, flatten
 from smoothsa_jax.config.words import refuse_unknown, split_words
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.parts import is_schedule
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_INSTALLED = _PACKAGE / "recipes"  # where a wheel has configs/
-# The folder of `configs`, so that a config file anywhere can say `from configs import base`.
-CONFIGS_PARENT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
-
-
 # ----------------------------------------------------------------------------- files and words
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Load `path/to/config.py` or `path/to/config.py:word,word`.
+    """Load `path/to/config.py` or `path/to/config.py:word,word`, or a recipe such as `coco:spot`.
 
     A module attribute `WORDS` or `VARIANTS`, if there is one, lists the words that the file takes.
 
@@ -41,7 +36,7 @@ def load_config(spec: str) -> ConfigDict:
         UserError: no such file (the nearest is suggested), a word that does not fit, a file that
             fails when it runs, or a config with a key that nothing reads.
     """
-    path_text, _, words = spec.partition(":")
+    path_text, _, words = located(spec).partition(":")
     path = Path(path_text)
     if not path.is_file():
         raise UserError(f"config file {path_text!r} does not exist; {_nearby_files(path)}")
@@ -71,6 +66,30 @@ def load_config(spec: str) -> ConfigDict:
     except UserError as error:
         raise UserError(f"config {spec}: {error}") from error
     return config
+
+
+def located(given: str) -> str:
+    """Return a config's file and words, such as "configs/coco.py:spot" of the recipe "coco:spot".
+
+    Args:
+        given: the name of a recipe, or the path of a file, which ends in .py; then any words. As in
+            a checkout, "configs/coco.py" is the recipe `coco` where there is no such file.
+
+    Raises:
+        UserError: it is neither; the nearest name is suggested.
+    """
+    name, colon, words = given.partition(":")
+    folder = CONFIGS_PARENT / "configs"
+    if name.endswith(".py") or Path(name).is_file():
+        shipped = not Path(name).is_file() and (CONFIGS_PARENT / name).is_file()
+        return f"{CONFIGS_PARENT / given}" if shipped and name.startswith("configs/") else given
+    names = sorted(x.stem for x in folder.glob("*.py") if "def get_config" in x.read_text())
+    if name not in names:
+        raise UserError(
+            f"--config={given}: found {name!r}, expected a file that ends in .py or one of "
+            f"{', '.join(names)}{did_you_mean(name, names)}"
+        )
+    return f"{folder / name}.py{colon}{words}"
 
 
 def known_words(path: Path) -> tuple[str, ...]:
@@ -139,8 +158,8 @@ def split_command_line(arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
             value = waiting.pop(0)
         if name == "config" and not value:
             raise UserError(
-                "--config was given without a value; expected a config file such as "
-                "configs/sprites.py"
+                "--config was given without a value; expected a recipe such as sprites, or a "
+                "config file such as configs/sprites.py"
             )
         mine.append((name, value))
     return mine, others

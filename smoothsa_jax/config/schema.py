@@ -178,6 +178,7 @@ KEYS: dict[str, Check] = {
     "train.match_paper": flag,
     "train.xla_flags": text,
     "log.every": whole(1),
+    "log.wandb": none_or(folder_name),  # a project of Weights & Biases; None: not sent
     "eval.split": one_of(*SPLITS),
     "eval.num_samples": none_or(whole(1)),  # None: all
     "eval.num_frames": none_or(anything),  # see `check` and `tasks.checks`

@@ -1,101 +1,118 @@
 """Find trained models: in a workdir, a saved folder, the package, or an authors' checkpoint."""
 
+import difflib
 import json
 import os
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Any
 
-from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE
+from smoothsa_jax.checkpoints import catalogue
+from smoothsa_jax.checkpoints.catalogue import ModelFacts
+from smoothsa_jax.checkpoints.model_files import ABOUT_FILE, WEIGHTS_FILE, scores_in
 from smoothsa_jax.checkpoints.published import SLOT_MODEL
 from smoothsa_jax.checkpoints.read import FOLDER
-from smoothsa_jax.checkpoints.sources import Trained, open_trained
+from smoothsa_jax.checkpoints.sources import Trained, fetched, is_trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
-from smoothsa_jax.errors import UserError, did_you_mean
-from smoothsa_jax.inference import released
-from smoothsa_jax.inference.catalogue import CATALOGUE, Published
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.segmenter import Segmenter
-from smoothsa_jax.interop import state_dicts
+from smoothsa_jax.interop import hub, state_dicts
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 
 
-class Available(NamedTuple):
-    """A model that `load` finds by name.
-
-    Attributes:
-        name: the name to pass to `load`.
-        about: a short description.
-    """
-
-    name: str
-    about: str
-
-
-@overload
-def list_models(published: Literal[False] = False) -> list[Available]: ...
-@overload
-def list_models(published: Literal[True]) -> list[Published]: ...
-def list_models(published: bool = False) -> list[Available] | list[Published]:
-    """List models.
+def list_models(published: bool | None = None) -> list[ModelFacts]:
+    """List the models that `load` takes by name, with what is known of them.
 
     Args:
-        published: False: what `load` takes by name, that is the models bundled with the package
-            and those that SmoothSA's authors have released, which have to be downloaded first.
-            True: the published checkpoints whose files `load` reads, also of other systems.
+        published: True: the published checkpoints whose files `load` reads; False: the models
+            that are part of the package; None: both.
     """
-    if published:
-        return list(CATALOGUE)
-    found = []
-    for folder in sorted(SHIPPED.iterdir() if SHIPPED.is_dir() else ()):
-        if (folder / WEIGHTS_FILE).is_file():
-            about = json.loads((folder / ABOUT_FILE).read_text())["about"]
-            found.append(Available(folder.name, about))
-    for recipe, name in released.NAMES.items():
-        path = released.path_of(recipe)
-        about = f"the authors' {name}, " + ("in" if path.is_file() else f"from {released.PAGE}, as")
-        found.append(Available(f"{released.PREFIX}{recipe}", f"{about} {path}"))
-    return found
+    bundled = [] if published else [_facts_of_bundled(folder) for folder in _bundled()]
+    return bundled + ([] if published is False else list(catalogue.published().values()))
 
 
-def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
+def _bundled() -> list[Path]:
+    folders = sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+    return [folder for folder in folders if (folder / WEIGHTS_FILE).is_file()]
+
+
+def _facts_of_bundled(folder: Path) -> ModelFacts:
+    scores = scores_in(folder) or {"metrics": {}}
+    return ModelFacts(
+        name=folder.name,
+        about=json.loads((folder / ABOUT_FILE).read_text())["about"],
+        bundled=True,
+        file=str(folder / WEIGHTS_FILE),
+        size=(folder / WEIGHTS_FILE).stat().st_size,
+        licence="Apache-2.0",
+        scores={name: round(100 * x["mean"], 1) for name, x in scores["metrics"].items()},
+        protocol=f"{scores['split']} split" if "split" in scores else None,
+    )
+
+
+def load(
+    source: str | os.PathLike,
+    config: str | None = None,
+    *,
+    file: str | os.PathLike | None = None,
+) -> Segmenter:
     """Load a trained model.
 
     Args:
         source: a workdir of `main.py` (its newest intact checkpoint), a folder that `save` wrote, a
-            name from `list_models`, or a published checkpoint (.safetensors, .pth, .pt, .pt.tar or
-            .ckpt).
-        config: the recipe of a published checkpoint, such as "coco" or "voc:spot,original", as in
-            `list_models(published=True)`; needed if several recipes have the same model.
+            name from `list_models`, "hf://owner/repository" of `push_to_hub`, or a published
+            checkpoint (.safetensors, .pth, .pt, .pt.tar or .ckpt).
+        config: the recipe of a published checkpoint, such as "coco" or "voc:spot,original", or its
+            name in `list_models`; needed if several recipes have the same model.
+        file: of the name of a published checkpoint, its file; the folder or the "hf://..." that
+            has the file. Without it, `load` looks in the folder that `SMOOTHSA_JAX_MODELS` names
+            (default ~/.cache/smoothsa_jax/models) and, where the authors keep it, on the Hub.
 
     Raises:
         UserError: there is no such model, its files are damaged, or JAX finds no device.
     """
     find_devices(_warn)
     source = os.fspath(source)
+    facts = catalogue.facts_of(source)
+    if file is not None and facts is None:
+        raise UserError(
+            f"file={os.fspath(file)!r} was given with {source}, expected the name of a published "
+            f"checkpoint from list_models(){_nearest(source, catalogue.published())}"
+        )
+    if hub.is_repository(source):
+        return _of_folder(fetched(source))
     if state_dicts.is_state_dict(source) and not Path(source).is_dir():
         return _segmenter(open_trained(source, _warn, config))
     if config is not None:
         raise UserError(
             f"config={config!r} was given with {source}, which has its own; leave it out"
         )
-    names = [model.name for model in list_models()]
-    if source in names and Path(source).exists():
+    bundled = {folder.name: folder for folder in _bundled()}
+    if source in (*bundled, *catalogue.published()) and Path(source).exists():
         raise UserError(
             f"{source} is the name of a model and of a folder here; write ./{source} for the "
             "folder, or work elsewhere"
         )
-    if source in names and source.startswith(released.PREFIX):
-        recipe = source.removeprefix(released.PREFIX)
-        return _segmenter(open_trained(str(released.find(recipe)), _warn, recipe))
-    folder = SHIPPED / source if source in names else Path(source)
+    if facts is not None:
+        if file is not None and is_trained(os.fspath(file)) and not hub.is_repository(file):
+            return _of_folder(Path(file))  # converted before
+        return _segmenter(open_trained(str(catalogue.file_of(facts, file)), _warn, facts.name))
+    folder = bundled.get(source, Path(source))
     if not folder.exists():
         raise UserError(
-            f"{source} is neither a folder nor the name of a model; expected a workdir, or one of "
-            f"{', '.join(names)}{did_you_mean(source, names)}"
+            f"{source} is neither a folder nor the name of a model; expected a workdir, or a name "
+            f"from smoothsa_jax.list_models(){_nearest(source, (*bundled, *catalogue.published()))}"
         )
     return _of_folder(folder)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """For the end of a message: a hint at the nearest of many names."""
+    near = difflib.get_close_matches(name, list(names), n=3)
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def load_forecaster(source: str | os.PathLike) -> Forecaster:
@@ -124,10 +141,10 @@ def _of_folder(folder: Path) -> Segmenter:
             f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no "
             f"{WEIGHTS_FILE}; give the workdir of a trained run"
         )
-    return _segmenter(trained)
+    return _segmenter(trained, scores_in(folder))
 
 
-def _segmenter(trained: Trained) -> Segmenter:
+def _segmenter(trained: Trained, scores: Mapping[str, Any] | None = None) -> Segmenter:
     config = trained.config
     # None stands for no companion, "" for an untrained one; the slot model comes first.
     named = sorted(config.companions.items(), key=lambda item: item[0] != SLOT_MODEL)
@@ -139,7 +156,9 @@ def _segmenter(trained: Trained) -> Segmenter:
             f"{'; or predict frames with --future' * (config.task == 'dynamics')}"
         )
     try:
-        return Segmenter(config, trained.arrays, trained.step, tokenizer=trained.tokenizer)
+        return Segmenter(
+            config, trained.arrays, trained.step, tokenizer=trained.tokenizer, scores=scores
+        )
     except UserError:
         raise
     except Exception as error:  # a damaged config can raise almost anything

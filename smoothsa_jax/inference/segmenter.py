@@ -1,8 +1,10 @@
 """A trained model for pictures and videos."""
 
 import functools
+import json
 import math
 import os
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,17 +16,19 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from smoothsa_jax.checkpoints.model_files import save_model
+from smoothsa_jax.checkpoints.model_files import SCORES_FILE, save_model
 from smoothsa_jax.config.schema import DTYPES
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.compiling import at_precision
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.masks import SOURCES
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.inference.card import CARD_FILE, model_card
 from smoothsa_jax.inference.frames import Picture, as_frame, as_frames, checked_frames, is_picture
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inputs.boxes import pad_boxes, whole_frame_box
 from smoothsa_jax.inputs.resize import resize_pixels
+from smoothsa_jax.interop import hub
 from smoothsa_jax.models.anew import Anew, anew_of, feature_distance
 from smoothsa_jax.models.asked import Iterations, as_scheduled, iterations_of
 from smoothsa_jax.models.backend import Backend, backend_of
@@ -59,6 +63,7 @@ class Segmenter:
         step: number of training steps done.
         backend: the backend to compile for; None: that of the first device.
         tokenizer: the arrays of its frozen tokenizer, if it has one; for `reconstruct` alone.
+        scores: the content of its `scores.json`, for its model card.
 
     Attributes:
         config: the whole config that it was trained with.
@@ -66,6 +71,7 @@ class Segmenter:
         definition: the model without its arrays; `definition.merge(params)` inside `jax.jit` is
             the model (docs/use.md).
         step: number of training steps done.
+        scores: the content of its `scores.json`, if it has been scored.
 
     Raises:
         UserError: the config is not one of a slot model, or the arrays do not fit it.
@@ -79,8 +85,9 @@ class Segmenter:
         backend: Backend | None = None,
         *,
         tokenizer: Mapping[str, np.ndarray] | None = None,
+        scores: Mapping[str, Any] | None = None,
     ):
-        self.config, self.step = config, step
+        self.config, self.step, self.scores = config, step, scores
         self._backend = backend or backend_of(jax.local_devices()[0])
         self.image_size = image_size_of(config)
         task = build_task(config)
@@ -530,6 +537,43 @@ class Segmenter:
         """
         frozen = {f"{TOKENIZER}.{name}": x for name, x in self._tokenizer_params.items()}
         save_model(Path(folder), self.config, {**self.params, **frozen}, self.step)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        licence: str | None = None,
+        private: bool = False,
+        message: str = "Upload a model of smoothsa_jax",
+        token: str | None = None,
+    ) -> str:
+        """Upload weights, config, scores and a model card to the Hugging Face Hub.
+
+        `smoothsa_jax.load("hf://owner/name")` loads it from there.
+
+        Args:
+            repository: "owner/name"; it is made if there is none.
+            licence: of the weights, as the Hub abbreviates it, such as "mit".
+            private: whether a new repository is private.
+            message: of the commit.
+            token: of the user; None: the one that `hf auth login` has stored.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: you may not write there, or the Hub is unreachable.
+        """
+        source = f"{hub.SCHEME}{repository.removeprefix(hub.SCHEME)}"
+        name, _ = hub.split_name(source)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            self.save(folder)
+            if self.scores is not None:
+                (folder / SCORES_FILE).write_text(json.dumps(self.scores, indent=1) + "\n")
+            card = model_card(self.config, self.step, self.scores, name, licence)
+            (folder / CARD_FILE).write_text(card)
+            return hub.upload(folder, source, private=private, message=message, token=token)
 
     def _frames(
         self, pictures: Picture | Sequence[Picture], video: bool

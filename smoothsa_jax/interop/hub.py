@@ -4,11 +4,14 @@ They stay in its cache, which is below `HF_HOME`.
 """
 
 import errno
+import os
+import re
 from pathlib import Path
 
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.interop.safetensors_files import INDEX, WHOLE, weight_files
 
+SCHEME = "hf://"  # in front of the name of a repository that holds a model
 CONFIG, PICKLED = "config.json", "pytorch_model.bin"
 # Commits are pinned, so that a name always means the same weights.
 REVISIONS = {
@@ -130,6 +133,113 @@ def fetch_file(repository: str, file: str, path: str) -> Path:
             f"that can reach it, download {file}, copy it here, and set "
             f"--config.{path}.source to its path"
         ) from error
+
+
+def is_repository(source: str | os.PathLike) -> bool:
+    """Tell whether a source names a repository of the Hub, such as "hf://owner/name"."""
+    return os.fspath(source).startswith(SCHEME)
+
+
+def split_name(source: str) -> tuple[str, str | None]:
+    """Return the repository and the revision of "hf://owner/name" or "hf://owner/name@revision".
+
+    Raises:
+        UserError: it has another form.
+    """
+    match = re.fullmatch(rf"{SCHEME}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
+    if match is None:
+        raise UserError(
+            f"found {source!r}, expected {SCHEME}OWNER/NAME, optionally with @REVISION behind it"
+        )
+    return match[1], match[2]
+
+
+def download(source: str, file: str, otherwise: str) -> Path:
+    """Download a file of a repository once; later calls find it in the cache.
+
+    Args:
+        source: such as "hf://owner/name".
+        file: its name there.
+        otherwise: what to do where the Hub cannot be reached, for messages.
+
+    Raises:
+        UserError: there is no such repository, revision or file, its license has not been
+            accepted, or the Hub is unreachable.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    repository, revision = split_name(source)
+    if constants.HF_HUB_CACHE.startswith("~"):  # it stays where there is no home folder
+        raise UserError(
+            f"{source} has no place to be kept: there is no home folder; set HF_HOME to a folder "
+            "that can be written"
+        )
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{source} is gated: accept its license at https://huggingface.co/{repository}, log "
+            "in with `hf auth login` on this machine, and start again"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"the Hugging Face Hub has no repository {repository}, or you may not read it; check "
+            "its name, or log in with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"{source}: the repository has no such revision; leave @ and it out"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:  # the Hub could not be asked
+        raise UserError(
+            f"{file} of {source} cannot be fetched ({_reason(error)}): {otherwise}"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"{source} has no file {file}: {otherwise}") from error
+    except Exception as error:  # each network layer has its own errors
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise
+        raise UserError(
+            f"{file} of {source} cannot be fetched ({_reason(error)}): {otherwise}"
+        ) from error
+
+
+def upload(folder: Path, source: str, *, private: bool, message: str, token: str | None) -> str:
+    """Upload the files of a folder to a repository, which is made if there is none.
+
+    Args:
+        folder: the files.
+        source: such as "hf://owner/name".
+        private: whether a new repository is private.
+        message: of the commit.
+        token: of the user; None: the one that `hf auth login` has stored.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: you may not write there, or the Hub is unreachable.
+    """
+    import huggingface_hub
+
+    repository, revision = split_name(source)
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+        )
+    except Exception as error:  # each network layer has its own errors
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        do = "check the connection, and that HF_HUB_OFFLINE is not set"
+        if status in (401, 403):
+            do = "log in with `hf auth login`, as someone who may write there"
+        raise UserError(f"{source} cannot be written ({_reason(error)}); {do}") from error
+    return commit.commit_url
 
 
 def _reason(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.checkpoints.read import (
     FOLDER,
     BrokenCheckpoint,
@@ -596,6 +597,6 @@ pictures     {pictures if pictures.exists() else "none"}
 log          {workdir / LOG_FILE}
 checkpoints  {workdir / FOLDER}
 curves       tensorboard --logdir {workdir / EVENTS_FOLDER}
-evaluate     python main.py --mode=evaluate --workdir={workdir}
+evaluate     {as_started("python main.py")} --mode=evaluate --workdir={workdir}
 
 {headline(scores)} on the {scores["split"]} split after {scores["step"]} steps""")

@@ -1,4 +1,7 @@
-"""Log a training run: a progress bar, and JSON rows and TensorBoard events every few steps."""
+"""Log a training run: a progress bar, and JSON rows and TensorBoard events every few steps.
+
+The rows also go to Weights & Biases, if the run asks for it.
+"""
 
 import contextlib
 import json
@@ -18,8 +21,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from smoothsa_jax.checkout import as_started
 from smoothsa_jax.devices import hosts
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.training.weights_and_biases import WandbRun
 
 LOG_FILE = "log.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -144,6 +149,7 @@ class RunLog:
         num_steps: number of steps of the whole training.
         log_every: number of steps between rows.
         stream: where the progress bar goes; None: stderr.
+        wandb: the run of Weights & Biases that gets the rows too; closed with the log.
     """
 
     def __init__(
@@ -154,9 +160,10 @@ class RunLog:
         num_steps: int,
         log_every: int,
         stream: TextIO | None = None,
+        wandb: WandbRun | None = None,
     ):
         stream = stream or sys.stderr
-        self._workdir = workdir
+        self._workdir, self._wandb = workdir, wandb
         self.log_every, self.num_steps = log_every, num_steps
         self.waits = DataWaits()
         self._told_waits = -math.inf
@@ -224,12 +231,14 @@ class RunLog:
             "step": step,
             **{name: value if math.isfinite(value) else None for name, value in plain.items()},
         }
+        tags = {name: name if name.startswith("validation/") else f"train/{name}" for name in plain}
+        if self._wandb is not None:
+            self._wandb.log(step, {tags[name]: value for name, value in plain.items()})
         try:
             self._rows.write(json.dumps(row) + "\n")
             self._rows.flush()
             for name, value in plain.items():
-                tag = name if name.startswith("validation/") else f"train/{name}"
-                self._event(summary=scalar(tag, np.float32(value)), step=step)
+                self._event(summary=scalar(tags[name], np.float32(value)), step=step)
             self._events.flush()
         except OSError as error:
             raise UserError(
@@ -256,6 +265,8 @@ class RunLog:
         """Close the progress bar and the files."""
         if self._bar is not None:
             self._bar.close()
+        if self._wandb is not None:
+            self._wandb.close()
         for file in (self._rows, self._events):
             with contextlib.suppress(OSError):  # writing the row has reported a full disk
                 file.close()
@@ -315,9 +326,9 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: Callable[[]
 def say(text: str) -> None:
     """Print a line to stderr, on the first process only."""
     if hosts.is_primary():
-        print(text, file=sys.stderr, flush=True)
+        print(as_started(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Print a warning to stderr, on every process: their problems may differ."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(as_started(f"warning: {text}"), file=sys.stderr, flush=True)

@@ -68,6 +68,7 @@ from smoothsa_jax.training.logging import (
 from smoothsa_jax.training.signals import SignalGuard, Stopped
 from smoothsa_jax.training.state import TrainState
 from smoothsa_jax.training.step import Training, build_training
+from smoothsa_jax.training.weights_and_biases import WandbRun, check_wandb, send_scores
 
 SMALLER = (
     "shard it over more devices with --config.mesh.fsdp, or use a smaller model with another "
@@ -91,6 +92,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stored = config_of(workdir)
     config = sources.with_companions(config, stored, warn)
     check(config)
+    check_wandb(config)
     lock = workdir_for_writing(workdir) if hosts.is_primary() else contextlib.nullcontext()
     with lock, SignalGuard() as guard:
         hosts.refuse_other_folders(workdir)
@@ -121,6 +123,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 if chosen is not None:
                     step, params = chosen.step, params_of(chosen, training)
             scores = report(config, training, params, step, workdir)
+    if hosts.is_primary():
+        send_scores(config, workdir, scores)
     print_results(config.title, scores, workdir)
     return scores
 
@@ -358,9 +362,11 @@ class _Books:
         )
         times = {"num_steps": config.train.num_steps, "log_every": config.log.every}
         first = 0 if checkpoint is None else checkpoint.step
-        self.log = (
-            RunLog(workdir, first_step=first, **times) if hosts.is_primary() else SilentLog(**times)
-        )
+        if not hosts.is_primary():
+            self.log = SilentLog(**times)
+            return
+        wandb = None if config.log.wandb is None else WandbRun(config, workdir)
+        self.log = RunLog(workdir, first_step=first, wandb=wandb, **times)
 
     def __enter__(self) -> "_Books":
         return self
