@@ -72,6 +72,12 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
     Raises:
         UserError: there is no such model, its files are damaged, or JAX finds no device.
     """
+    return _load(source, config)
+
+
+def _load(
+    source: str | os.PathLike, config: str | None, with_forecasters: bool = False
+) -> Segmenter | Forecaster:
     find_devices(_warn)
     source = os.fspath(source)
     if state_dicts.is_state_dict(source) and not Path(source).is_dir():
@@ -95,7 +101,10 @@ def load(source: str | os.PathLike, config: str | None = None) -> Segmenter:
             f"{source} is neither a folder nor the name of a model; expected a workdir, or one of "
             f"{', '.join(names)}{did_you_mean(source, names)}"
         )
-    return _of_folder(folder)
+    trained = _of_folder(folder)
+    if with_forecasters and trained.config.task == "dynamics":
+        return Forecaster(trained)
+    return _segmenter(trained)
 
 
 def load_forecaster(source: str | os.PathLike) -> Forecaster:
@@ -117,14 +126,23 @@ def load_forecaster(source: str | os.PathLike) -> Forecaster:
     return Forecaster(trained)
 
 
-def _of_folder(folder: Path) -> Segmenter:
+def load_any(source: str | os.PathLike) -> Segmenter | Forecaster:
+    """Load a trained model: a rollouter with its slot model, or as `load` does.
+
+    Raises:
+        UserError: as for `load`; or a rollouter's slot model has no masks of slots alone.
+    """
+    return _load(source, None, with_forecasters=True)
+
+
+def _of_folder(folder: Path) -> Trained:
     trained = open_trained(str(folder), _warn)
     if trained is None:
         raise UserError(
             f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no "
             f"{WEIGHTS_FILE}; give the workdir of a trained run"
         )
-    return _segmenter(trained)
+    return trained
 
 
 def _segmenter(trained: Trained) -> Segmenter:
@@ -150,4 +168,4 @@ def _segmenter(trained: Trained) -> Segmenter:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=6)
+    warnings.warn(text, stacklevel=7)
