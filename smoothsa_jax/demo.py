@@ -169,7 +169,7 @@ class Demo:
             )
         self.name, self._folder = name, folder
         self._programs: set[Any] = set()
-        self._lock, self._numbers = threading.Lock(), itertools.count()
+        self._lock, self._numbers, self._closed = threading.Lock(), itertools.count(), False
         self.controls = self._controls()
 
     def _controls(self) -> Controls:
@@ -189,6 +189,12 @@ class Demo:
             boxes=model.starts_from_boxes,
             future=None if self.forecaster is None else 6,
         )
+
+    def close(self) -> None:
+        """Find nothing more, and wait for what the model computes: JAX cannot be left within."""
+        self._closed = True
+        with self._lock:
+            pass
 
     # ------------------------------------------------------------------------------- what is given
 
@@ -235,6 +241,7 @@ class Demo:
             UserError: the file cannot be read, or what is asked for does not fit the model.
         """
         with self._lock:  # the model computes for one visitor at a time
+            self._check_open()
             folder = self._folder / f"{next(self._numbers):06d}"
             try:
                 return self._find(folder, given, asked, progress)
@@ -282,6 +289,7 @@ class Demo:
             ):
                 predicted = 0
                 for x in found_in(options, self.model, source, boxes, counted, forecaster):
+                    self._check_open()
                     number = results.num_frames
                     results.add(x.frame, x.found, predicted=x.predicted)
                     Image.fromarray(x.frame).save(folder / f"frames/{number:06d}.jpg", quality=92)
@@ -295,6 +303,10 @@ class Demo:
                 notes.append(f"{missing[0].upper()}{missing[1:]}.")
         np.savez(folder / "attention.npz", **attention)
         return Shown(folder, len(attention), is_video, predicted, tuple(notes))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("the page was closed; open it again")
 
     def _source(self, given: Given) -> Source:
         if given.path is None:
@@ -758,6 +770,7 @@ def served(workdir: str | None = None, host: str = HOST, port: int = PORT) -> It
         try:
             yield address
         finally:
+            demo.close()
             blocks.close(verbose=False)
 
 
