@@ -1,5 +1,6 @@
 """What happens behind the page of `main.py --mode=demo`, without Gradio."""
 
+import json
 import re
 import socket
 import sys
@@ -15,12 +16,17 @@ from fuzz_readers import clip, write_video
 from ml_collections import ConfigDict
 from PIL import Image
 from test_predict import saved
-from tiny import tiny_config
+from tiny import as_dynamics, tiny_config
 
 from smoothsa_jax import demo as module
+from smoothsa_jax.checkpoints.sources import Trained
 from smoothsa_jax.demo import Asked, Demo, Given, labels_of, serve, served
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.load import load
+from smoothsa_jax.models.build import slot_model_shapes
+from smoothsa_jax.models.parameters import split
+from smoothsa_jax.tasks.build import build_task
 
 KINDS = {
     "gaussian": {"initializer": "gaussian"},
@@ -163,6 +169,39 @@ def test_controls_are_those_that_the_model_can_use(models, tmp_path):
     assert can.num_slots is None and not can.seed
 
 
+@pytest.fixture(scope="module")
+def forecaster() -> Forecaster:
+    """A rollouter with random weights, on a slot model with Gaussian queries."""
+    config = as_dynamics(tiny_config(5, initializer="gaussian", decoder="mlp_mixture"))
+    rng = np.random.default_rng(0)
+
+    def drawn(model) -> dict[str, np.ndarray]:
+        _, params, frozen = split(model, frozen=("encoder.*",))
+        shapes = {name: x.shape for name, x in {**params, **frozen}.items()}
+        return {name: 0.5 * rng.standard_normal(x, np.float32) for name, x in shapes.items()}
+
+    slots = slot_model_shapes(config.companions.slot_model.model, (16, 16))
+    rollouter = drawn(build_task(config).build(shapes_only=True))
+    return Forecaster(Trained(config, rollouter, 0, "a test", slot_model=drawn(slots)))
+
+
+def test_a_rollouter_predicts_frames_behind_a_video(forecaster, tmp_path):
+    demo = Demo(forecaster, tmp_path / "demo")
+    assert demo.controls.future
+    shown = demo.find(Given(), Asked(future=3))
+    assert (shown.num_frames, shown.num_predicted) == (demo.example()[0].shape[0] + 3, 3)
+    last = shown.num_frames - 1
+    assert demo.overlay(shown, last).shape == demo.attention(shown, last, 0).shape
+    rows = json.loads(contents(demo.archive(shown))["boxes.json"])["frames"]
+    assert [row.get("predicted", False) for row in rows[-4:]] == [False, True, True, True]
+    assert demo.find(Given(), Asked()).num_predicted == 0
+    still = demo.find(picture(tmp_path / "a.png"), Asked(future=3))
+    assert still.num_predicted == 0 and "A picture has no future" in still.notes[0]
+    write_video(tmp_path / "a.mp4", clip(1))
+    with pytest.raises(UserError, match="give a longer video"):
+        demo.find(Given(str(tmp_path / "a.mp4")), Asked(future=3))
+
+
 # ----------------------------------------------------------------------------------- what is shown
 
 
@@ -250,6 +289,12 @@ def test_bad_files_are_one_line_and_leave_nothing(demo, tmp_path):
     with pytest.raises(UserError, match="num_slots"):
         demo.find(Given(), Asked(num_slots=0))
     assert demo.find(Given(), Asked()).num_frames  # it goes on
+
+
+def test_closing_waits_and_then_nothing_is_found(demo):
+    demo.close()
+    with pytest.raises(UserError, match="the page was closed"):
+        demo.find(Given(), Asked())
 
 
 def test_a_port_in_use_is_one_line(capsys):
