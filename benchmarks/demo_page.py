@@ -99,7 +99,7 @@ def follow(page, address: str, server: int, uploads: int, folder: Path) -> None:
                 f"median {statistics.median(recent):.2f} s, longest {max(recent):.2f} s",
                 flush=True,
             )
-    later = np.array(seconds[1:])
+    later = np.array(seconds[1:] or seconds)
     print(
         f"first {seconds[0]:.2f} s, later median {np.median(later):.2f} s, longest "
         f"{later.max():.2f} s"

@@ -46,7 +46,7 @@ from smoothsa_jax.inference.overlays import TILE, drawn
 from smoothsa_jax.inference.predict import Options, found_in, frames_of
 from smoothsa_jax.inference.results import MAX_SLOTS, Results
 from smoothsa_jax.inference.segmenter import Segmenter
-from smoothsa_jax.inference.sources import IMAGES, VIDEOS, Source, file_source
+from smoothsa_jax.inference.sources import Source, file_source
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.text import printable, say
@@ -483,6 +483,11 @@ STYLE = """
 .mistake {border-left: 4px solid #c0392b; padding: 4px 10px}
 .notes {opacity: 0.8}
 """
+# After the button, which is far below the results there.
+TO_NOTES = """() => {
+  const notes = document.querySelector("#notes");
+  if (notes.getBoundingClientRect().top < 0) notes.scrollIntoView({block: "center"});
+}"""
 
 
 def page_of(demo: Demo) -> Any:
@@ -503,12 +508,7 @@ def page_of(demo: Demo) -> Any:
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="given"):
                 gr.Markdown("**Picture or video**")
-                file = gr.File(
-                    show_label=False,
-                    file_types=[*IMAGES, *VIDEOS],
-                    height=140,
-                    elem_id="file",
-                )
+                file = gr.File(show_label=False, height=140, elem_id="file")
                 try_example = gr.Button("Try a generated example", elem_id="example")
                 notes = gr.HTML(elem_id="notes")
                 sliders, others = {}, {}
@@ -533,7 +533,8 @@ def page_of(demo: Demo) -> Any:
                             2.0,
                             can.distance,
                             step=0.05,
-                            label="Largest cosine distance of redundant slots",
+                            label="Cosine distance",
+                            info="Slots up to this far apart are redundant",
                             visible=can.pruning == "distance",
                         )
                     if can.boxes:
@@ -652,7 +653,7 @@ def page_of(demo: Demo) -> Any:
             return find(what, before, *values, progress=progress)
 
         file.upload(of_file, [file, *asked], outputs, **one_at_a_time)
-        again.click(of_given, [given, *asked], outputs, **one_at_a_time)
+        again.click(of_given, [given, *asked], outputs, **one_at_a_time).then(None, js=TO_NOTES)
         of_boxes = [settings["boxes"]] if can.boxes else []
         try_example.click(
             of_example, [example, *asked], [*outputs, example, *of_boxes], **one_at_a_time

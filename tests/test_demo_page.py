@@ -5,9 +5,12 @@ playwright` and `apt-get install chromium`.
 """
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +21,7 @@ from command import ROOT, start
 from fuzz_readers import write_video
 from PIL import Image
 
+from smoothsa_jax.demo import served
 from smoothsa_jax.inputs.sprites import Sprites
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[demo]'")
@@ -68,7 +72,8 @@ def files(tmp_path_factory) -> Path:
     video = Sprites(60, num_frames=4, split="test")[0]["video"]
     Image.fromarray(video[0]).resize((150, 100)).save(folder / "still.png")
     write_video(folder / "clip.mp4", video)
-    (folder / "broken.png").write_bytes(b"this is no picture")
+    for name in ("broken.png", "song.mp3"):
+        (folder / name).write_bytes(b"this is no picture")
     return folder
 
 
@@ -153,9 +158,14 @@ def test_what_cannot_be_read_is_one_line_and_the_page_goes_on(page, files):
     mistake = page.locator("#notes .mistake")
     mistake.wait_for()
     assert mistake.inner_text().startswith("nothing is chosen yet")
-    page.set_input_files("#file input[type=file]", files / "broken.png")
-    page.wait_for_function("document.querySelector('#notes').innerText.includes('broken.png')")
-    assert mistake.inner_text().startswith("broken.png cannot be read as an image: ")
+    page.wait_for_function(  # in sight, also where the button is far below
+        "document.querySelector('#notes .mistake').getBoundingClientRect().top >= 0"
+    )
+    for name, says in (("broken.png", "cannot be read as an image: "), ("song.mp3", "has an ")):
+        page.set_input_files("#file input[type=file]", files / name)
+        page.wait_for_function(f"document.querySelector('#notes').innerText.includes('{name}')")
+        assert mistake.inner_text().startswith(f"{name} {says}")
+        page.locator("#file button[aria-label]").first.click()
     page.locator("#example").click()  # needs no file
     shown(page)
     assert mistake.count() == 0
@@ -169,6 +179,22 @@ def test_nothing_is_wider_than_the_page(page):
     if page.viewport_size["width"] == PHONE[0]:  # results come before settings
         settings = page.locator("#settings").bounding_box()["y"]
         assert order[0] < order[1] < settings
+
+
+def test_the_server_asks_no_other_host(monkeypatch):
+    asked, connect = [], socket.socket.connect
+
+    def note(self, address):
+        asked.append(address)
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", note)
+    with served(port=0) as address, urllib.request.urlopen(address) as page:
+        text = page.read().decode()
+    hosts = {address[0] for address in asked if isinstance(address, tuple)}
+    assert hosts <= {"127.0.0.1", "::1", "localhost"}
+    assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=", text)
+    assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=.https?:", text)
 
 
 @pytest.mark.slow
