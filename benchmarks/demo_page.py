@@ -2,6 +2,8 @@
 
     python benchmarks/demo_page.py                      the bundled model, 100 uploads
     python benchmarks/demo_page.py --workdir=runs/own   another model
+    python benchmarks/demo_page.py --config=configs/coco.py --uploads=10
+                                                        a model of that config, with random weights
 
 The pictures have up to 512 pixels and are all of different sizes, so that each is a program of its
 own, and every fifth is found with another number of slots, if the model takes any. Times are those
@@ -26,7 +28,12 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.values import image_size_of
+from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inputs.sprites import Sprites
+from smoothsa_jax.models.build import slot_model_shapes
+from smoothsa_jax.models.parameters import split
 
 LONGEST, EVERY = 512, 10
 MINUTES = 120_000  # milliseconds
@@ -51,10 +58,31 @@ def picture(number: int, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", default="sprites_gaussian", help="model of the page")
+    parser.add_argument("--config", help="random weights of this config, instead of a workdir")
     parser.add_argument("--uploads", type=int, default=100, help="number of pictures")
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.config is not None:
+            given.workdir = Path(folder) / "random"
+            save_random(given.config, given.workdir)
+        measure(given.workdir, given.uploads)
+
+
+def save_random(name: str, folder: Path) -> None:
+    """Save a slot model with random weights."""
+    config, rng = load_config(name), np.random.default_rng(0)
+    _, params, frozen = split(slot_model_shapes(config.model, image_size_of(config)))
+    arrays = {
+        name: 0.02 * rng.standard_normal(x.shape, np.float32)
+        for name, x in {**params, **frozen}.items()
+    }
+    Segmenter(config, arrays).save(folder)
+
+
+def measure(workdir: str | Path, uploads: int) -> None:
+    """Start the page, and upload pictures."""
     begun = time.perf_counter()
-    command = [sys.executable, "main.py", "--mode=demo", "--port=0", f"--workdir={given.workdir}"]
+    command = [sys.executable, "main.py", "--mode=demo", "--port=0", f"--workdir={workdir}"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         address = server.stdout.readline().split()[-1]
@@ -69,7 +97,7 @@ def main() -> None:
             flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
             chromium = shutil.which("chromium") or shutil.which("chromium-browser")
             browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-            follow(browser.new_page(), address, server.pid, given.uploads, Path(folder))
+            follow(browser.new_page(), address, server.pid, uploads, Path(folder))
     finally:
         server.terminate()
         server.wait()
