@@ -274,12 +274,14 @@ class Demo:
             boxes = None
             if self.controls.boxes:
                 boxes = {source.name: _boxes_of(asked.boxes, whole.shape[:2], (height, width))}
-            number = boxes and len(boxes[source.name])
-            key = (height, width, number, *asked[:2], asked.pruning, asked.future)
+            num_boxes = 0 if boxes is None else len(boxes[source.name])
+            key = (height, width, num_boxes, *asked[:2], asked.pruning, asked.future)
             self._forget_old_programs(key)
-            counted = itertools.islice(frames, MAX_FRAMES - 1)
-            most = None if known is None else min(known, MAX_FRAMES) + asked.future
-            counted = itertools.chain([first], map(_shrunk, counted))
+            later = map(_shrunk, itertools.islice(frames, MAX_FRAMES - 1))
+            counted = itertools.chain([first], later)
+            most = None if known is None else min(known, MAX_FRAMES)
+            if most is not None and forecaster is not None:
+                most += asked.future
             with (
                 Results(folder / "found", fps if is_video else None) as results,
                 telling_out_of_memory(
@@ -325,6 +327,7 @@ class Demo:
             yield FPS, iter(video), len(video)
 
     def _forget_old_programs(self, key: Any) -> None:
+        """Forget all compiled programs if there are too many; `key` is what the next depend on."""
         self._programs.add(repr(key))
         if len(self._programs) > MAX_PROGRAMS:
             jax.clear_caches()
@@ -511,43 +514,8 @@ def page_of(demo: Demo) -> Any:
                 file = gr.File(show_label=False, height=140, elem_id="file")
                 try_example = gr.Button("Try a generated example", elem_id="example")
                 notes = gr.HTML(elem_id="notes")
-                sliders, others = {}, {}
                 with gr.Column(elem_id="settings"):
-                    if can.num_slots is not None:
-                        most = max(16, 2 * can.num_slots)
-                        sliders["num_slots"] = gr.Slider(
-                            1, most, can.num_slots, step=1, label="Slots", elem_id="num_slots"
-                        )
-                    if can.iterations:
-                        sliders["iterations"] = gr.Slider(
-                            0, 8, 0, step=1, label="Iterations", info="0: as in training"
-                        )
-                    if can.seed:
-                        sliders["seed"] = gr.Slider(0, 99, 0, step=1, label="Seed")
-                    if can.pruning is not None:
-                        others["pruning"] = gr.Radio(
-                            list(PRUNING), value=can.pruning, label="Leave out redundant slots"
-                        )
-                        sliders["distance"] = gr.Slider(
-                            0.0,
-                            2.0,
-                            can.distance,
-                            step=0.05,
-                            label="Cosine distance",
-                            info="Slots up to this far apart are redundant",
-                            visible=can.pruning == "distance",
-                        )
-                    if can.boxes:
-                        others["boxes"] = gr.Textbox(
-                            label="Boxes",
-                            info="Left, top, right and bottom pixel of each object, one line each",
-                            lines=4,
-                            elem_id="boxes",
-                        )
-                    if can.future is not None:
-                        sliders["future"] = gr.Slider(
-                            0, 16, can.future, step=1, label="Predicted frames"
-                        )
+                    settings = _settings(can)
                     again = gr.Button("Find objects", variant="primary", elem_id="again")
             with gr.Column(scale=3, min_width=300, elem_id="results"):
                 with gr.Row():
@@ -585,8 +553,6 @@ def page_of(demo: Demo) -> Any:
                 download = gr.DownloadButton(
                     "Download masks (ZIP)", interactive=False, elem_id="download"
                 )
-
-        settings = {**sliders, **others}
 
         def look(now: Shown, frame: int, chosen: int) -> dict:
             """Show a frame."""
@@ -658,8 +624,9 @@ def page_of(demo: Demo) -> Any:
         try_example.click(
             of_example, [example, *asked], [*outputs, example, *of_boxes], **one_at_a_time
         )
-        for slider in sliders.values():
-            slider.release(changed, [given, *asked], outputs, **one_at_a_time)
+        for control in settings.values():
+            if isinstance(control, gr.Slider):
+                control.release(changed, [given, *asked], outputs, **one_at_a_time)
         if can.pruning is not None:
             pruning = settings["pruning"]
             pruning.input(
@@ -685,6 +652,47 @@ def page_of(demo: Demo) -> Any:
         number.input(turn, [shown, number, slot], trigger_mode="always_last", **looks)
         overlay.select(click, [shown, number], **looks)
     return blocks
+
+
+def _settings(can: Controls) -> dict[str, Any]:
+    """Make the controls that a model can use, by their names in `Asked`."""
+    import gradio as gr
+
+    settings = {}
+    if can.num_slots is not None:
+        most = max(16, 2 * can.num_slots)
+        settings["num_slots"] = gr.Slider(
+            1, most, can.num_slots, step=1, label="Slots", elem_id="num_slots"
+        )
+    if can.iterations:
+        settings["iterations"] = gr.Slider(
+            0, 8, 0, step=1, label="Iterations", info="0: as in training"
+        )
+    if can.seed:
+        settings["seed"] = gr.Slider(0, 99, 0, step=1, label="Seed")
+    if can.pruning is not None:
+        settings["pruning"] = gr.Radio(
+            list(PRUNING), value=can.pruning, label="Leave out redundant slots"
+        )
+        settings["distance"] = gr.Slider(
+            0.0,
+            2.0,
+            can.distance,
+            step=0.05,
+            label="Cosine distance",
+            info="Slots up to this far apart are redundant",
+            visible=can.pruning == "distance",
+        )
+    if can.boxes:
+        settings["boxes"] = gr.Textbox(
+            label="Boxes",
+            info="Left, top, right and bottom pixel of each object, one line each",
+            lines=4,
+            elem_id="boxes",
+        )
+    if can.future is not None:
+        settings["future"] = gr.Slider(0, 16, can.future, step=1, label="Predicted frames")
+    return settings
 
 
 def _headline(demo: Demo) -> str:

@@ -4,9 +4,14 @@ The Space's variable MODEL names it: a bundled model, or a folder in the Space's
 """
 
 import os
+import sys
 
 from smoothsa_jax import demo
+from smoothsa_jax.devices import runtime
+from smoothsa_jax.guard import exit_status
 
-port = int(os.environ.get("GRADIO_SERVER_PORT") or demo.PORT)
+model = os.environ.get("MODEL") or demo.MODEL
 host = os.environ.get("GRADIO_SERVER_NAME") or "0.0.0.0"
-demo.serve(os.environ.get("MODEL") or demo.MODEL, host, port)
+port = int(os.environ.get("GRADIO_SERVER_PORT") or demo.PORT)
+runtime.use_compilation_cache()
+sys.exit(exit_status(lambda: demo.serve(model, host, port)))
