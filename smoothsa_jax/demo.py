@@ -603,7 +603,7 @@ def page_of(demo: Demo) -> Any:
             return find(what, before, *values, progress=progress)
 
         def of_example(index, before, *values, progress=gr.Progress()):  # noqa: B008
-            more = {example: index + 1}
+            more = {example: index + 1, file: None}
             if can.boxes:
                 _, boxes = demo.example(index)
                 more[settings["boxes"]] = boxes
@@ -622,7 +622,7 @@ def page_of(demo: Demo) -> Any:
         again.click(of_given, [given, *asked], outputs, **one_at_a_time).then(None, js=TO_NOTES)
         of_boxes = [settings["boxes"]] if can.boxes else []
         try_example.click(
-            of_example, [example, *asked], [*outputs, example, *of_boxes], **one_at_a_time
+            of_example, [example, *asked], [*outputs, example, file, *of_boxes], **one_at_a_time
         )
         for control in settings.values():
             if isinstance(control, gr.Slider):

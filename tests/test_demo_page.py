@@ -165,10 +165,12 @@ def test_what_cannot_be_read_is_one_line_and_the_page_goes_on(page, files):
         page.set_input_files("#file input[type=file]", files / name)
         page.wait_for_function(f"document.querySelector('#notes').innerText.includes('{name}')")
         assert mistake.inner_text().startswith(f"{name} {says}")
-        page.locator("#file button[aria-label]").first.click()
+        if name == "broken.png":
+            page.locator("#file button[aria-label]").first.click()
     page.locator("#example").click()  # needs no file
     shown(page)
     assert mistake.count() == 0
+    assert "song.mp3" not in page.locator("#file").inner_text()
 
 
 def test_nothing_is_wider_than_the_page(page):
