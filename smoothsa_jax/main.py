@@ -35,6 +35,12 @@ model, or the name of a bundled model.
     --future=K                  of a run with the word `dynamics`: also predicts the K frames after
                                 each video
 
+Options of --mode=demo, a page in the browser to try a model on; needs '.[demo]' (docs/use.md). Its
+--workdir is as for --mode=predict, or a run with the word `dynamics`; default: a bundled model.
+
+    --port=N                    to listen on; default 7860; 0: any free one
+    --host=ADDRESS              0.0.0.0 lets other machines in; default: this one alone
+
 Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
 host, with a workdir that all of them share.
 
@@ -70,6 +76,7 @@ PREDICT_FLAGS = (
     "input output boxes num_slots seed shot_cuts overwrite folders reconstruct edit future".split()
     + ["iterations", "cut_signal", "requery", *PRUNE_FLAGS]
 )
+DEMO_FLAGS = ("host", "port")
 DEFAULT_CONFIG = str(ROOT / "configs" / "sprites.py")
 
 
@@ -86,11 +93,13 @@ def run(arguments: list[str]) -> int:
     given = read_flags(others)
     connected = given.distributed or given.coordinator is not None
     refuse_connect_flags(given, connected)
-    if given.mode == "predict":
-        return run_predict(given, for_config)
-    for name in PREDICT_FLAGS:
-        if given[name].present:
-            raise UserError(f"--{name} belongs to --mode=predict; leave it out, or add that")
+    for mode, names in (("predict", PREDICT_FLAGS), ("demo", DEMO_FLAGS)):
+        for name in names:
+            if given[name].present and given.mode != mode:
+                raise UserError(f"--{name} belongs to --mode={mode}; leave it out, or add that")
+    if given.mode in ("predict", "demo"):
+        refuse_config(given.mode, for_config)
+        return run_predict(given) if given.mode == "predict" else run_demo(given)
     names_config = any(name == "config" for name, _ in for_config)
     # Report a mistyped override immediately; importing JAX takes a second.
     needs_config = given.mode == "train" or names_config or given.workdir is None
@@ -197,12 +206,26 @@ def store_slots(config: ConfigDict, workdir: Path) -> ConfigDict:
     return config
 
 
-def run_predict(given: flags.FlagValues, for_config: Overrides) -> int:
+def refuse_config(mode: str, for_config: Overrides) -> None:
+    """Refuse overrides in modes that take a model as it was trained."""
     if for_config:
         raise UserError(
-            f"--{for_config[0][0]} was given; --mode=predict takes a model as it was trained: "
+            f"--{for_config[0][0]} was given; --mode={mode} takes a model as it was trained: "
             "leave it out"
         )
+
+
+def run_demo(given: flags.FlagValues) -> int:
+    settle()
+    from smoothsa_jax import demo
+    from smoothsa_jax.devices import runtime
+
+    demo.check_gradio()  # before anything that takes seconds
+    runtime.start(lambda line: leave(line, 0))
+    return demo.serve(given.workdir, given.host, given.port)
+
+
+def run_predict(given: flags.FlagValues) -> int:
     for name in ("workdir", "input", "output"):
         if not given[name].value:
             raise UserError(f"--mode=predict needs --{name}=...; see python main.py --help")
@@ -260,7 +283,7 @@ def iterations_from(text: str | None) -> int | tuple[int, ...] | None:
 
 def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
     """Refuse flags of several processes in modes that take one process."""
-    if connected and given.mode in ("predict", "report"):
+    if connected and given.mode in ("predict", "report", "demo"):
         raise UserError(
             f"--mode={given.mode} takes one process; leave --distributed and --coordinator out"
         )
@@ -276,7 +299,7 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     """The values of all flags but the config's."""
     values = flags.FlagValues()
     here = {"flag_values": values}
-    modes = ["train", "evaluate", "report", "predict"]
+    modes = ["train", "evaluate", "report", "predict", "demo"]
     flags.DEFINE_enum("mode", "train", modes, "what to do", **here)
     flags.DEFINE_string("workdir", None, "folder of the run", **here)
     flags.DEFINE_string("input", None, "picture, video, folder or glob", **here)
@@ -297,6 +320,8 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("future", None, "frames to predict after each video", **here)
     flags.DEFINE_bool("overwrite", False, "replace finished outputs", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
+    flags.DEFINE_string("host", "127.0.0.1", "address to listen on", **here)
+    flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=0, upper_bound=65535, **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)
     flags.DEFINE_integer("num_processes", None, "that run together", lower_bound=1, **here)

@@ -18,7 +18,7 @@ from smoothsa_jax.evaluation.metrics import contingency
 from smoothsa_jax.evaluation.prediction import PredictionEvaluator, _miou_of_identities
 from smoothsa_jax.evaluation.split import _apart
 from smoothsa_jax.inference.forecaster import Forecaster
-from smoothsa_jax.inference.load import load_forecaster
+from smoothsa_jax.inference.load import load_any, load_forecaster
 from smoothsa_jax.inputs import NO_SEGMENT
 from smoothsa_jax.inputs.sprites import Sprites
 from smoothsa_jax.models.rollouters import SEEN
@@ -376,6 +376,7 @@ def test_from_slots_to_predicted_frames(tmp_path, capsys):
         assert main.main(wrong) == 2
         assert text in capsys.readouterr().err
     forecaster = load_forecaster(runs)
-    assert isinstance(forecaster, Forecaster)
+    assert isinstance(forecaster, Forecaster) and isinstance(load_any(runs), Forecaster)
+    assert load_any(slots).num_slots == forecaster.segmenter.num_slots
     with pytest.raises(UserError, match="there are 0 frames, but the rollouter continues at least"):
         next(forecaster.future([], 2))

@@ -74,6 +74,15 @@ def load(
     Raises:
         UserError: there is no such model, its files are damaged, or JAX finds no device.
     """
+    return _load(source, config, file)
+
+
+def _load(
+    source: str | os.PathLike,
+    config: str | None = None,
+    file: str | os.PathLike | None = None,
+    with_forecasters: bool = False,
+) -> Segmenter | Forecaster:
     find_devices(_warn)
     source = os.fspath(source)
     facts = catalogue.facts_of(source)
@@ -106,7 +115,10 @@ def load(
             f"{source} is neither a folder nor the name of a model; expected a workdir, or a name "
             f"from smoothsa_jax.list_models(){_nearest(source, (*bundled, *catalogue.published()))}"
         )
-    return _of_folder(folder)
+    trained = _trained_in(folder)
+    if with_forecasters and trained.config.task == "dynamics":
+        return Forecaster(trained)
+    return _segmenter(trained, scores_in(folder))
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -134,14 +146,27 @@ def load_forecaster(source: str | os.PathLike) -> Forecaster:
     return Forecaster(trained)
 
 
+def load_any(source: str | os.PathLike) -> Segmenter | Forecaster:
+    """Load a trained model: a rollouter with its slot model, or as `load` does.
+
+    Raises:
+        UserError: as for `load`; or a rollouter's slot model has no masks of slots alone.
+    """
+    return _load(source, with_forecasters=True)
+
+
 def _of_folder(folder: Path) -> Segmenter:
+    return _segmenter(_trained_in(folder), scores_in(folder))
+
+
+def _trained_in(folder: Path) -> Trained:
     trained = open_trained(str(folder), _warn)
     if trained is None:
         raise UserError(
             f"{folder} holds no model: no usable checkpoint in {folder / FOLDER} and no "
             f"{WEIGHTS_FILE}; give the workdir of a trained run"
         )
-    return _segmenter(trained, scores_in(folder))
+    return trained
 
 
 def _segmenter(trained: Trained, scores: Mapping[str, Any] | None = None) -> Segmenter:
@@ -169,4 +194,4 @@ def _segmenter(trained: Trained, scores: Mapping[str, Any] | None = None) -> Seg
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=6)
+    warnings.warn(text, stacklevel=7)

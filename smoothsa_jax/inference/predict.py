@@ -316,21 +316,18 @@ def _predict_one(
     made.mkdir(parents=True)
     try:
         notes = []
-        with _frames(source, bar) as (fps, frames, num_frames):
+        with frames_of(source) as (fps, frames, num_frames):
             if num_frames is not None and source.kind == "video":
                 bar.total += num_frames
                 bar.refresh()
             with Results(made, fps) as results:
                 edits = Edits(edits_of(options.edit), _other(options, model, boxes))
-                recent: deque[Segmentation] = deque(maxlen=forecaster.most if forecaster else 0)
-                for frame, found in _segmented(options, model, source, boxes, frames):
-                    results.add(frame, found, _pictures(options, model, edits, found))
-                    recent.append(found)
-                    bar.update()
-                seen = results.num_frames
-                if forecaster is not None:
-                    for frame, found in forecaster.future([*recent], options.future):
-                        results.add(frame, found, predicted=True)
+                seen = 0
+                for x in found_in(options, model, source, boxes, frames, forecaster):
+                    decoded = {} if x.predicted else _pictures(options, model, edits, x.found)
+                    results.add(x.frame, x.found, decoded, x.predicted)
+                    seen += not x.predicted
+                    bar.update(not x.predicted)
             if source.kind == "video":
                 bar.total += seen - (num_frames or 0)
         if missing := getattr(frames, "missing", ""):
@@ -370,8 +367,7 @@ def _other(
     """Return what segments another picture or video, from which a slot comes."""
 
     def segmented(source: Source) -> Iterator[Segmentation]:
-        bar = tqdm(disable=True)
-        with _frames(source, bar) as (_, frames, _):
+        with frames_of(source) as (_, frames, _):
             for _, found in _segmented(options, model, source, boxes, frames):
                 yield found
 
@@ -379,7 +375,7 @@ def _other(
 
 
 @contextlib.contextmanager
-def _frames(source: Source, bar: tqdm) -> Iterator[tuple[float | None, Any, int | None]]:
+def frames_of(source: Source) -> Iterator[tuple[float | None, Any, int | None]]:
     """Yield the frame rate (None for a picture), the frames, and their expected number."""
     if source.kind == "video":
         with read_video(source.files[0]) as video:
@@ -387,6 +383,50 @@ def _frames(source: Source, bar: tqdm) -> Iterator[tuple[float | None, Any, int 
     else:
         fps = None if source.kind == "picture" else FPS
         yield fps, map(as_frame, source.files), len(source.files)
+
+
+class Found(NamedTuple):
+    """A frame and what a model finds in it.
+
+    Attributes:
+        frame: the frame, (H,W,3) uint8.
+        found: its slots.
+        predicted: whether the frame was predicted, not seen.
+    """
+
+    frame: np.ndarray
+    found: Segmentation
+    predicted: bool
+
+
+def found_in(
+    options: Options,
+    model: Segmenter,
+    source: Source,
+    boxes: Boxes | None,
+    frames: Any,
+    forecaster: Forecaster | None = None,
+) -> Iterator[Found]:
+    """Segment frames one after the other, and predict those that follow.
+
+    Args:
+        options: all but what says where files are.
+        model: the slot model.
+        source: the input; its name and kind count.
+        boxes: of each input, for models that start from boxes.
+        frames: an iterable of the input's frames.
+        forecaster: predicts `options.future` frames; None: none are.
+
+    Raises:
+        UserError: the frames do not fit the options, or cannot be read.
+    """
+    recent: deque[Segmentation] = deque(maxlen=forecaster.most if forecaster else 0)
+    for frame, found in _segmented(options, model, source, boxes, frames):
+        recent.append(found)
+        yield Found(frame, found, False)
+    if forecaster is not None:
+        for frame, found in forecaster.future([*recent], options.future):
+            yield Found(frame, found, True)
 
 
 def _segmented(

@@ -72,6 +72,7 @@ class Segmenter:
             the model (docs/use.md).
         step: number of training steps done.
         scores: the content of its `scores.json`, if it has been scored.
+        any_number: whether it takes another number of slots than in training.
 
     Raises:
         UserError: the config is not one of a slot model, or the arrays do not fit it.
@@ -99,7 +100,7 @@ class Segmenter:
                 f"the config has the task {config.task!r}, whose model finds no segments; load the "
                 "slot model that it was trained on"
             )
-        self.grid, self._any_number = model.encoder.grid, model.initializer.any_number
+        self.grid, self.any_number = model.encoder.grid, model.initializer.any_number
         self._target_grid = getattr(model.target, "grid", self.grid)
         self._aggregator = model.aggregator  # shapes alone
         self._pruning, self._iterations = pruning_settings(config.eval), config.eval.iterations
@@ -212,6 +213,13 @@ class Segmenter:
     def follows(self) -> bool:
         """Whether it was trained on videos and carries slots from one frame to the next."""
         return has_transition(self.config.model)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether anything is drawn at random, so that another seed gives other slots."""
+        sizes, model = Sizes(1, 1, self.num_slots), self.definition.skeleton()
+        drawn = jax.eval_shape(lambda key: model.draw(key, sizes, False), jax.random.key(0))
+        return bool(jax.tree.leaves(drawn))
 
     def in_dtype(self, dtype: str) -> "Segmenter":
         """Return a segmenter with the same weights that computes in another dtype.
@@ -612,7 +620,7 @@ class Segmenter:
                     "leave them out"
                 )
             own = self.num_slots
-            if num_slots not in (None, own) and not self._any_number:
+            if num_slots not in (None, own) and not self.any_number:
                 raise UserError(
                     f"num_slots={num_slots} was given, and this model has a query for each of its "
                     f"{own} slots; leave it out"
