@@ -145,7 +145,7 @@ def test_a_name_loads_its_file_and_converts_it(nowhere, capsys):
     source = nowhere / "file.safetensors"
     save_file(state_dict, source)
     model = ssa.load(name, file=source)
-    assert model.num_slots == 6 and model.config.name == "voc_spot_student_original"
+    assert model.num_slots == 6 and model.config.name == "voc_spot_original_student"
     assert run(source, nowhere / "run", f"--config={name}") == 0
     assert "expected     mBO of instances 48.6, mBO of classes 55.7" in capsys.readouterr().out
     again = ssa.load(name, file=nowhere / "run")
