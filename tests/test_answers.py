@@ -15,6 +15,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.answers import AnswerEvaluator, majority_of
 from smoothsa_jax.evaluation.split import _apart
 from smoothsa_jax.inputs.build import build_dataset
+from smoothsa_jax.inputs.sprite_questions import SpriteQuestions
 from smoothsa_jax.losses.answers import answer_loss, choice_loss
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.basic import split_key
@@ -423,6 +424,7 @@ def test_from_slots_to_answers(tmp_path, capsys):
     scores = json.loads((folder / "scores.json").read_text())
     rows = {"words only", "observed frames", "pooled features", "true state", OTHER_CLIP}
     rows |= {"last frame copied", "majority answer", "chance", "untrained readout"}
+    rows |= {*SpriteQuestions.rules}
     assert rows == scores["baselines"].keys()
     assert scores["protocol"]["predicted"] == 6 and "accuracy/quarter" in scores["metrics"]
     stored = scores["metrics"]
