@@ -98,12 +98,15 @@ def words_of(data_set: str) -> dict[str, str]:
 
 
 def combinations_of(data_set: str):
-    """Every set of words that fit together."""
-    by_kind = {}
-    for word, kind in words_of(data_set).items():
+    """Every set of words that fit together; of harder data, those without versions."""
+    by_kind, kinds = {}, words_of(data_set)
+    for word, kind in kinds.items():
         by_kind.setdefault(kind, [()]).append((word,))
     for choice in itertools.product(*by_kind.values()):
         words = tuple(itertools.chain(*choice))
+        is_hard = any(word.startswith("hard") for word in words)
+        if is_hard and {"version", "smooth", "smoke"} & {kinds[word] for word in words}:
+            continue  # as on the same data that are not harder
         system = next((word for word in words if word in WORDS), "smoothsa")
         of_systems = set().union(*WORDS.values())
         if not (set(words) & of_systems) - WORDS[system]:
