@@ -20,15 +20,23 @@ it again and adds another row. The same command continues a run that was stopped
     ablation                of `ABLATIONS` below; "full" changes nothing
     overrides               settings of the command line, without seed and number of steps
     seconds                 of the training steps, without compilation, scoring and pauses
+    steps_per_second        of these
+    curve                   {"step", "seconds", "scores"} of about eight points of training, on
+                            `CURVE_SAMPLES` samples of the validation split; scored as the rest is
+    clips                   metric -> the score of each scored sample; likewise under "plain"
+    baseline_clips          the same of k-means on the features
+    segments                of the first samples, for pictures: see `packed`; of seed 0 alone
     scores                  mean of each metric; under "match_paper" by that protocol, if scored;
                             under "plain" those of as many slots as in training, none pruned, where
                             the config says otherwise
     parameters              numbers of trained and of frozen ones
     memory                  bytes of the training step on each device, as the compiler plans them
+    folder                  below the --workdir that it was trained in
     revision                of git when the run began, "-dirty" where the checkout had changes
 """
 
 import argparse
+import base64
 import dataclasses
 import datetime
 import itertools
@@ -44,6 +52,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -52,6 +61,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from smoothsa_jax.checkpoints.sources import spec_of
@@ -63,6 +73,7 @@ from smoothsa_jax.config.load import (
 )
 from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.sample_scores import read_sample_scores
 from smoothsa_jax.evaluation.scores import cell, title_of
 
 Row = dict[str, Any]
@@ -77,6 +88,14 @@ IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
 BY_PROTOCOL = ("match_paper", "plain")
 PLAIN = {"eval.prune": None, "eval.num_slots": None}
 PLAIN_FOLDER = "plain"
+DISCOVERY = "discovery"  # the task
+# Scored during training. These settings, as the seed, are not in the key: what is trained and how
+# the end is scored do not depend on them.
+CURVE_POINTS, CURVE_SAMPLES = 8, 64
+OF_A_CURVE = ("checkpoint.every", "checkpoint.best_metric", "eval.validation_samples")
+KMEANS = "k-means on features"
+IN_CLIPS = (*LEADING, "count_error", "psnr")
+SHOWN, SHOWN_SEED = 3, 0  # samples in pictures, and the training seed that they are of
 CONFIG_CODE = '''"""The config of this run; benchmarks/arena.py wrote it."""
 
 from pathlib import Path
@@ -216,8 +235,25 @@ def plan(
                 if companion.source is None:  # one that is left out
                     continue
                 companion.source = str(workdir / _folder_name(_earlier(whole, companion.source)))
+            add_curve(config, whole["overrides"])
             runs.append(Run(whole, canonical(config), workdir / _folder_name(whole)))
     return runs
+
+
+def add_curve(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Score a few times in training, for a learning curve, unless the command line says how.
+
+    The newest checkpoint is scored in the end, whichever is the best. A config that scores the best
+    one keeps its own rule, and the points of its curve.
+    """
+    if config.task == DISCOVERY and "eval.count_segments" not in overrides:
+        config.eval.count_segments = True
+    if config.eval.checkpoint == "best" or any(name in overrides for name in OF_A_CURVE):
+        return
+    if config.task == DISCOVERY:
+        config.checkpoint.update(best_metric=LEADING[0], best_mode="max")
+    config.checkpoint.every = max(config.train.num_steps // CURVE_POINTS, 1)
+    config.eval.validation_samples = CURVE_SAMPLES
 
 
 def _earlier(key: Row, source: str) -> Row:
@@ -485,7 +521,40 @@ def measure(folder: Path) -> None:
         "device": device.device_kind,
         "devices": len(jax.devices()),
     }
+    if config.task == DISCOVERY and config.seed == SHOWN_SEED:
+        found["segments"] = packed(_segments(folder))
     (folder / "arena_measured.json").write_text(json.dumps(found))
+
+
+def _segments(folder: Path) -> list[np.ndarray]:
+    """Return the segments (T,H,W) of the first samples, as a finished run scored them."""
+    from smoothsa_jax.checkpoints.read import restore_state
+    from smoothsa_jax.training import evaluating
+    from smoothsa_jax.training.step import build_training
+
+    checkpoint, config = evaluating.restored(folder, lambda stored: stored)
+    training = evaluating.untrained(build_training(config))
+    frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
+    training = dataclasses.replace(training, frozen=frozen)
+    params = evaluating.params_of(checkpoint, training)
+    seeds = tuple(config.eval.seeds)[:1]
+    found = evaluating.evaluate_split(
+        config, training, params, config.eval.split, SHOWN, seeds, keep_samples=SHOWN
+    )
+    return [sample["masks"] for sample in found.samples]
+
+
+def packed(segments: Sequence[np.ndarray]) -> Row:
+    """Return the first and the last frame of segments (T,H,W), for a row; see `unpacked`."""
+    frames = np.stack([x[[0, -1] if len(x) > 1 else [0]] for x in segments]).astype(np.uint8)
+    data = base64.b85encode(zlib.compress(frames.tobytes(), 9)).decode()
+    return {"shape": list(frames.shape), "data": data}
+
+
+def unpacked(found: Row) -> np.ndarray:
+    """Return the segments (samples, 1 or 2, H, W) of `packed`."""
+    data = zlib.decompress(base64.b85decode(found["data"]))
+    return np.frombuffer(data, np.uint8).reshape(found["shape"])
 
 
 def make_row(run: Run, cores: int, revision: str) -> Row:
@@ -499,16 +568,24 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
         log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         measured = json.loads((run.folder / "arena_measured.json").read_text())
         means = lambda found: {name: x["mean"] for name, x in found["metrics"].items()}  # noqa: E731
+        clips = clips_of(run.folder, run.config.title)
         others = {"match_paper": means(scores["match_paper"])} if "match_paper" in scores else {}
         plain = run.folder / PLAIN_FOLDER / "scores.json"
         if plain.exists():
             others["plain"] = means(json.loads(plain.read_text()))
+            copy = clips_of(run.folder / PLAIN_FOLDER, run.config.title)
+            clips["clips"]["plain"] = copy["clips"]
+        seconds = training_seconds(log)
         return {
             **run.key,
-            "seconds": training_seconds(log),
+            "seconds": seconds,
+            "steps_per_second": round(log[-1]["step"] / seconds, 3) if seconds else None,
             "scores": {**means(scores), **others},
             **({"baselines": scores["baselines"]} if scores["baselines"] else {}),
+            **clips,
+            "curve": curve_of(log),
             **measured,
+            "folder": run.folder.name,
             "cores": cores,
             "revision": revision,
             "date": datetime.date.today().isoformat(),
@@ -520,19 +597,65 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
         ) from error
 
 
+def clips_of(folder: Path, title: str) -> dict[str, Any]:
+    """Return `clips` and, if scored, `baseline_clips` of a row, from a run's `scores.csv`.
+
+    Args:
+        folder: of the run.
+        title: of the run's config.
+    """
+
+    def rounded(values: np.ndarray) -> list[float | None]:
+        return [round(x, 4) + 0.0 if math.isfinite(x) else None for x in values.tolist()]
+
+    own: dict[str, list[np.ndarray]] = {}
+    found: dict[str, Any] = {"clips": {}}
+    for method, protocol, _, per_sample in read_sample_scores(folder / "scores.csv"):
+        if method == title and protocol == "default":
+            for name in IN_CLIPS:
+                if name in per_sample:
+                    own.setdefault(name, []).append(per_sample[name])
+        elif method == KMEANS and LEADING[0] in per_sample:
+            found["baseline_clips"] = {KMEANS: {LEADING[0]: rounded(per_sample[LEADING[0]])}}
+    # Of several evaluation seeds, a sample has the mean.
+    found["clips"] = {name: rounded(np.mean(values, axis=0)) for name, values in own.items()}
+    return found
+
+
+def curve_of(log: Sequence[Row]) -> list[Row]:
+    """Return the points of a learning curve, from the rows of a `log.jsonl`."""
+    begins, points = "validation/", []
+    for row, seconds in zip(log, _times(log), strict=True):
+        found = {name.removeprefix(begins): x for name, x in row.items() if name.startswith(begins)}
+        scores = {name: round(x, 4) for name in IN_CLIPS if (x := found.get(name)) is not None}
+        if scores:
+            points.append({"step": row["step"], "seconds": seconds, "scores": scores})
+    return points
+
+
 def training_seconds(log: Sequence[Row]) -> float | None:
     """Return the time of the training steps, from the speeds in a `log.jsonl`.
 
     Compilation, scoring and pauses do not count.
     """
-    seconds, timed, last = 0.0, 0, 0
+    times = _times(log)
+    return times[-1] if times else None
+
+
+def _times(log: Sequence[Row]) -> list[float | None]:
+    """Return the time of training up to each row; None where no row has a speed."""
+    lasted, last = [], 0
     for row in log:
-        if row.get("steps_per_second"):
-            seconds += (row["step"] - last) / row["steps_per_second"]
-            timed += row["step"] - last
+        speed = row.get("steps_per_second")
+        lasted.append((row["step"] - last, (row["step"] - last) / speed if speed else None))
         last = row["step"]
+    timed = sum(steps for steps, seconds in lasted if seconds is not None)
+    if not timed:
+        return [None for _ in lasted]
     # Rows without a speed (the first, and those after a pause) count with the mean of the others.
-    return round(seconds * last / timed, 3) if timed else None
+    mean = sum(seconds or 0.0 for _, seconds in lasted) / timed
+    each = [steps * mean if seconds is None else seconds for steps, seconds in lasted]
+    return [round(total, 3) for total in itertools.accumulate(each)]
 
 
 def revision() -> str:

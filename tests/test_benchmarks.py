@@ -295,6 +295,48 @@ def test_the_time_of_training_leaves_out_pauses():
     assert arena.training_seconds([{"step": 1}]) is None
 
 
+def test_a_curve_has_times_without_scoring():
+    log = [
+        {"step": 1},
+        {"step": 5, "steps_per_second": 2.0, "validation/fg_ari": 0.25, "validation/slots": 4.0},
+        {"step": 9, "steps_per_second": 1.0},
+        {"step": 10, "steps_per_second": 1.0, "validation/fg_ari": 0.123456},
+    ]
+    mean = (4 / 2 + 4 + 1) / 9
+    first, second = arena.curve_of(log)
+    assert first == {"step": 5, "seconds": round(mean + 2, 3), "scores": {"fg_ari": 0.25}}
+    assert second["step"] == 10 and second["scores"] == {"fg_ari": 0.1235}
+    assert second["seconds"] == arena.training_seconds(log) == round(mean + 7, 3)
+    assert arena.curve_of([{"step": 1}]) == []
+
+
+def test_a_curve_is_asked_for_without_another_key(tmp_path):
+    def planned(*overrides, system="smoothsa", data="sprites:image"):
+        (run,) = arena.plan([system], [data], ["full"], [0], [*STEPS, *overrides], tmp_path)
+        check_config(run.config)
+        return run
+
+    plain = [("config.mesh.data", "1")]
+    run = planned(*plain, ("config.train.num_steps", "4000"))
+    assert run.key["overrides"] == {"mesh.data": 1} and run.config.checkpoint.every == 500
+    assert (run.config.checkpoint.best_metric, run.config.checkpoint.best_mode) == ("fg_ari", "max")
+    assert run.config.eval.count_segments and run.config.eval.validation_samples == 64
+    # The best checkpoint depends on which there are; so a run that scores it keeps its own.
+    best = planned(*plain, ("config.eval.checkpoint", "best"))
+    assert (best.config.checkpoint.best_metric, best.config.checkpoint.every) == ("loss", 1000)
+    asked = planned(*plain, ("config.checkpoint.every", "3"))
+    assert asked.config.checkpoint.every == 3 and asked.config.eval.validation_samples == 16
+    tokens = planned(*plain, system="slate,tokenizer")
+    assert tokens.config.checkpoint.best_metric == "psnr" and not tokens.config.eval.count_segments
+
+
+def test_segments_fit_into_a_row():
+    clips = [np.arange(3 * 4 * 5).reshape(3, 4, 5) % 7, np.ones((3, 4, 5), int)]
+    found = arena.unpacked(json.loads(json.dumps(arena.packed(clips))))
+    np.testing.assert_array_equal(found, np.stack([clip[[0, -1]] for clip in clips]))
+    assert arena.unpacked(arena.packed([clip[:1] for clip in clips])).shape == (2, 1, 4, 5)
+
+
 @pytest.mark.slow
 def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cache, capsys):
     rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs"
@@ -310,7 +352,7 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     scores = json.loads((run / "scores.json").read_text())
     (found,) = arena.read_rows(rows_file)
     pruned, plain = found["scores"], found["scores"]["plain"]
-    assert plain.keys() == {"ari", "fg_ari", "mbo", "miou"}
+    assert plain.keys() == {"ari", "fg_ari", "mbo", "miou", "segments_found", "count_error"}
     assert pruned.keys() > {*plain, "match_paper", "slots"}
     in_copy = json.loads((run / "plain" / "scores.json").read_text())
     assert plain["fg_ari"] == in_copy["metrics"]["fg_ari"]["mean"] != pruned["fg_ari"]
@@ -318,6 +360,12 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     paper = scores["match_paper"]["metrics"]["fg_ari"]["mean"]
     assert found["scores"]["match_paper"]["fg_ari"] == paper
     assert found["baselines"] == scores["baselines"]
+    assert [point["step"] for point in found["curve"]] == [1, 2, 3, 4]
+    assert all({"fg_ari", "count_error"} <= point["scores"].keys() for point in found["curve"])
+    clips = found["clips"]
+    for own, means in ((clips, pruned), (clips["plain"], plain)):
+        defined = [x for x in own["fg_ari"] if x is not None]
+        assert np.mean(defined) == pytest.approx(means["fg_ari"], abs=1e-4)
     key = (found["system"], found["data"], found["words"], found["seed"], found["steps"])
     assert key == ("smoothsa", "run_config", "image", 3, 4)
     assert found["overrides"] == {
@@ -352,6 +400,9 @@ def test_recorded_rows_are_whole():
     for found in arena.read_rows(arena.ROWS_FILE):
         assert {*arena.KEY, "seconds", "scores", "parameters", "memory", "revision"} <= found.keys()
         assert {"device", "title"} <= found.keys()
+        if "curve" in found:
+            assert {"steps_per_second", "clips", "folder"} <= found.keys()
+            assert all(point.keys() == {"step", "seconds", "scores"} for point in found["curve"])
 
 
 @pytest.mark.slow

@@ -425,7 +425,8 @@ def test_what_the_contract_allows(tmp_path, edit):
 def test_only_masks_have_options_of_scoring_masks():
     config = load_config(f"{COCO}:recognition,smoke")
     check_all(config)
-    for key, value in (("per_frame", True), ("foreground", True), ("skip_frames", 1)):
+    asked = {"per_frame": True, "foreground": True, "skip_frames": 1, "count_segments": True}
+    for key, value in asked.items():
         with config.unlocked():
             config.eval[key], before = value, config.eval[key]
         message = f"eval.{key} is {value}, but recognition is not scored by its masks; set --config"

@@ -18,6 +18,7 @@ from smoothsa_jax.evaluation.metrics import (
     ari,
     contingency,
     contingency_from_one_hot,
+    count_segments,
     iou,
     mbo,
     miou,
@@ -586,3 +587,16 @@ def test_the_table_has_a_column_for_each_option():
     assert {"per_frame": True, "foreground": True, "score_at": None}.items() <= (
         scores["protocol"].items()
     )
+
+
+def test_segments_are_counted_where_slots_win_pixels():
+    """The background counts, a slot without a pixel does not."""
+    true = np.array([[[0, 0, 1, 2]], [[0, 0, 0, 0]], [[255, 255, 255, 255]]])
+    predicted = np.array([[[0, 0, 4, 4]], [[0, 1, 2, 3]], [[0, 1, 2, 3]]])
+    found = count_segments(contingency(predicted, true, num_predicted=8))
+    np.testing.assert_array_equal(found["segments_found"], [2, 4, np.nan])
+    np.testing.assert_array_equal(found["count_error"], [1, 3, np.nan])
+    scoring = Scoring(count_segments=True)
+    scores = scoring.scores(contingency(predicted[:1], true[:1]))
+    assert set(scores) == set(scoring.metrics) and scores["count_error"] == 1
+    assert "count_error" not in Scoring().scores(contingency(predicted[:1], true[:1]))

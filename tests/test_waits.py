@@ -89,3 +89,19 @@ def test_the_log_says_the_share_and_what_to_do(tmp_path, seconds):
     (line,) = told  # once a minute
     assert line.startswith("waited for data in 100% of steps (")
     assert all(advice in line for advice in ("train.num_workers", "--uncompressed", "cached"))
+
+
+def test_scoring_does_not_count_as_training(tmp_path, monkeypatch):
+    """A row with scores is written after scoring; its speed is that of the steps."""
+    log = RunLog(tmp_path, first_step=0, num_steps=8, log_every=4, stream=io.StringIO())
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    for step in range(1, 9):
+        now[0] += 0.5
+        done_at, scores = now[0], {}
+        if step == 6:
+            now[0], scores = now[0] + 100, {"validation/mbo": 0.5}
+        log.record(step, {"loss": 1.0, **scores}, done_at)
+    log.close()
+    speeds = {row["step"]: row["steps_per_second"] for row in read_log(tmp_path / LOG_FILE)}
+    assert speeds == {4: 2.0, 6: 2.0, 8: 2.0}

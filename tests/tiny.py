@@ -118,6 +118,7 @@ def tiny_config(
                 "per_frame": False,
                 "foreground": False,
                 "skip_frames": 0,
+                "count_segments": False,
                 "observed": None,
                 "match_paper": False,
                 "background_column_always": False,

@@ -67,6 +67,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "per_frame": False,  # also score each frame by itself: image_ari, ...
                 "foreground": False,  # also mBO and mIoU without background: fg_mbo, fg_miou
                 "skip_frames": 0,  # frames at the start of each clip that are not scored
+                "count_segments": False,  # also their number: segments_found, count_error
                 "observed": None,  # of dynamics: frames before those that are predicted
                 "match_paper": False,
                 "background_column_always": False,  # of match_paper

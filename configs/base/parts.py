@@ -182,6 +182,7 @@ def train_on_slots(config: ConfigDict, peak: float, warmup: float) -> None:
     config.optimizer.update(clip_norm=0.0, clip_by="norm", rates=ConfigDict())
     config.train.update(match_paper=False, remat="none")
     config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
+    config.eval.count_segments = False
     config.eval.update(masks="decoder", match_paper=False, num_slots=None, prune=None)
     config.eval.update(windows=None, window_rest="back")
 

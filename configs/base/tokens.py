@@ -95,6 +95,7 @@ def train_tokenizer(
         config.data.features = ""
     config.eval.update(num_slots=None, prune=None, masks="decoder", score_at=None)
     config.eval.update(per_frame=False, foreground=False, skip_frames=0, match_paper=False)
+    config.eval.count_segments = False
     config.train.update(match_paper=False, remat="none")
     config.checkpoint.update(best_metric="psnr", best_mode="max")
     if data.small is not None:

@@ -22,6 +22,7 @@ ADDED: dict[str, Any] = {
     "eval.per_frame": False,
     "eval.foreground": False,
     "eval.skip_frames": 0,
+    "eval.count_segments": False,
     "eval.observed": None,
 }
 

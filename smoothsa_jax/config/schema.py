@@ -196,6 +196,7 @@ KEYS: dict[str, Check] = {
     "eval.per_frame": flag,
     "eval.foreground": flag,
     "eval.skip_frames": whole(0),
+    "eval.count_segments": flag,
     "eval.observed": none_or(whole(1)),  # None: as many as the rollouter needs
     "eval.match_paper": flag,
     "eval.background_column_always": flag,

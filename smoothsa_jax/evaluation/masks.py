@@ -12,12 +12,14 @@ import numpy as np
 from smoothsa_jax.evaluation import baselines
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.metrics import (
+    COUNT_METRICS,
     FOREGROUND_METRICS,
     METRICS,
     Contingency,
     check_numbers,
     contingency,
     contingency_from_counts,
+    count_segments,
     score_counts,
 )
 from smoothsa_jax.evaluation.scores import mean_over_samples
@@ -50,6 +52,8 @@ class Scoring:
         foreground: also score mBO and mIoU without the background; see `metrics.score_counts`.
         skip_frames: how many frames at the start of each clip are not scored. SAVi's paper leaves
             out the first one, whose boxes are given.
+        count_segments: also compare the number of segments found with the true number; see
+            `metrics.count_segments`.
     """
 
     background_column_always: bool = False
@@ -57,12 +61,14 @@ class Scoring:
     per_frame: bool = False
     foreground: bool = False
     skip_frames: int = 0
+    count_segments: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the scores."""
         names = METRICS + (FOREGROUND_METRICS if self.foreground else ())
-        return names + tuple(PER_FRAME + name for name in names if self.per_frame)
+        names += tuple(PER_FRAME + name for name in names if self.per_frame)
+        return names + (COUNT_METRICS if self.count_segments else ())
 
     def sized(self, segments: np.ndarray) -> np.ndarray:
         """Resize labels, or masks as labels are, (..., H, W) to the size of the comparison."""
@@ -88,6 +94,8 @@ class Scoring:
         }
         whole = score_counts(counts.together(), **options)
         found = {name: float(values[0]) for name, values in whole.items()}
+        if self.count_segments:
+            found |= {n: float(x[0]) for n, x in count_segments(counts.together()).items()}
         if self.per_frame:
             means = mean_over_samples(score_counts(counts, **options))
             found |= {PER_FRAME + name: float(value) for name, value in means.items()}

@@ -17,6 +17,7 @@ from smoothsa_jax.inputs import NO_SEGMENT
 
 METRICS = ("ari", "fg_ari", "mbo", "miou")
 FOREGROUND_METRICS = ("fg_mbo", "fg_miou")  # on request
+COUNT_METRICS = ("segments_found", "count_error")  # on request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,28 @@ def iou(counts: Contingency) -> np.ndarray:
     """Intersection over union (B, P, K) float64 of every pair; 0 if both are empty."""
     union = counts.predicted_area[:, :, None] + counts.true_area[:, None, :] - counts.table
     return counts.table / np.maximum(union, 1)
+
+
+def count_segments(counts: Contingency) -> dict[str, np.ndarray]:
+    """Compare the number of segments found with the true number.
+
+    A segment is found if a slot wins a pixel. So a model whose slots cannot be left out is measured
+    as one that prunes them is. The background counts on both sides, since it needs a slot.
+
+    Args:
+        counts: of a batch.
+
+    Returns:
+        name -> (B,) float64: "segments_found", and "count_error", the absolute difference from the
+        true number, of which programs that count objects report the mean. NaN for a sample without
+        true pixels.
+    """
+    found = (counts.predicted_area > 0).sum(axis=1).astype(np.float64)
+    error = np.abs(found - (counts.true_area > 0).sum(axis=1))
+    return {
+        "segments_found": np.where(counts.valid, found, np.nan),
+        "count_error": np.where(counts.valid, error, np.nan),
+    }
 
 
 def score_batch(

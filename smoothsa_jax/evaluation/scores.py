@@ -44,6 +44,8 @@ TITLES = {
     "slots": "slots",
     "segments": "segments",
     "slots_error": "off by",
+    "segments_found": "found",
+    "count_error": "count error",
     "slots_correlation": "correlation",
     "one_slot": "one slot",
     "iterations": "iterations",
@@ -51,7 +53,7 @@ TITLES = {
 LEADING = ("fg_ari", "top1", "accuracy", "psnr", "slot_error", "loss")
 OF_KINDS = "accuracy/"  # begins the names of scores of one kind of questions
 COUNTS = ("num_matches",)  # numbers, not shares
-ERRORS = ("mse", "slot_error", "decoded_error")  # of which the lowest is best
+ERRORS = ("mse", "slot_error", "decoded_error", "count_error")  # of which the lowest is best
 NUMBERS = (
     "psnr",
     "ssim",
@@ -60,6 +62,7 @@ NUMBERS = (
     "segments",
     "slots_error",
     "slots_correlation",
+    "segments_found",
     "iterations",
 )  # likewise, of decimals
 UNSEEN = "_"  # begins the names of a sample's values that are for the means of a split alone

@@ -378,6 +378,7 @@ def _check_eval_slots(config: ConfigDict, model: nnx.Module) -> None:
 def _check_scoring(config: ConfigDict, task: Task) -> None:
     """Refuse options of scoring masks for a task that scores something else."""
     options = {"score_at": None, "per_frame": False, "foreground": False, "skip_frames": 0}
+    options["count_segments"] = False
     for key, off in options.items():
         if (value := config.eval[key]) != off and key not in task.evaluator.protocol:
             raise UserError(

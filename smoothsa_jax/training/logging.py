@@ -190,18 +190,21 @@ class RunLog:
             "[{rate_fmt}, {remaining} left{postfix}]",
         )
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, float], done_at: float | None = None) -> None:
         """Show the metrics of a step, and write them every `log_every` steps.
 
         Args:
             step: number of steps done, including this one.
             metrics: the step's metrics, by name.
+            done_at: when the step was done, of `time.perf_counter`; None: now. What came after it,
+                such as scoring, is not time of training.
 
         Raises:
             UserError: the log cannot be written.
         """
+        now = time.perf_counter() if done_at is None else done_at
         if self._clock is None:
-            self._clock = (time.perf_counter(), step)
+            self._clock = (now, step)
         losses = {short: f"{metrics[name]:.3f}" for name, short in SHORT.items() if name in metrics}
         if self._bar is None:
             self._bar = self._begin_bar(step)
@@ -209,7 +212,7 @@ class RunLog:
         self._bar.update(step - self._bar.n)
         if not has_row(step, metrics, self.log_every, self.num_steps):
             return
-        waits, now = _longest(self.waits.take()), time.perf_counter()
+        waits = _longest(self.waits.take())
         if self._clock is not None and step > self._clock[1]:
             speed = (step - self._clock[1]) / (now - self._clock[0])
             metrics = {**metrics, "steps_per_second": round(speed, 3), **waits}
@@ -273,8 +276,9 @@ class SilentLog:
         self.log_every, self.num_steps = log_every, num_steps
         self.waits = DataWaits()
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, float], done_at: float | None = None) -> None:
         """Report the waits if the first process writes a row for this step."""
+        del done_at
         if has_row(step, metrics, self.log_every, self.num_steps):
             _longest(self.waits.take())
 

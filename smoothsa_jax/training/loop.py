@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -388,6 +389,7 @@ class _Books:
             UserError: the state cannot be scored on the validation split.
         """
         step, row, scores = self._waiting[0], self._read(), {}
+        done_at = time.perf_counter()
         if regular:
             scores = self._means.take()
             # Also when leaving: a resumed run has to choose the same best step.
@@ -397,7 +399,7 @@ class _Books:
                 # Of a score there is but one; losses are those of training, too.
                 scores |= in_log if self._choice.metric in in_log else found
                 row |= in_log
-        self.log.record(step, row)
+        self.log.record(step, row, done_at)
         self._write(step, state, position, scores)
 
     def _read(self) -> dict[str, float]:
