@@ -20,7 +20,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=sweep_%A_%a.out
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
 
 if (( $# < 3 )) || ! [[ $2 =~ ^[1-9][0-9]*$ ]]; then
