@@ -238,6 +238,8 @@ def upload(folder: Path, source: str, *, private: bool, message: str, token: str
         do = "check the connection, and that HF_HUB_OFFLINE is not set"
         if status in (401, 403):
             do = "log in with `hf auth login`, as someone who may write there"
+        elif isinstance(error, ValueError):
+            do = "the Hub refuses what is written: check the repository's name and the licence"
         raise UserError(f"{source} cannot be written ({_reason(error)}); {do}") from error
     return commit.commit_url
 
