@@ -49,6 +49,9 @@ def test_there_and_back(hub, model, tmp_path):
     again.push_to_hub("hf://me/second", token="hf_mine")
     hub.files.pop(("me/second", "scores.json"))
     assert ssa.load("hf://me/second").scores is None
+    again.scores = None  # of another training: those of the first push do not stay
+    again.push_to_hub(REPOSITORY, token="hf_mine")
+    assert hub.files[REPOSITORY, "scores.json"] == b"null\n"
 
 
 def test_the_card_tells_data_scores_config_and_how_to_load(model):
@@ -86,6 +89,8 @@ def test_the_card_tells_data_scores_config_and_how_to_load(model):
 def test_what_cannot_be_loaded(hub, model):
     with pytest.raises(UserError, match="the Hugging Face Hub has no repository me/nothing"):
         ssa.load("hf://me/nothing")
+    with pytest.raises(UserError, match="config='coco' was given with hf://me/x, which has its"):
+        ssa.load("hf://me/x", config="coco")
     hub.gated.add("me/gated")
     with pytest.raises(
         UserError, match="accept its license at https://huggingface.co/me/gated, log"
