@@ -66,7 +66,7 @@ def test_advice_of_a_checkout_becomes_that_of_an_installation(installed, monkeyp
 
 def test_a_folder_data_of_the_user_is_not_taken_for_ours(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "__init__.py").write_text("raise ImportError('the user\'s own')")
+    (tmp_path / "data" / "__init__.py").write_text("raise ImportError")
     # As with PYTHONPATH, after a config was loaded.
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path, str(checkout.ROOT)])
     for name in ("data", "data.finished"):
