@@ -661,7 +661,7 @@ def _settings(can: Controls) -> dict[str, Any]:
 
     settings = {}
     if can.num_slots is not None:
-        most = max(16, 2 * can.num_slots)
+        most = min(max(16, 2 * can.num_slots), MAX_SLOTS)
         settings["num_slots"] = gr.Slider(
             1, most, can.num_slots, step=1, label="Slots", elem_id="num_slots"
         )

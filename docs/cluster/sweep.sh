@@ -44,5 +44,5 @@ mapfile -d '' -t options < <(xargs printf '%s\0' <<< "${lines[number]}") # quote
 
 command=(python main.py)
 [[ -f main.py ]] || command=(smoothsa)
-# exec: the signal reaches the program, which saves and leaves.
+# exec: the program takes this shell's place, to which B: above sends the signal. It saves and leaves.
 exec "${command[@]}" "${options[@]}" "$@" --config.seed="$seed" --workdir="$folder/$((number + 1))_seed$seed"
