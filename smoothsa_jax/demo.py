@@ -40,6 +40,7 @@ from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import FPS, enlarge_factor, palette
 from smoothsa_jax.files import atomic_file
+from smoothsa_jax.inference.card import data_set_of
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.load import load_any
 from smoothsa_jax.inference.overlays import TILE, drawn
@@ -660,7 +661,7 @@ def _settings(can: Controls) -> dict[str, Any]:
 
     settings = {}
     if can.num_slots is not None:
-        most = max(16, 2 * can.num_slots)
+        most = min(max(16, 2 * can.num_slots), MAX_SLOTS)
         settings["num_slots"] = gr.Slider(
             1, most, can.num_slots, step=1, label="Slots", elem_id="num_slots"
         )
@@ -698,7 +699,7 @@ def _settings(can: Controls) -> dict[str, Any]:
 def _headline(demo: Demo) -> str:
     config = demo.model.config
     about = f"Model: {demo.name or config.name}, {demo.model.num_slots} slots"
-    about += f", trained for {demo.model.step:,} steps on {config.data.name}."
+    about += f", trained for {demo.model.step:,} steps on {data_set_of(config)}."
     if config.data.name in ("sprites", "scenes"):
         about += " It has seen generated clips alone and knows nothing of photographs."
     return f"## Slots of your pictures\nGive a picture or a video. {about}"

@@ -10,7 +10,7 @@
     python main.py --mode=report --workdir=runs/mine      an HTML page about a scored run
 
 Options of --mode=predict (docs/use.md). Its --workdir is a trained run, the folder of a saved
-model, or the name of a bundled model.
+model, hf://OWNER/NAME, or the name of a bundled or published model.
 
     --input=PATH|GLOB|FOLDER    pictures, videos (mp4, webm, gif, ...), folders of frames
     --output=DIR                gets a folder of results for each input; finished ones are skipped

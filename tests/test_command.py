@@ -44,17 +44,35 @@ def test_help_and_errors_name_the_command_that_was_started(installed, capsys, mo
     assert said(capsys).endswith("see python main.py --help")
 
 
-def test_advice_of_a_checkout_becomes_that_of_an_installation(installed, monkeypatch):
+def test_advice_of_a_checkout_becomes_that_of_an_installation(installed, monkeypatch, tmp_path):
     text = (
         "python main.py --config=configs/coco.py:spot, python -m data.prepare coco, "
         "python -m smoothsa_jax.convert A B"
     )
     expected = "smoothsa --config=coco:spot, smoothsa prepare coco, smoothsa convert A B"
     assert checkout.as_started(text) == expected
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "voc.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for path in ("/my/configs/coco.py", "my/configs/coco.py", "configs/voc.py", "configs/mine.py"):
+        assert checkout.as_started(f"config file {path}") == f"config file {path}"  # no recipes
     monkeypatch.setattr(sys, "argv", ["main.py"])
     assert checkout.as_started(text) == text
-    monkeypatch.setattr(checkout, "ROOT", checkout.ROOT / "nowhere")  # in a notebook, of a wheel
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel" / "configs").symlink_to(checkout.ROOT / "configs")
+    monkeypatch.setattr(checkout, "ROOT", tmp_path / "wheel")  # in a notebook
     assert checkout.as_started(text) == expected
+
+
+def test_a_folder_data_of_the_user_is_not_taken_for_ours(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("raise ImportError")
+    # As with PYTHONPATH, after a config was loaded.
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path, str(checkout.ROOT)])
+    for name in ("data", "data.finished"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = checkout.beside_the_package("data.finished")
+    assert found.__file__ == str(checkout.ROOT / "data" / "finished.py")
 
 
 def test_a_recipe_is_found_by_its_name_anywhere(tmp_path, monkeypatch):

@@ -328,7 +328,7 @@ def test_flags_of_other_modes_are_refused(capsys):
         assert says in capsys.readouterr().err
 
 
-def test_a_run_without_masks_is_refused(monkeypatch, tmp_path):
+def test_what_is_no_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "check_gradio", lambda: None)
     with pytest.raises(UserError, match="neither a folder nor the name of a model"):
         with served("sprites_gausian", port=0):

@@ -49,6 +49,9 @@ def test_there_and_back(hub, model, tmp_path):
     again.push_to_hub("hf://me/second", token="hf_mine")
     hub.files.pop(("me/second", "scores.json"))
     assert ssa.load("hf://me/second").scores is None
+    again.scores = None  # of another training: those of the first push do not stay
+    again.push_to_hub(REPOSITORY, token="hf_mine")
+    assert hub.files[REPOSITORY, "scores.json"] == b"null\n"
 
 
 def test_the_card_tells_data_scores_config_and_how_to_load(model):
@@ -71,10 +74,23 @@ def test_the_card_tells_data_scores_config_and_how_to_load(model):
     card = ModelCard(text)
     assert card.data.license is None and not card.data.eval_results
 
+    config = model.config.copy_and_resolve_references().unlock()
+    for given, data, kind in (
+        ({"name": "prepared", "folder": "prepared/My set"}, "My set", "my-set"),
+        ({"name": "mine.readers:Clips"}, "mine.readers:Clips", "mine.readers-clips"),
+    ):
+        config.data.update(given)
+        text = model_card(config, model.step, model.scores, REPOSITORY)
+        assert f"* data set: {data}\n" in text
+        assert ModelCard(text).data.eval_results[0].dataset_type == kind
+        config.data.folder = None
+
 
 def test_what_cannot_be_loaded(hub, model):
     with pytest.raises(UserError, match="the Hugging Face Hub has no repository me/nothing"):
         ssa.load("hf://me/nothing")
+    with pytest.raises(UserError, match="config='coco' was given with hf://me/x, which has its"):
+        ssa.load("hf://me/x", config="coco")
     hub.gated.add("me/gated")
     with pytest.raises(
         UserError, match="accept its license at https://huggingface.co/me/gated, log"
@@ -99,6 +115,8 @@ def test_what_cannot_be_pushed(hub, model, monkeypatch):
         model.push_to_hub(REPOSITORY, token="hf_mine")
     with pytest.raises(UserError, match="found 'hf://sprites', expected hf://OWNER/NAME"):
         model.push_to_hub("sprites")
+    with pytest.raises(UserError, match="check the repository's name and the licence"):
+        model.push_to_hub("me/two--dashes", token="hf_mine")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="check the connection, and that HF_HUB_OFFLINE is not set"):
         model.push_to_hub(REPOSITORY, token="hf_mine")

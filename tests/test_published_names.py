@@ -50,7 +50,7 @@ def test_the_table_states_facts_of_the_right_kind():
 
 
 def test_every_name_has_a_config_of_a_published_program():
-    """Each is loaded; two names never mean the same model."""
+    """Two names never mean the same model."""
     recipes = [(facts.recipe, str(facts.settings)) for facts in MODELS.values()]
     assert len(set(recipes)) == len(recipes)
     known = set(published.recipes()) | {"clevrer:savi_slotformer,stochastic"}
@@ -121,6 +121,8 @@ def test_without_network_one_line_tells_what_to_do(nowhere):
     assert f"convert FILE runs/{NAME} --config={NAME} makes a workdir" in line
     with pytest.raises(UserError, match="download smoothsa_r-voc from .*archive-smoothsa, "):
         ssa.load("smoothsa_voc")
+    with pytest.raises(UserError, match="task 'recognition', .*; python -m smoothsa_jax.convert F"):
+        ssa.load("smoothsa_recognition_coco")
     with pytest.raises(UserError, match="no page is known to have it; if you have the file, give"):
         ssa.load("spot_teacher_coco")
     with pytest.raises(UserError, match="gone.pth is not a file: download its file from .*spot"):

@@ -20,7 +20,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=sweep_%A_%a.out
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
 
 if (( $# < 3 )) || ! [[ $2 =~ ^[1-9][0-9]*$ ]]; then
@@ -44,5 +44,5 @@ mapfile -d '' -t options < <(xargs printf '%s\0' <<< "${lines[number]}") # quote
 
 command=(python main.py)
 [[ -f main.py ]] || command=(smoothsa)
-# exec: the signal reaches the program, which saves and leaves.
+# exec: the program takes this shell's place, to which B: above sends the signal. It saves and leaves.
 exec "${command[@]}" "${options[@]}" "$@" --config.seed="$seed" --workdir="$folder/$((number + 1))_seed$seed"

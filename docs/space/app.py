@@ -6,12 +6,11 @@ The Space's variable MODEL names it: a bundled model, or a folder in the Space's
 import os
 import sys
 
-from smoothsa_jax import demo
-from smoothsa_jax.devices import runtime
-from smoothsa_jax.guard import exit_status
+from smoothsa_jax.main import main
 
-model = os.environ.get("MODEL") or demo.MODEL
-host = os.environ.get("GRADIO_SERVER_NAME") or "0.0.0.0"
-port = int(os.environ.get("GRADIO_SERVER_PORT") or demo.PORT)
-runtime.use_compilation_cache()
-sys.exit(exit_status(lambda: demo.serve(model, host, port)))
+given = {
+    "workdir": os.environ.get("MODEL"),
+    "host": os.environ.get("GRADIO_SERVER_NAME") or "0.0.0.0",
+    "port": os.environ.get("GRADIO_SERVER_PORT"),
+}
+sys.exit(main(["--mode=demo", *(f"--{name}={value}" for name, value in given.items() if value)]))

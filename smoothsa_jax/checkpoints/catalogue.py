@@ -152,8 +152,15 @@ def advice(facts: ModelFacts) -> str:
         where = f"download {what} from {facts.page}{f' ({link})' if link else ''}, "
     return (
         f"{where}give it as load({facts.name!r}, file=...) or save it as {path} ({FOLDER_VARIABLE} "
-        f"names another folder); python -m smoothsa_jax.convert FILE runs/{facts.name} "
-        f"--config={facts.name} makes a workdir of it"
+        f"names another folder); {command_of(facts)}"
+    )
+
+
+def command_of(facts: ModelFacts) -> str:
+    """Return the command that converts a file."""
+    return (
+        f"python -m smoothsa_jax.convert FILE runs/{facts.name} --config={facts.name} makes a "
+        "workdir of it"
     )
 
 

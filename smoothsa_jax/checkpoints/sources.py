@@ -146,11 +146,14 @@ def fetched(source: str) -> Path:
         "here, and give its path. A published checkpoint is loaded by its name, with "
         f"file={source!r}"
     )
-    for file in (ABOUT_FILE, CONFIG_FILE, WEIGHTS_FILE):
-        path = hub.download(source, file, otherwise)
+    folder = hub.download(source, ABOUT_FILE, otherwise).parent
+    # All of one commit, also if another is pushed meanwhile.
+    pinned = f"{hub.SCHEME}{hub.split_name(source)[0]}@{folder.name}"
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        hub.download(pinned, file, otherwise)
     with contextlib.suppress(UserError):  # a model may have none
-        hub.download(source, SCORES_FILE, otherwise)
-    return path.parent
+        hub.download(pinned, SCORES_FILE, otherwise)
+    return folder
 
 
 def _trained(config: ConfigDict, arrays: dict[str, np.ndarray], step: int, what: str) -> Trained:

@@ -159,7 +159,7 @@ def split_command_line(arguments: Sequence[str]) -> tuple[Overrides, list[str]]:
         if name == "config" and not value:
             raise UserError(
                 "--config was given without a value; expected a recipe such as sprites, or a "
-                "config file such as configs/sprites.py"
+                "config file such as my/config.py"
             )
         mine.append((name, value))
     return mine, others

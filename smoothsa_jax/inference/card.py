@@ -1,6 +1,8 @@
 """The model card of a model on the Hugging Face Hub: data, scores, config, how to load it."""
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -21,6 +23,11 @@ DATA_KEYS = {
 }
 
 
+def data_set_of(config: ConfigDict) -> str:
+    """Return the name of what a model was trained on: its prepared folder's, or its reader's."""
+    return PurePath(config.data.get("folder") or "").name or config.data.get("name") or "unknown"
+
+
 def model_card(
     config: ConfigDict,
     step: int,
@@ -38,7 +45,7 @@ def model_card(
         licence: of the weights, as the Hub abbreviates it; None: not stated.
     """
     title = config.get("title") or config.name
-    data = config.data.get("name") or "unknown"
+    data = data_set_of(config)
     metadata = ModelCardData(
         library_name="smoothsa_jax",
         license=licence,
@@ -72,7 +79,7 @@ found.masks, found.slots  # the slot of each pixel (H,W), the slots (N,D)
 
 ## Data
 
-{chr(10).join([f"* reader or data set: {data}", *facts])}
+{chr(10).join([f"* data set: {data}", *facts])}
 
 ## Scores
 
@@ -96,7 +103,7 @@ def _results(scores: Mapping[str, Any] | None, name: str, data: str) -> list[Eva
     return [
         EvalResult(
             task_type="image-segmentation",
-            dataset_type=data.lower(),
+            dataset_type=re.sub(r"[^\w.-]+", "-", data.lower()),  # more is refused
             dataset_name=name,
             dataset_split=scores.get("split"),
             metric_type=metric,

@@ -27,8 +27,9 @@ def list_models(published: bool | None = None) -> list[ModelFacts]:
     """List the models that `load` takes by name, with what is known of them.
 
     Args:
-        published: True: the published checkpoints whose files `load` reads; False: the models
-            that are part of the package; None: both.
+        published: True: the published checkpoints; `load` reads their files, but for those of
+            recognition, which only convert. False: the models that are part of the package.
+            None: both.
     """
     bundled = [] if published else [_facts_of_bundled(folder) for folder in _bundled()]
     return bundled + ([] if published is False else list(catalogue.published().values()))
@@ -91,14 +92,14 @@ def _load(
             f"file={os.fspath(file)!r} was given with {source}, expected the name of a published "
             f"checkpoint from list_models(){_nearest(source, catalogue.published())}"
         )
-    if hub.is_repository(source):
-        return _of_folder(fetched(source))
     if state_dicts.is_state_dict(source) and not Path(source).is_dir():
         return _segmenter(open_trained(source, _warn, config))
     if config is not None:
         raise UserError(
             f"config={config!r} was given with {source}, which has its own; leave it out"
         )
+    if hub.is_repository(source):
+        return _of_folder(fetched(source))
     bundled = {folder.name: folder for folder in _bundled()}
     if source in (*bundled, *catalogue.published()) and Path(source).exists():
         raise UserError(
@@ -106,6 +107,7 @@ def _load(
             "folder, or work elsewhere"
         )
     if facts is not None:
+        _refuse_without_segments(facts)
         if file is not None and is_trained(os.fspath(file)) and not hub.is_repository(file):
             return _of_folder(Path(file))  # converted before
         return _segmenter(open_trained(str(catalogue.file_of(facts, file)), _warn, facts.name))
@@ -119,6 +121,16 @@ def _load(
     if with_forecasters and trained.config.task == "dynamics":
         return Forecaster(trained)
     return _segmenter(trained, scores_in(folder))
+
+
+def _refuse_without_segments(facts: ModelFacts) -> None:
+    """Refuse a published checkpoint whose model finds no segments, before it is downloaded."""
+    task = catalogue.config_of(facts).task
+    if task != "discovery":
+        raise UserError(
+            f"{facts.name} is a model of the task {task!r}, which finds no segments; "
+            f"{catalogue.command_of(facts)}, for --mode=evaluate"
+        )
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -577,8 +577,8 @@ class Segmenter:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
             self.save(folder)
-            if self.scores is not None:
-                (folder / SCORES_FILE).write_text(json.dumps(self.scores, indent=1) + "\n")
+            # Also where there are none, in place of those of an earlier push.
+            (folder / SCORES_FILE).write_text(json.dumps(self.scores, indent=1) + "\n")
             card = model_card(self.config, self.step, self.scores, name, licence)
             (folder / CARD_FILE).write_text(card)
             return hub.upload(folder, source, private=private, message=message, token=token)

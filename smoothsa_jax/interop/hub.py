@@ -51,7 +51,7 @@ def fetch(name: str) -> Path:
         UserError: the repository or revision is unknown, its license has not been accepted, the
             Hub is unreachable, or the cache has no place.
     """
-    from huggingface_hub import constants, errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
     repository, _, revision = name.partition("@")
     if repository not in REVISIONS:
@@ -60,11 +60,7 @@ def fetch(name: str) -> Path:
             ".pth file of timm's, or one of "
             f"{', '.join(REVISIONS)}{did_you_mean(repository, REVISIONS)}"
         )
-    if constants.HF_HUB_CACHE.startswith("~"):  # it stays where there is no home folder
-        raise UserError(
-            f"{repository} has no place to be kept: there is no home folder; set HF_HOME to a "
-            "folder that can be written"
-        )
+    _refuse_without_home(repository)
     revision = revision or REVISIONS[repository]
 
     def get(file: str) -> Path:
@@ -88,17 +84,14 @@ def fetch(name: str) -> Path:
     except UserError:
         raise
     except errors.GatedRepoError as error:
-        raise UserError(
-            f"{repository} is gated: accept its license at https://huggingface.co/{repository}, "
-            "log in with `hf auth login` on this machine, and start again"
-        ) from error
+        raise UserError(_gated(repository)) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
             f"{repository} has no revision {revision!r}; leave @revision out for "
             f"{REVISIONS[repository]}"
         ) from error
     except Exception as error:  # each network layer has its own errors
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        if _is_of_disk(error):
             raise
         weights = PICKLED if repository.startswith("facebook/dino-") else WHOLE
         raise UserError(
@@ -126,7 +119,7 @@ def fetch_file(repository: str, file: str, path: str) -> Path:
     try:
         return Path(hf_hub_download(name, file, revision=revision or "main"))
     except Exception as error:  # each network layer has its own errors
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        if _is_of_disk(error):
             raise
         raise UserError(
             f"{name} cannot be fetched from the Hugging Face Hub ({_reason(error)}): on a machine "
@@ -167,21 +160,14 @@ def download(source: str, file: str, otherwise: str) -> Path:
             accepted, or the Hub is unreachable.
     """
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     repository, revision = split_name(source)
-    if constants.HF_HUB_CACHE.startswith("~"):  # it stays where there is no home folder
-        raise UserError(
-            f"{source} has no place to be kept: there is no home folder; set HF_HOME to a folder "
-            "that can be written"
-        )
+    _refuse_without_home(source)
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
     except errors.GatedRepoError as error:
-        raise UserError(
-            f"{source} is gated: accept its license at https://huggingface.co/{repository}, log "
-            "in with `hf auth login` on this machine, and start again"
-        ) from error
+        raise UserError(_gated(repository)) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
             f"the Hugging Face Hub has no repository {repository}, or you may not read it; check "
@@ -191,14 +177,12 @@ def download(source: str, file: str, otherwise: str) -> Path:
         raise UserError(
             f"{source}: the repository has no such revision; leave @ and it out"
         ) from error
-    except errors.LocalEntryNotFoundError as error:  # the Hub could not be asked
-        raise UserError(
-            f"{file} of {source} cannot be fetched ({_reason(error)}): {otherwise}"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise UserError(f"{source} has no file {file}: {otherwise}") from error
     except Exception as error:  # each network layer has its own errors
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        # A subclass of EntryNotFoundError: the Hub could not be asked.
+        could_ask = not isinstance(error, errors.LocalEntryNotFoundError)
+        if could_ask and isinstance(error, errors.EntryNotFoundError):
+            raise UserError(f"{source} has no file {file}: {otherwise}") from error
+        if _is_of_disk(error):
             raise
         raise UserError(
             f"{file} of {source} cannot be fetched ({_reason(error)}): {otherwise}"
@@ -238,8 +222,38 @@ def upload(folder: Path, source: str, *, private: bool, message: str, token: str
         do = "check the connection, and that HF_HUB_OFFLINE is not set"
         if status in (401, 403):
             do = "log in with `hf auth login`, as someone who may write there"
+        elif isinstance(error, ValueError):
+            do = "the Hub refuses what is written: check the repository's name and the licence"
         raise UserError(f"{source} cannot be written ({_reason(error)}); {do}") from error
     return commit.commit_url
+
+
+def _refuse_without_home(what: str) -> None:
+    """Refuse to download where there is no place for the cache.
+
+    Raises:
+        UserError: there is none.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_CACHE.startswith("~"):  # it stays where there is no home folder
+        raise UserError(
+            f"{what} has no place to be kept: there is no home folder; set HF_HOME to a folder "
+            "that can be written"
+        )
+
+
+def _gated(repository: str) -> str:
+    return (
+        f"{repository} is gated: accept its license at https://huggingface.co/{repository}, log in "
+        "with `hf auth login` on this machine, and start again"
+    )
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Whether the cache cannot be written, which the system explains best."""
+    full_or_closed = (errno.ENOSPC, errno.EDQUOT, errno.EACCES)
+    return isinstance(error, OSError) and error.errno in full_or_closed
 
 
 def _reason(error: BaseException) -> str:

@@ -123,9 +123,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 if chosen is not None:
                     step, params = chosen.step, params_of(chosen, training)
             scores = report(config, training, params, step, workdir)
+    print_results(config.title, scores, workdir)
     if hosts.is_primary():
         send_scores(config, workdir, scores)
-    print_results(config.title, scores, workdir)
     return scores
 
 
