@@ -36,18 +36,23 @@ def difference(
     defined = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
     first, second = first[:, defined], second[:, defined]
     rng = np.random.default_rng(0)
-    clips = _weights(rng, rounds, first.shape[1])
+    clips = weights(rng, rounds, first.shape[1])
     means = [
-        np.einsum("rs,sc,rc->r", _weights(rng, rounds, len(scores)), scores, clips)
+        np.einsum("rs,sc,rc->r", weights(rng, rounds, len(scores)), scores, clips)
         for scores in (first, second)
     ]
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means[0] - means[1], [tail, 100 - tail])
+    low, high = np.percentile(means[0] - means[1], ends(level))
     return float(first.mean() - second.mean()), float(low), float(high)
 
 
-def _weights(rng: np.random.Generator, rounds: int, count: int) -> np.ndarray:
-    """Draw `count` of `count` things in each round: the share of each, (rounds, count)."""
+def ends(level: float = LEVEL) -> tuple[float, float]:
+    """Return the percentiles of the rounds between which so large a share of them lies."""
+    tail = 100 * (1 - level) / 2
+    return tail, 100 - tail
+
+
+def weights(rng: np.random.Generator, rounds: int, count: int) -> Float[np.ndarray, "rounds count"]:
+    """Draw `count` of `count` things in each round, with replacement: the share of each."""
     return rng.multinomial(count, np.full(count, 1 / count), rounds) / count
 
 

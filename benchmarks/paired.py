@@ -6,21 +6,22 @@
 
 Each side is the mean over its runs and their evaluation seeds of what `scores.csv` has of each
 question. The rows are kinds of questions, their mean and all questions. The columns are both sides
-and their difference in points of accuracy, with an interval that holds it in 95 of 100 samples of
-the clips (bootstrap); questions about one clip stay together. A difference whose interval holds 0
-is called a tie. With --row, the second side is a row of the table beside the model's, such as
-chance.
+and their difference in points of accuracy, with an interval of 95 % (see `bootstrap.difference`):
+it is of samples of the clips, whose questions stay together, and of the runs of each side. A
+difference whose interval holds 0 is called a tie. With --row, the second side is a row of the table
+beside the model's, such as chance.
 """
 
 import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from benchmarks import bootstrap
 from smoothsa_jax.config.values import from_json
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.evaluation.answers import CLIP, KIND, RIGHT
@@ -28,15 +29,13 @@ from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores
 from smoothsa_jax.guard import exit_status
 from smoothsa_jax.training.evaluating import SAMPLE_SCORES_FILE
 
-RESAMPLED, LEVEL, SEED = 10_000, 0.95, 0
 OF_KINDS, OF_ALL = "mean over kinds", "all questions"
-PART = 500  # samples of the clips at a time
 
 
 class Answered(NamedTuple):
-    """What is known of each question of a split."""
+    """What is known of each question of a split, and which of them each run has right."""
 
-    right: Float[np.ndarray, " questions"]
+    right: Float[np.ndarray, "runs questions"]
     kind: Int[np.ndarray, " questions"]
     clip: Int[np.ndarray, " questions"]
     kinds: tuple[str, ...]
@@ -90,7 +89,7 @@ def answered(workdir: Path, row: str | None = None) -> Answered:
             f"python main.py --mode=evaluate --workdir={workdir}"
         )
     of = lambda entry, key: entry.per_sample[key]  # noqa: E731
-    right = np.mean([of(entry, RIGHT) for entry in mine], axis=0)
+    right = np.mean([of(entry, RIGHT) for entry in mine], axis=0)[None]
     return Answered(right, *(_whole(mine[0], key) for key in (KIND, CLIP)), kinds)
 
 
@@ -99,7 +98,7 @@ def _whole(entry: Scored, key: str) -> Int[np.ndarray, " questions"]:
 
 
 def together(runs: Sequence[Answered], names: Sequence[str]) -> Answered:
-    """Return the mean over runs of the same questions.
+    """Return several runs of the same questions as one.
 
     Raises:
         UserError: they are others.
@@ -112,7 +111,7 @@ def together(runs: Sequence[Answered], names: Sequence[str]) -> Answered:
                 f"{name} was scored on other questions than {names[0]}; evaluate both on the same "
                 "split and data, with the same eval.num_samples"
             )
-    return first._replace(right=np.mean([run.right for run in runs], axis=0))
+    return first._replace(right=np.concatenate([run.right for run in runs]))
 
 
 def differences(one: Answered, other: Answered) -> list[Difference]:
@@ -120,7 +119,7 @@ def differences(one: Answered, other: Answered) -> list[Difference]:
 
     Questions that one side does not answer, NaN, are left out, and so are kinds without others.
     """
-    both = np.isfinite(one.right) & np.isfinite(other.right)
+    both = np.isfinite(one.right).all(axis=0) & np.isfinite(other.right).all(axis=0)
     clips, place = np.unique(one.clip[both], return_inverse=True)
     kinds = [k for k in range(len(one.kinds)) if (one.kind[both] == k).any()]
     columns = np.searchsorted(kinds, one.kind[both])
@@ -132,27 +131,26 @@ def differences(one: Answered, other: Answered) -> list[Difference]:
         return found
 
     number = table(np.ones(both.sum()))
-    sums = [table(side.right[both]) for side in (one, other)]
+    sums = [np.stack([table(run[both]) for run in side.right]) for side in (one, other)]
 
-    def accuracies(weights: Float[np.ndarray, "R clips"]) -> Float[np.ndarray, "2 R rows"]:
-        """Return both sides' accuracies where a clip counts so many times."""
-        counts = weights @ number
-        found = []
-        for table in sums:
-            right = weights @ table
-            of_kinds = np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
+    def accuracies(clips: Float[np.ndarray, "R clips"], rng: Any = None) -> list[np.ndarray]:
+        """Return both sides' accuracies (R,rows) with these weights of clips, and of runs drawn."""
+        counts, found = clips @ number, []
+        for side in sums:
+            runs = np.full((1, len(side)), 1 / len(side))
+            if rng is not None:
+                runs = bootstrap.weights(rng, len(clips), len(side))
+            of_clips = np.einsum("rc,sck->rsk", clips, side, optimize=True)
+            right = np.einsum("rs,rsk->rk", runs, of_clips)
+            of_kinds = right / np.where(counts > 0, counts, np.nan)
             whole = right.sum(axis=1) / counts.sum(axis=1)
             found.append(np.column_stack([of_kinds, np.nanmean(of_kinds, axis=1), whole]))
-        return np.stack(found)
+        return found
 
-    here = accuracies(np.ones((1, len(clips))))[:, 0]
-    rng, drawn = np.random.default_rng(SEED), []
-    share = np.full(len(clips), 1.0 / len(clips))
-    for _ in range(RESAMPLED // PART):
-        first, second = accuracies(rng.multinomial(len(clips), share, PART).astype(float))
-        drawn.append(first - second)
-    tail = 50 * (1 - LEVEL)
-    low, high = np.nanpercentile(np.concatenate(drawn), [tail, 100 - tail], axis=0)
+    here = [side[0] for side in accuracies(np.ones((1, len(clips))))]
+    rng = np.random.default_rng(0)
+    drawn = accuracies(bootstrap.weights(rng, bootstrap.ROUNDS, len(clips)), rng)
+    low, high = np.nanpercentile(drawn[0] - drawn[1], bootstrap.ends(), axis=0)
     names = [*(one.kinds[k] for k in kinds), OF_KINDS, OF_ALL]
     return [Difference(*row) for row in zip(names, *here, low, high, strict=True)]
 

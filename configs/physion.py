@@ -39,7 +39,7 @@ QUESTIONS = base.Questions(
     settings={
         "train": {"num_steps": 5_950, "batch_size": 64},  # 50 epochs
         "optimizer": {"learning_rate": {"warmup": 0.0}},
-        "checkpoint": {"every": 595},  # 5 epochs
+        "checkpoint": {"every": 595, "max_to_keep": 10},  # 5 epochs; all of them, for match_paper
     },
 )
 DATA = base.prepared(

@@ -225,27 +225,34 @@ def test_the_paper_has_the_best_of_several_thresholds():
 def test_the_threshold_is_chosen_on_validation():
     evaluator = evaluator_of(has_choices=False, kinds=("contact",), rows=("other",))
 
-    def tables(yes, answer):
-        logits = jnp.stack([jnp.zeros(len(yes)), jnp.log(yes / (1 - yes))], axis=1)
+    def values(evaluator, yes, answer, other=None):
+        """The values of the model and of the row beside it, whose probabilities are `other`."""
+        logits = {"model": yes, "other": yes if other is None else other}
+        logits = {row: np.stack([0 * x, np.log(x / (1 - x))], axis=1) for row, x in logits.items()}
         batch = {"kind": np.zeros(len(yes), int), "answer": np.array(answer)}
         batch["allowed"] = np.ones((len(yes), 2), bool)
-        outputs = {f"{row}.answer_logits": logits for row in ("model", "other")}
-        return jax.device_get(evaluator.measure(outputs, batch).tables)
+        outputs = {f"{row}.answer_logits": jnp.asarray(x) for row, x in logits.items()}
+        tables = jax.device_get(evaluator.measure(outputs, batch).tables)
+        own, beside = _apart(evaluator.per_sample(tables, False), ("other",))
+        return ({k: x[None] for k, x in found.items()} for found in (own, beside["other"]))
 
-    of_validation = tables(np.array([0.43, 0.44, 0.41, 0.7]), [1, 1, 0, 1])
-    own, _ = _apart(evaluator.per_sample(of_validation, True), ("other",))
-    fitted = evaluator.fitted({k: x[None] for k, x in own.items()})
+    later = np.array([0.61, 0.62, 0.3, 0.7])
+    own, other = values(evaluator, np.array([0.43, 0.44, 0.41, 0.7]), [1, 1, 0, 1], later)
+    fitted = evaluator.fitted(own, {"other": other})
     assert evaluator.protocol["threshold"] == 0.5 and fitted.protocol["threshold"] == 0.4
     assert evaluator.fits_on_validation and not evaluator_of().fits_on_validation
-    # 0.4 would take the third one as well: between 0.4 and 0.45 there is no better threshold.
-    of_test = tables(np.array([0.42, 0.46, 0.3]), [1, 0, 0])
-    scores, beside = _apart(fitted.per_sample(of_test, False), ("other",))
-    np.testing.assert_array_equal(scores["right"], [1, 0, 1])
-    np.testing.assert_array_equal(beside["other"]["right"], [0, 1, 1])  # as before
-    # Where all are as good, the middle one stays.
-    clear = tables(np.array([0.9, 0.1]), [1, 0])
-    own, _ = _apart(evaluator.per_sample(clear, True), ("other",))
-    assert evaluator.fitted({k: x[None] for k, x in own.items()}).protocol["threshold"] == 0.5
+    # 0.4 would take the third one as well: between 0.4 and 0.45 there is no better threshold. All
+    # from 0.4 to 0.6 are as good for the other row, whose middle one stays.
+    assert fitted.protocol["thresholds_beside"] == {"other": 0.5}
+    own, other = values(fitted, np.array([0.42, 0.46, 0.3]), [1, 0, 0])
+    np.testing.assert_array_equal(own["right"], [[1, 0, 1]])
+    np.testing.assert_array_equal(other["right"], [[0, 1, 1]])
+    # A row beside the model has the threshold that is best for it.
+    later = np.array([0.61, 0.62, 0.58, 0.7])
+    own, other = values(evaluator, np.array([0.9, 0.9, 0.1, 0.9]), [1, 1, 0, 1], later)
+    fitted = evaluator.fitted(own, {"other": other})
+    assert fitted.protocol["threshold"] == 0.5
+    assert fitted.protocol["thresholds_beside"] == {"other": 0.6}
 
 
 def test_the_majority_is_that_of_the_training_questions():

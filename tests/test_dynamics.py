@@ -290,14 +290,15 @@ def test_the_papers_scores_of_masks():
     evaluator = PredictionEvaluator(**settings, observed=1, steps=2, match_paper=True)
     labels = np.zeros((1, 3, 12, 12), np.uint8)
     labels[:, :, :4, :5], labels[:, :, 8:, 6:] = 1, 2
-    masks = np.full((1, 3, 3, 12, 12), 0.1, "f")
+    masks = np.zeros((1, 3, 4, 12, 12), "f")  # the last slot is not valid
     masks[:, :, 0], masks[:, :, 1], masks[:, :, 2] = 0.4, 0.3, 0.3  # none exceeds 0.5
+    masks[:, :, 0, 6] = 0.6  # but in a row, so that the invalid slot would take the rest
     masks[0, :, 1, :4, :5] = 0.8
     masks[0, 1, 2, 8:, 6:] = masks[0, 2, 2, 8:, 6:9] = 0.8  # in the last frame, half of it
-    outputs = {"slot_mask": np.ones((1, 3), bool), "observed.masks": masks[:, :1]}
+    outputs = {"slot_mask": np.arange(4)[None] < 3, "observed.masks": masks[:, :1]}
     outputs["target"] = np.zeros((1, 2, 144, 3), "f")
     for row in ("model", "copy", "line", "seen"):
-        outputs |= {f"{row}.masks": masks[:, 1:], f"{row}.slots": np.zeros((1, 2, 3, 2), "f")}
+        outputs |= {f"{row}.masks": masks[:, 1:], f"{row}.slots": np.zeros((1, 2, 4, 2), "f")}
         outputs[f"{row}.prediction"] = outputs["target"] + 0.5
     outputs = {k: jnp.asarray(x) for k, x in outputs.items()}
     batch = {"segmentations": labels, "video": np.zeros((1, 3, 12, 12, 3), np.uint8)}

@@ -274,5 +274,5 @@ def test_answers_about_videos_from_raw_files_to_scores(tmp_path, capsys):
     assert scores["protocol"]["threshold"] in (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
     assert scores["protocol"]["match_paper_step"] in (3, 6)
     found = [scores["match_paper"]["metrics"], scores["metrics"]]
-    assert found[0]["accuracy"]["mean"] >= found[1]["accuracy"]["mean"]
+    assert found[0]["question_accuracy"]["mean"] >= found[1]["question_accuracy"]["mean"]
     assert "scoring checkpoint 3 too" in capsys.readouterr().err

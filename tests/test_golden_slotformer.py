@@ -409,7 +409,8 @@ def test_scores_of_frames():
         for name, score in rows.items():
             file.compare(f"out/{name}", [score(k).mean() for k in steps], FORWARD)
         found = frames.scores_of_masks(masks, labels)
-        for name, key in {"ari": "ari", "fg_ari": "fari", "miou": "miou", "ar": "ar"}.items():
+        keys = {"ari": "ari", "fg_ari": "fari", "miou": "miou", "ar": "ar", "ap": "ap"}
+        for name, key in keys.items():
             file.compare(f"out/{key}", found[name].mean(axis=0), FORWARD)
         true_boxes, present = file["inp/true_boxes"], file["inp/present"]
         hits = np.array(

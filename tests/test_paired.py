@@ -20,7 +20,7 @@ def sides(shift, clips=200, of_clip=4, seed=0):
     other = (rng.random(len(clip)) < 0.5).astype(float)
     more = (kind == 1) & (rng.random(len(clip)) < 2 * shift)
     one = np.where(more, 1.0, other)
-    return Answered(one, kind, clip, KINDS), Answered(other, kind, clip, KINDS)
+    return Answered(one[None], kind, clip, KINDS), Answered(other[None], kind, clip, KINDS)
 
 
 def rows_of(one, other):
@@ -46,11 +46,11 @@ def test_the_interval_is_as_wide_as_that_of_a_mean():
     """Of independent questions; where a clip's questions agree, it is wider."""
     one, other = sides(0.0)
     rng = np.random.default_rng(1)
-    apart = one._replace(right=(rng.random(len(one.right)) < 0.5).astype(float))
+    apart = one._replace(right=(rng.random(one.right.shape) < 0.5).astype(float))
     row = rows_of(apart, other)["all questions"]
-    expected = 1.96 * np.std(apart.right - other.right) / np.sqrt(len(other.right))
+    expected = 1.96 * np.std(apart.right - other.right) / np.sqrt(other.right.size)
     np.testing.assert_allclose((row.high - row.low) / 2, expected, rtol=0.1)
-    same = lambda side: side._replace(right=np.repeat(side.right[::4], 4))  # noqa: E731
+    same = lambda side: side._replace(right=np.repeat(side.right[:, ::4], 4, axis=1))  # noqa: E731
     wide = rows_of(same(apart), same(other))["all questions"]
     np.testing.assert_allclose((wide.high - wide.low) / (row.high - row.low), 2.0, rtol=0.15)
 
@@ -64,7 +64,19 @@ def test_intervals_hold_the_truth():
 def _apart(seed):
     rng = np.random.default_rng(seed)
     one, other = sides(0.0, clips=60, seed=seed)
-    return one._replace(right=(rng.random(len(one.right)) < 0.5).astype(float)), other
+    return one._replace(right=(rng.random(one.right.shape) < 0.5).astype(float)), other
+
+
+def test_runs_that_differ_widen_the_interval():
+    """Two runs of one side: one as the other side, one with everything right."""
+    one, other = sides(0.0)
+    runs = one._replace(right=np.concatenate([np.ones_like(one.right), other.right]))
+    row = rows_of(runs, other)["all questions"]
+    alone = rows_of(one._replace(right=runs.right.mean(axis=0, keepdims=True)), other)
+    np.testing.assert_allclose(row.one, alone["all questions"].one)
+    assert row.is_tie and not alone["all questions"].is_tie
+    # Whichever runs are drawn, the difference is at most that of the better one.
+    assert row.low == 0 and row.high < 0.6
 
 
 def test_unanswered_questions_are_left_out():
@@ -102,7 +114,7 @@ def test_the_command(tmp_path, config, capsys):
     one = written(tmp_path / "one", config, np.ones((2, 56)))
     other = written(tmp_path / "other", config, np.round(rng.random((1, 56))))
     found = answered(one)
-    assert found.kinds == tuple(config.model.kinds) and found.right.shape == (56,)
+    assert found.kinds == tuple(config.model.kinds) and found.right.shape == (1, 56)
     assert paired.main([str(one), "--with", str(other)]) == 0
     out = capsys.readouterr().out
     assert "will_touch" in out and "100.0" in out and "a tie" not in out.splitlines()[-1]

@@ -2,10 +2,11 @@
 
 The rows beside the model's are the readouts that were trained beside it, and the model itself with
 other slots. A choice is taken if its logit is above 0. Of two answers, the second is given above a
-threshold, which is chosen on the validation split.
+threshold, which is chosen on the validation split, for each row by itself.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ MOST_ANSWERS = 64  # of which each has a score of its own
 # Of two answers, the second one is given if its probability is above a threshold. Published scores
 # of Physion have the best of these on the test set.
 THRESHOLDS, THRESHOLD = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65), 0.5
-_AT = f"{UNSEEN}{RIGHT}_at_"
+_ANSWER, _YES = f"{UNSEEN}answer", f"{UNSEEN}yes"
+_OF_PAPER = f"{UNSEEN}yes_of_paper"  # in its place where the paper chooses the threshold
 
 
 class AnswerEvaluator:
@@ -39,11 +41,12 @@ class AnswerEvaluator:
         rows: names of the rows beside the model's, as outputs and tables have them.
         has_choices: whether some questions have choices.
         protocol: further facts for `scores.json`.
-        threshold: of two answers, the second is given if its probability is above this.
+        thresholds: of two answers, a row gives the second if its probability is above this.
 
     Attributes:
-        paper_takes_best: whether the paper has the best checkpoint of the scored split, by the
-            first of `metrics`: that of a question of two answers.
+        fits_on_validation: whether `fitted` chooses something: thresholds of two answers.
+        best_of_paper: by which metric the paper has the best checkpoint of the scored split; None:
+            it has the newest one.
     """
 
     paper_differs = False
@@ -57,10 +60,11 @@ class AnswerEvaluator:
         rows: Sequence[str],
         has_choices: bool,
         protocol: Mapping[str, Any],
-        threshold: float = THRESHOLD,
+        thresholds: Mapping[str, float] = MappingProxyType({}),
     ):
-        self._threshold, self._given = threshold, dict(protocol)
-        self.paper_takes_best = len(answers) == 2 and not has_choices
+        self._thresholds, self._given = dict(thresholds), dict(protocol)
+        self.fits_on_validation = len(answers) == 2 and not has_choices
+        self.best_of_paper = QUESTIONS if self.fits_on_validation else None
         self._kinds, self._answers = tuple(kinds), tuple(answers)
         self._has_choices, self.rows = has_choices, tuple(rows)
         own = (ACCURACY, QUESTIONS, *((OPTIONS,) if has_choices else ()))
@@ -68,37 +72,36 @@ class AnswerEvaluator:
         names = (ANSWER_LOGITS, *((CHOICE_LOGITS,) if has_choices else ()))
         self.outputs = tuple(f"{row}.{name}" for row in (MODEL, *self.rows) for name in names)
         self.protocol: dict[str, Any] = {"accuracy": "mean over kinds of questions", **protocol}
-        if self.paper_takes_best:
-            self.protocol["threshold"] = threshold
+        if self.fits_on_validation:
+            self.protocol["threshold"] = self._thresholds.get(MODEL, THRESHOLD)
+            beside = {row: x for row, x in self._thresholds.items() if row != MODEL}
+            self.protocol |= {"thresholds_beside": beside} if beside else {}
 
-    @property
-    def fits_on_validation(self) -> bool:
-        """Whether `fitted` chooses something."""
-        return self.paper_takes_best
-
-    def fitted(self, per_sample: Mapping[str, np.ndarray]) -> "AnswerEvaluator":
-        """Return an evaluator with the threshold that is best on a split.
+    def fitted(
+        self, scores: Mapping[str, np.ndarray], rows: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> "AnswerEvaluator":
+        """Return an evaluator with the thresholds that are best on a split.
 
         Args:
-            per_sample: what `per_sample` returned of the model for all questions of that split,
-                with `match_paper`: name -> (..., samples).
+            scores: what `per_sample` returned of the model for all questions of that split: name ->
+                (seeds, samples).
+            rows: the same of other rows, by row.
         """
-        right = [
-            self.means({RIGHT: per_sample[f"{_AT}{x}"], **_others(per_sample)}) for x in THRESHOLDS
-        ]
-        scores = [float(np.mean(found[ACCURACY])) for found in right]
-        # Of several that are best, the one that is nearest to the middle.
-        best = max(
-            zip(scores, THRESHOLDS, strict=True), key=lambda x: (x[0], -abs(x[1] - THRESHOLD))
-        )
         return AnswerEvaluator(
             kinds=self._kinds,
             answers=self._answers,
             rows=self.rows,
             has_choices=self._has_choices,
             protocol=self._given,
-            threshold=best[1],
+            thresholds={row: self._best(x) for row, x in {MODEL: scores, **rows}.items()},
         )
+
+    def _best(self, per_sample: Mapping[str, np.ndarray]) -> float:
+        """Return the best threshold; of several, the one that is nearest to the middle."""
+        of_thresholds = _right_at(per_sample[_YES], per_sample[_ANSWER])
+        scores = [self.means({**per_sample, RIGHT: x})[ACCURACY].mean() for x in of_thresholds]
+        pairs = zip(scores, THRESHOLDS, strict=True)
+        return max(pairs, key=lambda x: (x[0], -abs(x[1] - THRESHOLD)))[1]
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
         """Answer every question, on the device."""
@@ -123,12 +126,11 @@ class AnswerEvaluator:
             front = "" if row == MODEL else f"{row}/"
             taken = tables.get(f"{row}.taken")
             chosen, yes = tables[f"{row}.chosen"], tables[f"{row}.last"]
-            if self._threshold != THRESHOLD and row == MODEL:
-                chosen = (yes > self._threshold).astype(int)
+            if self.fits_on_validation:
+                chosen = (yes > self._thresholds.get(row, THRESHOLD)).astype(int)
             own = self.of_questions(tables, chosen, taken)
-            if match_paper and self.paper_takes_best:
-                for threshold in THRESHOLDS:
-                    own[f"{_AT}{threshold}"] = ((yes > threshold) == tables["answer"]).astype(float)
+            if self.fits_on_validation:
+                own[_OF_PAPER if match_paper else _YES] = np.asarray(yes, np.float64)
             found |= {f"{front}{name}": x for name, x in own.items()}
         return found
 
@@ -153,7 +155,7 @@ class AnswerEvaluator:
         found = {RIGHT: right, KIND: kind.astype(np.float64)}
         if CLIP in questions:
             found[CLIP] = np.asarray(questions[CLIP]).astype(np.float64)
-        found[f"{UNSEEN}answer"] = answer.astype(np.float64)
+        found[_ANSWER] = answer.astype(np.float64)
         if self._has_choices:
             labels = np.asarray(questions["choice_answers"])
             there = labels >= 0
@@ -168,12 +170,11 @@ class AnswerEvaluator:
     def means(self, per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the scores (...) of values (..., samples)."""
         right = np.asarray(per_sample[RIGHT], np.float64)
-        at = [name for name in per_sample if name.startswith(_AT)]
-        if at:  # the best threshold of the scored split, as published
-            every = np.stack([np.asarray(per_sample[name], np.float64) for name in at])
-            best = _mean(every, np.ones_like(every, bool)).argmax(axis=0)
+        kind, answer = per_sample[KIND], per_sample[_ANSWER]
+        if _OF_PAPER in per_sample:  # the best threshold of the scored split, as published
+            every = _right_at(per_sample[_OF_PAPER], answer)
+            best = every.mean(axis=-1).argmax(axis=0)
             right = np.take_along_axis(every, best[None, ..., None], axis=0)[0]
-        kind, answer = per_sample[KIND], per_sample[f"{UNSEEN}answer"]
         defined = ~np.isnan(right)
         of_kinds = {
             f"{ACCURACY}/{name}": _mean(right, defined & (kind == k))
@@ -194,9 +195,14 @@ class AnswerEvaluator:
         return found
 
 
-def _others(per_sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the values that are the same for all thresholds."""
-    return {k: x for k, x in per_sample.items() if k != RIGHT and not k.startswith(_AT)}
+def _right_at(yes: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """Return what is right at each of `THRESHOLDS`, (thresholds, ..., samples).
+
+    Args:
+        yes: (..., samples), the probability of the second of two answers.
+        answer: (..., samples).
+    """
+    return np.stack([(yes > threshold) == answer for threshold in THRESHOLDS]).astype(np.float64)
 
 
 @jax.jit

@@ -63,14 +63,24 @@ def ssim_of_frames(
     return found.mean(axis=(1, 2, 3)).reshape(lead)
 
 
-def segments_with_background(masks: Float[np.ndarray, "*B N H W"]) -> Int[np.ndarray, "*B H W"]:
+def segments_with_background(
+    masks: Float[np.ndarray, "*B N H W"], slot_mask: Bool[np.ndarray, "*B N"] | None = None
+) -> Int[np.ndarray, "*B H W"]:
     """Return the slot of each pixel, as SlotFormer's program finds it.
 
     The slot with the smallest maximum is taken for the background, and has all pixels at which no
     slot exceeds 0.5.
+
+    Args:
+        masks: a softmax over slots.
+        slot_mask: which slots are valid; the others, which that program does not have, are empty
+            and no background. None: all.
     """
     masks = np.array(masks, np.float32)
-    background = masks.max(axis=(-2, -1)).argmin(axis=-1)
+    highest = masks.max(axis=(-2, -1))
+    if slot_mask is not None:
+        highest = np.where(slot_mask, highest, np.inf)
+    background = highest.argmin(axis=-1)
     uncertain = masks.max(axis=-3) < LEAST_MASK
     chosen = np.arange(masks.shape[-3]) == background[..., None]
     filled = np.where(chosen[..., None, None] & uncertain[..., None, :, :], 1.0, masks)
@@ -120,20 +130,24 @@ def miou_of_frames(
 
 
 def scores_of_masks(
-    masks: Float[np.ndarray, "B T N H W"], true: Int[np.ndarray, "B T H W"]
+    masks: Float[np.ndarray, "B T N H W"],
+    true: Int[np.ndarray, "B T H W"],
+    slot_mask: Bool[np.ndarray, "B N"] | None = None,
 ) -> dict[str, Float[np.ndarray, "B T"]]:
     """Return the scores of predicted masks, frame by frame, as SlotFormer's program has them.
 
     Args:
         masks: a softmax over slots.
         true: 0 background, 1.. objects, 255 in no segment.
+        slot_mask: which slots are valid; None: all.
 
     Returns:
         `ari`, `fg_ari`, `miou` of single frames, and `ar` and `ap`, the shares of the boxes around
         objects, and of those around slots, that are found; NaN: of none.
     """
-    slots = masks.shape[2]
-    predicted, true = segments_with_background(masks), np.asarray(true, np.uint8)
+    slots, true = masks.shape[2], np.asarray(true, np.uint8)
+    valid = None if slot_mask is None else np.asarray(slot_mask)[:, None]
+    predicted = segments_with_background(masks, valid)
     frames = predicted.reshape(-1, *predicted.shape[2:]), true.reshape(-1, *true.shape[2:])
     found = {
         "ari": ari_of_frames(*frames, False),

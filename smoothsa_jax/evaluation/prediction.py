@@ -133,7 +133,7 @@ class PredictionEvaluator:
                     if self._of_paper:
                         shape = (*masks.shape[:3], *later.shape[2:])
                         resized = np.asarray(jax.image.resize(masks, shape, "bilinear"))
-                        found = scores_of_masks(resized, later)
+                        found = scores_of_masks(resized, later, mask)
                         tables |= {f"{PAPER}.{name}": x for name, x in found.items()}
             before = np.ascontiguousarray(labels[:, :past])
             observed = counted_masks(outputs["observed.masks"], before, mask).segments

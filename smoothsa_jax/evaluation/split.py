@@ -34,9 +34,9 @@ class Evaluator(Protocol):
     values have the row and a slash in front of their names.
 
     One that chooses something on the validation split has `fits_on_validation` = True, and
-    `fitted(per_sample)`, which returns the evaluator that then scores another split; `per_sample`
-    are the model's values of validation, with `match_paper`. One with `paper_takes_best` = True is
-    scored with `match_paper` at every checkpoint that is kept: the paper has the best of them.
+    `fitted(scores, rows)`, which returns the evaluator that then scores another split; both are
+    those of the `Evaluation` of validation. One that names a metric in `best_of_paper` is scored
+    with `match_paper` at every checkpoint that is kept: the paper has the best of them.
 
     An evaluator whose pictures are not the frames of a batch also has
     `kept(measured, batch, samples)` in place of `kept_samples`.

@@ -172,8 +172,8 @@ def question_frames(
     Where the last ones are predicted, predictive questions see the last 128 frames, and others
     none of the predicted ones. In a shorter video, as three of CLEVRER's are, the last frame
     repeats. SlotFormer's program takes frames from 128 on for predicted ones where more than 150
-    are stored. Of those three videos and 32 predicted frames, fewer are, so that it sees the first
-    128 of all questions.
+    are stored. Those three videos have fewer, also with 32 predicted frames, so that all of their
+    questions see the first 128 there.
 
     Args:
         length: the number of stored frames.

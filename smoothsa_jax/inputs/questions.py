@@ -146,7 +146,8 @@ class QuestionsOfClips:
         if not isinstance(self.clips, CachedSlots):
             raise UserError(
                 "these questions are answered from slots of whole videos, which have to be stored; "
-                "set --config.data.slots=auto, or name the folder that holds them"
+                "train with --config.data.slots=auto, or store them with python -m data.store and "
+                "name the folder with --config.data.slots"
             )
         length = self.clips.length(clip)
         which, places = self.questions.frames(index, length, rng, self._ahead)

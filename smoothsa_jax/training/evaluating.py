@@ -49,6 +49,7 @@ from smoothsa_jax.evaluation.split import Evaluation, Evaluator, evaluate, whole
 from smoothsa_jax.inputs.build import build_dataset, is_labelled, long_enough
 from smoothsa_jax.inputs.features import is_stored
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
+from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.losses.build import build_losses
 from smoothsa_jax.models.build import cold_start
 from smoothsa_jax.models.parameters import Parameters
@@ -264,18 +265,16 @@ def report(
     if not labelled:
         say(f"the {split} split has no labels: its losses and pictures stand in for scores")
     if getattr(evaluator, "fits_on_validation", False) and split != "validation":
-        of_validation = (params, "validation", None, seeds, True)
-        evaluator = evaluator.fitted(_paper_scores(config, training, *of_validation))
+        evaluator = _fitted(config, training, evaluator, params, seeds)
 
     def score(params: Parameters, *rest: Any) -> Evaluation:
         return evaluate_split(config, training, params, split, samples, *rest, evaluator=evaluator)
 
     found = score(params, seeds, settings.match_paper, settings.num_pictures)
     protocol = dict(protocol_of(config, training, evaluator, len(found.names)))
-    if found.paper_scores is not None and getattr(evaluator, "paper_takes_best", False):
-        best, of_paper = _best_of_paper(
-            config, training, evaluator, (step, found.paper_scores), workdir, samples, seeds
-        )
+    if found.paper_scores is not None and getattr(evaluator, "best_of_paper", None):
+        mine = step, found.paper_scores
+        best, of_paper = _best_of_paper(config, training, evaluator, mine, workdir)
         found = dataclasses.replace(found, paper_scores=of_paper)
         protocol["match_paper_step"] = best
     rows = scored_by_seeds(config.title, "default", seeds, found.scores)
@@ -313,30 +312,38 @@ def report(
     return scores
 
 
-def _paper_scores(config: ConfigDict, training: Training, *arguments: Any) -> dict[str, np.ndarray]:
-    """Return the model's values under the paper's protocol; the arguments: `evaluate_split`."""
-    found = evaluate_split(config, training, *arguments).paper_scores
-    assert found is not None, "scored with match_paper"
-    return found
+def _fitted(
+    config: ConfigDict,
+    training: Training,
+    evaluator: Evaluator,
+    params: Parameters,
+    seeds: tuple[int, ...],
+) -> Evaluator:
+    """Return an evaluator with what it chooses on the whole validation split."""
+    try:
+        found = evaluate_split(config, training, params, "validation", None, seeds)
+    except NoSuchSplit:
+        say("there is no validation split, so that nothing is chosen on it for scoring")
+        return evaluator
+    return evaluator.fitted(found.scores, found.rows)
 
 
 def _best_of_paper(
     config: ConfigDict,
     training: Training,
     evaluator: Evaluator,
-    newest: tuple[int, dict[str, np.ndarray]],
+    scored: tuple[int, dict[str, np.ndarray]],
     workdir: Path,
-    samples: int | None,
-    seeds: tuple[int, ...],
 ) -> tuple[int, dict[str, np.ndarray]]:
     """Return the checkpoint that is best on the scored split, and its values.
 
     Args:
-        newest: the step that was scored, and its values.
-        samples: how many samples of the split were scored; None: all.
-        seeds: the evaluation seeds.
+        evaluator: names the metric by which it is best.
+        scored: the step that was scored, and its values.
+        workdir: has the other checkpoints.
     """
-    every = {newest[0]: newest[1]}
+    settings = config.eval
+    every = {scored[0]: scored[1]}
     for step in steps_found(workdir):
         if step in every:
             continue
@@ -346,9 +353,11 @@ def _best_of_paper(
             warn(f"checkpoint {step} is not usable ({reason}) and is left out of match_paper")
             continue
         say(f"scoring checkpoint {step} too, as match_paper has the best of all")
-        arguments = (params, config.eval.split, samples, seeds, True)
-        every[step] = _paper_scores(config, training, *arguments)
-    metric = evaluator.metrics[0]
+        arguments = (settings.split, settings.num_samples, tuple(settings.seeds), True)
+        found = evaluate_split(config, training, params, *arguments).paper_scores
+        assert found is not None, "scored with match_paper"
+        every[step] = found
+    metric = evaluator.best_of_paper
     best = max(every, key=lambda step: (evaluator.means(every[step])[metric].mean(), step))
     return best, every[best]
 
