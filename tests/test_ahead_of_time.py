@@ -297,6 +297,7 @@ def test_a_config_has_the_programs_that_it_uses():
         next(programs.calls(recognition, on_a_cpu(), 2, ["train", "stream"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["savi_plus", "views,osrt"])
 def test_a_program_gets_all_that_its_task_reads(spec):
     """Flow, depth or cameras, besides pixels."""

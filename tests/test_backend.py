@@ -70,6 +70,7 @@ def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
             assert not differentiated or (queries % 2 == 0 and keys % 2 == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [H100, TPU, CPU], ids=lambda backend: backend.platform)
 def test_no_device_is_asked_for_while_tracing(backend, monkeypatch):
     config = recipe("coco", "float32")

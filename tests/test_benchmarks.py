@@ -289,6 +289,7 @@ def test_a_plan_trains_again_what_has_no_curve(tmp_path):
     assert asked == [0]
 
 
+@pytest.mark.slow
 def test_all_planned_runs_can_run(tmp_path):
     runs = arena.all_planned([0], [("config.mesh.data", "1")], tmp_path)
     keys = [arena.key_of(run.key) for run in runs]
@@ -429,6 +430,7 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     assert "1 of 1 runs have a row" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_run_tells_why(tmp_path):
     (run,) = arena.plan(["smoothsa"], [str(IMAGE)], ["full"], [0], [], tmp_path)
     run.folder.mkdir()
@@ -645,6 +647,7 @@ def test_both_sides_are_measured_on_the_same_kind_of_device(monkeypatch, asked, 
             assert against_peer.find_device(asked, ["eager"]) == "gpu"
 
 
+@pytest.mark.slow
 def test_the_process_that_compares_starts_no_device():
     """It would take the memory of a GPU from those that are measured."""
     script = ROOT / "benchmarks" / "against_peer.py"

@@ -48,7 +48,11 @@ def dtypes(jaxpr, primitive: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("dtype", "decoder"),
-    [("bfloat16", "random_ar"), ("bfloat16", "mlp_mixture"), ("float32", "random_ar")],
+    [
+        ("bfloat16", "random_ar"),
+        pytest.param("bfloat16", "mlp_mixture", marks=pytest.mark.slow),
+        pytest.param("float32", "random_ar", marks=pytest.mark.slow),
+    ],
 )
 def test_what_a_training_step_computes_in(dtype, decoder):
     config = config_of(dtype, VIT, decoder=decoder)

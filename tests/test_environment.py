@@ -143,6 +143,7 @@ def test_a_variable_that_is_refused_is_one_line(tmp_path, name, value, expected)
     assert expected in line
 
 
+@pytest.mark.slow
 def test_a_library_whose_platform_is_not_there():
     script = "import smoothsa_jax; smoothsa_jax.load('sprites_gaussian')"
     result = shell(f'{sys.executable} -c "{script}"', JAX_PLATFORMS="nowhere")
@@ -261,6 +262,7 @@ def test_nothing_needs_a_home_folder(tmp_path, without_home, monkeypatch):
         hub.fetch("facebook/dinov2-small")
 
 
+@pytest.mark.slow
 def test_a_command_without_a_home_folder(tmp_path):
     """As in a container that runs as any user; the cache of compiled programs is left out."""
     (tmp_path / "sitecustomize.py").write_text(NO_HOME)

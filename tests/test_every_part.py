@@ -751,6 +751,11 @@ def assert_close(actual, expected, message=""):
 
 
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+EVALUATION = pytest.param(False, id="evaluation", marks=pytest.mark.slow)
+# A part does the same to a set of slots in both, but for what it draws.
+both_modes_of_sets = pytest.mark.parametrize(
+    "training", [pytest.param(True, id="training"), EVALUATION]
+)
 
 
 def test_every_row_of_every_table_is_tested():
@@ -765,7 +770,7 @@ def test_every_row_of_every_table_is_tested():
 # ---------------------------------------------------------------------------------- slots are a set
 
 
-@both_modes
+@both_modes_of_sets
 @of_rows_of_a_set(*OF_SLOTS)
 def test_slots_permute(row, training):
     """Queries, boxes and noise in another order, a different one for each sample."""
@@ -785,7 +790,7 @@ def test_slots_permute(row, training):
     assert per_slot or whole
 
 
-@both_modes
+@both_modes_of_sets
 @of_rows_of_a_set(*OF_SLOTS)
 def test_a_masked_slot_is_as_if_absent(row, training):
     """Other slots equal those of the smaller problem, for any values of a masked slot."""
@@ -805,7 +810,7 @@ def test_a_masked_slot_is_as_if_absent(row, training):
 
 
 @of_rows("aggregator", "decoder")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_attention_and_masks_sum_to_one(row, dtype):
     mask = np.array([[True] * SLOTS, [True, False, True, False, True]])
     per_slot, _ = run(row, {**inputs_of(), "mask": mask}, drawn(row, True), dtype)

@@ -114,7 +114,7 @@ def combinations_of(data_set: str):
 
 
 # The others are composed in the same way.
-@pytest.mark.parametrize("data_set", quick(DATA_SETS, "sprites", "coco"))
+@pytest.mark.parametrize("data_set", quick(DATA_SETS, "coco"))
 def test_every_combination_of_words_is_sound(data_set):
     """Each gives a valid config, or says which word is missing or too many."""
     names, kinds = {}, words_of(data_set)
@@ -281,6 +281,7 @@ def test_sprites_are_small():
     assert (smoke.train.num_steps, smoke.log.every, smoke.checkpoint.every) == (20, 5, 10)
 
 
+@pytest.mark.slow
 def test_sprites_keep_their_length_and_batch():
     """Also where a version has published ones."""
     for words in combinations_of("sprites"):

@@ -196,6 +196,7 @@ def test_convolutions_of_the_original(case):
         file.compare(f"{case}/grad/bias", of_arrays["bias"], GRADIENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["same", "torch"])
 @pytest.mark.parametrize("size, stride", [(5, 1), (5, 2), (5, 3), (3, 2), (4, 2), (2, 3), (7, 4)])
 def test_enlarging_is_one_function_on_every_backend(padding, size, stride):

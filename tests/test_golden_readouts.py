@@ -195,6 +195,7 @@ def questions_of(file, length: int) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_a_choice_has_words_that_a_question_lacks():
     """The sequence of a question without choices is not that of a choice, whatever the draws."""
     with golden("model_aloe", parts=()) as file:

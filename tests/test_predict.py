@@ -332,6 +332,7 @@ def test_a_model_of_images_starts_each_frame_anew(models, tmp_path, capsys):
         assert arrays["cold"].all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_300_frames(models, tmp_path, monkeypatch):
     """The last 130 of them leave behind less than 60 would take; an excerpt of them is kept."""
     source, output = tmp_path / "long.mp4", tmp_path / "found"

@@ -109,6 +109,7 @@ def test_checksums_of_the_source_show_their_progress(tmp_path, capsys):
     assert "checksums of the source: 100%" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(prepared, tmp_path):
     result = subprocess.run(
         [

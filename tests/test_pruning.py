@@ -81,6 +81,7 @@ def test_masked_slots_are_as_if_absent():
         assert not found[~valid].any()
 
 
+@pytest.mark.slow
 def test_extreme_distances():
     slots, attention = sample()
     assert np.all(survivors(slots, attention, 0.0))
@@ -256,6 +257,7 @@ def test_streams_and_whole_videos_are_pruned_alike(gaussian, video, restart, mod
         np.testing.assert_allclose(attention.sum(0), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_merged_masks_are_those_of_the_clusters(gaussian, video):
     plain = gaussian.segment(video[0], num_slots=5)
     prune = distance_of(gaussian, video[0])

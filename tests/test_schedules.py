@@ -163,6 +163,7 @@ def test_a_loss_weight_follows_its_schedule():
             np.testing.assert_allclose(scheduled[f"loss/{name}"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_constant_learning_rate():
     config = tiny_config(num_frames=1, decoder="mlp_mixture")
     with config.ignore_type():

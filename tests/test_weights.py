@@ -275,6 +275,7 @@ def test_a_part_starts_from_anothers_weights(other):
     assert int(state.step) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("into", "without", "left_out"),
     [
@@ -472,7 +473,7 @@ def test_without_first_values_there_is_no_untrained_baseline(other, monkeypatch,
     monkeypatch.setattr(evaluating, "say", said.append)
     monkeypatch.setattr(evaluating, "_baselines", lambda *_: {})
     found = Evaluation({"ari": np.ones((1, 2))}, None, ["a", "b"], [])
-    monkeypatch.setattr(evaluating, "evaluate_split", lambda *_: found)
+    monkeypatch.setattr(evaluating, "evaluate_split", lambda *_, **__: found)
     monkeypatch.setattr(evaluating, "evaluator_of", lambda config, task, split: task.evaluator)
     for weights, baselines in (
         ({"encoder": ENCODER}, {"untrained model"}),
@@ -574,6 +575,7 @@ def test_a_run_with_an_average_can_be_evaluated():
     assert_same(outputs, expected)
 
 
+@pytest.mark.slow
 def test_an_average_comes_back_from_a_checkpoint(tmp_path):
     config, training = with_average()
     state, _ = one_step(training, config)
