@@ -150,7 +150,8 @@ def differences(one: Answered, other: Answered) -> list[Difference]:
     here = [side[0] for side in accuracies(np.ones((1, len(clips))))]
     rng = np.random.default_rng(0)
     drawn = accuracies(bootstrap.weights(rng, bootstrap.ROUNDS, len(clips)), rng)
-    low, high = np.nanpercentile(drawn[0] - drawn[1], bootstrap.ends(), axis=0)
+    # Rounded, so that equal accuracies, summed in different orders, differ by 0.
+    low, high = np.nanpercentile((drawn[0] - drawn[1]).round(12), bootstrap.ends(), axis=0)
     names = [*(one.kinds[k] for k in kinds), OF_KINDS, OF_ALL]
     return [Difference(*row) for row in zip(names, *here, low, high, strict=True)]
 
