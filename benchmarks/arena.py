@@ -421,7 +421,7 @@ def _cores() -> list[int]:
     """Return the cores of the calling thread; the processes that it starts inherit them."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpucounted() or 1))
+    return list(range(os.cpu_count() or 1))
 
 
 def _pin_thread(shares: "queue.SimpleQueue[set[int]]") -> None:

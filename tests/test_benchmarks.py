@@ -302,6 +302,13 @@ def test_all_planned_runs_can_run(tmp_path):
             check_config(run.config)
 
 
+def test_where_processes_are_not_pinned_all_cores_are_shared_out(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    shares = arena._shares(2)
+    assert [shares.get(), shares.get()] == [{0, 2, 4}, {1, 3}]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
 def test_parallel_runs_have_their_own_cores(tmp_path):
     mine = os.sched_getaffinity(0)
