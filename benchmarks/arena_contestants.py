@@ -2,14 +2,14 @@
 
 import dataclasses
 import importlib
-import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from benchmarks import bootstrap
-from benchmarks.arena_rows import FULL, KEY, LEADING, Row, key_of
+from benchmarks.arena_rows import FULL, LEADING, Row, seeds_apart, unpacked
 from smoothsa_jax.evaluation.scores import cell
 
 EMPTY = ""  # a cell without a value
@@ -86,19 +86,36 @@ def words_of_data(data: str, words: Iterable[str]) -> list[str]:
 
 def contestants(rows: Sequence[Row]) -> list[Contestant]:
     """Return what the rows are of, in their order; of rows with the same key, the newest counts."""
-    newest = {key_of(row): row for row in rows}
-    groups: dict[str, list[Row]] = {}
-    for row in newest.values():
-        name = json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
-        groups.setdefault(name, []).append(row)
     found = []
-    for group in groups.values():
+    for group in seeds_apart(rows):
         row, words = group[0], [word for word in group[0]["words"].split(",") if word]
         of_data = words_of_data(row["data"], words)
         place = ":".join(filter(None, (row["data"], ",".join(of_data))))
         own = tuple(word for word in words if word not in of_data)
-        found.append(Contestant(tuple(sorted(group, key=lambda x: x["seed"])), place, own))
+        found.append(Contestant(tuple(group), place, own))
     return found
+
+
+def at(curve: Sequence[Row], key: str, place: float) -> float:
+    """Return FG-ARI of a learning curve at a step or second, linear between its points."""
+    known = [(p[key], p["scores"][LEAD]) for p in curve if p[key] is not None]
+    return float(np.interp(place, *zip(*known, strict=True)))
+
+
+def pictured(here: Sequence[Contestant]) -> list[Contestant]:
+    """Return those whose rows hold segments for pictures, of clips of one size."""
+    found = [x for x in here if any("segments" in row for row in x.rows)]
+    shapes = [tuple(unpacked(segments_of(x)).shape) for x in found]
+    return [x for x, shape in zip(found, shapes, strict=True) if shape == shapes[0]]
+
+
+def segments_of(contestant: Contestant) -> Row:
+    return next(row["segments"] for row in contestant.rows if "segments" in row)
+
+
+def name_of_file(place: str) -> str:
+    """Return the part of a picture's name that stands for the data."""
+    return re.sub(r"\W+", "_", place)
 
 
 def place_of(data: str) -> str:
@@ -147,7 +164,7 @@ def difference(
 
 
 def interval(first: Contestant, second: Contestant, protocols: tuple[str, str] = ("", "")) -> str:
-    """Return the text of `_difference`."""
+    """Return the text of `difference`."""
     return gap_text(difference(first, second, protocols))
 
 

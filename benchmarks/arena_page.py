@@ -12,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import bootstrap
+from benchmarks import arena_pictures, bootstrap
 from benchmarks.arena_claims import claims, figures, orders
 from benchmarks.arena_contestants import (
     EMPTY,
     HARMLESS,
     LEAD,
     Contestant,
+    at,
     contestants,
     gap_text,
     interval,
+    name_of_file,
+    pictured,
     place_of,
     points,
     signed,
@@ -30,7 +33,7 @@ from benchmarks.arena_contestants import (
     table,
 )
 from benchmarks.arena_plan import PLAN
-from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, key_of, unpacked
+from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, key_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
 
@@ -85,10 +88,10 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     """
     everyone = contestants(rows)
     scored = [x for x in everyone if x.mean(LEAD) is not None]
-    main = [x for x in scored if x.is_plain_run]
-    places = list(dict.fromkeys([*(x.place for x in main), *_planned_places()]))
+    ranked = _by_place(scored)
+    places = list(dict.fromkeys([*ranked, *_planned_places()]))
     places.sort(key=lambda place: place.partition(":")[0] != "sprites")
-    found = {place: _ranked([x for x in main if x.place == place]) for place in places}
+    found = {place: ranked.get(place, []) for place in places}
     lines = _beginning(rows, found)
     for place, here in found.items():
         lines += [f"## {place}", ""]
@@ -103,6 +106,15 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
 def _planned_places() -> list[str]:
     found = [place_of(data) for part in PLAN for data in part.data]
     return [place for place in dict.fromkeys(found) if planned(place)]
+
+
+def _by_place(scored: Sequence[Contestant]) -> dict[str, list[Contestant]]:
+    """Return the contestants of the main tables by their data, the best first."""
+    found: dict[str, list[Contestant]] = {}
+    for x in scored:
+        if x.is_plain_run:
+            found.setdefault(x.place, []).append(x)
+    return {place: _ranked(here) for place, here in found.items()}
 
 
 def _ranked(here: Sequence[Contestant]) -> list[Contestant]:
@@ -158,11 +170,6 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def name_of_file(place: str) -> str:
-    """Return the part of a picture's name that stands for the data."""
-    return re.sub(r"\W+", "_", place)
-
-
 def _of_place(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
     missing = [name for name in planned(place) if name not in {x.system for x in here}]
     lines = [notes[place], ""] if place in notes else []
@@ -207,12 +214,6 @@ def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
     if sizes:
         lines += [f"Of {'/'.join(map(str, sorted(sizes)))} test clips.", ""]
     return lines
-
-
-def at(curve: Sequence[Row], key: str, place: float) -> float:
-    """Return FG-ARI of a learning curve at a step or second, linear between its points."""
-    known = [(p[key], p["scores"][LEAD]) for p in curve if p[key] is not None]
-    return float(np.interp(place, *zip(*known, strict=True)))
 
 
 def _equal(here: Sequence[Contestant]) -> list[str]:
@@ -297,17 +298,6 @@ def _differences(here: Sequence[Contestant]) -> list[str]:
     return table(head, out)
 
 
-def pictured(here: Sequence[Contestant]) -> list[Contestant]:
-    """Return those whose rows hold segments for pictures, of clips of one size."""
-    found = [x for x in here if any("segments" in row for row in x.rows)]
-    shapes = [tuple(unpacked(segments_of(x)).shape) for x in found]
-    return [x for x, shape in zip(found, shapes, strict=True) if shape == shapes[0]]
-
-
-def segments_of(contestant: Contestant) -> Row:
-    return next(row["segments"] for row in contestant.rows if "segments" in row)
-
-
 def _segments(place: str, here: Sequence[Contestant]) -> list[str]:
     found = pictured(here)
     without = [x.title for x in here if x not in found]
@@ -350,14 +340,13 @@ def _costs(here: Sequence[Contestant]) -> list[str]:
 
 
 def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
-    clips = {x.system + str(x.row["steps"]): x.clips() for x in here}
-    known = [x.mean(axis=0) for x in clips.values() if x is not None]
+    clips = [x.clips() for x in here]
+    known = [x.mean(axis=0) for x in clips if x is not None]
     sizes = {len(x) for x in known}
     everyone = np.mean(known, axis=0) if len(sizes) == 1 else None
     kmeans = baselines_of(here).get(KMEANS, {}).get(LEAD)
     lines = [f"### Where they fail on {place}", ""]
-    for x in here:
-        own = clips[x.system + str(x.row["steps"])]
+    for x, own in zip(here, clips, strict=True):
         said = [
             _on_kmeans(x, kmeans),
             _on_background(x),
@@ -470,14 +459,8 @@ def write(rows: Sequence[Row], path: Path = PAGE, notes: Mapping[str, str] | Non
     Raises:
         UserError: a note holds a number, or matplotlib is missing.
     """
-    from benchmarks import arena_pictures
-
     notes = read_notes() if notes is None else notes
     path.write_text(page(rows, notes))
-    main: dict[str, list[Contestant]] = {}
-    for x in contestants(rows):
-        if x.is_plain_run and x.mean(LEAD) is not None:
-            main.setdefault(x.place, []).append(x)
-    folder = path.parent / PICTURES
-    for place, here in main.items():
-        arena_pictures.draw(place, _ranked(here), folder)
+    scored = [x for x in contestants(rows) if x.mean(LEAD) is not None]
+    for place, here in _by_place(scored).items():
+        arena_pictures.draw(place, here, path.parent / PICTURES)

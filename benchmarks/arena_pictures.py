@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.arena_page import Contestant, at, name_of_file, pictured, segments_of
+from benchmarks.arena_contestants import Contestant, at, name_of_file, pictured, segments_of
 from benchmarks.arena_rows import unpacked
 from smoothsa_jax.evaluation.pictures import GAP, INK, PAPER, enlarge, match_colours, overlay
 
-ROOT = Path(__file__).resolve().parent.parent
 TILE = 90  # pixels of a frame, about
 LABEL = 170  # pixels of the names
 POINTS = 50  # of a mean curve
@@ -109,9 +108,7 @@ def true_clips(place: str, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray
     from smoothsa_jax.config.load import load_config
     from smoothsa_jax.training.evaluating import source_of_split
 
-    name, _, words = place.partition(":")
-    spec = f"{ROOT / 'configs' / name}.py" + (f":{words}" if words else "")
-    config = load_config(spec)
+    config = load_config(place)
     source = source_of_split(config, config.model.num_slots, config.eval.split, shape[0])
     samples = [source[i] for i in range(shape[0])]
     ends = [0, -1] if shape[1] > 1 else [0]

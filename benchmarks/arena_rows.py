@@ -31,6 +31,22 @@ def key_of(row: Mapping[str, Any]) -> str:
     return json.dumps({name: row[name] for name in KEY}, sort_keys=True)
 
 
+def seeds_apart(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of each kind of run, in the order of their training seeds.
+
+    Of rows with the same key, the newest counts.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in {key_of(row): row for row in rows}.values():
+        groups.setdefault(kind_of(row), []).append(row)
+    return [sorted(group, key=lambda row: row["seed"]) for group in groups.values()]
+
+
+def kind_of(row: Mapping[str, Any]) -> str:
+    """Return what runs have in common that differ in nothing but their training seed."""
+    return json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Return all rows in the order they were written, without a line that was cut short."""
     rows = []

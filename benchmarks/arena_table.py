@@ -1,12 +1,12 @@
 """The table that `arena.py --list` prints."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.arena_rows import BY_PROTOCOL, FULL, KEY, LEADING, Row, key_of
-from smoothsa_jax.evaluation.scores import cell, title_of
+from benchmarks.arena_contestants import spread
+from benchmarks.arena_rows import BY_PROTOCOL, FULL, LEADING, Row, kind_of, seeds_apart
+from smoothsa_jax.evaluation.scores import title_of
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -16,10 +16,8 @@ def table(rows: Sequence[Row]) -> str:
     """
     if not rows:
         return "No run has finished yet.\n"
-    newest = {key_of(row): row for row in rows}.values()
-    groups: dict[str, list[Row]] = {}
-    for row in newest:
-        groups.setdefault(_group(row), []).append(row)
+    groups = seeds_apart(rows)
+    newest = list(itertools.chain(*groups))
     names = list(dict.fromkeys([*LEADING, *itertools.chain(*(row["scores"] for row in newest))]))
     names = [name for name in names if name not in BY_PROTOCOL]
     names = [name for name in names if any(name in row["scores"] for row in newest)]
@@ -28,8 +26,7 @@ def table(rows: Sequence[Row]) -> str:
     head = ["system", "data", "ablation", "overrides", "steps", "seeds"]
     head += [*(title_of(name) for name in names), of_each, "training, s"]
     lines = [head, ["---"] * 6 + ["---:"] * len(names) + ["---", "---:"]]
-    for found, protocol in itertools.product(groups.values(), ("", "plain")):
-        found.sort(key=lambda row: row["seed"])
+    for found, protocol in itertools.product(groups, ("", "plain")):
         scores = [row["scores"].get(protocol, {}) if protocol else row["scores"] for row in found]
         if not any(scores):
             continue
@@ -56,23 +53,18 @@ def table(rows: Sequence[Row]) -> str:
     text += ["", "Scores in percent: mean ± standard deviation (n - 1) over the training seeds."]
     if any("plain" in row["scores"] for row in newest):
         text += ["", "Plain: with as many slots as in training, none of them pruned."]
-    if said := comparisons(list(groups.values())):
+    if said := comparisons(groups):
         text += ["", *(f"* {sentence}" for sentence in said)]
     return "\n".join(text) + "\n"
 
 
-def _group(row: Row) -> str:
-    """Return what the runs of one line of the table have in common."""
-    return json.dumps({name: row[name] for name in KEY if name != "seed"}, sort_keys=True)
-
-
 def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
     """Return a sentence for each ablation: how far it is from the full system, seed by seed."""
-    by_group = {_group(found[0]): found for found in groups}
+    by_kind = {kind_of(found[0]): found for found in groups}
     sentences = []
     for found in groups:
         name = found[0]["ablation"]
-        whole = by_group.get(_group({**found[0], "ablation": FULL}), [])
+        whole = by_kind.get(kind_of({**found[0], "ablation": FULL}), [])
         metric = next((x for x in LEADING if x in found[0]["scores"]), None)
         if name == FULL or metric is None:
             continue
@@ -98,11 +90,7 @@ def comparisons(groups: Sequence[Sequence[Row]]) -> list[str]:
 
 
 def _mean_and_spread(name: str, values: Sequence[float | None]) -> str:
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    spread = f" ± {cell(name, statistics.stdev(values))}" if len(values) > 1 else ""
-    return cell(name, statistics.mean(values)) + spread
+    return spread(name, [value for value in values if value is not None]) or "-"
 
 
 def percent(value: float | None) -> str:
