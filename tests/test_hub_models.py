@@ -57,7 +57,8 @@ def test_there_and_back(hub, model, tmp_path):
 def test_the_card_tells_data_scores_config_and_how_to_load(model):
     text = model_card(model.config, model.step, model.scores, REPOSITORY, "apache-2.0")
     card = ModelCard(text)
-    assert card.data.license == "apache-2.0" and card.data.library_name == "smoothsa_jax"
+    metadata = card.data.to_dict()
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "smoothsa_jax"
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     means = {name: x["mean"] for name, x in model.scores["metrics"].items()}
     assert results == {name: round(100 * means[name], 2) for name in results} and len(results) == 4
