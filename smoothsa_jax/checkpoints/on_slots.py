@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.values import canonical, image_size_of, is_absent
+from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.programs import Program
 from smoothsa_jax.interop.slotformer import (
@@ -93,9 +93,7 @@ def shapes_on_slots(config: ConfigDict) -> dict[str, Any]:
     if ROLLOUTER in config.model:
         _, trained, frozen = split(model_shapes(config.model, size, slot_model))
         return {**trained, **frozen, **_decoder_shapes(config)}
-    rollouter = config.companions.get(ROLLOUTER, {})
-    predicts = "model" in rollouter and not is_absent(rollouter)
-    sizes = readout_sizes(config, slot_model, predicts)
+    sizes = readout_sizes(config, slot_model)
     _, trained, frozen = split(
         nnx.eval_shape(lambda: build_readout_model(config.model, sizes, {}, 0))
     )

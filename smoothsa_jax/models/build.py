@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from smoothsa_jax.config.values import is_absent
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.models.aggregators.drawn_queries import DrawnQueries
 from smoothsa_jax.models.aggregators.inverted_transformer import (
@@ -473,18 +474,23 @@ class ReadoutSizes(NamedTuple):
     num_answers: int
 
 
-def readout_sizes(config: ConfigDict, slot_model: ConfigDict, predicts: bool) -> ReadoutSizes:
+def has_rollouter(config: ConfigDict) -> bool:
+    """Whether a run of the task `answers` reads predicted frames too: its whole config says so."""
+    rollouter = config.companions.get(ROLLOUTER, {})
+    return "model" in rollouter and not is_absent(rollouter)
+
+
+def readout_sizes(config: ConfigDict, slot_model: ConfigDict) -> ReadoutSizes:
     """Return the sizes of the readout of a config.
 
     Args:
         config: the whole config of a run of the task `answers`.
         slot_model: the `model` part of the config of its slot model.
-        predicts: whether it has a rollouter.
     """
     data, model = config.data, config.model
     frames = data.get("observed") or data.get("num_frames") or 1
     # Questions that choose frames see as many of them with predicted ones.
-    future = model.get("future") if predicts and "past" not in data else 0
+    future = model.get("future") if has_rollouter(config) and "past" not in data else 0
     return ReadoutSizes(
         slot_model.num_slots,
         slot_model.slot_size,

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from smoothsa_jax.config.values import image_size_of, is_absent
+from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.answers import MODEL as OWN
 from smoothsa_jax.evaluation.answers import AnswerEvaluator, majority_of
@@ -50,6 +50,7 @@ from smoothsa_jax.models.build import (
     ROLLOUTER,
     ReadoutSizes,
     build_readout_model,
+    has_rollouter,
     model_shapes,
     readout_sizes,
     slot_model_shapes,
@@ -98,8 +99,7 @@ class Answers:
         self.slot_model = slot_model_of(config, "read")
         self.schedules: dict[str, dict[str, Any]] = {}
         refuse_other_parts(config, KEYS)
-        rollouter = config.companions.get(ROLLOUTER, {})
-        self._predicts = "model" in rollouter and not is_absent(rollouter)
+        self._predicts = has_rollouter(config)
         # Whether questions choose among the observed and predicted frames.
         self._chooses = self._predicts and "past" in config.data
         self._words, self._answers = (tuple(config.model.get(x, ())) for x in ("words", "answers"))
@@ -187,7 +187,7 @@ class Answers:
     def _sizes(self) -> tuple[ReadoutSizes, dict[str, ReadoutSizes]]:
         """Return the sizes of the readout and of those beside it."""
         frames = self._observed
-        whole = readout_sizes(self._config, self.slot_model, self._predicts)
+        whole = readout_sizes(self._config, self.slot_model)
         found = {}
         for name in self._beside:
             if name == WORDS_ONLY:  # zeros, of which one says as much as many
