@@ -45,7 +45,7 @@ from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.load import load_any
 from smoothsa_jax.inference.overlays import TILE, drawn
 from smoothsa_jax.inference.predict import Options, found_in, frames_of
-from smoothsa_jax.inference.results import MAX_SLOTS, Results
+from smoothsa_jax.inference.results import MAX_SLOTS, Results, check_num_slots
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.sources import Source, file_source
 from smoothsa_jax.inputs.build import build_dataset
@@ -164,10 +164,7 @@ class Demo:
     def __init__(self, model: Segmenter | Forecaster, folder: Path, name: str = ""):
         self.forecaster = model if isinstance(model, Forecaster) else None
         self.model = model.segmenter if self.forecaster else model
-        if self.model.num_slots > MAX_SLOTS:
-            raise UserError(
-                f"the model has {self.model.num_slots} slots; label maps have room for {MAX_SLOTS}"
-            )
+        check_num_slots(self.model.num_slots)
         self.name, self._folder = name, folder
         self._programs: set[Any] = set()
         self._lock, self._numbers, self._closed = threading.Lock(), itertools.count(), False
@@ -389,7 +386,8 @@ def lit(
         share: 0 to 1, on any grid.
         slot: whose color it is.
     """
-    plain = drawn(frame, np.full(frame.shape[:2], 254))  # enlarged as the overlay is
+    # Enlarged as the overlay is, with a number that no slot has.
+    plain = drawn(frame, np.full(frame.shape[:2], MAX_SLOTS))
     share = cv2.resize(share, plain.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
     gray = plain.astype(np.float32).mean(axis=-1, keepdims=True)
     color = palette(MAX_SLOTS + 1)[slot + 1].astype(np.float32)
@@ -522,24 +520,10 @@ def page_of(demo: Demo) -> Any:
                 with gr.Row():
                     with gr.Column(min_width=240):
                         gr.Markdown("**Slots.** Click on one.")
-                        overlay = gr.Image(
-                            show_label=False,
-                            interactive=False,
-                            format="png",
-                            buttons=["fullscreen"],
-                            elem_id="overlay",
-                            alt_text="the picture with its slots as colors",
-                        )
+                        overlay = _picture("overlay", "the picture with its slots as colors")
                     with gr.Column(min_width=240):
                         title = gr.Markdown("**Attention** of one slot", elem_id="title")
-                        attention = gr.Image(
-                            show_label=False,
-                            interactive=False,
-                            format="png",
-                            buttons=["fullscreen"],
-                            elem_id="attention",
-                            alt_text="where the chosen slot attends",
-                        )
+                        attention = _picture("attention", "where the chosen slot attends")
                 number = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False, elem_id="frame")
                 legend = gr.HTML(elem_id="legend")
                 film = gr.Video(
@@ -653,6 +637,20 @@ def page_of(demo: Demo) -> Any:
         number.input(turn, [shown, number, slot], trigger_mode="always_last", **looks)
         overlay.select(click, [shown, number], **looks)
     return blocks
+
+
+def _picture(name: str, about: str) -> Any:
+    """Make a place for a picture of the results."""
+    import gradio as gr
+
+    return gr.Image(
+        show_label=False,
+        interactive=False,
+        format="png",
+        buttons=["fullscreen"],
+        elem_id=name,
+        alt_text=about,
+    )
 
 
 def _settings(can: Controls) -> dict[str, Any]:

@@ -222,7 +222,8 @@ def run_demo(given: flags.FlagValues) -> int:
 
     demo.check_gradio()  # before anything that takes seconds
     runtime.start(lambda line: leave(line, 0))
-    return demo.serve(given.workdir, given.host, given.port)
+    where = {name: given[name].value for name in DEMO_FLAGS if given[name].present}
+    return demo.serve(given.workdir, **where)
 
 
 def run_predict(given: flags.FlagValues) -> int:
@@ -320,8 +321,8 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("future", None, "frames to predict after each video", **here)
     flags.DEFINE_bool("overwrite", False, "replace finished outputs", **here)
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
-    flags.DEFINE_string("host", "127.0.0.1", "address to listen on", **here)
-    flags.DEFINE_integer("port", 7860, "to listen on", lower_bound=0, upper_bound=65535, **here)
+    flags.DEFINE_string("host", None, "address to listen on", **here)
+    flags.DEFINE_integer("port", None, "to listen on", lower_bound=0, upper_bound=65535, **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)
     flags.DEFINE_integer("num_processes", None, "that run together", lower_bound=1, **here)

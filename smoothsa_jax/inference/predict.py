@@ -25,7 +25,7 @@ from smoothsa_jax.inference.frames import as_frame, checked_frames
 from smoothsa_jax.inference.given_boxes import Boxes, boxes_for, read_boxes
 from smoothsa_jax.inference.listing import LeftOut
 from smoothsa_jax.inference.load import load, load_forecaster
-from smoothsa_jax.inference.results import MAX_SLOTS, Results
+from smoothsa_jax.inference.results import MAX_SLOTS, Results, check_num_slots
 from smoothsa_jax.inference.segmentation import Segmentation
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inference.sources import Source, find_sources
@@ -195,8 +195,7 @@ def _checked(options: Options, model: Segmenter, names: list[str]) -> Boxes | No
     Raises:
         UserError: an option does not fit the model.
     """
-    if model.num_slots > MAX_SLOTS or (options.num_slots or 0) > MAX_SLOTS:
-        raise UserError(f"label maps have room for {MAX_SLOTS} slots; expected no more")
+    check_num_slots(max(model.num_slots, options.num_slots or 0))
     model.chosen_pruning(**options.pruning)
     model.chosen_iterations(options.iterations)
     if options.reconstruct or options.edit:

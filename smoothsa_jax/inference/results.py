@@ -26,11 +26,22 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.pictures import palette
 from smoothsa_jax.inference.overlays import Excerpt, Overlay, can_write_mp4, drawn
 from smoothsa_jax.inference.segmentation import Segmentation
 
 MAX_SLOTS = 254  # the limit of an 8-bit label map
+
+
+def check_num_slots(number: int) -> None:
+    """Refuse more slots than label maps have room for.
+
+    Raises:
+        UserError: there are more.
+    """
+    if number > MAX_SLOTS:
+        raise UserError(f"{number} slots are too many; label maps have room for {MAX_SLOTS} slots")
 
 
 class Results(contextlib.ExitStack):
