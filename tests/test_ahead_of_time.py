@@ -367,6 +367,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(script, cwd=ROOT, env=own, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(has("h100"), reason="the CUDA plugin is installed")
 def test_the_script_says_what_to_install():
     found = command("--target=h100", "--config=configs/movi_c.py")

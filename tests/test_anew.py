@@ -78,6 +78,7 @@ def slow(*ways: str) -> list:
     return [pytest.param(way, marks=pytest.mark.slow) for way in ways]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["error", *slow("features", "pruned")])
 def test_a_batch_is_its_videos_one_by_one(gaussian, videos, way):
     """Which samples of a batch start anew changes nothing for the others; as a stream has it."""
@@ -177,6 +178,7 @@ def test_a_weak_slot_starts_anew_after_two_frames(gaussian, videos):
     assert not found["cold"][:, 1:].any()
 
 
+@pytest.mark.slow
 def test_free_slots_are_given_to_what_is_new():
     """Slots 2 and 3 were left out: 2 is a copy of slot 0, 3 is like nothing that stays."""
     slots = np.eye(5, 8, dtype="f")[None].repeat(2, 0)

@@ -289,6 +289,7 @@ def stepped(config: ConfigDict, steps: int = 2):
     return {k: np.asarray(x) for k, x in state.params.items()}, metrics
 
 
+@pytest.mark.slow
 def test_what_is_trained_beside_the_model_does_not_reach_it():
     config, alone = config_of(dropout_rate=0.1), config_of(dropout_rate=0.1)
     config.model.beside = ("words_only", "observed_frames")

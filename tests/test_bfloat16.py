@@ -83,6 +83,7 @@ def test_recognition_computes_in_it():
     assert {str(x.dtype) for x in jax.tree.leaves((state, metrics))} == {"float32", "int32"}
 
 
+@pytest.mark.slow
 def test_colour_features_are_those_of_float32():
     """Their frequencies are no weights and are not rounded; only the features are."""
     features = {}
@@ -126,6 +127,7 @@ def assert_near(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_segments_are_near_those_of_float32(segmenter):
     exact = segmenter.in_dtype("float32")
     assert exact.config.dtype == "float32" and segmenter.config.dtype == "bfloat16"

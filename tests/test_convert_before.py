@@ -443,6 +443,7 @@ def test_a_run_keeps_every_bit(name, tmp_path, capsys):
     assert not (target / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_recognition_run_carries_the_model_under_it(converted):
     config = config_of(converted / "recognition")
     assert config.task == "recognition" and config.weights.to_dict() == {}
@@ -477,6 +478,7 @@ def test_a_saved_model_keeps_every_bit(name, tmp_path, capsys):
         assert "initializer.mean" in arrays and not any(".cold." in name for name in arrays)
 
 
+@pytest.mark.slow
 def test_checkpoints_without_metrics(tmp_path):
     """Of a run that names no metric, with one saved by another config."""
     source = copied("run", tmp_path)

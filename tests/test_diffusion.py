@@ -129,6 +129,7 @@ def test_the_step_and_the_slots_matter(decoder, predict):
     assert set(decoder.needs) == {"noisy", "time"}
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_for_each_frame_in_training(decoder, predict):
     keys = [jax.random.key(0)]
     assert decoder.draw(keys, Sizes(2, 3, 5), False) is None
@@ -145,6 +146,7 @@ def test_dropout_is_drawn_for_each_frame_in_training(decoder, predict):
     np.testing.assert_allclose(moved[::-1], found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_start():
     """Nothing is predicted at first, and each block and transformer passes its input on."""
     started = unet(zero_start=True)

@@ -136,6 +136,7 @@ def test_slots_alone_are_predicted_without_a_decoder():
     assert evaluator.metrics == ("slot_error",) and not evaluator.needs_labels
 
 
+@pytest.mark.slow
 def test_a_step_trains_the_rollouter_on_windows_and_counts_its_slots():
     """The frozen model stays; the statistics are those of all slots of the windows so far."""
     config = config_of(normalize=True)

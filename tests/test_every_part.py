@@ -883,14 +883,14 @@ def test_nothing_is_random_but_the_draws(row, training):
 
 @of_rows(*TABLES)
 def test_samples_do_not_meet(row):
-    """A sample alone has the same result as in its batch."""
+    """A sample among copies of itself has the same result as in its batch."""
     x, draws = inputs_of(), drawn(row, True)
     together = run(row, x, draws)
     for b in range(BATCH):
-        one = jax.tree.map(lambda leaf, b=b: leaf[b : b + 1], (x, draws))
-        alone = run(row, *one)
+        copies = jax.tree.map(lambda leaf, b=b: leaf[np.full(BATCH, b)], (x, draws))
+        alone = run(row, *copies)
         for found, expected in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
-            assert_close(found, expected[b : b + 1])
+            assert_close(found, np.repeat(expected[b : b + 1], BATCH, axis=0))
 
 
 # ------------------------------------------------------------------------------ gradients that stop

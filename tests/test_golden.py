@@ -509,7 +509,9 @@ def same_but_for_ties(masks, recorded, attention, tolerance: float) -> None:
     assert (large.max(-1) - theirs <= tolerance).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["image", "video_bbox", pytest.param("video_shared", marks=pytest.mark.slow)]
+)
 def test_model(name):
     with golden(f"model_{name}", parts=("out/",)) as file:
         case = Recorded(file)
@@ -772,6 +774,7 @@ def of_recognition(name: str):
     return pytest.mark.skipif(not there, reason=f"{FOLDER} has no {name}.npz")
 
 
+@pytest.mark.slow
 @of_recognition("recognition_matching")
 def test_recognition_matching():
     """Matches without a common pixel are left out: any slot may get them; no filter keeps them."""

@@ -680,6 +680,7 @@ def outputs_by_their_names(case: Case, outputs: Mapping, more: Mapping) -> dict[
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(list(SYSTEMS), "boqsa"))
 def test_model(name):
     """Outputs, losses and gradients of a whole model."""

@@ -117,6 +117,7 @@ def of_phyre(recorded: Mapping[str, np.ndarray], frames: int):
     return loaded(PHYRE, recorded, settings, ReadoutSizes(1, slot_size, frames, 0, 2))
 
 
+@pytest.mark.slow
 def test_phyre():
     with golden("readout_phyre") as file:
         slots, labels = file["inp/slots"], file["inp/label"]
@@ -387,6 +388,7 @@ OF_FILES = [name for name in LAYOUTS if name.startswith(("readout_", "aloe_"))]
 CLEVRER = {"slots": 7, "frames": 25}  # of the published files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_FILES)
 def test_a_file_of_a_readout_comes_back(name):
     state_dict = filled(name)

@@ -116,6 +116,7 @@ def compare(file: Golden, recorded: Mapping, found: Mapping):
 # ------------------------------------------------------------------------------------ rollouters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROLLOUTS)
 def test_rollout(name):
     with golden(name) as file:

@@ -206,6 +206,7 @@ class Recurrence(nnx.Module):
         return jnp.stack(slots, axis=1), jnp.stack(attentions, axis=1)
 
 
+@pytest.mark.slow
 def test_slot_attention():
     """Slots, attention and gradients over a clip."""
     with golden("slot_attention_steve") as file:
@@ -309,6 +310,7 @@ class Recorded:
         return STEVE.to_ours(arrays, names)
 
 
+@pytest.mark.slow
 def test_model():
     """Outputs, losses, gradients, and pictures generated from slots."""
     with golden("model_steve_original") as file, golden("tokeniser_dvae", parts=()) as dvae:

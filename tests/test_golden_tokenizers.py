@@ -193,6 +193,7 @@ def compare_recorded(case: Recorded, file: Golden, gradients: Mapping, group: st
         compare_norms(file, lambda key: gradients[ours(key)[0]], group=norm, least=least)
 
 
+@pytest.mark.slow
 def test_vq_pixels():
     """Outputs, losses, and the gradient of what is trained."""
     with golden(f"tokeniser_{PIXELS}") as file:
@@ -204,6 +205,7 @@ def test_vq_pixels():
         compare_recorded(case, file, gradients, "grad")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_vq_features(mode):
     """The nearest codes, and codes drawn with the recorded noise."""

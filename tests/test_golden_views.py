@@ -327,6 +327,7 @@ class WithRays(Views):
         return model.encoder.encode(*(batch[name] for name in names))[:, None]
 
 
+@pytest.mark.slow
 def test_model():
     with golden("osrt_model") as file:
         case = Recorded(file)

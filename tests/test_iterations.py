@@ -42,6 +42,7 @@ def with_aggregator(model: Segmenter, **settings) -> Segmenter:
 # ------------------------------------------------------------------------ another one at evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked, first, later", [pytest.param(4, 4, 4, marks=pytest.mark.slow), ((3, 2), 3, 2)]
 )

@@ -31,10 +31,14 @@ def contrast(slots, mask, temperature=0.1):
     return np.mean(terms)
 
 
+# Each operation by itself would be compiled by itself.
+contrast_loss = jax.jit(slot_contrast_loss, static_argnames="alone")
+
+
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all valid", "masked"])
 def test_slot_contrast_is_its_definition(mask):
     valid = np.ones_like(MASK) if mask is None else mask
-    loss = slot_contrast_loss(jnp.asarray(SLOTS), mask)
+    loss = contrast_loss(jnp.asarray(SLOTS), mask)
     np.testing.assert_allclose(loss, contrast(SLOTS, valid), rtol=1e-5)
     # The softmax runs over the earlier frame's slots: time turned round is another number.
     backwards = contrast(SLOTS[:, ::-1], valid)
@@ -47,19 +51,19 @@ def test_slot_contrast_of_each_video_on_its_own(mask):
     valid = np.ones_like(MASK) if mask is None else mask
     videos = [contrast(SLOTS[b : b + 1], valid[b : b + 1]) for b in range(len(SLOTS))]
     expected = np.average(videos, weights=valid.sum(axis=1))
-    loss = slot_contrast_loss(jnp.asarray(SLOTS), mask, alone=True)
+    loss = contrast_loss(jnp.asarray(SLOTS), mask, alone=True)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     # A video without any slot changes nothing, and no gradient breaks.
     none = np.append(valid, np.zeros_like(valid[:1]), axis=0)
     more = jnp.asarray(np.append(SLOTS, SLOTS[:1], axis=0))
-    run = jax.value_and_grad(lambda slots: slot_contrast_loss(slots, none, alone=True))
+    run = jax.jit(jax.value_and_grad(lambda slots: slot_contrast_loss(slots, none, alone=True)))
     loss, gradient = run(more)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert np.isfinite(gradient).all() and not np.any(gradient[-1])
 
 
 def test_slot_contrast_trains_both_frames_and_no_masked_slot():
-    gradient = jax.grad(slot_contrast_loss)(jnp.asarray(SLOTS[:, :2]), MASK)
+    gradient = jax.jit(jax.grad(slot_contrast_loss))(jnp.asarray(SLOTS[:, :2]), MASK)
     assert np.isfinite(gradient).all()
     reached = np.abs(gradient).max(axis=-1) > 0  # (B, T, N)
     np.testing.assert_array_equal(reached, np.broadcast_to(MASK[:, None], reached.shape))
@@ -68,7 +72,7 @@ def test_slot_contrast_trains_both_frames_and_no_masked_slot():
 def test_slot_contrast_of_a_slot_of_zeros_is_finite():
     """Its norm is floored, so it resembles nothing; neither the loss nor a gradient breaks."""
     slots = jnp.asarray(SLOTS).at[0, 1, 2].set(0.0)
-    loss, gradient = jax.value_and_grad(slot_contrast_loss)(slots)
+    loss, gradient = jax.jit(jax.value_and_grad(slot_contrast_loss))(slots)
     assert np.isfinite(loss)
     assert np.isfinite(gradient).all()
 

@@ -62,6 +62,7 @@ def test_a_run_leaves_everything_and_tells_where(finished, tmp_path_factory):
     assert all(curve[row["step"]] == pytest.approx(row["loss"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_finished_run_asked_again_evaluates_and_does_not_train(finished, compilation_cache):
     before = files_below(finished)
     (finished / "scores.json").unlink()
@@ -86,6 +87,7 @@ def test_evaluate_needs_only_the_workdir_and_gives_the_same_bytes(
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_the_protocol_and_the_checkpoint_can_be_chosen_the_model_not(
     finished, compilation_cache, capsys
 ):

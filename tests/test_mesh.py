@@ -227,6 +227,7 @@ def small_program() -> dict[str, float]:
     return report
 
 
+@pytest.mark.slow
 def test_a_small_program_on_every_mesh():
     report = on_eight_devices("small_program()")
     assert len(report) == 10

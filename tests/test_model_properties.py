@@ -238,6 +238,7 @@ def gradients(video):
     return {flag: run(video.params, video.frozen, video.video, flag) for flag in (True, False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize(
     ("term", "reached", "not_reached"),
@@ -316,6 +317,7 @@ def test_the_warmer_gives_its_queries_without_gradient(video):
         assert not np.any(params["initializer.log_std"])
 
 
+@pytest.mark.slow
 def test_bi_level_truncation():
     """Gradients are those of the last iteration, from slots that are constant plus queries."""
     rng = np.random.default_rng(0)
@@ -517,6 +519,7 @@ def draws_of_all_parts(batch, slots, size, grid, frames, history, training) -> d
     }
 
 
+@pytest.mark.slow
 def test_distribution_of_training_draws():
     batch, slots, size, frames, tokens, history = 4000, 2, 3, 6, 20, 4
     draws = draws_of_all_parts(batch, slots, size, (4, 5), frames, history, training=True)
@@ -544,6 +547,7 @@ def test_distribution_of_training_draws():
     assert jnp.any(visible[:, 0] != visible[:, 1])  # drawn for every frame
 
 
+@pytest.mark.slow
 def test_distribution_of_visible_tokens():
     """k is 24 of 256 in half of the cases, else uniform on 0 .. 254; the tokens are uniform."""
     count, tokens = 10_000, 256

@@ -33,6 +33,7 @@ from smoothsa_jax.models.targets import flow_picture
 # -------------------------------------------------------------------------------- SAVi's program
 
 
+@pytest.mark.slow
 def test_preprocessing_equals_that_of_savi():
     with golden("savi_targets", parts=("inp/", "out/")) as file:
         size = file["inp/video"].shape[1:3]

@@ -129,6 +129,7 @@ def test_the_bias_of_many_pixels_in_bfloat16():
     np.testing.assert_allclose(gradients["bias"], weights.sum(), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_video_without_flow_is_segmented():
     """There is no target then, and neither the first frame nor later ones need it."""
     config = of_both()

@@ -517,7 +517,9 @@ def clevrtex(tmp_path) -> Path:
     return clevrtex_source(tmp_path / "clevrtex")
 
 
-@pytest.mark.parametrize("kind", ["tar.gz", "tar", "unpacked"])
+@pytest.mark.parametrize(
+    "kind", ["tar.gz", *(pytest.param(x, marks=pytest.mark.slow) for x in ("tar", "unpacked"))]
+)
 def test_clevrtex(tmp_path, kind):
     source = clevrtex_source(tmp_path / "clevrtex", "" if kind == "tar" else "gz")
     if kind == "unpacked":

@@ -187,6 +187,7 @@ def test_a_model_starts_again_with_the_slots_that_stay():
         close(everything["slots"], before["slots"])
 
 
+@pytest.mark.slow
 def test_gradient_flows_through_both_aggregations():
     config = pruned_config("slots", 1)
     config.model.aggregator.gradient = "full"
@@ -270,6 +271,7 @@ def test_merged_masks_are_those_of_the_clusters(gaussian, video):
         np.testing.assert_allclose(merged.slots[slot], plain.slots[slot], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_automatic_distance_follows_the_picture(gaussian, video):
     plain = gaussian.segment(video, num_slots=5)
     auto = gaussian.segment(video, num_slots=5, prune="auto")

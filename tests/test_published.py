@@ -62,6 +62,7 @@ def recipes():
 # ------------------------------------------------------------------------------------ both ways
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     quick(
@@ -221,6 +222,7 @@ def test_earlier_names_of_spots_decoder(recipes):
 # ---------------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.slow
 def test_a_file_of_another_program(recipes):
     one = {"coco:spot,original": recipes["coco:spot,original"]}
     with pytest.raises(

@@ -337,6 +337,7 @@ def fresh(training):
     return jax.tree.map(jnp.copy, training.state)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_frozen_model(case):
     _, training, batch = case
     before = jax.device_get(training.frozen)
@@ -388,6 +389,7 @@ def test_the_frozen_model_is_in_training_mode_only_as_the_authors_have_it(case, 
     assert loss() != pytest.approx(loss(draws[not match_paper]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_synthetic_slots_are_told_apart():
     """Slots are noisy codes of a category, boxes follow from them: top-1 rises to 1, boxes fit."""
     rng = np.random.default_rng(0)

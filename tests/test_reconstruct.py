@@ -115,6 +115,7 @@ def frames() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_masked_slot_has_no_effect_and_a_swapped_one_has(kind, frames):
     model = model_of(kind)

@@ -51,10 +51,22 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_pa
     assert losses(tmp_path / "other") != losses(whole)
 
 
+SIGNALS = {"ctrl-c": (signal.SIGINT, 130), "sigterm": (signal.SIGTERM, 143)}
+
+
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+    ("step", "number", "status"),
+    [
+        pytest.param(
+            step,
+            *SIGNALS[name],
+            id=f"{step}-{name}",
+            marks=[] if (name == "ctrl-c") == (step in (0, 7)) else pytest.mark.slow,
+        )
+        for step in (0, 5, 7, 11)
+        for name in SIGNALS
+    ],
 )
-@pytest.mark.parametrize("step", [0, 5, 7, 11])
 def test_a_signal_saves_and_the_same_command_goes_on(
     whole, tmp_path, monkeypatch, capfd, number, status, step
 ):

@@ -121,6 +121,7 @@ def named(layout: str, match: str, **changed):
         published.configs_of(file_of(layout), {name: config})
 
 
+@pytest.mark.slow
 def test_files_of_other_sizes_are_refused():
     named(
         "slotformer_obj3d_params",
@@ -174,6 +175,7 @@ def with_model(config, slots):
     return canonical(config)
 
 
+@pytest.mark.slow
 def test_a_rollouter_becomes_a_run_and_comes_back(savi, tmp_path):
     folder, slots = savi
     config = with_model(as_dynamics(slots, str(folder)), slots)
@@ -203,6 +205,7 @@ def test_a_rollouter_becomes_a_run_and_comes_back(savi, tmp_path):
         ssa.load(tmp_path / "file.safetensors")
 
 
+@pytest.mark.slow
 def test_a_readout_becomes_a_run_and_comes_back(savi, tmp_path):
     folder, slots = savi
     config = as_answers(slots, str(folder))

@@ -253,6 +253,7 @@ def test_a_file_becomes_a_workdir_and_comes_back(name, tmp_path):
         np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_names_its_program(recipes):
     keys = dict(LAYOUTS["spot"]["original teacher coco"])
     keys["slot_attn.extra"] = [3]

@@ -75,6 +75,7 @@ def using(config, folder):
     return other
 
 
+@pytest.mark.slow
 def test_windows_of_clips_have_the_features_of_their_frames(config, stored):
     whole = build_dataset({**config.data, "num_frames": None}, "train", **SLOTS)
     cached = build_dataset(using(config, stored).data, "train", **SLOTS)

@@ -44,6 +44,7 @@ def inputs(seed: int = 0) -> dict[str, jax.Array]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2**40])
 def test_the_token_loss_is_the_cross_entropy_of_the_logits(monkeypatch, most):
     """Sample by sample or all at once, values and gradients are those of all logits."""
@@ -69,7 +70,9 @@ def test_the_token_loss_is_the_cross_entropy_of_the_logits(monkeypatch, most):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, ORIGINAL], ids=["codes", "table"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(SETTINGS, marks=pytest.mark.slow), ORIGINAL], ids=["codes", "table"]
+)
 def test_generated_tokens_are_the_largest_logits_given_the_ones_before(settings):
     """With a masked slot, as with any values of it; and the cache gives the same logits."""
     x, model = inputs(), decoder_of(**settings)

@@ -103,6 +103,7 @@ def test_physion_sees_the_first_frames(folders):
     assert "places" not in clips[1] and not clips[0]["question"].size
 
 
+@pytest.mark.slow
 def test_questions_have_the_stored_slots_of_their_videos(folders, tmp_path):
     """Also of a second video of another length, and without slots of a split without answers."""
     config = as_answers(tiny_config(initializer="gaussian", decoder="mlp_mixture"))

@@ -239,6 +239,7 @@ def test_scores_without_slots(tmp_path):
 # ---------------------------------------------------------------------------------- the whole task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", quick(["osrt", "osrt,tf_inv", "osrt,srt"], "osrt"))
 def test_a_step_of_training_and_an_evaluation(words):
     """The loss is over the rays that were drawn; scores are over all pixels."""

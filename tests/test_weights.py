@@ -186,6 +186,7 @@ def test_which_blocks_a_gradient_passes_through(frozen, expected):
     jax.eval_shape(look, params, still)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cpu", "tpu, in turns"])
 def test_frozen_leading_blocks_keep_nothing_for_the_gradient(kind, monkeypatch):
     """The gradient of the other blocks is the whole ViT's."""

@@ -141,6 +141,7 @@ def test_the_installed_wheel_is_imported_from_another_folder(imported):
     assert sorted(found["names"]) == modules_of_the_source()
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_segments_a_picture(imported):
     _, environment = imported
     assert segment(environment / "bin" / "python", environment.parent) == "(40, 60) (5, 48)"

@@ -18,7 +18,7 @@ from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.layers.basic import MLP, linear, split_key
 from smoothsa_jax.models.layers.transformer import copied_layers, run_to_first
 from smoothsa_jax.models.rollouters import sinusoids
-from smoothsa_jax.parts import check_dropout, check_heads, check_one_of, check_whole
+from smoothsa_jax.parts import check_dropout, check_heads, check_number, check_one_of, check_whole
 
 POSITIONS = ("time", "token")
 REDUCTIONS = ("max", "mean", "sum")
@@ -52,6 +52,9 @@ class Aloe(nnx.Module):
         choice_length: the most words of a choice; 0: no question has choices.
         positions: "time": all slots of a frame have one learned position, so that the order of
             slots does not count. "token": each token has its own, as in the program.
+        position_scale: standard deviation of the positions, and of the learned token in front, when
+            training starts. 0: they start at zero, as in the program. Frames then start alike, and
+            motion is learned late or never.
         dropout_rate: in training, of the attention weights, of the hidden units and of each branch.
     """
 
@@ -72,6 +75,7 @@ class Aloe(nnx.Module):
         question_length: int,
         choice_length: int = 0,
         positions: str = "time",
+        position_scale: float = 0.0,
         dropout_rate: float,
         rngs: nnx.Rngs,
     ):
@@ -81,6 +85,7 @@ class Aloe(nnx.Module):
         check_whole(f"{PATH}.question_length", question_length)
         check_whole(f"{PATH}.choice_length", choice_length, least=0)
         check_one_of(f"{PATH}.positions", positions, POSITIONS)
+        check_number(f"{PATH}.position_scale", position_scale, 0.0)
         if not num_words:
             raise UserError(
                 f"{PATH}.name is 'aloe', which reads words, but the questions have none; set "
@@ -93,10 +98,12 @@ class Aloe(nnx.Module):
         self.word_projection = linear(word_size + 4, width, rngs=rngs)
         drawn = jax.random.normal(rngs.params(), (num_words, word_size), jnp.float32)
         self.embedding = nnx.Param(drawn)
-        self.first = nnx.Param(jnp.zeros(width, jnp.float32))
         self._of_slots = num_frames * (num_slots if self.of_tokens else 1)
         rows = 1 + self._of_slots + question_length + choice_length
-        self.position = nnx.Param(jnp.zeros((rows, width), jnp.float32))
+        start = jnp.zeros((1 + rows, width), jnp.float32)
+        if position_scale:
+            start = position_scale * jax.random.normal(rngs.params(), start.shape, jnp.float32)
+        self.first, self.position = nnx.Param(start[0]), nnx.Param(start[1:])
         self.layers = _layers(width, num_layers, num_heads, mlp_size, dropout_rate, rngs)
         head = lambda out: MLP((width, hidden_size, out), activation="relu", rngs=rngs)  # noqa: E731
         self.answer = head(num_answers)
