@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from smoothsa_jax.checkpoints.read import read_checkpoint
 from smoothsa_jax.checkpoints.write import CheckpointWriter
 from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.answers import MODEL
 from smoothsa_jax.evaluation.metrics import FOREGROUND_METRICS, METRICS, score_batch
 from smoothsa_jax.evaluation.sample_scores import Scored, read_sample_scores, write_sample_scores
+from smoothsa_jax.losses.answers import ANSWER_LOGITS
 from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.interfaces import Sizes
-from smoothsa_jax.report import figures
+from smoothsa_jax.report import answers, figures
 from smoothsa_jax.report.build import report
 from smoothsa_jax.report.clips import COLD, WARM, Clip, Observer, clips, iterations_of_first_frame
 from smoothsa_jax.report.curves import Curve, curves, smoothed
@@ -320,3 +323,21 @@ def test_a_missing_plotting_library_is_told_first(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"pip install 'smoothsa_jax\[report\]'"):
         report(tmp_path)
+
+
+@pytest.mark.parametrize(("threshold", "said"), [(None, "no"), (0.3, "yes"), (0.45, "no")])
+def test_the_second_of_two_answers_is_given_above_the_threshold(threshold, said):
+    """As in the scores: there, Physion's threshold is chosen on validation."""
+    names = {"kinds": ("collide",), "words": (), "answers": ("no", "yes")}
+    share = np.log([[0.6, 0.4]])
+    text = answers._caption(
+        ConfigDict({"model": names}),
+        types.SimpleNamespace(text=lambda number: "do they touch?"),
+        {"kind": [0], "answer": [1], "allowed": np.ones((1, 2), bool)},
+        {f"{MODEL}.{ANSWER_LOGITS}": share},
+        0,
+        threshold,
+    )
+    verdict = "right" if said == "yes" else "wrong"
+    share = {"no": 60, "yes": 40}[said]
+    assert text.endswith(f"Answer: yes. Model: {said} ({share} %), {verdict}.")

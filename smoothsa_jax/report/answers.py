@@ -60,7 +60,9 @@ def sections_of(
     outputs = jax.device_get(outputs)
     pictures = [
         Picture(f"question_{number:03d}", caption, png)
-        for number, caption, png in _shown(config, source.questions, batch, outputs)
+        for number, caption, png in _shown(
+            config, source.questions, batch, outputs, records.scores["protocol"].get("threshold")
+        )
     ]
     return [_scores(config.title, records), _questions(pictures)]
 
@@ -85,8 +87,19 @@ def _questions(pictures: list[Picture]) -> Section:
     return Section("Questions", text, pictures)
 
 
-def _shown(config: ConfigDict, questions: Any, batch: Mapping[str, np.ndarray], outputs: Any):
-    """Yield number, caption and picture of some questions of a batch, by kind."""
+def _shown(
+    config: ConfigDict,
+    questions: Any,
+    batch: Mapping[str, np.ndarray],
+    outputs: Any,
+    threshold: float | None,
+):
+    """Yield number, caption and picture of some questions of a batch, by kind.
+
+    Args:
+        threshold: of two answers, the second is given if its probability is above this. None: the
+            most probable one is given.
+    """
     kinds, clips = np.asarray(batch["kind"]), clips_of(questions)
     found = 0
     for kind in range(len(config.model.kinds)):
@@ -94,11 +107,16 @@ def _shown(config: ConfigDict, questions: Any, batch: Mapping[str, np.ndarray], 
             if found < MOST:
                 found += 1
                 video = clips[int(batch["clip"][b])]["video"]
-                yield b, _caption(config, questions, batch, outputs, b), _strip(video)
+                yield b, _caption(config, questions, batch, outputs, b, threshold), _strip(video)
 
 
 def _caption(
-    config: ConfigDict, questions: Any, batch: Mapping[str, np.ndarray], outputs: Any, b: int
+    config: ConfigDict,
+    questions: Any,
+    batch: Mapping[str, np.ndarray],
+    outputs: Any,
+    b: int,
+    threshold: float | None,
 ) -> str:
     kind = config.model.kinds[int(batch["kind"][b])].replace("_", " ")
     of_words = lambda ids: " ".join(config.model.words[i] for i in ids if i)  # noqa: E731
@@ -107,7 +125,8 @@ def _caption(
     if answer >= 0:
         logits = np.where(batch["allowed"][b], outputs[f"{MODEL}.{ANSWER_LOGITS}"][b], -np.inf)
         share = np.exp(logits - logits.max())
-        share, said = share / share.sum(), int(logits.argmax())
+        share = share / share.sum()
+        said = int(logits.argmax() if threshold is None else share[-1] > threshold)
         names = config.model.answers
         verdict = "right" if said == answer else "wrong"
         return (
