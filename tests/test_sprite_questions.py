@@ -506,8 +506,8 @@ def test_the_state_tells_what_is_asked(questions):
         sample = questions[j]
         clip = int(sample["clip"])
         kind, *mention = (WORDS[word] for word in sample["question"])
-        state, mask = questions.state(clip)
-        future, _ = questions.state(clip, FRAMES)
+        state, mask = questions.unscaled_state(clip)
+        future, _ = questions.unscaled_state(clip, FRAMES)
         assert state.shape == (OBSERVED, 4, questions.state_size) and state.dtype == np.float32
         np.testing.assert_array_equal(state, future[:OBSERVED])
         assert not state[:, ~mask].any() and mask.sum() >= 2
@@ -612,3 +612,15 @@ def test_constant_velocity_of_objects_that_keep_it():
     assert said["nearness in the last frame"]
     source.truth = {0: played(0.0)}.get
     assert not source._touch_later(0, 0, 1)["nearness in the last frame"]
+
+
+def test_each_feature_of_the_state_has_about_mean_0_and_deviation_1(questions):
+    objects = []
+    for clip in range(min(100, len(questions.clips))):
+        state, mask = questions.state(clip)
+        assert state.dtype == np.float32 and not state[:, ~mask].any()
+        objects.append(state[:, mask].reshape(-1, questions.state_size))
+    objects = np.concatenate(objects)
+    assert (np.abs(objects.mean(axis=0)) < 0.35).all()
+    deviation = objects.std(axis=0)
+    assert (deviation > 0.6).all() and (deviation < 1.4).all()

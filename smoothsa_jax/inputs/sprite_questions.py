@@ -27,7 +27,12 @@ NUM_QUESTIONS = {"train": 8192, "validation": 512, "test": 2048}
 NUM_CLIPS = {"train": 4096, "validation": 512, "test": 1024}
 
 MAX_OBJECTS = 4
-STATE_SIZE = 3 + len(SHAPES) + len(COLOUR_NAMES) + len(TEXTURES) + 1  # see `SpriteQuestions.state`
+# Of each feature of a state, about its mean and its deviation over the objects of sprites.
+_KINDS = [len(SHAPES), len(COLOUR_NAMES), len(TEXTURES)]
+_SHARES = np.repeat([1, 2, 1] / np.array(_KINDS), _KINDS)  # an object has two colors
+STATE_MEAN = np.array([0.5, 0.5, 0.2, *_SHARES, 0.5], np.float32)
+STATE_SCALE = np.array([0.3, 0.3, 0.03, *np.sqrt(_SHARES * (1 - _SHARES)), 0.4], np.float32)
+STATE_SIZE = len(STATE_MEAN)  # see `SpriteQuestions.state`
 FASTER = 1.3  # the fastest object is at least so many times as fast as the next
 # Of two objects that do not touch in the last observed frame, in parts of the smaller side: nearer
 # ones are said to touch later. Of the training questions it answers 78 % right, and no other bound
@@ -428,6 +433,17 @@ class SpriteQuestions:
         self, clip: int, num_frames: int | None = None
     ) -> tuple[Float[np.ndarray, "T N F"], Bool[np.ndarray, " N"]]:
         """Return the true state of each object of a clip, in place of its slots.
+
+        As `unscaled_state`, but every feature has about mean 0 and deviation 1, as slots have: the
+        radius alone would else be hard to see beside the rest.
+        """
+        state, there = self.unscaled_state(clip, num_frames)
+        return np.where(there[:, None], (state - STATE_MEAN) / STATE_SCALE, np.float32(0)), there
+
+    def unscaled_state(
+        self, clip: int, num_frames: int | None = None
+    ) -> tuple[Float[np.ndarray, "T N F"], Bool[np.ndarray, " N"]]:
+        """Return where the objects of a clip are, and what they look like.
 
         Args:
             clip: index of the clip.
