@@ -17,6 +17,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.repeats import Repeats
 
 AUTO = "auto"  # value of data.features: beside data.folder
 TOKENS = np.dtype("<i4")
@@ -130,13 +131,13 @@ class _Stored:
                 f"{key} {folder} holds {found}, expected {what}; give a folder that python -m "
                 f"data.store has made of them, or leave {key} empty"
             )
-        self._ends = np.cumsum(frame_counts(folder, split))  # raises on a damaged manifest
+        self._clips = Repeats(frame_counts(folder, split))  # raises on a damaged manifest
         self.made_of: dict[str, Any] = manifest.get("made_of", {})
         self._records = Records(folder, split)
-        if len(self._ends) < len(source):
+        if (number := self._clips.number) < len(source):
             raise UserError(
-                f"{key} {folder} holds {len(self._ends)} clips, training has "
-                f"{len(source)}: set data.num_samples={len(self._ends)}, or remove that folder and "
+                f"{key} {folder} holds {number} clips, training has "
+                f"{len(source)}: set data.num_samples={number}, or remove that folder and "
                 f"store the {what} of all with python -m data.store"
             )
 
@@ -152,7 +153,7 @@ class _Stored:
     def epoch(self) -> Sequence[int]:
         """The indices of one training epoch, as given by the source."""
         own = getattr(self._source, "epoch", None)
-        return own() if own else np.arange(len(self))
+        return own() if own else range(len(self))
 
     @property
     def folder(self) -> Path:
@@ -172,7 +173,7 @@ class _Stored:
             which: its frames.
             read: name -> dtype and shape, of a frame.
         """
-        begin = int(self._ends[index - 1]) if index else 0
+        begin = self._clips.begin(index)
         found: dict[str, list[np.ndarray]] = {name: [] for name in read}
         for t in which:
             record = self._records[begin + t]
@@ -298,7 +299,7 @@ class CachedSlots(_Stored):
 
     def length(self, index: int) -> int:
         """The number of stored frames of a clip."""
-        return int(self._ends[index] - (self._ends[index - 1] if index else 0))
+        return self._clips.count_of(index)
 
     def of_frames(self, index: int, which: Sequence[int]) -> dict[str, np.ndarray]:
         """What is stored of these frames of a clip, with the slot mask."""

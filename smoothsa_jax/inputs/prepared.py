@@ -1,5 +1,6 @@
 """Samples from a prepared folder, as written by `python -m data.prepare`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from smoothsa_jax.inputs.encoded import (
 )
 from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.repeats import Repeats
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.parts import check_number, check_one_of
 
@@ -326,24 +328,23 @@ class PreparedFolder:
         inner = draw_window(rng, len(outer), self._num_frames, self._rest)
         return outer[inner.start : inner.stop]
 
-    def epoch(self) -> Int[np.ndarray, " E"]:
-        """The indices of one training epoch, in order; some repeat.
+    def epoch(self) -> Sequence[int]:
+        """The indices of one training epoch, in order; some repeat. No list of them is made.
 
         Videos shorter than `num_frames` are left out, as in the authors' YouTube-VIS reader.
 
         Raises:
             UserError: all videos are shorter, or the manifest lacks their lengths.
         """
-        indices = np.arange(len(self))
         num_frames = self._num_frames or 1
         if num_frames == 1 and self._repeat_frames is None and self._cut_frames is None:
-            return indices
+            return range(len(self))
         lengths = self._lengths()[: len(self)]
-        if self._cut_frames is not None:
-            counts = np.array([len(windows(length, self._cut_frames)) for length in lengths])
-        else:
-            counts = np.array([repeats(t, self._repeat_frames or t) for t in lengths])
-        counts[lengths < (self._cut_frames or num_frames)] = 0
+        # Of each length once: there are millions of videos, and few lengths.
+        of_length = np.zeros(lengths.max(initial=0) + 1, np.int32)
+        for length in np.flatnonzero(np.bincount(lengths)):
+            of_length[length] = self._count(int(length))
+        counts = of_length[lengths]
         if not counts.any():
             key = "num_frames" if self._cut_frames is None else "cut_frames"
             raise UserError(
@@ -351,7 +352,15 @@ class PreparedFolder:
                 f"{self._cut_frames or num_frames} frames requested, the longest has "
                 f"{lengths.max()}; lower data.{key}"
             )
-        return np.repeat(indices, counts)
+        return Repeats(counts)
+
+    def _count(self, length: int) -> int:
+        """How often a video of so many frames comes in a training epoch."""
+        if length < (self._cut_frames or self._num_frames or 1):
+            return 0
+        if self._cut_frames is not None:
+            return len(windows(length, self._cut_frames))
+        return repeats(length, self._repeat_frames or length)
 
     def _lengths(self) -> Int[np.ndarray, " V"]:
         """The number of frames of every video of the split."""
