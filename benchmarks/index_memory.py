@@ -9,8 +9,8 @@ reading and decoding are left out. Three kinds of folders: stills; videos of one
 of many lengths, of which long ones count more often in training (`data.repeat_frames`).
 
 For each, in a process of its own: memory at the peak of opening and what stays (both above that of
-the imports), bytes that each worker process is sent, seconds until the first batch, and microseconds
-for a sample's place in the order.
+the imports), bytes that each worker process is sent, seconds until the first batch, and
+microseconds for a sample's place in the order.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.remote import is_remote, local_folder
 from smoothsa_jax.inputs.repeats import Repeats
 
 AUTO = "auto"  # value of data.features: beside data.folder
@@ -43,9 +44,14 @@ def features_folder(data: Mapping[str, Any]) -> Path | None:
             f"data.features is {AUTO!r}, which is beside data.folder, but this data set has none; "
             "name a folder"
         )
+    if named == AUTO and is_remote(data["folder"]):
+        raise UserError(
+            f"data.features is {AUTO!r}, which is beside data.folder, and {data['folder']} is not "
+            "on this machine; store them with python -m data.store --out, and name that folder"
+        )
     if named == AUTO:
         return beside(data["folder"])
-    return expanded(named) if named else None
+    return local_folder(named, data.get("cache")) if named else None
 
 
 def slots_folder(data: Mapping[str, Any]) -> Path | None:
@@ -63,7 +69,7 @@ def slots_folder(data: Mapping[str, Any]) -> Path | None:
             f"data.slots is {AUTO!r}, which main.py makes a folder of the workdir; name a folder "
             "that python -m data.store has written, or set --config.data.slots="
         )
-    return expanded(named) if named else None
+    return local_folder(named, data.get("cache")) if named else None
 
 
 def is_stored(data: Mapping[str, Any], split: str) -> bool:
@@ -72,7 +78,9 @@ def is_stored(data: Mapping[str, Any], split: str) -> bool:
     What scores a run may do without: a frozen model finds them then.
     """
     named = data.get("slots")
-    if not named or named == AUTO or not (path := expanded(named) / MANIFEST).is_file():
+    if not named or named == AUTO:
+        return False
+    if not (path := local_folder(named, data.get("cache")) / MANIFEST).is_file():
         return False
     return split in json.loads(path.read_text()).get("made_of", {}).get("clips", ())
 

@@ -85,5 +85,27 @@ def fingerprint(folder: Path, split: str) -> str | None:
         return None
 
 
+def checksums(manifest: bytes, name: str) -> dict[str, str]:
+    """The SHA-256 of every file that a manifest lists: shards, and files beside them.
+
+    Args:
+        manifest: the contents of a MANIFEST.json.
+        name: its address, for messages.
+
+    Raises:
+        UserError: it is damaged, or lists no checksums.
+    """
+    try:
+        found = json.loads(manifest, object_hook=_with_frames)
+        shards = (shard for split in found["splits"].values() for shard in split["shards"])
+        sums = {shard["file"]: str(shard["sha256"]) for shard in shards}
+        return sums | {file: str(x["sha256"]) for file, x in found.get("files", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{name} does not list the checksums of the shards ({_reason(error)}); copy a whole "
+            "folder of python -m data.prepare there"
+        ) from error
+
+
 def _reason(error: Exception) -> Any:
     return f"it lacks {error}" if isinstance(error, KeyError) else error

@@ -57,7 +57,7 @@ class PreparedFolder:
     are dropped; boxes are computed from the final labels.
 
     Args:
-        folder: a prepared folder.
+        folder: a prepared folder, or the address of one in a bucket, such as gs://bucket/folder.
         split: "train", "validation", "test" or another split of the folder.
         image_size: height and width of the result in pixels, one number or a pair.
         num_frames: frames per clip; None: the whole video, also in training. Training skips shorter
@@ -96,6 +96,8 @@ class PreparedFolder:
             `eval.windows`. None: each video is a sample.
         window_rest: where a video is no whole number of such windows: "back" or "drop" as `rest`,
             which leave out shorter videos; or "keep", a shorter last window. The program gives it.
+        cache: where `folder` is in a bucket, the local folder for copies of its shards; None:
+            in the user's cache (see `inputs.remote`).
 
     Raises:
         UserError: an option is out of range, or the folder is unreadable.
@@ -126,6 +128,7 @@ class PreparedFolder:
         also: tuple[str, ...] = (),
         windows: int | None = None,
         window_rest: str = "back",
+        cache: str | Path | None = None,
     ):
         first = int(background_box)
         if num_slots is None:
@@ -183,7 +186,8 @@ class PreparedFolder:
                 f"{num_slots} slots can represent objects; set model.num_slots to "
                 f"at least {max_objects + first}"
             )
-        self.records = Records(folder, split)
+        num_read = num_samples if windows is None else None
+        self.records = Records(folder, split, cache, num_read)
         self._split = split
         self._size = size
         self._centre_crop, self._views = centre_crop, views

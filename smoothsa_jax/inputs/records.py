@@ -10,7 +10,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.files import expanded
+from smoothsa_jax.inputs.remote import address_of, available, local_folder, missing
 
 PREPARE = "python -m data.prepare NAME --source PATH --out"
 # Without this option, every read would also fetch the megabytes that follow.
@@ -25,25 +25,38 @@ class Records:
     """The records of a split as bytes, by index over all of its shards.
 
     Each process opens a shard when it first reads it, so an instance can be sent to worker
-    processes, which open their own. Reading from several threads is safe.
+    processes, which open their own. Reading from several threads is safe. Shards of a bucket are
+    copied to this machine when they are first read; see `inputs.remote`.
 
     Args:
-        folder: a prepared folder with dataset_info.json.
+        folder: a prepared folder with dataset_info.json, or the address of one in a bucket.
         split: one of the splits listed there.
+        cache: the folder for copies of shards; None: in the user's cache.
+        num_records: how many records will be read, the first ones; None: all. It says how much room
+            copies need.
+
+    Attributes:
+        folder: on this machine.
 
     Raises:
         NoSuchSplit: the folder has other splits.
-        UserError: the folder, its description or a shard is missing.
+        UserError: the folder, its description or a shard is missing, or cannot be copied.
     """
 
-    def __init__(self, folder: str | Path, split: str):
-        self.folder = expanded(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        cache: str | Path | None = None,
+        num_records: int | None = None,
+    ):
+        self.folder = local_folder(folder, cache)
         dataset, splits = _described(self.folder)
         if split not in splits:
             found = ", ".join(sorted(splits)) or "none"
             raise NoSuchSplit(
-                f"{self.folder} has no split {split!r}; it has: {found}; choose one of them (for "
-                f"scores: --config.eval.split) or prepare it: {PREPARE} {self.folder} "
+                f"{self._shown} has no split {split!r}; it has: {found}; choose one of them (for "
+                f"scores: --config.eval.split) or prepare it: {PREPARE} {self._shown} "
                 f"--split {split}"
             )
         lengths = splits[split]
@@ -51,15 +64,21 @@ class Records:
             self.folder / f"{dataset}-{split}.array_record-{i:05d}-of-{len(lengths):05d}"
             for i in range(len(lengths))
         ]
-        missing = [file.name for file in self._files if not file.is_file()]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(
-                f"{self.folder} lacks {missing[0]}{more}, of {len(lengths)} shards of split "
-                f"{split!r}; prepare it again: {PREPARE} {self.folder}"
-            )
         self._ends = list(itertools.accumulate(lengths))
+        num_read = None if num_records is None else 1 + bisect.bisect_left(self._ends, num_records)
+        lacks = missing(self.folder, [file.name for file in self._files], num_read)
+        if lacks:
+            more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
+            raise UserError(
+                f"{self._shown} lacks {lacks[0]}{more}, of {len(lengths)} shards of split "
+                f"{split!r}; prepare it again: {PREPARE} {self._shown}"
+            )
         self._open()
+
+    @property
+    def _shown(self) -> Path | str:
+        """The folder as its user knows it."""
+        return address_of(self.folder) or self.folder
 
     def _open(self) -> None:
         self._readers: dict[int, Any] = {}
@@ -94,11 +113,20 @@ class Records:
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"record {position} of {self._files[shard]} cannot be read: "
-                f"{_one_line(error)}; delete the file and prepare it again: {PREPARE} {self.folder}"
+                f"{_one_line(error)}; delete the file and {self._again()}"
             ) from error
         return record
 
+    def _again(self) -> str:
+        """How a deleted shard is made anew."""
+        if address := address_of(self.folder):
+            return f"run the same command, which copies it from {address}"
+        return f"prepare it again: {PREPARE} {self.folder}"
+
     def _reader(self, shard: int) -> Any:
+        if shard not in self._readers:
+            # Not under the lock: threads copy several shards at once.
+            available(self.folder, self._files[shard].name)
         with self._lock:
             if shard not in self._readers:
                 self._readers[shard] = self._checked_reader(shard)
@@ -112,15 +140,13 @@ class Records:
             found = reader.num_records()
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"{file} cannot be opened: {_one_line(error)}; prepare it again: "
-                f"{PREPARE} {self.folder}"
+                f"{file} cannot be opened: {_one_line(error)}; delete it and {self._again()}"
             ) from error
         # A truncated file opens as one without records.
         if found != expected:
             raise UserError(
                 f"{file} holds {found} whole records, dataset_info.json says {expected}: it is "
-                f"truncated or from another preparation; delete it and prepare again: {PREPARE} "
-                f"{self.folder}"
+                f"truncated or from another preparation; delete it and {self._again()}"
             )
         return reader
 
