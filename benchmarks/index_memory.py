@@ -9,8 +9,8 @@ reading and decoding are left out. Three kinds of folders: stills; videos of one
 of many lengths, of which long ones count more often in training (`data.repeat_frames`).
 
 For each, in a process of its own: memory at the peak of opening and what stays (both above that of
-the imports), bytes that each worker process is sent, seconds until the first batch, and
-microseconds for a sample's place in the order.
+the imports), bytes that each worker process is sent, processor seconds until the first batch, and
+processor microseconds for a sample's place in the order.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import numpy as np
 
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.prepared import PreparedFolder
+from smoothsa_jax.inputs.repeats import distinct
 
 KINDS = ("stills", "videos of one length", "videos of many lengths")
 PER_SHARD = 10_000
@@ -76,7 +77,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     """The figures of one folder; this process should have done nothing else."""
     gc.collect()
     before = resident()
-    begin = time.perf_counter()
+    begin = time.process_time()
     source = Unread(
         folder,
         num_frames=1 if kind == "stills" else FRAMES,
@@ -84,14 +85,15 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
         boxes=False,
         max_objects=1,
     )
+    source.fingerprint(), distinct(source.epoch())  # a run begins so
     batches = training_batches(source, BATCH, seed=0, num_threads=0, prefetch=0)
-    first = next(batches)
-    opened = time.perf_counter() - begin
+    next(batches)
+    opened = time.process_time() - begin
     gc.collect()
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(BATCHES):
         next(batches)
-    each = (time.perf_counter() - begin) / BATCHES / BATCH
+    each = (time.process_time() - begin) / BATCHES / BATCH
     return {
         "samples": len(source),
         "epoch": len(source.epoch()),
@@ -100,7 +102,6 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
         "sent": len(pickle.dumps((source, source.epoch()))),
         "seconds": opened,
         "each": each,
-        "first": int(first["index"][0]),
     }
 
 
