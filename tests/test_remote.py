@@ -24,7 +24,7 @@ from test_prepared import _assert_same, _run_config, _source
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import remote
 from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.features import features_folder, is_stored
+from smoothsa_jax.inputs.features import CachedFeatures, features_folder, is_stored
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.records import NoSuchSplit, Records
 from smoothsa_jax.training.loop import train
@@ -306,8 +306,11 @@ def test_a_shard_that_changed(bucket, cache):
 
 def test_a_bucket_that_lacks_shards_or_checksums(bucket, cache):
     bucket.rm([f"/bucket/sets/mini/{name}" for name in SHARDS[1:]])
-    assert f"{ADDRESS} lacks {SHARDS[1]} and 1 more, of 3 shards" in refused(cache)
-    with pytest.raises(NoSuchSplit, match=f"{ADDRESS} has no split 'test'; it has: train"):
+    line = refused(cache)
+    assert f"{ADDRESS} lacks {SHARDS[1]} and 1 more, of 3 shards" in line
+    assert line.endswith("copy the whole folder there again")  # data.prepare writes no bucket
+    expected = f"{ADDRESS} has no split 'test'; it has: train; .* or copy a folder there that has"
+    with pytest.raises(NoSuchSplit, match=expected):
         Records(ADDRESS, "test", cache)
     manifest = json.loads(bucket.cat("/bucket/sets/mini/MANIFEST.json"))
     del manifest["splits"]["train"]["shards"][0]["sha256"]
@@ -330,12 +333,28 @@ def test_too_little_room(bucket, folder, cache, monkeypatch):
     usage = shutil.disk_usage("/")
     free = remote.RESERVE + int(1.5 * one)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
-    assert "make room, or name a larger disk with --config.data.cache" in refused(cache)
-    # The first two samples are all in the first shard.
-    assert len(_source(ADDRESS, cache=cache, num_samples=2)[1]["video"])
+    source = _source(ADDRESS, cache=cache)
+    with pytest.raises(UserError, match="make room, or name a larger disk with --config.data.cach"):
+        training_batches(source, 1, seed=0)  # before anything is read
+    # The first three samples are all in the first shard, and to look at one needs no more.
+    assert list(_source(ADDRESS, cache=cache, num_samples=3).epoch()) == [0, 1, 2]
+    assert len(source[1]["video"])
     free = remote.RESERVE
     with pytest.raises(UserError, match=f"the copy of {ADDRESS}/{SHARDS[1]} takes .* GB left"):
-        _source(ADDRESS, cache=cache, num_samples=2).records[3]
+        source.records[3]
+    free += 2 * (folder / SHARDS[1]).stat().st_size  # what is there already needs no room
+    assert len(source.epoch()) == 8
+
+
+def test_copies_of_stored_features_need_room(folder, bucket, cache, monkeypatch):
+    path = "/bucket/sets/mini/MANIFEST.json"
+    bucket.pipe(path, bucket.cat(path).replace(b'"clips"', b'"features"'))
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    copied = features_folder({"folder": folder, "features": ADDRESS, "cache": cache})
+    stored = CachedFeatures(_source(folder), copied, "train")
+    with pytest.raises(UserError, match=f"the copy of {ADDRESS} takes .* make room"):
+        training_batches(stored, 1, seed=0)
 
 
 def test_a_disk_that_fills_up(bucket, cache, monkeypatch):

@@ -160,6 +160,7 @@ class _Stored:
 
     def epoch(self) -> Sequence[int]:
         """The indices of one training epoch, as given by the source."""
+        self._records.refuse_full_disk(len(self._records))
         own = getattr(self._source, "epoch", None)
         return own() if own else range(len(self))
 

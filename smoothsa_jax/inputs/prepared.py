@@ -186,8 +186,7 @@ class PreparedFolder:
                 f"{num_slots} slots can represent objects; set model.num_slots to "
                 f"at least {max_objects + first}"
             )
-        num_read = num_samples if windows is None else None
-        self.records = Records(folder, split, cache, num_read)
+        self.records = Records(folder, split, cache)
         self._split = split
         self._size = size
         self._centre_crop, self._views = centre_crop, views
@@ -338,8 +337,10 @@ class PreparedFolder:
         Videos shorter than `num_frames` are left out, as in the authors' YouTube-VIS reader.
 
         Raises:
-            UserError: all videos are shorter, or the manifest lacks their lengths.
+            UserError: all videos are shorter, the manifest lacks their lengths, or the disk has no
+                room for copies of the samples.
         """
+        self.records.refuse_full_disk(len(self))
         num_frames = self._num_frames or 1
         if num_frames == 1 and self._repeat_frames is None and self._cut_frames is None:
             return range(len(self))

@@ -10,7 +10,13 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inputs.remote import address_of, available, local_folder, missing
+from smoothsa_jax.inputs.remote import (
+    address_of,
+    available,
+    local_folder,
+    missing,
+    refuse_full_disk,
+)
 
 PREPARE = "python -m data.prepare NAME --source PATH --out"
 # Without this option, every read would also fetch the megabytes that follow.
@@ -32,8 +38,6 @@ class Records:
         folder: a prepared folder with dataset_info.json, or the address of one in a bucket.
         split: one of the splits listed there.
         cache: the folder for copies of shards; None: in the user's cache.
-        num_records: how many records will be read, the first ones; None: all. It says how much room
-            copies need.
 
     Attributes:
         folder: on this machine.
@@ -43,21 +47,18 @@ class Records:
         UserError: the folder, its description or a shard is missing, or cannot be copied.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        split: str,
-        cache: str | Path | None = None,
-        num_records: int | None = None,
-    ):
+    def __init__(self, folder: str | Path, split: str, cache: str | Path | None = None):
         self.folder = local_folder(folder, cache)
         dataset, splits = _described(self.folder)
+        address = address_of(self.folder)
+        shown = address or self.folder  # as its user knows it
         if split not in splits:
             found = ", ".join(sorted(splits)) or "none"
+            prepare = f"{PREPARE} {shown} --split {split}"
             raise NoSuchSplit(
-                f"{self._shown} has no split {split!r}; it has: {found}; choose one of them (for "
-                f"scores: --config.eval.split) or prepare it: {PREPARE} {self._shown} "
-                f"--split {split}"
+                f"{shown} has no split {split!r}; it has: {found}; choose one of them (for scores: "
+                "--config.eval.split) or "
+                + ("copy a folder there that has it" if address else f"prepare it: {prepare}")
             )
         lengths = splits[split]
         self._files = [
@@ -65,20 +66,26 @@ class Records:
             for i in range(len(lengths))
         ]
         self._ends = list(itertools.accumulate(lengths))
-        num_read = None if num_records is None else 1 + bisect.bisect_left(self._ends, num_records)
-        lacks = missing(self.folder, [file.name for file in self._files], num_read)
-        if lacks:
+        if lacks := missing(self.folder, self._names()):
             more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
+            prepare = f"prepare it again: {PREPARE} {shown}"
             raise UserError(
-                f"{self._shown} lacks {lacks[0]}{more}, of {len(lengths)} shards of split "
-                f"{split!r}; prepare it again: {PREPARE} {self._shown}"
+                f"{shown} lacks {lacks[0]}{more}, of {len(lengths)} shards of split {split!r}; "
+                + ("copy the whole folder there again" if address else prepare)
             )
         self._open()
 
-    @property
-    def _shown(self) -> Path | str:
-        """The folder as its user knows it."""
-        return address_of(self.folder) or self.folder
+    def refuse_full_disk(self, number: int) -> None:
+        """Refuse a disk without room for copies of the first `number` records.
+
+        Raises:
+            UserError: it has no room, or the bucket cannot be listed.
+        """
+        last = bisect.bisect_left(self._ends, number)
+        refuse_full_disk(self.folder, self._names()[: last + 1])
+
+    def _names(self) -> list[str]:
+        return [file.name for file in self._files]
 
     def _open(self) -> None:
         self._readers: dict[int, Any] = {}

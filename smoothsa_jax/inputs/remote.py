@@ -59,14 +59,7 @@ def local_folder(folder: str | os.PathLike, cache: str | os.PathLike | None = No
 def _root(cache: str | os.PathLike | None) -> Path:
     if cache is not None:
         return expanded(cache)
-    named = os.environ.get(CACHE_VARIABLE) or "~/.cache/smoothsa_jax"
-    root = Path(os.path.expanduser(named)) / "prepared"
-    if str(root).startswith("~"):
-        raise UserError(
-            "there is no home folder to keep copies of shards in; name a folder with "
-            "--config.data.cache, or set HOME"
-        )
-    return root
+    return expanded(os.environ.get(CACHE_VARIABLE) or "~/.cache/smoothsa_jax") / "prepared"
 
 
 @functools.cache
@@ -108,30 +101,44 @@ def address_of(folder: Path) -> str | None:
         return None
 
 
-def missing(folder: Path, names: Sequence[str], num_read: int | None = None) -> list[str]:
+def missing(folder: Path, names: Sequence[str]) -> list[str]:
     """List the files that a folder lacks; if it has copies, those that the bucket lacks.
 
     Args:
         folder: of `local_folder`.
         names: of its files.
-        num_read: how many of them will be read, the first ones; None: all.
 
     Raises:
-        UserError: the bucket cannot be listed, or the disk has no room for the copies.
+        UserError: the bucket cannot be listed.
     """
     absent = [name for name in names if not (folder / name).is_file()]
     address = address_of(folder) if absent else None
     if address is None:
         return absent
+    sizes = _sizes(address)
+    return [name for name in absent if name not in sizes or name not in _checksums(folder)]
+
+
+def refuse_full_disk(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a disk without room for the copies of these files that a folder still lacks.
+
+    Raises:
+        UserError: it has no room, or the bucket cannot be listed.
+    """
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent and (address := address_of(folder)) is not None:
+        sizes = _sizes(address)
+        _refuse_full(folder, address, sum(sizes.get(name, 0) for name in absent))
+
+
+def _sizes(address: str) -> dict[str, int]:
+    """The bytes of every file in a bucket's folder."""
     file_system, path = _file_system(address)
     try:
         entries = _asked(address, lambda: file_system.ls(path, detail=True))
     except FileNotFoundError:
-        return absent
-    sizes = {entry["name"].rsplit("/", 1)[-1]: entry["size"] or 0 for entry in entries}
-    read = set(names[:num_read])
-    _refuse_full(folder, address, sum(sizes.get(name, 0) for name in absent if name in read))
-    return [name for name in absent if name not in sizes or name not in _checksums(folder)]
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: entry.get("size") or 0 for entry in entries}
 
 
 def available(folder: Path, name: str) -> Path:
