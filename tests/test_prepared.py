@@ -226,6 +226,9 @@ def test_lengths_are_known_from_the_manifest_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Records, "__getitem__", lambda self, index: pytest.fail("a record is read"))
     assert list(_source(path, num_frames=3).epoch()) == [1]
     manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest["metadata"]["frames"] = "of another kind of entry"
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert list(_source(path, num_frames=3).epoch()) == [1]
     manifest["splits"]["train"]["shards"][0]["frames"].pop()
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="2 samples .* gives the length of 1; prepare"):

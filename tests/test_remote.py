@@ -357,6 +357,17 @@ def test_copies_of_stored_features_need_room(folder, bucket, cache, monkeypatch)
         training_batches(stored, 1, seed=0)
 
 
+def test_a_file_system_without_locks(bucket, cache, monkeypatch):
+    def absent(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(remote.fcntl, "flock", absent)
+    line = refused(cache)
+    assert line.endswith("name a folder on a disk of this machine with --config.data.cache")
+    assert f"{SHARDS[0]} cannot be locked (Function not implemented)" in line
+    assert not copies(cache)
+
+
 def test_a_disk_that_fills_up(bucket, cache, monkeypatch):
     def full(self, there, here, **options):
         Path(here).write_bytes(b"some")

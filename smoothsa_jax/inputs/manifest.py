@@ -44,7 +44,7 @@ def _parsed(manifest: bytes) -> Any:
 def _with_frames(entry: dict[str, Any]) -> dict[str, Any]:
     """Make an array of a shard's numbers of frames as soon as these are read: there are few lists
     in memory at a time."""
-    if (frames := entry.get("frames")) is None:
+    if not isinstance(frames := entry.get("frames"), list):
         return entry
     try:
         return {**entry, "frames": np.array(frames, np.int32)}

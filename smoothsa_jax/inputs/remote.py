@@ -193,7 +193,13 @@ def _copy(address: str, name: str, path: Path, expected: str) -> None:
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(exist_ok=True)
     with open(path, "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # the system releases it when the process ends
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # the system releases it when the process ends
+        except OSError as error:  # some network file systems have no locks
+            raise UserError(
+                f"{path} cannot be locked ({error.strerror}); name a folder on a disk of this "
+                "machine with --config.data.cache"
+            ) from error
         yield
 
 
