@@ -347,7 +347,7 @@ class PreparedFolder:
         lengths = self._lengths()[: len(self)]
         # Of each length once: there are millions of videos, and few lengths.
         of_length = np.zeros(lengths.max(initial=0) + 1, np.int32)
-        for length in np.flatnonzero(np.bincount(lengths)):
+        for length in np.unique(lengths):
             of_length[length] = self._count(int(length))
         counts = of_length[lengths]
         if not counts.any():
