@@ -39,6 +39,7 @@ QUESTIONS = base.Questions(
     data={
         "name": "clevrer_questions",
         "folder": "prepared/clevrer",
+        "cache": None,  # of a folder in a bucket
         "num_frames": NUM_FRAMES,
         "past": 12,  # the last frames of a video, which a rollouter continues
         "future": FUTURE,

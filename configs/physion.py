@@ -27,6 +27,7 @@ QUESTIONS = base.Questions(
     data={
         "name": "physion_contacts",
         "folder": "prepared/physion_readout",
+        "cache": None,  # of a folder in a bucket
         "num_frames": 45,
     },
     words=(),

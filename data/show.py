@@ -37,6 +37,7 @@ from smoothsa_jax.inputs.build import GENERATED, build_dataset
 from smoothsa_jax.inputs.encoded import FEATURES, decode_frames, decode_labels, has, parse_clip
 from smoothsa_jax.inputs.manifest import shows_scenes
 from smoothsa_jax.inputs.prepared import PreparedFolder
+from smoothsa_jax.inputs.remote import local_folder
 from smoothsa_jax.models.targets import flow_picture
 from smoothsa_jax.text import say
 
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         else:
             name, rows = look(
-                Path(given.folder),
+                local_folder(given.folder),
                 given.split,
                 given.index,
                 given.image_size or IMAGE_SIZE,

@@ -75,6 +75,7 @@ from smoothsa_jax.inputs.features import (
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
 from smoothsa_jax.inputs.records import NoSuchSplit
+from smoothsa_jax.inputs.remote import is_remote, local_folder
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task
@@ -146,7 +147,9 @@ def main(arguments: Sequence[str]) -> int:
         given = parser.parse_args(others)
         config = config_from_command_line(for_config, given.config)
         kind = SLOTS if SLOT_MODEL in config.companions else "features"
-        out = beside(config.data.get("folder", f"prepared/{config.name}"), kind)
+        folder = config.data.get("folder", f"prepared/{config.name}")
+        # Beside the data, if these are on this machine.
+        out = beside(f"prepared/{config.name}" if is_remote(folder) else folder, kind)
         out = out if given.out is None else expanded(given.out)
         runtime.start(say)
         store(config, out)
@@ -328,7 +331,8 @@ def _lengths(config: ConfigDict, split: str, num_clips: int, generated: int) -> 
         generated: that of generated clips.
     """
     if config.data.name in PREPARED:
-        return frame_counts(expanded(config.data.folder), split)[:num_clips]
+        folder = local_folder(config.data.folder, config.data.get("cache"))
+        return frame_counts(folder, split)[:num_clips]
     return np.full(num_clips, generated)
 
 

@@ -24,6 +24,7 @@ PINNED = {
     "jax_threefry_partitionable": True,
     "jax_transfer_guard": None,
 }
+CACHE_VARIABLE = "SMOOTHSA_JAX_CACHE"  # compiled programs, and copies of shards of buckets
 # What XLA does when it reads its flags; it ends the process at one that it does not know.
 READ_FLAGS = "import jaxlib.xla_client; jaxlib.xla_client.CompileOptions()"
 

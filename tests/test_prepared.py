@@ -203,16 +203,16 @@ def test_long_videos_count_more_often(tmp_path):
     videos = [blobs(rng, length, 8, 8, 1) for length in (2, 5, 9)]
     path = write_folder(tmp_path / "a", videos)
     options = {"num_frames": 2, "repeat_frames": 3}
-    assert _source(path, **options).epoch().tolist() == [0, 1, 2, 2, 2]
-    assert _source(path, num_frames=2).epoch().tolist() == [0, 1, 2]
-    assert _source(path, **options, num_samples=2).epoch().tolist() == [0, 1]
+    assert list(_source(path, **options).epoch()) == [0, 1, 2, 2, 2]
+    assert list(_source(path, num_frames=2).epoch()) == [0, 1, 2]
+    assert list(_source(path, **options, num_samples=2).epoch()) == [0, 1]
 
 
 def test_short_videos_are_left_out_of_training(tmp_path):
     rng = np.random.default_rng(0)
     path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (2, 5, 9, 4)])
     source = _source(path, num_frames=5, repeat_frames=3)
-    assert source.epoch().tolist() == [1, 2, 2, 2]
+    assert list(source.epoch()) == [1, 2, 2, 2]
     batches = training_batches(source, 2, seed=0)
     assert {next(batches)["video"].shape for _ in range(6)} == {(2, 5, 16, 16, 3)}
     with pytest.raises(UserError, match="has the 10 frames .* the longest has 9; lower data.num_f"):
@@ -224,8 +224,11 @@ def test_lengths_are_known_from_the_manifest_alone(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     path = write_folder(tmp_path / "a", [blobs(rng, length, 8, 8, 1) for length in (2, 5)])
     monkeypatch.setattr(Records, "__getitem__", lambda self, index: pytest.fail("a record is read"))
-    assert _source(path, num_frames=3).epoch().tolist() == [1]
+    assert list(_source(path, num_frames=3).epoch()) == [1]
     manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest["metadata"]["frames"] = "of another kind of entry"
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert list(_source(path, num_frames=3).epoch()) == [1]
     manifest["splits"]["train"]["shards"][0]["frames"].pop()
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="2 samples .* gives the length of 1; prepare"):
@@ -233,7 +236,7 @@ def test_lengths_are_known_from_the_manifest_alone(tmp_path, monkeypatch):
     (path / "MANIFEST.json").unlink()
     with pytest.raises(UserError, match="MANIFEST.json does not say how many frames"):
         _source(path, num_frames=3).epoch()
-    assert _source(path, num_frames=1).epoch().tolist() == [0, 1]
+    assert list(_source(path, num_frames=1).epoch()) == [0, 1]
 
 
 def test_a_fingerprint_is_of_the_contents_wherever_they_lie(folder, tmp_path, clips):
@@ -457,13 +460,13 @@ def test_training_cuts_videos_first(tmp_path):
     """As RandSF.Q's program cuts YouTube-VIS."""
     path = write_folder(tmp_path / "a", numbered((3, 4, 7)))
     source = _source(path, num_frames=2, cut_frames=4)
-    assert source.epoch().tolist() == [1, 2, 2]  # a video of 3 frames is too short
+    assert list(source.epoch()) == [1, 2, 2]  # a video of 3 frames is too short
     drawn = {tuple(frames_of(source.draw(2, np.random.default_rng(seed)))) for seed in range(60)}
     assert drawn == {(0, 1), (2, 3), (3, 4), (5, 6)}  # of 0 to 3 and of 3 to 6
     whole = _source(path, num_frames=2, rest="drop")
     drawn = {tuple(frames_of(whole.draw(2, np.random.default_rng(seed)))) for seed in range(40)}
     assert drawn == {(0, 1), (2, 3), (4, 5)}
-    assert whole.epoch().tolist() == [0, 1, 2]
+    assert list(whole.epoch()) == [0, 1, 2]
 
 
 def test_frames_may_be_resized_bicubically(folder, clips):

@@ -150,6 +150,9 @@ def prepared(
             # A folder of cached features, in place of the encoder in training; "auto": beside
             # `folder`, and made when the run begins.
             "features": "",
+            # Where `folder` is an address such as gs://bucket/folder: the local folder for copies
+            # of its shards. None: in the user's cache.
+            "cache": None,
             **data,
         },
         num_slots=num_slots,

@@ -23,6 +23,7 @@ FREE_TO_DIFFER = (
     "log",
     "mesh",
     "data.folder",
+    "data.cache",
     "data.keep",
     "train.accumulate",
     "train.num_threads",

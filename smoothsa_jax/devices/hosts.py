@@ -34,7 +34,7 @@ from smoothsa_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 # Settings that may differ between hosts: where data are stored, and how they are read.
-OF_EACH_HOST = ("data.folder", "data.keep", "train.num_threads", "train.num_workers")
+OF_EACH_HOST = ("data.folder", "data.cache", "data.keep", "train.num_threads", "train.num_workers")
 LOST = 3  # exit status of a process that has lost another one
 LOST_LINE = "another process is gone"
 JAX_LINE = "Terminating process because the JAX distributed service detected fatal errors"

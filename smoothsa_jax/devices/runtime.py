@@ -17,9 +17,9 @@ import absl.logging
 import jax
 
 from smoothsa_jax.devices.memory_allocator import keep_freed_memory
+from smoothsa_jax.environment import CACHE_VARIABLE
 from smoothsa_jax.errors import UserError
 
-CACHE_VARIABLE = "SMOOTHSA_JAX_CACHE"
 NOT_CACHED = "Error writing persistent compilation cache entry"  # so JAX's warning begins
 
 

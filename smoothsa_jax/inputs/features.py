@@ -17,6 +17,8 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.remote import is_remote, local_folder
+from smoothsa_jax.inputs.repeats import Repeats
 
 AUTO = "auto"  # value of data.features: beside data.folder
 TOKENS = np.dtype("<i4")
@@ -42,9 +44,14 @@ def features_folder(data: Mapping[str, Any]) -> Path | None:
             f"data.features is {AUTO!r}, which is beside data.folder, but this data set has none; "
             "name a folder"
         )
+    if named == AUTO and is_remote(data["folder"]):
+        raise UserError(
+            f"data.features is {AUTO!r}, which is beside data.folder, and {data['folder']} is not "
+            "on this machine; store them with python -m data.store --out, and name that folder"
+        )
     if named == AUTO:
         return beside(data["folder"])
-    return expanded(named) if named else None
+    return local_folder(named, data.get("cache")) if named else None
 
 
 def slots_folder(data: Mapping[str, Any]) -> Path | None:
@@ -62,7 +69,7 @@ def slots_folder(data: Mapping[str, Any]) -> Path | None:
             f"data.slots is {AUTO!r}, which main.py makes a folder of the workdir; name a folder "
             "that python -m data.store has written, or set --config.data.slots="
         )
-    return expanded(named) if named else None
+    return local_folder(named, data.get("cache")) if named else None
 
 
 def is_stored(data: Mapping[str, Any], split: str) -> bool:
@@ -71,7 +78,9 @@ def is_stored(data: Mapping[str, Any], split: str) -> bool:
     What scores a run may do without: a frozen model finds them then.
     """
     named = data.get("slots")
-    if not named or named == AUTO or not (path := expanded(named) / MANIFEST).is_file():
+    if not named or named == AUTO:
+        return False
+    if not (path := local_folder(named, data.get("cache")) / MANIFEST).is_file():
         return False
     return split in json.loads(path.read_text()).get("made_of", {}).get("clips", ())
 
@@ -130,13 +139,13 @@ class _Stored:
                 f"{key} {folder} holds {found}, expected {what}; give a folder that python -m "
                 f"data.store has made of them, or leave {key} empty"
             )
-        self._ends = np.cumsum(frame_counts(folder, split))  # raises on a damaged manifest
+        self._clips = Repeats(frame_counts(folder, split))  # raises on a damaged manifest
         self.made_of: dict[str, Any] = manifest.get("made_of", {})
         self._records = Records(folder, split)
-        if len(self._ends) < len(source):
+        if (number := self._clips.number) < len(source):
             raise UserError(
-                f"{key} {folder} holds {len(self._ends)} clips, training has "
-                f"{len(source)}: set data.num_samples={len(self._ends)}, or remove that folder and "
+                f"{key} {folder} holds {number} clips, training has "
+                f"{len(source)}: set data.num_samples={number}, or remove that folder and "
                 f"store the {what} of all with python -m data.store"
             )
 
@@ -151,8 +160,9 @@ class _Stored:
 
     def epoch(self) -> Sequence[int]:
         """The indices of one training epoch, as given by the source."""
+        self._records.refuse_full_disk(len(self._records))
         own = getattr(self._source, "epoch", None)
-        return own() if own else np.arange(len(self))
+        return own() if own else range(len(self))
 
     @property
     def folder(self) -> Path:
@@ -172,7 +182,7 @@ class _Stored:
             which: its frames.
             read: name -> dtype and shape, of a frame.
         """
-        begin = int(self._ends[index - 1]) if index else 0
+        begin = self._clips.begin(index)
         found: dict[str, list[np.ndarray]] = {name: [] for name in read}
         for t in which:
             record = self._records[begin + t]
@@ -298,7 +308,7 @@ class CachedSlots(_Stored):
 
     def length(self, index: int) -> int:
         """The number of stored frames of a clip."""
-        return int(self._ends[index] - (self._ends[index - 1] if index else 0))
+        return self._clips.count_of(index)
 
     def of_frames(self, index: int, which: Sequence[int]) -> dict[str, np.ndarray]:
         """What is stored of these frames of a clip, with the slot mask."""

@@ -21,16 +21,35 @@ def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = _parsed(path.read_bytes())
         shards = manifest["splits"][split]["shards"]
         if manifest["metadata"]["kind"] == "stills":
-            return np.ones(sum(shard["num_examples"] for shard in shards), np.int64)
-        return np.array([count for shard in shards for count in shard["frames"]], np.int64)
+            return np.ones(sum(shard["num_examples"] for shard in shards), np.int32)
+        counts = np.concatenate([np.zeros(0, np.int32), *(shard["frames"] for shard in shards)])
+        if counts.min(initial=0) < 0:
+            raise ValueError(f"a number of frames is {counts.min()}")
+        return counts
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} does not say how many frames the samples of split {split!r} have "
             f"({_reason(error)}); prepare the folder again"
         ) from error
+
+
+def _parsed(manifest: bytes) -> Any:
+    """Parse a manifest; those of millions of videos are mostly numbers of frames."""
+    return json.loads(manifest, object_hook=_with_frames)
+
+
+def _with_frames(entry: dict[str, Any]) -> dict[str, Any]:
+    """Make an array of a shard's numbers of frames as soon as these are read: there are few lists
+    in memory at a time."""
+    if not isinstance(frames := entry.get("frames"), list):
+        return entry
+    try:
+        return {**entry, "frames": np.array(frames, np.int32)}
+    except OverflowError as error:
+        raise ValueError(f"a number of frames is too large: {error}") from error
 
 
 def sample_names(folder: Path, split: str) -> tuple[str, ...]:
@@ -41,7 +60,7 @@ def sample_names(folder: Path, split: str) -> tuple[str, ...]:
     """
     path = folder / MANIFEST
     try:
-        shards = json.loads(path.read_text())["splits"][split]["shards"]
+        shards = _parsed(path.read_bytes())["splits"][split]["shards"]
         return tuple(name for shard in shards for name in shard["sample_names"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -53,7 +72,7 @@ def sample_names(folder: Path, split: str) -> tuple[str, ...]:
 def labelled_splits(folder: Path) -> tuple[str, ...] | None:
     """The splits whose samples have labels; None: unknown, as without a manifest."""
     try:
-        return tuple(json.loads((folder / MANIFEST).read_text())["metadata"]["labelled"])
+        return tuple(_parsed((folder / MANIFEST).read_bytes())["metadata"]["labelled"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -61,7 +80,7 @@ def labelled_splits(folder: Path) -> tuple[str, ...] | None:
 def shows_scenes(folder: Path) -> bool:
     """Whether the frames of a clip are views of one still scene."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text())["metadata"].get("views", False))
+        return bool(_parsed((folder / MANIFEST).read_bytes())["metadata"].get("views", False))
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
@@ -69,10 +88,32 @@ def shows_scenes(folder: Path) -> bool:
 def fingerprint(folder: Path, split: str) -> str | None:
     """A hash of a split's bytes, independent of the folder's path; None: no checksums."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text())["splits"][split]["shards"]
+        shards = _parsed((folder / MANIFEST).read_bytes())["splits"][split]["shards"]
         return hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def checksums(manifest: bytes, name: str) -> dict[str, str]:
+    """The SHA-256 of every file that a manifest lists: shards, and files beside them.
+
+    Args:
+        manifest: the contents of a MANIFEST.json.
+        name: its address, for messages.
+
+    Raises:
+        UserError: it is damaged, or lists no checksums.
+    """
+    try:
+        found = _parsed(manifest)
+        shards = (shard for split in found["splits"].values() for shard in split["shards"])
+        sums = {shard["file"]: str(shard["sha256"]) for shard in shards}
+        return sums | {file: str(x["sha256"]) for file, x in found.get("files", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{name} does not list the checksums of the shards ({_reason(error)}); copy a whole "
+            "folder of python -m data.prepare there"
+        ) from error
 
 
 def _reason(error: Exception) -> Any:

@@ -1,5 +1,6 @@
 """Samples from a prepared folder, as written by `python -m data.prepare`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from smoothsa_jax.inputs.encoded import (
 )
 from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
+from smoothsa_jax.inputs.repeats import Repeats
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.parts import check_number, check_one_of
 
@@ -55,7 +57,7 @@ class PreparedFolder:
     are dropped; boxes are computed from the final labels.
 
     Args:
-        folder: a prepared folder.
+        folder: a prepared folder, or the address of one in a bucket, such as gs://bucket/folder.
         split: "train", "validation", "test" or another split of the folder.
         image_size: height and width of the result in pixels, one number or a pair.
         num_frames: frames per clip; None: the whole video, also in training. Training skips shorter
@@ -94,6 +96,8 @@ class PreparedFolder:
             `eval.windows`. None: each video is a sample.
         window_rest: where a video is no whole number of such windows: "back" or "drop" as `rest`,
             which leave out shorter videos; or "keep", a shorter last window. The program gives it.
+        cache: where `folder` is in a bucket, the local folder for copies of its shards; None:
+            in the user's cache (see `inputs.remote`).
 
     Raises:
         UserError: an option is out of range, or the folder is unreadable.
@@ -124,6 +128,7 @@ class PreparedFolder:
         also: tuple[str, ...] = (),
         windows: int | None = None,
         window_rest: str = "back",
+        cache: str | Path | None = None,
     ):
         first = int(background_box)
         if num_slots is None:
@@ -181,7 +186,7 @@ class PreparedFolder:
                 f"{num_slots} slots can represent objects; set model.num_slots to "
                 f"at least {max_objects + first}"
             )
-        self.records = Records(folder, split)
+        self.records = Records(folder, split, cache)
         self._split = split
         self._size = size
         self._centre_crop, self._views = centre_crop, views
@@ -326,24 +331,25 @@ class PreparedFolder:
         inner = draw_window(rng, len(outer), self._num_frames, self._rest)
         return outer[inner.start : inner.stop]
 
-    def epoch(self) -> Int[np.ndarray, " E"]:
-        """The indices of one training epoch, in order; some repeat.
+    def epoch(self) -> Sequence[int]:
+        """The indices of one training epoch, in order; some repeat. No list of them is made.
 
         Videos shorter than `num_frames` are left out, as in the authors' YouTube-VIS reader.
 
         Raises:
-            UserError: all videos are shorter, or the manifest lacks their lengths.
+            UserError: all videos are shorter, the manifest lacks their lengths, or the disk has no
+                room for copies of the samples.
         """
-        indices = np.arange(len(self))
+        self.records.refuse_full_disk(len(self))
         num_frames = self._num_frames or 1
         if num_frames == 1 and self._repeat_frames is None and self._cut_frames is None:
-            return indices
+            return range(len(self))
         lengths = self._lengths()[: len(self)]
-        if self._cut_frames is not None:
-            counts = np.array([len(windows(length, self._cut_frames)) for length in lengths])
-        else:
-            counts = np.array([repeats(t, self._repeat_frames or t) for t in lengths])
-        counts[lengths < (self._cut_frames or num_frames)] = 0
+        # Of each length once: there are millions of videos, and few lengths.
+        of_length = np.zeros(lengths.max(initial=0) + 1, np.int32)
+        for length in np.unique(lengths):
+            of_length[length] = self._count(int(length))
+        counts = of_length[lengths]
         if not counts.any():
             key = "num_frames" if self._cut_frames is None else "cut_frames"
             raise UserError(
@@ -351,7 +357,15 @@ class PreparedFolder:
                 f"{self._cut_frames or num_frames} frames requested, the longest has "
                 f"{lengths.max()}; lower data.{key}"
             )
-        return np.repeat(indices, counts)
+        return Repeats(counts)
+
+    def _count(self, length: int) -> int:
+        """How often a video of so many frames comes in a training epoch."""
+        if length < (self._cut_frames or self._num_frames or 1):
+            return 0
+        if self._cut_frames is not None:
+            return len(windows(length, self._cut_frames))
+        return repeats(length, self._repeat_frames or length)
 
     def _lengths(self) -> Int[np.ndarray, " V"]:
         """The number of frames of every video of the split."""

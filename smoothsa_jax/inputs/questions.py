@@ -173,7 +173,7 @@ class QuestionsOfClips:
 
     def epoch(self) -> Sequence[int]:
         """The indices of one training epoch: all of them."""
-        return np.arange(len(self))
+        return range(len(self))
 
     def fingerprint(self) -> str | None:
         """A hash of what is stored, and of questions in files; None: unknown."""

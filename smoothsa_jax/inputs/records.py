@@ -10,7 +10,13 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.files import expanded
+from smoothsa_jax.inputs.remote import (
+    address_of,
+    available,
+    local_folder,
+    missing,
+    refuse_full_disk,
+)
 
 PREPARE = "python -m data.prepare NAME --source PATH --out"
 # Without this option, every read would also fetch the megabytes that follow.
@@ -25,41 +31,61 @@ class Records:
     """The records of a split as bytes, by index over all of its shards.
 
     Each process opens a shard when it first reads it, so an instance can be sent to worker
-    processes, which open their own. Reading from several threads is safe.
+    processes, which open their own. Reading from several threads is safe. Shards of a bucket are
+    copied to this machine when they are first read; see `inputs.remote`.
 
     Args:
-        folder: a prepared folder with dataset_info.json.
+        folder: a prepared folder with dataset_info.json, or the address of one in a bucket.
         split: one of the splits listed there.
+        cache: the folder for copies of shards; None: in the user's cache.
+
+    Attributes:
+        folder: on this machine.
 
     Raises:
         NoSuchSplit: the folder has other splits.
-        UserError: the folder, its description or a shard is missing.
+        UserError: the folder, its description or a shard is missing, or cannot be copied.
     """
 
-    def __init__(self, folder: str | Path, split: str):
-        self.folder = expanded(folder)
+    def __init__(self, folder: str | Path, split: str, cache: str | Path | None = None):
+        self.folder = local_folder(folder, cache)
         dataset, splits = _described(self.folder)
+        address = address_of(self.folder)
+        shown = address or self.folder  # as its user knows it
         if split not in splits:
             found = ", ".join(sorted(splits)) or "none"
+            prepare = f"{PREPARE} {shown} --split {split}"
             raise NoSuchSplit(
-                f"{self.folder} has no split {split!r}; it has: {found}; choose one of them (for "
-                f"scores: --config.eval.split) or prepare it: {PREPARE} {self.folder} "
-                f"--split {split}"
+                f"{shown} has no split {split!r}; it has: {found}; choose one of them (for scores: "
+                "--config.eval.split) or "
+                + ("copy a folder there that has it" if address else f"prepare it: {prepare}")
             )
         lengths = splits[split]
         self._files = [
             self.folder / f"{dataset}-{split}.array_record-{i:05d}-of-{len(lengths):05d}"
             for i in range(len(lengths))
         ]
-        missing = [file.name for file in self._files if not file.is_file()]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(
-                f"{self.folder} lacks {missing[0]}{more}, of {len(lengths)} shards of split "
-                f"{split!r}; prepare it again: {PREPARE} {self.folder}"
-            )
         self._ends = list(itertools.accumulate(lengths))
+        if lacks := missing(self.folder, self._names()):
+            more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
+            prepare = f"prepare it again: {PREPARE} {shown}"
+            raise UserError(
+                f"{shown} lacks {lacks[0]}{more}, of {len(lengths)} shards of split {split!r}; "
+                + ("copy the whole folder there again" if address else prepare)
+            )
         self._open()
+
+    def refuse_full_disk(self, number: int) -> None:
+        """Refuse a disk without room for copies of the first `number` records.
+
+        Raises:
+            UserError: it has no room, or the bucket cannot be listed.
+        """
+        last = bisect.bisect_left(self._ends, number)
+        refuse_full_disk(self.folder, self._names()[: last + 1])
+
+    def _names(self) -> list[str]:
+        return [file.name for file in self._files]
 
     def _open(self) -> None:
         self._readers: dict[int, Any] = {}
@@ -94,11 +120,20 @@ class Records:
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"record {position} of {self._files[shard]} cannot be read: "
-                f"{_one_line(error)}; delete the file and prepare it again: {PREPARE} {self.folder}"
+                f"{_one_line(error)}; delete the file and {self._again()}"
             ) from error
         return record
 
+    def _again(self) -> str:
+        """How a deleted shard is made anew."""
+        if address := address_of(self.folder):
+            return f"run the same command, which copies it from {address}"
+        return f"prepare it again: {PREPARE} {self.folder}"
+
     def _reader(self, shard: int) -> Any:
+        if shard not in self._readers:
+            # Not under the lock: threads copy several shards at once.
+            available(self.folder, self._files[shard].name)
         with self._lock:
             if shard not in self._readers:
                 self._readers[shard] = self._checked_reader(shard)
@@ -112,15 +147,13 @@ class Records:
             found = reader.num_records()
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"{file} cannot be opened: {_one_line(error)}; prepare it again: "
-                f"{PREPARE} {self.folder}"
+                f"{file} cannot be opened: {_one_line(error)}; delete it and {self._again()}"
             ) from error
         # A truncated file opens as one without records.
         if found != expected:
             raise UserError(
                 f"{file} holds {found} whole records, dataset_info.json says {expected}: it is "
-                f"truncated or from another preparation; delete it and prepare again: {PREPARE} "
-                f"{self.folder}"
+                f"truncated or from another preparation; delete it and {self._again()}"
             )
         return reader
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs import clevrer_questions, physion_labels
 from smoothsa_jax.inputs.clevrer_questions import (
     NUM_FRAMES,
@@ -23,6 +22,7 @@ from smoothsa_jax.inputs.clevrer_questions import (
 from smoothsa_jax.inputs.physion_labels import PhysionLabels
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.records import NoSuchSplit
+from smoothsa_jax.inputs.remote import available, local_folder
 from smoothsa_jax.parts import check_whole
 
 START = 4  # the first frame at evaluation, the middle of those that training draws
@@ -69,7 +69,8 @@ class ClevrerClips(_OfVideos):
     continues the videos, predictive questions see as many frames at the end of the predicted ones.
 
     Args:
-        folder, image_size, num_slots, boxes, background_box, interpolation: see `PreparedFolder`.
+        folder, image_size, num_slots, boxes, background_box, interpolation, cache: see
+            `PreparedFolder`.
         split: of the questions; that of test has no answers.
         num_frames: F, frames that a question is answered from.
         past: frames at the end of the video that samples also have where a rollouter continues it.
@@ -93,9 +94,12 @@ class ClevrerClips(_OfVideos):
         boxes: bool = False,
         background_box: bool = False,
         interpolation: str = "bilinear",
+        cache: str | Path | None = None,
     ):
         check_whole("data.past", past)
         check_whole("data.future", future)
+        folder = local_folder(folder, cache)
+        file = available(folder, clevrer_questions.file_of(split))
         questions = ClevrerQuestions(folder, split)
         if not questions.is_labelled:
             raise NoSuchSplit(
@@ -104,7 +108,7 @@ class ClevrerClips(_OfVideos):
             )
         super().__init__(
             questions,
-            expanded(folder) / clevrer_questions.file_of(split),
+            file,
             num_samples,
             folder=folder,
             split=split,
@@ -150,7 +154,8 @@ class PhysionClips(_OfVideos):
     """Physion's question, whether red touches yellow, answered from the first frames of a video.
 
     Args:
-        folder, image_size, num_slots, boxes, background_box, interpolation: see `PreparedFolder`.
+        folder, image_size, num_slots, boxes, background_box, interpolation, cache: see
+            `PreparedFolder`.
         split: "train", "validation" or "test".
         num_frames: of the first frames, how many are observed.
         num_samples: number of questions; None: all.
@@ -170,10 +175,13 @@ class PhysionClips(_OfVideos):
         boxes: bool = False,
         background_box: bool = False,
         interpolation: str = "bilinear",
+        cache: str | Path | None = None,
     ):
+        folder = local_folder(folder, cache)
+        file = available(folder, physion_labels.file_of(split))
         super().__init__(
             PhysionLabels(folder, split),
-            expanded(folder) / physion_labels.file_of(split),
+            file,
             num_samples,
             folder=folder,
             split=split,

@@ -10,10 +10,10 @@ from smoothsa_jax.checkpoints.sources import digest
 from smoothsa_jax.config.values import image_size_of
 from smoothsa_jax.devices.host_arrays import on_host
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.build import FOLDERS, PREPARED
 from smoothsa_jax.inputs.features import MADE_TOKENS
 from smoothsa_jax.inputs.manifest import fingerprint
+from smoothsa_jax.inputs.remote import local_folder
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
 from smoothsa_jax.models.parameters import ENCODER, Parameters
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
@@ -178,7 +178,7 @@ def clips_of(config: ConfigDict) -> str:
     """Identify the training clips: a prepared folder by its bytes, generated clips by options."""
     data = config.data
     if data.name in PREPARED:
-        return str(fingerprint(expanded(data.folder), "train"))
+        return str(fingerprint(local_folder(data.folder, data.get("cache")), "train"))
     without_effect = ("num_samples", "keep", *FOLDERS, "boxes", "background_box")
     drawn = {key: data[key] for key in data if key not in without_effect}
     return json.dumps(drawn, sort_keys=True)
@@ -188,7 +188,7 @@ def _clips_with_boxes(config: ConfigDict, split: str) -> str:
     """Identify the clips of a split, and the boxes from which slots may start."""
     data = config.data
     if data.name in PREPARED:
-        found = {"files": fingerprint(expanded(data.folder), split)}
+        found = {"files": fingerprint(local_folder(data.folder, data.get("cache")), split)}
     else:
         without_effect = ("num_samples", "keep", *FOLDERS)
         found = {key: data[key] for key in data if key not in without_effect}

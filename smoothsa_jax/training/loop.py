@@ -37,6 +37,7 @@ from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.features import is_stored
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.inputs.records import NoSuchSplit
+from smoothsa_jax.inputs.repeats import distinct
 from smoothsa_jax.models.build import untrained_queries
 from smoothsa_jax.tasks.checks import agree, check
 from smoothsa_jax.tasks.stored import refuse_other_features, refuse_other_slots
@@ -292,7 +293,7 @@ def _choice(config: ConfigDict, training: Training) -> _Choice:
 def _say_left_out(source: Source, config: ConfigDict) -> None:
     if not isinstance(source, RandomSource):
         return
-    if left_out := len(source) - len(set(map(int, source.epoch()))):
+    if left_out := len(source) - distinct(source.epoch()):
         say(
             f"{left_out} of {len(source)} training samples are left out: they have fewer than "
             f"data.num_frames={config.data.num_frames} frames"
