@@ -10,8 +10,11 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,7 +134,15 @@ def _init(**options: Any) -> None:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(namespace=NAMESPACE, **quiet, **options)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {x: signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)}
+    with warnings.catch_warnings():
+        # JAX warns of forks in general; the processes that Ray starts run other programs at once.
+        warnings.filterwarnings("ignore", "os.fork")
+        ray.init(namespace=NAMESPACE, **quiet, **options)
+    for number, handler in handlers.items():  # Ray has put its own in place of the program's
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -140,7 +151,7 @@ def _settings(local: bool) -> Iterator[str]:
 
     Its path is short: it holds sockets, whose paths have at most 107 characters.
     """
-    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     if local:  # workers import the same program as this process
         search = [str(Path(smoothsa_jax.__file__).parent.parent), str(ROOT)]
         search += filter(None, [os.environ.get("PYTHONPATH")])

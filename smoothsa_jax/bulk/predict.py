@@ -12,7 +12,6 @@ import logging
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ from smoothsa_jax.bulk.cluster import (
     refuse_other_program,
 )
 from smoothsa_jax.bulk.parts import Done
-from smoothsa_jax.bulk.reading import MOST_BYTES, Bad, decoded
+from smoothsa_jax.bulk.reading import Bad, Read
 from smoothsa_jax.bulk.rows import MASKS, Rows, Segmented
 from smoothsa_jax.bulk.segmenting import Worker, shipped
 from smoothsa_jax.bulk.storage import Folder
@@ -243,7 +242,7 @@ def _do(run: _Run, done: dict[int, Done]) -> None:
         program(),
     )
     data = ray.data.from_items(list(items), override_num_blocks=min(len(missing), MOST_BLOCKS))
-    data = data.map(_Read(run.model.image_size, program()), **cluster.of_reader)
+    data = data.map(Read(run.model.image_size, program()), **cluster.of_reader)
     data = data.map(
         _Segment,
         fn_constructor_args=(
@@ -317,18 +316,6 @@ def _settle_ray_data() -> None:
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-class _Read:
-    """Decode a part: a task on a core."""
-
-    def __init__(self, size: tuple[int, int], program: str):
-        self._size, self._program = size, program
-
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        refuse_other_program(self._program, program(), "a worker")
-        entries = decoded(pickle.loads(row["data"]), self._size, MOST_BYTES)
-        return {"part": row["part"], "data": pickle.dumps(entries, 5)}
 
 
 class _Segment:

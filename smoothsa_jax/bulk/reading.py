@@ -2,14 +2,16 @@
 
 import contextlib
 import os
+import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from jaxtyping import UInt8
 
+from smoothsa_jax.bulk.cluster import program, refuse_other_program
 from smoothsa_jax.bulk.corpus import Item, Tables
 from smoothsa_jax.bulk.storage import is_url, read
 from smoothsa_jax.errors import UserError
@@ -163,3 +165,20 @@ def decoded(items: list[Item], size: tuple[int, int], most_bytes: int = MOST_BYT
             # The clients of object stores raise errors of their own.
             found.append(Bad(item.name, f"{type(error).__name__}: {error}"))
     return found
+
+
+class Read:
+    """Decode the part of a row: a task on a core.
+
+    Args:
+        size: height and width that the model takes.
+        own_program: what `cluster.program` says where the run was started.
+    """
+
+    def __init__(self, size: tuple[int, int], own_program: str):
+        self._size, self._program = size, own_program
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        refuse_other_program(self._program, program(), "a worker")
+        entries = decoded(pickle.loads(row["data"]), self._size)
+        return {"part": row["part"], "data": pickle.dumps(entries, 5)}
