@@ -7,7 +7,7 @@ import tarfile
 import fsspec
 import numpy as np
 import pytest
-from command import refused
+from command import here
 from PIL import Image
 
 from data.rle import decode
@@ -34,7 +34,7 @@ def png(seed=0, size=(6, 10)):
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
     (folder / "inner").mkdir(parents=True)
-    for seed, name in enumerate(("a10.png", "a9.png", "inner/b.png")):
+    for seed, name in enumerate(("a12.png", "a10.png", "a9.png", "inner/b.png")):
         (folder / name).write_bytes(png(seed))
     (folder / "notes.doc").write_text("no picture")
     return folder
@@ -61,7 +61,7 @@ def pixels_of(items):
 
 def test_every_form_of_a_corpus_gives_the_same_pictures(pictures, tmp_path):
     local = corpus.find(str(pictures))
-    names = ["a9.png", "a10.png", "inner/b.png"]
+    names = ["a9.png", "a10.png", "a12.png", "inner/b.png"]
     assert [item.name for item in local.items] == names
     assert any("notes.doc" in line for line in local.left_out)
     remote = corpus.find(in_memory(pictures, "bucket"))
@@ -74,7 +74,9 @@ def test_every_form_of_a_corpus_gives_the_same_pictures(pictures, tmp_path):
         "paths": pa.array([f"pictures/{name}" for name in names]),
         "pictures": pa.array([{"bytes": (pictures / name).read_bytes()} for name in names]),
     }
-    pq.write_table(pa.table({"image": columns["pictures"]}), tmp_path / "b.parquet", row_group_size=2)
+    pq.write_table(
+        pa.table({"image": columns["pictures"]}), tmp_path / "b.parquet", row_group_size=2
+    )
     pq.write_table(pa.table({"path": columns["paths"]}), tmp_path / "p.parquet")
     expected = pixels_of(local.items)
     others = [listed, tmp_path / "b.parquet", tmp_path / "p.parquet", in_memory(pictures, "bucket")]
@@ -82,8 +84,8 @@ def test_every_form_of_a_corpus_gives_the_same_pictures(pictures, tmp_path):
         found = pixels_of(corpus.find(str(other)).items)
         np.testing.assert_array_equal(found, expected, err_msg=str(other))
     in_tar = corpus.find(str(tar)).items
-    assert [x.name for x in in_tar] == [f"shard-0.tar/{x}" for x in ("a10.png", "a9.png", names[2])]
-    np.testing.assert_array_equal(pixels_of(in_tar), [expected[i] for i in (1, 0, 2)])
+    assert [x.name for x in in_tar] == [f"shard-0.tar/{names[i]}" for i in (1, 2, 0, 3)]
+    np.testing.assert_array_equal(pixels_of(in_tar), [expected[i] for i in (1, 2, 0, 3)])
     assert corpus.find(str(pictures)).digest == local.digest
     (pictures / "c.png").write_bytes(png(9))
     assert corpus.find(str(pictures)).digest != local.digest
@@ -109,11 +111,14 @@ def test_numbered_pictures_in_a_store_are_a_video(tmp_path):
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(pictures):
     (pictures / "broken.png").write_bytes(png()[:50])
-    items = [*corpus.find(str(pictures)).items, corpus.Item("gone.png", "picture", ("/no/gone.png",))]
+    items = [
+        *corpus.find(str(pictures)).items,
+        corpus.Item("gone.png", "picture", ("/no/gone.png",)),
+    ]
     found = {x.name: x for x in decoded(items, SIZE)}
     assert isinstance(found["broken.png"], Bad) and found["broken.png"].reason
     assert found["gone.png"].reason == "it does not exist"
-    assert sum(isinstance(x, Clip) for x in found.values()) == 3
+    assert sum(isinstance(x, Clip) for x in found.values()) == 4
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,10 @@ def test_a_part_is_the_same_bytes_each_time_and_reads_back(masks, tmp_path):
     name = parts.part_name(0, 1)
     table = pq.read_table(tmp_path / "parts" / name)
     rows = table.to_pylist()
-    assert [(x["file"], x["frame"]) for x in rows] == [*(("a.mp4", t) for t in range(3)), ("c.png", 0)]
+    assert [(x["file"], x["frame"]) for x in rows] == [
+        *(("a.mp4", t) for t in range(3)),
+        ("c.png", 0),
+    ]
     np.testing.assert_array_equal(rows[3]["slots"], outcomes[2].slots[0])
     assert all(sum(x["areas"]) == 120 for x in rows) and {x["model"] for x in rows} == {7}
     if masks == "rle":
@@ -205,11 +213,14 @@ def test_a_part_is_the_same_bytes_each_time_and_reads_back(masks, tmp_path):
 
 def test_a_part_of_nothing_but_errors_is_whole(tmp_path):
     done = parts.write_part(Folder(tmp_path), 0, 1, [Bad("b.png", "broken")], 7, (3, 4), "rle")
-    assert (done.frames, done.errors) == (0, 1) and parts.finished_part(Folder(tmp_path), 0, 1) == done
+    assert (done.frames, done.errors) == (0, 1) and parts.finished_part(
+        Folder(tmp_path), 0, 1
+    ) == done
 
 
 def test_parts_in_a_store_appear_by_one_put():
     folder = Folder("memory://results")
+    assert parts.begin(folder, {"weights": 1}) is None
     done = parts.write_part(folder, 1, 2, [Rows.of(segmented("a.png", 1), None)], 7, (3, 4), None)
     assert folder.sizes("parts") == {parts.part_name(1, 2): done.bytes}
     assert parts.finished_part(folder, 1, 2) == done and folder.sizes("errors") == {}
@@ -252,7 +263,7 @@ def test_parts_hold_pictures_and_videos_by_weight():
     assert parts.planned([]) == []
     assert parts.planned([picture] * 513) == [(0, 512), (512, 513)]
     assert parts.planned([video] * 33) == [(0, 32), (32, 33)]
-    assert parts.planned([picture, video] * 31) == [(0, 60), (60, 62)]
+    assert parts.planned([picture, video] * 31) == [(0, 61), (61, 62)]
 
 
 def test_a_worker_of_another_version_is_refused():
@@ -266,6 +277,14 @@ def test_a_worker_of_another_version_is_refused():
     text = "actor died\nsmoothsa_jax.errors.UserError: told by text\n"
     assert str(cluster.reason_of(RuntimeError(text))) == "told by text"
     assert cluster.reason_of(ValueError("other")) is None
+
+
+def refused(capsys, *arguments):
+    """The one line with which a command is refused."""
+    assert here(*arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: ") and "\n" not in line
+    return line
 
 
 PREDICT = ("--mode=predict", "--workdir=sprites_gaussian", "--input=x", "--output=y")

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import warnings
@@ -140,9 +141,25 @@ def _init(**options: Any) -> None:
     with warnings.catch_warnings():
         # JAX warns of forks in general; the processes that Ray starts run other programs at once.
         warnings.filterwarnings("ignore", "os.fork")
-        ray.init(namespace=NAMESPACE, **quiet, **options)
+        with _without_stderr():  # it tells of its own settings
+            ray.init(namespace=NAMESPACE, **quiet, **options)
     for number, handler in handlers.items():  # Ray has put its own in place of the program's
         signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what C++ code writes to standard error; errors come as exceptions."""
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        kept = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextlib.contextmanager

@@ -244,41 +244,39 @@ def _members(file: Any, url: str, name: str, left_out: LeftOut) -> Iterator[Item
 
 
 def _of_table(url: str, name: str, column: str | None) -> Iterator[Item]:
+    system, path = file_system(url)
+    with explained(url), system.open(path, "rb") as file:
+        yield from _of_columns(file, url, name, column)
+
+
+def _of_columns(file: Any, url: str, name: str, column: str | None) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    system, path = file_system(url)
     try:
-        with explained(url), system.open(path, "rb") as file:
-            table = pq.ParquetFile(file)
-            column = column or _column(table.schema_arrow, url)
-            if column not in table.schema_arrow.names:
-                raise UserError(
-                    f"{url} has no column {column!r}; it has {', '.join(table.schema_arrow.names)}"
-                )
-            kind = table.schema_arrow.field(column).type
-            holds_paths = _is_text(kind)
-            folder, number = posixpath.dirname(url), 0
-            for group in range(table.num_row_groups):
-                rows = table.metadata.row_group(group).num_rows
-                if not holds_paths:
-                    for row in range(rows):
-                        yield Item(
-                            f"{name}/{number + row:08d}", "unknown", (url,), (group, row), column
-                        )
-                else:
-                    for row, value in enumerate(table.read_row_group(group, [column])[column]):
-                        value = value.as_py()
-                        if not value or (what := kind_of(value)) is None:
-                            raise UserError(
-                                f"row {number + row} of {url} has {value!r} in {column}; {EXPECTED}"
-                            )
-                        absolute = is_url(value) or value.startswith("/")
-                        whole = value if absolute else posixpath.join(folder, value)
-                        yield Item(value, what, (whole,))
-                number += rows
+        table = pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
         raise UserError(f"{url} cannot be read as Parquet: {error}; copy it again") from error
+    column, names = column or _column(table.schema_arrow, url), table.schema_arrow.names
+    if column not in names:
+        raise UserError(f"{url} has no column {column!r}; it has {', '.join(names)}")
+    holds_paths = _is_text(table.schema_arrow.field(column).type)
+    folder, number = posixpath.dirname(url), 0
+    for group in range(table.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        if not holds_paths:
+            for row in range(rows):
+                place = f"{name}/{number + row:08d}"
+                yield Item(place, "unknown", (url,), (group, row), column)
+        else:
+            for row, value in enumerate(table.read_row_group(group, [column])[column].to_pylist()):
+                if not value or (what := kind_of(value)) is None:
+                    raise UserError(
+                        f"row {number + row} of {url} has {value!r} in {column}; {EXPECTED}"
+                    )
+                absolute = is_url(value) or value.startswith("/")
+                yield Item(value, what, (value if absolute else posixpath.join(folder, value),))
+        number += rows
 
 
 def _column(schema: Any, url: str) -> str:
