@@ -8,9 +8,7 @@ from smoothsa_jax.errors import UserError
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add the flags to a parser."""
-    parser.add_argument(
-        "--engine", choices=("ray",), help="work on the machines of a Ray cluster"
-    )
+    parser.add_argument("--engine", choices=("ray",), help="work on the machines of a Ray cluster")
     parser.add_argument(
         "--address", help="of the Ray cluster, auto or HOST:PORT; default: a local one"
     )

@@ -157,7 +157,7 @@ def in_actors(
         **needs[kind],
     )
     with _telling_deaths():
-        for row in rows.iter_rows(prefetch_batches=0):
+        for row in rows.iter_rows():
             yield _result(row["result"])
 
 
@@ -182,9 +182,7 @@ def accelerators(resources: dict[str, float]) -> tuple[str, int]:
     return "CPU", max(1, int(resources.get("CPU", 1)))
 
 
-def _work(
-    name: str, settings: Sequence[Any], mark: Mark | None, uses_jax: bool = False
-) -> Work:
+def _work(name: str, settings: Sequence[Any], mark: Mark | None, uses_jax: bool = False) -> Work:
     return Work(
         name, pickle.dumps(tuple(settings)), uses_jax, os.getcwd(), mark, code_of_the_program()
     )

@@ -112,8 +112,8 @@ class Share:
     pictures: Evaluation | None = None
 
 
-# (weights, pass) -> the shares of all workers, in order, computed elsewhere. The weights are TRAINED,
-# FIRST, or the step of a checkpoint.
+# (weights, pass) -> the shares of all workers, in order, computed elsewhere. The weights are
+# TRAINED, FIRST, or the step of a checkpoint.
 Workers = Callable[[str | int, Pass], Sequence[Share]]
 
 
@@ -327,13 +327,14 @@ def report(
     labelled = evaluator is task.evaluator
     if not labelled:
         say(f"the {split} split has no labels: its losses and pictures stand in for scores")
+    fitted = None
     if getattr(evaluator, "fits_on_validation", False) and split != "validation":
-        evaluator = _fitted(config, training, evaluator, params, seeds, workers)
+        evaluator = fitted = _fitted(config, training, evaluator, params, seeds, workers)
 
     def score(weights: str, params: Parameters, *rest: Any) -> Evaluation:
         return evaluate_split(
             config, training, params, split, samples, *rest,
-            evaluator=evaluator, workers=_of(workers, weights),
+            evaluator=fitted, workers=_of(workers, weights),
         )  # fmt: skip
 
     found = score(TRAINED, params, seeds, settings.match_paper, settings.num_pictures)
