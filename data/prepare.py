@@ -45,7 +45,7 @@ from data.finished import (
 from data.manifest import plan_splits, say_end, write_manifest
 from data.shards import PARTIAL, shard_name
 from data.workers import make_shards
-from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.bulk.command_line import add_engine, engine_of
 from smoothsa_jax.checkout import as_started
 from smoothsa_jax.errors import UserError, did_you_mean
@@ -55,11 +55,10 @@ from smoothsa_jax.text import say
 
 def main(arguments: Sequence[str]) -> int:
     def work() -> int:
-        name, source, out, splits, workers, options, on_ray = read_command_line(arguments)
-        cluster = contextlib.nullcontext() if on_ray is None else connected(**on_ray)
+        name, source, out, splits, workers, options, engine = read_command_line(arguments)
         try:
-            with cluster:
-                prepare(name, source, out, splits, options, workers, on_ray is not None)
+            with engine or contextlib.nullcontext() as cluster:
+                prepare(name, source, out, splits, options, workers, cluster)
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, perhaps for lack of memory; run the same command "
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_command_line(
     arguments: Sequence[str],
-) -> tuple[str, str, Path, tuple[str, ...], int, Options, dict[str, Any] | None]:
+) -> tuple[str, str, Path, tuple[str, ...], int, Options, Any]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument(
         "--from",
@@ -122,14 +121,14 @@ def read_command_line(
         extra=tuple(own),
     )
     splits = (given.split,) if given.split else SPLITS
-    on_ray = engine_of(given)
-    if on_ray is not None and given.workers is not None:
+    engine = engine_of(given)
+    if engine is not None and given.workers is not None:
         raise UserError(
             "--workers is the number of processes of this machine, and with --engine=ray the "
             "cores of Ray decide; leave it out"
         )
     workers = given.workers or os.cpu_count() or 1
-    return given.name, given.source, given.out, splits, workers, options, on_ray
+    return given.name, given.source, given.out, splits, workers, options, engine
 
 
 def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -177,7 +176,7 @@ def prepare(
     splits: tuple[str, ...] = SPLITS,
     options: Options = Options(),  # noqa: B008, it is frozen
     workers: int = 1,
-    on_ray: bool = False,
+    cluster: Cluster | None = None,
 ) -> None:
     """Write the prepared folder `out`; see the module.
 
@@ -188,7 +187,7 @@ def prepare(
         splits: those to prepare.
         options: what can change the bytes written.
         workers: number of processes.
-        on_ray: whether the Ray cluster that this process is connected to makes the shards.
+        cluster: makes the shards, in place of processes of this machine.
 
     Raises:
         UserError: a source, sample, folder or disk is unusable. Finished shards are kept.
@@ -220,7 +219,7 @@ def prepare(
             say(f"{out} is prepared already; python -m data.check {out} verifies it")
             return
         num_done = len(wanted) - len(missing)
-        make_shards(name, source, options, plan, out, missing, workers, num_done, on_ray)
+        make_shards(name, source, options, plan, out, missing, workers, num_done, cluster)
         known |= in_notes(out, settings)
         beside.write(out, plan.beside)
         write_manifest(out, name, settings, plan, {file: known[file] for file in wanted}, manifest)

@@ -60,7 +60,7 @@ from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, shard_name, write_shard
 from smoothsa_jax import text
 from smoothsa_jax.bulk import pieces
-from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.bulk.command_line import add_engine, engine_of
 from smoothsa_jax.checkout import as_started
 from smoothsa_jax.checkpoints.sources import begin, with_companions
@@ -153,16 +153,16 @@ def main(arguments: Sequence[str]) -> int:
         )
         add_engine(parser)
         given = parser.parse_args(others)
-        on_ray = engine_of(given)
+        engine = engine_of(given)
         config = config_from_command_line(for_config, given.config)
         kind = SLOTS if SLOT_MODEL in config.companions else "features"
         out = beside(config.data.get("folder", f"prepared/{config.name}"), kind)
         out = out if given.out is None else expanded(given.out)
-        if on_ray is not None:
+        if engine is not None:
             jax.config.update("jax_platforms", "cpu")  # accelerators are for the workers
         runtime.start(say)
-        with contextlib.nullcontext() if on_ray is None else connected(**on_ray):
-            store(config, out, on_ray=on_ray is not None)
+        with engine or contextlib.nullcontext() as cluster:
+            store(config, out, cluster=cluster)
         text.say(f"train with --config.data.{kind}={out}")
         return 0
 
@@ -170,7 +170,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def store(
-    config: ConfigDict, out: Path, splits: Sequence[str] = SPLITS, on_ray: bool = False
+    config: ConfigDict,
+    out: Path,
+    splits: Sequence[str] = SPLITS,
+    cluster: Cluster | None = None,
 ) -> None:
     """Write the folder `out`; see the module.
 
@@ -178,13 +181,13 @@ def store(
         config: the config of the run that will read it.
         out: the folder.
         splits: of slots, those to store, as far as there are any. Features are those of training.
-        on_ray: whether the Ray cluster that this process is connected to computes them.
+        cluster: of Ray, which computes them in place of this process.
 
     Raises:
         UserError: a config that cannot run, a folder of something else, too little room. Finished
             shards are kept.
     """
-    if on_ray:
+    if cluster is not None:
         config = _on_one_device(config)
     found = what_is_stored(config, splits)
     name = f"{config.name}_{found.kind}"
@@ -225,10 +228,10 @@ def store(
                 f"{found.kind} need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; "
                 "give another --out, or fewer clips with --config.data.num_samples"
             )
-        if on_ray:
-            _make_shards_on_ray(out, config, splits, found, missing)
-        else:
+        if cluster is None:
             _make_shards(out, found, missing)
+        else:
+            _make_shards_on_ray(cluster, out, config, splits, found, missing)
         known |= in_notes(out, settings)
         write_manifest(out, name, settings, plan, {file: known[file] for file in files}, manifest)
         remove_notes(out, files)
@@ -321,6 +324,7 @@ def _make_shard(
 
 
 def _make_shards_on_ray(
+    cluster: Cluster,
     out: Path,
     config: ConfigDict,
     splits: Sequence[str],
@@ -335,7 +339,7 @@ def _make_shards_on_ray(
         pieces.marked(f"--out={out}", out / UNFINISHED) as mark,
         tqdm(total=total, unit=" frames", desc=found.kind) as bar,
     ):
-        for note in pieces.in_actors(work, settings, list(missing.items()), mark):
+        for note in pieces.in_actors(cluster, work, settings, list(missing.items()), mark):
             bar.update(note["num_examples"])
 
 

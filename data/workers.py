@@ -19,6 +19,8 @@ from data.families import family_of
 from data.family import BadSample, Family, Job, Options, Plan
 from data.finished import STAGING, UNFINISHED, write_note
 from data.shards import serializer, write_shard
+from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.text import say
 
 # Each worker process has its own copies.
@@ -35,15 +37,14 @@ def make_shards(
     missing: dict[str, Job],
     workers: int,
     num_done: int,
-    on_ray: bool = False,
+    cluster: Cluster | None = None,
 ) -> None:
     """Make the shards `missing`, with a progress bar, and write a note on each.
 
     Args:
         workers: number of processes.
         num_done: number of shards that are finished.
-        on_ray: whether the Ray cluster that this process is connected to makes them; then `workers`
-            does not matter.
+        cluster: makes them, in place of processes of this machine.
 
     Raises:
         UserError: a source, sample or disk is unusable. Finished shards are kept.
@@ -55,15 +56,16 @@ def make_shards(
     total = sum(job.num_items or 0 for job in missing.values()) or None
     with tqdm(total=total, unit=" samples", desc=name, smoothing=0.1) as bar:
         setting = (name, source, options, out / UNFINISHED / STAGING, plan.features)
-        notes = _on_ray(setting, out, missing) if on_ray else _here(setting, out, missing, workers)
+        if cluster is None:
+            notes = _here(setting, out, missing, workers)
+        else:
+            notes = _on_ray(setting, out, missing)
         for note in notes:
             bar.update(note["num_examples"] + len(note["skipped"]))
 
 
 def _on_ray(setting: tuple, out: Path, missing: dict[str, Job]) -> Iterator[dict[str, Any]]:
     """Make the shards as tasks of a Ray cluster."""
-    from smoothsa_jax.bulk import pieces
-
     with pieces.marked(f"--out={out}", out / UNFINISHED) as mark:
         work = f"{MakeShard.__module__}:{MakeShard.__name__}"
         yield from pieces.in_tasks(work, (out, *setting), list(missing.items()), mark)

@@ -77,6 +77,7 @@ PREDICT_FLAGS = (
     + ["iterations", "cut_signal", "requery", *PRUNE_FLAGS]
 )
 DEMO_FLAGS = ("host", "port")
+ENGINE_MODES = ("predict",)  # those that --engine=ray runs
 DEFAULT_CONFIG = str(ROOT / "configs" / "sprites.py")
 
 
@@ -97,6 +98,7 @@ def run(arguments: list[str]) -> int:
         for name in names:
             if given[name].present and given.mode != mode:
                 raise UserError(f"--{name} belongs to --mode={mode}; leave it out, or add that")
+    refuse_engine(given)
     if given.mode in ("predict", "demo"):
         refuse_config(given.mode, for_config)
         return run_predict(given) if given.mode == "predict" else run_demo(given)
@@ -296,6 +298,15 @@ def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
             )
 
 
+def refuse_engine(given: flags.FlagValues) -> None:
+    """Refuse --engine in modes that it does not run, and --address without it."""
+    if given.engine is not None and given.mode not in ENGINE_MODES:
+        modes = " and ".join(f"--mode={mode}" for mode in ENGINE_MODES)
+        raise UserError(f"--engine={given.engine} goes with {modes}; leave it out")
+    if given.address is not None and given.engine is None:
+        raise UserError("--address names a Ray cluster; add --engine=ray, or leave it out")
+
+
 def read_flags(arguments: list[str]) -> flags.FlagValues:
     """The values of all flags but the config's."""
     values = flags.FlagValues()
@@ -323,6 +334,8 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
     flags.DEFINE_string("host", None, "address to listen on", **here)
     flags.DEFINE_integer("port", None, "to listen on", lower_bound=0, upper_bound=65535, **here)
+    flags.DEFINE_enum("engine", None, ["ray"], "that runs the work", **here)
+    flags.DEFINE_string("address", None, "of a Ray cluster", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)
     flags.DEFINE_integer("num_processes", None, "that run together", lower_bound=1, **here)

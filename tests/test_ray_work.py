@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,6 +14,8 @@ from tiny import as_dynamics, tiny_config
 from data import prepare, store, workers
 from data.check import check
 from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.bulk.evaluate import evaluate_run
 from smoothsa_jax.checkpoints.write import CheckpointWriter
 from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
@@ -27,15 +28,12 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray(tmp_path_factory):
-    from smoothsa_jax.bulk.cluster import connected
-
-    tests = str(Path(__file__).parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = tests  # of the workers
-    with connected():
-        yield
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of the workers
+        patch.setenv("RAY_worker_niceness", "0")  # else other tests starve them
+        with connected(num_cpus=2) as cluster:
+            yield cluster
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -62,11 +60,11 @@ def test_shards_made_on_ray_are_those_of_one_process(prepared, tmp_path):
     assert files_of(tmp_path / "out") == files_of(prepared)
 
 
-def test_a_worker_that_dies_in_a_shard_changes_nothing(prepared, tmp_path, monkeypatch):
+def test_a_worker_that_dies_in_a_shard_changes_nothing(cluster, prepared, tmp_path, monkeypatch):
     import ray_work
 
     monkeypatch.setattr(workers, "MakeShard", ray_work.DyingPreparation)
-    prepare.prepare("movi_c", str(MOVI), tmp_path / "out", on_ray=True)
+    prepare.prepare("movi_c", str(MOVI), tmp_path / "out", cluster=cluster)
     assert (tmp_path / ".died").exists()
     assert {n: x for n, x in files_of(tmp_path / "out").items() if ".partial" not in n} == files_of(
         prepared
@@ -106,15 +104,17 @@ def test_an_error_of_a_shard_is_one_line(tmp_path, capsys):
     assert "a.png" in expected
 
 
-def test_workers_of_another_version_or_without_the_folder_are_refused(tmp_path, monkeypatch):
+def test_workers_of_another_version_or_without_the_folder_are_refused(
+    cluster, tmp_path, monkeypatch
+):
     def refused(match: str) -> None:
         with pytest.raises(UserError, match=match) as found:
-            prepare.prepare("movi_c", str(MOVI), tmp_path / "out", on_ray=True)
+            prepare.prepare("movi_c", str(MOVI), tmp_path / "out", cluster=cluster)
         assert "\n" not in str(found.value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "code_of_the_program", lambda: "of another version")
-        refused("has another version of the program")
+        patch.setattr(pieces, "program", lambda: "of another version")
+        refused("install the same version")
     with monkeypatch.context() as patch:
         patch.setattr(pieces.os, "getcwd", lambda: "/of/this/machine/alone")
         refused("has no folder /of/this/machine/alone")
@@ -134,7 +134,7 @@ def test_workers_of_another_version_or_without_the_folder_are_refused(tmp_path, 
 # --------------------------------------------------------------------------------------- stores
 
 
-def test_stored_features_are_those_of_one_process(tmp_path, monkeypatch):
+def test_stored_features_are_those_of_one_process(cluster, tmp_path, monkeypatch):
     import numpy as np
     import ray_work
 
@@ -154,21 +154,21 @@ def test_stored_features_are_those_of_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SHARD_BYTES", 2 * 7 * 16 * 12 * 2)  # two clips
     store.store(config, tmp_path / "alone")
     monkeypatch.setattr(store, "MakeShard", ray_work.DyingStore)
-    store.store(config, tmp_path / "ray", on_ray=True)
+    store.store(config, tmp_path / "ray", cluster=cluster)
     assert (tmp_path / ".died").exists() and check(tmp_path / "ray") == []
     assert len(list((tmp_path / "ray").glob("*array_record*"))) == 3
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
 
 
-def test_stored_slots_are_those_of_one_process(tmp_path, monkeypatch, capsys):
+def test_stored_slots_are_those_of_one_process(cluster, tmp_path, monkeypatch, capsys):
     config = as_dynamics(tiny_config(5, decoder="mlp_mixture"))
     config.data.update(num_samples=3, min_objects=2, max_objects=3)
     config.eval.update(num_frames=5, validation_samples=1, num_samples=2)
     monkeypatch.setattr(store, "SLOT_SHARD_BYTES", 1)  # one clip in a shard
     store.store(config, tmp_path / "alone")
-    store.store(config, tmp_path / "ray", on_ray=True)
+    store.store(config, tmp_path / "ray", cluster=cluster)
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
-    store.store(config, tmp_path / "ray", on_ray=True)
+    store.store(config, tmp_path / "ray", cluster=cluster)
     assert "finished already" in capsys.readouterr().out
 
 
@@ -188,17 +188,13 @@ def workdir(tmp_path_factory) -> Path:
     writer = CheckpointWriter(workdir, config)
     params = jax.tree.map(lambda x: x * 0.8, training.state.params)
     state = training.state.replace(step=jax.numpy.asarray(4, "int32"), params=params)
-    writer.save(
-        4, {"state": state, "frozen": training.frozen}, {"frozen_from": ""}, {"loss": 1.0}
-    )
+    writer.save(4, {"state": state, "frozen": training.frozen}, {"frozen_from": ""}, {"loss": 1.0})
     writer.wait()
     writer.close()
     return workdir
 
 
-def test_scores_are_those_of_one_process(workdir):
-    from smoothsa_jax.bulk.evaluate import evaluate_run
-
+def test_scores_are_those_of_one_process(cluster, workdir):
     def written() -> tuple:
         scores = json.loads((workdir / "scores.json").read_text())
         pictures = {p.name: p.read_bytes() for p in sorted(workdir.glob("pictures/*"))}
@@ -209,12 +205,10 @@ def test_scores_are_those_of_one_process(workdir):
     assert scores["baselines"] and len(pictures) >= 3 and len(rows.splitlines()) > 7
     for name in ("scores.json", "scores.csv"):
         (workdir / name).unlink()
-    evaluate_run(workdir)
+    evaluate_run(cluster, workdir)
     assert written() == (scores, rows, pictures)
 
 
-def test_a_workdir_without_checkpoint_is_one_line(tmp_path):
-    from smoothsa_jax.bulk.evaluate import evaluate_run
-
+def test_a_workdir_without_checkpoint_is_one_line(cluster, tmp_path):
     with pytest.raises(UserError, match="nothing to restore"):
-        evaluate_run(tmp_path)
+        evaluate_run(cluster, tmp_path)

@@ -1,1 +1,9 @@
-"""Work on the machines of a Ray cluster."""
+"""The same work on an engine, Ray: whole corpora, on one machine or on a cluster.
+
+`--engine=ray` runs what the commands run without it. Ray schedules, holds back what is too fast and
+starts again what has died; nothing here does.
+
+`cluster.py` connects, `corpus.py` finds what is read, `reading.py` decodes it, `parts.py` writes
+Parquet and knows what is finished, `predict.py` joins them for `--mode=predict`, and `found.py`
+opens the results as stored slots.
+"""

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.checkpoints.read import Checkpoint, read_checkpoint
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.tasks.task import Task
@@ -26,10 +27,16 @@ SHARES_OF_AN_ACTOR = 4  # so that a slow actor gets fewer, and little is lost if
 
 
 def evaluate_run(
-    workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored
+    cluster: Cluster,
+    workdir: Path,
+    choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored,
 ) -> dict[str, Any]:
-    """Score a checkpoint of a workdir as `training.evaluating.evaluate_run` does, on the Ray cluster
-    that this process is connected to.
+    """Score a checkpoint of a workdir as `training.evaluating.evaluate_run` does, on a cluster.
+
+    Args:
+        cluster: that this process is connected to.
+        workdir: the run's folder.
+        choose_config: as there.
 
     Returns:
         The content of `scores.json`.
@@ -43,13 +50,18 @@ def evaluate_run(
         config.mesh.update(data=1, fsdp=1)  # each actor has one
         return config.lock()
 
-    return evaluating.evaluate_run(workdir, on_one_device, functools.partial(workers_of, workdir))
+    return evaluating.evaluate_run(
+        workdir, on_one_device, functools.partial(workers_of, cluster, workdir)
+    )
 
 
-def workers_of(workdir: Path, config: ConfigDict, task: Task, checkpoint: Checkpoint) -> Workers:
+def workers_of(
+    cluster: Cluster, workdir: Path, config: ConfigDict, task: Task, checkpoint: Checkpoint
+) -> Workers:
     """Return what has a pass scored by actors.
 
     Args:
+        cluster: that this process is connected to.
         workdir: the run's folder, which all machines share.
         config: to evaluate with.
         task: of this config.
@@ -57,15 +69,12 @@ def workers_of(workdir: Path, config: ConfigDict, task: Task, checkpoint: Checkp
     """
 
     def score(weights: str | int, wanted: Pass) -> Sequence[Share]:
-        import ray
-
         _check_sendable(wanted)
         source = evaluating.source_of_split(
             config, evaluating.slots_of(config, task), wanted.split, wanted.num_samples
         )
         batches = math.ceil(len(source) / config.eval.batch_size)
-        actors = pieces.accelerators(ray.cluster_resources())[1]
-        count = max(1, min(batches, SHARES_OF_AN_ACTOR * actors))
+        count = max(1, min(batches, SHARES_OF_AN_ACTOR * cluster.workers))
         work = f"{ScoreShare.__module__}:{ScoreShare.__name__}"
         shares: dict[int, Share] = {}
         with (
@@ -74,7 +83,7 @@ def workers_of(workdir: Path, config: ConfigDict, task: Task, checkpoint: Checkp
         ):
             settings = (workdir.resolve(), config, checkpoint.step)
             asked = [(weights, wanted, index, count) for index in range(count)]
-            for index, share in pieces.in_actors(work, settings, asked, mark):
+            for index, share in pieces.in_actors(cluster, work, settings, asked, mark):
                 shares[index] = share
                 bar.update()
         return [shares[index] for index in range(count)]

@@ -8,8 +8,6 @@ fills them by the piece alone, and has them appear whole.
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import logging
 import os
 import pickle
@@ -19,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from smoothsa_jax.checkout import ROOT, beside_the_package
+from smoothsa_jax.bulk.cluster import Cluster, program, refuse_other_program
+from smoothsa_jax.checkout import beside_the_package
 from smoothsa_jax.environment import settle
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
@@ -27,7 +26,6 @@ from smoothsa_jax.parts import choose
 
 RETRIES = 5  # of a piece whose worker dies: then it is the piece
 SECONDS_TO_STOP = 10.0  # that interrupted pieces have to remove their unfinished files
-PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +53,8 @@ class Work:
         uses_jax: whether it computes with JAX.
         folder: in which the program was started; relative paths are relative to it.
         mark: see `marked`; None: no folder is shared.
-        code: see `code_of_the_program`.
-        accelerator: "GPU" or "TPU" if each worker has one; else "CPU".
+        program: see `cluster.program`; a machine may join while the work is done.
+        accelerator: "GPU" or "TPU" if each worker has one; else None.
     """
 
     name: str
@@ -64,8 +62,8 @@ class Work:
     uses_jax: bool
     folder: str
     mark: Mark | None
-    code: str
-    accelerator: str = "CPU"
+    program: str
+    accelerator: str | None = None
 
 
 # -------------------------------------------------------------------------------- the driver's side
@@ -126,66 +124,61 @@ def in_tasks(
 
 
 def in_actors(
-    name: str, settings: Sequence[Any], pieces: Sequence[Any], mark: Mark | None = None
+    cluster: Cluster,
+    name: str,
+    settings: Sequence[Any],
+    pieces: Sequence[Any],
+    mark: Mark | None = None,
 ) -> Iterator[Any]:
     """Do pieces of work that needs a model, in a pool of actors of Ray Data.
 
     Each actor has one accelerator, or one core if the cluster has no accelerators, and makes its
-    object of the class, and thus the model, once. See `in_tasks`.
+    object of the class, and thus the model, once. See `in_tasks` for the rest.
+
+    Raises:
+        UserError: as there; or JAX is told to use an accelerator that the cluster lacks.
     """
-    import ray
     import ray.data
 
-    kind, number = accelerators(ray.cluster_resources())
-    needs = {"GPU": {"num_gpus": 1}, "TPU": {"resources": {"TPU": 1}}, "CPU": {"num_cpus": 1}}
-    work = dataclasses.replace(_work(name, settings, mark, uses_jax=True), accelerator=kind)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the caller has one
+    refuse_missing_accelerator(cluster)
+    work = _work(name, settings, mark)
+    work = dataclasses.replace(work, uses_jax=True, accelerator=cluster.accelerator)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the caller has one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = ray.data.from_items(
         [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
     )
-    size = min(number, len(pieces))
+    size = min(cluster.workers, len(pieces))
     rows = rows.map(
         _Actor,
         fn_constructor_args=(work,),
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
         ),
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-        **needs[kind],
+        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+        **cluster.of_worker,
     )
     with _telling_deaths():
         for row in rows.iter_rows():
             yield _result(row["result"])
 
 
-def accelerators(resources: dict[str, float]) -> tuple[str, int]:
-    """Return what each worker with a model gets of a cluster, and how many there are of it.
-
-    Args:
-        resources: of the whole cluster, as Ray names them.
+def refuse_missing_accelerator(cluster: Cluster) -> None:
+    """Refuse a cluster of cores where JAX is told to use accelerators.
 
     Raises:
-        UserError: JAX is told to use an accelerator, and the cluster has none.
+        UserError: JAX_PLATFORMS names an accelerator, and the cluster has none.
     """
-    for kind in ("GPU", "TPU"):
-        if number := int(resources.get(kind, 0)):
-            return kind, number
     asked = os.environ.get("JAX_PLATFORMS", "").lower()
-    if asked.split(",")[0] in ("cuda", "gpu", "rocm", "tpu"):
+    if cluster.accelerator is None and asked.split(",")[0] in ("cuda", "gpu", "rocm", "tpu"):
         raise UserError(
             f"JAX_PLATFORMS={asked} is set, and no machine of the Ray cluster has such a device; "
             "start Ray with --num-gpus on machines that have one, or set JAX_PLATFORMS=cpu"
         )
-    return "CPU", max(1, int(resources.get("CPU", 1)))
 
 
-def _work(name: str, settings: Sequence[Any], mark: Mark | None, uses_jax: bool = False) -> Work:
-    return Work(
-        name, pickle.dumps(tuple(settings)), uses_jax, os.getcwd(), mark, code_of_the_program()
-    )
+def _work(name: str, settings: Sequence[Any], mark: Mark | None) -> Work:
+    return Work(name, pickle.dumps(tuple(settings)), False, os.getcwd(), mark, program())
 
 
 def _result(outcome: bytes) -> Any:
@@ -245,11 +238,7 @@ class _Actor:
 
 def _begin(work: Work) -> Callable[[Any], Any]:
     machine = platform.node()
-    if code_of_the_program() != work.code:
-        raise UserError(
-            f"the machine {machine} has another version of the program ({PACKAGE}); install the "
-            "same one on all machines of the cluster"
-        )
+    refuse_other_program(work.program, program(), f"the machine {machine}")
     try:
         os.chdir(work.folder)
     except OSError as error:
@@ -275,25 +264,15 @@ def _sees(mark: Mark) -> bool:
         return False
 
 
-def _start_jax(accelerator: str, machine: str) -> None:
+def _start_jax(accelerator: str | None, machine: str) -> None:
     settle()
     import jax
 
     from smoothsa_jax.devices import runtime
 
     runtime.start(lambda line: None)
-    if accelerator != "CPU" and jax.default_backend() == "cpu":
+    if accelerator is not None and jax.default_backend() == "cpu":
         raise UserError(
             f"Ray gives workers on {machine} a {accelerator}, and JAX there computes on the CPU; "
             "install JAX for it on all machines, or start Ray with --num-gpus=0"
         )
-
-
-@functools.cache
-def code_of_the_program() -> str:
-    """Return a checksum of the program's source files, which is that of its version."""
-    digest = hashlib.sha256()
-    for root in (PACKAGE, ROOT / "data"):
-        for file in sorted(root.rglob("*.py")):
-            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
