@@ -179,6 +179,7 @@ def test_stored_slots_are_those_of_one_process(cluster, tmp_path, monkeypatch, c
 def workdir(tmp_path_factory) -> Path:
     """A run with an untrained model, 7 samples and batches of 2."""
     config = tiny_config(3)
+    config.data.update(max_objects=3)
     config.eval.update(num_samples=7, num_frames=3, num_pictures=3, seeds=(0, 1), batch_size=2)
     config.eval.update(baselines=True, match_paper=True)
     config, workdir = canonical(config), tmp_path_factory.mktemp("runs") / "run"
