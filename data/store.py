@@ -158,9 +158,7 @@ def main(arguments: Sequence[str]) -> int:
         kind = SLOTS if SLOT_MODEL in config.companions else "features"
         out = beside(config.data.get("folder", f"prepared/{config.name}"), kind)
         out = out if given.out is None else expanded(given.out)
-        if engine is not None:
-            jax.config.update("jax_platforms", "cpu")  # accelerators are for the workers
-        runtime.start(say)
+        runtime.start(say, computes=engine is None)
         with engine or contextlib.nullcontext() as cluster:
             store(config, out, cluster=cluster)
         text.say(f"train with --config.data.{kind}={out}")
