@@ -35,6 +35,12 @@ model, hf://OWNER/NAME, or the name of a bundled or published model.
     --future=K                  of a run with the word `dynamics`: also predicts the K frames after
                                 each video
 
+    --engine=ray                for a whole corpus, on Ray: writes Parquet files; needs '.[ray]'
+    --address=auto|HOST:PORT    of a cluster; default: the cores or accelerators of this machine
+    --masks=rle|png             with --engine=ray: also stores masks
+    --max-errors=1000           with --engine=ray: more unreadable files end the run
+    --column=NAME               with --engine=ray, of an --input of Parquet files
+
 Options of --mode=demo, a page in the browser to try a model on; needs '.[demo]' (docs/use.md). Its
 --workdir is as for --mode=predict, or a run with the word `dynamics`; default: a bundled model.
 
@@ -63,6 +69,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -81,6 +88,7 @@ PREDICT_FLAGS = (
 )
 DEMO_FLAGS = ("host", "port")
 ENGINE_MODES = ("predict", "evaluate")  # those that --engine=ray runs
+BULK_FLAGS = ("masks", "max_errors", "column")  # of --mode=predict --engine=ray
 DEFAULT_CONFIG = str(ROOT / "configs" / "sprites.py")
 
 
@@ -241,6 +249,10 @@ def run_predict(given: flags.FlagValues) -> int:
         if not given[name].value:
             raise UserError(f"--mode=predict needs --{name}=...; see python main.py --help")
 
+    if given.engine is not None:
+        from smoothsa_jax.bulk.cluster import check_ray
+
+        check_ray()  # before anything that takes seconds
     settle()
     from smoothsa_jax.devices import runtime
     from smoothsa_jax.inference import predict, shot_cuts
@@ -255,13 +267,24 @@ def run_predict(given: flags.FlagValues) -> int:
     values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts, default)
     default, flag = shot_cuts.DEFAULT_REQUERY, "--requery"
     values["requery"] = shot_cuts.threshold_from(given.requery, default, flag)
-    runtime.start(lambda line: leave(line, 0))
+    if given.engine is None:
+        runtime.start(lambda line: leave(line, 0))
     try:
         with signals.SignalGuard():
-            predict.predict(predict.Options(**values))
+            if given.engine is None:
+                predict.predict(predict.Options(**values))
+            else:
+                run_bulk(given, predict.Options(**values | {"output": given.output}))
     except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
+
+
+def run_bulk(given: flags.FlagValues, options: Any) -> None:
+    from smoothsa_jax.bulk import predict
+
+    values = {name: given[name].value for name in ("address", *BULK_FLAGS) if given[name].present}
+    predict.predict(options, predict.BulkOptions(**values))
 
 
 def distance_from(text: str | None) -> float | str | bool | None:
@@ -318,6 +341,10 @@ def refuse_engine(given: flags.FlagValues) -> None:
             f"--engine={given.engine} starts processes on other machines itself; leave "
             "--distributed and --coordinator out"
         )
+    for name in BULK_FLAGS:
+        if given[name].present and (given.engine is None or given.mode != "predict"):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} belongs to --mode=predict --engine=ray; leave it out")
 
 
 def read_flags(arguments: list[str]) -> flags.FlagValues:
@@ -349,6 +376,9 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("port", None, "to listen on", lower_bound=0, upper_bound=65535, **here)
     flags.DEFINE_enum("engine", None, ["ray"], "that runs the work", **here)
     flags.DEFINE_string("address", None, "of a Ray cluster", **here)
+    flags.DEFINE_enum("masks", None, ["rle", "png"], "how to store masks", **here)
+    flags.DEFINE_integer("max_errors", 1000, "unreadable files", lower_bound=0, **here)
+    flags.DEFINE_string("column", None, "of Parquet files", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)
     flags.DEFINE_integer("num_processes", None, "that run together", lower_bound=1, **here)
@@ -356,6 +386,7 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("heartbeat_timeout_seconds", 100, "of a dead one", lower_bound=1, **here)
     # With or without a value, which absl does not know.
     names = [a.replace("--shot-cuts", "--shot_cuts", 1) for a in arguments]
+    names = [a.replace("--max-errors", "--max_errors", 1) for a in names]
     alone = ("--shot_cuts", "--requery")
     names = [f"{name}=default" if name in alone else name for name in names]
     try:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -252,7 +253,10 @@ def refuse_other_program(mine: str, theirs: str, where: str) -> None:
 
 
 def reason_of(error: BaseException) -> UserError | None:
-    """The `UserError` that a worker raised, out of what Ray wraps around it; None: another one."""
+    """The `UserError` that a worker raised, out of what Ray wraps around it; None: another one.
+
+    Of a worker that fails to start, Ray keeps the text alone.
+    """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -263,4 +267,5 @@ def reason_of(error: BaseException) -> UserError | None:
         if isinstance(found, UserError):
             return UserError(str(found.args[0]) if found.args else str(found))
         waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
-    return None
+    told = re.findall(r"^(?:\w+\.)*UserError: (.+)$", str(error), re.MULTILINE)
+    return UserError(told[-1]) if told else None

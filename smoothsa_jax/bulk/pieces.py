@@ -143,8 +143,11 @@ def in_actors(
     refuse_missing_accelerator(cluster)
     work = _work(name, settings, mark)
     work = dataclasses.replace(work, uses_jax=True, accelerator=cluster.accelerator)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # the caller has one
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the caller has one
+    context.print_on_execution_start = False
+    for logger in ("ray.data", "ray"):  # of restarts, for which nobody needs to do anything
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     rows = ray.data.from_items(
         [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
     )
