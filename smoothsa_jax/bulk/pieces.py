@@ -13,6 +13,7 @@ import os
 import pickle
 import platform
 import secrets
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,15 +153,18 @@ def in_actors(
         [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
     )
     size = min(cluster.workers, len(pieces))
-    rows = rows.map(
-        _Actor,
-        fn_constructor_args=(work,),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
-        ),
-        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
-        **cluster.of_worker,
-    )
+    with warnings.catch_warnings():  # of the extra's newest Ray, which the next one will not take
+        warnings.simplefilter("ignore", DeprecationWarning)
+        rows = rows.map(
+            _Actor,
+            fn_constructor_args=(work,),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
+            ),
+            # Without it, Ray Data would try a piece that kills its workers for ever.
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+            **cluster.of_worker,
+        )
     with _telling_deaths():
         for row in rows.iter_rows():
             yield _result(row["result"])
