@@ -47,6 +47,9 @@ Options of --mode=demo, a page in the browser to try a model on; needs '.[demo]'
     --port=N                    to listen on; default 7860; 0: any free one
     --host=ADDRESS              0.0.0.0 lets other machines in; default: this one alone
 
+Ray, for --mode=evaluate (docs/devices.md): --engine=ray, and --address=auto|HOST:PORT of a cluster
+whose machines share the workdir and the data; default: the cores or accelerators of this machine.
+
 Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
 host, with a workdir that all of them share.
 
@@ -84,7 +87,7 @@ PREDICT_FLAGS = (
     + ["iterations", "cut_signal", "requery", *PRUNE_FLAGS]
 )
 DEMO_FLAGS = ("host", "port")
-ENGINE_MODES = ("predict",)  # those that --engine=ray runs
+ENGINE_MODES = ("predict", "evaluate")  # those that --engine=ray runs
 BULK_FLAGS = ("masks", "max_errors", "column")  # of --mode=predict --engine=ray
 DEFAULT_CONFIG = str(ROOT / "configs" / "sprites.py")
 
@@ -148,7 +151,7 @@ def run_training(
     from smoothsa_jax.training import evaluating, loop, signals
     from smoothsa_jax.training.logging import say
 
-    runtime.start(say)
+    runtime.start(say, computes=given.engine is None)
     if restart is not None:
         command = shlex.join(["python", "main.py", *restart])
         say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
@@ -160,7 +163,12 @@ def run_training(
             loop.train(config, folder)
             return 0
 
-        if given.mode == "evaluate":
+        if given.engine is not None:
+            from smoothsa_jax.bulk import cluster, evaluate
+
+            with cluster.connected(given.address) as found:
+                evaluate.evaluate_run(found, folder, choose)
+        elif given.mode == "evaluate":
             evaluating.evaluate_run(folder, choose)
         else:
             from smoothsa_jax.report.build import report
@@ -328,6 +336,11 @@ def refuse_engine(given: flags.FlagValues) -> None:
         raise UserError(f"--engine={given.engine} goes with {modes}; leave it out")
     if given.address is not None and given.engine is None:
         raise UserError("--address names a Ray cluster; add --engine=ray, or leave it out")
+    if given.engine is not None and (given.distributed or given.coordinator is not None):
+        raise UserError(
+            f"--engine={given.engine} starts processes on other machines itself; leave "
+            "--distributed and --coordinator out"
+        )
     for name in BULK_FLAGS:
         if given[name].present and (given.engine is None or given.mode != "predict"):
             flag = name.replace("_", "-")

@@ -6,4 +6,7 @@ starts again what has died; nothing here does.
 `cluster.py` connects, `corpus.py` finds what is read, `reading.py` decodes it, `parts.py` writes
 Parquet and knows what is finished, `predict.py` joins them for `--mode=predict`, and `found.py`
 opens the results as stored slots.
+
+`pieces.py` does pieces of other work, as tasks or in actors: the shards of `python -m data.prepare`
+and `data.store`, whose flags are in `command_line.py`, and in `evaluate.py` the shares of a split.
 """

@@ -257,9 +257,9 @@ def _checked(address: str | None) -> Cluster:
 def program() -> str:
     """The version of this program, with a checksum of its files: "0.2.0 (3f9a0c...)"."""
     found = hashlib.sha256()
-    root = Path(smoothsa_jax.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for root in (Path(smoothsa_jax.__file__).parent, ROOT / "data"):
+        for path in sorted(root.rglob("*.py")):
+            found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{smoothsa_jax.__version__} ({found.hexdigest()[:12]})"
 
 
