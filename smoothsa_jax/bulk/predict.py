@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from smoothsa_jax.bulk import corpus, parts
@@ -30,6 +31,7 @@ from smoothsa_jax.bulk.reading import Bad, Read
 from smoothsa_jax.bulk.rows import MASKS, Rows, Segmented
 from smoothsa_jax.bulk.segmenting import Worker, shipped
 from smoothsa_jax.bulk.storage import Folder
+from smoothsa_jax.checkpoints.sources import digest
 from smoothsa_jax.devices import runtime
 from smoothsa_jax.environment import settle
 from smoothsa_jax.errors import UserError
@@ -181,6 +183,7 @@ def _made_of(
     return {
         "format": parts.FORMAT,
         "weights": model.checksum,
+        "digest": digest({name: np.asarray(x) for name, x in model.params.items()}),
         "step": model.step,
         "files": len(found.items),
         "corpus": found.digest,

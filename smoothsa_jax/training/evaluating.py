@@ -47,7 +47,7 @@ from smoothsa_jax.evaluation.scores import (
 )
 from smoothsa_jax.evaluation.split import Evaluation, Evaluator, evaluate, whole_split
 from smoothsa_jax.inputs.build import build_dataset, is_labelled, long_enough
-from smoothsa_jax.inputs.features import is_stored
+from smoothsa_jax.inputs.found import is_stored
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.losses.build import build_losses
