@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 from command import here
 from PIL import Image
+from tiny import as_dynamics, tiny_config
 
 from data.rle import decode
-from smoothsa_jax.bulk import cluster, corpus, parts
+from smoothsa_jax.bulk import cluster, corpus, parts, predict
 from smoothsa_jax.bulk.reading import Bad, Clip, Long, decoded
 from smoothsa_jax.bulk.rows import Rows, Segmented, encoded, segments_of
 from smoothsa_jax.bulk.storage import Folder
+from smoothsa_jax.checkpoints.sources import begin
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.inference.segmenter import Segmenter
+from smoothsa_jax.inputs.found import is_stored, opened
+from smoothsa_jax.tasks.stored import refuse_other_slots
+from smoothsa_jax.training.step import build_training
 
 pq = pytest.importorskip("pyarrow.parquet", reason="pip install '.[ray]'")
 pa = pytest.importorskip("pyarrow")
@@ -310,3 +316,91 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'smoothsa_jax[ray]'" in refused(capsys, "--engine=ray", *PREDICT)
+
+
+# ---------------------------------------------------------------------------------- as stored slots
+
+
+class Clips:
+    """Samples of a prepared folder without their pixels: a window of two frames."""
+
+    def __len__(self):
+        return 2
+
+    def without_pixels(self, index, rng):
+        return {"slot_mask": np.ones(3, bool)}, range(1, 3)
+
+
+def as_found(folder, model="aaa", size=(10, 10), names=("b.mp4", "a.mp4", "more.mp4")):
+    """A folder of results, and a prepared folder whose manifest lists the clips a and b."""
+    prepared = folder / "prepared"
+    prepared.mkdir()
+    shards = [{"sample_names": ["a", "b"], "frames": [3, 3], "sha256": "0"}]
+    manifest = {"splits": {"train": {"shards": shards}}, "metadata": {"kind": "clips"}}
+    (prepared / "MANIFEST.json").write_text(json.dumps(manifest))
+    out = Folder(folder / "out")
+    made_of = {"weights": 7, "digest": model, "model": {"num_slots": 3}, "image_size": [8, 8]}
+    parts.begin(out, made_of)
+    rows = [
+        Rows.of(segmented(f"in/{x}", 3, i)._replace(size=size), None) for i, x in enumerate(names)
+    ]
+    done = [
+        parts.write_part(out, i, 2, some, 7, (3, 4), None)
+        for i, some in enumerate([rows[:2], rows[2:]])
+    ]
+    parts.write_manifest(out, made_of, done)
+    return folder / "out", {"folder": str(prepared), "slots": str(folder / "out")}, rows
+
+
+def test_results_open_as_stored_slots(tmp_path):
+    folder, data, rows = as_found(tmp_path)
+    assert is_stored(data, "train") and not is_stored(data, "test")
+    slots = opened(Clips(), folder, "train", data, ["slots"])
+    for index, row in ((0, rows[1]), (1, rows[0])):
+        sample = slots[index]
+        assert sample["slots"].dtype == np.float16 and slots.length(index) == 3
+        np.testing.assert_array_equal(sample["slots"], row.slots[1:3].astype(np.float16))
+        np.testing.assert_array_equal(sample["slot_mask"], [True] * 3)
+    np.testing.assert_array_equal(
+        slots.of_frames(0, [2, 0])["slots"], rows[1].slots[[2, 0]].astype(np.float16)
+    )
+    with pytest.raises(UserError, match="has no masks, which is read"):
+        opened(Clips(), folder, "train", data, ["slots", "masks"])
+    with pytest.raises(UserError, match="matched by the names of a prepared folder"):
+        opened(Clips(), folder, "train", {}, ["slots"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"names": ("a.mp4",)}, "clip b of .* has none"),
+        ({"names": ("a.mp4", "b.mp4", "b.webm")}, "clip b of .* names two files so"),
+        ({"size": (10, 12)}, "frames of 12x10 pixels, of which training sees the largest square"),
+    ],
+)
+def test_results_that_do_not_fit_the_clips_are_refused(options, told, tmp_path):
+    folder, data, _ = as_found(tmp_path, **options)
+    with pytest.raises(UserError, match=told):
+        opened(Clips(), folder, "train", data, ["slots"])
+
+
+def test_results_of_another_model_are_refused_as_stored_slots(tmp_path):
+    """What a run says of its own slot model equals what predict writes of the same model."""
+    config = as_dynamics(tiny_config(4, initializer="gaussian", decoder="mlp_mixture"))
+    training = build_training(config)
+    frozen = begin(config, training, pytest.fail)[1]
+    start = "slot_model."
+    arrays = {
+        k.removeprefix(start): np.asarray(x) for k, x in frozen.items() if k.startswith(start)
+    }
+    trained = tiny_config(4, initializer="gaussian", decoder="mlp_mixture")
+    model = Segmenter(trained, arrays)
+    made_of = predict.of_model(model)
+    folder, data, _ = as_found(tmp_path)
+    source = opened(Clips(), folder, "train", data, ["slots"])
+    source.made_of = {key: made_of[key] for key in ("model", "image_size")}
+    source.made_of |= {"weights": made_of["digest"]}
+    refuse_other_slots(source, config, frozen)
+    source.made_of["weights"] = "another"
+    with pytest.raises(UserError, match="holds slots of other weights: found another"):
+        refuse_other_slots(source, config, frozen)

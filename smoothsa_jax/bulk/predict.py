@@ -8,6 +8,7 @@ worker or a node. A part goes through as one row, so what it holds never depends
 """
 
 import dataclasses
+import json
 import logging
 import pickle
 import sys
@@ -182,8 +183,7 @@ def _made_of(
     )
     return {
         "format": parts.FORMAT,
-        "weights": model.checksum,
-        "digest": digest({name: np.asarray(x) for name, x in model.params.items()}),
+        **of_model(model),
         "step": model.step,
         "files": len(found.items),
         "corpus": found.digest,
@@ -195,7 +195,15 @@ def _made_of(
         "prune": None if pruning is None else dataclasses.asdict(pruning),
         "iterations": None if iterations is None else dataclasses.asdict(iterations),
         "masks": bulk.masks,
-        "model": model.config.model.to_dict(),
+    }
+
+
+def of_model(model: Segmenter) -> dict[str, Any]:
+    """Return what identifies a model, as JSON values; stored slots are told by the same."""
+    return {
+        "weights": model.checksum,
+        "digest": digest({name: np.asarray(x) for name, x in model.params.items()}),
+        "model": json.loads(json.dumps(model.config.model.to_dict())),
         "image_size": list(model.image_size),
     }
 

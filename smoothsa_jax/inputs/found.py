@@ -187,14 +187,13 @@ class FoundSlots(CachedSlots):
                 f"clip {index} has frame {max(which)} in the prepared folder, and {place.frames} "
                 f"frames in data.slots {self._root}; predict the videos that were prepared"
             )
-        rows = table.take(np.asarray(which))
         found = {}
         for name in names:
-            array, shape = rows[name].combine_chunks(), [len(rows)]
+            array, shape = table[name].combine_chunks(), [len(table)]
             while hasattr(array.type, "list_size"):
                 shape.append(array.type.list_size)
                 array = array.flatten()
-            found[name] = array.to_numpy(zero_copy_only=False).reshape(shape)
+            found[name] = array.to_numpy(zero_copy_only=False).reshape(shape)[list(which)]
         found["slots"] = found["slots"].astype(HALF)
         return found
 
