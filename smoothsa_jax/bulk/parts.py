@@ -11,12 +11,14 @@ twice, by a retry or by another run, is the same part.
 
 import contextlib
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smoothsa_jax.bulk.cluster import program, refuse_other_program
 from smoothsa_jax.bulk.corpus import Item
-from smoothsa_jax.bulk.rows import as_parquet, errors_table, noted_in, table_of
+from smoothsa_jax.bulk.rows import Rows, Segmented, as_parquet, errors_table, noted_in, table_of
 from smoothsa_jax.bulk.storage import Folder, digest
 from smoothsa_jax.checkpoints.workdir import workdir_for_writing
 from smoothsa_jax.errors import UserError
@@ -212,3 +214,39 @@ def only_one(folder: Folder) -> Iterator[None]:
         yield
     finally:
         ray.kill(holder)
+
+
+class Write:
+    """Measure masks at the pictures' own size and write a part: a task on a core."""
+
+    def __init__(
+        self,
+        where: str,
+        number: int,
+        model: int,
+        shape: tuple[int, int],
+        masks: str | None,
+        own_program: str,
+    ):
+        self._where, self._number, self._model = where, number, model
+        self._shape, self._masks, self._program = shape, masks, own_program
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        refuse_other_program(self._program, program(), "a worker")
+        outcomes = [
+            Rows.of(x, self._masks) if isinstance(x, Segmented) else x
+            for x in pickle.loads(row["data"])
+        ]
+        made = (int(row["part"]), self._number, outcomes, self._model, self._shape, self._masks)
+        return {"done": pickle.dumps(write_part(Folder(self._where), *made))}
+
+
+class Verify:
+    """Read a part that an earlier run has made: a task on a core."""
+
+    def __init__(self, where: str, number: int):
+        self._where, self._number = where, number
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        found = finished_part(Folder(self._where), int(row["item"]), self._number)
+        return {"done": pickle.dumps(found)}

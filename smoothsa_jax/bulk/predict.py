@@ -28,8 +28,8 @@ from smoothsa_jax.bulk.cluster import (
     refuse_other_program,
 )
 from smoothsa_jax.bulk.parts import Done
-from smoothsa_jax.bulk.reading import Bad, Read
-from smoothsa_jax.bulk.rows import MASKS, Rows, Segmented
+from smoothsa_jax.bulk.reading import Read
+from smoothsa_jax.bulk.rows import MASKS
 from smoothsa_jax.bulk.segmenting import Worker, shipped
 from smoothsa_jax.bulk.storage import Folder
 from smoothsa_jax.checkpoints.sources import digest
@@ -221,7 +221,7 @@ def _known(run: _Run, listed: Sequence[Done] | None) -> dict[int, Done]:
 
         _settle_ray_data()
         data = ray.data.from_items(unsure, override_num_blocks=min(len(unsure), MOST_BLOCKS))
-        checked = data.map(_Verify(run.output.where, number), **run.cluster.of_reader)
+        checked = data.map(parts.Verify(run.output.where, number), **run.cluster.of_reader)
         for row in _rows_of(checked):
             if (found := pickle.loads(row["done"])) is not None:
                 done[found.part] = found
@@ -244,7 +244,7 @@ def _do(run: _Run, done: dict[int, Done]) -> None:
         for part in missing
     )
     workers = min(run.bulk.workers or cluster.workers, len(missing))
-    write = _Write(
+    write = parts.Write(
         run.output.where,
         len(plan),
         run.model.checksum,
@@ -351,40 +351,3 @@ class _Segment:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         outcomes = self._worker(pickle.loads(row["data"]))
         return {"part": row["part"], "data": pickle.dumps(outcomes, 5)}
-
-
-class _Write:
-    """Measure masks at the pictures' own size and write a part: a task on a core."""
-
-    def __init__(
-        self,
-        where: str,
-        number: int,
-        model: int,
-        shape: tuple[int, int],
-        masks: str | None,
-        own_program: str,
-    ):
-        self._where, self._number, self._model = where, number, model
-        self._shape, self._masks, self._program = shape, masks, own_program
-
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        refuse_other_program(self._program, program(), "a worker")
-        outcomes = [
-            Rows.of(x, self._masks) if isinstance(x, Segmented) else x
-            for x in pickle.loads(row["data"])
-        ]
-        assert all(isinstance(x, (Rows, Bad)) for x in outcomes)
-        made = (int(row["part"]), self._number, outcomes, self._model, self._shape, self._masks)
-        return {"done": pickle.dumps(parts.write_part(Folder(self._where), *made))}
-
-
-class _Verify:
-    """Read a part that an earlier run has made: a task on a core."""
-
-    def __init__(self, where: str, number: int):
-        self._where, self._number = where, number
-
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        found = parts.finished_part(Folder(self._where), int(row["item"]), self._number)
-        return {"done": pickle.dumps(found)}

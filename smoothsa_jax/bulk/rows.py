@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from smoothsa_jax.bulk.reading import Bad
+from smoothsa_jax.evaluation.bilinear import interpolation_matrix
 from smoothsa_jax.evaluation.pictures import palette
-from smoothsa_jax.evaluation.upsampling import interpolation_matrix
 from smoothsa_jax.inference.results import boxes_of
 
 MASKS = ("rle", "png")
