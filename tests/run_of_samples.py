@@ -14,11 +14,11 @@ from smoothsa_jax.training.step import build_training
 STEP = 4
 
 
-def untrained_run(workdir: Path, num_samples: int = 7) -> Path:
-    """Write a run to score on samples in batches of 2, with two seeds, baselines and pictures."""
-    config = tiny_config(3)
+def untrained_run(workdir: Path, num_frames: int) -> Path:
+    """Write a run to score on 7 samples in batches of 2, with seeds, baselines and pictures."""
+    config = tiny_config(num_frames)
     config.data.update(max_objects=3)
-    config.eval.update(num_samples=num_samples, num_frames=3, num_pictures=3, seeds=(0, 1))
+    config.eval.update(num_samples=7, num_frames=num_frames, num_pictures=3, seeds=(0, 1))
     config.eval.update(batch_size=2, baselines=True, match_paper=True)
     config = canonical(config)
     training = build_training(config)

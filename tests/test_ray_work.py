@@ -170,7 +170,7 @@ def test_stored_slots_are_those_of_one_process(cluster, tmp_path, monkeypatch, c
 
 
 def test_scores_are_those_of_one_process(cluster, tmp_path):
-    workdir = untrained_run(tmp_path / "run")
+    workdir = untrained_run(tmp_path / "run", 3)
     evaluating.evaluate_run(workdir)
     expected = written(workdir)
     for name in ("scores.json", "scores.csv"):
