@@ -1,14 +1,12 @@
 """Preparation, stores and evaluation on a local Ray: equal to those of one process."""
 
 import contextlib
-import io
-import json
 from pathlib import Path
 
-import jax
 import pytest
 from prepared_folders import blobs, write_folder
 from raw_clips import MOVI
+from run_of_samples import untrained_run, written
 from tiny import as_dynamics, tiny_config
 
 from data import prepare, store, workers
@@ -16,12 +14,8 @@ from data.check import check
 from smoothsa_jax.bulk import pieces
 from smoothsa_jax.bulk.cluster import connected
 from smoothsa_jax.bulk.evaluate import evaluate_run
-from smoothsa_jax.checkpoints.write import CheckpointWriter
-from smoothsa_jax.config.values import canonical
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.training import evaluating
-from smoothsa_jax.training.logging import RunLog
-from smoothsa_jax.training.step import build_training
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
@@ -175,39 +169,14 @@ def test_stored_slots_are_those_of_one_process(cluster, tmp_path, monkeypatch, c
 # ----------------------------------------------------------------------------------- evaluation
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    """A run with an untrained model, 7 samples and batches of 2."""
-    config = tiny_config(3)
-    config.data.update(max_objects=3)
-    config.eval.update(num_samples=7, num_frames=3, num_pictures=3, seeds=(0, 1), batch_size=2)
-    config.eval.update(baselines=True, match_paper=True)
-    config, workdir = canonical(config), tmp_path_factory.mktemp("runs") / "run"
-    training = build_training(config)
-    workdir.mkdir()
-    RunLog(workdir, first_step=0, num_steps=4, log_every=1, stream=io.StringIO()).close()
-    writer = CheckpointWriter(workdir, config)
-    params = jax.tree.map(lambda x: x * 0.8, training.state.params)
-    state = training.state.replace(step=jax.numpy.asarray(4, "int32"), params=params)
-    writer.save(4, {"state": state, "frozen": training.frozen}, {"frozen_from": ""}, {"loss": 1.0})
-    writer.wait()
-    writer.close()
-    return workdir
-
-
-def test_scores_are_those_of_one_process(cluster, workdir):
-    def written() -> tuple:
-        scores = json.loads((workdir / "scores.json").read_text())
-        pictures = {p.name: p.read_bytes() for p in sorted(workdir.glob("pictures/*"))}
-        return scores, (workdir / "scores.csv").read_text(), pictures
-
+def test_scores_are_those_of_one_process(cluster, tmp_path):
+    workdir = untrained_run(tmp_path / "run", 3)
     evaluating.evaluate_run(workdir)
-    scores, rows, pictures = written()
-    assert scores["baselines"] and len(pictures) >= 3 and len(rows.splitlines()) > 7
+    expected = written(workdir)
     for name in ("scores.json", "scores.csv"):
         (workdir / name).unlink()
     evaluate_run(cluster, workdir)
-    assert written() == (scores, rows, pictures)
+    assert written(workdir) == expected
 
 
 def test_a_workdir_without_checkpoint_is_one_line(cluster, tmp_path):
