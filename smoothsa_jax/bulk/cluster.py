@@ -283,7 +283,8 @@ def refuse_other_program(mine: str, theirs: str, where: str) -> None:
 def reason_of(error: BaseException) -> UserError | None:
     """The `UserError` that a worker raised, out of what Ray wraps around it; None: another one.
 
-    Of a worker that fails to start, Ray keeps the text alone.
+    What the system explains, such as a full disk, becomes one too. Of a worker that fails to start,
+    Ray keeps the text alone.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -294,6 +295,9 @@ def reason_of(error: BaseException) -> UserError | None:
         seen.add(id(found))
         if isinstance(found, UserError):
             return UserError(str(found.args[0]) if found.args else str(found))
+        if isinstance(found, OSError) and found.strerror:
+            where = f"{found.filename}: " if found.filename else ""
+            return UserError(f"a worker: {where}{found.strerror}; fix this, then run it again")
         waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
     told = re.findall(r"^(?:\w+\.)*UserError: (.+)$", str(error), re.MULTILINE)
     return UserError(told[-1]) if told else None

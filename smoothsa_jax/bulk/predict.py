@@ -10,6 +10,7 @@ worker or a node. A part goes through as one row, so what it holds never depends
 import dataclasses
 import json
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from smoothsa_jax.inference.load import load
 from smoothsa_jax.inference.results import check_num_slots
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.text import say
+from smoothsa_jax.training import signals
 
 MOST_BLOCKS = 1000  # tasks that read; each reads its parts one after the other
 INIT_DEATHS = 10  # in a row, of workers that start: nodes may die at that moment
@@ -261,7 +263,7 @@ def _do(run: _Run, done: dict[int, Done]) -> None:
             run.arguments,
             run.bulk.masks,
             run.bulk.places,
-            max(1, cluster.cpus // cluster.workers) if cluster.accelerator is None else None,
+            max(1, cluster.cpus // workers) if cluster.accelerator is None else None,
             program(),
         ),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
@@ -304,12 +306,13 @@ def _rows_of(data: Any) -> Iterator[dict[str, Any]]:
 
     try:
         yield from data.iter_rows()
-    except (ray.exceptions.RayError, RuntimeError, MemoryError) as error:
+    except signals.Stopped:
+        raise
+    except Exception as error:  # Ray wraps what workers raise in classes of its own
         if (reason := reason_of(error)) is not None:
             raise reason from error
-        if isinstance(
-            error, (ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectStoreFullError)
-        ):
+        memory = (ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectStoreFullError)
+        if isinstance(error, memory):
             text = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the cluster has too little memory ({text}); use larger nodes or fewer workers, "
@@ -330,7 +333,16 @@ def _settle_ray_data() -> None:
 
 
 class _Segment:
-    """Segment parts with one model: an actor."""
+    """Segment parts with one model: an actor.
+
+    Args:
+        model: a reference to what `segmenting.shipped` has made, in a list: Ray would resolve it.
+        arguments: of `SideBySide`.
+        masks: how masks are stored.
+        places: how many videos run at once; None: by the kind of device.
+        threads: of XLA, on cores; None: on accelerators.
+        own_program: what `cluster.program` says where the run was started.
+    """
 
     def __init__(
         self,
@@ -344,6 +356,8 @@ class _Segment:
         import ray
 
         refuse_other_program(own_program, program(), "a worker")
+        if threads is not None:  # XLA would start as many threads as there are cores, in each
+            os.environ.setdefault("NPROC", str(threads))
         settle()
         runtime.use_compilation_cache()
         self._worker = Worker(ray.get(model[0]), arguments, masks, places)
