@@ -242,6 +242,8 @@ def _checked(address: str | None) -> Cluster:
                 f"node {where} of the cluster cannot import this program ({told}); install "
                 f"smoothsa_jax {mine} there"
             ) from error
+        except ray.exceptions.RayError:
+            continue  # the node is gone; workers that start later look for themselves
     resources = ray.cluster_resources()
     kind = next((name for name in ACCELERATORS if resources.get(name, 0) >= 1), None)
     return Cluster(

@@ -353,15 +353,29 @@ class _Segment:
         threads: int | None,
         own_program: str,
     ):
-        import ray
-
-        refuse_other_program(own_program, program(), "a worker")
-        if threads is not None:  # XLA would start as many threads as there are cores, in each
-            os.environ.setdefault("NPROC", str(threads))
-        settle()
-        runtime.use_compilation_cache()
-        self._worker = Worker(ray.get(model[0]), arguments, masks, places)
+        self._worker: Worker | None = None
+        self._refused: UserError | None = None
+        try:
+            refuse_other_program(own_program, program(), "a worker")
+            if threads is not None:  # XLA would start as many threads as cores, in each worker
+                os.environ.setdefault("NPROC", str(threads))
+            self._worker = _worker(model[0], arguments, masks, places)
+        except (
+            UserError
+        ) as error:  # raised by the first part: Ray would start this anew, many times
+            self._refused = error
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if self._refused is not None:
+            raise self._refused
         outcomes = self._worker(pickle.loads(row["data"]))
         return {"part": row["part"], "data": pickle.dumps(outcomes, 5)}
+
+
+def _worker(model: Any, arguments: Mapping[str, Any], masks: str | None, places: int | None):
+    """Return the `Worker` of this process; its programs are kept for later starts."""
+    import ray
+
+    settle()
+    runtime.use_compilation_cache()
+    return Worker(ray.get(model), arguments, masks, places)
