@@ -108,6 +108,7 @@ def predict(options: plain.Options, bulk: BulkOptions) -> None:
             say(f"{resumed} of {len(run.plan)} parts are finished; resuming")
         _do(run, done)
         _refuse_without_frames(done.values(), options.input, output)
+        parts.refuse_lost(output, list(done.values()), len(run.plan))
         parts.write_manifest(output, made_of, list(done.values()))
     frames, errors = (sum(getattr(x, key) for x in done.values()) for key in ("frames", "errors"))
     told = f", {errors} files could not be read (see {parts.ERRORS}/)" if errors else ""
