@@ -302,6 +302,19 @@ def refused(capsys, *arguments):
     return line
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "nothing can be reached there"),
+        ("ray://head:10001", "expected auto, or HOST:PORT"),
+        ("head", "expected auto, or HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_refused(address, told):
+    with pytest.raises(UserError, match=f"--address={address}: {told}"):
+        cluster.check_reachable(address)
+
+
 PREDICT = ("--mode=predict", "--workdir=sprites_gaussian", "--input=x", "--output=y")
 
 

@@ -140,12 +140,6 @@ def test_too_many_unreadable_files_end_the_run(clips, tmp_path):
         predicted(broken, tmp_path / "none")
 
 
-def test_without_a_cluster_one_line_says_so(clips, tmp_path):
-    with pytest.raises(UserError, match="nothing can be reached there"):
-        with connected("127.0.0.1:1"):
-            pass
-
-
 # ------------------------------------------------------------------------------------------- faults
 
 

@@ -119,7 +119,7 @@ def connected(
                 options |= {"include_dashboard": False, "_temp_dir": folder}
                 _init(address="local", **options)
             else:
-                _check_reachable(address)
+                check_reachable(address)
                 _init(address=address)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             if isinstance(error, UserError):
@@ -188,7 +188,12 @@ def _settings(local: bool) -> Iterator[str]:
                 os.environ[name] = value
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens, for which Ray itself would wait many minutes.
+
+    Raises:
+        UserError: it is no address, or nothing is there.
+    """
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
