@@ -224,6 +224,15 @@ def test_a_part_of_nothing_but_errors_is_whole(tmp_path):
     ) == done
 
 
+def test_parts_on_the_disk_of_another_node_are_no_end(tmp_path):
+    folder = Folder(tmp_path)
+    done = [parts.write_part(folder, 0, 1, [Bad("b.png", "broken")], 7, (3, 4), None)]
+    parts.refuse_lost(folder, done, 1)
+    folder.remove(f"parts/{parts.part_name(0, 1)}")
+    with pytest.raises(UserError, match="1 of 1 parts were written and are not in --output="):
+        parts.refuse_lost(folder, done, 1)
+
+
 def test_parts_in_a_store_appear_by_one_put():
     folder = Folder("memory://results")
     assert parts.begin(folder, {"weights": 1}) is None

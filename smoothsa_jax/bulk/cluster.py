@@ -242,6 +242,8 @@ def _checked(address: str | None) -> Cluster:
                 f"node {where} of the cluster cannot import this program ({told}); install "
                 f"smoothsa_jax {mine} there"
             ) from error
+        except ray.exceptions.RayError:
+            continue  # the node is gone; workers that start later look for themselves
     resources = ray.cluster_resources()
     kind = next((name for name in ACCELERATORS if resources.get(name, 0) >= 1), None)
     return Cluster(
@@ -283,7 +285,8 @@ def refuse_other_program(mine: str, theirs: str, where: str) -> None:
 def reason_of(error: BaseException) -> UserError | None:
     """The `UserError` that a worker raised, out of what Ray wraps around it; None: another one.
 
-    Of a worker that fails to start, Ray keeps the text alone.
+    What the system explains, such as a full disk, becomes one too. Of a worker that fails to start,
+    Ray keeps the text alone.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -294,6 +297,9 @@ def reason_of(error: BaseException) -> UserError | None:
         seen.add(id(found))
         if isinstance(found, UserError):
             return UserError(str(found.args[0]) if found.args else str(found))
+        if isinstance(found, OSError) and found.strerror:
+            where = f"{found.filename}: " if found.filename else ""
+            return UserError(f"a worker: {where}{found.strerror}; fix this, then run it again")
         waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
     told = re.findall(r"^(?:\w+\.)*UserError: (.+)$", str(error), re.MULTILINE)
     return UserError(told[-1]) if told else None

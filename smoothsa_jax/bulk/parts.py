@@ -170,6 +170,21 @@ def begin(folder: Folder, made_of: Mapping[str, Any]) -> list[Done] | None:
         return None  # it is written once more
 
 
+def refuse_lost(folder: Folder, done: Sequence[Done], number: int) -> None:
+    """Refuse to end a run whose parts are elsewhere, as on the disks of other nodes.
+
+    Raises:
+        UserError: a part is not in the folder.
+    """
+    sizes = folder.sizes(PARTS)
+    lost = [x for x in done if sizes.get(part_name(x.part, number)) != x.bytes]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {number} parts were written and are not in --output={folder.where}: "
+            "workers of other nodes do not see it; give a folder that all nodes share, or a URL"
+        )
+
+
 def write_manifest(folder: Folder, made_of: Mapping[str, Any], done: Sequence[Done]) -> None:
     done = sorted(done)
     totals = {key: sum(getattr(x, key) for x in done) for key in ("files", "frames", "errors")}

@@ -10,6 +10,7 @@ worker or a node. A part goes through as one row, so what it holds never depends
 import dataclasses
 import json
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from smoothsa_jax.inference.load import load
 from smoothsa_jax.inference.results import check_num_slots
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.text import say
+from smoothsa_jax.training import signals
 
 MOST_BLOCKS = 1000  # tasks that read; each reads its parts one after the other
 INIT_DEATHS = 10  # in a row, of workers that start: nodes may die at that moment
@@ -106,6 +108,7 @@ def predict(options: plain.Options, bulk: BulkOptions) -> None:
             say(f"{resumed} of {len(run.plan)} parts are finished; resuming")
         _do(run, done)
         _refuse_without_frames(done.values(), options.input, output)
+        parts.refuse_lost(output, list(done.values()), len(run.plan))
         parts.write_manifest(output, made_of, list(done.values()))
     frames, errors = (sum(getattr(x, key) for x in done.values()) for key in ("frames", "errors"))
     told = f", {errors} files could not be read (see {parts.ERRORS}/)" if errors else ""
@@ -261,7 +264,7 @@ def _do(run: _Run, done: dict[int, Done]) -> None:
             run.arguments,
             run.bulk.masks,
             run.bulk.places,
-            max(1, cluster.cpus // cluster.workers) if cluster.accelerator is None else None,
+            max(1, cluster.cpus // workers) if cluster.accelerator is None else None,
             program(),
         ),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
@@ -304,12 +307,13 @@ def _rows_of(data: Any) -> Iterator[dict[str, Any]]:
 
     try:
         yield from data.iter_rows()
-    except (ray.exceptions.RayError, RuntimeError, MemoryError) as error:
+    except signals.Stopped:
+        raise
+    except Exception as error:  # Ray wraps what workers raise in classes of its own
         if (reason := reason_of(error)) is not None:
             raise reason from error
-        if isinstance(
-            error, (ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectStoreFullError)
-        ):
+        memory = (ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectStoreFullError)
+        if isinstance(error, memory):
             text = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the cluster has too little memory ({text}); use larger nodes or fewer workers, "
@@ -330,7 +334,16 @@ def _settle_ray_data() -> None:
 
 
 class _Segment:
-    """Segment parts with one model: an actor."""
+    """Segment parts with one model: an actor.
+
+    Args:
+        model: a reference to what `segmenting.shipped` has made, in a list: Ray would resolve it.
+        arguments: of `SideBySide`.
+        masks: how masks are stored.
+        places: how many videos run at once; None: by the kind of device.
+        threads: of XLA, on cores; None: on accelerators.
+        own_program: what `cluster.program` says where the run was started.
+    """
 
     def __init__(
         self,
@@ -341,13 +354,29 @@ class _Segment:
         threads: int | None,
         own_program: str,
     ):
-        import ray
-
-        refuse_other_program(own_program, program(), "a worker")
-        settle()
-        runtime.use_compilation_cache()
-        self._worker = Worker(ray.get(model[0]), arguments, masks, places)
+        self._worker: Worker | None = None
+        self._refused: UserError | None = None
+        try:
+            refuse_other_program(own_program, program(), "a worker")
+            if threads is not None:  # XLA would start as many threads as cores, in each worker
+                os.environ.setdefault("NPROC", str(threads))
+            self._worker = _worker(model[0], arguments, masks, places)
+        except (
+            UserError
+        ) as error:  # raised by the first part: Ray would start this anew, many times
+            self._refused = error
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if self._refused is not None:
+            raise self._refused
         outcomes = self._worker(pickle.loads(row["data"]))
         return {"part": row["part"], "data": pickle.dumps(outcomes, 5)}
+
+
+def _worker(model: Any, arguments: Mapping[str, Any], masks: str | None, places: int | None):
+    """Return the `Worker` of this process; its programs are kept for later starts."""
+    import ray
+
+    settle()
+    runtime.use_compilation_cache()
+    return Worker(ray.get(model), arguments, masks, places)

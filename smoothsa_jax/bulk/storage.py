@@ -79,7 +79,8 @@ class Folder:
         self.is_local = not is_url(self.where)
 
     def path(self, name: str) -> str:
-        return posixpath.join(self.where, name)
+        """Where a file or folder inside is; "." is the folder itself."""
+        return self.where if name == "." else posixpath.join(self.where, name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that appears whole: by a rename, or a single put.
