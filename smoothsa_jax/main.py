@@ -270,21 +270,21 @@ def run_predict(given: flags.FlagValues) -> int:
     if given.engine is None:
         runtime.start(lambda line: leave(line, 0))
     try:
-        with signals.SignalGuard():
+        with signals.SignalGuard() as guard:
             if given.engine is None:
                 predict.predict(predict.Options(**values))
             else:
-                run_bulk(given, predict.Options(**values | {"output": given.output}))
+                run_bulk(given, predict.Options(**values | {"output": given.output}), guard)
     except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
 
 
-def run_bulk(given: flags.FlagValues, options: Any) -> None:
+def run_bulk(given: flags.FlagValues, options: Any, guard: Any) -> None:
     from smoothsa_jax.bulk import predict
 
     values = {name: given[name].value for name in ("address", *BULK_FLAGS) if given[name].present}
-    predict.predict(options, predict.BulkOptions(**values))
+    predict.predict(options, predict.BulkOptions(**values), guard)
 
 
 def distance_from(text: str | None) -> float | str | bool | None:

@@ -77,10 +77,17 @@ class BulkOptions(NamedTuple):
     workers: int | None = None
 
 
-def predict(options: plain.Options, bulk: BulkOptions) -> None:
+def predict(
+    options: plain.Options, bulk: BulkOptions, guard: signals.SignalGuard | None = None
+) -> None:
     """Segment every input, and write parts.
 
     Finished parts are kept whatever happens; a rerun does what is missing.
+
+    Args:
+        options: those of plain predict.
+        bulk: those of the engine.
+        guard: has received a signal where its exception was lost in a callback of JAX or Ray.
 
     Raises:
         UserError: an option makes no sense here, or does not fit the model; there is nothing to
@@ -106,7 +113,7 @@ def predict(options: plain.Options, bulk: BulkOptions) -> None:
         resumed = len(done)
         if resumed:
             say(f"{resumed} of {len(run.plan)} parts are finished; resuming")
-        _do(run, done)
+        _do(run, done, guard)
         _refuse_without_frames(done.values(), options.input, output)
         parts.refuse_lost(output, list(done.values()), len(run.plan))
         parts.write_manifest(output, made_of, list(done.values()))
@@ -231,7 +238,7 @@ def _known(run: _Run, listed: Sequence[Done] | None) -> dict[int, Done]:
     return done
 
 
-def _do(run: _Run, done: dict[int, Done]) -> None:
+def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> None:
     """Make the missing parts, and add them to those that are done."""
     import ray
 
@@ -283,6 +290,8 @@ def _do(run: _Run, done: dict[int, Done]) -> None:
             errors += found.errors
             bar.update(found.files)
             _refuse_errors(errors, run)
+            if guard is not None and guard.received is not None:
+                raise signals.Stopped(guard.received)
 
 
 def _refuse_errors(errors: int, run: _Run) -> None:
