@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import as_dynamics, tiny_config
 
 from data.rle import decode
-from smoothsa_jax.bulk import cluster, corpus, parts, predict
+from smoothsa_jax.bulk import cluster, corpus, parts, predict, reading
 from smoothsa_jax.bulk.reading import Bad, Clip, Long, decoded
 from smoothsa_jax.bulk.rows import Rows, Segmented, encoded, segments_of
 from smoothsa_jax.bulk.storage import Folder
@@ -115,6 +115,34 @@ def test_numbered_pictures_in_a_store_are_a_video(tmp_path):
     assert "a frame has 7x10 pixels, those before it 6x10" in bad.reason
 
 
+def test_a_glob_of_a_store_is_read_as_one_here(tmp_path):
+    """Folders that match are searched; files that match are no frames."""
+    for folder in ("shots/a1", "shots/a2", "shots/b1"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in (1, 2):
+            (tmp_path / folder / f"{number}.png").write_bytes(png(number))
+    url = in_memory(tmp_path, "globs")
+    for pattern in ("shots/a?", "shots/[a]*", "shots/a[12]/*.png", "**/1.png", "shots/**"):
+        here, there = (corpus.find(f"{x}/{pattern}").items for x in (tmp_path, url))
+        assert [(x.name, x.kind) for x in there] == [(x.name, x.kind) for x in here], pattern
+        np.testing.assert_array_equal(pixels_of(there), pixels_of(here), err_msg=pattern)
+
+
+def test_another_corpus_of_the_same_names_is_told_apart(tmp_path, monkeypatch):
+    digests = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png())
+        digests.add(corpus.find(str(tmp_path / name)).digest)
+    table = {name: pa.array([png(seed)]) for seed, name in enumerate(("left", "right"))}
+    pq.write_table(pa.table(table), tmp_path / "views.parquet")
+    digests |= {corpus.find(str(tmp_path / "views.parquet"), column=x).digest for x in table}
+    assert len(digests) == 4
+    monkeypatch.chdir(tmp_path)  # workers may run in another folder
+    assert corpus.find("one").items == corpus.find(str(tmp_path / "one")).items
+    assert Folder("out").where == str(tmp_path / "out")
+
+
 def test_what_cannot_be_read_is_told_and_the_rest_is_read(pictures):
     (pictures / "broken.png").write_bytes(png()[:50])
     items = [
@@ -125,6 +153,22 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(pictures):
     assert isinstance(found["broken.png"], Bad) and found["broken.png"].reason
     assert found["gone.png"].reason == "it does not exist"
     assert sum(isinstance(x, Clip) for x in found.values()) == 4
+
+
+@pytest.mark.parametrize("error", [MemoryError(), UserWarning("of a client")])
+def test_only_what_is_wrong_with_a_file_is_noted(error, pictures, monkeypatch):
+    """A worker without memory is not the file's fault; errors of a store's client are."""
+
+    def raising(*arguments):
+        raise error
+
+    monkeypatch.setattr(reading, "read", raising)
+    items = list(corpus.find(str(pictures)).items)
+    if isinstance(error, MemoryError):
+        with pytest.raises(MemoryError):
+            decoded(items, SIZE)
+    else:
+        assert {x.reason for x in decoded(items, SIZE)} == {"UserWarning: of a client"}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +200,16 @@ def test_a_corpus_that_cannot_be_read_is_refused_in_one_line(named, told, tmp_pa
     with pytest.raises(UserError) as error:
         corpus.find(named.format(tmp=tmp_path))
     assert told.format(tmp=tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_column_of_something_else_is_refused(tmp_path):
+    file = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"n": [1], "path": ["a.png"]}), file)
+    assert corpus.find(str(file)).items[0].name == "a.png"
+    with pytest.raises(UserError, match=r"column 'n' of .* is int64; expected paths or bytes"):
+        corpus.find(str(file), column="n")
+    with pytest.raises(UserError, match="has no column 'x'; it has n, path"):
+        corpus.find(str(file), column="x")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (30, 41), (5, 3)])
@@ -228,7 +282,7 @@ def test_parts_on_the_disk_of_another_node_are_no_end(tmp_path):
     folder = Folder(tmp_path)
     done = [parts.write_part(folder, 0, 1, [Bad("b.png", "broken")], 7, (3, 4), None)]
     parts.refuse_lost(folder, done, 1)
-    folder.remove(f"parts/{parts.part_name(0, 1)}")
+    (tmp_path / "parts" / parts.part_name(0, 1)).unlink()
     with pytest.raises(UserError, match="1 of 1 parts were written and are not in --output="):
         parts.refuse_lost(folder, done, 1)
 
@@ -265,7 +319,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds notes.txt, which"):
         parts.begin(Folder(tmp_path / "mine"), made_of)
     done = parts.write_part(folder, 0, 1, [Bad("b.png", "broken")], 1, (3, 4), None)
+    (tmp_path / "out" / "parts" / ".part-00000-killed.parquet").write_bytes(b"half")
     parts.write_manifest(folder, made_of, [done])
+    assert [x.name for x in (tmp_path / "out" / "parts").iterdir()] == [parts.part_name(0, 1)]
     assert parts.begin(folder, made_of) == [done]
     assert json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["errors"] == 1
     with parts.only_one(folder), pytest.raises(UserError, match="in use by another run"):
@@ -353,7 +409,9 @@ class Clips:
         return {"slot_mask": np.ones(3, bool)}, range(1, 3)
 
 
-def as_found(folder, model="aaa", size=(10, 10), names=("b.mp4", "a.mp4", "more.mp4")):
+def as_found(
+    folder, model="aaa", size=(10, 10), names=("b.mp4", "a.mp4", "more.mp4"), frames=3, **options
+):
     """A folder of results, and a prepared folder whose manifest lists the clips a and b."""
     prepared = folder / "prepared"
     prepared.mkdir()
@@ -362,9 +420,11 @@ def as_found(folder, model="aaa", size=(10, 10), names=("b.mp4", "a.mp4", "more.
     (prepared / "MANIFEST.json").write_text(json.dumps(manifest))
     out = Folder(folder / "out")
     made_of = {"weights": 7, "digest": model, "model": {"num_slots": 3}, "image_size": [8, 8]}
+    made_of |= {"num_slots": 3, **options}
     parts.begin(out, made_of)
     rows = [
-        Rows.of(segmented(f"in/{x}", 3, i)._replace(size=size), None) for i, x in enumerate(names)
+        Rows.of(segmented(f"in/{x}", frames, i)._replace(size=size), None)
+        for i, x in enumerate(names)
     ]
     done = [
         parts.write_part(out, i, 2, some, 7, (3, 4), None)
@@ -398,12 +458,24 @@ def test_results_open_as_stored_slots(tmp_path):
         ({"names": ("a.mp4",)}, "clip b of .* has none"),
         ({"names": ("a.mp4", "b.mp4", "b.webm")}, "clip b of .* names two files so"),
         ({"size": (10, 12)}, "frames of 12x10 pixels, of which training sees the largest square"),
+        ({"frames": 4}, "clip a of .* has 4 frames of it, and 3 were prepared"),
+        ({"num_slots": 4}, "was found with num_slots=4, which training does not use"),
+        ({"shot_cuts": 0.75}, "was found with shot_cuts=0.75, which training does not use"),
     ],
 )
 def test_results_that_do_not_fit_the_clips_are_refused(options, told, tmp_path):
     folder, data, _ = as_found(tmp_path, **options)
     with pytest.raises(UserError, match=told):
         opened(Clips(), folder, "train", data, ["slots"])
+
+
+def test_stored_results_are_told_by_their_bytes_wherever_they_are(tmp_path):
+    told = []
+    for where, names in (("here", "ab"), ("there", "ab"), ("others", "bac")):
+        (tmp_path / where).mkdir()
+        folder, data, _ = as_found(tmp_path / where, names=[f"{x}.mp4" for x in names])
+        told.append(opened(Clips(), folder, "train", data, ["slots"]).fingerprint())
+    assert told[0] == told[1] != told[2]
 
 
 def test_results_of_another_model_are_refused_as_stored_slots(tmp_path):

@@ -133,6 +133,11 @@ def test_another_model_or_corpus_is_refused(clips, found, tmp_path):
 def test_too_many_unreadable_files_end_the_run(clips, tmp_path):
     with pytest.raises(UserError, match="1 files could not be read, more than --max-errors=0"):
         predicted(clips, tmp_path / "out", predict.BulkOptions(places=3, max_errors=0))
+    bulk = predict.BulkOptions(places=3, max_errors=0)
+    for _ in range(2):  # also where every part is finished
+        with pytest.raises(UserError, match="1 files could not be read, more than"):
+            predicted(clips / "broken.png", tmp_path / "one", bulk)
+    assert not (tmp_path / "one" / "MANIFEST.json").exists()
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "a.png").write_bytes(b"nothing")

@@ -11,11 +11,13 @@ The order is that of the names, so the same corpus is the same list each time.
 
 import glob
 import hashlib
+import itertools
 import os
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import fsspec
@@ -62,7 +64,7 @@ class Corpus(NamedTuple):
 
     Attributes:
         items: the items.
-        digest: a hash of their names and places; a later run finds out whether they changed.
+        digest: a hash of the items, by which a later run recognizes another corpus.
         left_out: lines about what is not read.
     """
 
@@ -92,18 +94,23 @@ def find(
         raise UserError(f"--input={named} contains no readable input; {EXPECTED}{told}")
     state = hashlib.sha256()
     for item in found:
-        state.update(repr((item.name, item.kind, len(item.urls), item.place)).encode() + b"\n")
+        state.update(repr(tuple(item)).encode() + b"\n")
     return Corpus(found, state.hexdigest(), left_out.lines())
 
 
 def _checked_names(items: Iterable[Item], named: str) -> list[Item]:
-    found = list(items)
+    found = list(map(_absolute, items))
     seen: set[str] = set()
     for item in found:
         if item.name in seen:
             raise UserError(f"--input={named} names {item.name} twice; leave one of them out")
         seen.add(item.name)
     return found
+
+
+def _absolute(item: Item) -> Item:
+    """Workers may run in another folder than this process."""
+    return item._replace(urls=tuple(x if is_url(x) else os.path.abspath(x) for x in item.urls))
 
 
 def _found(
@@ -159,20 +166,32 @@ def _files_of(named: str) -> list[str]:
 
 def _below(url: str, named: str) -> str:
     """A file's name relative to the fixed part of what was named."""
-    fixed = posixpath.dirname(named.split("*")[0].split("?")[0].split("[")[0])
-    return (
-        url.removeprefix(fixed).lstrip("/")
-        if fixed and url.startswith(fixed)
-        else (posixpath.basename(url))
-    )
+    fixed = _fixed(named)
+    if not fixed or not url.startswith(fixed):
+        return posixpath.basename(url)
+    return url.removeprefix(fixed).lstrip("/")
+
+
+def _fixed(pattern: str) -> str:
+    """The folder of a path, or of a glob before its first wildcard."""
+    return posixpath.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
 
 
 def _of_store(named: str, folders: str, without: str | None, left_out: LeftOut) -> Iterator[Item]:
     """The items below a URL, by the rules of `find_sources`."""
     system, path = file_system(named)
+    alone: list[str] = []  # files that are named themselves are no frames
     with explained(f"--input={named}"):
         if glob.has_magic(path):
-            base, names = path.split("*")[0].rpartition("/")[0], system.glob(path)
+            base, searched = _fixed(path), {}  # a folder sorts before its contents
+            for full, about in sorted(system.glob(path, detail=True).items()):
+                if any(str(above) in searched for above in PurePosixPath(full).parents):
+                    continue
+                if about["type"] == "directory":
+                    searched[full] = system.find(full)
+                else:
+                    alone.append(full)
+            names = [*alone, *itertools.chain.from_iterable(searched.values())]
         elif system.isfile(path):
             base, names = posixpath.dirname(path), [path]
         else:
@@ -180,6 +199,8 @@ def _of_store(named: str, folders: str, without: str | None, left_out: LeftOut) 
             if not names and not system.exists(path):
                 raise FileNotFoundError(path)
     skipped = None if without is None else without.rstrip("/") + "/"
+    whole = lambda name: system.unstrip_protocol(f"{base}/{name}" if base else name)  # noqa: E731
+    found, named_alone = [], set(alone)
     by_folder: dict[str, list[str]] = {}
     for full in names:
         url = system.unstrip_protocol(full)
@@ -190,14 +211,14 @@ def _of_store(named: str, folders: str, without: str | None, left_out: LeftOut) 
             continue
         if kind_of(name) is None:
             left_out.add_file(name)
+        elif full in named_alone:
+            found.append(Item(name, kind_of(name), (whole(name),)))
         else:
             by_folder.setdefault(posixpath.dirname(name), []).append(name)
-    found = []
     for folder, inside in by_folder.items():
         inside.sort(key=natural)
         pictures = [name for name in inside if kind_of(name) == "picture"]
         as_video = are_numbered_evenly(pictures) if folders == "auto" else folders == "video"
-        whole = lambda name: system.unstrip_protocol(f"{base}/{name}" if base else name)  # noqa: E731
         if pictures and as_video:
             name = folder or posixpath.basename(base)
             found.append(Item(name, "frames", tuple(map(whole, pictures))))
@@ -260,7 +281,9 @@ def _of_columns(file: Any, url: str, name: str, column: str | None) -> Iterator[
     column, names = column or _column(table.schema_arrow, url), table.schema_arrow.names
     if column not in names:
         raise UserError(f"{url} has no column {column!r}; it has {', '.join(names)}")
-    holds_paths = _is_text(table.schema_arrow.field(column).type)
+    kind = table.schema_arrow.field(column).type
+    if not (holds_paths := _is_text(kind)) and not _holds_bytes(kind):
+        raise UserError(f"column {column!r} of {url} is {kind}; expected paths or bytes")
     folder, number = posixpath.dirname(url), 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows

@@ -186,6 +186,9 @@ def refuse_lost(folder: Folder, done: Sequence[Done], number: int) -> None:
 
 
 def write_manifest(folder: Folder, made_of: Mapping[str, Any], done: Sequence[Done]) -> None:
+    """End a run."""
+    for inside in (PARTS, ERRORS):
+        folder.remove_unfinished(inside)
     done = sorted(done)
     totals = {key: sum(getattr(x, key) for x in done) for key in ("files", "frames", "errors")}
     manifest = {

@@ -35,6 +35,7 @@ from smoothsa_jax.bulk.segmenting import Worker, shipped
 from smoothsa_jax.bulk.storage import Folder
 from smoothsa_jax.checkpoints.sources import digest
 from smoothsa_jax.devices import runtime
+from smoothsa_jax.devices.compiling import telling_out_of_memory
 from smoothsa_jax.environment import settle
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference import predict as plain
@@ -187,10 +188,8 @@ def _made_of(
     options: plain.Options, bulk: BulkOptions, model: Segmenter, found: corpus.Corpus
 ) -> dict[str, Any]:
     """Return everything that determines the parts, as JSON values."""
-    pruning, iterations = (
-        model.chosen_pruning(**options.pruning),
-        model.chosen_iterations(options.iterations),
-    )
+    pruning = model.chosen_pruning(**options.pruning)
+    iterations = model.chosen_iterations(options.iterations)
     return {
         "format": parts.FORMAT,
         **of_model(model),
@@ -242,7 +241,8 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
     """Make the missing parts, and add them to those that are done."""
     import ray
 
-    plan = run.plan
+    plan, errors = run.plan, sum(x.errors for x in done.values())
+    _refuse_errors(errors, run)
     missing = [part for part in range(len(plan)) if part not in done]
     if not missing:
         return
@@ -278,12 +278,10 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
         **cluster.of_worker,
     )
     data = data.map(write, **cluster.of_reader)
-    errors = sum(x.errors for x in done.values())
     before = sum(x.files for x in done.values())
     with tqdm(
         total=len(run.items), initial=before, unit=" files", smoothing=0.1, leave=False
     ) as bar:
-        _refuse_errors(errors, run)
         for row in _rows_of(data):
             found: Done = pickle.loads(row["done"])
             done[found.part] = found
@@ -370,15 +368,16 @@ class _Segment:
             if threads is not None:  # XLA would start as many threads as cores, in each worker
                 os.environ.setdefault("NPROC", str(threads))
             self._worker = _worker(model[0], arguments, masks, places)
-        except (
-            UserError
-        ) as error:  # raised by the first part: Ray would start this anew, many times
+        except UserError as error:  # raised by a part: Ray would start this anew, many times
             self._refused = error
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if self._refused is not None:
             raise self._refused
-        outcomes = self._worker(pickle.loads(row["data"]))
+        with telling_out_of_memory(
+            "a frame of each place", "use fewer --num_slots or larger accelerators"
+        ):
+            outcomes = self._worker(pickle.loads(row["data"]))
         return {"part": row["part"], "data": pickle.dumps(outcomes, 5)}
 
 

@@ -118,17 +118,28 @@ class Frames:
             self.note = video.missing
 
 
-# What is wrong with a file, out of Pillow, FFmpeg, the system and the clients of object stores.
+# What is wrong with a file, out of Pillow, FFmpeg and the system.
 UNREADABLE = (media.Unreadable, UserError, OSError, ValueError, av.FFmpegError)
 
 
-def reason_of_unreadable(error: BaseException) -> str:
+def bad(item: Item, error: Exception) -> Bad:
+    """Return what is noted of an item that cannot be read.
+
+    Raises:
+        Exception: the error, if the item is not what is wrong.
+    """
     if isinstance(error, UnreadableVideo):
-        return error.reason
+        return Bad(item.name, error.reason)
     if isinstance(error, FileNotFoundError):
-        return "it does not exist"
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(text).split()) or type(error).__name__
+        return Bad(item.name, "it does not exist")
+    if isinstance(error, UNREADABLE):
+        text = getattr(error, "strerror", None) or str(error)
+        return Bad(item.name, " ".join(str(text).split()) or type(error).__name__)
+    own = type(error).__module__.startswith(("smoothsa_jax", "ray", "numpy"))
+    if own or isinstance(error, MemoryError):
+        raise error
+    # The clients of object stores raise errors of their own.
+    return Bad(item.name, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def decoded(items: list[Item], size: tuple[int, int], most_bytes: int = MOST_BYTES) -> list[Any]:
@@ -157,13 +168,8 @@ def decoded(items: list[Item], size: tuple[int, int], most_bytes: int = MOST_BYT
                     raise media.Unreadable("it has no frames")
                 left -= len(kept) * frame_bytes
                 found.append(Clip(item.name, np.stack(kept), frames.size, frames.note))
-        except UNREADABLE as error:
-            found.append(Bad(item.name, reason_of_unreadable(error)))
-        except Exception as error:
-            if type(error).__module__.startswith(("smoothsa_jax", "ray", "numpy")):
-                raise
-            # The clients of object stores raise errors of their own.
-            found.append(Bad(item.name, f"{type(error).__name__}: {error}"))
+        except Exception as error:  # of many kinds
+            found.append(bad(item, error))
     return found
 
 

@@ -95,9 +95,8 @@ class Worker:
                 return begins
             except StopIteration:
                 outcomes[place.index] = place.outcome()
-            except reading.UNREADABLE as error:  # in the middle of a long video
-                name = entries[place.index].item.name
-                outcomes[place.index] = reading.Bad(name, reading.reason_of_unreadable(error))
+            except Exception as error:  # in the middle of a long video
+                outcomes[place.index] = reading.bad(entries[place.index].item, error)
             places[number] = None
 
 

@@ -74,9 +74,10 @@ class Folder:
     """
 
     def __init__(self, where: str | os.PathLike):
-        where = os.fspath(where)
-        self.where = where.removeprefix("file://") if where.startswith("file://") else where
-        self.is_local = not is_url(self.where)
+        where = os.fspath(where).removeprefix("file://")
+        self.is_local = not is_url(where)
+        # Workers may run in another folder than this process.
+        self.where = os.path.abspath(where) if self.is_local else where.rstrip("/")
 
     def path(self, name: str) -> str:
         """Where a file or folder inside is; "." is the folder itself."""
@@ -108,10 +109,9 @@ class Folder:
             return read(self.path(name))
         except FileNotFoundError:
             return None
-        except Exception as error:
+        except Exception:
             with explained(self.path(name)):
-                raise error
-            raise
+                raise
 
     def sizes(self, folder: str) -> dict[str, int]:
         """The names of the files in a folder inside, without those in the making, and their bytes.
@@ -131,14 +131,11 @@ class Folder:
             found = system.ls(path, detail=True)
         return {posixpath.basename(x["name"]): x["size"] for x in found if x["type"] == "file"}
 
-    def remove(self, name: str) -> None:
+    def remove_unfinished(self, folder: str) -> None:
+        """Remove what killed processes have left in the making, in a folder inside."""
         if self.is_local:
-            Path(self.path(name)).unlink(missing_ok=True)
-            return
-        with explained(self.path(name), "removed"):
-            system, path = file_system(self.path(name))
-            if system.exists(path):
-                system.rm_file(path)
+            for path in Path(self.path(folder)).glob(".*"):
+                path.unlink(missing_ok=True)
 
 
 def digest(data: bytes) -> str:

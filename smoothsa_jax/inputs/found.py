@@ -5,6 +5,7 @@ that the prepared folder lists (`sample_names`). So the corpus may hold more tha
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,9 +17,10 @@ from jaxtyping import Shaped
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.inputs.features import AUTO, HALF, CachedSlots, FixedViewSource
-from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, sample_names
+from smoothsa_jax.inputs.manifest import MANIFEST, frame_counts, sample_names
 
 KIND = "found"  # in the manifest's metadata
+OPTIONS = ("shot_cuts", "requery", "prune", "iterations")  # which change what the model finds
 
 
 class _Place(NamedTuple):
@@ -28,11 +30,13 @@ class _Place(NamedTuple):
         file: the Parquet file.
         first: its first row there.
         frames: number of its rows.
+        size: height and width of the first frame in pixels.
     """
 
     file: Path
     first: int
     frames: int
+    size: tuple[int, int]
 
 
 def is_found(folder: Path) -> bool:
@@ -76,23 +80,38 @@ def _key(name: str) -> str:
 @functools.lru_cache(maxsize=4)
 def _places(folder: Path, modified: int) -> dict[str, _Place | None]:
     """Where the rows of each clip are; None where two files have one name."""
-    import pyarrow.parquet as pq
-
     del modified  # a part of the cache's key
     found: dict[str, _Place | None] = {}
     manifest = json.loads((folder / MANIFEST).read_text())
     count = len(manifest["parts"])
     for part in range(count):
         file = folder / "parts" / f"part-{part:05d}-of-{count:05d}.parquet"
-        names = np.array(pq.read_table(file, columns=["file"])["file"].to_pylist(), object)
+        table = _read(file, ("file", "height", "width"))
+        names = np.array(table["file"].to_pylist(), object)
+        heights, widths = (table[name].to_numpy() for name in ("height", "width"))
         if not len(names):
             continue
         # Rows of a clip follow each other.
         begins = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
         for first, end in zip(begins, [*begins[1:], len(names)], strict=True):
-            key = _key(names[first])
-            found[key] = None if key in found else _Place(file, int(first), int(end - first))
+            key, size = _key(names[first]), (int(heights[first]), int(widths[first]))
+            place = _Place(file, int(first), int(end - first), size)
+            found[key] = None if key in found else place
     return found
+
+
+def _read(file: Path, columns: tuple[str, ...]) -> Any:
+    """Columns of a part, as a `pyarrow.Table`."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(
+            f"{file} needs pyarrow, which is not installed: pip install 'smoothsa_jax[ray]'"
+        ) from error
+    return pq.read_table(file, columns=list(columns))
+
+
+_read_part = functools.lru_cache(maxsize=8)(_read)  # neighbors are often read together
 
 
 class FoundSlots(CachedSlots):
@@ -109,9 +128,10 @@ class FoundSlots(CachedSlots):
         with_pixels: whether samples also have "video".
 
     Raises:
-        UserError: something else is read, the names of samples are unknown, or a clip was not
-            found, is there twice, has another number of frames, or is not square: training sees
-            the largest square, and predict the whole picture.
+        UserError: something else is read, options have changed what the model finds, the names of
+            samples are unknown, or a clip was not found, is there twice, has another number of
+            frames, or is not square: training sees the largest square, and predict the whole
+            picture.
     """
 
     def __init__(
@@ -138,21 +158,25 @@ class FoundSlots(CachedSlots):
             )
         prepared = expanded(data["folder"])
         places = _places(folder, (folder / MANIFEST).stat().st_mtime_ns)
+        names, counts = sample_names(prepared, split), frame_counts(prepared, split)
         self._clips = []
-        for name in sample_names(prepared, split)[: len(source)]:
-            if (place := places.get(_key(name))) is None:
-                why = "names two files so" if _key(name) in places else "has none"
+        for name, frames in list(zip(names, counts, strict=True))[: len(source)]:
+            place = places.get(_key(name))
+            if why := _misfit(_key(name) in places, place, int(frames)):
                 raise UserError(
-                    f"clip {name} of {prepared}: data.slots {folder} {why}; predict the videos "
-                    "that were prepared"
+                    f"clip {name} of {prepared}: data.slots {folder} {why}; predict the videos as "
+                    "they were prepared, or store the slots with python -m data.store"
                 )
             self._clips.append(place)
         self._ends = np.cumsum([place.frames for place in self._clips])
-        made_of = json.loads((folder / MANIFEST).read_text())["made_of"]
+        manifest = json.loads((folder / MANIFEST).read_text())
+        made_of = manifest["made_of"]
+        _refuse_options(made_of, folder)
         self.made_of = {key: made_of[key] for key in ("model", "image_size")}
         self.made_of["weights"] = made_of["digest"]
+        hashes = "".join(part["sha256"] for part in manifest["parts"])
+        self._fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
         self._read = {"slots": (HALF, ()), "slot_mask": (np.dtype("u1"), ())}
-        self._check_first()
 
     matched_by_name = True  # for `tasks.stored`, which cannot compare the clips' bytes
 
@@ -160,33 +184,14 @@ class FoundSlots(CachedSlots):
     def folder(self) -> Path:
         return self._root
 
-    def fingerprint(self) -> str | None:
-        return fingerprint(self._root, self._split) or str(self._root)
-
-    def _check_first(self) -> None:
-        import pyarrow.parquet as pq
-
-        for file in dict.fromkeys(place.file for place in self._clips):
-            table = pq.read_table(file, columns=["height", "width"])
-            height, width = (table[name].to_numpy() for name in ("height", "width"))
-            for place in self._clips:
-                if place.file == file and height[place.first] != width[place.first]:
-                    raise UserError(
-                        f"data.slots {self._root} was found in frames of {width[place.first]}x"
-                        f"{height[place.first]} pixels, of which training sees the largest square; "
-                        "predict square videos, or store the slots with python -m data.store"
-                    )
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
     def _frames(
         self, index: int, which: Sequence[int], read: Mapping[str, Any]
     ) -> dict[str, Shaped[np.ndarray, "T ..."]]:
         place, names = self._clips[index], list(read)
         table = _read_part(place.file, tuple(names)).slice(place.first, place.frames)
-        if len(which) and max(which) >= place.frames:
-            raise UserError(
-                f"clip {index} has frame {max(which)} in the prepared folder, and {place.frames} "
-                f"frames in data.slots {self._root}; predict the videos that were prepared"
-            )
         found = {}
         for name in names:
             array, shape = table[name].combine_chunks(), [len(table)]
@@ -198,11 +203,28 @@ class FoundSlots(CachedSlots):
         return found
 
 
-@functools.lru_cache(maxsize=8)
-def _read_part(file: Path, names: tuple[str, ...]) -> Any:
-    import pyarrow.parquet as pq
+def _misfit(is_there: bool, place: _Place | None, frames: int) -> str:
+    """Why the rows of a clip are not those of a prepared clip of so many frames; "": they are."""
+    if place is None:
+        return "names two files so" if is_there else "has none"
+    if place.frames != frames:
+        return f"has {place.frames} frames of it, and {frames} were prepared"
+    height, width = place.size
+    if height != width:
+        return f"has frames of {width}x{height} pixels, of which training sees the largest square"
+    return ""
 
-    return pq.read_table(file, columns=list(names))
+
+def _refuse_options(made_of: Mapping[str, Any], folder: Path) -> None:
+    """Refuse slots that the model finds with options of predict alone."""
+    changed = [key for key in OPTIONS if made_of.get(key) is not None]
+    if made_of.get("num_slots") != made_of["model"].get("num_slots"):
+        changed.append("num_slots")
+    if changed:
+        raise UserError(
+            f"data.slots {folder} was found with {changed[0]}={made_of[changed[0]]}, which training "
+            "does not use; predict without it, or store the slots with python -m data.store"
+        )
 
 
 def opened(
