@@ -221,9 +221,10 @@ def _refuse_options(made_of: Mapping[str, Any], folder: Path) -> None:
     if made_of.get("num_slots") != made_of["model"].get("num_slots"):
         changed.append("num_slots")
     if changed:
+        key = changed[0]
         raise UserError(
-            f"data.slots {folder} was found with {changed[0]}={made_of[changed[0]]}, which training "
-            "does not use; predict without it, or store the slots with python -m data.store"
+            f"data.slots {folder} was found with {key}={made_of[key]}, which training does not "
+            "use; predict without it, or store the slots with python -m data.store"
         )
 
 
