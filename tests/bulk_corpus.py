@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 TRIALS = int(os.environ.get("BULK_TRIALS", 3))  # rounds of the test that kills nodes
+WEIGHT = 16  # of a part: a video, or as many pictures
 SIZES = ((60, 60), (90, 120), (48, 80))
 
 
@@ -50,9 +51,9 @@ def rows_in(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def small(arguments: list[str]) -> int:
-    """`main.py` with parts of two videos."""
+    """`main.py` with small parts."""
     import main
     from smoothsa_jax.bulk import parts
 
-    parts.PART_WEIGHT = 32
+    parts.PART_WEIGHT = WEIGHT
     return main.main(arguments)

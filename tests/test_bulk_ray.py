@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bulk_corpus import TRIALS, rows_in, write_corpus
+from bulk_corpus import TRIALS, WEIGHT, rows_in, write_corpus
 from command import ROOT, environment, here
 
 from smoothsa_jax.bulk import parts, predict
@@ -39,9 +39,9 @@ def clips(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def small_parts(weight=32):
+def small_parts():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "PART_WEIGHT", weight)  # two videos
+        patch.setattr(parts, "PART_WEIGHT", WEIGHT)
         yield
 
 
@@ -191,8 +191,8 @@ def test_a_driver_that_is_stopped_goes_on_where_it_was(number, clips, tmp_path, 
     out, err = (again := begin()).communicate(timeout=300)
     assert again.returncode == 0, err
     assert "parts are finished; resuming" in out
-    one, two = rows_in(tmp_path / "out"), rows_in(predicted(clips, tmp_path / "whole"))
-    assert one == two
+    whole = predicted(clips, tmp_path / "whole", predict.BulkOptions())
+    assert rows_in(tmp_path / "out") == rows_in(whole)
 
 
 def test_the_command_line_runs_it(clips, tmp_path, capsys):

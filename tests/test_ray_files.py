@@ -161,7 +161,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path, capsys):
 
 
 def test_an_accelerator_that_the_cluster_lacks_is_refused(monkeypatch):
-    cores = Cluster(None, cpus=4, accelerator=None, accelerators=0, store_bytes=0)
+    cores = Cluster(None, cpus=4, accelerator=None, accelerators=0)
     pieces.refuse_missing_accelerator(cores)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     pieces.refuse_missing_accelerator(cores._replace(accelerator="GPU", accelerators=1))

@@ -14,6 +14,7 @@ from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.models.parameters import split
 
 LENGTHS = (3, 5, 1, 2)
+OPTIONS = {"num_slots": 3, "seed": 2}
 
 
 def model_of(config):
@@ -53,10 +54,13 @@ def side_by_side(step, places, clips):
                 running[place] = [at[0], at[1] + 1] if at[1] + 1 < len(clips[at[0]]) else None
 
 
+def slow(**options):
+    return pytest.param(options, marks=pytest.mark.slow, id=next(iter(options)))
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"num_slots": 3, "seed": 2}, {"shot_cuts": 0.9}, {"prune": 0.5}, {"requery": 0.2}],
-    ids=lambda options: next(iter(options)),
+    [OPTIONS, slow(shot_cuts=0.9), slow(prune=0.5), slow(requery=0.2)],
 )
 def test_each_video_is_that_of_stream(options, model, clips):
     """Slots within 1e-4; of the pixels, at most one in a hundred is another slot's."""
@@ -84,7 +88,7 @@ def test_a_model_of_images_segments_each_frame_alone(clips):
     np.testing.assert_array_equal(found.slots[3], found.slots[0])
 
 
-def test_a_part_is_segmented_whatever_the_places(model, clips, tmp_path):
+def test_a_part_is_segmented_in_few_places(model, clips, tmp_path):
     """Also a video that is too long to hold, and after an unreadable file."""
     from PIL import Image
 
@@ -99,13 +103,13 @@ def test_a_part_is_segmented_whatever_the_places(model, clips, tmp_path):
     ]
     entries.append(Long(Item("b as files", "frames", tuple(files))))
     entries.append(Long(Item("lacks one", "frames", (files[0], str(tmp_path / "none.png")))))
-    bad, *found, long, lacking = Worker(shipped(model), {}, "rle", places=2)(entries)
+    bad, *found, long, lacking = Worker(shipped(model), OPTIONS, "rle", places=2)(entries)
     assert bad == entries[0] and lacking == Bad("lacks one", "it does not exist")
     rows = [Rows.of(x, "rle") for x in found]
     assert [len(x.slots) for x in rows] == list(LENGTHS)
-    others = Worker(shipped(model), {}, "rle", places=5)(entries[1:5])
-    for mine, other in zip(found, others, strict=True):
-        np.testing.assert_allclose(mine.slots, other.slots, atol=1e-4)
+    for mine, clip in zip(found, clips, strict=True):
+        alone = [frame.slots for frame in model.stream(clip, **OPTIONS)]
+        np.testing.assert_allclose(mine.slots, alone, atol=1e-4)
     np.testing.assert_allclose(long.slots, rows[1].slots, atol=1e-4)
     np.testing.assert_array_equal(long.areas.sum(axis=1), 16 * 16)
     assert len(long.masks) == 5 and long.name == "b as files"

@@ -39,14 +39,12 @@ class Cluster(NamedTuple):
         cpus: number of cores that Ray may use.
         accelerator: "GPU", "TPU" or None.
         accelerators: their number.
-        store_bytes: of all object stores.
     """
 
     address: str | None
     cpus: int
     accelerator: str | None
     accelerators: int
-    store_bytes: int
 
     @property
     def workers(self) -> int:
@@ -85,12 +83,7 @@ def check_ray() -> None:
 
 
 @contextlib.contextmanager
-def connected(
-    address: str | None = None,
-    *,
-    num_cpus: int | None = None,
-    store_bytes: int | None = None,
-) -> Iterator[Cluster]:
+def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Cluster]:
     """Connect to a cluster, and leave it at the end.
 
     Where this process is connected already, as in a test, that connection is used and kept.
@@ -99,7 +92,6 @@ def connected(
         address: "auto" for the cluster that this machine is part of, "HOST:PORT" for that of this
             head; None: starts Ray on this machine's cores.
         num_cpus: cores of a Ray that is started; None: all that this process may use.
-        store_bytes: of its object store; None: Ray chooses.
 
     Raises:
         UserError: Ray is not installed, cannot be started or reached, or a node has no program or
@@ -115,9 +107,8 @@ def connected(
         try:
             if address is None:
                 cores = num_cpus or len(os.sched_getaffinity(0))
-                options = {"num_cpus": cores, "object_store_memory": store_bytes}
-                options |= {"include_dashboard": False, "_temp_dir": folder}
-                _init(address="local", **options)
+                options = {"include_dashboard": False, "_temp_dir": folder}
+                _init(address="local", num_cpus=cores, **options)
             else:
                 check_reachable(address)
                 _init(address=address)
@@ -230,15 +221,14 @@ def _checked(address: str | None) -> Cluster:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     mine = program()
-    asked = {}
+    asked = []
     for node in ray.nodes():
         if node["Alive"]:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 3}
-            asked[node["NodeManagerAddress"]] = (
-                ray.remote(_program_there).options(**options).remote()
-            )
-    for where, reference in asked.items():
+            reference = ray.remote(_program_there).options(**options).remote()
+            asked.append((node["NodeManagerAddress"], reference))
+    for where, reference in asked:
         try:
             refuse_other_program(mine, ray.get(reference), where)
         except ray.exceptions.RayTaskError as error:
@@ -256,7 +246,6 @@ def _checked(address: str | None) -> Cluster:
         cpus=max(1, int(resources.get("CPU", 1))),
         accelerator=kind,
         accelerators=int(resources.get(kind, 0)) if kind else 0,
-        store_bytes=int(resources.get("object_store_memory", 0)),
     )
 
 

@@ -176,7 +176,6 @@ def table_of(rows: Sequence[Rows], model: int, shape: tuple[int, int], masks: st
     import pyarrow as pa
 
     number, width = shape
-    fixed = pa.list_
     counts = [len(x.slots) for x in rows]
 
     def each(values: Sequence[Any]) -> np.ndarray:
@@ -208,7 +207,7 @@ def table_of(rows: Sequence[Rows], model: int, shape: tuple[int, int], masks: st
         "model": pa.array(np.full(len(names), model, np.int64)),
     }
     if masks is not None:
-        kind = pa.binary() if masks == "png" else fixed(pa.string(), number)
+        kind = pa.binary() if masks == "png" else pa.list_(pa.string(), number)
         columns["masks"] = pa.array([m for x in rows for m in x.masks], kind)
     return pa.table(columns)
 
