@@ -278,6 +278,15 @@ def test_a_part_of_nothing_but_errors_is_whole(tmp_path):
     ) == done
 
 
+def test_a_file_that_a_second_attempt_reads_is_no_error(tmp_path):
+    for folder in (Folder(tmp_path), Folder("memory://attempts")):
+        parts.write_part(folder, 0, 1, [Bad("a.png", "broken")], 7, (3, 4), None)
+        assert folder.sizes("errors")
+        rows = Rows.of(segmented("a.png", 1), None)
+        done = parts.write_part(folder, 0, 1, [rows], 7, (3, 4), None)
+        assert folder.sizes("errors") == {} and parts.finished_part(folder, 0, 1) == done
+
+
 def test_parts_on_the_disk_of_another_node_are_no_end(tmp_path):
     folder = Folder(tmp_path)
     done = [parts.write_part(folder, 0, 1, [Bad("b.png", "broken")], 7, (3, 4), None)]

@@ -60,7 +60,12 @@ def slow(**options):
 
 @pytest.mark.parametrize(
     "options",
-    [OPTIONS, slow(shot_cuts=0.9), slow(prune=0.5), slow(requery=0.2)],
+    [
+        pytest.param(OPTIONS, id="num_slots"),
+        slow(shot_cuts=0.9),
+        slow(prune=0.5),
+        slow(requery=0.2),
+    ],
 )
 def test_each_video_is_that_of_stream(options, model, clips):
     """Slots within 1e-4; of the pixels, at most one in a hundred is another slot's."""

@@ -100,6 +100,8 @@ def write_part(
         data = as_parquet(errors, counts)
         folder.write(f"{ERRORS}/{name}", data)
         of_errors = digest(data)
+    else:  # an attempt before this one, which did not end, may have met some
+        folder.remove(f"{ERRORS}/{name}")
     data = as_parquet(table, counts)
     folder.write(f"{PARTS}/{name}", data)
     return Done(

@@ -196,6 +196,7 @@ def _made_of(
         "step": model.step,
         "files": len(found.items),
         "corpus": found.digest,
+        "part_weights": [parts.PART_WEIGHT, parts.VIDEO_WEIGHT],
         "num_slots": options.num_slots or model.num_slots,
         "seed": options.seed,
         "shot_cuts": options.shot_cuts,

@@ -57,7 +57,7 @@ class Worker:
         Returns:
             In the same order, a `rows.Segmented` or `rows.Rows` for each video, and `reading.Bad`.
         """
-        outcomes = list(entries)
+        outcomes, self._tables = list(entries), Tables()
         waiting = deque(i for i, x in enumerate(entries) if not isinstance(x, reading.Bad))
         places: list[_Place | None] = [None] * self._places
         frames = np.zeros((self._places, *self.image_size, 3), np.uint8)
@@ -88,7 +88,9 @@ class Worker:
                 if not waiting:
                     return False
                 index = waiting.popleft()
-                places[number] = _Place(index, entries[index], self.image_size, self._masks)
+                places[number] = _Place(
+                    index, entries[index], self._tables, self.image_size, self._masks
+                )
             place = places[number]
             try:
                 frames[number] = next(place.frames)
@@ -103,11 +105,13 @@ class Worker:
 class _Place:
     """A video in a place, and what has been found in it."""
 
-    def __init__(self, index: int, entry: Any, size: tuple[int, int], masks: str | None):
+    def __init__(
+        self, index: int, entry: Any, tables: Tables, size: tuple[int, int], masks: str | None
+    ):
         self.index, self._entry, self._masks = index, entry, masks
         self._source: reading.Frames | None = None
         if isinstance(entry, reading.Long):
-            self._source = reading.Frames(entry.item, Tables(), size)
+            self._source = reading.Frames(entry.item, tables, size)
         self.frames: Iterator[np.ndarray] = iter(self._source or entry.frames)
         self._found: list[list[np.ndarray]] = []
         self._rows: list[Rows] = []

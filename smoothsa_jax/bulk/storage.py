@@ -131,6 +131,20 @@ class Folder:
             found = system.ls(path, detail=True)
         return {posixpath.basename(x["name"]): x["size"] for x in found if x["type"] == "file"}
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one.
+
+        Raises:
+            UserError: it cannot be removed.
+        """
+        if self.is_local:
+            Path(self.path(name)).unlink(missing_ok=True)
+            return
+        with explained(self.path(name), "removed"):
+            system, path = file_system(self.path(name))
+            if system.exists(path):
+                system.rm_file(path)
+
     def remove_unfinished(self, folder: str) -> None:
         """Remove what killed processes have left in the making, in a folder inside."""
         if self.is_local:
