@@ -1,7 +1,7 @@
 """What is read: a folder, a glob, a list file, Parquet, or WebDataset's tars, here or at a URL.
 
     clips/                  a folder, or a glob, as without --engine
-    gs://bucket/clips/      the same in an object store; `**` of a glob goes into folders
+    gs://bucket/clips/      the same in an object store
     corpus.txt              a path or URL a line; relative paths begin at the file's folder
     corpus.parquet          a column of paths, of bytes, or of both as Hugging Face stores pictures
     shards/*.tar            WebDataset: each picture or video of a tar counts; not compressed
