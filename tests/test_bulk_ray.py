@@ -159,40 +159,52 @@ def test_a_node_killed_at_random_moments_changes_no_row():
     assert f"{TRIALS} of {TRIALS} rounds gave the same rows" in done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_driver_that_is_stopped_goes_on_where_it_was(number, clips, tmp_path, compilation_cache):
+def begun(clips, output, cache):
+    """Begin the command in another process, with a Ray of its own and small parts."""
     code = "import sys; from bulk_corpus import small; sys.exit(small(sys.argv[1:]))"
     arguments = ["--mode=predict", "--engine=ray", f"--workdir={MODEL}", f"--input={clips}"]
-    arguments += [f"--output={tmp_path / 'out'}", "--seed=3", "--num_slots=4"]
+    arguments += [f"--output={output}", "--seed=3", "--num_slots=4"]
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    settings = environment(compilation_cache) | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
+    settings = environment(cache) | {"PYTHONPATH": path, "RAY_worker_niceness": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=settings,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
-    def begin():
-        command = [sys.executable, "-c", code, *arguments]
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=settings,
-            text=True,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
 
-    first, deadline = begin(), time.monotonic() + 300
-    while not list((tmp_path / "out" / "parts").glob("part-*")) and time.monotonic() < deadline:
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory, compilation_cache):
+    """The rows of the same command, whose programs are compiled with the same flags."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    process = begun(clips, output, compilation_cache)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    return rows_in(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_stopped_goes_on_where_it_was(
+    number, clips, tmp_path, undisturbed, compilation_cache
+):
+    output = tmp_path / "out"
+    first, deadline = begun(clips, output, compilation_cache), time.monotonic() + 300
+    while not list((output / "parts").glob("part-*")) and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()
         time.sleep(0.02)
     first.send_signal(number)
     _, told = first.communicate(timeout=60)
     assert first.returncode == (130 if number == signal.SIGINT else -9), told
     assert number == signal.SIGKILL or "the same command resumes" in told
-    assert not (tmp_path / "out" / "MANIFEST.json").exists()
-    out, err = (again := begin()).communicate(timeout=300)
+    assert not (output / "MANIFEST.json").exists()
+    out, err = (again := begun(clips, output, compilation_cache)).communicate(timeout=300)
     assert again.returncode == 0, err
     assert "parts are finished; resuming" in out
-    whole = predicted(clips, tmp_path / "whole", predict.BulkOptions())
-    assert rows_in(tmp_path / "out") == rows_in(whole)
+    assert rows_in(output) == undisturbed
 
 
 def test_the_command_line_runs_it(clips, tmp_path, capsys):
