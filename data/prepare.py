@@ -7,7 +7,8 @@
     python -m data.prepare movi_c --from lmdb --source ~/datasets/movi_c --out prepared/movi_c
 
 Run the same command again to resume an interrupted preparation; a finished one is left as it is.
-The number of workers does not affect the bytes written.
+The number of workers does not affect the bytes written. --engine=ray makes the shards on the
+machines of a Ray cluster, which share the folders (docs/datasets.md).
 """
 
 import sys
@@ -18,11 +19,12 @@ if __name__ == "__main__":  # before the imports: what makes one of them fail is
     sys.exit(run_module("data.prepare"))
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data import beside
 from data.authors_lmdb import AuthorsLmdb
@@ -43,6 +45,8 @@ from data.finished import (
 from data.manifest import plan_splits, say_end, write_manifest
 from data.shards import PARTIAL, shard_name
 from data.workers import make_shards
+from smoothsa_jax.bulk.cluster import Cluster
+from smoothsa_jax.bulk.command_line import add_engine, engine_of
 from smoothsa_jax.checkout import as_started
 from smoothsa_jax.errors import UserError, did_you_mean
 from smoothsa_jax.guard import exit_status
@@ -51,9 +55,10 @@ from smoothsa_jax.text import say
 
 def main(arguments: Sequence[str]) -> int:
     def work() -> int:
-        name, source, out, splits, workers, options = read_command_line(arguments)
+        name, source, out, splits, workers, options, engine = read_command_line(arguments)
         try:
-            prepare(name, source, out, splits, options, workers)
+            with engine or contextlib.nullcontext() as cluster:
+                prepare(name, source, out, splits, options, workers, cluster)
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, perhaps for lack of memory; run the same command "
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_command_line(
     arguments: Sequence[str],
-) -> tuple[str, str, Path, tuple[str, ...], int, Options]:
+) -> tuple[str, str, Path, tuple[str, ...], int, Options, Any]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument(
         "--from",
@@ -116,7 +121,14 @@ def read_command_line(
         extra=tuple(own),
     )
     splits = (given.split,) if given.split else SPLITS
-    return given.name, given.source, given.out, splits, given.workers, options
+    engine = engine_of(given)
+    if engine is not None and given.workers is not None:
+        raise UserError(
+            "--workers is the number of processes of this machine, and with --engine=ray the "
+            "cores of Ray decide; leave it out"
+        )
+    workers = given.workers or os.cpu_count() or 1
+    return given.name, given.source, given.out, splits, workers, options, engine
 
 
 def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -140,7 +152,8 @@ def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None
         default=Options.max_pixels,
         help="refuse pictures and frames of videos with more pixels",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, help="processes; default: one for each core")
+    add_engine(parser)
 
 
 class _Finder(argparse.ArgumentParser):
@@ -163,8 +176,18 @@ def prepare(
     splits: tuple[str, ...] = SPLITS,
     options: Options = Options(),  # noqa: B008, it is frozen
     workers: int = 1,
+    cluster: Cluster | None = None,
 ) -> None:
     """Write the prepared folder `out`; see the module.
+
+    Args:
+        name: of the data set.
+        source: the download, or a folder.
+        out: the folder.
+        splits: those to prepare.
+        options: what can change the bytes written.
+        workers: number of processes.
+        cluster: makes the shards, in place of processes of this machine.
 
     Raises:
         UserError: a source, sample, folder or disk is unusable. Finished shards are kept.
@@ -195,7 +218,8 @@ def prepare(
         if is_whole and not missing and beside.is_there(out, plan.beside, manifest):
             say(f"{out} is prepared already; python -m data.check {out} verifies it")
             return
-        make_shards(name, source, options, plan, out, missing, workers, len(wanted) - len(missing))
+        num_done = len(wanted) - len(missing)
+        make_shards(name, source, options, plan, out, missing, workers, num_done, cluster)
         known |= in_notes(out, settings)
         beside.write(out, plan.beside)
         write_manifest(out, name, settings, plan, {file: known[file] for file in wanted}, manifest)

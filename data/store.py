@@ -9,9 +9,11 @@ encoder and no slot model.
     python main.py --config=configs/sprites.py:dynamics \\
         --config.data.slots=prepared/sprites_dynamics_slots
 
-The same command resumes an interrupted one. Features are bfloat16, of all frames of each training
-clip, seen in a fixed view. For a system of tokens, whose tokenizer is trained already, the nearest
-tokens are stored with them.
+The same command resumes an interrupted one. --engine=ray spreads the work over the machines of a
+Ray cluster, which share the folders (docs/devices.md).
+
+Features are bfloat16, of all frames of each training clip, seen in a fixed view. For a system of
+tokens, whose tokenizer is trained already, the nearest tokens are stored with them.
 
 Where the task builds on the slots of an earlier run, its slots, slot attention and decoded masks
 are stored, in float16, of the splits train, validation and test, as far as there are any.
@@ -25,9 +27,11 @@ if __name__ == "__main__":  # before the imports: what makes one of them fail is
     sys.exit(run_module("data.store", uses_jax=True))
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import math
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +47,7 @@ from tqdm import tqdm
 from data.family import SPLITS, Job, Plan
 from data.finished import (
     FORMAT,
+    UNFINISHED,
     in_manifest,
     in_notes,
     is_there,
@@ -54,6 +59,9 @@ from data.finished import (
 from data.manifest import say_end, write_manifest
 from data.shards import PARTIAL, shard_name, write_shard
 from smoothsa_jax import text
+from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk.cluster import Cluster
+from smoothsa_jax.bulk.command_line import add_engine, engine_of
 from smoothsa_jax.checkout import as_started
 from smoothsa_jax.checkpoints.sources import begin, with_companions
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
@@ -144,32 +152,98 @@ def main(arguments: Sequence[str]) -> int:
             type=Path,
             help="the folder to write; default: data.folder with _features or _slots appended",
         )
+        add_engine(parser)
         given = parser.parse_args(others)
+        engine = engine_of(given)
         config = config_from_command_line(for_config, given.config)
         kind = SLOTS if SLOT_MODEL in config.companions else "features"
         folder = config.data.get("folder", f"prepared/{config.name}")
         # Beside the data, if these are on this machine.
         out = beside(f"prepared/{config.name}" if is_remote(folder) else folder, kind)
         out = out if given.out is None else expanded(given.out)
-        runtime.start(say)
-        store(config, out)
+        runtime.start(say, computes=engine is None)
+        with engine or contextlib.nullcontext() as cluster:
+            store(config, out, cluster=cluster)
         text.say(f"train with --config.data.{kind}={out}")
         return 0
 
     return exit_status(work, "stopped by Ctrl-C; the same command resumes with the next shard")
 
 
-def store(config: ConfigDict, out: Path, splits: Sequence[str] = SPLITS) -> None:
+def store(
+    config: ConfigDict,
+    out: Path,
+    splits: Sequence[str] = SPLITS,
+    cluster: Cluster | None = None,
+) -> None:
     """Write the folder `out`; see the module.
 
     Args:
         config: the config of the run that will read it.
         out: the folder.
         splits: of slots, those to store, as far as there are any. Features are those of training.
+        cluster: of Ray, which computes them in place of this process.
 
     Raises:
         UserError: a config that cannot run, a folder of something else, too little room. Finished
             shards are kept.
+    """
+    if cluster is not None:
+        config = _on_one_device(config)
+    found = what_is_stored(config, splits)
+    name = f"{config.name}_{found.kind}"
+    num_clips = {split: len(source) for split, source in found.sources.items()}
+    num_frames = sum(int(lengths.sum()) for lengths in found.lengths.values())
+    num_bytes = num_frames * found.frame_bytes
+    text.say(
+        f"{found.kind} of {sum(num_clips.values())} clips, {num_frames} frames of {found.about}: "
+        f"{num_bytes / 1e9:.3g} GB in {out}"
+    )
+    if config.data.name == "prepared":
+        text.say(
+            f"stored {found.kind} are those of the largest center square, not flipped: training on "
+            "them has no random crops and flips (windows of frames stay random); to train on "
+            f"pixels, set --config.data.{found.kind}="
+        )
+    settings = {"format": FORMAT, "dataset": name, "made_of": found.made_of}
+    settings["num_clips"] = num_clips if found.kind == SLOTS else num_clips[SPLIT]
+    plan = _plan(found)
+    files = {}
+    for split in found.sources:
+        jobs = [job for job in plan.jobs if job.split == split]
+        files |= {shard_name(name, split, i, len(jobs)): job for i, job in enumerate(jobs)}
+    with only_one(out):
+        for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
+            stray.unlink()
+        manifest = manifest_of(out, settings)
+        known = {**in_manifest(manifest), **in_notes(out, settings)}
+        missing = {file: job for file, job in files.items() if not is_there(out, file, known)}
+        if manifest and not missing:
+            text.say(f"{out} is finished already")
+            return
+        if known:
+            text.say(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
+        needed = sum(job.num_items for job in missing.values()) * found.frame_bytes
+        if (free := shutil.disk_usage(out).free) < needed:
+            raise UserError(
+                f"{found.kind} need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; "
+                "give another --out, or fewer clips with --config.data.num_samples"
+            )
+        if cluster is None:
+            _make_shards(out, found, missing)
+        else:
+            _make_shards_on_ray(cluster, out, config, splits, found, missing)
+        known |= in_notes(out, settings)
+        write_manifest(out, name, settings, plan, {file: known[file] for file in files}, manifest)
+        remove_notes(out, files)
+    say_end(out)
+
+
+def what_is_stored(config: ConfigDict, splits: Sequence[str]) -> Stored:
+    """Return what a config's run can read in place of computing it, before it is computed.
+
+    Raises:
+        UserError: the config cannot run, or its run reads pixels alone.
     """
     task = None if SLOT_MODEL in config.companions else build_task(config)
     if config.task == "tokenizer" and "features" not in task.inputs:
@@ -199,50 +273,7 @@ def store(config: ConfigDict, out: Path, splits: Sequence[str] = SPLITS) -> None
     )
     if words:
         say(f"frozen weights: {words}")
-    found = _slots(config, training, splits) if of_slots else _features(config, training)
-    name = f"{config.name}_{found.kind}"
-    num_clips = {split: len(source) for split, source in found.sources.items()}
-    num_frames = sum(int(lengths.sum()) for lengths in found.lengths.values())
-    num_bytes = num_frames * found.frame_bytes
-    text.say(
-        f"{found.kind} of {sum(num_clips.values())} clips, {num_frames} frames of {found.about}: "
-        f"{num_bytes / 1e9:.3g} GB in {out}"
-    )
-    if config.data.name == "prepared":
-        text.say(
-            f"stored {found.kind} are those of the largest center square, not flipped: training on "
-            "them has no random crops and flips (windows of frames stay random); to train on "
-            f"pixels, set --config.data.{found.kind}="
-        )
-    settings = {"format": FORMAT, "dataset": name, "made_of": found.made_of}
-    settings["num_clips"] = num_clips if of_slots else num_clips[SPLIT]
-    plan = _plan(found)
-    files = {}
-    for split in found.sources:
-        jobs = [job for job in plan.jobs if job.split == split]
-        files |= {shard_name(name, split, i, len(jobs)): job for i, job in enumerate(jobs)}
-    with only_one(out):
-        for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
-            stray.unlink()
-        manifest = manifest_of(out, settings)
-        known = {**in_manifest(manifest), **in_notes(out, settings)}
-        missing = {file: job for file, job in files.items() if not is_there(out, file, known)}
-        if manifest and not missing:
-            text.say(f"{out} is finished already")
-            return
-        if known:
-            text.say(f"{len(files) - len(missing)} of {len(files)} shards are finished; resuming")
-        needed = sum(job.num_items for job in missing.values()) * found.frame_bytes
-        if (free := shutil.disk_usage(out).free) < needed:
-            raise UserError(
-                f"{found.kind} need {needed / 1e9:.3g} GB, {out} has {free / 1e9:.3g} GB free; "
-                "give another --out, or fewer clips with --config.data.num_samples"
-            )
-        _make_shards(out, found, missing)
-        known |= in_notes(out, settings)
-        write_manifest(out, name, settings, plan, {file: known[file] for file in files}, manifest)
-        remove_notes(out, files)
-    say_end(out)
+    return _slots(config, training, splits) if of_slots else _features(config, training)
 
 
 def _plan(found: Stored) -> Plan:
@@ -273,17 +304,68 @@ def _plan(found: Stored) -> Plan:
 def _make_shards(out: Path, found: Stored, missing: dict[str, Job]) -> None:
     total = sum(job.num_items for job in missing.values())
     with tqdm(total=total, unit=" frames", desc=found.kind) as bar:
-
-        def records(frames: Iterable[Frame]) -> Iterator[bytes]:
-            for arrays in frames:
-                yield _record(arrays)
-                bar.update()
-
         for file, job in missing.items():
-            lengths: list[int] = []
-            frames = found.frames(found.sources[job.split], job.payload, lengths)
-            written = write_shard(out / file, records(frames))  # fills `lengths`
-            write_note(out, file, job, written, frames=lengths, skipped=[])
+            _make_shard(out, found, file, job, bar.update)
+
+
+def _make_shard(
+    out: Path, found: Stored, file: str, job: Job, on_frame: Callable[[], Any]
+) -> dict[str, Any]:
+    """Write one shard and its note, and return the note."""
+
+    def records(frames: Iterable[Frame]) -> Iterator[bytes]:
+        for arrays in frames:
+            yield _record(arrays)
+            on_frame()
+
+    lengths: list[int] = []
+    frames = found.frames(found.sources[job.split], job.payload, lengths)
+    written = write_shard(out / file, records(frames))  # fills `lengths`
+    return write_note(out, file, job, written, frames=lengths, skipped=[])
+
+
+def _make_shards_on_ray(
+    cluster: Cluster,
+    out: Path,
+    config: ConfigDict,
+    splits: Sequence[str],
+    found: Stored,
+    missing: dict[str, Job],
+) -> None:
+    """Have actors make the shards, each with a model of its own."""
+    total = sum(job.num_items for job in missing.values())
+    work = f"{MakeShard.__module__}:{MakeShard.__name__}"
+    settings = (out.resolve(), config, tuple(splits), found.made_of)
+    with (
+        pieces.marked(f"--out={out}", out / UNFINISHED) as mark,
+        tqdm(total=total, unit=" frames", desc=found.kind) as bar,
+    ):
+        for note in pieces.in_actors(cluster, work, settings, list(missing.items()), mark):
+            bar.update(note["num_examples"])
+
+
+class MakeShard:
+    """Makes a shard of a file's name and its job, in an actor that holds the model."""
+
+    def __init__(
+        self, out: Path, config: ConfigDict, splits: Sequence[str], made_of: dict[str, Any]
+    ):
+        self._out, self._found = out, what_is_stored(config, splits)
+        if self._found.made_of != made_of:
+            raise UserError(
+                f"the machine {platform.node()} has other weights than the one on which this was "
+                "started; give all machines the same files and packages"
+            )
+
+    def __call__(self, piece: tuple[str, Job]) -> dict[str, Any]:
+        return _make_shard(self._out, self._found, *piece, lambda: None)
+
+
+def _on_one_device(config: ConfigDict) -> ConfigDict:
+    """Return the config with a mesh of one device: each actor has one."""
+    config = config.copy_and_resolve_references().unlock()
+    config.mesh.update(data=1, fsdp=1)
+    return config.lock()
 
 
 def _record(arrays: Frame) -> bytes:

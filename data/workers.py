@@ -1,4 +1,7 @@
-"""Make the shards of a prepared folder in one or more processes; their number affects no byte."""
+"""Make the shards of a prepared folder, in processes of this machine or as tasks of a Ray cluster.
+
+Where they are made affects no byte.
+"""
 
 import contextlib
 import ctypes
@@ -16,6 +19,8 @@ from data.families import family_of
 from data.family import BadSample, Family, Job, Options, Plan
 from data.finished import STAGING, UNFINISHED, write_note
 from data.shards import serializer, write_shard
+from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.text import say
 
 # Each worker process has its own copies.
@@ -32,8 +37,14 @@ def make_shards(
     missing: dict[str, Job],
     workers: int,
     num_done: int,
+    cluster: Cluster | None = None,
 ) -> None:
     """Make the shards `missing`, with a progress bar, and write a note on each.
+
+    Args:
+        workers: number of processes.
+        num_done: number of shards that are finished.
+        cluster: makes them, in place of processes of this machine.
 
     Raises:
         UserError: a source, sample or disk is unusable. Finished shards are kept.
@@ -44,20 +55,37 @@ def make_shards(
         )
     total = sum(job.num_items or 0 for job in missing.values()) or None
     with tqdm(total=total, unit=" samples", desc=name, smoothing=0.1) as bar:
-        for note in _results(name, source, options, plan.features, out, missing, workers):
+        setting = (name, source, options, out / UNFINISHED / STAGING, plan.features)
+        if cluster is None:
+            notes = _here(setting, out, missing, workers)
+        else:
+            notes = _on_ray(setting, out, missing)
+        for note in notes:
             bar.update(note["num_examples"] + len(note["skipped"]))
 
 
-def _results(
-    name: str,
-    source: str,
-    options: Options,
-    features: dict[str, Any],
-    out: Path,
-    missing: dict[str, Job],
-    workers: int,
+def _on_ray(setting: tuple, out: Path, missing: dict[str, Job]) -> Iterator[dict[str, Any]]:
+    """Make the shards as tasks of a Ray cluster."""
+    with pieces.marked(f"--out={out}", out / UNFINISHED) as mark:
+        work = f"{MakeShard.__module__}:{MakeShard.__name__}"
+        yield from pieces.in_tasks(work, (out, *setting), list(missing.items()), mark)
+
+
+class MakeShard:
+    """Makes a shard of a file's name and its job, in a worker of Ray."""
+
+    def __init__(self, out: Path, *setting: Any):
+        self._out = out
+        _start(*setting)
+
+    def __call__(self, piece: tuple[str, Job]) -> dict[str, Any]:
+        return _make(self._out, *piece)
+
+
+def _here(
+    setting: tuple, out: Path, missing: dict[str, Job], workers: int
 ) -> Iterator[dict[str, Any]]:
-    setting = (name, source, options, out / UNFINISHED / STAGING, features)
+    """Make the shards in processes of this machine."""
     if workers == 1 or len(missing) < 2:
         _start(*setting)
         for file, job in missing.items():

@@ -35,11 +35,20 @@ model, hf://OWNER/NAME, or the name of a bundled or published model.
     --future=K                  of a run with the word `dynamics`: also predicts the K frames after
                                 each video
 
+    --engine=ray                for a whole corpus, on Ray: writes Parquet files; needs '.[ray]'
+    --address=auto|HOST:PORT    of a cluster; default: the cores or accelerators of this machine
+    --masks=rle|png             with --engine=ray: also stores masks
+    --max-errors=1000           with --engine=ray: more unreadable files end the run
+    --column=NAME               with --engine=ray, of an --input of Parquet files
+
 Options of --mode=demo, a page in the browser to try a model on; needs '.[demo]' (docs/use.md). Its
 --workdir is as for --mode=predict, or a run with the word `dynamics`; default: a bundled model.
 
     --port=N                    to listen on; default 7860; 0: any free one
     --host=ADDRESS              0.0.0.0 lets other machines in; default: this one alone
+
+Ray, for --mode=evaluate (docs/devices.md): --engine=ray, and --address=auto|HOST:PORT of a cluster
+whose machines share the workdir and the data; default: the cores or accelerators of this machine.
 
 Several hosts, for --mode=train and --mode=evaluate (docs/devices.md): give the same command on each
 host, with a workdir that all of them share.
@@ -60,6 +69,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -77,6 +87,8 @@ PREDICT_FLAGS = (
     + ["iterations", "cut_signal", "requery", *PRUNE_FLAGS]
 )
 DEMO_FLAGS = ("host", "port")
+ENGINE_MODES = ("predict", "evaluate")  # those that --engine=ray runs
+BULK_FLAGS = ("masks", "max_errors", "column")  # of --mode=predict --engine=ray
 DEFAULT_CONFIG = str(ROOT / "configs" / "sprites.py")
 
 
@@ -97,6 +109,7 @@ def run(arguments: list[str]) -> int:
         for name in names:
             if given[name].present and given.mode != mode:
                 raise UserError(f"--{name} belongs to --mode={mode}; leave it out, or add that")
+    refuse_engine(given)
     if given.mode in ("predict", "demo"):
         refuse_config(given.mode, for_config)
         return run_predict(given) if given.mode == "predict" else run_demo(given)
@@ -138,7 +151,7 @@ def run_training(
     from smoothsa_jax.training import evaluating, loop, signals
     from smoothsa_jax.training.logging import say
 
-    runtime.start(say)
+    runtime.start(say, computes=given.engine is None)
     if restart is not None:
         command = shlex.join(["python", "main.py", *restart])
         say(hosts.what_a_death_looks_like(given.heartbeat_timeout_seconds, command))
@@ -150,7 +163,12 @@ def run_training(
             loop.train(config, folder)
             return 0
 
-        if given.mode == "evaluate":
+        if given.engine is not None:
+            from smoothsa_jax.bulk import cluster, evaluate
+
+            with cluster.connected(given.address) as found:
+                evaluate.evaluate_run(found, folder, choose)
+        elif given.mode == "evaluate":
             evaluating.evaluate_run(folder, choose)
         else:
             from smoothsa_jax.report.build import report
@@ -231,6 +249,10 @@ def run_predict(given: flags.FlagValues) -> int:
         if not given[name].value:
             raise UserError(f"--mode=predict needs --{name}=...; see python main.py --help")
 
+    if given.engine is not None:
+        from smoothsa_jax.bulk.cluster import check_ray
+
+        check_ray()  # before anything that takes seconds
     settle()
     from smoothsa_jax.devices import runtime
     from smoothsa_jax.inference import predict, shot_cuts
@@ -245,13 +267,24 @@ def run_predict(given: flags.FlagValues) -> int:
     values["shot_cuts"] = shot_cuts.threshold_from(given.shot_cuts, default)
     default, flag = shot_cuts.DEFAULT_REQUERY, "--requery"
     values["requery"] = shot_cuts.threshold_from(given.requery, default, flag)
-    runtime.start(lambda line: leave(line, 0))
+    if given.engine is None:
+        runtime.start(lambda line: leave(line, 0))
     try:
-        with signals.SignalGuard():
-            predict.predict(predict.Options(**values))
+        with signals.SignalGuard() as guard:
+            if given.engine is None:
+                predict.predict(predict.Options(**values))
+            else:
+                run_bulk(given, predict.Options(**values | {"output": given.output}), guard)
     except signals.Stopped as stopped:
         return leave(str(stopped), stopped.exit_code)
     return 0
+
+
+def run_bulk(given: flags.FlagValues, options: Any, guard: Any) -> None:
+    from smoothsa_jax.bulk import predict
+
+    values = {name: given[name].value for name in ("address", *BULK_FLAGS) if given[name].present}
+    predict.predict(options, predict.BulkOptions(**values), guard)
 
 
 def distance_from(text: str | None) -> float | str | bool | None:
@@ -296,6 +329,24 @@ def refuse_connect_flags(given: flags.FlagValues, connected: bool) -> None:
             )
 
 
+def refuse_engine(given: flags.FlagValues) -> None:
+    """Refuse --engine in modes that it does not run, and --address without it."""
+    if given.engine is not None and given.mode not in ENGINE_MODES:
+        modes = " and ".join(f"--mode={mode}" for mode in ENGINE_MODES)
+        raise UserError(f"--engine={given.engine} goes with {modes}; leave it out")
+    if given.address is not None and given.engine is None:
+        raise UserError("--address names a Ray cluster; add --engine=ray, or leave it out")
+    if given.engine is not None and (given.distributed or given.coordinator is not None):
+        raise UserError(
+            f"--engine={given.engine} starts processes on other machines itself; leave "
+            "--distributed and --coordinator out"
+        )
+    for name in BULK_FLAGS:
+        if given[name].present and (given.engine is None or given.mode != "predict"):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} belongs to --mode=predict --engine=ray; leave it out")
+
+
 def read_flags(arguments: list[str]) -> flags.FlagValues:
     """The values of all flags but the config's."""
     values = flags.FlagValues()
@@ -323,6 +374,11 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_enum("folders", "auto", ["auto", "video", "pictures"], "of pictures", **here)
     flags.DEFINE_string("host", None, "address to listen on", **here)
     flags.DEFINE_integer("port", None, "to listen on", lower_bound=0, upper_bound=65535, **here)
+    flags.DEFINE_enum("engine", None, ["ray"], "that runs the work", **here)
+    flags.DEFINE_string("address", None, "of a Ray cluster", **here)
+    flags.DEFINE_enum("masks", None, ["rle", "png"], "how to store masks", **here)
+    flags.DEFINE_integer("max_errors", 1000, "unreadable files", lower_bound=0, **here)
+    flags.DEFINE_string("column", None, "of Parquet files", **here)
     flags.DEFINE_bool("distributed", False, "find the other processes", **here)
     flags.DEFINE_string("coordinator", None, "host:port of process 0", **here)
     flags.DEFINE_integer("num_processes", None, "that run together", lower_bound=1, **here)
@@ -330,6 +386,7 @@ def read_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("heartbeat_timeout_seconds", 100, "of a dead one", lower_bound=1, **here)
     # With or without a value, which absl does not know.
     names = [a.replace("--shot-cuts", "--shot_cuts", 1) for a in arguments]
+    names = [a.replace("--max-errors", "--max_errors", 1) for a in names]
     alone = ("--shot_cuts", "--requery")
     names = [f"{name}=default" if name in alone else name for name in names]
     try:

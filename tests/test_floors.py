@@ -38,6 +38,7 @@ FLOORS = (
     ("tasks",),
     ("training",),
     ("inference", "report", "convert"),
+    ("bulk",),
     ("demo",),
     ("main", "command"),
 )

@@ -12,7 +12,8 @@ from data.prepare import prepare
 from data.store import store
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.features import CachedSlots, is_stored
+from smoothsa_jax.inputs.features import CachedSlots
+from smoothsa_jax.inputs.found import is_stored
 from smoothsa_jax.inputs.manifest import MANIFEST
 from smoothsa_jax.inputs.questions import QuestionsOfClips
 from smoothsa_jax.inputs.records import NoSuchSplit

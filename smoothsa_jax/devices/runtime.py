@@ -23,8 +23,12 @@ from smoothsa_jax.errors import UserError
 NOT_CACHED = "Error writing persistent compilation cache entry"  # so JAX's warning begins
 
 
-def start(say: Callable[[str], None]) -> None:
+def start(say: Callable[[str], None], computes: bool = True) -> None:
     """Set up the process: library logs and compilation cache; then describe the machine.
+
+    Args:
+        say: called with each line.
+        computes: false for a process whose workers compute: it leaves accelerators to them.
 
     Raises:
         UserError: JAX finds no device of the platform that it is to use.
@@ -32,9 +36,13 @@ def start(say: Callable[[str], None]) -> None:
     # Orbax logs every file, and long tracebacks for errors that are reported in one line here.
     absl.logging.set_verbosity(absl.logging.FATAL)
     keep_freed_memory()
+    if not computes:
+        jax.config.update("jax_platforms", "cpu")
     find_devices(say)
     use_compilation_cache()
     say(describe_machine())
+    if not computes:
+        return
     if warning := idle_accelerator():
         say(f"warning: {warning}")
 

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.upsampling import upsample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +38,9 @@ class Segmentation:
     @property
     def soft_masks(self) -> Float[np.ndarray, "*lead N H W"]:
         """Each slot's share of each pixel: the decoder's attention, upsampled on every access."""
+        # Imported on use only: processes that write results need no JAX.
+        from smoothsa_jax.evaluation.upsampling import upsample
+
         return np.asarray(upsample(self.decoder_attention, self.masks.shape[-2:]))
 
     def without(self, *slots: int) -> "Segmentation":

@@ -6,9 +6,9 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,24 @@ from smoothsa_jax.tasks.build import build_task
 from smoothsa_jax.tasks.task import MODEL, run_task, sizes_of
 
 AT_ONCE = 16  # frames that are decoded to pictures at a time
+
+
+class Programs(NamedTuple):
+    """The pure functions with which `Segmenter.stream` computes a frame, each compiled by itself.
+
+    Attributes:
+        params: the first argument of all of them.
+        constants: (params, frame (H,W,3) of the model's size) -> features and target.
+        first: (params, constants, boxes, slot_mask, key, asked) -> outputs and carry.
+        following: (params, constants, carry, memory, asked) -> outputs, carry and memory.
+        masks: which output the masks are.
+    """
+
+    params: Parameters
+    constants: Callable[..., Any]
+    first: Callable[..., Any]
+    following: Callable[..., Any]
+    masks: str
 
 
 class Segmenter:
@@ -198,6 +216,11 @@ class Segmenter:
         if self.config.dtype == "float32" or self._tokenizer is None:
             return self._tokenizer_params
         return jax.jit(self._tokenizer.cast)(self._tokenizer_params)
+
+    @property
+    def programs(self) -> Programs:
+        """What `stream` runs, for a caller that runs many videos side by side."""
+        return Programs(self._cast, self._constants, self._first, self._following, self._masks)
 
     @functools.cached_property
     def checksum(self) -> int:

@@ -169,7 +169,7 @@ def _of_folder(
     files = sorted((n for n in entries if _is_seen(n, left_out)), key=natural)
     below = [inner for inner in below if _is_seen(inner.name, left_out)]
     images = [name for name in files if name.lower().endswith(IMAGES)]
-    as_video = _are_numbered_evenly(images) if folders == "auto" else folders == "video"
+    as_video = are_numbered_evenly(images) if folders == "auto" else folders == "video"
     others = [name for name in files if name.lower().endswith(VIDEOS)]
     others += [inner.name for inner in below if inner.way[-1] != str(skipped)]
     for name in files:
@@ -204,7 +204,7 @@ def _is_seen(name: str, left_out: LeftOut) -> bool:
     return True
 
 
-def _are_numbered_evenly(names: list[str]) -> bool:
+def are_numbered_evenly(names: list[str]) -> bool:
     """Whether the names are a common prefix followed by numbers with a constant step."""
     matches = [re.fullmatch(r"(.*?)(\d+)", Path(name).stem) for name in names]
     if len(names) < 2 or None in matches or len({m[1] for m in matches}) > 1:

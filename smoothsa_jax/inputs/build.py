@@ -97,10 +97,11 @@ def build_dataset(
         tokens = "tokens" in tuple(reads)
         return CachedFeatures(source, features_folder(config), split, with_pixels, tokens)
     if of_slots:
-        from smoothsa_jax.inputs.features import SLOT_ARRAYS, CachedSlots, slots_folder
+        from smoothsa_jax.inputs.features import SLOT_ARRAYS, slots_folder
+        from smoothsa_jax.inputs.found import opened
 
         arrays = [name for name in SLOT_ARRAYS if name in reads]
-        return CachedSlots(source, slots_folder(config), split, arrays, with_pixels)
+        return opened(source, slots_folder(config), split, config, arrays, with_pixels)
     num_frames = arguments.get("num_frames")
     if num_frames is None or may_be_shorter:
         return source
@@ -113,13 +114,14 @@ def _of_clips(
 ) -> Source:
     """Return questions with the slots, or the pixels, of their clips."""
     # Imported on use only, as above.
-    from smoothsa_jax.inputs.features import SLOT_ARRAYS, CachedSlots, slots_folder
+    from smoothsa_jax.inputs.features import SLOT_ARRAYS, slots_folder
+    from smoothsa_jax.inputs.found import opened
     from smoothsa_jax.inputs.questions import PLACES, STATE, QuestionsOfClips, clips_of
 
     clips = clips_of(questions)
     if config.get("slots"):
         arrays = [name for name in SLOT_ARRAYS if name in reads]
-        clips = CachedSlots(clips, slots_folder(config), split, arrays)
+        clips = opened(clips, slots_folder(config), split, config, arrays)
     return QuestionsOfClips(
         questions, clips, others=scores, with_state=STATE in reads, ahead=PLACES in reads
     )

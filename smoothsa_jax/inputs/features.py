@@ -72,19 +72,6 @@ def slots_folder(data: Mapping[str, Any]) -> Path | None:
     return local_folder(named, data.get("cache")) if named else None
 
 
-def is_stored(data: Mapping[str, Any], split: str) -> bool:
-    """Tell whether the folder that the `data` part of a config names has slots of a split.
-
-    What scores a run may do without: a frozen model finds them then.
-    """
-    named = data.get("slots")
-    if not named or named == AUTO:
-        return False
-    if not (path := local_folder(named, data.get("cache")) / MANIFEST).is_file():
-        return False
-    return split in json.loads(path.read_text()).get("made_of", {}).get("clips", ())
-
-
 def beside(folder: str | Path, what: str = "features") -> Path:
     """The default folder of the features, or slots, of a prepared folder."""
     folder = expanded(folder)

@@ -47,7 +47,7 @@ from smoothsa_jax.evaluation.scores import (
 )
 from smoothsa_jax.evaluation.split import Evaluation, Evaluator, evaluate, whole_split
 from smoothsa_jax.inputs.build import build_dataset, is_labelled, long_enough
-from smoothsa_jax.inputs.features import is_stored
+from smoothsa_jax.inputs.found import is_stored
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.losses.build import build_losses
@@ -67,16 +67,63 @@ PICTURES_FOLDER = "pictures"
 WHOLE_CLIPS = -1  # value of eval.num_frames: all frames of each clip; -n: at most the first n
 # Metric and mode of the best checkpoint where the validation split has no labels, and without one.
 BY_LOSS, BY_TRAINING_LOSS = (f"validation/{LOSS}", "min"), (LOSS, "min")
+# Whose weights a pass scores, besides those of a checkpoint, which are named by its step.
+TRAINED, FIRST = "trained", "first"
 # Advice if scoring runs out of memory, after training and during training.
 REPORT_AGAIN = "use --mode=evaluate with {}, or more devices; the weights are saved"
 GO_ON = "run the same command with {}, or more devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One pass over a split; processes that run together, or workers elsewhere, share it.
+
+    Attributes:
+        split: its name.
+        num_samples: of its first samples; None: of all.
+        seeds: see `evaluation.split.evaluate`, also for the next two.
+        match_paper: also score under the paper's protocol.
+        keep_samples: number of first samples to keep for pictures.
+        evaluator: in place of the task's; None: the task's.
+        baselines: score the baselines, in place of the model.
+    """
+
+    split: str
+    num_samples: int | None
+    seeds: tuple[int, ...] = ()
+    match_paper: bool = False
+    keep_samples: int = 0
+    evaluator: Evaluator | None = None
+    baselines: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process finds in its batches of a pass; `whole_split` merges those of all.
+
+    Attributes:
+        found: values by sample.
+        num_samples: of the whole pass.
+        pictures: of a split without labels, whose pictures are a pass of their own; None: none.
+    """
+
+    found: Any
+    num_samples: int
+    pictures: Evaluation | None = None
+
+
+# (weights, pass) -> the shares of all workers, in order, computed elsewhere. The weights are
+# TRAINED, FIRST, or the step of a checkpoint.
+Workers = Callable[[str | int, Pass], Sequence[Share]]
 
 
 # ----------------------------------------------------------------------------------- a workdir
 
 
 def evaluate_run(
-    workdir: Path, choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored
+    workdir: Path,
+    choose_config: Callable[[ConfigDict], ConfigDict] = lambda stored: stored,
+    workers_of: Callable[[ConfigDict, Task, Checkpoint], Workers] | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint of a workdir, from the workdir alone.
 
@@ -87,6 +134,7 @@ def evaluate_run(
         workdir: the run's folder.
         choose_config: given the checkpoint's config, returns the config to evaluate with, which may
             differ in `eval`, `mesh` and `data.folder`.
+        workers_of: returns who scores elsewhere; None: this process, and those that run with it.
 
     Returns:
         The content of `scores.json`.
@@ -99,18 +147,27 @@ def evaluate_run(
         checkpoint = best_checkpoint(workdir, config) or checkpoint
     say(f"evaluating {checkpoint.path}, step {checkpoint.step} of {config.train.num_steps}")
     with signals.SignalGuard(), evaluating(config, REPORT_AGAIN):
-        training, _ = on_own_devices(untrained(build_training(config)))
-        frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
-        training = dataclasses.replace(training, frozen=frozen)
-        params = params_of(checkpoint, training)
+        training, params = to_score(config, checkpoint)
         if _reads_slots(config, training.task, config.eval.split):  # `data.folder` may be another
             source = source_of_split(
                 config, slots_of(config, training.task), config.eval.split, config.eval.num_samples
             )
             refuse_other_slots(source, config, training.frozen, (config.eval.split,))
-        scores = report(config, training, params, checkpoint.step, workdir)
+        workers = None if workers_of is None else workers_of(config, training.task, checkpoint)
+        scores = report(config, training, params, checkpoint.step, workdir, workers)
     print_results(config.title, scores, workdir)
     return scores
+
+
+def to_score(config: ConfigDict, checkpoint: Checkpoint) -> tuple[Training, Parameters]:
+    """Return the training with the frozen arrays of a checkpoint, and its trained arrays.
+
+    The state of the training has the first values of the trained arrays.
+    """
+    training, _ = on_own_devices(untrained(build_training(config)))
+    frozen = restore_state({"frozen": training.frozen}, checkpoint, only="frozen/")["frozen"]
+    training = dataclasses.replace(training, frozen=frozen)
+    return training, params_of(checkpoint, training)
 
 
 def restored(
@@ -239,7 +296,12 @@ def evaluator_of(config: ConfigDict, task: Task, split: str) -> Evaluator:
 
 
 def report(
-    config: ConfigDict, training: Training, params: Parameters, step: int, workdir: Path
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    step: int,
+    workdir: Path,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Score weights on `eval.split`; write `scores.json`, `scores.csv` and pictures.
 
@@ -250,6 +312,7 @@ def report(
         params: the trained parameters.
         step: number of training steps done.
         workdir: the run's folder.
+        workers: who scores elsewhere; None: this process, and those that run with it.
 
     Returns:
         The content of `scores.json`.
@@ -264,17 +327,21 @@ def report(
     labelled = evaluator is task.evaluator
     if not labelled:
         say(f"the {split} split has no labels: its losses and pictures stand in for scores")
+    fitted = None
     if getattr(evaluator, "fits_on_validation", False) and split != "validation":
-        evaluator = _fitted(config, training, evaluator, params, seeds)
+        evaluator = fitted = _fitted(config, training, evaluator, params, seeds, workers)
 
-    def score(params: Parameters, *rest: Any) -> Evaluation:
-        return evaluate_split(config, training, params, split, samples, *rest, evaluator=evaluator)
+    def score(weights: str, params: Parameters, *rest: Any) -> Evaluation:
+        return evaluate_split(
+            config, training, params, split, samples, *rest,
+            evaluator=fitted, workers=_of(workers, weights),
+        )  # fmt: skip
 
-    found = score(params, seeds, settings.match_paper, settings.num_pictures)
+    found = score(TRAINED, params, seeds, settings.match_paper, settings.num_pictures)
     protocol = dict(protocol_of(config, training, evaluator, len(found.names)))
     if found.paper_scores is not None and getattr(evaluator, "best_of_paper", None):
         mine = step, found.paper_scores
-        best, of_paper = _best_of_paper(config, training, evaluator, mine, workdir)
+        best, of_paper = _best_of_paper(config, training, evaluator, mine, workdir, workers)
         found = dataclasses.replace(found, paper_scores=of_paper)
         protocol["match_paper_step"] = best
     rows = scored_by_seeds(config.title, "default", seeds, found.scores)
@@ -283,16 +350,16 @@ def report(
     baselines = {row: {name: x[0] for name, x in own.items()} for row, own in found.rows.items()}
     if settings.baselines:
         say("scoring the baselines")
-        first = training.state.params
+        whose, first = FIRST, training.state.params
         # Neither a resumed run nor an evaluation has the first values that came from elsewhere.
         if elsewhere := start_elsewhere(config.weights, first):
             say(without_untrained(task.untrained, elsewhere))
-            first = params
+            whose, first = TRAINED, params
         else:
-            found_first = score(first, seeds[:1])
+            found_first = score(FIRST, first, seeds[:1])
             baselines[task.untrained] = {name: x[0] for name, x in found_first.scores.items()}
         if labelled:
-            baselines |= _baselines(config, training, first, samples)
+            baselines |= _baselines(config, training, first, samples, _of(workers, whose))
     rows += [Scored(name, "default", seeds[0], x) for name, x in baselines.items()]
     scores = build_scores(
         found.scores,
@@ -312,16 +379,25 @@ def report(
     return scores
 
 
+def _of(workers: Workers | None, weights: str | int) -> Callable[[Pass], Sequence[Share]] | None:
+    """Return the workers that score these weights."""
+    return None if workers is None else lambda wanted: workers(weights, wanted)
+
+
 def _fitted(
     config: ConfigDict,
     training: Training,
     evaluator: Evaluator,
     params: Parameters,
     seeds: tuple[int, ...],
+    workers: Workers | None,
 ) -> Evaluator:
     """Return an evaluator with what it chooses on the whole validation split."""
+    of_trained = _of(workers, TRAINED)
     try:
-        found = evaluate_split(config, training, params, "validation", None, seeds)
+        found = evaluate_split(
+            config, training, params, "validation", None, seeds, workers=of_trained
+        )
     except NoSuchSplit:
         say("there is no validation split, so that nothing is chosen on it for scoring")
         return evaluator
@@ -334,6 +410,7 @@ def _best_of_paper(
     evaluator: Evaluator,
     scored: tuple[int, dict[str, np.ndarray]],
     workdir: Path,
+    workers: Workers | None,
 ) -> tuple[int, dict[str, np.ndarray]]:
     """Return the checkpoint that is best on the scored split, and its values.
 
@@ -341,6 +418,7 @@ def _best_of_paper(
         evaluator: names the metric by which it is best.
         scored: the step that was scored, and its values.
         workdir: has the other checkpoints.
+        workers: who scores them elsewhere.
     """
     settings = config.eval
     every = {scored[0]: scored[1]}
@@ -354,7 +432,8 @@ def _best_of_paper(
             continue
         say(f"scoring checkpoint {step} too, as match_paper has the best of all")
         arguments = (settings.split, settings.num_samples, tuple(settings.seeds), True)
-        found = evaluate_split(config, training, params, *arguments).paper_scores
+        mine = _of(workers, step)
+        found = evaluate_split(config, training, params, *arguments, workers=mine).paper_scores
         assert found is not None, "scored with match_paper"
         every[step] = found
     metric = evaluator.best_of_paper
@@ -391,14 +470,51 @@ def evaluate_split(
     match_paper: bool = False,
     keep_samples: int = 0,
     evaluator: Evaluator | None = None,
+    workers: Callable[[Pass], Sequence[Share]] | None = None,
 ) -> Evaluation:
     """Score parameters on a split, or on its first samples; see `evaluation.split.evaluate`.
 
     A split without labels is scored by its losses; masks are predicted for the pictures only. An
-    `evaluator` may take the place of the task's, of which it has the outputs.
+    `evaluator` may take the place of the task's, of which it has the outputs. `workers` may do it
+    elsewhere, in place of this process and those that run with it.
     """
+    wanted = Pass(split, num_samples, tuple(seeds), match_paper, keep_samples, evaluator)
+    if workers is None:
+        shares = hosts.gather(share_of(config, training, params, wanted, *_this_process()))
+    else:
+        shares = workers(wanted)
+    found = _whole(config, [share.found for share in shares], shares[0].num_samples)
+    if shares[0].pictures is None:
+        return dataclasses.replace(found, samples=found.samples[:keep_samples])
+    shown = _shown(wanted)
+    pictures = _whole(config, [share.pictures for share in shares], shown)
+    return dataclasses.replace(found, samples=pictures.samples[:shown])
+
+
+def share_of(
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    wanted: Pass,
+    index: int,
+    count: int,
+) -> Share:
+    """Score a share of a pass: every `count`-th batch of the split, from batch `index` on.
+
+    Keys of random numbers are those of batches in the whole split, so that sharing changes nothing.
+    """
+    num_slots, split, num_samples = (
+        slots_of(config, training.task),
+        wanted.split,
+        wanted.num_samples,
+    )
+    if wanted.baselines:
+        source = source_of_split(config, num_slots, split, num_samples)
+        extract, arrays = jax.jit(training.features), (params, training.frozen)
+        features = lambda batch: extract(*arrays, training.place(batch)["video"])  # noqa: E731
+        batches = lambda: batches_of(config, source, None, index, count)  # noqa: E731
+        return Share(training.task.baselines(batches, features), len(source))
     params, frozen = training.cast(params), training.cast_frozen
-    num_slots = slots_of(config, training.task)
 
     def predict(batch: dict[str, Any], key: jax.Array, match_paper: bool) -> dict[str, jax.Array]:
         return training.predict(params, frozen, training.place(batch), key, match_paper)
@@ -407,29 +523,40 @@ def evaluate_split(
         del match_paper
         return training.losses(params, frozen, training.place(batch), key)
 
-    def merged(
+    def scored(
         source: Source, outputs_of: Callable, evaluator: Evaluator, may_vary: bool, **options: Any
     ) -> Evaluation:
-        batches = batches_of(config, source, may_vary)
-        own = evaluate(outputs_of, batches, evaluator, seeds, **options)
-        return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
+        batches = batches_of(config, source, may_vary, index, count)
+        return evaluate(outputs_of, batches, evaluator, wanted.seeds, **options)
 
     of_split = evaluator_of(config, training.task, split)
     if of_split is training.task.evaluator:
-        evaluator = of_split if evaluator is None else evaluator
+        evaluator = of_split if wanted.evaluator is None else wanted.evaluator
         source = source_of_split(config, num_slots, split, num_samples)
-        options = {"match_paper": match_paper, "keep_samples": keep_samples}
-        found = merged(source, predict, evaluator, _vary(config), **options)
-        return dataclasses.replace(found, samples=found.samples[:keep_samples])
+        options = {"match_paper": wanted.match_paper, "keep_samples": wanted.keep_samples}
+        return Share(scored(source, predict, evaluator, _vary(config), **options), len(source))
     source = training_clips(config, training.task.slot_model.num_slots, split, num_samples)
-    found = merged(source, losses, of_split, may_vary=False)
-    if not keep_samples:
-        return found
-    shown = min(keep_samples, num_samples or keep_samples)
-    source = source_of_split(config, num_slots, split, shown)
-    evaluator = training.task.evaluator
-    pictures = merged(source, predict, evaluator, _vary(config), keep_samples=shown)
-    return dataclasses.replace(found, samples=pictures.samples[:shown])
+    found, shown = scored(source, losses, of_split, may_vary=False), _shown(wanted)
+    if not shown:
+        return Share(found, len(source))
+    of_pictures = source_of_split(config, num_slots, split, shown)
+    pictures = scored(
+        of_pictures, predict, training.task.evaluator, _vary(config), keep_samples=shown
+    )
+    return Share(found, len(source), pictures)
+
+
+def _shown(wanted: Pass) -> int:
+    """Return how many samples of a pass are kept for pictures."""
+    return min(wanted.keep_samples, wanted.num_samples or wanted.keep_samples)
+
+
+def _whole(config: ConfigDict, parts: Sequence[Any], num_samples: int) -> Any:
+    return whole_split(parts, config.eval.batch_size, num_samples)
+
+
+def _this_process() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
 
 
 def without_untrained(what: str, elsewhere: list[str]) -> str:
@@ -447,14 +574,18 @@ def without_untrained(what: str, elsewhere: list[str]) -> str:
 
 
 def _baselines(
-    config: ConfigDict, training: Training, params: Parameters, num_samples: int | None
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    num_samples: int | None,
+    workers: Callable[[Pass], Sequence[Share]] | None,
 ) -> dict[str, dict[str, np.ndarray]]:
-    num_slots = slots_of(config, training.task)
-    source = source_of_split(config, num_slots, config.eval.split, num_samples)
-    extract, arrays = jax.jit(training.features), (params, training.frozen)
-    features = lambda batch: extract(*arrays, training.place(batch)["video"])  # noqa: E731
-    own = training.task.baselines(lambda: batches_of(config, source), features)
-    return whole_split(hosts.gather(own), config.eval.batch_size, len(source))
+    wanted = Pass(config.eval.split, num_samples, baselines=True)
+    if workers is None:
+        shares = hosts.gather(share_of(config, training, params, wanted, *_this_process()))
+    else:
+        shares = workers(wanted)
+    return _whole(config, [share.found for share in shares], shares[0].num_samples)
 
 
 def protocol_of(
@@ -553,7 +684,11 @@ def _vary(config: ConfigDict) -> bool:
 
 
 def batches_of(
-    config: ConfigDict, source: Source, may_vary: bool | None = None
+    config: ConfigDict,
+    source: Source,
+    may_vary: bool | None = None,
+    index: int | None = None,
+    count: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Return the batches of a split that this process scores.
 
@@ -561,14 +696,16 @@ def batches_of(
         config: the config of the run.
         source: the samples.
         may_vary: whether clips may differ in length; None: as `eval.num_frames` says.
+        index: of the share; None: this process's.
+        count: of all shares; None: that of processes.
     """
     return evaluation_batches(
         source,
         config.eval.batch_size,
         fill_lengths=_vary(config) if may_vary is None else may_vary,
         num_threads=config.train.num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() if index is None else index,
+        process_count=jax.process_count() if count is None else count,
     )
 
 

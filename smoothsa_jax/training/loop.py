@@ -34,7 +34,7 @@ from smoothsa_jax.devices.host_arrays import on_own_devices
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.split import paper_slot_mask
 from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.features import is_stored
+from smoothsa_jax.inputs.found import is_stored
 from smoothsa_jax.inputs.loader import Batches, RandomSource, Source, training_batches
 from smoothsa_jax.inputs.records import NoSuchSplit
 from smoothsa_jax.inputs.repeats import distinct

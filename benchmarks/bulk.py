@@ -1,0 +1,240 @@
+"""Time `--mode=predict --engine=ray`, follow its memory, and kill its nodes.
+
+    python -m benchmarks.bulk speed      clips a second: plain predict, one worker, two workers
+    python -m benchmarks.bulk memory     memory of driver and workers over many small pictures
+    python -m benchmarks.bulk faults     the same rows after nodes were killed at random moments?
+
+`speed`: plain predict is the real command; the engine runs on this machine's cores. Start and
+compilation do not count: the figure is the number of clips behind the first output, over the time
+from the first output to the last. `first output` is the time from the start to the first one.
+`memory`: anonymous memory of the driver, and of the largest worker, after a quarter of the pictures
+and at the end (Linux).
+`faults`: a cluster of two nodes in this process (`ray.cluster_utils`). In each round the second one
+is killed at a random moment of the run and a new one is added; the rows are compared with those of
+an undisturbed run.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import av
+import numpy as np
+import psutil
+from PIL import Image
+
+from smoothsa_jax.bulk import parts, predict
+from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.inference import predict as plain
+
+MODEL = "sprites_gaussian"
+
+
+# ------------------------------------------------------------------------------------------- inputs
+
+
+def write_pictures(folder: Path, number: int, size: int = 60) -> Path:
+    """Write small pictures of smooth colors, 1,000 in a folder."""
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        inner = folder / f"{i // 1000:04d}"
+        inner.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        # Squares are not evenly numbered, so the pictures are no video.
+        Image.fromarray(small).resize((size, size)).save(inner / f"p{i % 1000 * (i % 1000)}.png")
+    return folder
+
+
+def write_clips(folder: Path, number: int, frames: int = 24, size: int = 64) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for i in range(number):
+        with av.open(str(folder / f"c{i:05d}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=12)
+            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+            for _ in range(frames):
+                small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                frame = av.VideoFrame.from_image(small.resize((size, size)))
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return folder
+
+
+def run_engine(source: Path, output: Path, **options: Any) -> None:
+    settings = plain.Options(MODEL, str(source), str(output))
+    predict.predict(settings, predict.BulkOptions(max_errors=0, **options))
+
+
+def rows_in(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """All rows by file and frame; none may be there twice."""
+    import pyarrow.parquet as pq
+
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted((folder / parts.PARTS).glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            key = row["file"], row["frame"]
+            assert key not in found, f"{key} is there twice"
+            found[key] = row
+    return found
+
+
+# -------------------------------------------------------------------------------------------- speed
+
+
+def rate(times: list[tuple[float, int]], begin: float) -> tuple[float, float]:
+    """Clips a second behind the first output, and seconds to the first one.
+
+    Args:
+        times: of each output, when it appeared and how many clips it holds.
+        begin: when the run began.
+    """
+    times = sorted(times)
+    clips = sum(count for _, count in times[1:])
+    return clips / max(times[-1][0] - times[0][0], 1e-9), times[0][0] - begin
+
+
+def speed(given: argparse.Namespace, folder: Path) -> None:
+    clips = write_clips(folder / "clips", given.number, given.frames)
+    begin = time.time()
+    command = [sys.executable, str(ROOT / "main.py"), "--mode=predict", f"--workdir={MODEL}"]
+    command += [f"--input={clips}", f"--output={folder / 'plain'}"]
+    subprocess.run(command, check=True, capture_output=True)
+    times = [(p.stat().st_mtime, 1) for p in (folder / "plain").glob("*/about.json")]
+    base, first = rate(times, begin)
+    print(f"plain predict     {base:8.2f} clips/s   first output after {first:6.1f} s", flush=True)
+    for workers in (1, 2):
+        output, begin = folder / f"workers_{workers}", time.time()
+        parts.PART_WEIGHT = parts.VIDEO_WEIGHT * given.clips_of_part
+        with connected(num_cpus=given.cores):
+            run_engine(clips, output, workers=workers)
+        files = (output / parts.PARTS).iterdir()
+        times = [(p.stat().st_mtime, given.clips_of_part) for p in files]
+        found, first = rate(times, begin)
+        line = f"{workers} worker{'s' * (workers > 1)}          "[:18]
+        told = f"{found:8.2f} clips/s   first output after {first:6.1f} s"
+        print(f"{line}{told}   {found / base:.2f} of plain predict", flush=True)
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Anonymous memory in bytes: without pages of files and of the object store."""
+    info = process.memory_info()
+    return info.rss - info.shared
+
+
+def memory(given: argparse.Namespace, folder: Path) -> None:
+    pictures, output = folder / "pictures", folder / "found"
+    write_pictures(pictures, given.pictures)
+    me, stop = psutil.Process(), threading.Event()
+    seen: list[tuple[int, float, float]] = []
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            done = len(list((output / parts.PARTS).glob("part-*"))) * parts.PART_WEIGHT
+            workers = [0]
+            for child in me.children(recursive=True):
+                try:
+                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::"):
+                        workers.append(memory_of(child))
+                except psutil.Error:
+                    continue
+            seen.append((done, memory_of(me) / 2**20, max(workers) / 2**20))
+
+    watcher, begin = threading.Thread(target=watch), time.time()
+    watcher.start()
+    run_engine(pictures, output)
+    stop.set()
+    watcher.join()
+    print(f"{given.pictures} pictures in {time.time() - begin:.0f} s")
+    for share in (0.25, 0.5, 1.0):
+        rows = [x for x in seen if x[0] <= share * given.pictures and x[0] > 0]
+        if rows:
+            done, driver, worker = rows[-1]
+            print(f"{done:8d} done: driver {driver:7.0f} MiB, largest worker {worker:7.0f} MiB")
+
+
+# ------------------------------------------------------------------------------------------- faults
+
+
+def faults(given: argparse.Namespace, folder: Path) -> int:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
+    source = write_clips(folder / "clips", given.number, frames=6)
+    parts.PART_WEIGHT = 2 * parts.VIDEO_WEIGHT
+    store = {"object_store_memory": 200 * 2**20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, **store},
+    )
+    ray.init(address=cluster.address, namespace="smoothsa_jax", log_to_driver=False)
+    node = cluster.add_node(num_cpus=1, **store)
+    run_engine(source, folder / "first", places=2)  # compiles
+    begin = time.time()
+    run_engine(source, folder / "undisturbed", places=2)
+    lasts, expected = time.time() - begin, rows_in(folder / "undisturbed")
+    print(f"undisturbed: {len(expected)} rows in {lasts:.0f} s", flush=True)
+    chance, same = random.Random(given.seed), 0
+    for number in range(given.rounds):
+        moment, output = chance.uniform(0.1, 0.9) * lasts, folder / f"round_{number}"
+        begin = time.time()
+        killer = threading.Timer(moment, lambda node=node: cluster.remove_node(node, False))
+        killer.start()
+        run_engine(source, output, places=2)
+        took = time.time() - begin
+        killer.join()
+        found = rows_in(output)
+        same += found == expected
+        said = "the same rows" if found == expected else f"{len(found)} other rows"
+        late = "" if moment < took else ", after the end"
+        print(f"round {number}: killed at {moment:.0f} s{late}, {said} in {took:.0f} s", flush=True)
+        node = cluster.add_node(num_cpus=1, **store)
+    print(f"{same} of {given.rounds} rounds gave the same rows")
+    ray.shutdown()
+    cluster.shutdown()
+    return int(same != given.rounds)
+
+
+WHAT: dict[str, Callable[[argparse.Namespace, Path], int | None]] = {
+    "speed": speed,
+    "memory": memory,
+    "faults": faults,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=WHAT)
+    parser.add_argument("--number", type=int, default=32, help="clips")
+    parser.add_argument("--frames", type=int, default=24, help="of a clip, for speed")
+    parser.add_argument("--clips_of_part", type=int, default=4, help="for speed")
+    parser.add_argument("--cores", type=int, default=2, help="of the engine, for speed")
+    parser.add_argument("--pictures", type=int, default=100_000, help="for memory")
+    parser.add_argument("--rounds", type=int, default=10, help="of faults")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        return WHAT[given.what](given, Path(folder)) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Files of this machine, and of object stores by fsspec's URLs ("gs://...", "s3://...")."""
+
+import contextlib
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.files import atomic_file
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def explained(where: str, doing: str = "read") -> Iterator[None]:
+    """Turn what a file system raises into one line.
+
+    The clients of object stores raise errors of their own, of many kinds.
+
+    Raises:
+        UserError: the body raised anything.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{where} needs a package that is not installed: {_line(error)}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{where} does not exist; correct its address") from error
+    except Exception as error:
+        raise UserError(
+            f"{where} cannot be {doing} ({type(error).__name__}: {_line(error)}); check the "
+            "address, and whether you are logged in there and may do that"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no reason given"
+
+
+def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL or path, and the path in it.
+
+    Raises:
+        UserError: there is no such protocol, or its package is not installed.
+    """
+    with explained(url):
+        return fsspec.core.url_to_fs(url)
+
+
+def read(url: str, start: int = 0, length: int = -1) -> bytes:
+    """Read a file, or a range of it."""
+    end = None if length < 0 else start + length
+    if not is_url(url):
+        with open(url, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+    system, path = file_system(url)
+    return system.cat_file(path, start=start or None, end=end)
+
+
+class Folder:
+    """A folder of results, on this machine or in an object store.
+
+    Args:
+        where: a path, or a URL.
+    """
+
+    def __init__(self, where: str | os.PathLike):
+        where = os.fspath(where).removeprefix("file://")
+        self.is_local = not is_url(where)
+        # Workers may run in another folder than this process.
+        self.where = os.path.abspath(where) if self.is_local else where.rstrip("/")
+
+    def path(self, name: str) -> str:
+        """Where a file or folder inside is; "." is the folder itself."""
+        return self.where if name == "." else posixpath.join(self.where, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file that appears whole: by a rename, or a single put.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        target = self.path(name)
+        if self.is_local:
+            with atomic_file(target) as temporary:
+                temporary.write_bytes(data)
+            return
+        with explained(target, "written"):
+            system, path = file_system(target)
+            system.makedirs(posixpath.dirname(path), exist_ok=True)
+            system.pipe_file(path, data)
+
+    def read(self, name: str) -> bytes | None:
+        """The contents of a file; None if there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return read(self.path(name))
+        except FileNotFoundError:
+            return None
+        except Exception:
+            with explained(self.path(name)):
+                raise
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The names of the files in a folder inside, without those in the making, and their bytes.
+
+        Raises:
+            UserError: it cannot be listed.
+        """
+        if self.is_local:
+            place = Path(self.path(folder))
+            entries = os.scandir(place) if place.is_dir() else ()
+            return {e.name: e.stat().st_size for e in entries if not e.name.startswith(".")}
+        with explained(self.path(folder)):
+            system, path = file_system(self.path(folder))
+            system.invalidate_cache()
+            if not system.isdir(path):
+                return {}
+            found = system.ls(path, detail=True)
+        return {posixpath.basename(x["name"]): x["size"] for x in found if x["type"] == "file"}
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one.
+
+        Raises:
+            UserError: it cannot be removed.
+        """
+        if self.is_local:
+            Path(self.path(name)).unlink(missing_ok=True)
+            return
+        with explained(self.path(name), "removed"):
+            system, path = file_system(self.path(name))
+            if system.exists(path):
+                system.rm_file(path)
+
+    def remove_unfinished(self, folder: str) -> None:
+        """Remove what killed processes have left in the making, in a folder inside."""
+        if self.is_local:
+            for path in Path(self.path(folder)).glob(".*"):
+                path.unlink(missing_ok=True)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,184 @@
+"""Preparation, stores and evaluation on a local Ray: equal to those of one process."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from prepared_folders import blobs, write_folder
+from raw_clips import MOVI
+from run_of_samples import untrained_run, written
+from tiny import as_dynamics, tiny_config
+
+from data import prepare, store, workers
+from data.check import check
+from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.bulk.evaluate import evaluate_run
+from smoothsa_jax.errors import UserError
+from smoothsa_jax.training import evaluating
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of the workers
+        patch.setenv("RAY_worker_niceness", "0")  # else other tests starve them
+        with connected(num_cpus=2) as cluster:
+            yield cluster
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != ".lock"
+    }
+
+
+# ---------------------------------------------------------------------------------- preparation
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("movi") / "prepared"
+    prepare.prepare("movi_c", str(MOVI), out)
+    return out
+
+
+def test_shards_made_on_ray_are_those_of_one_process(prepared, tmp_path):
+    arguments = ["movi_c", f"--source={MOVI}", f"--out={tmp_path / 'out'}", "--engine=ray"]
+    assert prepare.main(arguments) == 0
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
+def test_a_worker_that_dies_in_a_shard_changes_nothing(cluster, prepared, tmp_path, monkeypatch):
+    import ray_work
+
+    monkeypatch.setattr(workers, "MakeShard", ray_work.DyingPreparation)
+    prepare.prepare("movi_c", str(MOVI), tmp_path / "out", cluster=cluster)
+    assert (tmp_path / ".died").exists()
+    assert {n: x for n, x in files_of(tmp_path / "out").items() if ".partial" not in n} == files_of(
+        prepared
+    )
+
+
+def test_after_an_interruption_finished_shards_are_not_made_again(prepared, tmp_path, monkeypatch):
+    in_tasks = pieces.in_tasks
+
+    def interrupted(*arguments):
+        for note in in_tasks(*arguments):
+            yield note
+            raise KeyboardInterrupt
+
+    arguments = ["movi_c", f"--source={MOVI}", f"--out={tmp_path}", "--engine=ray"]
+    monkeypatch.setattr(pieces, "in_tasks", interrupted)
+    assert prepare.main(arguments) == 130
+    assert not (tmp_path / "MANIFEST.json").exists()
+    finished = [p.name.removesuffix(".json") for p in tmp_path.glob(".unfinished/*record*.json")]
+    first = {name: (tmp_path / name).stat().st_mtime_ns for name in finished}
+    assert first
+    monkeypatch.setattr(pieces, "in_tasks", in_tasks)
+    assert prepare.main(arguments) == 0
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in finished} == first
+    assert files_of(tmp_path) == files_of(prepared)
+
+
+def test_an_error_of_a_shard_is_one_line(tmp_path, capsys):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"no picture")
+    arguments = ["folder", f"--source={source}", f"--out={tmp_path / 'out'}"]
+    assert prepare.main(arguments) == 2
+    expected = capsys.readouterr().err.splitlines()[-1]
+    assert prepare.main([*arguments, "--engine=ray"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert "a.png" in expected
+
+
+def test_workers_of_another_version_or_without_the_folder_are_refused(
+    cluster, tmp_path, monkeypatch
+):
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match) as found:
+            prepare.prepare("movi_c", str(MOVI), tmp_path / "out", cluster=cluster)
+        assert "\n" not in str(found.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "program", lambda: "of another version")
+        refused("install the same version")
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces.os, "getcwd", lambda: "/of/this/machine/alone")
+        refused("has no folder /of/this/machine/alone")
+    marked = pieces.marked
+
+    @contextlib.contextmanager
+    def elsewhere(option, folder):
+        with marked(option, tmp_path) as mark:
+            mark.file.unlink()
+            yield mark
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "marked", elsewhere)
+        refused("does not see --out=.*/out")
+
+
+# --------------------------------------------------------------------------------------- stores
+
+
+def test_stored_features_are_those_of_one_process(cluster, tmp_path, monkeypatch):
+    import numpy as np
+    import ray_work
+
+    rng = np.random.default_rng(0)
+    clips = [blobs(rng, 7, 20, 30, 3) for _ in range(5)]
+    config = tiny_config(2)
+    config.data = {
+        "name": "prepared",
+        "folder": str(write_folder(tmp_path / "clips", clips)),
+        "image_size": 16,
+        "num_frames": 2,
+        "max_objects": 4,
+        "background_box": False,
+        "boxes": True,
+        "features": "",
+    }
+    monkeypatch.setattr(store, "SHARD_BYTES", 2 * 7 * 16 * 12 * 2)  # two clips
+    store.store(config, tmp_path / "alone")
+    monkeypatch.setattr(store, "MakeShard", ray_work.DyingStore)
+    store.store(config, tmp_path / "ray", cluster=cluster)
+    assert (tmp_path / ".died").exists() and check(tmp_path / "ray") == []
+    assert len(list((tmp_path / "ray").glob("*array_record*"))) == 3
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
+
+
+def test_stored_slots_are_those_of_one_process(cluster, tmp_path, monkeypatch, capsys):
+    config = as_dynamics(tiny_config(5, decoder="mlp_mixture"))
+    config.data.update(num_samples=3, min_objects=2, max_objects=3)
+    config.eval.update(num_frames=5, validation_samples=1, num_samples=2)
+    monkeypatch.setattr(store, "SLOT_SHARD_BYTES", 1)  # one clip in a shard
+    store.store(config, tmp_path / "alone")
+    store.store(config, tmp_path / "ray", cluster=cluster)
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
+    store.store(config, tmp_path / "ray", cluster=cluster)
+    assert "finished already" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
+def test_scores_are_those_of_one_process(cluster, tmp_path):
+    workdir = untrained_run(tmp_path / "run", 3)
+    evaluating.evaluate_run(workdir)
+    expected = written(workdir)
+    for name in ("scores.json", "scores.csv"):
+        (workdir / name).unlink()
+    evaluate_run(cluster, workdir)
+    assert written(workdir) == expected
+
+
+def test_a_workdir_without_checkpoint_is_one_line(cluster, tmp_path):
+    with pytest.raises(UserError, match="nothing to restore"):
+        evaluate_run(cluster, tmp_path)
