@@ -17,6 +17,7 @@ from typing import Any
 
 from data.family import Job, Options, Plan
 from data.shards import read_json
+from smoothsa_jax.bulk.pieces import MARK
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.manifest import MANIFEST
@@ -202,6 +203,8 @@ def remove_notes(out: Path, wanted: dict[str, Job]) -> None:
     notes = out / UNFINISHED
     for file in wanted:
         (notes / f"{file}.json").unlink(missing_ok=True)
+    for mark in notes.glob(f"{MARK}*"):  # of a run that was killed
+        mark.unlink()
     shutil.rmtree(notes / STAGING, ignore_errors=True)
 
 

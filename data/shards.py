@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ def write_shard(path: Path, records: Iterable[bytes]) -> tuple[int, int, str]:
     Raises:
         UserError: the shard cannot be written, for example on a full disk; other shards are kept.
     """
-    # The name contains the process id, so that a process only ever replaces whole files.
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    # A name of this process alone, so that it only ever replaces whole files: a machine that Ray
+    # takes for dead may still write a shard that another one makes again.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     num_records = num_bytes = 0
     try:
         with _told_as(partial):

@@ -189,7 +189,7 @@ def store(
             shards are kept.
     """
     if cluster is not None:
-        config = _on_one_device(config)
+        config = pieces.on_one_device(config)
     found = what_is_stored(config, splits)
     name = f"{config.name}_{found.kind}"
     num_clips = {split: len(source) for split, source in found.sources.items()}
@@ -340,8 +340,10 @@ def _make_shards_on_ray(
         pieces.marked(f"--out={out}", out / UNFINISHED) as mark,
         tqdm(total=total, unit=" frames", desc=found.kind) as bar,
     ):
-        for note in pieces.in_actors(cluster, work, settings, list(missing.items()), mark):
-            bar.update(note["num_examples"])
+        notes = pieces.in_actors(cluster, work, settings, list(missing.items()), mark)
+        with contextlib.closing(notes):
+            for note in notes:
+                bar.update(note["num_examples"])
 
 
 class MakeShard:
@@ -359,13 +361,6 @@ class MakeShard:
 
     def __call__(self, piece: tuple[str, Job]) -> dict[str, Any]:
         return _make_shard(self._out, self._found, *piece, lambda: None)
-
-
-def _on_one_device(config: ConfigDict) -> ConfigDict:
-    """Return the config with a mesh of one device: each actor has one."""
-    config = config.copy_and_resolve_references().unlock()
-    config.mesh.update(data=1, fsdp=1)
-    return config.lock()
 
 
 def _record(arrays: Frame) -> bytes:

@@ -60,14 +60,15 @@ def make_shards(
             notes = _here(setting, out, missing, workers)
         else:
             notes = _on_ray(setting, out, missing)
-        for note in notes:
-            bar.update(note["num_examples"] + len(note["skipped"]))
+        with contextlib.closing(notes):
+            for note in notes:
+                bar.update(note["num_examples"] + len(note["skipped"]))
 
 
 def _on_ray(setting: tuple, out: Path, missing: dict[str, Job]) -> Iterator[dict[str, Any]]:
     """Make the shards as tasks of a Ray cluster."""
+    work = f"{MakeShard.__module__}:{MakeShard.__name__}"
     with pieces.marked(f"--out={out}", out / UNFINISHED) as mark:
-        work = f"{MakeShard.__module__}:{MakeShard.__name__}"
         yield from pieces.in_tasks(work, (out, *setting), list(missing.items()), mark)
 
 

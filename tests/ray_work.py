@@ -1,6 +1,7 @@
 """Work for Ray whose workers die or misbehave; workers import it by its name."""
 
 import os
+import secrets
 import signal
 
 from data import store, workers
@@ -12,6 +13,19 @@ def die_once(folder) -> None:
     if not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Killer:
+    """Kills its worker at a piece of that name; leaves a file each time."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def __call__(self, piece):
+        if piece == "bad":
+            (self._folder / secrets.token_hex(8)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return piece
 
 
 class DyingPreparation(workers.MakeShard):

@@ -98,6 +98,18 @@ def test_an_error_of_a_shard_is_one_line(tmp_path, capsys):
     assert "a.png" in expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("do", [pieces.in_tasks, pieces.in_actors], ids=["tasks", "actors"])
+def test_a_piece_that_kills_every_worker_is_one_line(cluster, tmp_path, do):
+    work, cluster = "ray_work:Killer", () if do is pieces.in_tasks else (cluster,)
+    with pieces.marked("--out=here", tmp_path) as mark:
+        found = do(*cluster, work, (tmp_path,), ["good", "bad"], mark)
+        with pytest.raises(UserError, match="^a worker died 6 times at the same piece") as told:
+            list(found)
+    assert "\n" not in str(told.value)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_workers_of_another_version_or_without_the_folder_are_refused(
     cluster, tmp_path, monkeypatch
 ):
@@ -160,7 +172,14 @@ def test_stored_slots_are_those_of_one_process(cluster, tmp_path, monkeypatch, c
     config.eval.update(num_frames=5, validation_samples=1, num_samples=2)
     monkeypatch.setattr(store, "SLOT_SHARD_BYTES", 1)  # one clip in a shard
     store.store(config, tmp_path / "alone")
-    store.store(config, tmp_path / "ray", cluster=cluster)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "write_manifest", interrupted)
+        store.store(config, tmp_path / "ray", cluster=cluster)
+    store.store(config, tmp_path / "ray", cluster=cluster)  # all but the manifest is there
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
     store.store(config, tmp_path / "ray", cluster=cluster)
     assert "finished already" in capsys.readouterr().out

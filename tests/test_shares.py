@@ -1,11 +1,15 @@
 """Shares of a split, scored apart and merged, and work in pieces: what needs no Ray."""
 
 import pickle
+import types
 
+import jax
 import numpy as np
 import pytest
 from run_of_samples import untrained_run, written
 
+from data import finished, shards, workers
+from data.family import Options
 from smoothsa_jax.bulk import pieces
 from smoothsa_jax.bulk.evaluate import ScoreShare
 from smoothsa_jax.errors import UserError
@@ -49,18 +53,31 @@ def test_merged_shares_are_the_scores_of_the_whole(run):
     assert asked == {(TRAINED, False), (FIRST, False), (FIRST, True)}
 
 
-def test_a_share_has_the_random_numbers_of_its_batches(run):
+@pytest.fixture(scope="module")
+def score(run):
     checkpoint, config = evaluating.restored(run, lambda stored: stored)
-    score = ScoreShare(run, config, checkpoint.step)
+    return ScoreShare(run, config, checkpoint.step)
+
+
+def test_a_share_has_the_random_numbers_of_its_batches(score):
     _, alone = score((TRAINED, Pass("test", 7, (3,)), 0, 1))
     _, third = score((TRAINED, Pass("test", 7, (3,)), 2, 4))
     for name, values in third.found.scores.items():
         np.testing.assert_array_equal(values, alone.found.scores[name][:, 4:6])
-    with pytest.raises(AssertionError):  # the scores of a batch are not those of another one
-        np.testing.assert_array_equal(third.found.scores["mbo"], alone.found.scores["mbo"][:, :2])
+    others = alone.found.scores["mbo"][:, :2]
+    assert not np.array_equal(third.found.scores["mbo"], others), "each batch has its own scores"
     assert third.num_samples == 7
-    one = whole_split([alone.found], config.eval.batch_size, 7)
+    one = whole_split([alone.found], 2, 7)
     assert one.names == alone.found.names
+
+
+def test_too_little_memory_for_a_share_is_one_line(score, monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
+
+    monkeypatch.setattr(evaluating, "share_of", exhausted)
+    with pytest.raises(UserError, match="--config.eval.batch_size=1"):
+        score((TRAINED, Pass("test", 7, (3,)), 0, 1))
 
 
 def test_a_chosen_evaluator_can_be_sent():
@@ -111,7 +128,55 @@ def test_a_worker_makes_its_work_once_and_tells_errors_as_they_are(monkeypatch, 
         )
         assert did(pieces._work(name, ("other",), mark), 2) == ("other", 1) and Halves.made == 2
         monkeypatch.setattr(pieces, "_held", None)
-        mark.file.write_text("of another run")
+        mark.file.unlink()
         with pytest.raises(UserError, match="does not see --out=here"):
             did(work, 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_in_one_folder_keep_their_marks(tmp_path):
+    with pieces.marked("--workdir=a", tmp_path) as first:
+        with pieces.marked("--workdir=a", tmp_path) as second:
+            assert first.file.exists() and second.file.exists()
+        assert first.file.exists() and not second.file.exists()
+
+
+def test_the_mark_of_a_killed_run_goes_with_its_notes(tmp_path):
+    with finished.only_one(tmp_path):
+        (tmp_path / finished.UNFINISHED / f"{pieces.MARK}0").touch()
+        finished.remove_notes(tmp_path, {})
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_shard_made_twice_at_once_is_whole(tmp_path):
+    """Also by processes of one number, on two machines."""
+    path, second = tmp_path / "x.array_record", []
+
+    def records():
+        yield b"a"
+        second.append(shards.write_shard(path, [b"a", b"b"]))
+        assert shards.sha256_of(path) == second[0][2]
+        yield b"b"
+
+    assert shards.write_shard(path, records()) == second[0]
+    assert shards.sha256_of(path) == second[0][2] and list(tmp_path.iterdir()) == [path]
+
+
+def test_tasks_end_before_the_caller_leaves_ray(tmp_path, monkeypatch):
+    ended = []
+
+    def notes(*_):
+        try:
+            yield {"num_examples": 1, "skipped": []}
+        finally:
+            ended.append(True)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_on_ray", notes)
+    monkeypatch.setattr(workers.tqdm, "update", interrupted)
+    plan = types.SimpleNamespace(features={})
+    with pytest.raises(KeyboardInterrupt) as found:  # which holds the frames
+        workers.make_shards("x", "x", Options(), plan, tmp_path, {}, 1, 0, cluster=object())
+    assert found and ended

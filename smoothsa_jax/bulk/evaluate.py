@@ -1,10 +1,11 @@
 """`--mode=evaluate --engine=ray`: actors score the batches of a split.
 
-Each actor restores the checkpoint once and scores shares of the split: every so-manieth batch, with
-the random numbers of these batches in the whole split. The driver merges the values of samples, and
-writes what `--mode=evaluate` writes.
+Each pass over a split has its actors. They restore the checkpoint once and score shares of the
+split: every n-th batch, with the random numbers of these batches in the whole split. The driver
+merges the values of samples, and writes what `--mode=evaluate` writes.
 """
 
+import contextlib
 import functools
 import math
 import pickle
@@ -44,14 +45,10 @@ def evaluate_run(
     Raises:
         UserError: as there; or a worker does not see the workdir, or is of another version.
     """
-
-    def on_one_device(stored: ConfigDict) -> ConfigDict:
-        config = choose_config(stored).copy_and_resolve_references().unlock()
-        config.mesh.update(data=1, fsdp=1)  # each actor has one
-        return config.lock()
-
     return evaluating.evaluate_run(
-        workdir, on_one_device, functools.partial(workers_of, cluster, workdir)
+        workdir,
+        lambda stored: pieces.on_one_device(choose_config(stored)),
+        functools.partial(workers_of, cluster, workdir),
     )
 
 
@@ -83,9 +80,11 @@ def workers_of(
         ):
             settings = (workdir.resolve(), config, checkpoint.step)
             asked = [(weights, wanted, index, count) for index in range(count)]
-            for index, share in pieces.in_actors(cluster, work, settings, asked, mark):
-                shares[index] = share
-                bar.update()
+            found = pieces.in_actors(cluster, work, settings, asked, mark)
+            with contextlib.closing(found):
+                for index, share in found:
+                    shares[index] = share
+                    bar.update()
         return [shares[index] for index in range(count)]
 
     return score
@@ -111,9 +110,11 @@ class ScoreShare:
 
     def __call__(self, asked: tuple[str | int, Pass, int, int]) -> tuple[int, Share]:
         weights, wanted, index, count = asked
-        share = evaluating.share_of(
-            self._config, self._training, self._of(weights), wanted, index, count
-        )
+        # Here and not by the driver alone: Ray wraps what is no UserError.
+        with evaluating.evaluating(self._config, evaluating.REPORT_AGAIN):
+            share = evaluating.share_of(
+                self._config, self._training, self._of(weights), wanted, index, count
+            )
         return index, share
 
     def _of(self, weights: str | int) -> Any:

@@ -18,13 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from smoothsa_jax.bulk.cluster import Cluster, program, refuse_other_program
 from smoothsa_jax.checkout import beside_the_package
 from smoothsa_jax.environment import settle
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.files import atomic_file
 from smoothsa_jax.parts import choose
 
+MARK = ".shared_with_workers_"  # so names of marks begin
 RETRIES = 5  # of a piece whose worker dies: then it is the piece
 SECONDS_TO_STOP = 10.0  # that interrupted pieces have to remove their unfinished files
 
@@ -35,13 +37,11 @@ class Mark:
 
     Attributes:
         option: what names the folder, such as "--out=prepared/own".
-        file: its absolute path.
-        content: random.
+        file: its absolute path, with a random name.
     """
 
     option: str
     file: Path
-    content: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Work:
         settings: the arguments of the class, pickled.
         uses_jax: whether it computes with JAX.
         folder: in which the program was started; relative paths are relative to it.
-        mark: see `marked`; None: no folder is shared.
+        mark: see `marked`.
         program: see `cluster.program`; a machine may join while the work is done.
         accelerator: "GPU" or "TPU" if each worker has one; else None.
     """
@@ -62,7 +62,7 @@ class Work:
     settings: bytes
     uses_jax: bool
     folder: str
-    mark: Mark | None
+    mark: Mark
     program: str
     accelerator: str | None = None
 
@@ -78,9 +78,8 @@ def marked(option: str, folder: Path) -> Iterator[Mark]:
         option: what names the folder, for messages.
         folder: exists, and can be written.
     """
-    mark = Mark(option, folder.resolve() / ".shared_with_workers", secrets.token_hex(8))
-    with atomic_file(mark.file) as partial:
-        partial.write_text(mark.content)
+    mark = Mark(option, folder.resolve() / f"{MARK}{secrets.token_hex(8)}")
+    mark.file.touch()
     try:
         yield mark
     finally:
@@ -88,12 +87,12 @@ def marked(option: str, folder: Path) -> Iterator[Mark]:
 
 
 def in_tasks(
-    name: str, settings: Sequence[Any], pieces: Sequence[Any], mark: Mark | None = None
+    name: str, settings: Sequence[Any], pieces: Sequence[Any], mark: Mark
 ) -> Iterator[Any]:
     """Do pieces of work that needs a core and no model, each in a task of Ray.
 
-    After an error, or if the caller stops, no further piece begins and those at work are
-    interrupted.
+    After an error, or if the caller closes the iterator, no further piece begins and those at work
+    are interrupted.
 
     Args:
         name: of the class, "module:Class".
@@ -129,7 +128,7 @@ def in_actors(
     name: str,
     settings: Sequence[Any],
     pieces: Sequence[Any],
-    mark: Mark | None = None,
+    mark: Mark,
 ) -> Iterator[Any]:
     """Do pieces of work that needs a model, in a pool of actors of Ray Data.
 
@@ -139,6 +138,8 @@ def in_actors(
     Raises:
         UserError: as there; or JAX is told to use an accelerator that the cluster lacks.
     """
+    if not pieces:  # of which Ray Data makes no data set
+        return
     import ray.data
 
     refuse_missing_accelerator(cluster)
@@ -170,6 +171,13 @@ def in_actors(
             yield _result(row["result"])
 
 
+def on_one_device(config: ConfigDict) -> ConfigDict:
+    """Return the config with a mesh of one device: each actor has one."""
+    config = config.copy_and_resolve_references().unlock()
+    config.mesh.update(data=1, fsdp=1)
+    return config.lock()
+
+
 def refuse_missing_accelerator(cluster: Cluster) -> None:
     """Refuse a cluster of cores where JAX is told to use accelerators.
 
@@ -184,7 +192,7 @@ def refuse_missing_accelerator(cluster: Cluster) -> None:
         )
 
 
-def _work(name: str, settings: Sequence[Any], mark: Mark | None) -> Work:
+def _work(name: str, settings: Sequence[Any], mark: Mark) -> Work:
     return Work(name, pickle.dumps(tuple(settings)), False, os.getcwd(), mark, program())
 
 
@@ -208,8 +216,8 @@ def _telling_deaths() -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"a worker died {RETRIES + 1} times at the same piece of work, perhaps for lack of "
-            f"memory ({reason}); finished pieces are kept: give Ray fewer cores of each machine "
-            "with --num-cpus, then run the same command"
+            f"memory ({reason}); finished pieces are kept: start Ray with fewer cores on each "
+            "machine (ray start --num-cpus=N), then run the same command"
         ) from error
 
 
@@ -253,7 +261,7 @@ def _begin(work: Work) -> Callable[[Any], Any]:
             f"the machine {machine} has no folder {work.folder}, in which this was started "
             f"({error.strerror}); start it in a folder that all machines share"
         ) from error
-    if work.mark is not None and not _sees(work.mark):
+    if not os.path.exists(work.mark.file):
         raise UserError(
             f"the machine {machine} does not see {work.mark.option} as the one does on which this "
             "was started; give a folder that all machines share"
@@ -262,13 +270,6 @@ def _begin(work: Work) -> Callable[[Any], Any]:
         _start_jax(work.accelerator, machine)
     beside_the_package(work.name.partition(":")[0])  # `data` may lie in the package
     return choose("work", work.name, {})(*pickle.loads(work.settings))
-
-
-def _sees(mark: Mark) -> bool:
-    try:
-        return mark.file.read_text() == mark.content
-    except OSError:
-        return False
 
 
 def _start_jax(accelerator: str | None, machine: str) -> None:

@@ -479,16 +479,27 @@ def evaluate_split(
     elsewhere, in place of this process and those that run with it.
     """
     wanted = Pass(split, num_samples, tuple(seeds), match_paper, keep_samples, evaluator)
-    if workers is None:
-        shares = hosts.gather(share_of(config, training, params, wanted, *_this_process()))
-    else:
-        shares = workers(wanted)
+    shares = _shares(config, training, params, wanted, workers)
     found = _whole(config, [share.found for share in shares], shares[0].num_samples)
     if shares[0].pictures is None:
         return dataclasses.replace(found, samples=found.samples[:keep_samples])
     shown = _shown(wanted)
     pictures = _whole(config, [share.pictures for share in shares], shown)
     return dataclasses.replace(found, samples=pictures.samples[:shown])
+
+
+def _shares(
+    config: ConfigDict,
+    training: Training,
+    params: Parameters,
+    wanted: Pass,
+    workers: Callable[[Pass], Sequence[Share]] | None,
+) -> Sequence[Share]:
+    """Have a pass scored by workers, or by this process and those that run with it."""
+    if workers is not None:
+        return workers(wanted)
+    index, count = jax.process_index(), jax.process_count()
+    return hosts.gather(share_of(config, training, params, wanted, index, count))
 
 
 def share_of(
@@ -503,11 +514,8 @@ def share_of(
 
     Keys of random numbers are those of batches in the whole split, so that sharing changes nothing.
     """
-    num_slots, split, num_samples = (
-        slots_of(config, training.task),
-        wanted.split,
-        wanted.num_samples,
-    )
+    num_slots = slots_of(config, training.task)
+    split, num_samples = wanted.split, wanted.num_samples
     if wanted.baselines:
         source = source_of_split(config, num_slots, split, num_samples)
         extract, arrays = jax.jit(training.features), (params, training.frozen)
@@ -555,10 +563,6 @@ def _whole(config: ConfigDict, parts: Sequence[Any], num_samples: int) -> Any:
     return whole_split(parts, config.eval.batch_size, num_samples)
 
 
-def _this_process() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
-
-
 def without_untrained(what: str, elsewhere: list[str]) -> str:
     """Explain why a result that needs the initial parameters is left out.
 
@@ -581,10 +585,7 @@ def _baselines(
     workers: Callable[[Pass], Sequence[Share]] | None,
 ) -> dict[str, dict[str, np.ndarray]]:
     wanted = Pass(config.eval.split, num_samples, baselines=True)
-    if workers is None:
-        shares = hosts.gather(share_of(config, training, params, wanted, *_this_process()))
-    else:
-        shares = workers(wanted)
+    shares = _shares(config, training, params, wanted, workers)
     return _whole(config, [share.found for share in shares], shares[0].num_samples)
 
 
