@@ -55,7 +55,7 @@ from smoothsa_jax.text import say
 
 def main(arguments: Sequence[str]) -> int:
     def work() -> int:
-        name, source, out, splits, workers, options, engine = read_command_line(arguments)
+        name, source, out, splits, workers, engine, options = read_command_line(arguments)
         try:
             with engine or contextlib.nullcontext() as cluster:
                 prepare(name, source, out, splits, options, workers, cluster)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_command_line(
     arguments: Sequence[str],
-) -> tuple[str, str, Path, tuple[str, ...], int, Options, Any]:
+) -> tuple[str, str, Path, tuple[str, ...], int, Any, Options]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument(
         "--from",
@@ -128,7 +128,7 @@ def read_command_line(
             "cores of Ray decide; leave it out"
         )
     workers = given.workers or os.cpu_count() or 1
-    return given.name, given.source, given.out, splits, workers, options, engine
+    return given.name, given.source, given.out, splits, workers, engine, options
 
 
 def _add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:

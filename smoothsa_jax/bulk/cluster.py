@@ -160,6 +160,8 @@ def _settings(local: bool) -> Iterator[str]:
     Its path is short: it holds sockets, whose paths have at most 107 characters.
     """
     wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    # Read by this process; else what Ray kills for lack of memory would be tried for ever.
+    wanted["RAY_task_oom_retries"] = "5"
     if local:  # workers import the same program as this process
         search = [str(Path(smoothsa_jax.__file__).parent.parent), str(ROOT)]
         search += filter(None, [os.environ.get("PYTHONPATH")])
