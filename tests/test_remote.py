@@ -24,7 +24,8 @@ from test_prepared import _assert_same, _run_config, _source
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs import remote
 from smoothsa_jax.inputs.build import build_dataset
-from smoothsa_jax.inputs.features import CachedFeatures, features_folder, is_stored
+from smoothsa_jax.inputs.features import CachedFeatures, features_folder
+from smoothsa_jax.inputs.found import is_stored
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.inputs.records import NoSuchSplit, Records
 from smoothsa_jax.training.loop import train

@@ -147,9 +147,12 @@ class _Stored:
 
     def epoch(self) -> Sequence[int]:
         """The indices of one training epoch, as given by the source."""
-        self._records.refuse_full_disk(len(self._records))
+        self._refuse_full_disk()
         own = getattr(self._source, "epoch", None)
         return own() if own else range(len(self))
+
+    def _refuse_full_disk(self) -> None:
+        self._records.refuse_full_disk(len(self._records))
 
     @property
     def folder(self) -> Path:

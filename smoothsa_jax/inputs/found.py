@@ -18,6 +18,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.features import AUTO, HALF, CachedSlots, FixedViewSource
 from smoothsa_jax.inputs.manifest import MANIFEST, frame_counts, sample_names
 from smoothsa_jax.inputs.remote import address_of, local_folder
+from smoothsa_jax.inputs.repeats import Repeats
 
 KIND = "found"  # in the manifest's metadata
 OPTIONS = ("shot_cuts", "requery", "prune", "iterations")  # which change what the model finds
@@ -166,7 +167,7 @@ class FoundSlots(CachedSlots):
         prepared = local_folder(data["folder"], data.get("cache"))
         places = _places(folder, (folder / MANIFEST).stat().st_mtime_ns)
         names, counts = sample_names(prepared, split), frame_counts(prepared, split)
-        self._clips = []
+        self._found = []
         for name, frames in list(zip(names, counts, strict=True))[: len(source)]:
             place = places.get(_key(name))
             if why := _misfit(_key(name) in places, place, int(frames)):
@@ -174,8 +175,8 @@ class FoundSlots(CachedSlots):
                     f"clip {name} of {prepared}: data.slots {folder} {why}; predict the videos as "
                     "they were prepared, or store the slots with python -m data.store"
                 )
-            self._clips.append(place)
-        self._ends = np.cumsum([place.frames for place in self._clips])
+            self._found.append(place)
+        self._clips = Repeats(np.array([place.frames for place in self._found]))
         manifest = json.loads((folder / MANIFEST).read_text())
         made_of = manifest["made_of"]
         _refuse_options(made_of, folder)
@@ -194,10 +195,13 @@ class FoundSlots(CachedSlots):
     def fingerprint(self) -> str:
         return self._fingerprint
 
+    def _refuse_full_disk(self) -> None:
+        """Do nothing: the folder is one of this machine."""
+
     def _frames(
         self, index: int, which: Sequence[int], read: Mapping[str, Any]
     ) -> dict[str, Shaped[np.ndarray, "T ..."]]:
-        place, names = self._clips[index], list(read)
+        place, names = self._found[index], list(read)
         table = _read_part(place.file, tuple(names)).slice(place.first, place.frames)
         found = {}
         for name in names:
