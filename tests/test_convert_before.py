@@ -405,7 +405,7 @@ def test_other_names_of_arrays():
 # ------------------------------------------------------------------------------------------ folders
 
 
-@pytest.mark.parametrize("name", ["run", "recognition"])
+@pytest.mark.parametrize("name", ["run", pytest.param("recognition", marks=pytest.mark.slow)])
 def test_a_run_keeps_every_bit(name, tmp_path, capsys):
     source, target = copied(name, tmp_path), tmp_path / "new" / "run"
     before = snapshot(source)
@@ -515,6 +515,7 @@ def test_broken_checkpoints_are_left_out_with_a_warning(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
     source = copied("run", tmp_path)
     for name in ("full", "file"):
@@ -541,6 +542,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path, capsys, monkeypatch)
     assert steps_found(tmp_path / "empty") == [10, 5]
 
 
+@pytest.mark.slow
 def test_what_is_no_folder_of_an_earlier_version(converted, tmp_path, capsys):
     for name in ("run", "saved"):
         line = told(capsys, converted / name, tmp_path / "new")

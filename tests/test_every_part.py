@@ -552,8 +552,15 @@ def rows(*kinds: str) -> list[Row]:
     ]
 
 
+def each(found: list[Row]) -> Callable:
+    """Parametrize a test with rows; those beside the first settings of a part are slow."""
+    marks = lambda row: pytest.mark.slow if row.number else ()  # noqa: E731
+    found = [pytest.param(row, id=str(row), marks=marks(row)) for row in found]
+    return pytest.mark.parametrize("row", found)
+
+
 def of_rows(*kinds: str) -> Callable:
-    return pytest.mark.parametrize("row", rows(*kinds), ids=str)
+    return each(rows(*kinds))
 
 
 def of_rows_of_a_set(*kinds: str) -> Callable:
@@ -568,8 +575,7 @@ def of_rows_of_a_set(*kinds: str) -> Callable:
             settings.get(x, False) for x in ("separate", "zeros", "slot_positions")
         )
 
-    found = [row for row in rows(*kinds) if not own(row)]
-    return pytest.mark.parametrize("row", found, ids=str)
+    return each([row for row in rows(*kinds) if not own(row)])
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The floors of the import graph: a module imports from its own floor and from those below."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,11 @@ def floor_of(module: str) -> int:
     return max(found)[1]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports_of(path: Path) -> set[str]:
     """The modules of the package that a file imports, also inside functions."""
     own = {name for name in _imported(path) if name.split(".")[0] == PACKAGE}
@@ -75,7 +81,7 @@ def imports_of(path: Path) -> set[str]:
 
 def _imported(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {name if _is_module(name) else node.module for name in names}
@@ -112,7 +118,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_the_package_imports_neither_its_scripts_nor_its_configs():
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             names = []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
@@ -141,6 +147,6 @@ def test_configs_build_on_base_and_no_system_imports_a_data_set():
 @pytest.mark.parametrize("module", ["torch", "tensorflow"])
 def test_pytorch_and_tensorflow_are_imported_inside_functions_alone(module):
     for name, path in MODULES.items():
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.Import):
                 assert module not in {alias.name.split(".")[0] for alias in node.names}, name

@@ -389,7 +389,7 @@ def test_natural_order():
 
 
 @pytest.mark.parametrize("layout", ["zip", "the zip itself", "unpacked", "the folder itself"])
-@pytest.mark.parametrize("year", [2016, 2017])
+@pytest.mark.parametrize("year", [pytest.param(2016, marks=pytest.mark.slow), 2017])
 def test_davis(tmp_path, year, layout):
     contents, drawn = davis(year)
     source = tmp_path / "in"

@@ -97,6 +97,7 @@ def test_matching_equals_trying_everything(seed):
     assert (found.object >= 0).any() and (found.object < 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5), (1, 4), (4, 1)])
 def test_any_number_of_slots_and_objects(shape):
     table = np.random.default_rng(0).random((20, *shape), dtype=np.float32)

@@ -112,6 +112,7 @@ def test_all_randomness_comes_from_the_key_unless_it_is_given(setup, batch):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_metrics_of_a_step(setup, batch):
     _, metrics = run(setup, batch, range(3))
     schedule = learning_rate_schedule(CONFIG.optimizer, CONFIG.train.num_steps)
