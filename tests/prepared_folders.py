@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,6 +53,22 @@ def blobs(
             labels[t, y : y + rows, x : x + columns] = k
     labels[:, :2, :3] = 255
     return video, labels
+
+
+def five_clips(folder: Path) -> dict[str, Any]:
+    """Write five clips of 7 frames, and return the `data` part of a config that trains on 2."""
+    rng = np.random.default_rng(0)
+    clips = [blobs(rng, 7, 20, 30, 3) for _ in range(5)]
+    return {
+        "name": "prepared",
+        "folder": str(write_folder(folder, clips)),
+        "image_size": 16,
+        "num_frames": 2,
+        "max_objects": 4,
+        "background_box": False,
+        "boxes": True,
+        "features": "",
+    }
 
 
 def write_folder(

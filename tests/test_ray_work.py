@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from prepared_folders import blobs, write_folder
+from prepared_folders import five_clips
 from raw_clips import MOVI
 from run_of_samples import untrained_run, written
 from tiny import as_dynamics, tiny_config
@@ -141,22 +141,10 @@ def test_workers_of_another_version_or_without_the_folder_are_refused(
 
 
 def test_stored_features_are_those_of_one_process(cluster, tmp_path, monkeypatch):
-    import numpy as np
     import ray_work
 
-    rng = np.random.default_rng(0)
-    clips = [blobs(rng, 7, 20, 30, 3) for _ in range(5)]
     config = tiny_config(2)
-    config.data = {
-        "name": "prepared",
-        "folder": str(write_folder(tmp_path / "clips", clips)),
-        "image_size": 16,
-        "num_frames": 2,
-        "max_objects": 4,
-        "background_box": False,
-        "boxes": True,
-        "features": "",
-    }
+    config.data = five_clips(tmp_path / "clips")
     monkeypatch.setattr(store, "SHARD_BYTES", 2 * 7 * 16 * 12 * 2)  # two clips
     store.store(config, tmp_path / "alone")
     monkeypatch.setattr(store, "MakeShard", ray_work.DyingStore)

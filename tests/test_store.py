@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import run_config
-from prepared_folders import blobs, write_folder
+from prepared_folders import blobs, five_clips, write_folder
 
 from data import store as command
 from data.check import check
@@ -33,19 +33,8 @@ def files_of(folder):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Clips of 7 frames, of which training sees 2."""
-    rng = np.random.default_rng(0)
-    clips = [blobs(rng, 7, 20, 30, 3) for _ in range(5)]
     config = run_config.get_config()
-    config.data = {
-        "name": "prepared",
-        "folder": str(write_folder(tmp_path_factory.mktemp("clips") / "mini", clips)),
-        "image_size": 16,
-        "num_frames": 2,
-        "max_objects": 4,
-        "background_box": False,
-        "boxes": True,
-        "features": "",
-    }
+    config.data = five_clips(tmp_path_factory.mktemp("clips") / "mini")
     return config
 
 

@@ -251,6 +251,23 @@ def _checked(address: str | None) -> Cluster:
     )
 
 
+def quiet_ray_data() -> Any:
+    """Turn off what Ray Data prints of its own, since programs here have a progress bar; restarts
+    are told too, for which nobody needs to do anything.
+
+    Returns:
+        Ray Data's context, for further settings.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return context
+
+
 @functools.cache
 def program() -> str:
     """The version of this program, with a checksum of its files: "0.2.0 (3f9a0c...)"."""

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec
 
-from smoothsa_jax.bulk.storage import explained, file_system, is_url, read
+from smoothsa_jax.bulk.storage import explained, file_system, read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, is_junk
 from smoothsa_jax.inference.sources import (
@@ -33,6 +33,7 @@ from smoothsa_jax.inference.sources import (
     find_sources,
     natural,
 )
+from smoothsa_jax.inputs.remote import is_remote
 from smoothsa_jax.text import text_of
 
 LISTS, TABLES, TARS = (".txt", ".lst"), (".parquet",), (".tar",)
@@ -110,7 +111,7 @@ def _checked_names(items: Iterable[Item], named: str) -> list[Item]:
 
 def _absolute(item: Item) -> Item:
     """Workers may run in another folder than this process."""
-    return item._replace(urls=tuple(x if is_url(x) else os.path.abspath(x) for x in item.urls))
+    return item._replace(urls=tuple(x if is_remote(x) else os.path.abspath(x) for x in item.urls))
 
 
 def _found(
@@ -133,10 +134,10 @@ def _found(
                 yield from _of_table(url, name, column)
     elif lower.endswith(LISTS):
         yield from _of_list(named)
-    elif is_url(named):
+    elif is_remote(named):
         yield from _of_store(named, folders, without, left_out)
     else:
-        skipped = None if without is None or is_url(without) else Path(without)
+        skipped = None if without is None or is_remote(without) else Path(without)
         for source in find_sources(named, folders, skipped, left_out):
             yield Item(source.name, source.kind, tuple(map(os.fspath, source.files)))
 
@@ -151,7 +152,7 @@ def kind_of(name: str) -> Literal["picture", "video"] | None:
 
 def _files_of(named: str) -> list[str]:
     """The files that a path, a URL or a glob names, in natural order."""
-    if not is_url(named):
+    if not is_remote(named):
         found = glob.glob(named, recursive=True) if glob.has_magic(named) else [named]
         found = [path for path in found if os.path.isfile(path)]
     else:
@@ -237,7 +238,7 @@ def _of_list(named: str) -> Iterator[Item]:
             continue
         if (kind := kind_of(name)) is None:
             raise UserError(f"line {number} of --input={named} is {name}; {EXPECTED}")
-        whole = name if is_url(name) or name.startswith("/") else posixpath.join(folder, name)
+        whole = name if is_remote(name) or name.startswith("/") else posixpath.join(folder, name)
         yield Item(name, kind, (whole,))
 
 
@@ -297,7 +298,7 @@ def _of_columns(file: Any, url: str, name: str, column: str | None) -> Iterator[
                     raise UserError(
                         f"row {number + row} of {url} has {value!r} in {column}; {EXPECTED}"
                     )
-                absolute = is_url(value) or value.startswith("/")
+                absolute = is_remote(value) or value.startswith("/")
                 yield Item(value, what, (value if absolute else posixpath.join(folder, value),))
         number += rows
 

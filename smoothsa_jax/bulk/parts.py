@@ -22,10 +22,11 @@ from smoothsa_jax.bulk.rows import Rows, Segmented, as_parquet, errors_table, no
 from smoothsa_jax.bulk.storage import Folder, digest
 from smoothsa_jax.checkpoints.workdir import workdir_for_writing
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs.found import KIND, PARTS, part_name
 from smoothsa_jax.inputs.manifest import MANIFEST
 
 FORMAT = 1
-RUN, PARTS, ERRORS = "run.json", "parts", "errors"
+RUN, ERRORS = "run.json", "errors"
 PART_WEIGHT = 512  # of the items of a part: pictures, or as many videos as weigh the same
 VIDEO_WEIGHT = 16
 
@@ -64,10 +65,6 @@ def planned(items: Sequence[Item]) -> list[tuple[int, int]]:
             begin, weight = index, 0
         weight += own
     return [*found, (begin, len(items))] if items else found
-
-
-def part_name(part: int, number: int) -> str:
-    return f"part-{part:05d}-of-{number:05d}.parquet"
 
 
 def write_part(
@@ -194,7 +191,7 @@ def write_manifest(folder: Folder, made_of: Mapping[str, Any], done: Sequence[Do
     done = sorted(done)
     totals = {key: sum(getattr(x, key) for x in done) for key in ("files", "frames", "errors")}
     manifest = {
-        "metadata": {"kind": "found", "model": made_of["weights"]},
+        "metadata": {"kind": KIND, "model": made_of["weights"]},
         "made_of": made_of,
         **totals,
         "parts": [x._asdict() for x in done],

@@ -8,7 +8,6 @@ fills them by the piece alone, and has them appear whole.
 
 import contextlib
 import dataclasses
-import logging
 import os
 import pickle
 import platform
@@ -20,7 +19,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smoothsa_jax.bulk.cluster import Cluster, program, refuse_other_program
+from smoothsa_jax.bulk.cluster import (
+    Cluster,
+    program,
+    quiet_ray_data,
+    refuse_other_program,
+)
 from smoothsa_jax.checkout import beside_the_package
 from smoothsa_jax.environment import settle
 from smoothsa_jax.errors import UserError
@@ -145,11 +149,7 @@ def in_actors(
     refuse_missing_accelerator(cluster)
     work = _work(name, settings, mark)
     work = dataclasses.replace(work, uses_jax=True, accelerator=cluster.accelerator)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the caller has one
-    context.print_on_execution_start = False
-    for logger in ("ray.data", "ray"):  # of restarts, for which nobody needs to do anything
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    quiet_ray_data()
     rows = ray.data.from_items(
         [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
     )

@@ -9,7 +9,6 @@ worker or a node. A part goes through as one row, so what it holds never depends
 
 import dataclasses
 import json
-import logging
 import os
 import pickle
 import sys
@@ -25,6 +24,7 @@ from smoothsa_jax.bulk.cluster import (
     Cluster,
     connected,
     program,
+    quiet_ray_data,
     reason_of,
     refuse_other_program,
 )
@@ -166,11 +166,7 @@ def _checked(options: plain.Options, model: Segmenter) -> dict[str, Any]:
             "this model starts its slots from boxes, and --engine=ray has none for a whole corpus; "
             "use a model with Gaussian queries"
         )
-    if options.num_slots not in (None, model.num_slots) and not model.any_number:
-        raise UserError(
-            f"num_slots={options.num_slots} was given, and this model has a query for each of its "
-            f"{model.num_slots} slots; leave it out"
-        )
+    model.chosen_num_slots(options.num_slots)
     check_num_slots(max(model.num_slots, options.num_slots or 0))
     model.chosen_pruning(**options.pruning)
     model.chosen_iterations(options.iterations)
@@ -229,7 +225,7 @@ def _known(run: _Run, listed: Sequence[Done] | None) -> dict[int, Done]:
     if unsure:
         import ray
 
-        _settle_ray_data()
+        quiet_ray_data()
         data = ray.data.from_items(unsure, override_num_blocks=min(len(unsure), MOST_BLOCKS))
         checked = data.map(parts.Verify(run.output.where, number), **run.cluster.of_reader)
         for row in _rows_of(checked):
@@ -247,7 +243,7 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
     missing = [part for part in range(len(plan)) if part not in done]
     if not missing:
         return
-    _settle_ray_data()
+    quiet_ray_data().max_consecutive_actor_init_deaths = INIT_DEATHS
     model, cluster = ray.put(shipped(run.model)), run.cluster
     number = run.arguments["num_slots"] or run.model.num_slots
     items = (
@@ -328,17 +324,6 @@ def _rows_of(data: Any) -> Iterator[dict[str, Any]]:
                 "then run the same command, which does what is missing"
             ) from error
         raise
-
-
-def _settle_ray_data() -> None:
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the bar of this program counts files
-    context.print_on_execution_start = False
-    context.max_consecutive_actor_init_deaths = INIT_DEATHS
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Segment:

@@ -13,10 +13,11 @@ from jaxtyping import UInt8
 
 from smoothsa_jax.bulk.cluster import program, refuse_other_program
 from smoothsa_jax.bulk.corpus import Item, Tables
-from smoothsa_jax.bulk.storage import is_url, read
+from smoothsa_jax.bulk.storage import read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.videos import UnreadableVideo, read_video
 from smoothsa_jax.inputs import media
+from smoothsa_jax.inputs.remote import is_remote
 from smoothsa_jax.inputs.resize import resize_pixels
 
 # Of the decoded frames of a part; videos beyond are decoded where the model runs, frame by frame.
@@ -89,7 +90,7 @@ class Frames:
                 yield media.opened(read(url)).displayed()
         elif item.kind == "picture":
             yield media.opened(self._bytes()).displayed()
-        elif item.kind == "video" and item.place is None and not is_url(item.urls[0]):
+        elif item.kind == "video" and item.place is None and not is_remote(item.urls[0]):
             yield from self._video(item.urls[0])
         else:
             data = self._bytes()

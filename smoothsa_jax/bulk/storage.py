@@ -11,10 +11,7 @@ import fsspec
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
-
-
-def is_url(path: str | os.PathLike) -> bool:
-    return "://" in os.fspath(path)
+from smoothsa_jax.inputs.remote import is_remote
 
 
 @contextlib.contextmanager
@@ -58,7 +55,7 @@ def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def read(url: str, start: int = 0, length: int = -1) -> bytes:
     """Read a file, or a range of it."""
     end = None if length < 0 else start + length
-    if not is_url(url):
+    if not is_remote(url):
         with open(url, "rb") as file:
             file.seek(start)
             return file.read(length)
@@ -75,7 +72,7 @@ class Folder:
 
     def __init__(self, where: str | os.PathLike):
         where = os.fspath(where).removeprefix("file://")
-        self.is_local = not is_url(where)
+        self.is_local = not is_remote(where)
         # Workers may run in another folder than this process.
         self.where = os.path.abspath(where) if self.is_local else where.rstrip("/")
 

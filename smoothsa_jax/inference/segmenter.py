@@ -518,6 +518,20 @@ class Segmenter:
             check_prunable(self._aggregator, self.config.model.aggregator.name, asked.restart)
         return asked
 
+    def chosen_num_slots(self, num_slots: int | None = None) -> int:
+        """Return N, of a model that starts from Gaussian queries.
+
+        Raises:
+            UserError: it has a query for each slot, and another number is asked for.
+        """
+        own = self.num_slots
+        if num_slots not in (None, own) and not self.any_number:
+            raise UserError(
+                f"num_slots={num_slots} was given, and this model has a query for each of its "
+                f"{own} slots; leave it out"
+            )
+        return num_slots or own
+
     def chosen_iterations(
         self, iterations: int | tuple[int, int] | None = None
     ) -> Iterations | None:
@@ -642,13 +656,7 @@ class Segmenter:
                     "boxes were given, and this model starts its slots from Gaussian queries; "
                     "leave them out"
                 )
-            own = self.num_slots
-            if num_slots not in (None, own) and not self.any_number:
-                raise UserError(
-                    f"num_slots={num_slots} was given, and this model has a query for each of its "
-                    f"{own} slots; leave it out"
-                )
-            return None, np.ones((batch, num_slots or own), bool)
+            return None, np.ones((batch, self.chosen_num_slots(num_slots)), bool)
         if num_slots is not None:
             raise UserError(
                 f"num_slots={num_slots} was given, and this model has a slot for each box; give "

@@ -74,7 +74,7 @@ class SideBySide:
             anew if self._watched else None,
         )
         self._follows, self._places = model.follows, places
-        number = num_slots or model.num_slots
+        number = model.chosen_num_slots(num_slots)
         used, key = np.ones((1, number), bool), jax.random.key(seed)
         programs, definition = model.programs, model.definition
         self._params, self._masks = programs.params, programs.masks

@@ -21,6 +21,7 @@ from smoothsa_jax.inputs.remote import address_of, local_folder
 from smoothsa_jax.inputs.repeats import Repeats
 
 KIND = "found"  # in the manifest's metadata
+PARTS = "parts"  # the folder of the rows
 OPTIONS = ("shot_cuts", "requery", "prune", "iterations")  # which change what the model finds
 
 
@@ -38,6 +39,11 @@ class _Place(NamedTuple):
     first: int
     frames: int
     size: tuple[int, int]
+
+
+def part_name(part: int, number: int) -> str:
+    """The file of a part, of so many."""
+    return f"part-{part:05d}-of-{number:05d}.parquet"
 
 
 def is_found(folder: Path) -> bool:
@@ -93,7 +99,7 @@ def _places(folder: Path, modified: int) -> dict[str, _Place | None]:
     manifest = json.loads((folder / MANIFEST).read_text())
     count = len(manifest["parts"])
     for part in range(count):
-        file = folder / "parts" / f"part-{part:05d}-of-{count:05d}.parquet"
+        file = folder / PARTS / part_name(part, count)
         table = _read(file, ("file", "height", "width"))
         names = np.array(table["file"].to_pylist(), object)
         heights, widths = (table[name].to_numpy() for name in ("height", "width"))

@@ -32,9 +32,9 @@ RESERVE = 1 << 26  # bytes of the disk that copies leave free
 T = TypeVar("T")
 
 
-def is_remote(folder: str | os.PathLike) -> bool:
-    """Whether a folder is an address for fsspec, such as gs://bucket/folder."""
-    return "://" in os.fspath(folder)
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is an address for fsspec, such as gs://bucket/folder."""
+    return "://" in os.fspath(path)
 
 
 def local_folder(folder: str | os.PathLike, cache: str | os.PathLike | None = None) -> Path:
