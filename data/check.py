@@ -16,6 +16,8 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain, starmap
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -81,11 +83,13 @@ def check(folder: Path, workers: int = 1) -> list[str]:
         for found in manifest["splits"].values()
         for shard in found["shards"]
     ]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        results = pool.map(_check_shard, *zip(*shards, strict=True))
-        wrong = [
-            line for lines in tqdm(results, total=len(shards), unit=" shards") for line in lines
-        ]
+    bar = partial(tqdm, total=len(shards), unit=" shards")
+    if workers == 1 or len(shards) < 2:
+        results = list(bar(starmap(_check_shard, shards)))
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            results = list(bar(pool.map(_check_shard, *zip(*shards, strict=True))))
+    wrong = list(chain.from_iterable(results))
     for split, found in manifest["splits"].items():
         total = sum(shard["num_examples"] for shard in found["shards"])
         if total != found["num_examples"]:

@@ -107,6 +107,7 @@ def test_a_batch_is_its_videos_one_by_one(gaussian, videos, way):
             np.testing.assert_allclose(alone[name][0], found[name][index], atol=2e-5, err_msg=name)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("way", ["requery", *slow("features", "error", "pruned")])
 def test_a_stream_finds_what_the_whole_video_gives(gaussian, videos, way):
     """One finds cuts by features before a frame is processed, the other within the step."""

@@ -19,6 +19,7 @@ SPRITES = Path(__file__).parent.parent / "configs" / "sprites.py"
 SYSTEMS = ["image,dias", "image,metaslot", "gaussian,randsfq", "gaussian,slotcontrast", "videosaur"]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("words", quick(["", *SYSTEMS], ""))
 def test_a_whole_run_compiles_each_program_once(words, tmp_path, caplog):
     """Training with validations, and an evaluation by both protocols with a partial last batch.

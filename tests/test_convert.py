@@ -67,7 +67,9 @@ def told(capsys, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("ending", [".safetensors", pytest.param(".pth", marks=pytest.mark.torch)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [x if x == "image" else pytest.param(x, marks=pytest.mark.more) for x in MODELS]
+)
 def test_a_converted_checkpoint_gives_the_recorded_numbers(name, ending, tmp_path):
     with golden(f"model_{name}", parts=("out/",)) as file:
         case = Recorded(file)

@@ -102,6 +102,7 @@ def test_masks_are_predicted_where_the_target_needs_a_tokenizer():
     assert evaluator.metrics == ("slot_error", "ari", "fg_ari", "miou")
 
 
+@pytest.mark.more
 def test_a_target_of_flow_is_that_of_the_predicted_frames():
     config = with_target({"name": "flow"})
     check(config)

@@ -210,6 +210,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.more
 def test_a_run_does_not_depend_on_variables_of_jax(tmp_path):
     """The same numbers, whatever the shell sets, and a line about each variable."""
     assert {name.upper() for name in PINNED} == set(OTHERS)

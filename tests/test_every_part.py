@@ -553,8 +553,8 @@ def rows(*kinds: str) -> list[Row]:
 
 
 def each(found: list[Row]) -> Callable:
-    """Parametrize a test with rows; those beside the first settings of a part are slow."""
-    marks = lambda row: pytest.mark.slow if row.number else ()  # noqa: E731
+    """Parametrize a test with rows; those beside the first settings of a part are `more`."""
+    marks = lambda row: pytest.mark.more if row.number else ()  # noqa: E731
     found = [pytest.param(row, id=str(row), marks=marks(row)) for row in found]
     return pytest.mark.parametrize("row", found)
 
@@ -757,7 +757,7 @@ def assert_close(actual, expected, message=""):
 
 
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-EVALUATION = pytest.param(False, id="evaluation", marks=pytest.mark.slow)
+EVALUATION = pytest.param(False, id="evaluation", marks=pytest.mark.more)
 # A part does the same to a set of slots in both, but for what it draws.
 both_modes_of_sets = pytest.mark.parametrize(
     "training", [pytest.param(True, id="training"), EVALUATION]
@@ -816,7 +816,7 @@ def test_a_masked_slot_is_as_if_absent(row, training):
 
 
 @of_rows("aggregator", "decoder")
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.more)])
 def test_attention_and_masks_sum_to_one(row, dtype):
     mask = np.array([[True] * SLOTS, [True, False, True, False, True]])
     per_slot, _ = run(row, {**inputs_of(), "mask": mask}, drawn(row, True), dtype)
@@ -832,7 +832,7 @@ def test_attention_and_masks_sum_to_one(row, dtype):
 # -------------------------------------------------------------------------------------------- dtype
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @of_rows(*TABLES)
 def test_bfloat16_is_near_float32(row):
     x, draws = inputs_of(), drawn(row, True)

@@ -124,7 +124,7 @@ def test_the_seed_and_the_number_of_slots_can_be_chosen(gaussian, video):
     assert_close(gaussian.segment(video[0]), gaussian.segment(video[0]), rtol=0)
 
 
-@pytest.mark.parametrize("start", ["gaussian", "boxes"])
+@pytest.mark.parametrize("start", ["gaussian", pytest.param("boxes", marks=pytest.mark.more)])
 def test_a_stream_finds_what_the_whole_video_gives(start, request, video, tmp_path):
     model = request.getfixturevalue(start)
     options = {"boxes": BOXES} if start == "boxes" else {"num_slots": 5}

@@ -162,6 +162,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "gradient", ["last_and_queries", pytest.param("full", marks=pytest.mark.slow)]
 )

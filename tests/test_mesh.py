@@ -307,6 +307,7 @@ def test_every_mesh_equals_one_device():
     check(report, {"8x1/1": 1, "1x8/1": 8, "2x4/2": 4})
 
 
+@pytest.mark.more
 def test_a_checkpoint_moves_between_meshes(tmp_path):
     found = on_eight_devices(f"move({str(tmp_path)!r})")
     size = 96 * 128

@@ -422,6 +422,7 @@ def test_gradient_stays_within_its_frame(video):
     assert np.abs(other - plain).max() > 1e-4
 
 
+@pytest.mark.more
 def test_scan_equals_a_loop_over_frames():
     """With a random history and dropout, and unusual numbers of iterations."""
     case = make_case("video-boxes-random_ar", first_iterations=1, later_iterations=2)

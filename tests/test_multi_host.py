@@ -215,6 +215,7 @@ def python_that_prints(folder: Path) -> None:
     (folder / "python").chmod(0o755)
 
 
+@pytest.mark.more
 def test_differing_configs_are_refused_by_all_in_one_line(tmp_path, compilation_cache):
     workdir = tmp_path / "none"
     command = [f"--config={IMAGE}", ALL_DEVICES, f"--workdir={workdir}"]

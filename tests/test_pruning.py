@@ -230,6 +230,7 @@ def distance_of(model: Segmenter, picture: np.ndarray, count: int = 5) -> float:
     return float(np.quantile(cosine_distances(slots)[np.triu_indices(count, 1)], 0.4))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "restart, mode",
     [

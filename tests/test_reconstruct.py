@@ -171,6 +171,7 @@ def test_a_saved_model_keeps_its_tokenizer(kind, frames, tmp_path):
     assert again.params.keys() == model.params.keys()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("kind", ["codes"])
 def test_a_picture_is_what_the_tokenizer_decodes_of_the_most_likely_tokens(kind, frames):
     """The pictures of an uncached forward pass over the generated tokens agree with them."""
@@ -247,6 +248,7 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+@pytest.mark.more
 def test_pictures_of_a_video(saved, tmp_path):
     write_video(tmp_path / "a.mp4", clip(4))
     write_video(tmp_path / "b.mp4", clip(2)[::-1])

@@ -24,6 +24,7 @@ def run(tmp_path_factory):
     return untrained_run(tmp_path_factory.mktemp("runs") / "run", 1)
 
 
+@pytest.mark.more
 def test_merged_shares_are_the_scores_of_the_whole(run):
     """Four batches, of which the last one is not full, in three shares and in six."""
     evaluating.evaluate_run(run)

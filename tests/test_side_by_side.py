@@ -58,6 +58,7 @@ def slow(**options):
     return pytest.param(options, marks=pytest.mark.slow, id=next(iter(options)))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "options",
     [

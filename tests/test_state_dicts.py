@@ -231,6 +231,7 @@ def test_metaslots_state_comes_back_bit_for_bit():
             np.testing.assert_array_equal(back[key], array, err_msg=key, strict=True)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "name",
     quick(

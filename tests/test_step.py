@@ -245,6 +245,7 @@ def test_images_in_parts_are_the_large_batch():
     assert_same_gradient(*reversed(found))
 
 
+@pytest.mark.more
 def test_a_batch_in_parts_is_the_large_batch(setup, batch):
     """Samples with different numbers of slots, dropout: same draws and gradient, less memory."""
     config = CONFIG.copy_and_resolve_references()

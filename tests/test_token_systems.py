@@ -70,6 +70,7 @@ def test_the_token_loss_is_the_cross_entropy_of_the_logits(monkeypatch, most):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "settings", [pytest.param(SETTINGS, marks=pytest.mark.slow), ORIGINAL], ids=["codes", "table"]
 )

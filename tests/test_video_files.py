@@ -59,6 +59,7 @@ def converted(tmp_path_factory):
     return convert
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", quick(list(SYSTEMS), "slotcontrast_original"))
 def test_a_file_becomes_a_workdir_and_comes_back(name, converted, tmp_path):
     source, _, workdir = converted(name)

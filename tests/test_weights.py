@@ -100,6 +100,7 @@ def test_patterns_name_arrays():
     assert frozen_patterns({"a": {"into": "encoder"}}) == ()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("weights", "patterns"),
     [
