@@ -365,6 +365,7 @@ class ChosenFrames(TinyQuestions):
         super().__init__(image_size, num_frames, split, num_samples, num_slots, boxes)
 
 
+@pytest.mark.more
 def test_a_readout_sees_the_frames_that_questions_choose():
     config = ahead(config_of())
     config.model.beside = ("words_only", "observed_frames", "pooled_features")

@@ -48,6 +48,7 @@ def programs(config, backend: Backend):
     yield training.predict_on.trace(training.mesh, *inputs)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", quick(recipes(), "coco"))
 def test_cudnn_gets_no_odd_length_under_a_gradient(name, monkeypatch):
     """On a GPU, cuDNN refuses these while tracing: 7 slots, 23, 11, and 261 encoder tokens."""

@@ -405,6 +405,7 @@ def test_other_names_of_arrays():
 # ------------------------------------------------------------------------------------------ folders
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["run", pytest.param("recognition", marks=pytest.mark.slow)])
 def test_a_run_keeps_every_bit(name, tmp_path, capsys):
     source, target = copied(name, tmp_path), tmp_path / "new" / "run"
@@ -644,7 +645,7 @@ def test_a_converted_run_is_evaluated(converted, tmp_path):
     assert ssa.load(workdir).step == 10
 
 
-@pytest.mark.parametrize("name", ["saved", "saved_gaussian"])
+@pytest.mark.parametrize("name", [pytest.param("saved", marks=pytest.mark.more), "saved_gaussian"])
 def test_a_converted_model_finds_the_same(name, converted):
     with np.load(BEFORE / "masks.npz") as file:
         expected = dict(file)

@@ -85,6 +85,7 @@ def same_files(one: dict[str, bytes], two: dict[str, bytes]) -> None:
 # ----------------------------------------------------------------------------------- what is found
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("kind", [pytest.param("gaussian", marks=pytest.mark.slow), "image"])
 def test_the_download_is_what_predict_writes(kind, folders, models, tmp_path):
     demo = Demo(models[kind], tmp_path / "demo")

@@ -102,6 +102,7 @@ def predict(decoder):
     return predicted(decoder)
 
 
+@pytest.mark.more
 def test_samples_come_from_the_key_and_the_slots(decoder):
     slots = normal(2, 3, 6)
     run = jax.jit(lambda slots, mask, key: decoder.generate(slots, mask, key, 3))

@@ -146,6 +146,7 @@ def test_a_stream_finds_what_the_whole_video_gives(start, request, video, tmp_pa
 VIT = {"name": "vit", "width": 12, "depth": 1, "num_heads": 2, "patch": 4, "registers": 0}
 
 
+@pytest.mark.more
 def test_a_trained_encoder_leaves_the_target_to_its_own_encoder(video):
     """A stream finds the same as a whole picture: the decoder sees part of the target."""
     config = tiny_config(num_frames=1, initializer="gaussian")

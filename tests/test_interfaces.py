@@ -30,6 +30,7 @@ def one_step(config: ConfigDict) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
+@pytest.mark.more
 def test_slots_that_an_aggregator_drops_stay_dropped_also_in_a_stream():
     config = canonical(config_with(3, aggregator={"name": "outside_parts:Narrowing"}))
     training = build_training(config)

@@ -98,6 +98,7 @@ def test_later_frames_are_plain_slot_attention():
     assert found.attention.shape[0] == 1
 
 
+@pytest.mark.more
 def test_the_paper_lets_the_last_iteration_alone_have_a_gradient():
     for gradient in ("last_and_queries", "full"):
         definition, params, _ = split(make(gradient=gradient))

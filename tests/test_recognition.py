@@ -53,6 +53,9 @@ def random_case(seed: int, frames: int = 3, batch: int = 2) -> dict[str, np.ndar
     }
 
 
+count = jax.jit(recognition.count)
+
+
 def targets(case: dict, slot_mask=None, match_paper: bool = False) -> recognition.Targets:
     run = jax.jit(recognition.targets_of_slots, static_argnums=4)
     found = run(
@@ -162,10 +165,10 @@ def guesses(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def test_the_order_of_slots_changes_no_score(match_paper):
     case = random_case(11)
     logits, boxes = guesses(1, (2, 3, SLOTS))
-    counts = recognition.count(logits, boxes, targets(case, match_paper=match_paper))
+    counts = count(logits, boxes, targets(case, match_paper=match_paper))
     order = np.array([2, 0, 3, 1])
     turned = targets({**case, "attention": case["attention"][:, :, order]}, None, match_paper)
-    again = recognition.count(logits[:, :, order], boxes[:, :, order], turned)
+    again = count(logits[:, :, order], boxes[:, :, order], turned)
     assert counts["num_matches"].sum() > 0
     for name in counts:
         np.testing.assert_allclose(again[name], counts[name], rtol=1e-6)
@@ -184,7 +187,7 @@ def test_scores_of_known_guesses():
         logits[..., slot, 1 : slot + 1] = 1.0
         logits[..., slot, slot + 1 :] = -1.0
     boxes = np.array([[[[0, 0, 1, 1], [0, 0, 0.5, 1], [0.2] * 4, [0.7, 0.7, 0.6, 0.6], [0] * 4]]])
-    counts = recognition.count(jnp.asarray(logits), jnp.asarray(boxes), found)
+    counts = count(jnp.asarray(logits), jnp.asarray(boxes), found)
     scores = recognition.scores_of_counts(jax.device_get(counts))
     assert scores["num_matches"] == 4
     assert (scores["top1"], scores["top3"], scores["box_iou"]) == (0.25, 0.75, 0.75)
@@ -263,17 +266,18 @@ def test_head():
             largest = np.abs(params[f"mlp.{name}.{leaf}"]).max()
             assert 0.5 * bound < largest <= bound
     slots = jax.random.normal(jax.random.key(0), (2, 3, 16))
-    logits, boxes = head(slots)
+    run = nnx.jit(RecognitionHead.__call__)
+    logits, boxes = run(head, slots)
     assert logits.shape == (2, 3, CLASSES) and boxes.shape == (2, 3, 4)
-    assert (head(slots)[0] == logits).all()
+    assert (run(head, slots)[0] == logits).all()
     sizes = Sizes(1, 2, 3)
     draws = head.draw([jax.random.key(1)], sizes, True)
     assert head.draw([jax.random.key(1)], sizes, False) is None
-    assert (head(slots[None], draws)[0] != logits[None]).any()
+    assert (run(head, slots[None], draws)[0] != logits[None]).any()
     # Kept units are scaled up, which preserves the mean.
     many = head.draw([jax.random.key(2)], Sizes(50, 10, 10), True)
     assert many.shape == (50, 10, 10, 32) and abs(many.mean() - 0.9) < 0.01
-    dropped = head(jnp.broadcast_to(slots[0, 0], (50, 10, 10, 16)), many)[0].mean((0, 1, 2))
+    dropped = run(head, jnp.broadcast_to(slots[0, 0], (50, 10, 10, 16)), many)[0].mean((0, 1, 2))
     np.testing.assert_allclose(dropped, logits[0, 0], atol=0.01)
 
 
@@ -282,12 +286,12 @@ def test_losses_are_means_over_matches():
     true = np.array([1, 0, 5, 2, 3])
     matched = np.array([True, False, True, True, False])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, true)[matched].mean()
-    assert category_loss(logits, true, matched) == pytest.approx(float(expected), rel=1e-6)
-    assert box_loss(boxes, boxes + 0.25, matched) == pytest.approx(0.25, rel=1e-6)
+    assert jax.jit(category_loss)(logits, true, matched) == pytest.approx(float(expected), rel=1e-6)
+    assert jax.jit(box_loss)(boxes, boxes + 0.25, matched) == pytest.approx(0.25, rel=1e-6)
     nothing = np.zeros(5, bool)
-    value, grad = jax.value_and_grad(category_loss)(jnp.asarray(logits), true, nothing)
+    value, grad = jax.jit(jax.value_and_grad(category_loss))(jnp.asarray(logits), true, nothing)
     assert value == 0 and (grad == 0).all()
-    value, grad = jax.value_and_grad(box_loss)(jnp.asarray(boxes), boxes * np.nan, nothing)
+    value, grad = jax.jit(jax.value_and_grad(box_loss))(jnp.asarray(boxes), boxes * np.nan, nothing)
     assert value == 0 and (grad == 0).all()
 
 
@@ -417,7 +421,7 @@ def test_synthetic_slots_are_told_apart():
         return optax.apply_updates(params, updates), state
 
     def scores():
-        counts = recognition.count(*definition.merge(params, {})(slots), found)
+        counts = count(*definition.merge(params, {})(slots), found)
         return recognition.scores_of_counts(jax.device_get(counts))
 
     before, state = scores(), optimizer.init(params)

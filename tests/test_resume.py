@@ -61,7 +61,7 @@ SIGNALS = {"ctrl-c": (signal.SIGINT, 130), "sigterm": (signal.SIGTERM, 143)}
             step,
             *SIGNALS[name],
             id=f"{step}-{name}",
-            marks=[] if (name == "ctrl-c") == (step in (0, 7)) else pytest.mark.slow,
+            marks=() if (step, name) in ((0, "ctrl-c"), (5, "sigterm")) else pytest.mark.more,
         )
         for step in (0, 5, 7, 11)
         for name in SIGNALS

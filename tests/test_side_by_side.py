@@ -94,6 +94,7 @@ def test_a_model_of_images_segments_each_frame_alone(clips):
     np.testing.assert_array_equal(found.slots[3], found.slots[0])
 
 
+@pytest.mark.more
 def test_a_part_is_segmented_in_few_places(model, clips, tmp_path):
     """Also a video that is too long to hold, and after an unreadable file."""
     from PIL import Image

@@ -152,10 +152,10 @@ def is_later(system: str, layout: str) -> bool:
 
 def layouts() -> list:
     names = [(s, n) for s, found in LAYOUTS.items() for n in found if not is_later(s, n)]
-    chosen = {"dias_r-coco", "dinosaur_r-voc", "original dinosaur coco", "recognition ytvis"}
-    chosen |= {"vqvae-coco-c4", "vqdino_mlp_r-coco"}
+    marks = dict.fromkeys(("dinosaur_r-voc", "dias_r-coco", "recognition ytvis"), pytest.mark.more)
+    marks |= dict.fromkeys(("original dinosaur coco", "vqvae-coco-c4", "vqdino_mlp_r-coco"), ())
     return [
-        pytest.param(*pair, marks=() if pair[1] in chosen else pytest.mark.slow, id="-".join(pair))
+        pytest.param(*pair, marks=marks.get(pair[1], pytest.mark.slow), id="-".join(pair))
         for pair in names
     ]
 

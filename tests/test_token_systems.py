@@ -97,18 +97,21 @@ def test_a_start_in_the_table_is_its_first_row():
     weights["table"] = jnp.concatenate([weights.pop("first")[0], weights["table"]])
     nnx.update(joined, weights)
     assert joined.table[...].shape == (VOCABULARY + 1, 6)
-    for run in (
-        lambda model: model(x["slots"], None, {"tokens": x["tokens"]}, None)[0]["prediction"],
-        lambda model: model.generate(x["slots"], None),
-    ):
-        np.testing.assert_array_equal(run(joined), run(apart))
+
+    @nnx.jit
+    def run(model):
+        found, _ = model(x["slots"], None, {"tokens": x["tokens"]}, None)
+        return found["prediction"], model.generate(x["slots"], None)
+
+    for one, two in zip(run(joined), run(apart), strict=True):
+        np.testing.assert_array_equal(one, two)
     with pytest.raises(UserError, match="has no table"):
         decoder_of(**SETTINGS, start_in_table=True)
 
 
 def test_a_token_sees_those_before_it_alone():
     x, model = inputs(), decoder_of(**SETTINGS)
-    run = lambda tokens: model(x["slots"], None, {"codes": x["codes"][tokens]}, None)[0]  # noqa: E731
+    run = jax.jit(lambda tokens: model(x["slots"], None, {"codes": x["codes"][tokens]}, None)[0])
     place = 5
     changed = x["tokens"].at[:, place].set((x["tokens"][:, place] + 1) % VOCABULARY)
     one, two = (np.asarray(run(tokens)["prediction"]) for tokens in (x["tokens"], changed))
@@ -121,7 +124,11 @@ def test_dropout_is_of_training_alone():
     sizes = causal_transformer.Sizes(BATCH, 1, SLOTS)
     assert model.draw([jax.random.key(0)], sizes, False) is None
     draws = model.draw([jax.random.key(0)], sizes, True)[:, 0]
-    run = lambda draws: model(x["slots"], None, {"tokens": x["tokens"]}, draws)[0]["prediction"]  # noqa: E731
+
+    @jax.jit
+    def run(draws):
+        return model(x["slots"], None, {"tokens": x["tokens"]}, draws)[0]["prediction"]
+
     assert np.abs(run(draws) - run(None)).max() > 1e-3
     np.testing.assert_array_equal(run(draws), run(draws))
 

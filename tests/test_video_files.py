@@ -67,6 +67,7 @@ def test_a_file_becomes_a_workdir_and_comes_back(name, converted, tmp_path):
     assert_same(state_dicts.read(tmp_path / "back.safetensors"), state_dicts.read(source))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", quick(LIGHTNING, "slotcontrast_original"))
 def test_a_lightning_file_gives_the_recorded_outputs(name, converted):
     _, case, workdir = converted(name)

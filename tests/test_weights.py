@@ -568,6 +568,7 @@ def test_an_average_changes_no_training():
     assert_same(state.params, expected.params)
 
 
+@pytest.mark.more
 def test_a_run_with_an_average_can_be_evaluated():
     config, training = with_average()
     batch, key = training.place(tiny_batch(config)), jax.random.key(0)
