@@ -3,6 +3,7 @@
     python -m benchmarks.bulk speed      clips a second: plain predict, one worker, two workers
     python -m benchmarks.bulk memory     memory of driver and workers over many small pictures
     python -m benchmarks.bulk faults     the same rows after nodes were killed at random moments?
+    python -m benchmarks.bulk hours      hours and bytes of a large corpus on GPUs, on paper
 
 `speed`: plain predict is the real command; the engine runs on this machine's cores. Start and
 compilation do not count: the figure is the number of clips behind the first output, over the time
@@ -12,17 +13,23 @@ and at the end (Linux).
 `faults`: a cluster of two nodes in this process (`ray.cluster_utils`). In each round the second one
 is killed at a random moment of the run and a new one is added; the rows are compared with those of
 an undisturbed run.
+`hours`: what runs on cores is measured here, a stage at a time, on one core and without the engine,
+with clips, slots and masks of MOVi-C's size. What runs on the GPU is what its compiler plans
+(`ahead_of_time.py`), at the peaks of the data sheet. Nothing overlaps inside a worker, which fills
+its places, waits for the GPU and collects what it has found; stages overlap one another.
 """
 
 import argparse
+import itertools
 import os
+import pickle
 import random
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +41,11 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from smoothsa_jax.bulk import parts, predict
-from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.bulk import corpus, parts, predict, reading, segmenting
+from smoothsa_jax.bulk.cluster import connected, program
 from smoothsa_jax.inference import predict as plain
+from smoothsa_jax.inference.side_by_side import Frames
+from smoothsa_jax.inputs.scenes import Scenes
 
 MODEL = "sprites_gaussian"
 
@@ -56,18 +65,26 @@ def write_pictures(folder: Path, number: int, size: int = 60) -> Path:
     return folder
 
 
+def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
+    """Write frames (H,W,3) as H.264 of the encoder's default quality."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.pix_fmt = "yuv420p"
+        for index, pixels in enumerate(frames):
+            if not index:
+                stream.height, stream.width = pixels.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def write_clips(folder: Path, number: int, frames: int = 24, size: int = 64) -> Path:
+    """Write clips of smooth colors."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(number):
-        with av.open(str(folder / f"c{i:05d}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=12)
-            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
-            for _ in range(frames):
-                small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-                frame = av.VideoFrame.from_image(small.resize((size, size)))
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+        small = rng.integers(0, 256, (frames, 4, 4, 3), dtype=np.uint8)
+        large = (np.asarray(Image.fromarray(x).resize((size, size))) for x in small)
+        write_video(folder / f"c{i:05d}.mp4", large)
     return folder
 
 
@@ -212,10 +229,110 @@ def faults(given: argparse.Namespace, folder: Path) -> int:
     return int(same != given.rounds)
 
 
+# -------------------------------------------------------------------------------------------- hours
+
+# docs/measurements.md, "Compiled, not run": movi_c, predict, a batch of 8 clips of 24 frames.
+PLANNED_FRAMES, PLANNED_TFLOP, PLANNED_GB = 8 * 24, 3.308, 27.69
+PEAK_TFLOP, PEAK_GB = 989.0, 3350.0  # of an H100 SXM: bfloat16 without sparsity, memory; a second
+SIZE, GRID, SLOTS, SLOT_SIZE = 256, 16, 11, 256
+CORES = 14, 24  # for each GPU, in machines of 8: 112 and 192
+
+
+def write_scenes(folder: Path, number: int, frames: int) -> Path:
+    """Write clips of the embedded 3D scenes at MOVi-C's size."""
+    folder.mkdir(parents=True)
+    clips = Scenes(image_size=SIZE, num_frames=frames, max_objects=9, split="test", moving=1.0)
+    for index in range(number):
+        write_video(folder / f"c{index:05d}.mp4", clips[index]["video"])
+    return folder
+
+
+class Found:
+    """In place of `SideBySide`: what a GPU would give, at once. Objects are round and rest."""
+
+    def __init__(self, places: int, frames: int):
+        rng = np.random.default_rng(0)
+        centers = rng.random((places, SLOTS, 2)) * GRID
+        y, x = np.mgrid[:GRID, :GRID]
+        apart = (y - centers[..., :1, None]) ** 2 + (x - centers[..., 1:, None]) ** 2
+        shares = np.exp(-apart / 8).astype(np.float32)
+        slots = rng.standard_normal((frames, places, SLOTS, SLOT_SIZE), dtype=np.float32)
+        rest = np.ones((places, SLOTS), bool), np.zeros(places, bool)
+        self._given = itertools.cycle([Frames(one, shares, *rest) for one in slots])
+
+    def __call__(self, frames: np.ndarray, begins: np.ndarray) -> Frames:
+        return next(self._given)
+
+
+def hours(given: argparse.Namespace, folder: Path) -> None:
+    """Print the time of each stage of a frame, and what follows for a corpus."""
+    scenes = write_scenes(folder / "scenes", given.number, given.frames)
+    items = corpus.find(str(scenes)).items
+    row = {"part": 0, "data": pickle.dumps(list(items))}
+    worker = segmenting.Worker.__new__(segmenting.Worker)
+    worker.image_size, worker._masks = (SIZE, SIZE), None
+    worker._places = segmenting.PLACES_OF_ACCELERATORS
+    worker._step = Found(worker._places, 2 * given.frames)
+    (folder / "out" / parts.PARTS).mkdir(parents=True)
+    write = {
+        masks: parts.Write(str(folder / "out"), 1, 0, (SLOTS, SLOT_SIZE), masks, program())
+        for masks in (None, "rle")
+    }
+    number, taken = given.number * given.frames, {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        found = run()
+        taken[name] = (time.perf_counter() - begin) / number
+        return found
+
+    def size_of(inner: Path) -> int:
+        return sum(x.stat().st_size for x in inner.iterdir())
+
+    def segment(data: bytes) -> bytes:
+        return pickle.dumps(worker(pickle.loads(data)), 5)
+
+    read = timed("decoding and resizing", lambda: reading.Read((SIZE, SIZE), program())(row))
+    found = timed("places filled, results collected", lambda: segment(read["data"]))
+    result = {"part": 0, "data": found}
+    timed("masks as RLE as well", lambda: write["rle"](result))
+    timed("boxes, areas, Parquet", lambda: write[None](result))
+    written = size_of(folder / "out" / parts.PARTS)
+    planned = max(PLANNED_TFLOP / PEAK_TFLOP, PLANNED_GB / PEAK_GB) / PLANNED_FRAMES
+    print("| of a frame | microseconds |\n| --- | --- |")
+    for name, seconds in taken.items():
+        print(f"| {name}, one core | {seconds * 1e6:.0f} |")
+    print(f"| GPU, planned | {planned * 1e6:.0f} |")
+    sizes = {
+        "file": size_of(scenes),
+        "decoded frames": len(read["data"]),
+        "slots and small masks": len(found),
+        "Parquet": written,
+    }
+    print("\n| of a clip | kB | of the corpus, TB |\n| --- | --- | --- |")
+    for name, size in sizes.items():
+        size /= given.number
+        print(f"| {name} | {size / 1e3:.0f} | {given.corpus * size / 1e12:.2f} |")
+    in_worker = planned + taken["places filled, results collected"]
+    on_cores = taken["decoding and resizing"] + taken["boxes, areas, Parquet"]
+    head = ["GPUs", "GPUs alone, h", "workers, h", *(f"{n} cores a GPU, h" for n in CORES)]
+    head += ["cores that keep up", "read, GB/s", "between stages, GB/s", "written, GB/s"]
+    print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
+    for gpus in (8, 64, 512):
+        frames = given.corpus * given.frames / gpus
+        each = [planned, in_worker, *(max(in_worker, on_cores / n) for n in CORES)]
+        line = [f"{frames * x / 3600:.2f}" for x in each]
+        rate = given.corpus / (frames * in_worker) / given.number / 1e9
+        moved = sizes["file"], sizes["decoded frames"] + sizes["slots and small masks"], written
+        line += [f"{gpus * on_cores / in_worker:.0f}", *(f"{rate * x:.1f}" for x in moved)]
+        print(f"| {gpus} | " + " | ".join(line) + " |")
+
+
 WHAT: dict[str, Callable[[argparse.Namespace, Path], int | None]] = {
     "speed": speed,
     "memory": memory,
     "faults": faults,
+    "hours": hours,
 }
 
 
@@ -230,6 +347,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=2, help="of the engine, for speed")
     parser.add_argument("--pictures", type=int, default=100_000, help="for memory")
     parser.add_argument("--rounds", type=int, default=10, help="of faults")
+    parser.add_argument("--corpus", type=int, default=10_000_000, help="clips, for hours")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,11 @@
 """`main.py --mode=predict`: from files to files, and every way in which that can go wrong."""
 
 import errno
+import itertools
 import json
 import os
 import signal
+import subprocess
 import tracemalloc
 from pathlib import Path
 
@@ -410,6 +412,38 @@ def test_frames_are_those_that_were_written(tmp_path):
         next(iter(video))
 
 
+def process_of(path: Path, frames: int = 0) -> subprocess.Popen:
+    """The process that decodes a file, of which the given number of frames is read; 0: all."""
+    video = read_video(path)
+    process = video._decoder.process
+    list(itertools.islice(video, frames or None))
+    return process
+
+
+def test_one_process_decodes_many_files_and_ends_with_a_fault(tmp_path):
+    names = [tmp_path / f"{name}.gif" for name in "ab"]
+    for name in names:
+        write_gif(name, clip(3))
+    cut = tmp_path / "cut.gif"
+    cut.write_bytes(names[0].read_bytes()[:-40])
+    first = process_of(names[0])
+    assert process_of(names[1]) is first and process_of(cut) is first
+    assert first.poll() is not None  # who knows what damaged data did to it
+    second = process_of(names[0], frames=2)
+    assert second is not first and second.poll() is not None  # it was in the middle of a file
+    third = process_of(names[0])
+    third.kill()
+    third.wait()
+    assert len(list(read_video(names[1]))) == 3  # by another one
+
+
+def test_files_read_at_once_have_processes_of_their_own(tmp_path):
+    write_gif(tmp_path / "a.gif", clip(3))
+    one, two = (iter(read_video(tmp_path / "a.gif")) for _ in range(2))
+    for x, y in zip(one, two, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_videos_of_telephones_are_turned_upright(tmp_path):
     """A quarter turn, from the matrix in the track's header; the left edge becomes the top."""
     frame = np.zeros((32, 64, 3), np.uint8)
@@ -455,6 +489,6 @@ def test_a_decoder_that_crashes_or_hangs_is_one_line(tmp_path, monkeypatch):
 def test_a_video_that_is_left_ends_its_process(tmp_path):
     write_video(tmp_path / "a.mp4", clip(8))
     with read_video(tmp_path / "a.mp4") as video:
-        process = video._process
+        process = video._decoder.process
         assert process.poll() is None
     assert process.poll() is not None

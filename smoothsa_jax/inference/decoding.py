@@ -1,13 +1,14 @@
-"""The process that decodes a video, so that a crash ends only this process; see `videos.py`.
+"""The process that decodes videos, so that a crash ends only this process; see `videos.py`.
 
-    python -m smoothsa_jax.inference.decoding PATH DESCRIPTOR MAX_PIXELS
+    python -m smoothsa_jax.inference.decoding REQUESTS RESULTS
 
-It sends ("start", frames per second, number of frames or None, height, width), then ("frame",
-(H,W,3) uint8) for each frame, then ("end", a description of what could not be read or ""). On
-failure it sends ("error", reason). The pipe holds one message at a time, so memory use does not
-grow.
+Both are descriptors of pipes. For each request (path, most pixels of a frame) it sends ("start",
+frames per second, number of frames or None, height, width), then ("frame", (H,W,3) uint8) for each
+frame, then ("end", a description of what could not be read or ""). On failure it sends ("error",
+reason). The pipe holds one message at a time, so memory use does not grow. It ends with its reader.
 """
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator
@@ -24,20 +25,27 @@ from smoothsa_jax.inputs import media
 DEFAULT_FPS = 25.0  # if the file does not give a rate
 
 
-def main(path: Path, descriptor: int, max_pixels: int) -> None:
+def main(requests: int, results: int) -> None:
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it warns
-    with Connection(descriptor, readable=False) as out:
-        try:
-            for message in _messages(path, max_pixels):
-                out.send(message)
-        except BrokenPipeError:  # the reader has left
-            pass
-        except media.Unreadable as error:
-            out.send(("error", str(error)))
-        # FFmpeg and its binding raise many exceptions for damaged files, including built-in ones.
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            out.send(("error", " ".join(reason.split())))
+    with Connection(requests, writable=False) as given, Connection(results, readable=False) as out:
+        # The reader has left: the one raises EOFError, the other BrokenPipeError.
+        with contextlib.suppress(EOFError, BrokenPipeError):
+            while True:
+                _decode(out, *given.recv())
+
+
+def _decode(out: Connection, path: Path, max_pixels: int) -> None:
+    try:
+        for message in _messages(path, max_pixels):
+            out.send(message)
+    except BrokenPipeError:
+        raise
+    except media.Unreadable as error:
+        out.send(("error", str(error)))
+    # FFmpeg and its binding raise many exceptions for damaged files, including built-in ones.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        out.send(("error", " ".join(reason.split())))
 
 
 def _messages(path: Path, max_pixels: int) -> Iterator[tuple]:
@@ -118,4 +126,4 @@ def _gif_frames(path: Path, damaged: list[str]) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

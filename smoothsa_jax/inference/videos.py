@@ -1,5 +1,11 @@
-"""Read the frames of video files in a separate process (`decoding.py`)."""
+"""Read the frames of video files in a separate process (`decoding.py`).
 
+A process that has read a whole file without fault reads the next one: starting another takes half a
+second.
+"""
+
+import atexit
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +22,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inputs.media import MAX_PIXELS
 
 DECODER = (sys.executable, "-P", "-m", "smoothsa_jax.inference.decoding")
+MOST_FILES = 1000  # of one process: FFmpeg may leak
 TIME_LIMIT = 60.0  # seconds without a frame
 ADVICE = "copy it again, or convert it, for example with: ffmpeg -i {name} new.mp4"
 
@@ -71,20 +78,7 @@ class Video:
             raise UserError(f"{path} does not exist; give the path of a video")
         if path.is_file() and not path.stat().st_size:
             raise self._error("the file is empty")
-        receiver, sender = os.pipe()
-        # Lets the child import the package even if it is not installed.
-        root = str(Path(smoothsa_jax.__file__).parent.parent)
-        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [*DECODER, path.absolute(), str(sender), str(max_pixels)],
-            pass_fds=[sender],
-            env={**os.environ, "PYTHONPATH": search},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(sender)
-        self._frames = Connection(receiver, writable=False)
+        self._decoder: _Decoder | None = _Decoder.idle_or_new(path.absolute(), max_pixels)
         try:
             self.fps, self.num_frames, self.height, self.width = self._next()[1:]
         except BaseException:
@@ -108,29 +102,99 @@ class Video:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_frames"):
+        if hasattr(self, "_decoder"):
             self.close()
 
     def close(self) -> None:
         """Stop decoding."""
-        self._frames.close()
-        self._process.kill()
-        self._process.wait()
+        if self._decoder is not None:
+            self._decoder.end()
+            self._decoder = None
 
     def _next(self) -> tuple:
-        if self._frames.closed:
+        if self._decoder is None:
             raise UserError(f"{self._path} was already read to its end; open it again")
-        if not self._frames.poll(self._time_limit):
+        if not self._decoder.results.poll(self._time_limit):
             raise self._error(f"the decoder returned nothing within {self._time_limit:g} seconds")
         try:
-            message = self._frames.recv()
+            message = self._decoder.results.recv()
         except EOFError:
-            status = self._process.wait()
+            status = self._decoder.process.wait()
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             raise self._error(f"the decoder ended with {name}") from None
         if message[0] == "error":
             raise self._error(message[1])
+        if message == ("end", ""):
+            self._decoder.keep()
+            self._decoder = None
         return message
 
     def _error(self, reason: str) -> UnreadableVideo:
         return UnreadableVideo(self._path, reason)
+
+
+class _Decoder:
+    """A process that decodes one file after the other.
+
+    Attributes:
+        process: the process.
+        results: what it sends.
+    """
+
+    _idle: list["_Decoder"] = []  # at most one
+
+    def __init__(self):
+        (of_process, requests), (results, sender) = os.pipe(), os.pipe()
+        # Lets the child import the package even if it is not installed.
+        root = str(Path(smoothsa_jax.__file__).parent.parent)
+        search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [*DECODER, str(of_process), str(sender)],
+            pass_fds=[of_process, sender],
+            env={**os.environ, "PYTHONPATH": search},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(of_process)
+        os.close(sender)
+        self._requests = Connection(requests, readable=False)
+        self.results = Connection(results, writable=False)
+        self._owner, self._files = os.getpid(), 0
+
+    @classmethod
+    def idle_or_new(cls, path: Path, max_pixels: int) -> "_Decoder":
+        """Return one that begins to decode a file."""
+        with contextlib.suppress(IndexError, BrokenPipeError):
+            idle = cls._idle.pop()
+            if idle._owner == os.getpid():  # else it is that of the process that was forked
+                idle._begin(path, max_pixels)
+                return idle
+        new = cls()
+        with contextlib.suppress(BrokenPipeError):  # reading its results tells
+            new._begin(path, max_pixels)
+        return new
+
+    def _begin(self, path: Path, max_pixels: int) -> None:
+        self._requests.send((path, max_pixels))
+        self._files += 1
+
+    def keep(self) -> None:
+        """Note that a file was read without fault."""
+        if self._files < MOST_FILES and not self._idle:
+            self._idle.append(self)
+        else:
+            self.end()
+
+    def end(self) -> None:
+        self._requests.close()
+        self.results.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@atexit.register
+def _end_idle() -> None:
+    while _Decoder._idle:
+        if (idle := _Decoder._idle.pop())._owner == os.getpid():
+            idle.end()
