@@ -273,7 +273,7 @@ def test_table_holds_model_and_baselines():
 
 
 def test_the_papers_protocol_is_a_row_of_its_own():
-    paper = {name: np.array([[0.9, 0.9]]) for name in METRICS}
+    paper = {name: np.array([[0.9, 0.9]]) for name in (*METRICS, "ap")}
     scores = build_scores(
         {name: np.array([[0.5, 0.5]]) for name in METRICS},
         {},
@@ -284,10 +284,13 @@ def test_the_papers_protocol_is_a_row_of_its_own():
         paper_per_sample=paper,
     )
     assert scores["match_paper"]["metrics"]["ari"]["mean"] == 0.9
-    assert [line.split("  ")[0] for line in scores_table("SmoothSA", scores).splitlines()[2:]] == [
+    head, _, own, of_paper = scores_table("SmoothSA", scores).splitlines()
+    assert [line.split("  ")[0] for line in (own, of_paper)] == [
         "SmoothSA",
         "SmoothSA, match_paper",
     ]
+    # A score of the paper's protocol alone.
+    assert [line.split()[-1] for line in (head, own, of_paper)] == ["AP", "-", "90.0"]
 
 
 def test_every_sample_has_a_line(tmp_path):

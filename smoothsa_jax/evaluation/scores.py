@@ -37,6 +37,8 @@ TITLES = {
     "top1": "top-1",
     "top3": "top-3",
     "box_iou": "box IoU",
+    "ar": "AR",
+    "ap": "AP",
     "accuracy": "accuracy",
     "question_accuracy": "of questions",
     "option_accuracy": "of options",
@@ -173,10 +175,11 @@ def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
     Returns:
         The table's head, the model under each scored protocol, and the baselines, best first.
     """
-    titles = {name: title_of(name) for name in _ordered(scores["metrics"])}
+    # Some scores are of the paper's protocol alone.
+    paper = scores.get("match_paper", {}).get("metrics", {})
+    titles = {name: title_of(name) for name in _ordered({**scores["metrics"], **paper})}
     rows = [["", *titles.values()], _model_row(title, scores["metrics"], titles)]
-    if "match_paper" in scores:
-        paper = scores["match_paper"]["metrics"]
+    if paper:
         rows.append(_model_row(f"{title}, match_paper", paper, titles))
     leading = leading_metric(scores)
     order = sorted(
@@ -202,7 +205,7 @@ def scores_table(title: str, scores: Mapping[str, Any]) -> str:
 def _model_row(name: str, metrics: Mapping[str, Any], titles: Iterable[str]) -> list[str]:
     row = [name]
     for metric in titles:
-        entry = metrics[metric]
+        entry = metrics.get(metric, {"mean": None, "seeds": ()})
         text = cell(metric, entry["mean"])
         if len(entry["seeds"]) > 1:
             text += f" ± {cell(metric, entry['std'])}"
