@@ -9,6 +9,7 @@ from data import store as command
 from data.check import check
 from smoothsa_jax.checkpoints.sources import begin
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.inputs import features
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.loader import training_batches
 from smoothsa_jax.models.interfaces import Sizes
@@ -81,6 +82,22 @@ def test_a_store_holds_what_the_slot_model_finds(config, stored):
     assert not cached[0].keys() & {"features", "tokens"}
     for split, number in (("validation", 1), ("test", 2)):
         assert f"slots-{split}.array_record-00000-of-0000{number}" in str(list(stored.iterdir()))
+
+
+def test_clips_in_memory_are_those_of_the_folder(config, stored, monkeypatch):
+    kept = source_of(using(config, stored), "slots")
+    monkeypatch.setattr(features, "MOST_KEPT", 0)
+    read = source_of(using(config, stored), "slots")
+    for _ in range(2):
+        for index, which in ((0, range(FRAMES)), (1, [2, 0])):
+            one, two = (x.of_frames(index, which) for x in (kept, read))
+            assert one.keys() == two.keys() and len(one["slots"]) == len(which)
+            for name, value in one.items():
+                np.testing.assert_array_equal(value, two[name])
+    kept._records, read._records = None, None
+    assert len(kept.of_frames(0, [1])["slots"]) == 1
+    with pytest.raises(TypeError):
+        read.of_frames(0, [1])
 
 
 def test_a_step_on_stored_slots_runs_no_slot_model(config, stored):

@@ -4,6 +4,7 @@ A record holds one frame, so that a window of a clip reads only its own frames.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ TOKENS = np.dtype("<i4")
 MADE_TOKENS = "tokenizer"  # what a folder says of the tokenizer whose tokens it holds
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
 HALF = np.dtype("<f2")  # of slots, attention and masks
+MOST_KEPT = 256 * 2**20  # bytes of a split's slots that stay in memory once they were read
 # Of a frame, as far as the slot model has them; the last one is the mean of its features.
 SLOT_ARRAYS = ("slots", "attention", "masks", "pooled")
 
@@ -249,6 +251,8 @@ class CachedSlots(_Stored):
         UserError: the folder is unreadable, lacks what is read, or has fewer clips than the source.
     """
 
+    _kept: dict[int, dict[str, np.ndarray]] | None = None  # clips that were read, if all fit
+
     def __init__(
         self,
         source: FixedViewSource,
@@ -268,6 +272,9 @@ class CachedSlots(_Stored):
         self._read = {name: (HALF, shapes[name]) for name in reads}
         self._read["slot_mask"] = (np.dtype("u1"), (-1,))
         self._with_pixels = with_pixels
+        numbers = sum(math.prod(shapes[name]) for name in reads)
+        if len(self._records) * numbers * HALF.itemsize <= MOST_KEPT:
+            self._kept = {}
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sample `index`, with a window of frames drawn from `rng`.
@@ -305,6 +312,12 @@ class CachedSlots(_Stored):
         return self._stored(index, which)
 
     def _stored(self, index: int, which: Sequence[int]) -> dict[str, np.ndarray]:
-        found = self._frames(index, which, self._read)
+        if self._kept is None:
+            found = self._frames(index, which, self._read)
+        else:
+            if (whole := self._kept.get(index)) is None:
+                whole = self._frames(index, range(self._clips.count_of(index)), self._read)
+                self._kept[index] = whole
+            found = {name: x[list(which)] for name, x in whole.items()}
         found["slot_mask"] = found["slot_mask"].astype(bool).all(axis=0)
         return found
