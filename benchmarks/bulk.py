@@ -43,6 +43,7 @@ from PIL import Image
 
 from smoothsa_jax.bulk import corpus, parts, predict, reading, segmenting
 from smoothsa_jax.bulk.cluster import connected, program
+from smoothsa_jax.bulk.packing import packed, unpacked
 from smoothsa_jax.inference import predict as plain
 from smoothsa_jax.inference.side_by_side import Frames
 from smoothsa_jax.inputs.scenes import Scenes
@@ -290,7 +291,7 @@ def hours(given: argparse.Namespace, folder: Path) -> None:
         return sum(x.stat().st_size for x in inner.iterdir())
 
     def segment(data: bytes) -> bytes:
-        return pickle.dumps(worker(pickle.loads(data)), 5)
+        return packed(worker(unpacked(data)))
 
     read = timed("decoding and resizing", lambda: reading.Read((SIZE, SIZE), program())(row))
     found = timed("places filled, results collected", lambda: segment(read["data"]))

@@ -14,12 +14,14 @@ from tiny import as_dynamics, tiny_config
 
 from data.rle import decode
 from smoothsa_jax.bulk import cluster, corpus, parts, predict, reading
+from smoothsa_jax.bulk.packing import packed, unpacked
 from smoothsa_jax.bulk.reading import Bad, Clip, Long, decoded
 from smoothsa_jax.bulk.rows import Rows, Segmented, encoded, segments_of
 from smoothsa_jax.bulk.storage import Folder
 from smoothsa_jax.checkpoints.sources import begin
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.upsampling import segments_from_masks
+from smoothsa_jax.inference.results import boxes_of
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inputs.found import is_stored, opened
 from smoothsa_jax.tasks.stored import refuse_other_slots
@@ -222,6 +224,19 @@ def test_masks_at_the_size_of_the_picture_are_those_of_plain_predict(size):
     np.testing.assert_array_equal(segments_of(shares, size, used), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_boxes_and_areas_are_those_of_each_mask_alone(dtype):
+    segments = (
+        np.random.default_rng(0).choice([0, 2, 5], (7, 11), p=[0.9, 0.07, 0.03]).astype(dtype)
+    )
+    found = boxes_of(segments)
+    assert [x["slot"] for x in found] == [0, 2, 5]
+    for x in found:
+        rows, columns = np.nonzero(segments == x["slot"])
+        assert x["box"] == [columns.min(), rows.min(), columns.max(), rows.max()]
+        assert x["pixels"] == len(rows)
+
+
 def test_run_lengths_decode_to_the_mask():
     rng = np.random.default_rng(2)
     masks = [rng.random((50, 70)) < share for share in (0.0, 0.02, 0.5, 1.0)]
@@ -270,6 +285,20 @@ def test_a_part_is_the_same_bytes_each_time_and_reads_back(masks, tmp_path):
     data = (tmp_path / "parts" / name).read_bytes()
     (tmp_path / "parts" / name).write_bytes(data[: len(data) // 2])
     assert parts.finished_part(folder, 0, 1) is None
+
+
+def test_arrays_are_packed_and_come_back_without_a_copy():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    given = [Clip("a", frames, (10, 14)), Bad("b", "why"), np.float32(frames[:, 0]), np.zeros(0)]
+    data = packed(given)
+    clip, bad, numbers, empty = unpacked(data)
+    np.testing.assert_array_equal(clip.frames, frames)
+    np.testing.assert_array_equal(numbers, np.float32(frames[:, 0]))
+    assert (clip.name, clip.size, bad, len(empty)) == ("a", (10, 14), Bad("b", "why"), 0)
+    whole = np.frombuffer(data, np.uint8)
+    assert np.shares_memory(whole, clip.frames) and np.shares_memory(whole, numbers)
+    assert numbers.flags.aligned and not clip.frames.flags.writeable
+    assert unpacked(packed([])) == []
 
 
 def test_a_part_of_nothing_but_errors_is_whole(tmp_path):

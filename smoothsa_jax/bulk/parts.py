@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from smoothsa_jax.bulk.cluster import program, refuse_other_program
 from smoothsa_jax.bulk.corpus import Item
+from smoothsa_jax.bulk.packing import unpacked
 from smoothsa_jax.bulk.rows import Rows, Segmented, as_parquet, errors_table, noted_in, table_of
 from smoothsa_jax.bulk.storage import Folder, digest
 from smoothsa_jax.checkpoints.workdir import workdir_for_writing
@@ -252,7 +253,7 @@ class Write:
         refuse_other_program(self._program, program(), "a worker")
         outcomes = [
             Rows.of(x, self._masks) if isinstance(x, Segmented) else x
-            for x in pickle.loads(row["data"])
+            for x in unpacked(row["data"])
         ]
         made = (int(row["part"]), self._number, outcomes, self._model, self._shape, self._masks)
         return {"done": pickle.dumps(write_part(Folder(self._where), *made))}

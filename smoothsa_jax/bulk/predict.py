@@ -28,6 +28,7 @@ from smoothsa_jax.bulk.cluster import (
     reason_of,
     refuse_other_program,
 )
+from smoothsa_jax.bulk.packing import packed, unpacked
 from smoothsa_jax.bulk.parts import Done
 from smoothsa_jax.bulk.reading import Read
 from smoothsa_jax.bulk.rows import MASKS
@@ -363,8 +364,8 @@ class _Segment:
         with telling_out_of_memory(
             "a frame of each place", "use fewer --num_slots or larger accelerators"
         ):
-            outcomes = self._worker(pickle.loads(row["data"]))
-        return {"part": row["part"], "data": pickle.dumps(outcomes, 5)}
+            outcomes = self._worker(unpacked(row["data"]))
+        return {"part": row["part"], "data": packed(outcomes)}
 
 
 def _worker(model: Any, arguments: Mapping[str, Any], masks: str | None, places: int | None):

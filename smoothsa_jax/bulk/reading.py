@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from smoothsa_jax.bulk.cluster import program, refuse_other_program
 from smoothsa_jax.bulk.corpus import Item, Tables
+from smoothsa_jax.bulk.packing import packed
 from smoothsa_jax.bulk.storage import read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.videos import UnreadableVideo, read_video
@@ -188,4 +189,4 @@ class Read:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         refuse_other_program(self._program, program(), "a worker")
         entries = decoded(pickle.loads(row["data"]), self._size)
-        return {"part": row["part"], "data": pickle.dumps(entries, 5)}
+        return {"part": row["part"], "data": packed(entries)}

@@ -125,7 +125,7 @@ def segments_of(
     for slot in np.flatnonzero(slot_mask):  # one at a time: memory does not grow with their number
         large = rows @ shares[slot] @ columns.T
         more = large > best
-        found[more] = slot
+        np.copyto(found, slot, where=more, casting="unsafe")
         np.maximum(best, large, out=best)
     return found
 

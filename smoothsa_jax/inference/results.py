@@ -135,12 +135,18 @@ def boxes_of(masks: Int[np.ndarray, "H W"]) -> list[dict[str, Any]]:
 
     Boxes are left, top, right, bottom pixel, both ends included, as `segment` and `--boxes` expect.
     """
+    (height, width), number = masks.shape, int(masks.max()) + 1
+    masks = masks.astype(np.intp)
+    in_rows = np.bincount(
+        (masks * height + np.arange(height)[:, None]).ravel(), None, number * height
+    )
+    in_columns = np.bincount((masks * width + np.arange(width)).ravel(), None, number * width)
+    in_rows, in_columns = in_rows.reshape(number, height), in_columns.reshape(number, width)
     found = []
-    for slot in np.flatnonzero(np.bincount(masks.ravel())).tolist():
-        mine = masks == slot
-        rows, columns = (np.flatnonzero(mine.any(axis=axis)) for axis in (1, 0))
+    for slot in np.flatnonzero(in_rows.any(axis=1)).tolist():
+        rows, columns = np.flatnonzero(in_rows[slot]), np.flatnonzero(in_columns[slot])
         box = [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]
-        found.append({"slot": slot, "box": box, "pixels": int(mine.sum())})
+        found.append({"slot": slot, "box": box, "pixels": int(in_rows[slot].sum())})
     return found
 
 
