@@ -17,7 +17,7 @@ from test_golden_slotformer import filled, savi_config
 from tiny import as_answers, as_dynamics
 
 import smoothsa_jax as ssa
-from smoothsa_jax.checkpoints import on_slots, published
+from smoothsa_jax.checkpoints import catalogue, on_slots, published
 from smoothsa_jax.checkpoints.read import restore_latest
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.config.values import canonical
@@ -84,6 +84,17 @@ def config_of(layout: str):
 
 def test_every_layout_has_a_recipe():
     assert {*RECIPES, *LEFT_OUT} == set(LAYOUTS)
+
+
+PUBLISHED = [name for name, facts in catalogue.published().items() if facts.called in LAYOUTS]
+
+
+@pytest.mark.parametrize("name", quick(PUBLISHED, "slotformer_obj3d"))
+def test_a_published_name_has_the_config_of_its_layout(name):
+    facts = catalogue.facts_of(name)
+    config, state_dict = canonical(catalogue.config_of(facts)), file_of(facts.called)
+    config = published.fitted({name: config}, state_dict)[name]
+    assert published.configs_of(state_dict, {name: config}) == [name]
 
 
 QUICK = ("stosavi_clevrer_params", "slotformer_clevrer_params", "aloe_clevrer_params")

@@ -83,8 +83,13 @@ def facts_of(name: str) -> ModelFacts | None:
 def config_of(facts: ModelFacts) -> ConfigDict:
     """Return the config of a published model, with those of its companions."""
     spec = located(facts.recipe)
-    settings = [(f"config.{key}", str(value)) for key, value in facts.settings.items()]
-    return completed(config_from_command_line(settings, spec), spec)
+    # A recipe leaves the model of a companion to a run.
+    of_companions = {k: x for k, x in facts.settings.items() if k.startswith("companions.")}
+    own = facts.settings.keys() - of_companions.keys()
+    settings = [(f"config.{key}", str(facts.settings[key])) for key in sorted(own)]
+    config = completed(config_from_command_line(settings, spec), spec)
+    config.update_from_flattened_dict(of_companions)
+    return config
 
 
 def default_path(facts: ModelFacts) -> Path:
