@@ -277,7 +277,7 @@ class _Gated(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_licence_that_is_not_accepted(tmp_path, monkeypatch):
+def test_a_license_that_is_not_accepted(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Gated)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"

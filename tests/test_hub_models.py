@@ -30,7 +30,7 @@ def model():
 
 def test_there_and_back(hub, model, tmp_path):
     """Weights, config, step and scores, bit for bit; also as the source of a run's weights."""
-    address = model.push_to_hub(REPOSITORY, licence="apache-2.0", token="hf_mine")
+    address = model.push_to_hub(REPOSITORY, license="apache-2.0", token="hf_mine")
     assert address.startswith(f"{hub.address}/{REPOSITORY}/commit/")
     names = {name for repository, name in hub.files if repository == REPOSITORY}
     assert names == {"README.md", "about.json", "config.json", "model.safetensors", "scores.json"}
@@ -116,7 +116,7 @@ def test_what_cannot_be_pushed(hub, model, monkeypatch):
         model.push_to_hub(REPOSITORY, token="hf_mine")
     with pytest.raises(UserError, match="found 'hf://sprites', expected hf://OWNER/NAME"):
         model.push_to_hub("sprites")
-    with pytest.raises(UserError, match="check the repository's name and the licence"):
+    with pytest.raises(UserError, match="check the repository's name and the license"):
         model.push_to_hub("me/two--dashes", token="hf_mine")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="check the connection, and that HF_HUB_OFFLINE is not set"):

@@ -34,7 +34,7 @@ def nowhere(tmp_path, monkeypatch):
 
 def test_the_table_states_facts_of_the_right_kind():
     keys = {field.name for field in dataclasses.fields(ModelFacts)}
-    assert len(MODELS) > 80 and {"name", "page", "file", "size", "licence", "scores"} <= keys
+    assert len(MODELS) > 80 and {"name", "page", "file", "size", "license", "scores"} <= keys
     for name, facts in MODELS.items():
         assert re.fullmatch(r"[a-z0-9_]+", name) and facts.about and not facts.bundled
         for address in (facts.page, facts.url):
@@ -46,7 +46,7 @@ def test_the_table_states_facts_of_the_right_kind():
     assert any(facts.page is None for facts in MODELS.values())
     found = MODELS[NAME]
     assert (found.hub, found.file) == ("annamanasyan/slotcontrast", "movi_c.ckpt")
-    assert found.scores == {"Video ARI": 69.3, "Video mBO": 32.7} and found.licence == "MIT"
+    assert found.scores == {"Video ARI": 69.3, "Video mBO": 32.7} and found.license == "MIT"
 
 
 def test_every_name_has_a_config_of_a_published_program():

@@ -39,7 +39,7 @@ class ModelFacts:
         url: where the page links to.
         called: the authors' name of the model, which their archive or folder has.
         size: of the file, in bytes.
-        licence: of the program that wrote it; the authors state no other one for the weights.
+        license: of the program that wrote it; the authors state no other one for the weights.
         scores: in percent, by the names of metrics that the page has.
         protocol: how the scores were measured.
     """
@@ -55,7 +55,7 @@ class ModelFacts:
     url: str | None = None
     called: str | None = None
     size: int | None = None
-    licence: str | None = None
+    license: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     protocol: str | None = None
 

@@ -33,7 +33,7 @@ def model_card(
     step: int,
     scores: Mapping[str, Any] | None,
     repository: str,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Return the text of a model card, with the Hub's metadata at its top.
 
@@ -42,13 +42,13 @@ def model_card(
         step: number of training steps done.
         scores: the content of its `scores.json`; None: it has not been scored.
         repository: "owner/name".
-        licence: of the weights, as the Hub abbreviates it; None: not stated.
+        license: of the weights, as the Hub abbreviates it; None: not stated.
     """
     title = config.get("title") or config.name
     data = data_set_of(config)
     metadata = ModelCardData(
         library_name="smoothsa_jax",
-        license=licence,
+        license=license,
         pipeline_tag="image-segmentation",
         tags=TAGS,
         model_name=repository.partition("/")[2],

@@ -48,7 +48,7 @@ def _facts_of_bundled(folder: Path) -> ModelFacts:
         bundled=True,
         file=str(folder / WEIGHTS_FILE),
         size=(folder / WEIGHTS_FILE).stat().st_size,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         scores={name: round(100 * x["mean"], 1) for name, x in scores["metrics"].items()},
         protocol=f"{scores['split']} split" if "split" in scores else None,
     )

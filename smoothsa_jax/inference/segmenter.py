@@ -587,7 +587,7 @@ class Segmenter:
         self,
         repository: str,
         *,
-        licence: str | None = None,
+        license: str | None = None,
         private: bool = False,
         message: str = "Upload a model of smoothsa_jax",
         token: str | None = None,
@@ -598,7 +598,7 @@ class Segmenter:
 
         Args:
             repository: "owner/name"; it is made if there is none.
-            licence: of the weights, as the Hub abbreviates it, such as "mit".
+            license: of the weights, as the Hub abbreviates it, such as "mit".
             private: whether a new repository is private.
             message: of the commit.
             token: of the user; None: the one that `hf auth login` has stored.
@@ -616,7 +616,7 @@ class Segmenter:
             self.save(folder)
             # Also where there are none, in place of those of an earlier push.
             (folder / SCORES_FILE).write_text(json.dumps(self.scores, indent=1) + "\n")
-            card = model_card(self.config, self.step, self.scores, name, licence)
+            card = model_card(self.config, self.step, self.scores, name, license)
             (folder / CARD_FILE).write_text(card)
             return hub.upload(folder, source, private=private, message=message, token=token)
 

@@ -223,7 +223,7 @@ def upload(folder: Path, source: str, *, private: bool, message: str, token: str
         if status in (401, 403):
             do = "log in with `hf auth login`, as someone who may write there"
         elif isinstance(error, ValueError):
-            do = "the Hub refuses what is written: check the repository's name and the licence"
+            do = "the Hub refuses what is written: check the repository's name and the license"
         raise UserError(f"{source} cannot be written ({_reason(error)}); {do}") from error
     return commit.commit_url
 
