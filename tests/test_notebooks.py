@@ -19,6 +19,8 @@ PICTURE = "<IPython.core.display.Image object>"
 sys.path.insert(0, str(FOLDER))
 import first_cells  # noqa: E402
 
+import smoothsa_jax as ssa  # noqa: E402
+
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
@@ -73,7 +75,8 @@ def test_compare_systems_runs(checkout):
     text = executed("compare_systems.ipynb", checkout)
     rows = re.findall(r"^(\w.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", text, flags=re.MULTILINE)
     scores = {name: tuple(map(float, values)) for name, *values in rows}
-    assert len(scores) >= 3 and scores.keys() > {"sprites", "sprites_gaussian"}
+    assert scores.keys() > {model.name for model in ssa.list_models(published=False)}
+    assert len(scores) >= 5
     assert min(scores["sprites"][0], scores["sprites_gaussian"][0]) > 60
     assert scores["k-means on RGB"][0] < 50
     assert (checkout / "runs" / "compared.png").stat().st_size > 10_000
