@@ -15,8 +15,10 @@ is killed at a random moment of the run and a new one is added; the rows are com
 an undisturbed run.
 `hours`: what runs on cores is measured here, a stage at a time, on one core and without the engine,
 with clips, slots and masks of MOVi-C's size. What runs on the GPU is what its compiler plans
-(`ahead_of_time.py`), at the peaks of the data sheet. Nothing overlaps inside a worker, which fills
-its places, waits for the GPU and collects what it has found; stages overlap one another.
+(`ahead_of_time.py`) for whole clips, at the peaks of the data sheet: a lower bound, since a worker
+runs frame by frame and copies frames and results. Nothing overlaps inside a worker, which fills its
+places, waits for the GPU and collects what it has found; stages overlap one another. Rates are
+those of the workers, for which cores have to keep up.
 """
 
 import argparse
@@ -267,6 +269,12 @@ class Found:
 
 def hours(given: argparse.Namespace, folder: Path) -> None:
     """Print the time of each stage of a frame, and what follows for a corpus."""
+    if given.number * given.frames * SIZE**2 * 3 > reading.MOST_BYTES:
+        sys.exit(
+            "--number times --frames: more than one part holds, and decoding would be elsewhere"
+        )
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     scenes = write_scenes(folder / "scenes", given.number, given.frames)
     items = corpus.find(str(scenes)).items
     row = {"part": 0, "data": pickle.dumps(list(items))}
@@ -282,6 +290,7 @@ def hours(given: argparse.Namespace, folder: Path) -> None:
     number, taken = given.number * given.frames, {}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
+        run()  # imports, and starts the decoder
         begin = time.perf_counter()
         found = run()
         taken[name] = (time.perf_counter() - begin) / number
@@ -293,7 +302,7 @@ def hours(given: argparse.Namespace, folder: Path) -> None:
     def segment(data: bytes) -> bytes:
         return packed(worker(unpacked(data)))
 
-    read = timed("decoding and resizing", lambda: reading.Read((SIZE, SIZE), program())(row))
+    read = timed("decoding", lambda: reading.Read((SIZE, SIZE), program())(row))
     found = timed("places filled, results collected", lambda: segment(read["data"]))
     result = {"part": 0, "data": found}
     timed("masks as RLE as well", lambda: write["rle"](result))
@@ -315,7 +324,7 @@ def hours(given: argparse.Namespace, folder: Path) -> None:
         size /= given.number
         print(f"| {name} | {size / 1e3:.0f} | {given.corpus * size / 1e12:.2f} |")
     in_worker = planned + taken["places filled, results collected"]
-    on_cores = taken["decoding and resizing"] + taken["boxes, areas, Parquet"]
+    on_cores = taken["decoding"] + taken["boxes, areas, Parquet"]
     head = ["GPUs", "GPUs alone, h", "workers, h", *(f"{n} cores a GPU, h" for n in CORES)]
     head += ["cores that keep up", "read, GB/s", "between stages, GB/s", "written, GB/s"]
     print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))

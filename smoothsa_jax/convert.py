@@ -204,11 +204,11 @@ def _chosen(for_config: Overrides, warn: Callable[[str], None]) -> dict[str, Con
     if given is None:
         raise UserError("--config.key=value changes a config; name it with --config")
     from smoothsa_jax.checkpoints import published
-    from smoothsa_jax.checkpoints.catalogue import facts_of
+    from smoothsa_jax.checkpoints.catalogue import facts_of, overrides_of
     from smoothsa_jax.checkpoints.published import completed
 
     if facts := facts_of(given):
-        for_config = [*((f"config.{x}", str(y)) for x, y in facts.settings.items()), *for_config]
+        for_config = [*overrides_of(facts), *for_config]
     spec = located(facts.recipe if facts else given)
     others = [pair for pair in for_config if pair[0] != "config"]
     config = config_from_command_line([("config", spec), *others], spec)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -432,9 +433,17 @@ def test_one_process_decodes_many_files_and_ends_with_a_fault(tmp_path):
     second = process_of(names[0], frames=2)
     assert second is not first and second.poll() is not None  # it was in the middle of a file
     third = process_of(names[0])
+    third.send_signal(signal.SIGINT)  # Ctrl-C is the reader's
+    assert process_of(names[1]) is third
     third.kill()
     third.wait()
-    assert len(list(read_video(names[1]))) == 3  # by another one
+    fourth = process_of(names[1])
+    assert fourth is not third
+    fourth.send_signal(signal.SIGSTOP)  # it takes the next file, and dies before its first frame
+    killer = threading.Timer(0.2, fourth.kill)
+    killer.start()
+    assert len(list(read_video(names[0]))) == 3
+    killer.join()
 
 
 def test_files_read_at_once_have_processes_of_their_own(tmp_path):

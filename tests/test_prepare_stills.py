@@ -177,6 +177,7 @@ def test_coco_workers_change_no_byte(coco, tmp_path):
     for workers in (1, 2):
         out = tmp_path / str(workers)
         assert prepare.main([*arguments, f"--out={out}", f"--workers={workers}"]) == 0
+        assert check.check(out, workers) == []
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
 
 

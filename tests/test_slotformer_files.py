@@ -89,7 +89,8 @@ def test_every_layout_has_a_recipe():
 PUBLISHED = [name for name, facts in catalogue.published().items() if facts.called in LAYOUTS]
 
 
-@pytest.mark.parametrize("name", quick(PUBLISHED, "slotformer_obj3d"))
+@pytest.mark.more
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_name_has_the_config_of_its_layout(name):
     facts = catalogue.facts_of(name)
     config, state_dict = canonical(catalogue.config_of(facts)), file_of(facts.called)
@@ -227,12 +228,19 @@ def test_a_readout_becomes_a_run_and_comes_back(savi, tmp_path):
     assert_same(read_workdir(tmp_path / "run", pytest.fail), state_dict)
 
 
-def test_the_line_for_a_readout_without_a_slot_model(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "layout, config",
+    [
+        ("readout_phyre_params-fold0", "physion:savi_slotformer,answers"),
+        ("slotformer_obj3d_params", "slotformer_obj3d"),
+    ],
+)
+def test_the_line_for_a_file_without_a_slot_model(layout, config, tmp_path, capsys):
     save_file(
-        {k: np.ascontiguousarray(x) for k, x in file_of("readout_phyre_params-fold0").items()},
+        {k: np.ascontiguousarray(x) for k, x in file_of(layout).items()},
         tmp_path / "file.safetensors",
     )
-    flags = ["--config=physion:savi_slotformer,answers"]
+    flags = [f"--config={config}"]
     line = told(capsys, tmp_path / "file.safetensors", tmp_path / "run", *flags)
     assert "it holds no slot model" in line and "companions.slot_model.source" in line
 

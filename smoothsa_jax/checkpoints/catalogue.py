@@ -20,6 +20,7 @@ from smoothsa_jax.interop import hub, state_dicts
 
 FILE = Path(__file__).parent / "published.toml"
 FOLDER_VARIABLE = "SMOOTHSA_JAX_MODELS"
+OF_COMPANIONS = "companions."  # begins keys of a config
 AUTHORS = "authors/"  # in front of older names, such as "authors/coco"
 
 
@@ -83,13 +84,20 @@ def facts_of(name: str) -> ModelFacts | None:
 def config_of(facts: ModelFacts) -> ConfigDict:
     """Return the config of a published model, with those of its companions."""
     spec = located(facts.recipe)
-    # A recipe leaves the model of a companion to a run.
-    of_companions = {k: x for k, x in facts.settings.items() if k.startswith("companions.")}
-    own = facts.settings.keys() - of_companions.keys()
-    settings = [(f"config.{key}", str(facts.settings[key])) for key in sorted(own)]
-    config = completed(config_from_command_line(settings, spec), spec)
-    config.update_from_flattened_dict(of_companions)
+    config = completed(config_from_command_line(overrides_of(facts), spec), spec)
+    config.update_from_flattened_dict(
+        {key: x for key, x in facts.settings.items() if key.startswith(OF_COMPANIONS)}
+    )
     return config
+
+
+def overrides_of(facts: ModelFacts) -> list[tuple[str, str]]:
+    """Return the settings of a published model as on a command line, without its companions'.
+
+    A recipe leaves the model of a companion to the run that it comes from.
+    """
+    own = {k: x for k, x in facts.settings.items() if not k.startswith(OF_COMPANIONS)}
+    return [(f"config.{key}", str(value)) for key, value in own.items()]
 
 
 def default_path(facts: ModelFacts) -> Path:
@@ -163,9 +171,12 @@ def advice(facts: ModelFacts) -> str:
 
 def command_of(facts: ModelFacts) -> str:
     """Return the command that converts a file."""
+    more = ""
+    if config_of(facts).task in ("dynamics", "answers"):
+        more = " --config.companions.slot_model.source=RUN"
     return (
-        f"python -m smoothsa_jax.convert FILE runs/{facts.name} --config={facts.name} makes a "
-        "workdir of it"
+        f"python -m smoothsa_jax.convert FILE runs/{facts.name} --config={facts.name}{more} makes "
+        "a workdir of it"
     )
 
 

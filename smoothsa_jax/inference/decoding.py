@@ -10,6 +10,7 @@ reason). The pipe holds one message at a time, so memory use does not grow. It e
 
 import contextlib
 import itertools
+import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -26,6 +27,7 @@ DEFAULT_FPS = 25.0  # if the file does not give a rate
 
 
 def main(requests: int, results: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the reader's
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it warns
     with Connection(requests, writable=False) as given, Connection(results, readable=False) as out:
         # The reader has left: the one raises EOFError, the other BrokenPipeError.

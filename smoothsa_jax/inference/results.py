@@ -135,18 +135,17 @@ def boxes_of(masks: Int[np.ndarray, "H W"]) -> list[dict[str, Any]]:
 
     Boxes are left, top, right, bottom pixel, both ends included, as `segment` and `--boxes` expect.
     """
-    (height, width), number = masks.shape, int(masks.max()) + 1
-    masks = masks.astype(np.intp)
-    in_rows = np.bincount(
-        (masks * height + np.arange(height)[:, None]).ravel(), None, number * height
-    )
-    in_columns = np.bincount((masks * width + np.arange(width)).ravel(), None, number * width)
-    in_rows, in_columns = in_rows.reshape(number, height), in_columns.reshape(number, width)
+    number, counts = int(masks.max()) + 1, []
+    for axis, size in enumerate(masks.shape):
+        places = np.expand_dims(np.arange(size), 1 - axis)
+        numbered = np.bincount((masks + number * places).ravel(), minlength=number * size)
+        counts.append(numbered.reshape(size, number))
+    in_rows, in_columns = counts
     found = []
-    for slot in np.flatnonzero(in_rows.any(axis=1)).tolist():
-        rows, columns = np.flatnonzero(in_rows[slot]), np.flatnonzero(in_columns[slot])
+    for slot in np.flatnonzero(in_rows.any(axis=0)).tolist():
+        rows, columns = np.flatnonzero(in_rows[:, slot]), np.flatnonzero(in_columns[:, slot])
         box = [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]
-        found.append({"slot": slot, "box": box, "pixels": int(in_rows[slot].sum())})
+        found.append({"slot": slot, "box": box, "pixels": int(in_rows[:, slot].sum())})
     return found
 
 

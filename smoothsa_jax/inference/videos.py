@@ -6,13 +6,14 @@ second.
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -78,7 +79,8 @@ class Video:
             raise UserError(f"{path} does not exist; give the path of a video")
         if path.is_file() and not path.stat().st_size:
             raise self._error("the file is empty")
-        self._decoder: _Decoder | None = _Decoder.idle_or_new(path.absolute(), max_pixels)
+        self._request, self._begun = (path.absolute(), max_pixels), False
+        self._decoder: _Decoder | None = _Decoder.idle_or_new(*self._request)
         try:
             self.fps, self.num_frames, self.height, self.width = self._next()[1:]
         except BaseException:
@@ -120,13 +122,17 @@ class Video:
             message = self._decoder.results.recv()
         except EOFError:
             status = self._decoder.process.wait()
+            if self._decoder.files > 1 and not self._begun:  # this file is not the reason
+                self._decoder = _Decoder(*self._request)
+                return self._next()
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             raise self._error(f"the decoder ended with {name}") from None
+        self._begun = True
         if message[0] == "error":
             raise self._error(message[1])
         if message == ("end", ""):
-            self._decoder.keep()
-            self._decoder = None
+            decoder, self._decoder = self._decoder, None
+            decoder.keep()
         return message
 
     def _error(self, reason: str) -> UnreadableVideo:
@@ -136,52 +142,58 @@ class Video:
 class _Decoder:
     """A process that decodes one file after the other.
 
+    Args:
+        request: path of the first file, and most pixels of a frame.
+
     Attributes:
         process: the process.
         results: what it sends.
+        files: how many it was given.
     """
 
     _idle: list["_Decoder"] = []  # at most one
 
-    def __init__(self):
-        (of_process, requests), (results, sender) = os.pipe(), os.pipe()
+    def __init__(self, *request: Any):
+        of_process, self._requests = multiprocessing.Pipe(duplex=False)
+        self.results, sender = multiprocessing.Pipe(duplex=False)
+        theirs = of_process.fileno(), sender.fileno()
         # Lets the child import the package even if it is not installed.
         root = str(Path(smoothsa_jax.__file__).parent.parent)
         search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [*DECODER, str(of_process), str(sender)],
-            pass_fds=[of_process, sender],
+            [*DECODER, *map(str, theirs)],
+            pass_fds=theirs,
             env={**os.environ, "PYTHONPATH": search},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(of_process)
-        os.close(sender)
-        self._requests = Connection(requests, readable=False)
-        self.results = Connection(results, writable=False)
-        self._owner, self._files = os.getpid(), 0
+        of_process.close()
+        sender.close()
+        self._owner, self.files = os.getpid(), 0
+        with contextlib.suppress(OSError):  # reading its results tells
+            self._begin(request)
 
     @classmethod
-    def idle_or_new(cls, path: Path, max_pixels: int) -> "_Decoder":
+    def idle_or_new(cls, *request: Any) -> "_Decoder":
         """Return one that begins to decode a file."""
-        with contextlib.suppress(IndexError, BrokenPipeError):
+        with contextlib.suppress(IndexError):
             idle = cls._idle.pop()
             if idle._owner == os.getpid():  # else it is that of the process that was forked
-                idle._begin(path, max_pixels)
-                return idle
-        new = cls()
-        with contextlib.suppress(BrokenPipeError):  # reading its results tells
-            new._begin(path, max_pixels)
-        return new
+                try:
+                    idle._begin(request)
+                    return idle
+                except OSError:  # it was killed
+                    idle.end()
+        return cls(*request)
 
-    def _begin(self, path: Path, max_pixels: int) -> None:
-        self._requests.send((path, max_pixels))
-        self._files += 1
+    def _begin(self, request: tuple) -> None:
+        self._requests.send(request)
+        self.files += 1
 
     def keep(self) -> None:
         """Note that a file was read without fault."""
-        if self._files < MOST_FILES and not self._idle:
+        if self.files < MOST_FILES and not self._idle:
             self._idle.append(self)
         else:
             self.end()

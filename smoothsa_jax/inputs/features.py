@@ -26,7 +26,8 @@ TOKENS = np.dtype("<i4")
 MADE_TOKENS = "tokenizer"  # what a folder says of the tokenizer whose tokens it holds
 STORED = np.dtype("<u2")  # the 16 bits of a bfloat16, which not all programs support
 HALF = np.dtype("<f2")  # of slots, attention and masks
-MOST_KEPT = 256 * 2**20  # bytes of a split's slots that stay in memory once they were read
+# Bytes of a split's slots that stay in memory once they were read, in each process that reads.
+MOST_KEPT = 128 * 2**20
 # Of a frame, as far as the slot model has them; the last one is the mean of its features.
 SLOT_ARRAYS = ("slots", "attention", "masks", "pooled")
 
