@@ -55,7 +55,7 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
             "future": FUTURE,
         }
     )
-    # Decoding takes half of a step. On sprites, twice as many steps without it, in the same time,
+    # Decoding takes half of a step. On sprites, more steps without it, in the same time,
     # follow motion further (docs/measurements.md).
     decoded = {"decoded": {"weight": 1.0}} if decodes and data.small is None else {}
     config.losses = ConfigDict({"slots": {"weight": 1.0, "decay": 1.0}, **decoded})
@@ -81,5 +81,5 @@ def _make_small(config: ConfigDict) -> None:
     config.data.update(num_frames=12, num_samples=4096)
     config.eval.update(num_frames=12, observed=6)
     config.optimizer.learning_rate.peak = 1e-3
-    config.train.update(num_steps=4_000, batch_size=32)
-    config.checkpoint.every = 1_000
+    config.train.update(num_steps=2_600, batch_size=32)
+    config.checkpoint.every = 650
