@@ -80,6 +80,6 @@ def _make_small(config: ConfigDict) -> None:
     # Clips of 12 frames, of which training sees windows of 8.
     config.data.update(num_frames=12, num_samples=4096)
     config.eval.update(num_frames=12, observed=6)
-    config.optimizer.learning_rate.peak = 1e-3
+    config.optimizer.learning_rate.peak = 2e-3
     config.train.update(num_steps=2_600, batch_size=32)
     config.checkpoint.every = 650
