@@ -31,18 +31,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import av
 import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks.clips import write_video
 from smoothsa_jax.bulk import corpus, parts, predict, reading, segmenting
 from smoothsa_jax.bulk.cluster import connected, program
 from smoothsa_jax.bulk.packing import packed, unpacked
@@ -66,18 +66,6 @@ def write_pictures(folder: Path, number: int, size: int = 60) -> Path:
         # Squares are not evenly numbered, so the pictures are no video.
         Image.fromarray(small).resize((size, size)).save(inner / f"p{i % 1000 * (i % 1000)}.png")
     return folder
-
-
-def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
-    """Write frames (H,W,3) as H.264 of the encoder's default quality."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=12)
-        stream.pix_fmt = "yuv420p"
-        for index, pixels in enumerate(frames):
-            if not index:
-                stream.height, stream.width = pixels.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def write_clips(folder: Path, number: int, frames: int = 24, size: int = 64) -> Path:

@@ -1,11 +1,13 @@
-"""Shared by the scripts that measure trained models: their options, clips and features."""
+"""Shared by the scripts that measure trained models: options, clips, video files, features."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import av
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.training.evaluating import source_of_split
@@ -40,6 +42,27 @@ def clips_of(model: Segmenter, split: str, number: int, frames: int) -> Iterator
     source = source_of_split(config, model.num_slots, split, number)
     for index in range(len(source)):
         yield source[index]
+
+
+def write_video(
+    path: Path, frames: Iterable[UInt8[Array, "H W 3"]], rate: int = 12, **options: str
+) -> None:
+    """Write frames as H.264.
+
+    Args:
+        path: of the file.
+        frames: of one size.
+        rate: frames per second.
+        options: of the encoder; default: its own.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.pix_fmt = "yuv420p"
+        for index, pixels in enumerate(frames):
+            if not index:
+                stream.height, stream.width = pixels.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def encoder_of(model: Segmenter) -> Callable[[Array], Array]:

@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
+from benchmarks.clips import write_video
 from smoothsa_jax.config.load import config_from_command_line, split_command_line
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inputs.sprites import Sprites
@@ -104,21 +105,13 @@ def tell_stream(config: ConfigDict, frames: int) -> None:
 # ------------------------------------------------------------------------------------------- memory
 
 
-def write_video(path: Path, num_frames: int, scale: int = 4) -> None:
+def write_long_video(path: Path, num_frames: int, scale: int = 4) -> None:
     """Write one clip of sprites, forward and backward again and again."""
-    import av
-
     clip = Sprites(image_size=60, num_frames=24, split="test", boxes=False)[0]["video"]
     clip = clip.repeat(scale, axis=1).repeat(scale, axis=2)
     there_and_back = np.concatenate([clip, clip[::-1]])
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
-        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
-        for number in range(num_frames):
-            pixels = there_and_back[number % len(there_and_back)]
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    frames = itertools.islice(itertools.cycle(there_and_back), num_frames)
+    write_video(path, frames, rate=24, preset="ultrafast")
 
 
 def anonymous_memory(pid: int) -> float:
@@ -133,7 +126,7 @@ def measure_memory(workdir: str, num_frames: int) -> dict[str, float]:
     """Run `main.py --mode=predict` on a long video and return how its memory grew."""
     with tempfile.TemporaryDirectory(prefix="smoothsa_jax_") as temporary:
         video, output = Path(temporary) / "long.mp4", Path(temporary) / "found"
-        write_video(video, num_frames)
+        write_long_video(video, num_frames)
         command = [sys.executable, str(ROOT / "main.py"), "--mode=predict", f"--workdir={workdir}"]
         command += [f"--input={video}", f"--output={output}"]
         start = time.perf_counter()

@@ -55,8 +55,8 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
             "future": FUTURE,
         }
     )
-    # Decoding takes half of a step. On sprites, more steps without it, in the same time,
-    # follow motion further (docs/measurements.md).
+    # Decoding takes half of a step. On the embedded data, more steps without it follow motion
+    # further in less time (docs/measurements.md; measured on sprites).
     decoded = {"decoded": {"weight": 1.0}} if decodes and data.small is None else {}
     config.losses = ConfigDict({"slots": {"weight": 1.0, "decay": 1.0}, **decoded})
     config.data.slots = "auto"

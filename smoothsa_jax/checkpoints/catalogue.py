@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from smoothsa_jax.checkpoints.on_slots import SLOT_MODEL, is_on_slots
 from smoothsa_jax.checkpoints.published import completed
 from smoothsa_jax.config.load import config_from_command_line, located
 from smoothsa_jax.errors import UserError
@@ -172,8 +173,8 @@ def advice(facts: ModelFacts) -> str:
 def command_of(facts: ModelFacts) -> str:
     """Return the command that converts a file."""
     more = ""
-    if config_of(facts).task in ("dynamics", "answers"):
-        more = " --config.companions.slot_model.source=RUN"
+    if is_on_slots(config_of(facts)):
+        more = f" --config.{OF_COMPANIONS}{SLOT_MODEL}.source=RUN"
     return (
         f"python -m smoothsa_jax.convert FILE runs/{facts.name} --config={facts.name}{more} makes "
         "a workdir of it"
