@@ -184,6 +184,7 @@ def dynamics_config(file: Golden) -> ConfigDict:
     future = file.arrays["out/predicted"].shape[1]
     config.model = ConfigDict({"rollouter": rollouter_settings(of_rollouter), "future": future})
     config.companions.slot_model = ConfigDict({"source": "", "title": "", "model": model})
+    config.losses.decoded = ConfigDict({"weight": 1.0})  # which sprites leave out
     config.data.update(image_size=video.shape[-1], num_frames=window + future, boxes=False)
     config.data.update(slots="", max_objects=2)
     config.eval.update(num_frames=window + future, observed=window)
