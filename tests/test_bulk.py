@@ -3,7 +3,11 @@
 import importlib.util
 import io
 import json
+import os
+import socket
+import subprocess
 import tarfile
+import time
 
 import fsspec
 import numpy as np
@@ -13,7 +17,7 @@ from PIL import Image
 from tiny import as_dynamics, tiny_config
 
 from data.rle import decode
-from smoothsa_jax.bulk import cluster, corpus, parts, predict, reading
+from smoothsa_jax.bulk import cluster, corpus, lease, parts, predict, reading
 from smoothsa_jax.bulk.packing import packed, unpacked
 from smoothsa_jax.bulk.reading import Bad, Clip, Long, decoded
 from smoothsa_jax.bulk.rows import Rows, Segmented, encoded, segments_of
@@ -366,6 +370,61 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with parts.only_one(folder), pytest.raises(UserError, match="in use by another run"):
         with parts.only_one(folder):
             pass
+
+
+def own(where, **other):
+    """Leave what another owner has written."""
+    data = {"host": "elsewhere", "process": 4711, "token": "theirs", "count": 0, **other}
+    Folder(where).write(lease.NAME, json.dumps(data).encode())
+
+
+def test_a_folder_in_a_store_has_one_owner(capsys):
+    folder = Folder("memory://one_owner")
+    quick = {"period": 0.05, "patience": 5.0}
+    with lease.held(folder, **quick):
+        assert parts.begin(folder, {"weights": 1}) is None
+        with pytest.raises(UserError, match=f"in use by another run .process {os.getpid()} on "):
+            with lease.held(folder, **quick):
+                pass
+        assert "waiting up to 5 s" in capsys.readouterr().out
+    assert folder.sizes(".") == {parts.RUN: len(folder.read(parts.RUN))}
+
+
+def test_an_owner_without_signs_of_life_is_gone():
+    folder = Folder("memory://gone")
+    own(folder.where)
+    with lease.held(folder, period=0.05, patience=0.2):
+        assert json.loads(folder.read(lease.NAME))["process"] == os.getpid()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    own(folder.where, host=socket.gethostname(), process=gone.pid)
+    began = time.monotonic()
+    with lease.held(folder, period=0.05, patience=60.0):  # nothing to wait for
+        assert time.monotonic() - began < 10
+    folder.write(lease.NAME, b"damaged")
+    with lease.held(folder, period=0.05, patience=60.0):
+        assert time.monotonic() - began < 20
+
+
+def test_of_two_that_begin_at_once_one_goes_on():
+    folder, reads = Folder("memory://at_once"), []
+
+    class Overtaken(Folder):
+        """Nothing is there at first; after the first write, another owner's."""
+
+        def write(self, name, data):
+            super().write(name, data)
+            own(self.where)
+
+        def read(self, name):
+            reads.append(super().read(name))
+            return reads[-1]
+
+    with pytest.raises(UserError, match="in use by another run .process 4711 on elsewhere"):
+        with lease.held(Overtaken(folder.where)):
+            pass
+    assert reads[0] is None
+    assert json.loads(folder.read(lease.NAME))["token"] == "theirs"
 
 
 def test_parts_hold_pictures_and_videos_by_weight():

@@ -12,12 +12,13 @@ twice, by a retry or by another run, is the same part.
 import contextlib
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smoothsa_jax.bulk.cluster import program, refuse_other_program
 from smoothsa_jax.bulk.corpus import Item
+from smoothsa_jax.bulk.lease import held
 from smoothsa_jax.bulk.packing import unpacked
 from smoothsa_jax.bulk.rows import Rows, Segmented, as_parquet, errors_table, noted_in, table_of
 from smoothsa_jax.bulk.storage import Folder, digest
@@ -200,38 +201,15 @@ def write_manifest(folder: Folder, made_of: Mapping[str, Any], done: Sequence[Do
     folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-@contextlib.contextmanager
-def only_one(folder: Folder) -> Iterator[None]:
+def only_one(folder: Folder) -> contextlib.AbstractContextManager[None]:
     """Keep other runs out of the folder.
 
-    A folder of this machine is locked. An object store has no locks: there, a name is taken in the
-    cluster. Runs of two clusters would write the same files.
+    A folder of this machine is locked; for an object store, see `lease`.
 
     Raises:
         UserError: another run writes to it, or it cannot be written.
     """
-    if folder.is_local:
-        with workdir_for_writing(Path(folder.where), "output"):
-            yield
-        return
-    import ray
-
-    class Holder:
-        def here(self) -> bool:
-            return True
-
-    try:
-        holder = ray.remote(Holder).options(name=folder.where, num_cpus=0).remote()
-        ray.get(holder.here.remote())
-    except ValueError as error:
-        raise UserError(
-            f"--output={folder.where} is in use by another run on this cluster; wait for it or use "
-            "another --output"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.kill(holder)
+    return workdir_for_writing(Path(folder.where), "output") if folder.is_local else held(folder)
 
 
 class Write:
