@@ -187,7 +187,7 @@ TEST_CONTACTS = {
 }
 
 
-def physion(folder: Path) -> Path:
+def physion(folder: Path, num_frames: int = 4) -> Path:
     """Three videos in each part; frames are square, as in the download."""
     seed = 0
     for part, of in (("training", OF_TRAINING), ("readout", OF_READOUT), ("test", OF_TEST)):
@@ -196,7 +196,7 @@ def physion(folder: Path) -> Path:
                 below = f"PhysionTrainMP4s/{scenario}_{part}_MP4s"
                 if part == "test":
                     below = f"PhysionTestMP4s/{scenario}/mp4s-redyellow"
-                mp4(folder / below / f"{stimulus}_img.mp4", moving(seed, 4, 48, 48), 30)
+                mp4(folder / below / f"{stimulus}_img.mp4", moving(seed, num_frames, 48, 48), 30)
                 seed += 3
     write(folder, {"PhysionTrainMP4s/readout_labels.csv": table(CONTACTS)})
     return write(folder, {"PhysionTestMP4s/labels.csv": table(TEST_CONTACTS)})

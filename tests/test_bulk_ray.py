@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from bulk_corpus import TRIALS, WEIGHT, rows_in, write_corpus
 from command import ROOT, environment, here
+from raw_videos import physion
 
+from data import prepare
 from smoothsa_jax.bulk import parts, predict
 from smoothsa_jax.bulk.cluster import connected
 from smoothsa_jax.errors import UserError
@@ -212,3 +214,31 @@ def test_the_command_line_runs_it(clips, tmp_path, capsys):
     assert here(*arguments, f"--output={tmp_path / 'out'}", "--masks=rle") == 0
     assert "11 frames of 3 files" in capsys.readouterr().out
     assert all(len(x["masks"]) == 5 for x in rows_in(tmp_path / "out").values())
+
+
+@pytest.mark.slow
+def test_rollouters_and_readouts_train_on_results(tmp_path, capsys):
+    """From raw videos: a slot model, its slots of all of them found on Ray, two tasks on these."""
+    raw = physion(tmp_path / "raw", num_frames=16)
+    folders = {name: tmp_path / name for name in ("physion", "physion_readout")}
+    for name, folder in folders.items():
+        prepare.prepare(name, str(raw), folder)
+
+    def run(words, workdir, name, *flags):
+        flags = (f"--config.data.folder={folders[name]}", f"--workdir={workdir}", *flags)
+        config = f"--config={ROOT / 'configs' / 'physion.py'}:savi_slotformer,{words}smoke"
+        assert here(config, *flags) == 0, capsys.readouterr().err
+
+    slots, found = tmp_path / "slots", tmp_path / "found"
+    run("", slots, "physion", "--config.eval.num_frames=-1")
+    given = (f"--workdir={slots}", f"--input={raw}/**/*.mp4", f"--output={found}")
+    assert here("--mode=predict", "--engine=ray", *given) == 0, capsys.readouterr().err
+    on_results = (
+        f"--config.companions.slot_model.source={slots}",
+        f"--config.data.slots={found}",
+    )
+    run("dynamics,", tmp_path / "ahead", "physion", *on_results)
+    run("answers,", tmp_path / "answers", "physion_readout", *on_results, "--config.model.beside=()")
+    for name in ("ahead", "answers"):
+        assert not (tmp_path / name / "slots").exists()
+        assert json.loads((tmp_path / name / "scores.json").read_text())["metrics"]
