@@ -46,7 +46,7 @@ WORDS = {
     "slotdiffusion": {"r384", "genera1z", "tokenizer"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
-    "steve": {"original", "genera1z", "tokenizer"},
+    "steve": {"original", "genera1z", "slotformer", "tokenizer"},
     "videosaur": {"dinov2", "original", "genera1z"},
     "vvo": {"tfd", "tfdt", "mlp", "dfz", "r384", "genera1z", "tokenizer"},
 }

@@ -17,7 +17,7 @@ from smoothsa_jax.interop.programs import Program
 from smoothsa_jax.interop.slotformer import (
     PHYRE_SETTINGS,
     READOUTS,
-    of_steve,
+    of_tokenizer,
     phyre_sizes_of,
     sizes_of,
 )
@@ -101,9 +101,10 @@ def shapes_on_slots(config: ConfigDict) -> dict[str, Any]:
 
 
 def _holds_decoder(config: ConfigDict) -> bool:
-    """Whether a rollouter's file has the decoder of its slot model: that of SAVi."""
+    """Whether a rollouter's file has the decoder of its slot model: that of SAVi or of STEVE."""
     decoder = config.companions[SLOT_MODEL].model.get("decoder", {})
-    return decoder.get("name") == "spatial_broadcast" and decoder.get("position") == "borders"
+    of_pixels = decoder.get("name") == "spatial_broadcast" and decoder.get("position") == "borders"
+    return of_pixels or decoder.get("start_in_table", False)
 
 
 def _decoder_shapes(config: ConfigDict) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def facts_on_slots(config: ConfigDict) -> dict[str, Any]:
     if READOUT in config.model:
         frames = config.model[READOUT].get("frames")
         return found if frames is None else {**found, "frames": len(frames)}
-    if _holds_decoder(config):
+    if "cells" in slot_model.get("decoder", {}) and _holds_decoder(config):
         cells = slot_model.decoder.cells
         found["cells"] = [cells, cells] if isinstance(cells, int) else list(cells)
     return found
@@ -197,8 +198,8 @@ def _slots_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def number_unread(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> int:
-    """Return how many keys of a rollouter's file are its slot model's and are not read."""
-    return sum(map(of_steve, state_dict)) if ROLLOUTER in config.model else 0
+    """Return how many keys of a rollouter's file are not read: those of a tokenizer."""
+    return sum(map(of_tokenizer, state_dict)) if ROLLOUTER in config.model else 0
 
 
 def refuse_other_decoder(
