@@ -327,6 +327,7 @@ def test_steve_and_its_rollouter_become_runs_and_come_back(small_steve, tmp_path
     write_workdir(state_dict, config, tmp_path / "steve")
     assert_same(read_workdir(tmp_path / "steve", pytest.fail), state_dict)
     dynamics = with_model(as_dynamics(config, str(tmp_path / "steve")), config).unlock()
+    dynamics.optimizer.rates = ConfigDict()
     dynamics.losses = ConfigDict({"slots": {"weight": 1.0, "decay": 1.0}})
     dynamics = canonical(dynamics)
     of_rollouter = drawn(dynamics)
