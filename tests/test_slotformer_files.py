@@ -280,6 +280,7 @@ def small_steve():
     return config, state_dict | {k: written[k] for k in constants}
 
 
+@pytest.mark.slow
 def test_steve_has_the_slots_of_savi_without_a_kernel(small_steve):
     """The kernel of SAVi is the identity here; SAVi itself is compared with recorded numbers."""
     config, state_dict = small_steve
