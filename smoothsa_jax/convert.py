@@ -104,7 +104,9 @@ def to_workdir(source: Path, target: Path, for_config: Overrides) -> None:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     unread = number_unread(state_dict, config)
-    used = "each used once" if not unread else f"of which {unread} of its slot model are left out"
+    used = "each used once"
+    if unread:
+        used = f"of which the run of its slot model has {unread}, of the tokenizer"
     print(f"{source}: {len(state_dict)} keys, {used}; now a run of {names[0]} in {target}")
     if facts := catalogue.facts_of(names[0]):
         print(f"expected     {catalogue.expected(facts)}")
@@ -267,6 +269,7 @@ def write_workdir(
     from smoothsa_jax.checkpoints.read import RECORD
     from smoothsa_jax.checkpoints.workdir import write_config
     from smoothsa_jax.checkpoints.write import CheckpointWriter
+    from smoothsa_jax.interop.slotformer import of_tokenizer
     from smoothsa_jax.interop.table import describe, mismatches
     from smoothsa_jax.training.step import build_training
 
@@ -299,6 +302,8 @@ def write_workdir(
         _, frozen, _ = sources.begin(config, training, warn)
         source = config.companions[published.SLOT_MODEL].source
         on_slots.refuse_other_decoder(arrays, frozen, source)
+        if any(map(of_tokenizer, state_dict)):
+            on_slots.refuse_other_tokenizer(state_dict, _tokenizer_of(config, frozen, warn), source)
     else:
         frozen = {name: arrays[name] for name in training.frozen}
     progress = {"frozen_from": "the authors' checkpoint", RECORD: kept}
@@ -331,6 +336,7 @@ def read_workdir(workdir: Path, warn: Callable[[str], None]) -> dict[str, np.nda
     Raises:
         UserError: no checkpoint, or a model that their program does not have.
     """
+    from smoothsa_jax.checkpoints import on_slots
     from smoothsa_jax.checkpoints.published import to_state_dict
     from smoothsa_jax.checkpoints.read import FOLDER, RECORD, restore_latest
 
@@ -347,4 +353,40 @@ def read_workdir(workdir: Path, warn: Callable[[str], None]) -> dict[str, np.nda
         detach = config.model.get("initializer", {}).get("detach", 0.0)
         share = detach.get("at", 0.0) if hasattr(detach, "get") else float(detach)
         record = {"detach": checkpoint.step < share * config.train.num_steps}
-    return to_state_dict(arrays, config, record)
+    state_dict = to_state_dict(arrays, config, record)
+    if on_slots.is_on_slots(config) and on_slots.has_tokenizer(config):
+        source = config.companions[on_slots.SLOT_MODEL].source
+        tokenizer = _tokenizer_of(config, checkpoint.weights, warn)
+        if not tokenizer:
+            warn(
+                f"companions.{on_slots.SLOT_MODEL}.source {source} is no longer the run of the "
+                "slot model with a tokenizer, so the file lacks that"
+            )
+        state_dict |= tokenizer
+    return state_dict
+
+
+def _tokenizer_of(
+    config: ConfigDict, arrays: Mapping[str, np.ndarray], warn: Callable[[str], None]
+) -> dict[str, np.ndarray]:
+    """Return what a rollouter's file has of the tokenizer of its slot model, from that one's run.
+
+    Args:
+        config: of the rollouter.
+        arrays: of its run, those of the slot model too.
+        warn: called with one line for each damaged checkpoint.
+
+    Returns:
+        Nothing if no run of that slot model is there, or it has no tokenizer.
+    """
+    from smoothsa_jax.checkpoints import on_slots, sources
+    from smoothsa_jax.devices.host_arrays import on_host
+
+    source, start = config.companions[on_slots.SLOT_MODEL].source, f"{on_slots.SLOT_MODEL}."
+    if not (source and sources.is_trained(source)):
+        return {}
+    trained = sources.open_trained(source, warn)
+    own = {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
+    if trained is None or sources.digest(trained.arrays) != sources.digest(on_host(own)):
+        return {}
+    return on_slots.tokenizer_keys(trained.tokenizer)

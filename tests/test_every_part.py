@@ -358,6 +358,16 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
                 "start": "xavier",
             },
             {"num_layers": 1, "num_heads": 2, "embed": "table", "start_in_table": True},
+            {
+                "num_layers": 1,
+                "num_heads": 2,
+                "embed": "table",
+                "spare_position": False,
+                "project_slots": True,
+                "project_bias": True,
+                "start": "xavier",
+                "outer_start": "torch",
+            },
         ],
         "denoising_unet": [
             {**UNET, "widths": (4, 8), "num_heads": 2, "zero_start": False},
@@ -474,6 +484,7 @@ SETTINGS: dict[str, dict[str, list[dict]]] = {
         "dvae": [
             {"vocabulary": 7, "hidden_size": 6, "tau": 0.7},
             {"vocabulary": 7, "hidden_size": 6, "tau": 0.7, "group_norm": True, "kernel_size": 3},
+            {"vocabulary": 7, "hidden_size": 6, "tau": 0.7, "pixels": "signed"},
         ],
         "vq_features": [
             {

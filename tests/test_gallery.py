@@ -46,7 +46,7 @@ WORDS = {
     "slotdiffusion": {"r384", "genera1z", "tokenizer"},
     "smoothsa": set(),
     "spot": {"original", "genera1z", "student"},
-    "steve": {"original", "genera1z", "tokenizer"},
+    "steve": {"original", "genera1z", "slotformer", "tokenizer"},
     "videosaur": {"dinov2", "original", "genera1z"},
     "vvo": {"tfd", "tfdt", "mlp", "dfz", "r384", "genera1z", "tokenizer"},
 }
@@ -454,6 +454,30 @@ def test_a_recipe_of_answers_is_what_the_files_say(row):
     number = f"{config.data.num_samples:,}" if "num_samples" in config.data else "all"
     assert row["questions"] == f"{number} of {len(config.model.kinds)} kinds"
     assert config.data.slots == "auto" and row["scores"] and row["cost"]
+
+
+@pytest.mark.parametrize("task", ["dynamics", "answers"])
+def test_what_is_trained_on_slots_has_no_rates_of_the_slot_model(task):
+    words = "steve", "slotformer"
+    assert load("physion", *words).optimizer.rates
+    assert not load("physion", *words, task).optimizer.rates
+
+
+def test_steve_of_slotformer_is_its_programs():
+    config = load("physion", "steve", "slotformer")
+    assert (config.model.num_slots, config.model.slot_size, config.data.image_size) == (6, 192, 128)
+    assert (config.train.num_steps, config.train.batch_size, config.data.num_frames) == (
+        460_000,
+        48,
+        6,
+    )
+    peaks = (config.optimizer, config.optimizer.rates.decoder)
+    assert [x.learning_rate.peak for x in peaks] == [1e-4, 3e-4]
+    assert (config.optimizer.clip_norm, config.optimizer.clip_by) == (0.05, "norm")
+    first = load("physion", "steve", "slotformer", "tokenizer")
+    assert config.companions.tokenizer.source == f"runs/{first.name}"
+    tokens = config.model.target
+    assert tokens.vocabulary == tokens.width == first.model.tokenizer.vocabulary == 4096
 
 
 @pytest.mark.slow

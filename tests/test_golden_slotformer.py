@@ -451,6 +451,8 @@ def filled(name: str) -> dict[str, np.ndarray]:
             found[key] = np.concatenate([np.sin(angles), np.cos(angles)], -1)[None].astype("f")
         elif key.startswith("prior_slot_layer"):
             found[key] = np.zeros(shape, np.float32)  # nothing reads them
+        elif key.endswith("self_attn_mask"):
+            found[key] = np.triu(np.ones(shape, bool), 1)
     return found
 
 

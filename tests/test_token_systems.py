@@ -109,6 +109,36 @@ def test_a_start_in_the_table_is_its_first_row():
         decoder_of(**SETTINGS, start_in_table=True)
 
 
+def test_a_projection_with_a_bias_and_no_spare_position():
+    """With the bias, the same as without it on slots that are moved by what it stands for."""
+    x, plain = inputs(), decoder_of(**ORIGINAL)
+    more = {"project_bias": True, "spare_position": False, "outer_start": "torch"}
+    moved = decoder_of(**ORIGINAL, **more)
+    weights = nnx.to_pure_dict(nnx.state(plain))
+    assert weights["position"].shape == (1, TOKENS + 1, 6)
+    weights["position"] = weights["position"][:, :-1]
+    move = jnp.arange(1.0, SIZE + 1)
+    kernel = weights["project_slots"]["kernel"]
+    weights["project_slots"]["bias"] = move @ kernel
+    bound = SIZE**-0.5  # of torch's start; Xavier's is sqrt(6 / (D + E))
+    drawn = nnx.to_pure_dict(nnx.state(moved))["project_slots"]
+    assert all(np.abs(value).max() <= bound for value in drawn.values())
+    assert np.abs(kernel).max() > bound
+    nnx.update(moved, weights)
+
+    @nnx.jit
+    def run(model, slots):
+        found, _ = model(slots, None, {"tokens": x["tokens"]}, None)
+        return found["prediction"], model.generate(slots, None)
+
+    logits, tokens = run(plain, x["slots"] + move)
+    found = run(moved, x["slots"])
+    np.testing.assert_allclose(found[0], logits, atol=1e-5)
+    np.testing.assert_array_equal(found[1], tokens)
+    with pytest.raises(UserError, match="project_bias is True, but no layer takes the slots in"):
+        decoder_of(**SETTINGS, project_bias=True)
+
+
 def test_a_token_sees_those_before_it_alone():
     x, model = inputs(), decoder_of(**SETTINGS)
     run = jax.jit(lambda tokens: model(x["slots"], None, {"codes": x["codes"][tokens]}, None)[0])

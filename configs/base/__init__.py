@@ -69,6 +69,7 @@ from configs.base.tokens import (
     explain_tokens_as_genera1z,
     predict_tokens,
     read_tokens,
+    train_discrete_vae,
     train_tokenizer,
 )
 from configs.base.words import DEFAULT_SYSTEM, compose, systems, words_of
@@ -126,6 +127,7 @@ __all__ = [
     "single_frames",
     "systems",
     "train_on_slots",
+    "train_discrete_vae",
     "train_tokenizer",
     "use_encoder",
     "use_length",

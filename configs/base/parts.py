@@ -179,7 +179,8 @@ def train_on_slots(config: ConfigDict, peak: float, warmup: float) -> None:
             "end_ratio": 0.01,
         }
     )
-    config.optimizer.update(clip_norm=0.0, clip_by="norm", rates=ConfigDict())
+    config.optimizer.update(clip_norm=0.0, clip_by="norm")
+    config.optimizer.rates = ConfigDict()  # `update` would keep those of the slot model's parts
     config.train.update(match_paper=False, remat="none")
     config.eval.update(score_at=None, per_frame=False, foreground=False, skip_frames=0)
     config.eval.count_segments = False

@@ -55,9 +55,13 @@ def fit_cells(config: ConfigDict) -> None:
         decoder.cells = config.data.image_size // math.prod(decoder.strides)
 
 
-def fit_tokens(config: ConfigDict) -> None:
-    """Let the target have the tokens of a discrete VAE that is trained along."""
-    tokenizer = config.model.get("tokenizer", {})
+def fit_tokens(config: ConfigDict, tokenizer: Settings | None = None) -> None:
+    """Let the target have the tokens of a discrete VAE.
+
+    Args:
+        tokenizer: of the first stage; None: the one that is trained along.
+    """
+    tokenizer = tokenizer or config.model.get("tokenizer", {})
     if tokenizer.get("name") == "dvae":
         size = config.data.image_size
         height, width = (size, size) if isinstance(size, int) else size

@@ -1,5 +1,7 @@
 """Systems whose decoders explain the tokens or codes of a tokenizer, which is trained first."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from configs.base.data_sets import DataSet, Settings
@@ -17,7 +19,8 @@ from configs.base.sizes import fit_tokens
 
 TOKENIZER = "tokenizer"  # the task's name, its word, and the companion of the second stage
 TAESD = "madebyollin/taesd"  # a tiny autoencoder of pictures, on the Hugging Face Hub
-SMALL_STEPS = 600  # of a tokenizer of embedded data
+STEPS = 30_000  # of a tokenizer
+SMALL_STEPS = 600  # of one of embedded data
 SMALL_STEPS_OF_SLOTS = 2500  # of slots that explain tokens there
 CODE_SIZE = 4  # of codes that a UNet denoises
 
@@ -71,41 +74,25 @@ def train_tokenizer(
         width: of a code, on embedded data too; None: as the tokenizer has it there.
     """
     of_features = tokenizer["name"] == "vq_features"
-    config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
     encoder = config.model.get("target_encoder", config.model.get("encoder"))
-    config.model = ConfigDict({"encoder": encoder} if of_features else {})
-    config.model.tokenizer = ConfigDict(tokenizer)
     weights = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
     weights |= {"latent_norm": 0.1} if of_features else {}
-    config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
+    model = {"encoder": encoder, TOKENIZER: tokenizer} if of_features else {TOKENIZER: tokenizer}
+    _begin_first_stage(config, data, model, weights)
     if of_features and data.is_video:
         with config.model.tokenizer.ignore_type():
             config.model.tokenizer.alpha = 1.0
         config.losses.latent_norm.of_clips = True
-    config.companions = ConfigDict()
     if width == CODE_SIZE:  # published with LPIPS, of weight 1, whose weights have to be fetched
         config.losses.perceptual = ConfigDict({"weight": 0.0})
         config.companions.perceptual = ConfigDict({"source": None})
     config.weights = ConfigDict({"encoder": dict(config.weights.encoder)} if of_features else {})
-    plain = defaults(data.name, num_steps=30_000, batch_size=1)
-    config.optimizer = plain.optimizer
-    config.optimizer.learning_rate.peak = 2e-3
-    config.data.boxes = False
     if not of_features and "features" in config.data:
         config.data.features = ""
-    config.eval.update(num_slots=None, prune=None, masks="decoder", score_at=None)
-    config.eval.update(per_frame=False, foreground=False, skip_frames=0, match_paper=False)
-    config.eval.count_segments = False
-    config.train.update(match_paper=False, remat="none")
-    config.checkpoint.update(best_metric="psnr", best_mode="max")
-    if data.small is not None:
-        set_parts(config.model, data.small["parts"])
     if width is not None:
         config.model.tokenizer.width = width
     if data.small is not None:
-        config.train.num_steps, config.checkpoint.every = SMALL_STEPS, SMALL_STEPS // 3
         return
-    config.train.num_steps, config.checkpoint.every = 30_000, plain.checkpoint.every
     config.train.batch_size = 16 if data.is_video else 64
     # TAESD's encoder stays as it is up to its last stride, and its decoder starts from there.
     if not of_features:
@@ -117,6 +104,57 @@ def train_tokenizer(
             }
         )
     config.weights.taesd_decoder = ConfigDict({"into": "tokenizer.decoder", "source": TAESD})
+
+
+def train_discrete_vae(config: ConfigDict, data: DataSet, tokenizer: Settings) -> None:
+    """The first stage of SlotFormer's program (arXiv 2210.05861): a discrete VAE of single frames.
+
+    Args:
+        tokenizer: its settings.
+    """
+    _begin_first_stage(config, data, {TOKENIZER: tokenizer}, {"reconstruction": 1.0})
+    config.weights = ConfigDict()
+    config.optimizer.clip_norm = 0.0
+    if data.small is not None:
+        return
+    config.optimizer.learning_rate = ConfigDict(
+        {
+            "schedule": "warmup_cosine",
+            "peak": 1e-3,
+            "warmup": 0.05,
+            "begin_ratio": 0.01,
+            "end_ratio": 0.01,
+        }
+    )
+    use_length(config, data, num_steps=700_000, batch_size=64, num_frames=1)
+
+
+def _begin_first_stage(
+    config: ConfigDict, data: DataSet, model: Settings, weights: Mapping[str, float]
+) -> None:
+    """Put the task, its model, its losses and what it scores on a config.
+
+    Args:
+        model: part -> settings.
+        weights: of losses.
+    """
+    config.task, config.title = TOKENIZER, f"Tokenizer of {config.title}"
+    config.model = ConfigDict({name: ConfigDict(part) for name, part in model.items()})
+    config.losses = ConfigDict({name: {"weight": weight} for name, weight in weights.items()})
+    config.companions = ConfigDict()
+    plain = defaults(data.name, num_steps=STEPS, batch_size=1)
+    config.optimizer = plain.optimizer
+    config.optimizer.learning_rate.peak = 2e-3
+    config.data.boxes = False
+    config.eval.update(num_slots=None, prune=None, masks="decoder", score_at=None)
+    config.eval.update(per_frame=False, foreground=False, skip_frames=0, match_paper=False)
+    config.eval.count_segments = False
+    config.train.update(match_paper=False, remat="none")
+    config.checkpoint.update(best_metric="psnr", best_mode="max")
+    config.train.num_steps, config.checkpoint.every = STEPS, plain.checkpoint.every
+    if data.small is not None:
+        set_parts(config.model, data.small["parts"])
+        config.train.num_steps, config.checkpoint.every = SMALL_STEPS, SMALL_STEPS // 3
 
 
 # ---------------------------------------------------------------------------------------- stage two
@@ -209,8 +247,11 @@ def fit_first_stage(config: ConfigDict, first: ConfigDict, workdir: str | None) 
         workdir: of its run; None: an untrained tokenizer.
     """
     tokenizer = first.model.tokenizer
-    for part in _parts_in(config.model.target):
-        part.update({x: tokenizer[x] for x in ("vocabulary", "width") if x in part})
+    if "width" not in tokenizer:  # codes are one-hot vectors
+        fit_tokens(config, tokenizer)
+    else:
+        for part in _parts_in(config.model.target):
+            part.update({x: tokenizer[x] for x in ("vocabulary", "width") if x in part})
     companion = config.companions[TOKENIZER]
     if workdir is None:
         companion.update(source="", title=first.title, model=first.model)

@@ -7,6 +7,8 @@ from the latents that a transition predicts, so that no labels of the first fram
 stochastic  an MLP predicts them, and the queries are drawn, as on CLEVRER
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -14,6 +16,53 @@ from configs import base
 TITLE = "SAVi of SlotFormer"
 KIND = "system"
 SLOT_SIZE, CHANNELS = 128, 64
+# STEVE in this program has these parts too.
+ATTENTION = {
+    "first": 2,
+    "later": 2,
+    "gradient": "full",
+    "epsilon": 1e-6,
+    "epsilon_in": "weights",
+    "mlp_ratio": 2.0,
+    "activation": "relu",
+    "zero_bias": False,
+}
+ENCODER = {
+    "name": "conv",
+    "width": CHANNELS,
+    "kernel_size": 5,
+    "strides": (1, 1, 1, 1),
+    "padding": "torch",
+    "last_relu": False,
+    "norm": "none",
+    "position": "borders",
+    "pixels": "signed",
+    "start": "torch",
+}
+QUERIES = {"name": "learned", "start": "normal", "noise": 0.0}
+
+
+def projection(slot_size: int) -> dict[str, Any]:
+    """What makes the tokens that slot attention reads."""
+    return {
+        "name": "mlp",
+        "hidden_size": slot_size,
+        "to_slots": True,
+        "activation": "relu",
+        "zero_bias": False,
+    }
+
+
+def predictor(slot_size: int) -> dict[str, Any]:
+    """The transition with an LSTM."""
+    return {
+        "name": "recurrent_transformer",
+        "num_layers": 2,
+        "num_heads": 4,
+        "mlp_size": 4 * slot_size,
+        "state_size": 2 * slot_size,
+        "dropout_rate": 0.1,
+    }
 
 
 def fits(data: base.DataSet) -> bool:
@@ -27,51 +76,18 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     if "features" in config.data:
         config.data.features = ""
     strides = (2, 2, 2, 1) if data.small is None else (2, 2)
-    config.model.encoder = ConfigDict(
-        {
-            "name": "conv",
-            "width": CHANNELS,
-            "kernel_size": 5,
-            "strides": (1, 1, 1, 1),
-            "padding": "torch",
-            "last_relu": False,
-            "norm": "none",
-            "position": "borders",
-            "pixels": "signed",
-            "start": "torch",
-        }
-    )
+    config.model.encoder = ConfigDict(ENCODER)
     config.model.update(
         slot_size=SLOT_SIZE,
-        projection={
-            "name": "mlp",
-            "hidden_size": SLOT_SIZE,
-            "to_slots": True,
-            "activation": "relu",
-            "zero_bias": False,
-        },
-        initializer={"name": "learned", "start": "normal", "noise": 0.0},
+        projection=projection(SLOT_SIZE),
+        initializer=QUERIES,
         aggregator={
             "name": "drawn_queries",
             "kernel": "mlp",
             "stochastic": False,
-            "first": 2,
-            "later": 2,
-            "gradient": "full",
-            "epsilon": 1e-6,
-            "epsilon_in": "weights",
-            "mlp_ratio": 2.0,
-            "activation": "relu",
-            "zero_bias": False,
+            **ATTENTION,
         },
-        transition={
-            "name": "recurrent_transformer",
-            "num_layers": 2,
-            "num_heads": 4,
-            "mlp_size": 4 * SLOT_SIZE,
-            "state_size": 2 * SLOT_SIZE,
-            "dropout_rate": 0.1,
-        },
+        transition=predictor(SLOT_SIZE),
         decoder={
             "name": "spatial_broadcast",
             "cells": 8,

@@ -4,7 +4,7 @@ Such a file does not hold the slot model. A rollouter's has the decoder of it, a
 So a run of it needs a run of the slot model, named in `companions.slot_model.source`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from smoothsa_jax.config.values import canonical, image_size_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.interop.programs import Program
 from smoothsa_jax.interop.slotformer import (
+    DVAE,
     PHYRE_SETTINGS,
     READOUTS,
-    of_steve,
+    STEVE,
+    of_tokenizer,
     phyre_sizes_of,
     sizes_of,
 )
@@ -101,9 +103,10 @@ def shapes_on_slots(config: ConfigDict) -> dict[str, Any]:
 
 
 def _holds_decoder(config: ConfigDict) -> bool:
-    """Whether a rollouter's file has the decoder of its slot model: that of SAVi."""
+    """Whether a rollouter's file has the decoder of its slot model: that of SAVi or of STEVE."""
     decoder = config.companions[SLOT_MODEL].model.get("decoder", {})
-    return decoder.get("name") == "spatial_broadcast" and decoder.get("position") == "borders"
+    of_pixels = decoder.get("name") == "spatial_broadcast" and decoder.get("position") == "borders"
+    return of_pixels or decoder.get("start_in_table", False)
 
 
 def _decoder_shapes(config: ConfigDict) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def facts_on_slots(config: ConfigDict) -> dict[str, Any]:
     if READOUT in config.model:
         frames = config.model[READOUT].get("frames")
         return found if frames is None else {**found, "frames": len(frames)}
-    if _holds_decoder(config):
+    if "cells" in slot_model.get("decoder", {}) and _holds_decoder(config):
         cells = slot_model.decoder.cells
         found["cells"] = [cells, cells] if isinstance(cells, int) else list(cells)
     return found
@@ -197,8 +200,23 @@ def _slots_of(state_dict: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def number_unread(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> int:
-    """Return how many keys of a rollouter's file are its slot model's and are not read."""
-    return sum(map(of_steve, state_dict)) if ROLLOUTER in config.model else 0
+    """Return how many keys of a rollouter's file its run lacks: those of a tokenizer."""
+    return sum(map(of_tokenizer, state_dict)) if ROLLOUTER in config.model else 0
+
+
+def has_tokenizer(config: ConfigDict) -> bool:
+    """Whether a file of a config has the tokenizer of its slot model: a rollouter's on STEVE."""
+    decoder = config.companions[SLOT_MODEL].model.get("decoder", {})
+    return ROLLOUTER in config.model and decoder.get("start_in_table", False)
+
+
+def tokenizer_keys(tokenizer: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what a rollouter's file has of a tokenizer.
+
+    Args:
+        tokenizer: its arrays, by our names; {}: there is none.
+    """
+    return {f"{DVAE}{key}": x for key, x in STEVE.to_theirs(tokenizer).items()}
 
 
 def refuse_other_decoder(
@@ -214,11 +232,40 @@ def refuse_other_decoder(
     Raises:
         UserError: they differ.
     """
-    for name in sorted(x for x in found if x.startswith(DECODER)):
-        mine = np.asarray(own[name])
-        if mine.shape != found[name].shape or np.abs(mine - found[name]).max() > 1e-6:
+    names = sorted(x for x in found if x.startswith(DECODER))
+    _refuse_others("decoder", names, found, own, source)
+
+
+def refuse_other_tokenizer(
+    found: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], source: str
+) -> None:
+    """Refuse a slot model with another tokenizer than a rollouter's file.
+
+    Args:
+        found: a state dict of a rollouter.
+        own: what `tokenizer_keys` returned of the run of the slot model; {}: it is not known.
+        source: that run.
+
+    Raises:
+        UserError: they differ.
+    """
+    names = [x for x in sorted(filter(of_tokenizer, found)) if own]
+    _refuse_others("tokenizer", names, found, own, source)
+
+
+def _refuse_others(
+    part: str,
+    names: Iterable[str],
+    found: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray],
+    source: str,
+) -> None:
+    for name in names:
+        mine = own.get(name)
+        same = mine is not None and mine.shape == found[name].shape
+        if not same or np.abs(np.asarray(mine) - found[name]).max() > 1e-6:
             raise UserError(
-                f"its decoder is not that of companions.{SLOT_MODEL}.source {source}, which "
+                f"its {part} is not that of companions.{SLOT_MODEL}.source {source}, which "
                 f"differs in {name.removeprefix(f'{SLOT_MODEL}.')}; give the run of the slot model "
                 "that it was trained on"
             )

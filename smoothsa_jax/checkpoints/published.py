@@ -41,8 +41,9 @@ from smoothsa_jax.interop.pixel_programs import (
     SAVI,
 )
 from smoothsa_jax.interop.programs import GENERA1Z, OCLF, OSRT, SPOT, VIDEOSAUR, Program
-from smoothsa_jax.interop.slotformer import ALOE, PHYRE, PHYSION, ROLLOUTER
+from smoothsa_jax.interop.slotformer import ALOE, DVAE, PHYRE, PHYSION, ROLLOUTER
 from smoothsa_jax.interop.slotformer import SAVI as SLOTFORMER_SAVI
+from smoothsa_jax.interop.slotformer import STEVE as SLOTFORMER_STEVE
 from smoothsa_jax.interop.steve import STEVE
 from smoothsa_jax.interop.table import describe, mismatches
 from smoothsa_jax.models.build import (
@@ -143,10 +144,16 @@ FAMILIES = (
         ),
     ),
     Family(
+        "STEVE of SlotFormer",
+        SLOTFORMER_STEVE,
+        _any("trans_decoder.tok_emb."),
+        ("physion:steve,slotformer",),
+    ),
+    Family(
         "SlotFormer",
         ROLLOUTER,
         _any("rollouter.in_proj."),
-        ("clevrer:savi_slotformer,stochastic,dynamics", "physion:steve,original,dynamics"),
+        ("clevrer:savi_slotformer,stochastic,dynamics", "physion:steve,slotformer,dynamics"),
     ),
     Family(
         "Aloe of SlotFormer",
@@ -158,13 +165,19 @@ FAMILIES = (
         "SlotFormer's readout of Physion",
         PHYSION,
         _all("comb_idx", "linear1.", "linear2."),
-        ("physion:steve,original,answers",),
+        ("physion:steve,slotformer,answers",),
     ),
     Family(
         "SlotFormer's readout of PHYRE",
         PHYRE,
         _all("cls_mlp.", "enc_t_pe"),
         ("physion:savi_slotformer,answers",),
+    ),
+    Family(
+        "the tokenizer of SlotFormer's STEVE",
+        SLOTFORMER_STEVE,
+        lambda keys: {"encoder.7.weight", "decoder.11.weight"} <= set(keys),
+        (f"physion:steve,slotformer,{TOKENIZER}",),
     ),
     Family(
         "slot attention on pixels",
@@ -394,13 +407,14 @@ def completed(config: ConfigDict, spec: str) -> ConfigDict:
 
 
 def with_tokenizer(config: ConfigDict, first: ConfigDict) -> ConfigDict:
-    """Return a config of a second stage with the tokenizer of its first, without a decoder.
+    """Return a config of a second stage with the tokenizer of its first, as its files have it.
 
-    A file of a second stage does not hold the tokenizer's decoder.
+    In the program of SmoothSA's author, it is without its decoder.
     """
     config = config.copy_and_resolve_references().unlock()
     model = first.model.copy_and_resolve_references().unlock()
-    model.tokenizer.decodes = False
+    if program_of(first) is GENERA1Z:
+        model.tokenizer.decodes = False
     config.companions[TOKENIZER].update(title=first.title, model=model)
     return canonical(config)
 
@@ -465,8 +479,10 @@ def program_of(config: ConfigDict) -> Program | None:
         return None
     if TOKENIZER in model:
         if is_tokenizer_model(model):
-            return GENERA1Z
+            return SLOTFORMER_STEVE if model.tokenizer.name == "dvae" else GENERA1Z
         return BOQSA_TOKENS if model.decoder.get("start_in_table", False) else STEVE
+    if model.decoder.get("start_in_table", False):
+        return SLOTFORMER_STEVE
     if model.decoder.name == "spatial_broadcast":
         if model.aggregator.name == "drawn_queries":
             return SLOTFORMER_SAVI
@@ -509,12 +525,12 @@ def from_state_dict(
         arrays = renamed(from_authors(state_dict), config, to_ours=True)
         return arrays, {"detach": flag}
     found: dict[str, np.ndarray] = {}
-    models = _models_of(config)
+    models, root = _models_of(config), "m." if program is GENERA1Z else ""
     starts = sorted((start for _, start, _ in models), key=len, reverse=True)
     start_of = {key: next((x for x in starts if key.startswith(x)), None) for key in state_dict}
     for prefix, start, model in models:
         own = {key: x for key, x in state_dict.items() if start_of[key] == start}
-        own = {key.replace(start, "m.", 1) if start else key: x for key, x in own.items()}
+        own = {key.replace(start, root, 1) if start else key: x for key, x in own.items()}
         names = {*_shapes_of(model, config), *buffers}
         arrays = program.to_ours(own, names, model)
         found |= {f"{prefix}{name}": x for name, x in arrays.items()}
@@ -551,16 +567,17 @@ def to_state_dict(
             for name, x in arrays.items()
             if (name.startswith(prefix) if prefix else not name.startswith(companions))
         }
-        if prefix == f"{TOKENIZER}.":  # what a file of a second stage has of it
+        if prefix == f"{TOKENIZER}." and program is GENERA1Z:  # what such a file has of it
             left_out = (f"{ENCODER}.", "tokenizer.decoder.", "tokenizer.expand")
             own = {name: x for name, x in own.items() if not name.startswith(left_out)}
         # Some files hold functions of the place on the grid of an encoder.
         state_dict = program.to_theirs(
             own, model, {IMAGE_SIZE: list(image_size_of(config)), **kept}
         )
-        bare = "m.mediat." if start == OF_TOKENIZER else "m."
+        root = "m." if program is GENERA1Z else ""
+        bare = f"{root}mediat." if start == OF_TOKENIZER else root
         found |= {
-            f"{start}{key.removeprefix(bare).removeprefix('m.')}" if start else key: x
+            f"{start}{key.removeprefix(bare).removeprefix(root)}" if start else key: x
             for key, x in state_dict.items()
         }
     return found
@@ -569,6 +586,9 @@ def to_state_dict(
 def _models_of(config: ConfigDict) -> list[tuple[str, str, ConfigDict]]:
     """Return (prefix of our names, prefix of their keys, model) of each model in a file."""
     program, teacher = program_of(config), config.companions.get(TEACHER)
+    if program is SLOTFORMER_STEVE and TOKENIZER in config.companions:
+        tokenizer = config.companions[TOKENIZER].model
+        return [("", "", config.model), (f"{TOKENIZER}.", DVAE, tokenizer)]
     if program is not GENERA1Z:
         return [("", "", config.model)]
     if SLOT_MODEL in config.companions:

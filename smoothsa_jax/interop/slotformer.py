@@ -1,7 +1,8 @@
 """Names of arrays in the program of SlotFormer (Wu et al. 2023, arXiv 2210.05861).
 
-A file of its SAVi is a slot model's. A file of a rollouter has the decoder of its slot model
-beside it; the rest of that model is in a file of its own.
+A file of its SAVi is a slot model's. One of its STEVE has the frozen tokenizer too, which also has
+a file of its own. A file of a rollouter has the decoder of its slot model beside it; the rest of
+that model is in a file of its own.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.interop import steve
 from smoothsa_jax.interop.authors import below
 from smoothsa_jax.interop.pixel_programs import (
     TORCH_TRANSPOSED,
@@ -21,7 +23,14 @@ from smoothsa_jax.interop.pixel_programs import (
     convolution,
     kept_of,
 )
-from smoothsa_jax.interop.programs import ENCODER_LAYER, GRU, Arrays, Program
+from smoothsa_jax.interop.programs import (
+    ENCODER_LAYER,
+    GRU,
+    Arrays,
+    Program,
+    pack_attention,
+    unpack_attention,
+)
 from smoothsa_jax.interop.table import FILTERS, KERNEL, LINEAR, NORM, RAW, SAME, Row, Transform
 from smoothsa_jax.models.rollouters import sinusoids
 
@@ -67,29 +76,36 @@ def _decoder_rows() -> list[Row]:
     ]
 
 
-def _savi_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
-    del model
-    deep = "aggregator.kernel.hidden.kernel" in names
-    kernel: list[Row] = [("0", "out", LINEAR)]
-    if deep:
-        kernel = [("0", "hidden", LINEAR), ("1", "norm", NORM), ("3", "out", LINEAR)]
+def _slots_rows() -> list[Row]:
+    """What SAVi and STEVE share: all that makes slots."""
     transformer = "predictor.base_predictor.transformer_encoder.layers.{}"
     return [
         ("init_latents", "initializer.mean", RAW),
-        *below("kernel_dist_layer", "aggregator.kernel", kernel),
         *below("slot_attention", "aggregator", ATTENTION),
         ("encoder.{}.0", "encoder.layers.layers.{}", convolution(FILTERS)),
         ("encoder_pos_embedding.dense", "encoder.place.dense", LINEAR),
         ("encoder_out_layer.0", "projection.norm", NORM),
         ("encoder_out_layer.1", "projection.mlp.hidden", LINEAR),
         ("encoder_out_layer.3", "projection.mlp.out", LINEAR),
+        *below(transformer, "transition.layers.{}", ENCODER_LAYER),
+        ("predictor.rnn", "transition.cell", _LSTM),
+        ("predictor.out_projector", "transition.out", LINEAR),
+    ]
+
+
+def _savi_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del model
+    deep = "aggregator.kernel.hidden.kernel" in names
+    kernel: list[Row] = [("0", "out", LINEAR)]
+    if deep:
+        kernel = [("0", "hidden", LINEAR), ("1", "norm", NORM), ("3", "out", LINEAR)]
+    return [
+        *_slots_rows(),
+        *below("kernel_dist_layer", "aggregator.kernel", kernel),
         *_decoder_rows(),
         ("predictor.ln", "transition.norm", NORM),
         ("predictor.mlp.0", "transition.mlp.hidden", LINEAR),
         ("predictor.mlp.2", "transition.mlp.out", LINEAR),
-        *below(transformer, "transition.layers.{}", ENCODER_LAYER),
-        ("predictor.rnn", "transition.cell", _LSTM),
-        ("predictor.out_projector", "transition.out", LINEAR),
     ]
 
 
@@ -152,6 +168,71 @@ SAVI = OfPixels(
 )
 
 
+# ---------------------------------------------------------------------------------------- STEVE
+
+# The start of a sequence is the last row of their table, and the first one of ours.
+_TABLE = {
+    "": ("", Transform(lambda x: np.roll(x, 1, axis=0), lambda x: np.roll(x, -1, axis=0))),
+}
+_TOKENS: list[Row] = [  # below a decoder
+    ("in_proj", "project_slots", LINEAR),
+    ("tok_emb.weight", "table", _TABLE),
+    ("pos_emb.pe", "position", RAW),
+    *below("tf_dec.blocks.{}", "layers.{}", steve.DECODER_LAYER),
+    ("tf_dec.layer_norm", "norm_out", NORM),
+    ("head", "readout", LINEAR),
+]
+_TOKEN_DECODER = "trans_decoder"
+DVAE = "dvae."  # in front of the keys of a tokenizer in another model's file
+
+
+def _unpacked(state_dict: Arrays) -> Arrays:
+    """Part query, key and value of the decoder's layers; torch's own layers keep them together."""
+    own = {key: x for key, x in state_dict.items() if ".tf_dec." in key}
+    rest = {key: x for key, x in state_dict.items() if key not in own}
+    return {**rest, **unpack_attention(own)}
+
+
+def _is_dvae(names: Collection[str]) -> bool:
+    """Whether arrays of these names are a tokenizer's."""
+    return any(name.startswith("tokenizer.") for name in names)
+
+
+def _steve_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    del model
+    if _is_dvae(names):
+        rows = steve.dvae_rows(normed=True)
+        return [(key, f"tokenizer.{name}", leaves) for key, name, leaves in rows]
+    return [*_slots_rows(), *below(_TOKEN_DECODER, "decoder", _TOKENS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steve(OfPixels):
+    """Files of STEVE, and of its tokenizer, which has no functions of the place."""
+
+    def to_theirs(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        model: Mapping[str, Any] = MappingProxyType({}),
+        kept: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Arrays:
+        return super().to_theirs(arrays, model, {} if _is_dvae(arrays) else kept)
+
+
+_STEVE_PLACES = Places("encoder_pos_embedding.grid", None, borders)
+STEVE = _Steve(
+    "STEVE of SlotFormer",
+    _steve_rows,
+    cut=pack_attention,
+    join=_unpacked,
+    more=lambda arrays, kept: steve.masks(arrays, f"{_TOKEN_DECODER}.tf_dec", spare=0),
+    kept=kept_of(_STEVE_PLACES, ""),
+    ignored=lambda key: key.endswith((_GRID, f".{steve.MASK}")),
+    sized=lambda key: key.endswith(_GRID),
+    places=_STEVE_PLACES,
+)
+
+
 # ----------------------------------------------------------------------------------- rollouters
 
 
@@ -164,7 +245,19 @@ def _rollouter_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Ro
         *below("rollouter.transformer_encoder.layers.{}", "rollouter.layers.{}", ENCODER_LAYER),
         ("rollouter.out_proj", "rollouter.out_projection", LINEAR),
         *[(key, f"{_FRONT}{name}", leaves) for key, name, leaves in _decoder_rows()],
+        *below("decoder", f"{_FRONT}decoder", _TOKENS),
     ]
+
+
+def _cut_rollouter(state_dict: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+    return pack_attention(_cut(_FRONT)(state_dict, names), names)
+
+
+def _masks(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
+    """Return the masks of a decoder of tokens."""
+    del kept
+    own = {name.removeprefix(_FRONT): x for name, x in arrays.items()}
+    return steve.masks(own, "decoder.tf_dec", spare=0) if "decoder.position" in own else {}
 
 
 def _unscaled(arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -230,19 +323,24 @@ def _cells(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {} if grid is None else {"cells": list(grid.shape[1:3])}
 
 
-def of_steve(key: str) -> bool:
-    """Whether a key of a rollouter's file is that of its slot model STEVE, which nothing reads."""
-    tokens = ("in_proj.", "tok_emb.", "pos_emb.", "tf_dec.", "head.")
-    return key.startswith(("dvae.", *(f"decoder.{x}" for x in tokens)))
+def of_tokenizer(key: str) -> bool:
+    """Whether a key of a rollouter's file is that of its slot model's tokenizer, which is not read.
+
+    A run of a rollouter has no tokenizer.
+    """
+    return key.startswith(DVAE)
 
 
 ROLLOUTER = _Rollouter(
     "SlotFormer",
     _rollouter_rows,
-    cut=_cut(_FRONT),
-    join=_join,
+    cut=_cut_rollouter,
+    join=lambda state_dict: _unpacked(_join(state_dict)),
+    more=_masks,
     kept=_cells,
-    ignored=lambda key: key in (_TIME, f"decoder{_GRID}") or of_steve(key),
+    ignored=lambda key: (
+        key in (_TIME, f"decoder{_GRID}") or key.endswith(f".{steve.MASK}") or of_tokenizer(key)
+    ),
     sized=lambda key: key in (_TIME, f"decoder{_GRID}"),
 )
 

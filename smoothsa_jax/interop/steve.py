@@ -137,12 +137,18 @@ def _more(arrays: Mapping[str, np.ndarray], kept: Mapping[str, Any]) -> Arrays:
     return {**found, **masks(arrays, f"{_DECODER}.tf")}
 
 
-def masks(arrays: Mapping[str, np.ndarray], decoder: str) -> Arrays:
-    """Return the masks of causal attention, which the files of a model's decoder hold."""
+def masks(arrays: Mapping[str, np.ndarray], decoder: str, spare: int = 1) -> Arrays:
+    """Return the masks of causal attention, which the files of a model's decoder hold.
+
+    Args:
+        arrays: of the model, by our names.
+        decoder: what their keys begin with.
+        spare: positions that no token has.
+    """
     layers = {name.split(".")[2] for name in arrays if name.startswith("decoder.layers.")}
     if not layers:
         return {}
-    size = arrays["decoder.position"].shape[1] - 1
+    size = arrays["decoder.position"].shape[1] - spare
     later = np.triu(np.ones((size, size), bool), 1)
     return {f"{decoder}.blocks.{i}.{MASK}": later.copy() for i in sorted(layers)}
 

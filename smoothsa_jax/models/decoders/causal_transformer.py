@@ -38,7 +38,8 @@ class CausalTransformerDecoder(nnx.Module):
     has no masks: the systems that use it score those of slot attention. In SLATE and STEVE as
     SmoothSA's author implements them, tokens enter as codes of a frozen tokenizer and slots as they
     are. In the original STEVE (Singh et al. 2022, arXiv 2205.14065), tokens have a learned table
-    and slots a projection; in SLATE (arXiv 2110.11405), that table has a row for the start too.
+    and slots a projection; in SLATE (arXiv 2110.11405), that table has a row for the start too. In
+    the program of SlotFormer (arXiv 2210.05861), the projection has a bias as well.
 
     Args:
         grid: (h, w) of the tokens.
@@ -49,13 +50,17 @@ class CausalTransformerDecoder(nnx.Module):
         embed: what a token enters as: its "codes" in the tokenizer, or a row of a learned "table".
         start_in_table: whether the start vector is row 0 of the table, and token k is row k+1.
         token_size: E, width of the layers; None: D. Codes have this width.
-        project_slots: whether a Linear layer without bias takes the slots to E. Without it, E is D.
+        project_slots: whether a Linear layer takes the slots to E. Without it, E is D.
+        project_bias: whether that layer has a bias.
         biases: which parts have biases; see `PreNormLayer`.
         activation: "gelu" or "relu", of the feed-forward.
         final_norm: whether a LayerNorm follows the last layer.
+        spare_position: with a table, whether there is a position after the last token as well,
+            which nothing reads, as in the programs of STEVE and SLATE.
         dropout_rate: in training, of the input, of attention weights and of each branch.
         start: initial values: "torch", with layers that start as copies of one; or "xavier", with
             projections onto the residual stream scaled by (3 layers)**-0.5 (STEVE).
+        outer_start: of what takes slots in and makes logits; None: as `start`.
     """
 
     backend = CPU
@@ -74,11 +79,14 @@ class CausalTransformerDecoder(nnx.Module):
         start_in_table: bool = False,
         token_size: int | None = None,
         project_slots: bool = False,
+        project_bias: bool = False,
         biases: str = "none",
         activation: str = "gelu",
         final_norm: bool = False,
+        spare_position: bool = True,
         dropout_rate: float = 0.0,
         start: str = "torch",
+        outer_start: str | None = None,
         rngs: nnx.Rngs,
     ):
         path = "model.decoder"
@@ -94,6 +102,12 @@ class CausalTransformerDecoder(nnx.Module):
             check_whole(f"{path}.token_size", token_size)
         size = token_size or slot_size
         check_flag(f"{path}.project_slots", project_slots)
+        check_flag(f"{path}.project_bias", project_bias)
+        if project_bias and not project_slots:
+            raise UserError(
+                f"{path}.project_bias is True, but no layer takes the slots in; set "
+                f"--config.{path}.project_slots=True or --config.{path}.project_bias=False"
+            )
         if size != slot_size and not project_slots:
             raise UserError(
                 f"{path}.token_size is {size}, but slots are {slot_size} wide and enter as they "
@@ -103,8 +117,12 @@ class CausalTransformerDecoder(nnx.Module):
         check_one_of(f"{path}.biases", biases, BIASES)
         check_one_of(f"{path}.activation", activation, ACTIVATIONS)
         check_flag(f"{path}.final_norm", final_norm)
+        check_flag(f"{path}.spare_position", spare_position)
         check_dropout(f"{path}.dropout_rate", dropout_rate)
         check_start(f"{path}.start", start, ("torch", "xavier"))
+        if outer_start is not None:
+            check_start(f"{path}.outer_start", outer_start, ("torch", "xavier"))
+        outer = outer_start or start
         self.grid, self.vocabulary, self.token_size = grid, width, size
         self.dropout_rate = dropout_rate
         num_tokens = grid[0] * grid[1]
@@ -119,16 +137,17 @@ class CausalTransformerDecoder(nnx.Module):
         draw_table = lambda: jax.random.normal(rngs.params(), (rows, size), jnp.float32)  # noqa: E731
         self.table = nnx.Param(draw_table()) if embed == "table" else None
         self.needs = ("codes",) if self.table is None else ("tokens",)
-        # STEVE's program has a position after the last token too, which nothing reads.
-        places = num_tokens if embed == "codes" else num_tokens + 1
+        places = num_tokens + int(embed == "table" and spare_position)
         self.position = nnx.Param(
             learned_positions(rngs.params(), places, size, "truncated_normal", 1.0)
         )
         self.project_slots = (
-            linear(slot_size, size, bias=False, start=start, rngs=rngs) if project_slots else None
+            linear(slot_size, size, bias=project_bias, start=outer, rngs=rngs)
+            if project_slots
+            else None
         )
         self.norm_out = layer_norm(size, bias=biases != "none", rngs=rngs) if final_norm else None
-        self.readout = linear(size, width, bias=False, start=start, rngs=rngs)
+        self.readout = linear(size, width, bias=False, start=outer, rngs=rngs)
         self.remat = False  # whether the backward pass recomputes a layer's activations
         self.layers = causal_layers(
             size,

@@ -1,4 +1,4 @@
-"""The discrete VAE of SLATE and STEVE, which is trained along with the slots."""
+"""The discrete VAE of SLATE and STEVE, which is trained along with the slots or before them."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.models.encoders.pixels import RANGES
 from smoothsa_jax.models.interfaces import Draws, Quantized, Scheduled, Sizes
 from smoothsa_jax.models.layers.conv import Convolutions, pixel_shuffle
 from smoothsa_jax.models.layers.quantize import gumbel_keys, gumbel_noise, on_row
@@ -28,7 +29,7 @@ class DVAE(nnx.Module):
     Codes are the one-hot vectors of tokens, so their width is the vocabulary.
 
     Args:
-        image_size: H, W of the pictures, in pixels from 0 to 1.
+        image_size: H, W of the pictures, in pixels.
         grid: unused: it reads pixels.
         width: unused.
         vocabulary: V, the number of tokens to choose from.
@@ -36,13 +37,15 @@ class DVAE(nnx.Module):
         group_norm: whether a GroupNorm of one group stands in front of each ReLU.
         kernel_size: of the encoder's layers after the first, and of the third layer of the decoder:
             3 in BO-QSA; None: 1, as in STEVE and SLATE.
+        pixels: their range: "unit" (0..1); "signed" (-1..1), as in the program of SlotFormer (arXiv
+            2210.05861); or "imagenet".
 
     Scheduled:
         tau: the temperature of the relaxed samples.
     """
 
     scheduled = ("tau",)
-    reads, pixels = "pixels", "unit"
+    reads = "pixels"
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class DVAE(nnx.Module):
         hidden_size: int,
         group_norm: bool = False,
         kernel_size: int | None = None,
+        pixels: str = "unit",
         rngs: nnx.Rngs,
     ):
         del grid, width
@@ -63,6 +67,8 @@ class DVAE(nnx.Module):
         check_flag(f"{path}.group_norm", group_norm)
         if kernel_size is not None:
             check_one_of(f"{path}.kernel_size", kernel_size, (1, 3))
+        check_one_of(f"{path}.pixels", pixels, RANGES)
+        self.pixels = pixels
         height, columns = image_size
         if height % PATCH or columns % PATCH:
             raise UserError(
@@ -119,7 +125,7 @@ class DVAE(nnx.Module):
         return jax.nn.one_hot(tokens, self.vocabulary, dtype=jnp.float32)
 
     def decode(self, codes: Float[Array, "B M V"]) -> Float[Array, "B H W 3"]:
-        """Return pictures, which may leave 0..1 a little."""
+        """Return pictures, which may leave their range a little."""
         x = codes.reshape(len(codes), *self.grid, -1)
         *first, last = self.decoder
         x = x.astype(last.layers[0].kernel.dtype)
