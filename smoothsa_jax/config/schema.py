@@ -380,6 +380,12 @@ def check(
             "since windows are cut from whole videos; set --config.eval.num_frames=-1 or "
             "--config.eval.windows=None"
         )
+    if config.data.get("last_entry") is not None and config.eval.windows is None and frames != -1:
+        raise UserError(
+            f"data.last_entry is {config.data.last_entry}, but eval.windows is None, so that the "
+            "first frames of each video are scored, whatever enters them; set "
+            "--config.eval.num_frames=-1 and --config.eval.windows= to the frames of a clip"
+        )
     _check_devices(flat, num_devices, batches)
 
 
