@@ -199,6 +199,7 @@ KEYS: dict[str, Check] = {
     "eval.skip_frames": whole(0),
     "eval.count_segments": flag,
     "eval.observed": none_or(whole(1)),  # None: as many as the rollouter needs
+    "eval.lpips": text,  # a folder; "": not scored
     "eval.match_paper": flag,
     "eval.background_column_always": flag,
     "eval.baselines": flag,
