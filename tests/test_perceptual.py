@@ -27,8 +27,14 @@ ROWS = ("model", "copy", "line", "seen")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder of random weights, narrower than the real ones, and these weights."""
-    folder, rng = tmp_path_factory.mktemp("lpips"), np.random.default_rng(0)
+    """A folder of random weights, and these weights."""
+    folder = tmp_path_factory.mktemp("lpips")
+    return folder, *vgg16_files(folder)
+
+
+def vgg16_files(folder) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Write random weights in the files' layouts, narrower than the real ones."""
+    rng = np.random.default_rng(0)
     network, heads, before = {}, {}, 3
     for place, number in enumerate(n for n in VGG16 if n != "M"):
         width = 4 + place
@@ -42,7 +48,7 @@ def files(tmp_path_factory):
     network["classifier.0.bias"] = np.zeros(4096, np.float32)  # unused
     save_file(network, folder / "vgg16-397923af.safetensors")
     save_file(heads, folder / "vgg.safetensors")
-    return folder, network, heads
+    return network, heads
 
 
 def in_numpy(x, y, network, heads) -> np.ndarray:
