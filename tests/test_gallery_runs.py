@@ -287,7 +287,11 @@ def test_dynamics_of_clevrer_leave_out_what_enters_late(tmp_path, capsys):
     config = f"--config={ROOT / 'configs/clevrer.py'}:savi_slotformer,stochastic,dynamics,smoke"
     early = "--config.data.last_entry=0"  # the sphere enters at frame 2 of 40
     given = (f"--config.data.folder={folder}", f"--workdir={workdir}", early)
-    assert here(config, *given) == 0, capsys.readouterr().err
+    assert here(config, *given) == 0
+    # The only window of the damaged video, which has 31 frames left, begins before it.
+    found = capsys.readouterr().err
+    assert "1 of 2 training samples are left out: they have fewer than" in found
+    assert "or objects enter all their clips after frame data.last_entry=0" in found
     scores = json.loads((workdir / "scores.json").read_text())
     assert scores["protocol"]["windows"] == 31 and scores["protocol"]["observed"] == 12
     assert {"psnr", "ssim", "fg_ari_19"} <= scores["metrics"].keys() - {"lpips"}
