@@ -8,8 +8,12 @@ published recipe of SmoothSA here: clips, batch and steps are those of MOVi-C.
 The stages of SlotFormer, whose rollouter sees every second frame:
 
     python main.py --config=configs/clevrer.py:savi_slotformer,stochastic
-    python main.py --config=configs/clevrer.py:savi_slotformer,stochastic,dynamics \\
-        --config.model.rollouter.every=2 --config.data.num_frames=31 --config.eval.observed=12
+    python main.py --config=configs/clevrer.py:savi_slotformer,stochastic,dynamics
+
+No rollouter can know what enters the view later. As in that program, it sees windows into which no
+object enters after frame 6, when the last three observed frames have begun (`data.last_entry`; with
+None, all windows). The annotations tell that. Scored windows have 31 frames, of which 12 are
+observed; for the published scores, 48 of every second frame: `--config.eval.windows=95`.
 
 Questions, from the slots of every fifth frame; with that rollouter, predictive ones from 32
 predicted frames as well (SlotFormer). CLEVRER's test server is closed: scores are of validation.
@@ -51,6 +55,13 @@ QUESTIONS = base.Questions(
     choice_length=MAX_CHOICE_WORDS,
     future=FUTURE,
 )
+HISTORY, EVERY = 6, 2  # frames that the rollouter of SlotFormer's program observes
+SPAN = EVERY * (HISTORY + 10 - 1) + 1  # and those that it predicts
+DYNAMICS = {
+    "model": {"rollouter": {"every": EVERY}},
+    "data": {"num_frames": SPAN, "last_entry": EVERY * (HISTORY - 3)},
+    "eval": {"observed": EVERY * HISTORY, "num_frames": -1, "windows": SPAN},
+}
 DATA = base.prepared(
     "clevrer",
     num_slots=7,
@@ -60,7 +71,7 @@ DATA = base.prepared(
     eval_frames=24,
     crop="none",
     flip=0.0,
-).changed(data={"image_size": 128}, questions=QUESTIONS)
+).changed(data={"image_size": 128}, questions=QUESTIONS, dynamics=DYNAMICS)
 WORDS = base.words_of(DATA)
 
 

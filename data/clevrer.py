@@ -14,6 +14,8 @@ keeping the aspect and without antialiasing, as in SlotFormer's program, and all
   proposals do not say these, segments are numbered frame by frame.
 * `in_view` (objects, 128), `colors`, `materials`, `shapes` and `collisions` are of the annotation,
   whose objects are not those of the labels. Splits without annotations, such as test, have none.
+* `entries` in the manifest are the frames at which an object enters the view, of each video: it is
+  there, and was not in the frame before. null: there is no annotation.
 * Three videos are damaged in the public files and have 115, 104 and 114 readable frames, which are
   kept. The annotation of the last one is damaged too, and left out.
 """
@@ -21,7 +23,7 @@ keeping the aspect and without antialiasing, as in SlotFormer's program, and all
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +39,7 @@ from data.videos import video_frames
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, is_junk
 from smoothsa_jax.inputs.clevrer_questions import file_of, read_questions
+from smoothsa_jax.inputs.manifest import ENTRIES
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
 from smoothsa_jax.text import short
 
@@ -279,6 +282,13 @@ class Clevrer(Family):
             dataclasses.replace(self.options, size=None),  # they have that size
         )
         return {**clip, **self._annotation(item, len(frames))}
+
+    def facts(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        in_view = example["in_view"]
+        if not len(in_view):
+            return {ENTRIES: None}
+        entered = (np.diff(in_view, axis=1) > 0).any(axis=0)
+        return {ENTRIES: (np.flatnonzero(entered) + 1).tolist()}
 
     def _annotation(self, item: Clip, num_frames: int) -> dict[str, Any]:
         if item.annotation is None:

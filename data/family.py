@@ -144,6 +144,13 @@ class Family:
         """
         raise NotImplementedError
 
+    def facts(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        """What the manifest keeps of a sample that `example` has made, by name.
+
+        Each name becomes a list over the samples of a shard, which is read without its records.
+        """
+        return {}
+
 
 def shards_of(split: str, items: list[Any], per_shard: int) -> list[Job]:
     """Split a list of samples into jobs of at most `per_shard` samples."""

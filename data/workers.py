@@ -129,8 +129,9 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
     frames: list[int] = []
     names: list[str] = []
     remarks: dict[str, list[str]] = {}
+    facts: dict[str, list[Any]] = {}
     _family.sources_read.clear()
-    records = _records(job, skipped, frames, names, remarks)
+    records = _records(job, skipped, frames, names, remarks, facts)
     written = write_shard(out / file, records)  # fills the lists
     return write_note(
         out,
@@ -144,6 +145,7 @@ def _make(out: Path, file: str, job: Job) -> dict[str, Any]:
         # Elsewhere, planning has checked that they are unique.
         names=names if job.num_items is None else [],
         **({"sample_names": names} if _family.lists_names else {}),
+        **facts,
     )
 
 
@@ -153,11 +155,12 @@ def _records(
     frames: list[int],
     names: list[str],
     remarks: dict[str, list[str]],
+    facts: dict[str, list[Any]],
 ) -> Iterable[bytes]:
     """Yield the records of a shard.
 
-    Note skipped samples, the number of frames of each clip, the samples' names, and the files that
-    need each remark.
+    Note skipped samples, the number of frames of each clip, the samples' names, the files that need
+    each remark, and the family's facts of each sample.
     """
     for item in _family.items(job):
         _family.remarks.clear()
@@ -172,6 +175,8 @@ def _records(
         names.append(example["metadata"]["name"])
         if "video" in example:
             frames.append(len(example["video"]))
+        for name, fact in _family.facts(example).items():
+            facts.setdefault(name, []).append(fact)
         for text, file in _family.remarks:
             remarks.setdefault(text, []).append(file)
         yield record

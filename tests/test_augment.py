@@ -13,7 +13,9 @@ from smoothsa_jax.inputs.augment import (
     draw_view,
     draw_window,
     drop_absent,
+    first_of_blocks,
     repeats,
+    settled_starts,
     view_labels,
     view_pixels,
     windows,
@@ -212,3 +214,28 @@ def test_no_background_and_no_object():
     assert (full == 1).all() and kept.tolist() == [9]
     nothing, kept = drop_absent(np.full((1, 2, 2), 255, np.uint8))
     assert (nothing == 255).all() and kept.size == 0
+
+
+def test_windows_without_late_entries_are_those_of_slotformer():
+    """Frame by frame, as its paper's program has them: every `s`-th, the last three observed."""
+    rng = np.random.default_rng(0)
+    dropped = 0
+    for history, future, step, length in ((6, 10, 2, 128), (6, 42, 2, 128), (4, 3, 1, 20)):
+        span = step * (history + future - 1) + 1
+        for number in (0, 1, 3):
+            entries = rng.choice(np.arange(1, length), number, replace=False)
+            expected = []
+            for start in range(length - span + 1):
+                first, last = start + (history - 3) * step, start + (history + future - 1) * step
+                if not any(first < t <= last for t in entries):
+                    expected.append(start)
+            found = settled_starts(length, span, entries, step * (history - 3))
+            assert found.tolist() == expected
+            dropped += length - span + 1 - len(expected)
+            half, firsts = (span - 1) // 2, []
+            for block in range(0, length - span + 1, half):
+                firsts += [k for k in range(block, block + half) if k in expected][:1]
+            assert first_of_blocks(found, span).tolist() == firsts
+    assert dropped > 50
+    assert settled_starts(5, 6, np.zeros(0, int), 0).tolist() == []
+    assert settled_starts(6, 6, np.array([3]), 3).tolist() == [0]

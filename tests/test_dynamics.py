@@ -13,6 +13,7 @@ from tiny import as_dynamics, tiny_batch, tiny_config
 import main
 from configs import clevrer
 from smoothsa_jax.config.load import load_config
+from smoothsa_jax.config.schema import check as check_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.metrics import contingency
 from smoothsa_jax.evaluation.prediction import PredictionEvaluator, _miou_of_identities
@@ -71,14 +72,20 @@ def test_what_cannot_run_is_refused():
     refused(discovery, "eval.observed is 2, which is for the task 'dynamics'")
 
 
-def test_the_command_for_clevrer_has_frames_enough():
-    """That in the config's docstring, whose rollouter sees every second frame."""
+def test_the_recipe_of_clevrer_has_windows_of_every_second_frame():
     config = load_config("configs/clevrer.py:savi_slotformer,stochastic,dynamics").unlock()
     config.companions.slot_model.model = load_config("configs/clevrer.py:savi_slotformer").model
-    given = re.findall(r"--config\.([\w.]+)=(\d+)", clevrer.__doc__)
-    config.update_from_flattened_dict({key: int(value) for key, value in given})
-    assert config.model.rollouter.every == 2
+    config.lock()
     check(config)
+    every, history = config.model.rollouter.every, config.model.rollouter.window
+    assert (every, config.data.last_entry) == (2, every * (history - 3))
+    assert config.data.num_frames == config.eval.windows == build_task(config)._span
+    given = re.findall(r"--config\.([\w.]+)=(\d+)", clevrer.__doc__)
+    assert ("eval.windows", "95") in given  # 6 + 42 of every second frame
+    assert build_task(config)._observed == 12 and 95 == every * (6 + 42 - 1) + 1
+    config.eval.update(windows=None, num_frames=31)
+    with pytest.raises(UserError, match="data.last_entry is 6, but eval.windows is None"):
+        check_config(config)
 
 
 TOKENIZED = {

@@ -432,7 +432,7 @@ def test_a_recipe_of_dynamics_is_what_the_files_say(row):
     assert row["slots"] == str(earlier.model.num_slots)
     assert row["steps"] == f"{config.train.num_steps:,}"
     assert row["batch"] == str(config.train.batch_size)
-    observed, frames = config.eval.observed, config.eval.num_frames
+    observed, frames = config.eval.observed, config.eval.windows or config.eval.num_frames
     assert row["observed + predicted"] == f"{observed} + {frames - observed}"
     decodes = earlier.model.decoder.name in ("mlp_mixture", "spatial_broadcast")
     assert ("decoded" in config.losses) == (decodes and data_set != "sprites")

@@ -16,6 +16,7 @@ from raw_scenes import clevr3d_source, clevr_source
 from raw_stills import clevrtex_source, coco_source, voc_source
 from raw_videos import clevrer, physion
 from recipes import quick
+from test_perceptual import vgg16_files
 
 from data import prepare
 from smoothsa_jax.config.load import load_config
@@ -276,3 +277,33 @@ def test_answers_about_videos_from_raw_files_to_scores(tmp_path, capsys):
     found = [scores["match_paper"]["metrics"], scores["metrics"]]
     assert found[0]["question_accuracy"]["mean"] >= found[1]["question_accuracy"]["mean"]
     assert "scoring checkpoint 3 too" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_dynamics_of_clevrer_leave_out_what_enters_late(tmp_path, capsys):
+    """From raw files to scores of windows; LPIPS stands beside PSNR, from files in a folder."""
+    folder, workdir, weights = tmp_path / "prepared", tmp_path / "run", tmp_path / "weights"
+    prepare.prepare("clevrer", str(clevrer(tmp_path / "raw", num_frames=40)), folder)
+    config = f"--config={ROOT / 'configs/clevrer.py'}:savi_slotformer,stochastic,dynamics,smoke"
+    early = "--config.data.last_entry=0"  # the sphere enters at frame 2 of 40
+    given = (f"--config.data.folder={folder}", f"--workdir={workdir}", early)
+    assert here(config, *given) == 0
+    # The only window of the damaged video, which has 31 frames left, begins before it.
+    found = capsys.readouterr().err
+    assert "1 of 2 training samples are left out: they have fewer than" in found
+    assert "or objects enter all their clips after frame data.last_entry=0" in found
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert scores["protocol"]["windows"] == 31 and scores["protocol"]["observed"] == 12
+    assert {"psnr", "ssim", "fg_ari_19"} <= scores["metrics"].keys() - {"lpips"}
+    with open(workdir / "scores.csv", newline="") as file:
+        assert {row["name"] for row in csv.DictReader(file)} == {"video_10001 frames 2-32"}
+
+    weights.mkdir()
+    vgg16_files(weights)
+    evaluate = ("--mode=evaluate", f"--workdir={workdir}", f"--config.eval.lpips={weights}")
+    assert here(*evaluate) == 0, capsys.readouterr().err
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert scores["metrics"]["lpips"]["mean"] > 0 and scores["protocol"]["lpips"] == "vgg16"
+    assert scores["baselines"]["copy"]["lpips"] > 0 and "LPIPS" in capsys.readouterr().out
+    assert here(*evaluate[:2], f"--config.eval.lpips={tmp_path}") == 2
+    assert "has no vgg16-*; expected a folder with torchvision's" in capsys.readouterr().err

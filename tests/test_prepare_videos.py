@@ -23,7 +23,7 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference import decoding
 from smoothsa_jax.inference.videos import read_video
 from smoothsa_jax.inputs.clevrer_questions import ClevrerQuestions
-from smoothsa_jax.inputs.manifest import frame_counts, sample_names
+from smoothsa_jax.inputs.manifest import entries, frame_counts, sample_names
 from smoothsa_jax.inputs.physion_labels import SCENARIOS, PhysionLabels
 from smoothsa_jax.inputs.prepared import PreparedFolder
 from smoothsa_jax.inputs.resize import resize_labels, resize_pixels
@@ -176,6 +176,72 @@ def test_annotations_are_kept(prepared):
     of_test = read(prepared / "clevrer", "test")["video_15002"]
     assert of_test["in_view"].shape == (0, 128) and of_test["colors"].shape == (0,)
     assert of_test["collisions"]["objects"].shape == (0, 2)
+
+
+def clips(folder: Path, split: str = "train", **options) -> PreparedFolder:
+    given = {"num_frames": 3, "last_entry": 1, "crop": "none", "flip": 0.0, **options}
+    return PreparedFolder(
+        folder, split, 16, num_slots=7, boxes=False, background_box=False, **given
+    )
+
+
+def test_windows_into_which_an_object_enters_late_are_left_out(prepared):
+    """The sphere enters at frame 2 of 5 frames, and of 4 of the damaged video."""
+    out = prepared / "clevrer"
+    entered = {split: entries(out, split) for split in prepare.SPLITS}
+    assert [x.tolist() for x in entered["train"]] == [[2], [2]]
+    assert entered["test"] == [None]  # it has no annotation
+
+    assert list(clips(out).epoch()) == [0, 0, 1]  # windows that begin at 1 and 2, and at 1
+    assert list(clips(out, last_entry=0).epoch()) == [0] and len(clips(out, last_entry=0)) == 2
+    for last_entry, starts in ((1, {1, 2}), (0, {2})):
+        source = clips(out, last_entry=last_entry)
+        drawn = [source.without_pixels(0, np.random.default_rng(k))[1] for k in range(20)]
+        assert {which.start for which in drawn} == starts and {len(x) for x in drawn} == {3}
+    sample = clips(out).draw(1, np.random.default_rng(0))
+    assert is_near_enough(sample["video"], read(out, "train")["video_07648"]["video"][1:])
+    only = clips(out, "validation", num_frames=None, windows=3, last_entry=0)
+    assert [str(only[k]["name"]) for k in range(len(only))] == ["video_10001 frames 2-4"]
+    two = clips(out, "validation", num_frames=None, windows=3)  # half a window is one frame
+    names = [str(two[k]["name"]) for k in range(len(two))]
+    assert names == ["video_10001 frames 1-3", "video_10001 frames 2-4"]
+    # Whole videos and single frames are taken as they are.
+    assert list(clips(out, num_frames=None).epoch()) == [0, 1]
+    assert len(clips(out, "test", num_frames=1)[0]["video"]) == 1
+
+
+def is_near_enough(small: np.ndarray, frames: list[np.ndarray]) -> bool:
+    """Whether these are the same frames, of which the block's place tells the time."""
+    large = [resize_pixels(frame, small.shape[1:3], "bilinear") for frame in frames]
+    return np.abs(small.astype(int) - np.stack(large)).max() < 3
+
+
+def test_entries_that_are_unknown_are_refused(prepared, tmp_path):
+    out = prepared / "clevrer"
+    with pytest.raises(UserError, match="its video has no annotation; raise data.last_entry"):
+        clips(out, "test", num_frames=None, windows=3)
+    with pytest.raises(UserError, match="into every window of 5 frames of split 'train'"):
+        clips(out, num_frames=5).epoch()
+    for options in ({"cut_frames": 4}, {"repeat_frames": 3}):
+        with pytest.raises(UserError, match="data.last_entry is 1, which says how often a video"):
+            clips(out, **options)
+    with pytest.raises(UserError, match="data.last_entry is -1; expected a frame of a clip"):
+        clips(out, last_entry=-1)
+    with pytest.raises(UserError, match="does not say when objects enter the videos of split 'tra"):
+        clips(prepared / "physion")
+    # A folder that was prepared before entries were kept serves everything else.
+    older = tmp_path / "older"
+    shutil.copytree(out, older)
+    found = manifest(older)
+    for split in found["splits"].values():
+        for shard in split["shards"]:
+            del shard["entries"]
+    (older / "MANIFEST.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="it lacks 'entries'.*prepare CLEVRER into a new folder"):
+        clips(older)
+    source = clips(older, last_entry=None)
+    assert len(source.draw(0, np.random.default_rng(0))["video"]) == 3
+    assert check.check(older) == []
 
 
 def test_questions_lie_beside_the_videos(prepared):

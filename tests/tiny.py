@@ -119,6 +119,7 @@ def tiny_config(
                 "foreground": False,
                 "skip_frames": 0,
                 "count_segments": False,
+                "lpips": "",
                 "observed": None,
                 "match_paper": False,
                 "background_column_always": False,

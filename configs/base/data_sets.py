@@ -65,6 +65,7 @@ class DataSet:
         encoder_source: where its frozen weights come from; "random" for an encoder without any.
         num_classes: of the objects, for recognition; None: no recognition.
         questions: about its clips; None: there are none.
+        dynamics: keys of the config that this data set changes for the task `dynamics`, nested.
         settings: other keys of the config that this data set changes, nested.
         small: for embedded data, what makes any system small, in six groups: `model` (keys of the
             model itself), `parts` (settings by the part's name; settings with another `name`
@@ -84,6 +85,7 @@ class DataSet:
     encoder_source: str = "facebook/dinov2-with-registers-small"
     num_classes: int | None = None
     questions: Questions | None = None
+    dynamics: Settings = dataclasses.field(default_factory=dict)
     settings: Settings = dataclasses.field(default_factory=dict)
     small: Settings | None = None
     smoke: Settings | None = None

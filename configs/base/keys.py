@@ -69,6 +69,7 @@ def defaults(name: str, *, num_steps: int, batch_size: int) -> ConfigDict:
                 "skip_frames": 0,  # frames at the start of each clip that are not scored
                 "count_segments": False,  # also their number: segments_found, count_error
                 "observed": None,  # of dynamics: frames before those that are predicted
+                "lpips": "",  # of dynamics: a folder with LPIPS's files, to score pixels by it, too
                 "match_paper": False,
                 "background_column_always": False,  # of match_paper
                 "baselines": False,  # k-means on every sample takes longer than the model

@@ -67,6 +67,7 @@ def apply(config: ConfigDict, data: base.DataSet, source: str) -> None:
     config.train.update(num_steps=100_000, batch_size=64)
     config.eval.update(observed=6, num_frames=6 + FUTURE)
     config.checkpoint.update(every=2_500, best_metric="slot_error", best_mode="min")
+    config.update(data.dynamics)
     if data.small is not None:
         _make_small(config)
 

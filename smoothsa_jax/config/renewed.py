@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {
     "eval.skip_frames": 0,
     "eval.count_segments": False,
     "eval.observed": None,
+    "eval.lpips": "",
     "log.wandb": None,
 }
 

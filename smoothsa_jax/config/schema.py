@@ -199,6 +199,7 @@ KEYS: dict[str, Check] = {
     "eval.skip_frames": whole(0),
     "eval.count_segments": flag,
     "eval.observed": none_or(whole(1)),  # None: as many as the rollouter needs
+    "eval.lpips": text,  # a folder; "": not scored
     "eval.match_paper": flag,
     "eval.background_column_always": flag,
     "eval.baselines": flag,
@@ -379,6 +380,12 @@ def check(
             f"eval.windows is {config.eval.windows}, but eval.num_frames is {frames}; expected -1, "
             "since windows are cut from whole videos; set --config.eval.num_frames=-1 or "
             "--config.eval.windows=None"
+        )
+    if config.data.get("last_entry") is not None and config.eval.windows is None and frames != -1:
+        raise UserError(
+            f"data.last_entry is {config.data.last_entry}, but eval.windows is None, so that the "
+            "first frames of each video are scored, whatever enters them; set "
+            "--config.eval.num_frames=-1 and --config.eval.windows= to the frames of a clip"
         )
     _check_devices(flat, num_devices, batches)
 

@@ -3,16 +3,23 @@
 Those of SlotFormer (Wu et al. 2023, arXiv 2210.05861, section 4.2), as its program computes them.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from smoothsa_jax.evaluation.metrics import ari, contingency, iou
 from smoothsa_jax.inputs import NO_SEGMENT
+from smoothsa_jax.interop.perceptual import find_lpips, load_lpips
+from smoothsa_jax.models.parameters import split
+from smoothsa_jax.models.perceptual import LPIPS, LPIPS_SCORE, refuse_small
 
+LPIPS_BACKBONE = "vgg16"  # of SlotFormer's program
 SIGMA, TRUNCATE = 1.5, 3.5  # of SSIM's window (Wang et al. 2004)
 CONSTANTS = (0.01, 0.03)
 HIT = 0.5  # the IoU of a box that is found
@@ -61,6 +68,50 @@ def ssim_of_frames(
     found = (2 * mean_x * mean_y + first) * (2 * both + second)
     found = found / ((mean_x**2 + mean_y**2 + first) * (var_x + var_y + second))
     return found.mean(axis=(1, 2, 3)).reshape(lead)
+
+
+class PerceptualDistance:
+    """LPIPS with VGG16 of each frame (Zhang et al. 2018, arXiv 1801.03924); 0: they look the same.
+
+    Args:
+        folder: with its two files, see `interop.perceptual`. They are read when they are first
+            used.
+        size: (H, W) of the frames.
+
+    Raises:
+        UserError: a file is missing, or the frames are too small.
+    """
+
+    def __init__(self, folder: str, size: tuple[int, int]):
+        self._key = f"eval.{LPIPS_SCORE}"
+        find_lpips(folder, self._key, LPIPS_BACKBONE)
+        refuse_small(LPIPS_BACKBONE, size)
+        self._folder = folder
+
+    def __call__(
+        self, predicted: Float[Array, "B K H W 3"], true: Float[Array, "B K H W 3"]
+    ) -> Float[Array, "B K"]:
+        """Return the distance of each frame; of pixels from -1 to 1."""
+        arrays, run = self._read
+        return run(arrays, predicted, true)
+
+    @functools.cached_property
+    def _read(self) -> tuple[dict[str, np.ndarray], Callable[..., Array]]:
+        """The arrays, and the compiled function of these and two stacks of frames."""
+        arrays, _ = load_lpips(self._folder, self._key, LPIPS_BACKBONE)
+        number = sum(name.endswith(".bias") for name in arrays)
+        widths = [len(arrays[f"convs.{index}.bias"]) for index in range(number)]
+        build = lambda: LPIPS(backbone=LPIPS_BACKBONE, widths=widths, rngs=nnx.Rngs(0))  # noqa: E731
+        definition = split(nnx.eval_shape(build))[0]
+
+        @jax.jit
+        def run(arrays, predicted, true):
+            model = definition.merge(arrays, differentiated=False)
+            # One time step after the other: the features of all frames at once would be large.
+            pairs = predicted.swapaxes(0, 1), true.swapaxes(0, 1)
+            return jax.lax.map(lambda pair: model(*pair), pairs).swapaxes(0, 1)
+
+        return arrays, run
 
 
 def segments_with_background(

@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.counting import counted_masks
 from smoothsa_jax.evaluation.frames import (
+    LPIPS_BACKBONE,
+    PerceptualDistance,
     mse_of_frames,
     psnr_of_frames,
     scores_of_masks,
@@ -30,6 +33,7 @@ from smoothsa_jax.evaluation.metrics import (
 from smoothsa_jax.evaluation.scores import UNSEEN, mean_over_samples
 from smoothsa_jax.evaluation.split import Batch, Measured
 from smoothsa_jax.models.encoders.pixels import denormalize
+from smoothsa_jax.models.perceptual import LPIPS_SCORE
 
 MODEL, SEEN = "model", "seen"
 ROWS = ("copy", "line", SEEN)  # beside the model's
@@ -59,13 +63,14 @@ class PredictionEvaluator:
         steps: how many predicted frames have scores of their own, from the first on. Clips may have
             fewer, or more, which are in the means alone.
         match_paper: whether `per_sample` may be asked for the paper's protocol.
+        lpips: the folder of LPIPS's files, see `PerceptualDistance`; "": pixels have no such score.
 
     Attributes:
         tells_masks: as `has_masks`.
     """
 
     paper_differs = False
-    errors = (SLOT_ERROR, DECODED_ERROR)
+    errors = (SLOT_ERROR, DECODED_ERROR, LPIPS_SCORE)
     rows = ROWS
 
     def __init__(
@@ -78,13 +83,21 @@ class PredictionEvaluator:
         observed: int,
         steps: int,
         match_paper: bool = False,
+        lpips: str = "",
     ):
+        if lpips and not pixels:
+            raise UserError(
+                f"eval.{LPIPS_SCORE} is {lpips}, but the decoder makes no pixels of slots alone, "
+                f"which it would compare; set --config.eval.{LPIPS_SCORE}="
+            )
+        self._lpips = PerceptualDistance(lpips, image_size) if lpips else None
         self._of_paper = match_paper
         self.tells_masks, self._decodes, self._pixels = has_masks, decodes, pixels
         self._image_size, self._steps = image_size, steps
         self.needs_labels = has_masks
         names = [SLOT_ERROR, *((DECODED_ERROR,) if decodes else ())]
-        names += [*(OF_PIXELS if pixels else ()), *(OF_MASKS if has_masks else ())]
+        names += [*(OF_PIXELS if pixels else ()), *((LPIPS_SCORE,) if lpips else ())]
+        names += OF_MASKS if has_masks else ()
         self.metrics = tuple(names)
         rows = (MODEL, *ROWS)
         self.outputs = (
@@ -98,6 +111,7 @@ class PredictionEvaluator:
         self.protocol: dict[str, Any] = {
             "observed": observed,
             "slot_error": "divided by the variance of the slots",
+            **({LPIPS_SCORE: LPIPS_BACKBONE} if lpips else {}),
         }
 
     def measure(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Measured:
@@ -115,6 +129,9 @@ class PredictionEvaluator:
                 if self._pixels:
                     found = _of_pixels(*pair, self._pixels, self._image_size)
                     tables |= {f"{row}.{name}": x for name, x in found.items()}
+                    if self._lpips is not None:
+                        frames = _signed(*pair, self._pixels, self._image_size)
+                        tables[f"{row}.{LPIPS_SCORE}"] = self._lpips(*frames)
                     if row == MODEL and self._of_paper:
                         tables[f"{PAPER}.mse"] = _mse(*pair, self._pixels, self._image_size)
         if self.tells_masks:
@@ -149,7 +166,7 @@ class PredictionEvaluator:
         for row in (MODEL, *ROWS):
             front = "" if row == MODEL else f"{row}/"
             steps: dict[str, np.ndarray] = {}
-            for name in (SLOT_ERROR, DECODED_ERROR, *OF_PIXELS):
+            for name in (SLOT_ERROR, DECODED_ERROR, *OF_PIXELS, LPIPS_SCORE):
                 if f"{row}.{name}" in tables:
                     steps[name] = np.asarray(tables[f"{row}.{name}"], np.float64)
             if self.tells_masks:
@@ -258,8 +275,17 @@ def _decoded_errors(prediction, target):
 
 def _colors(pixels: str, size: tuple[int, int], *found):
     """Return colors from 0 to 1 (B,K,H,W,3) of pixels (B,K,H*W,3)."""
-    as_pictures = [x.reshape(*x.shape[:2], *size, 3) for x in found]
-    return [jnp.clip(denormalize(x, pixels), 0.0, 1.0) for x in as_pictures]
+    return [jnp.clip(denormalize(x, pixels), 0.0, 1.0) for x in _pictures(size, *found)]
+
+
+def _pictures(size: tuple[int, int], *found):
+    return [x.reshape(*x.shape[:2], *size, 3) for x in found]
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _signed(prediction, target, pixels, size):
+    """Return pixels of the range -1 to 1 (B,K,H,W,3), which are not cut off at its ends."""
+    return [2.0 * denormalize(x, pixels) - 1.0 for x in _pictures(size, prediction, target)]
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -18,6 +18,7 @@ from smoothsa_jax.files import atomic_file
 TITLES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "lpips": "LPIPS",
     "mse": "MSE",
     "slot_error": "slot error",
     "decoded_error": "decoded error",
@@ -55,7 +56,13 @@ TITLES = {
 LEADING = ("fg_ari", "top1", "accuracy", "psnr", "slot_error", "loss")
 OF_KINDS = "accuracy/"  # begins the names of scores of one kind of questions
 COUNTS = ("num_matches",)  # numbers, not shares
-ERRORS = ("mse", "slot_error", "decoded_error", "count_error")  # of which the lowest is best
+ERRORS = (
+    "mse",
+    "slot_error",
+    "decoded_error",
+    "lpips",
+    "count_error",
+)  # of which the lowest is best
 NUMBERS = (
     "psnr",
     "ssim",

@@ -63,6 +63,28 @@ def draw_window(
     return choices[int(rng.integers(len(choices)))]
 
 
+def settled_starts(
+    length: int, num_frames: int, entries: Int[np.ndarray, " k"], last_entry: int
+) -> Int[np.ndarray, " s"]:
+    """The starts of all windows of a video into which no object enters late.
+
+    Args:
+        length: number of frames of the video.
+        num_frames: number of frames of a window.
+        entries: the frames of the video at which an object enters the view.
+        last_entry: the last frame of a window, from 0, at which one may.
+    """
+    starts = np.arange(max(length - num_frames + 1, 0))
+    places = np.asarray(entries)[:, None] - starts  # of the entries in each window
+    return starts[~((places > last_entry) & (places < num_frames)).any(axis=0)]
+
+
+def first_of_blocks(starts: Int[np.ndarray, " s"], num_frames: int) -> Int[np.ndarray, " b"]:
+    """The first of these starts in every block of half a window; of SlotFormer's program."""
+    _, first = np.unique(starts // max((num_frames - 1) // 2, 1), return_index=True)
+    return starts[first]
+
+
 def repeats(length: int, repeat_frames: int) -> int:
     """How often a video counts per epoch: floor(length / repeat_frames), but at least once."""
     return max(1, length // repeat_frames)

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from smoothsa_jax.errors import UserError
 
 MANIFEST = "MANIFEST.json"
+ENTRIES = "entries"  # of a shard: the frames of each clip at which an object enters the view
 
 
 def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
@@ -66,6 +67,26 @@ def sample_names(folder: Path, split: str) -> tuple[str, ...]:
         raise UserError(
             f"{path} does not list the samples of split {split!r} ({_reason(error)}); prepare the "
             "folder again"
+        ) from error
+
+
+def entries(folder: Path, split: str) -> list[Int[np.ndarray, " k"] | None]:
+    """The frames of each clip at which an object enters the view; None: they are not known.
+
+    Raises:
+        UserError: there is no manifest, or it lacks these frames, as those of data sets that do not
+            tell them, and of folders that were prepared before they were kept.
+    """
+    path = folder / MANIFEST
+    try:
+        shards = _parsed(path.read_bytes())["splits"][split]["shards"]
+        found = [frames for shard in shards for frames in shard[ENTRIES]]
+        return [None if frames is None else np.array(frames, np.int32) for frames in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not say when objects enter the videos of split {split!r} "
+            f"({_reason(error)}), and data.last_entry needs that; prepare CLEVRER into a new "
+            "folder, or set --config.data.last_entry=None"
         ) from error
 
 

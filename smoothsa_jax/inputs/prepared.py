@@ -17,7 +17,9 @@ from smoothsa_jax.inputs.augment import (
     draw_view,
     draw_window,
     drop_absent,
+    first_of_blocks,
     repeats,
+    settled_starts,
     view_boxes,
     view_cameras,
     view_depth,
@@ -40,7 +42,7 @@ from smoothsa_jax.inputs.encoded import (
     parse_clip,
     refuse_lacking,
 )
-from smoothsa_jax.inputs.manifest import fingerprint, frame_counts, labelled_splits
+from smoothsa_jax.inputs.manifest import entries, fingerprint, frame_counts, labelled_splits
 from smoothsa_jax.inputs.records import Records
 from smoothsa_jax.inputs.repeats import Repeats
 from smoothsa_jax.inputs.resize import INTERPOLATIONS
@@ -96,6 +98,12 @@ class PreparedFolder:
             `eval.windows`. None: each video is a sample.
         window_rest: where a video is no whole number of such windows: "back" or "drop" as `rest`,
             which leave out shorter videos; or "keep", a shorter last window. The program gives it.
+        last_entry: the last frame of a clip, from 0, at which an object may enter the view. In
+            training, all windows of `num_frames` frames that keep to this are equally likely, and a
+            video counts once per such window. At evaluation, `windows` begin at the first start in
+            each half window of a video that does (SlotFormer on CLEVRER, whose folders know the
+            entries). Videos whose entries are unknown are left out. None: any. Whole videos, and
+            single frames, are taken whatever it says.
         cache: where `folder` is in a bucket, the local folder for copies of its shards; None:
             in the user's cache (see `inputs.remote`).
 
@@ -128,6 +136,7 @@ class PreparedFolder:
         also: tuple[str, ...] = (),
         windows: int | None = None,
         window_rest: str = "back",
+        last_entry: int | None = None,
         cache: str | Path | None = None,
     ):
         first = int(background_box)
@@ -170,6 +179,15 @@ class PreparedFolder:
                 f"data.cut_frames and data.repeat_frames are {cut_frames} and {repeat_frames}, and "
                 "both say how often a video counts; set one of them to None",
             ),
+            (
+                last_entry is None or last_entry >= 0,
+                f"data.last_entry is {last_entry}; expected a frame of a clip, from 0, or None",
+            ),
+            (
+                last_entry is None or cut_frames is repeat_frames is None,
+                f"data.last_entry is {last_entry}, which says how often a video counts, as "
+                "data.cut_frames and data.repeat_frames do; set these to None",
+            ),
         ]
         for passes, message in checks:
             if not passes:
@@ -198,6 +216,9 @@ class PreparedFolder:
         self._whole_frame = whole_frame_box(*size) if background_box else None
         self._repeat_frames, self._cut_frames, self._rest = repeat_frames, cut_frames, rest
         self._crop, self._flip, self._interpolation = crop, flip, interpolation
+        self._last_entry, self._entries = last_entry, None
+        if last_entry is not None and (windows or num_frames or 1) > 1:
+            self._entries = entries(self.records.folder, split)
         self._windows = None if windows is None else self._cut(windows, window_rest)
         count = len(self.records) if self._windows is None else len(self._windows)
         self._length = min(count, num_samples or count)
@@ -267,7 +288,7 @@ class PreparedFolder:
             UserError: as for evaluation.
         """
         clip = self._clip(index)
-        which = self._window(clip, rng)
+        which = self._window(index, clip, rng)
         frames = decode_frames(clip, which)
         size = frames.shape[1:3]
         inner = self._inner(clip, size)
@@ -288,7 +309,7 @@ class PreparedFolder:
             UserError: as for evaluation.
         """
         clip = self._clip(index)
-        which = self._window(clip, rng)
+        which = self._window(index, clip, rng)
         labels = self._labels(clip, which)
         return self._sample(clip, which, labels, self._scored_view(clip, labels.shape[1:])), which
 
@@ -322,14 +343,23 @@ class PreparedFolder:
             return within(View(0, 0, *inner), inner[0], *size)
         return View(0, 0, *size) if self._views else centre_square(*size)
 
-    def _window(self, clip: EncodedClip, rng: np.random.Generator) -> range:
+    def _window(self, index: int, clip: EncodedClip, rng: np.random.Generator) -> range:
         if self._num_frames is None:
             return range(len(clip))
+        if self._entries is not None:
+            start = int(rng.choice(self._starts(index, len(clip), self._num_frames)))
+            return range(start, start + self._num_frames)
         if self._cut_frames is None:
             return draw_window(rng, len(clip), self._num_frames, self._rest)
         outer = draw_window(rng, len(clip), self._cut_frames)
         inner = draw_window(rng, len(outer), self._num_frames, self._rest)
         return outer[inner.start : inner.stop]
+
+    def _starts(self, video: int, length: int, num_frames: int) -> Int[np.ndarray, " s"]:
+        """The starts of the windows of a video into which no object enters late."""
+        if (entered := self._entries[video]) is None:
+            return np.zeros(0, int)
+        return settled_starts(length, num_frames, entered, self._last_entry)
 
     def epoch(self) -> Sequence[int]:
         """The indices of one training epoch, in order; some repeat. No list of them is made.
@@ -345,6 +375,11 @@ class PreparedFolder:
         if num_frames == 1 and self._repeat_frames is None and self._cut_frames is None:
             return range(len(self))
         lengths = self._lengths()[: len(self)]
+        if self._entries is not None:
+            counts = [len(self._starts(k, n, num_frames)) for k, n in enumerate(lengths.tolist())]
+            if not any(counts):
+                raise self._none_settled(num_frames)
+            return Repeats(np.array(counts, np.int32))
         # Of each length once: there are millions of videos, and few lengths.
         of_length = np.zeros(lengths.max(initial=0) + 1, np.int32)
         for length in np.unique(lengths):
@@ -380,6 +415,15 @@ class PreparedFolder:
     def _cut(self, num_frames: int, rest: str) -> list[tuple[int, range]]:
         """The windows that are scored: the video of each, and its frames."""
         lengths = self._lengths()
+        if self._entries is not None:
+            settled = [
+                (video, range(start, start + num_frames))
+                for video, length in enumerate(lengths.tolist())
+                for start in first_of_blocks(self._starts(video, length, num_frames), num_frames)
+            ]
+            if not settled:
+                raise self._none_settled(num_frames)
+            return settled
         found = [
             (video, window)
             for video, length in enumerate(lengths)
@@ -393,6 +437,13 @@ class PreparedFolder:
                 "--config.eval.windows, or set --config.eval.window_rest=keep"
             )
         return found
+
+    def _none_settled(self, num_frames: int) -> UserError:
+        return UserError(
+            f"into every window of {num_frames} frames of split {self._split!r} in "
+            f"{self.records.folder} an object enters after its frame {self._last_entry}, or its "
+            "video has no annotation; raise data.last_entry, or set --config.data.last_entry=None"
+        )
 
     def fingerprint(self) -> str | None:
         """A hash of the split's bytes, independent of the folder's path; None: unknown."""

@@ -1,6 +1,7 @@
 """Read and write PyTorch's files as NumPy arrays. Only writing needs PyTorch.
 
-A file is a zip archive: a pickle that describes the tensors, and their values one entry each. The
+A file is a zip archive: a pickle that describes the tensors, and their values one entry each. Files
+from before PyTorch 1.6, such as several of torchvision, are pickles with the values behind them. A
 pickle is read with stand-ins for all classes, so an untrusted file cannot run code, and a training
 program's optimizer, settings and the like can lie beside the state dict without their classes.
 """
@@ -9,9 +10,9 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _HOLDER_OF = {".ckpt": HOLDERS[0], ".tar": HOLDERS[1]}
 # stand in front of the keys.
 PARTS = ("encoder", "decoder")
 
+MAGIC = 0x1950A86A20F9469CFC6C  # begins a file from before PyTorch 1.6
 _BFLOAT16 = "bfloat16"  # NumPy lacks it
 _DTYPES = {
     "FloatStorage": "f4",
@@ -105,6 +107,10 @@ class _Unpickler(pickle._Unpickler):
         ("torch._utils", "_rebuild_parameter"): _parameter,
     }
 
+    def __init__(self, file: Any):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}  # those of the whole file, by entry
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.known:
             return self.known[module, name]
@@ -113,8 +119,12 @@ class _Unpickler(pickle._Unpickler):
         return type(f"{module}.{name}", (_Foreign,), {})
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, entry, _, size = pid
-        return _Storage(dtype, entry, size) if kind == "storage" else _Foreign()
+        kind, dtype, entry, _, size, *view = pid
+        if any(part is not None for part in view):
+            raise ValueError("a tensor shares another one's values, as before PyTorch 0.4")
+        if kind != "storage":
+            return _Foreign()
+        return self.storages.setdefault(entry, _Storage(dtype, entry, size))
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -133,14 +143,17 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a .pth file")
     try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                return _of_pickles(file, path)
         with zipfile.ZipFile(path) as archive:
-            return _state_dict(archive, path)
+            return _of_archive(archive, path)
     except UserError:
         raise
     except Exception as error:  # the pickle and zip readers each have their own errors
         raise UserError(
             f"{path} cannot be read as a PyTorch state dict ({_first_line(error)}): it may be cut "
-            "short, or older than PyTorch 1.6; fetch it again, or save it again with torch.save"
+            "short; fetch it again, or save it again with torch.save"
         ) from error
 
 
@@ -168,11 +181,46 @@ def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     torch.save(whole, path)
 
 
-def _state_dict(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
+def _of_archive(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
     (described,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
     root = described.removesuffix("data.pkl")
     with archive.open(described) as file:
-        loaded = _Unpickler(file).load()
+        tensors = _tensors(_Unpickler(file).load(), path)
+    is_big = f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big"
+    read = lambda storage: archive.read(f"{root}data/{storage.entry}")  # noqa: E731
+    return _arrays(tensors, read, ">" if is_big else "<")
+
+
+def _of_pickles(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
+    """Read a file from before PyTorch 1.6.
+
+    It holds five pickles: a number that marks it, the format, the machine, the description of the
+    tensors, and the keys of their storages. The storages follow: a number of values, and these.
+    """
+    if (found := _Unpickler(file).load()) != MAGIC:
+        raise ValueError(f"it begins with {found!r:.40}")
+    _Unpickler(file).load()
+    machine = _Unpickler(file).load()
+    order = "<" if machine.get("little_endian", True) else ">"
+    described = _Unpickler(file)
+    tensors = _tensors(described.load(), path)
+    end, values = path.stat().st_size, {}
+    for entry in _Unpickler(file).load():
+        dtype = described.storages[entry].dtype
+        size = 2 if dtype == _BFLOAT16 else np.dtype(dtype).itemsize
+        number = int.from_bytes(file.read(8), "little" if order == "<" else "big", signed=True)
+        if not 0 <= number * size <= end - file.tell():
+            raise ValueError(f"a tensor has {number} values")
+        values[entry] = file.read(number * size)
+    return _arrays(tensors, lambda storage: values[storage.entry], order)
+
+
+def _tensors(loaded: Any, path: Path) -> dict[str, _Tensor]:
+    """Return the state dict of what was unpickled.
+
+    Raises:
+        UserError: there is none.
+    """
     for holder in HOLDERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(holder), dict):
             loaded = loaded[holder]
@@ -185,13 +233,18 @@ def _state_dict(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{key} is a {type(value).__name__}")
         if not isinstance(value, _Tensor):
             raise _no_state_dict(path, f"{key}={value!r:.40}")
-    is_big = f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big"
+    return loaded
+
+
+def _arrays(
+    tensors: Mapping[str, _Tensor], read: Callable[[_Storage], bytes], order: str
+) -> dict[str, np.ndarray]:
+    """Return the tensors as arrays of their own, of the bytes of their storages."""
     whole: dict[_Storage, np.ndarray] = {}  # tensors may share one
-    for tensor in loaded.values():
-        storage = tensor.storage
-        if storage not in whole:
-            whole[storage] = _values(archive, root, storage, ">" if is_big else "<")
-    return {key: _view(tensor, whole[tensor.storage]) for key, tensor in loaded.items()}
+    for tensor in tensors.values():
+        if tensor.storage not in whole:
+            whole[tensor.storage] = _values(read(tensor.storage), tensor.storage, order)
+    return {key: _view(tensor, whole[tensor.storage]) for key, tensor in tensors.items()}
 
 
 def _no_state_dict(path: Path, found: str) -> UserError:
@@ -201,10 +254,9 @@ def _no_state_dict(path: Path, found: str) -> UserError:
     )
 
 
-def _values(archive: zipfile.ZipFile, root: str, storage: _Storage, order: str) -> np.ndarray:
+def _values(data: bytes, storage: _Storage, order: str) -> np.ndarray:
     if storage.size < 0:
         raise ValueError(f"a tensor has {storage.size} values")
-    data = archive.read(f"{root}data/{storage.entry}")
     if storage.dtype == _BFLOAT16:  # the upper half of a float32
         upper = np.frombuffer(data, f"{order}u2", storage.size)
         return (upper.astype(np.uint32) << 16).view(np.float32)

@@ -390,6 +390,11 @@ def _check_scoring(config: ConfigDict, task: Task) -> None:
             f"eval.observed is {observed}, which is for the task 'dynamics', but the task is "
             f"{config.task!r}; set --config.eval.observed=None"
         )
+    if config.eval.lpips and "lpips" not in task.evaluator.protocol:
+        raise UserError(
+            f"eval.lpips is {config.eval.lpips}, which is for the task 'dynamics', but the task is "
+            f"{config.task!r}; set --config.eval.lpips="
+        )
     of_clips = config.eval.num_frames or config.data.get("num_frames") or 1
     frames, skipped = config.eval.windows or of_clips, config.eval.skip_frames
     if 0 < frames <= skipped:

@@ -121,6 +121,7 @@ class Dynamics:
             observed=self._observed,
             steps=frames - self._observed if (frames := self._scored) > 0 else self._future,
             match_paper=self._config.eval.match_paper,
+            lpips=self._config.eval.lpips,
         )
 
     @property

@@ -665,6 +665,8 @@ def training_clips(
     """
     options = {"num_slots": num_slots, "num_samples": None, "may_be_shorter": True}
     options["reads"] = build_task(config).inputs
+    if config.data.get("last_entry") is not None:  # which restricts windows alone
+        options |= {"windows": _training_frames(config), "window_rest": "drop"}
     source = build_dataset(_without_training(config), split, **options)
     return long_enough(source, _training_frames(config), num_samples)
 

@@ -294,10 +294,10 @@ def _say_left_out(source: Source, config: ConfigDict) -> None:
     if not isinstance(source, RandomSource):
         return
     if left_out := len(source) - distinct(source.epoch()):
-        say(
-            f"{left_out} of {len(source)} training samples are left out: they have fewer than "
-            f"data.num_frames={config.data.num_frames} frames"
-        )
+        why = f"they have fewer than data.num_frames={config.data.num_frames} frames"
+        if (last := config.data.get("last_entry")) is not None:
+            why += f", or objects enter all their clips after frame data.last_entry={last}"
+        say(f"{left_out} of {len(source)} training samples are left out: {why}")
 
 
 def _refuse_other_data(checkpoint: Checkpoint, found: str | None, config: ConfigDict) -> None:
