@@ -28,6 +28,7 @@ from smoothsa_jax.evaluation.upsampling import segments_from_masks
 from smoothsa_jax.inference.results import boxes_of
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.inputs.found import is_stored, opened
+from smoothsa_jax.inputs.questions import QuestionsOfClips
 from smoothsa_jax.tasks.stored import refuse_other_slots
 from smoothsa_jax.training.step import build_training
 
@@ -604,7 +605,10 @@ def test_results_of_another_model_are_refused_as_stored_slots(tmp_path):
     source = opened(Clips(), folder, "train", data, ["slots"])
     source.made_of = {key: made_of[key] for key in ("model", "image_size")}
     source.made_of |= {"weights": made_of["digest"]}
-    refuse_other_slots(source, config, frozen)
+    questions = QuestionsOfClips([], source)
+    for known in (source, questions):
+        refuse_other_slots(known, config, frozen)
     source.made_of["weights"] = "another"
-    with pytest.raises(UserError, match="holds slots of other weights: found another"):
-        refuse_other_slots(source, config, frozen)
+    for known in (source, questions):
+        with pytest.raises(UserError, match="holds slots of other weights: found another"):
+            refuse_other_slots(known, config, frozen)

@@ -113,6 +113,11 @@ class QuestionsOfClips:
         return self.clips.made_of
 
     @property
+    def matched_by_name(self) -> bool:
+        """Whether clips and what is stored of them are matched by name; see `FoundSlots`."""
+        return getattr(self.clips, "matched_by_name", False)
+
+    @property
     def folder(self) -> Any:
         """Where it is stored."""
         return self.clips.folder
