@@ -238,7 +238,8 @@ def test_rollouters_and_readouts_train_on_results(tmp_path, capsys):
         f"--config.data.slots={found}",
     )
     run("dynamics,", tmp_path / "ahead", "physion", *on_results)
-    run("answers,", tmp_path / "answers", "physion_readout", *on_results, "--config.model.beside=()")
+    alone = (*on_results, "--config.model.beside=()")
+    run("answers,", tmp_path / "answers", "physion_readout", *alone)
     for name in ("ahead", "answers"):
         assert not (tmp_path / name / "slots").exists()
         assert json.loads((tmp_path / name / "scores.json").read_text())["metrics"]
