@@ -220,7 +220,8 @@ def test_windows_without_late_entries_are_those_of_slotformer():
     """Frame by frame, as its paper's program has them: every `s`-th, the last three observed."""
     rng = np.random.default_rng(0)
     dropped = 0
-    for history, future, step, length in ((6, 10, 2, 128), (6, 42, 2, 128), (4, 3, 1, 20)):
+    sizes = ((6, 10, 2, 128), (6, 42, 2, 128), (4, 3, 1, 20), (4, 4, 1, 20))
+    for history, future, step, length in sizes:
         span = step * (history + future - 1) + 1
         for number in (0, 1, 3):
             entries = rng.choice(np.arange(1, length), number, replace=False)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tarfile
 import time
+import types
 
 import fsspec
 import numpy as np
@@ -402,9 +403,10 @@ def test_an_owner_without_signs_of_life_is_gone():
     began = time.monotonic()
     with lease.held(folder, period=0.05, patience=60.0):  # nothing to wait for
         assert time.monotonic() - began < 10
-    folder.write(lease.NAME, b"damaged")
-    with lease.held(folder, period=0.05, patience=60.0):
-        assert time.monotonic() - began < 20
+    for damaged in (b"damaged", b"[]", b'{"process": 4711, "token": "theirs"}'):
+        folder.write(lease.NAME, damaged)
+        with lease.held(folder, period=0.05, patience=60.0):
+            assert time.monotonic() - began < 20
 
 
 def test_of_two_that_begin_at_once_one_goes_on():
@@ -422,10 +424,44 @@ def test_of_two_that_begin_at_once_one_goes_on():
             return reads[-1]
 
     with pytest.raises(UserError, match="in use by another run .process 4711 on elsewhere"):
-        with lease.held(Overtaken(folder.where)):
+        with lease.held(Overtaken(folder.where), period=0.05):
             pass
     assert reads[0] is None
     assert json.loads(folder.read(lease.NAME))["token"] == "theirs"
+
+
+def test_the_slower_of_two_that_begin_at_once_goes_on(monkeypatch):
+    """It has found no owner, and writes after the other one has."""
+    folder = Folder("memory://slower")
+    clock = types.SimpleNamespace(sleep=lambda _: own(folder.where), monotonic=time.monotonic)
+    monkeypatch.setattr(lease, "time", clock)
+    with pytest.raises(UserError, match="in use by another run .process 4711 on elsewhere"):
+        with lease.held(folder, period=0.05):
+            pass
+
+
+def test_an_owner_that_was_taken_for_dead_leaves_the_file_to_the_next(capsys):
+    folder, found = Folder("memory://for_dead"), ""
+    with lease.held(folder, period=0.02):
+        own(folder.where)
+        end = time.monotonic() + 10
+        while "is in use by process 4711 on elsewhere too" not in found:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+            found += capsys.readouterr().out
+    assert json.loads(folder.read(lease.NAME))["token"] == "theirs"
+
+
+def test_a_store_that_is_away_at_the_end_hides_no_error():
+    class Away(Folder):
+        def remove(self, name):
+            raise UserError("away")
+
+    with pytest.raises(KeyError):
+        with lease.held(Away("memory://away"), period=0.05):
+            raise KeyError
+    with lease.held(Away("memory://away_too"), period=0.05):
+        pass
 
 
 def test_parts_hold_pictures_and_videos_by_weight():

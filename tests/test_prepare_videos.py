@@ -222,6 +222,10 @@ def test_entries_that_are_unknown_are_refused(prepared, tmp_path):
         clips(out, "test", num_frames=None, windows=3)
     with pytest.raises(UserError, match="into every window of 5 frames of split 'train'"):
         clips(out, num_frames=5).epoch()
+    source = clips(out, last_entry=0)
+    assert 1 not in source.epoch()
+    with pytest.raises(UserError, match="every window of 3 frames of sample 1 of split 'train'"):
+        source.draw(1, np.random.default_rng(0))
     for options in ({"cut_frames": 4}, {"repeat_frames": 3}):
         with pytest.raises(UserError, match="data.last_entry is 1, which says how often a video"):
             clips(out, **options)
@@ -233,6 +237,13 @@ def test_entries_that_are_unknown_are_refused(prepared, tmp_path):
     older = tmp_path / "older"
     shutil.copytree(out, older)
     found = manifest(older)
+    # A shard whose samples were all left out has none.
+    shards = found["splits"]["train"]["shards"]
+    shards.append({**shards[0], "num_examples": 0, "frames": []})
+    del shards[-1]["entries"]
+    (older / "MANIFEST.json").write_text(json.dumps(found))
+    assert len(entries(older, "train")) == 2
+    shards.pop()
     for split in found["splits"].values():
         for shard in split["shards"]:
             del shard["entries"]

@@ -280,6 +280,10 @@ def test_what_is_no_state_dict(write, tmp_path):
         torch_files.read_state_dict(write({"x": Call("elsewhere.Thing")}))
     with pytest.raises(UserError, match="is not a file"):
         torch_files.read_state_dict(tmp_path / "none.pth")
+    for other in (b"<!DOCTYPE html>", b"PK\x03\x04 cut short", b""):
+        (tmp_path / "other.pth").write_bytes(other)
+        with pytest.raises(UserError, match="it is neither an archive nor a pickle"):
+            torch_files.read_state_dict(tmp_path / "other.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"x": 1}))
     with pytest.raises(UserError, match=r"cannot be read .*it begins with \{'x': 1\}.*cut short"):
         torch_files.read_state_dict(tmp_path / "old.pth")

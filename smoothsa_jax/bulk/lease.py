@@ -23,6 +23,7 @@ from smoothsa_jax.text import say
 NAME = ".lock"
 PERIOD = 10.0  # seconds from one sign of life to the next
 PATIENCE = 4 * PERIOD  # without any, the owner is taken for dead
+FORM = {"host": str, "process": int, "token": str}
 
 
 @contextlib.contextmanager
@@ -40,21 +41,30 @@ def held(folder: Folder, period: float = PERIOD, patience: float = PATIENCE) -> 
     mine = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}
     _wait_for_owner(folder, mine, period, patience)
     counts = itertools.count()
+    ended = threading.Event()
 
     def sign() -> None:
         folder.write(NAME, json.dumps({**mine, "count": next(counts)}).encode())
 
-    sign()
-    found = _read(folder)
-    if found is not None and found["token"] != mine["token"]:  # it came at the same moment
-        raise _in_use(folder, found)
-    ended = threading.Event()
+    def other() -> dict[str, Any] | None:
+        found = _read(folder)
+        return found if found is not None and found["token"] != mine["token"] else None
 
     def renew() -> None:
         while not ended.wait(period):
             with contextlib.suppress(UserError):  # the store may be away for a while
+                if (found := other()) is not None:
+                    say(
+                        f"{folder.where} is in use by {_named(found)} too, which took this run for "
+                        "dead; both write the same files"
+                    )
+                    return
                 sign()
 
+    sign()
+    time.sleep(period / 4)  # a run that came at the same moment has written by then: the last stays
+    if (found := other()) is not None:
+        raise _in_use(folder, found)
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
@@ -62,7 +72,9 @@ def held(folder: Folder, period: float = PERIOD, patience: float = PATIENCE) -> 
     finally:
         ended.set()
         thread.join()
-        folder.remove(NAME)
+        with contextlib.suppress(UserError):  # a file that stays costs the next run its patience
+            if other() is None:
+                folder.remove(NAME)
 
 
 def _wait_for_owner(folder: Folder, mine: dict[str, Any], period: float, patience: float) -> None:
@@ -102,11 +114,11 @@ def _is_gone(owner: dict[str, Any], mine: dict[str, Any]) -> bool:
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
-    """What the owner wrote; None if there is none."""
+    """What the owner wrote; None if there is none, or it is damaged."""
     data = folder.read(NAME)
     try:
-        found = json.loads(data) if data else None
-        return found if found is None else {**found, "process": int(found["process"])}
+        found = json.loads(data) if data else {}
+        return {**found, **{key: of(found[key]) for key, of in FORM.items()}}
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -80,7 +80,7 @@ def entries(folder: Path, split: str) -> list[Int[np.ndarray, " k"] | None]:
     path = folder / MANIFEST
     try:
         shards = _parsed(path.read_bytes())["splits"][split]["shards"]
-        found = [frames for shard in shards for frames in shard[ENTRIES]]
+        found = [x for shard in shards if shard["num_examples"] for x in shard[ENTRIES]]
         return [None if frames is None else np.array(frames, np.int32) for frames in found]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

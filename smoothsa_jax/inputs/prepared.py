@@ -347,7 +347,10 @@ class PreparedFolder:
         if self._num_frames is None:
             return range(len(clip))
         if self._entries is not None:
-            start = int(rng.choice(self._starts(index, len(clip), self._num_frames)))
+            starts = self._starts(index, len(clip), self._num_frames)
+            if not len(starts):
+                raise self._none_settled(self._num_frames, clip.name)
+            start = int(rng.choice(starts))
             return range(start, start + self._num_frames)
         if self._cut_frames is None:
             return draw_window(rng, len(clip), self._num_frames, self._rest)
@@ -378,7 +381,7 @@ class PreparedFolder:
         if self._entries is not None:
             counts = [len(self._starts(k, n, num_frames)) for k, n in enumerate(lengths.tolist())]
             if not any(counts):
-                raise self._none_settled(num_frames)
+                raise self._none_settled(num_frames, self._whole)
             return Repeats(np.array(counts, np.int32))
         # Of each length once: there are millions of videos, and few lengths.
         of_length = np.zeros(lengths.max(initial=0) + 1, np.int32)
@@ -422,7 +425,7 @@ class PreparedFolder:
                 for start in first_of_blocks(self._starts(video, length, num_frames), num_frames)
             ]
             if not settled:
-                raise self._none_settled(num_frames)
+                raise self._none_settled(num_frames, self._whole)
             return settled
         found = [
             (video, window)
@@ -438,11 +441,11 @@ class PreparedFolder:
             )
         return found
 
-    def _none_settled(self, num_frames: int) -> UserError:
+    def _none_settled(self, num_frames: int, where: str) -> UserError:
         return UserError(
-            f"into every window of {num_frames} frames of split {self._split!r} in "
-            f"{self.records.folder} an object enters after its frame {self._last_entry}, or its "
-            "video has no annotation; raise data.last_entry, or set --config.data.last_entry=None"
+            f"into every window of {num_frames} frames of {where} an object enters after its frame "
+            f"{self._last_entry}, or its video has no annotation; raise data.last_entry, or set "
+            "--config.data.last_entry=None"
         )
 
     def fingerprint(self) -> str | None:
@@ -457,9 +460,12 @@ class PreparedFolder:
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} is not in 0..{self._length - 1}")
 
+    @property
+    def _whole(self) -> str:
+        return f"split {self._split!r} in {self.records.folder}"
+
     def _record(self, index: int) -> EncodedClip:
-        name = f"sample {index} of split {self._split!r} in {self.records.folder}"
-        return parse_clip(self.records[int(index)], name)
+        return parse_clip(self.records[int(index)], f"sample {index} of {self._whole}")
 
     def _sample(
         self, clip: EncodedClip, which: range, labels: UInt8[np.ndarray, "T H W"], view: View

@@ -197,6 +197,9 @@ def _of_pickles(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     It holds five pickles: a number that marks it, the format, the machine, the description of the
     tensors, and the keys of their storages. The storages follow: a number of values, and these.
     """
+    if file.read(1) != pickle.PROTO:
+        raise ValueError("it is neither an archive nor a pickle")
+    file.seek(0)
     if (found := _Unpickler(file).load()) != MAGIC:
         raise ValueError(f"it begins with {found!r:.40}")
     _Unpickler(file).load()

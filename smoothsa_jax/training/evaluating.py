@@ -601,12 +601,14 @@ def protocol_of(
         }
     if settings.iterations is not None:
         of_slots["iterations"] = settings.iterations
+    last_entry = config.data.get("last_entry")
     return {
         "seeds": tuple(settings.seeds),
         "num_samples": num_samples,
         "num_frames": settings.num_frames,
         "windows": settings.windows,
         "window_rest": settings.window_rest,
+        **({} if last_entry is None else {"last_entry": last_entry}),
         "batch_size": settings.batch_size,
         **of_slots,
         "match_paper": settings.match_paper,
