@@ -62,7 +62,7 @@ def fit_tokens(config: ConfigDict, tokenizer: Settings | None = None) -> None:
         tokenizer: of the first stage; None: the one that is trained along.
     """
     tokenizer = tokenizer or config.model.get("tokenizer", {})
-    if tokenizer.get("name") == "dvae":
+    if tokenizer.get("name") == "dvae" and "target" in config.model:
         size = config.data.image_size
         height, width = (size, size) if isinstance(size, int) else size
         codes = tokenizer.vocabulary
