@@ -232,5 +232,6 @@ def test_the_catalogue_has_every_recorded_layout(recipes):
     assert expected <= recipes.keys()
     # Of SlotFormer's program, which `test_slotformer_files.py` has.
     of_slotformer = {name for name in names if name.startswith("clevrer:savi_slotformer,")}
+    of_slotformer |= {name for name in names if name.startswith("physion:steve,slotformer")}
     of_slotformer |= {name for name in names if name.endswith(",dynamics")}
-    assert len(of_slotformer) == 5 and set(names) == expected | of_slotformer
+    assert len(of_slotformer) == 7 and set(names) == expected | of_slotformer
