@@ -75,6 +75,27 @@ def stand_ins():
         sys.modules.update(real)
 
 
+class TorchPickler(pickle.Pickler):
+    """Writes storages by their entries, and notes them.
+
+    Args:
+        file: to write to.
+        storages: entry -> storage, filled.
+        view: what stands behind a storage's size.
+    """
+
+    def __init__(self, file, storages: dict[str, Storage], *view):
+        super().__init__(file, protocol=2)
+        self._storages, self._view = storages, view
+
+    def persistent_id(self, value):
+        if not isinstance(value, Storage):
+            return None
+        self._storages[value.entry] = value
+        kind = named(f"torch.{value.kind}")
+        return ("storage", kind, value.entry, "cpu", value.size, *self._view)
+
+
 @pytest.fixture
 def write(tmp_path):
     """A function that writes an object to a file in PyTorch's layout."""
@@ -82,17 +103,9 @@ def write(tmp_path):
     def write(content: object, name: str = "a.pth", byteorder: bytes = b"little") -> Path:
         storages: dict[str, Storage] = {}
 
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, value):
-                if not isinstance(value, Storage):
-                    return None
-                storages[value.entry] = value
-                kind = named(f"torch.{value.kind}")
-                return ("storage", kind, value.entry, "cpu", value.size)
-
         with stand_ins(), zipfile.ZipFile(tmp_path / name, "w") as archive:
             with archive.open("a/data.pkl", "w") as file:
-                Pickler(file, protocol=2).dump(content)
+                TorchPickler(file, storages).dump(content)
             archive.writestr("a/byteorder", byteorder)
             for entry, storage in storages.items():
                 archive.writestr(f"a/data/{entry}", storage.values)
@@ -190,18 +203,11 @@ def of_before(content: object, path: Path, order: str = "<") -> Path:
     """Write an object as PyTorch did before 1.6: pickles, and the values of storages behind."""
     storages: dict[str, Storage] = {}
 
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            if not isinstance(value, Storage):
-                return None
-            storages[value.entry] = value
-            return ("storage", named(f"torch.{value.kind}"), value.entry, "cpu", value.size, None)
-
     with stand_ins(), open(path, "wb") as file:
         machine = {"protocol_version": 1001, "little_endian": order == "<", "type_sizes": {}}
         for about in (torch_files.MAGIC, 1001, machine):
             pickle.dump(about, file, protocol=2)
-        Pickler(file, protocol=2).dump(content)
+        TorchPickler(file, storages, None).dump(content)
         pickle.dump(sorted(storages), file, protocol=2)
         for entry in sorted(storages):
             file.write(np.array(storages[entry].size, f"{order}i8").tobytes())

@@ -159,18 +159,14 @@ def carry_slots_as_genera1z(config: ConfigDict, data: DataSet) -> None:
 # ---------------------------------------------------------------------------------------- any model
 
 
-def train_on_slots(config: ConfigDict, peak: float, warmup: float) -> None:
-    """Train a model on the slots of an earlier run, as SlotFormer's program does.
-
-    What the earlier run asks of its own evaluation is put back.
+def rate_of_slotformer(peak: float, warmup: float) -> ConfigDict:
+    """The learning rate of SlotFormer's program: a cosine that begins and ends at 1 % of its peak.
 
     Args:
-        config: changed in place.
-        peak: largest learning rate of a cosine that begins and ends at 1 % of it.
+        peak: the largest.
         warmup: share of the steps until then.
     """
-    config.weights = ConfigDict()
-    config.optimizer.learning_rate = ConfigDict(
+    return ConfigDict(
         {
             "schedule": "warmup_cosine",
             "peak": peak,
@@ -179,6 +175,19 @@ def train_on_slots(config: ConfigDict, peak: float, warmup: float) -> None:
             "end_ratio": 0.01,
         }
     )
+
+
+def train_on_slots(config: ConfigDict, peak: float, warmup: float) -> None:
+    """Train a model on the slots of an earlier run, as SlotFormer's program does.
+
+    What the earlier run asks of its own evaluation is put back.
+
+    Args:
+        config: changed in place.
+        peak, warmup: see `rate_of_slotformer`.
+    """
+    config.weights = ConfigDict()
+    config.optimizer.learning_rate = rate_of_slotformer(peak, warmup)
     config.optimizer.update(clip_norm=0.0, clip_by="norm")
     config.optimizer.rates = ConfigDict()  # `update` would keep those of the slot model's parts
     config.train.update(match_paper=False, remat="none")

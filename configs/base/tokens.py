@@ -12,6 +12,7 @@ from configs.base.parts import (
     PROJECTION,
     SEPARATE_GAUSSIANS,
     predict_features,
+    rate_of_slotformer,
     set_parts,
 )
 from configs.base.published import DINOV2_SMALL_NORMED, use_encoder, use_length
@@ -117,15 +118,7 @@ def train_discrete_vae(config: ConfigDict, data: DataSet, tokenizer: Settings) -
     config.optimizer.clip_norm = 0.0
     if data.small is not None:
         return
-    config.optimizer.learning_rate = ConfigDict(
-        {
-            "schedule": "warmup_cosine",
-            "peak": 1e-3,
-            "warmup": 0.05,
-            "begin_ratio": 0.01,
-            "end_ratio": 0.01,
-        }
-    )
+    config.optimizer.learning_rate = rate_of_slotformer(peak=1e-3, warmup=0.05)
     use_length(config, data, num_steps=700_000, batch_size=64, num_frames=1)
 
 

@@ -105,15 +105,7 @@ def apply(config: ConfigDict, data: base.DataSet) -> None:
     )
     config.weights = ConfigDict()
     config.losses.reconstruction = ConfigDict({"weight": 1.0})
-    config.optimizer.learning_rate = ConfigDict(
-        {
-            "schedule": "warmup_cosine",
-            "peak": 1e-4,
-            "warmup": 0.025,
-            "begin_ratio": 0.01,
-            "end_ratio": 0.01,
-        }
-    )
+    config.optimizer.learning_rate = base.rate_of_slotformer(peak=1e-4, warmup=0.025)
     config.optimizer.clip_norm = 0.05
     base.use_length(config, data, num_steps=80_000, batch_size=64, num_frames=6)
 

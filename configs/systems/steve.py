@@ -35,6 +35,7 @@ KIND = "system"
 fits = base.has_videos
 STEPS, BATCH, FRAMES, SLOTS, IMAGE_SIZE = 200_000, 24, 3, 15, 128
 WARMUP, HALF_LIFE = 30_000, 250_000  # steps
+TARGET = {"name": "tokens", "vocabulary": 4096, "width": 4096, "grid": (32, 32)}
 # Of SlotFormer's program, with a GroupNorm in place of biases.
 NORMED_DVAE = {
     "name": "dvae",
@@ -64,17 +65,24 @@ def tokenizer(config: ConfigDict, data: base.DataSet, source: str, version: str 
     base.train_tokenizer(config, data, base.VQ_PIXELS)
 
 
+def _read_pixels(config: ConfigDict, data: base.DataSet) -> int:
+    """See pictures of 128 pixels through an encoder that is trained; return the width of slots."""
+    config.data.update(boxes=False, background_box=data.data["background_box"])
+    config.weights = ConfigDict()  # nothing is frozen, but a tokenizer of an earlier stage
+    if data.small is not None:
+        return 48
+    with config.data.ignore_type():  # it may be a pair of numbers
+        config.data.image_size = IMAGE_SIZE
+    config.data.update(crop="none", flip=0.0)
+    return 192
+
+
 def original(config: ConfigDict, data: base.DataSet) -> None:
     """The program of the paper: 128 pixels, 15 slots, 1024 tokens of a vocabulary of 4096."""
-    config.data.update(boxes=False, background_box=data.data["background_box"])
     is_small = data.small is not None
-    width = 48 if is_small else 192
-    config.weights = ConfigDict()  # nothing is frozen
+    width = _read_pixels(config, data)
     config.companions = ConfigDict()  # the tokenizer is a part of the model
     if not is_small:
-        with config.data.ignore_type():  # it may be a pair of numbers
-            config.data.image_size = IMAGE_SIZE
-        config.data.update(crop="none", flip=0.0)
         config.model.num_slots = SLOTS
     start = {"activation": "relu", "start": "xavier"}
     parts = {
@@ -135,7 +143,7 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
             "hidden_size": 64,
             "tau": {"schedule": "cosine", "begin": 1.0, "end": 0.1, "until": WARMUP / STEPS},
         },
-        "target": {"name": "tokens", "vocabulary": 4096, "width": 4096, "grid": (32, 32)},
+        "target": TARGET,
     }
     for name, settings in parts.items():
         config.model[name] = ConfigDict(settings)
@@ -169,16 +177,9 @@ def original(config: ConfigDict, data: base.DataSet) -> None:
 def slotformer(config: ConfigDict, data: base.DataSet) -> None:
     """The program of SlotFormer on Physion: 128 pixels, a frozen tokenizer of pixels."""
     config.title = f"{TITLE} of SlotFormer"
-    config.data.update(boxes=False, background_box=data.data["background_box"])
+    width = _read_pixels(config, data)
     if "features" in config.data:
         config.data.features = ""
-    is_small = data.small is not None
-    width = 48 if is_small else 192
-    config.weights = ConfigDict()  # nothing is frozen but the tokenizer
-    if not is_small:
-        with config.data.ignore_type():  # it may be a pair of numbers
-            config.data.image_size = IMAGE_SIZE
-        config.data.update(crop="none", flip=0.0)
     parts = {
         "encoder": {**savi_slotformer.ENCODER, "strides": (2, 1, 1, 1)},
         "projection": savi_slotformer.projection(width),
@@ -202,7 +203,7 @@ def slotformer(config: ConfigDict, data: base.DataSet) -> None:
             "start": "xavier",
             "outer_start": "torch",
         },
-        "target": {"name": "tokens", "vocabulary": 4096, "width": 4096, "grid": (32, 32)},
+        "target": TARGET,
     }
     for name, settings in parts.items():
         config.model[name] = ConfigDict(settings)

@@ -109,7 +109,7 @@ def _is_gone(owner: dict[str, Any], mine: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # of another user
+        pass  # of another user
     return False
 
 

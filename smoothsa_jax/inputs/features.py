@@ -252,6 +252,7 @@ class CachedSlots(_Stored):
         UserError: the folder is unreadable, lacks what is read, or has fewer clips than the source.
     """
 
+    matched_by_name = False  # whether clips and what is stored of them are
     _kept: dict[int, dict[str, np.ndarray]] | None = None  # clips that were read, if all fit
 
     def __init__(

@@ -114,8 +114,8 @@ class QuestionsOfClips:
 
     @property
     def matched_by_name(self) -> bool:
-        """Whether clips and what is stored of them are matched by name; see `FoundSlots`."""
-        return getattr(self.clips, "matched_by_name", False)
+        """Whether clips and what is stored of them are matched by name."""
+        return self.clips.matched_by_name
 
     @property
     def folder(self) -> Any:

@@ -86,12 +86,14 @@ class Places:
         return {GRIDS: found} if found else {}
 
     def arrays(self, model: Mapping[str, Any], kept: Mapping[str, Any]) -> Arrays:
-        """Return those of a model."""
+        """Return those of a model; one without an encoder, such as a tokenizer, has none."""
+        if "encoder" not in model:
+            return {}
         if GRIDS in kept:
             given = kept[GRIDS]
             values = lambda x: self.make(tuple(x)) if len(x) == 2 else np.array(x, np.float32)  # noqa: E731
             return {key: values(x) for key, x in given.items()}
-        if IMAGE_SIZE not in kept or "encoder" not in model:
+        if IMAGE_SIZE not in kept:
             return {}
         grids = {self.encoder: _grid_of(model["encoder"], tuple(kept[IMAGE_SIZE]))}
         if self.decoder is not None:

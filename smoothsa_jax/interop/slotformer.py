@@ -193,34 +193,17 @@ def _unpacked(state_dict: Arrays) -> Arrays:
     return {**rest, **unpack_attention(own)}
 
 
-def _is_dvae(names: Collection[str]) -> bool:
-    """Whether arrays of these names are a tokenizer's."""
-    return any(name.startswith("tokenizer.") for name in names)
-
-
 def _steve_rows(names: Collection[str], model: Mapping[str, Any]) -> list[Row]:
+    """Those of STEVE, or of its tokenizer."""
     del model
-    if _is_dvae(names):
+    if any(name.startswith("tokenizer.") for name in names):
         rows = steve.dvae_rows(normed=True)
         return [(key, f"tokenizer.{name}", leaves) for key, name, leaves in rows]
     return [*_slots_rows(), *below(_TOKEN_DECODER, "decoder", _TOKENS)]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Steve(OfPixels):
-    """Files of STEVE, and of its tokenizer, which has no functions of the place."""
-
-    def to_theirs(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        model: Mapping[str, Any] = MappingProxyType({}),
-        kept: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Arrays:
-        return super().to_theirs(arrays, model, {} if _is_dvae(arrays) else kept)
-
-
 _STEVE_PLACES = Places("encoder_pos_embedding.grid", None, borders)
-STEVE = _Steve(
+STEVE = OfPixels(
     "STEVE of SlotFormer",
     _steve_rows,
     cut=pack_attention,

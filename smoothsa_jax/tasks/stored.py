@@ -136,7 +136,7 @@ def refuse_other_slots(
     for key in (*own, *(key for key in OF_VIEW if key not in own)):
         default = OF_VIEW.get(key)
         found, mine = source.made_of.get(key, default), own.get(key, default)
-        if key == "clips" and getattr(source, "matched_by_name", False):
+        if key == "clips" and source.matched_by_name:
             continue
         if key == "clips":
             of_split = next((x for x in splits if found.get(x) != mine[x]), splits[0])
