@@ -71,6 +71,7 @@ from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
 from smoothsa_jax.guard import exit_status
+from smoothsa_jax.inputs.addresses import is_remote
 from smoothsa_jax.inputs.build import PREPARED, Subset, build_dataset
 from smoothsa_jax.inputs.features import (
     HALF,
@@ -83,7 +84,7 @@ from smoothsa_jax.inputs.features import (
 from smoothsa_jax.inputs.loader import Source, evaluation_batches
 from smoothsa_jax.inputs.manifest import frame_counts
 from smoothsa_jax.inputs.records import NoSuchSplit
-from smoothsa_jax.inputs.remote import is_remote, local_folder
+from smoothsa_jax.inputs.remote import local_folder
 from smoothsa_jax.models.interfaces import Sizes
 from smoothsa_jax.models.tokenizer_model import TOKENIZER
 from smoothsa_jax.tasks.build import build_task

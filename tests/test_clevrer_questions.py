@@ -235,7 +235,7 @@ def test_folders_without_questions_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no question about a video of"):
         prepared(tmp_path, [questions(10000)], "train", videos=[3])
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"splits": {"train": {"shards": [{}]}}}))
-    with pytest.raises(UserError, match="does not list the samples of split 'train'"):
+    with pytest.raises(UserError, match="does not say which samples split 'train' has"):
         ClevrerQuestions(tmp_path, "train")
 
 

@@ -375,5 +375,5 @@ def test_a_disk_that_fills_up(bucket, cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", full)
-    assert f"the disk is full while {ADDRESS}/{SHARDS[0]} is copied" in refused(cache)
+    assert f"is full while {ADDRESS}/{SHARDS[0]} is copied" in refused(cache)
     assert not copies(cache)

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec
 
-from smoothsa_jax.bulk.storage import explained, file_system, read
+from smoothsa_jax.bulk.storage import read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, is_junk
 from smoothsa_jax.inference.sources import (
@@ -33,7 +33,7 @@ from smoothsa_jax.inference.sources import (
     find_sources,
     natural,
 )
-from smoothsa_jax.inputs.remote import is_remote
+from smoothsa_jax.inputs.addresses import explained, file_system, is_remote
 from smoothsa_jax.text import text_of
 
 LISTS, TABLES, TARS = (".txt", ".lst"), (".parquet",), (".tar",)

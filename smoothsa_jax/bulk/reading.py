@@ -18,7 +18,7 @@ from smoothsa_jax.bulk.storage import read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.videos import UnreadableVideo, read_video
 from smoothsa_jax.inputs import media
-from smoothsa_jax.inputs.remote import is_remote
+from smoothsa_jax.inputs.addresses import is_remote
 from smoothsa_jax.inputs.resize import resize_pixels
 
 # Of the decoded frames of a part; videos beyond are decoded where the model runs, frame by frame.

@@ -1,55 +1,12 @@
 """Files of this machine, and of object stores by fsspec's URLs ("gs://...", "s3://...")."""
 
-import contextlib
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
-
-from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
-from smoothsa_jax.inputs.remote import is_remote
-
-
-@contextlib.contextmanager
-def explained(where: str, doing: str = "read") -> Iterator[None]:
-    """Turn what a file system raises into one line.
-
-    The clients of object stores raise errors of their own, of many kinds.
-
-    Raises:
-        UserError: the body raised anything.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{where} needs a package that is not installed: {_line(error)}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{where} does not exist; correct its address") from error
-    except Exception as error:
-        raise UserError(
-            f"{where} cannot be {doing} ({type(error).__name__}: {_line(error)}); check the "
-            "address, and whether you are logged in there and may do that"
-        ) from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "no reason given"
-
-
-def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL or path, and the path in it.
-
-    Raises:
-        UserError: there is no such protocol, or its package is not installed.
-    """
-    with explained(url):
-        return fsspec.core.url_to_fs(url)
+from smoothsa_jax.inputs.addresses import explained, file_system, is_remote
 
 
 def read(url: str, start: int = 0, length: int = -1) -> bytes:

@@ -16,9 +16,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import expanded
+from smoothsa_jax.inputs.addresses import is_remote
 from smoothsa_jax.inputs.manifest import MANIFEST, fingerprint, frame_counts
 from smoothsa_jax.inputs.records import Records
-from smoothsa_jax.inputs.remote import is_remote, local_folder
+from smoothsa_jax.inputs.remote import local_folder
 from smoothsa_jax.inputs.repeats import Repeats
 
 AUTO = "auto"  # value of data.features: beside data.folder

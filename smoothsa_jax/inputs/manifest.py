@@ -1,7 +1,9 @@
 """Facts about a split from a prepared folder's MANIFEST.json, without reading records."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,7 @@ def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
     Raises:
         UserError: there is no manifest, or it lacks the numbers of frames.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = _parsed(path.read_bytes())
+    with _read(folder, f"how many frames the samples of split {split!r} have") as manifest:
         shards = manifest["splits"][split]["shards"]
         if manifest["metadata"]["kind"] == "stills":
             return np.ones(sum(shard["num_examples"] for shard in shards), np.int32)
@@ -30,11 +30,20 @@ def frame_counts(folder: Path, split: str) -> Int[np.ndarray, " samples"]:
         if counts.min(initial=0) < 0:
             raise ValueError(f"a number of frames is {counts.min()}")
         return counts
+
+
+@contextlib.contextmanager
+def _read(folder: Path, fact: str, advice: str = "prepare the folder again") -> Iterator[Any]:
+    """Give the manifest of a folder to what looks for a fact in it.
+
+    Raises:
+        UserError: there is no manifest, or the fact was not found.
+    """
+    path = folder / MANIFEST
+    try:
+        yield _parsed(path.read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not say how many frames the samples of split {split!r} have "
-            f"({_reason(error)}); prepare the folder again"
-        ) from error
+        raise UserError(f"{path} does not say {fact} ({_reason(error)}); {advice}") from error
 
 
 def _parsed(manifest: bytes) -> Any:
@@ -59,15 +68,9 @@ def sample_names(folder: Path, split: str) -> tuple[str, ...]:
     Raises:
         UserError: there is no manifest, or it lists no names.
     """
-    path = folder / MANIFEST
-    try:
-        shards = _parsed(path.read_bytes())["splits"][split]["shards"]
+    with _read(folder, f"which samples split {split!r} has") as manifest:
+        shards = manifest["splits"][split]["shards"]
         return tuple(name for shard in shards for name in shard["sample_names"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not list the samples of split {split!r} ({_reason(error)}); prepare the "
-            "folder again"
-        ) from error
 
 
 def entries(folder: Path, split: str) -> list[Int[np.ndarray, " k"] | None]:
@@ -77,17 +80,15 @@ def entries(folder: Path, split: str) -> list[Int[np.ndarray, " k"] | None]:
         UserError: there is no manifest, or it lacks these frames, as those of data sets that do not
             tell them, and of folders that were prepared before they were kept.
     """
-    path = folder / MANIFEST
-    try:
-        shards = _parsed(path.read_bytes())["splits"][split]["shards"]
+    fact = f"when objects enter the videos of split {split!r}"
+    advice = (
+        "data.last_entry needs that: prepare CLEVRER into a new folder, or set "
+        "--config.data.last_entry=None"
+    )
+    with _read(folder, fact, advice) as manifest:
+        shards = manifest["splits"][split]["shards"]
         found = [x for shard in shards if shard["num_examples"] for x in shard[ENTRIES]]
         return [None if frames is None else np.array(frames, np.int32) for frames in found]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not say when objects enter the videos of split {split!r} "
-            f"({_reason(error)}), and data.last_entry needs that; prepare CLEVRER into a new "
-            "folder, or set --config.data.last_entry=None"
-        ) from error
 
 
 def labelled_splits(folder: Path) -> tuple[str, ...] | None:

@@ -14,27 +14,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import fsspec
 
 from smoothsa_jax.environment import CACHE_VARIABLE
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file, expanded
+from smoothsa_jax.inputs.addresses import explained, file_system, is_remote
 from smoothsa_jax.inputs.manifest import MANIFEST, checksums
 
 INFO = "dataset_info.json"
 COPY_OF = "COPY_OF.json"  # in a folder of copies: the address
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RESERVE = 1 << 26  # bytes of the disk that copies leave free
-T = TypeVar("T")
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is an address for fsspec, such as gs://bucket/folder."""
-    return "://" in os.fspath(path)
 
 
 def local_folder(folder: str | os.PathLike, cache: str | os.PathLike | None = None) -> Path:
@@ -83,9 +75,10 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _fetched(address: str, name: str) -> bytes:
     """The bytes of a small file."""
-    file_system, path = _file_system(address)
+    system, path = file_system(address)
     try:
-        return _asked(f"{address}/{name}", lambda: file_system.cat_file(f"{path}/{name}"))
+        with explained(f"{address}/{name}", missing=False):
+            return system.cat_file(f"{path}/{name}")
     except FileNotFoundError as error:
         raise UserError(
             f"{address} has no {name}: there is no such bucket or folder, or it is no prepared "
@@ -133,9 +126,10 @@ def refuse_full_disk(folder: Path, names: Sequence[str]) -> None:
 
 def _sizes(address: str) -> dict[str, int]:
     """The bytes of every file in a bucket's folder."""
-    file_system, path = _file_system(address)
+    system, path = file_system(address)
     try:
-        entries = _asked(address, lambda: file_system.ls(path, detail=True))
+        with explained(address, missing=False):
+            entries = system.ls(path, detail=True)
     except FileNotFoundError:
         return {}
     return {entry["name"].rsplit("/", 1)[-1]: entry.get("size") or 0 for entry in entries}
@@ -168,13 +162,15 @@ def available(folder: Path, name: str) -> Path:
 
 
 def _copy(address: str, name: str, path: Path, expected: str) -> None:
-    file_system, remote = _file_system(address)
-    whole, there = f"{address}/{name}", f"{remote}/{name}"
+    system, folder = file_system(address)
+    whole, there = f"{address}/{name}", f"{folder}/{name}"
     try:
-        size = _asked(whole, lambda: file_system.info(there))["size"]
+        with explained(whole, missing=False):
+            size = system.info(there)["size"]
         _refuse_full(path.parent, whole, size or 0)
         with atomic_file(path) as partial:
-            _asked(whole, lambda: file_system.get_file(there, str(partial)))
+            with explained(whole, missing=False), _disk_of(path.parent, whole):
+                system.get_file(there, str(partial))
             with open(partial, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != expected:
@@ -186,6 +182,20 @@ def _copy(address: str, name: str, path: Path, expected: str) -> None:
     except FileNotFoundError as error:
         raise UserError(
             f"{whole} is not there any more; copy the whole folder there again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _disk_of(folder: Path, address: str) -> Iterator[None]:
+    """Turn a disk that gets full while an address is copied into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"the disk of {folder} is full while {address} is copied; make room, or name a larger "
+            "disk with --config.data.cache"
         ) from error
 
 
@@ -210,53 +220,3 @@ def _refuse_full(folder: Path, address: str, size: int) -> None:
             f"the copy of {address} takes {size / 1e9:.2f} GB, {folder.parent} has "
             f"{free / 1e9:.2f} GB left; make room, or name a larger disk with --config.data.cache"
         )
-
-
-def _file_system(address: str) -> tuple[Any, str]:
-    try:
-        file_system, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{address} cannot be read ({_one_line(error)}); install the library that fsspec names "
-            "for it (of gs://: pip install 'smoothsa_jax[cloud]'), or correct the address"
-        ) from error
-    except Exception as error:  # credentials may be looked for now
-        raise _told(address, error) from error
-    return file_system, path.rstrip("/")
-
-
-def _asked(address: str, question: Callable[[], T]) -> T:
-    """Ask a file system; what goes wrong becomes one line, but that something is not there."""
-    try:
-        return question()
-    except (FileNotFoundError, UserError):
-        raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise UserError(
-                f"the disk is full while {address} is copied; make room, or name a larger disk "
-                "with --config.data.cache"
-            ) from error
-        raise _told(address, error) from error
-    except Exception as error:  # every protocol's library has errors of its own
-        raise _told(address, error) from error
-
-
-def _told(address: str, error: Exception) -> UserError:
-    reason = _one_line(error)
-    said = f"{type(error).__name__} {reason}".lower()
-    codes = {getattr(error, name, None) for name in ("code", "status")} & {401, 403, "401", "403"}
-    if isinstance(error, PermissionError) or codes or "credential" in said or "forbidden" in said:
-        return UserError(
-            f"{address} may not be read with the credentials of this machine ({reason}); log in as "
-            "its provider asks (gs://: gcloud auth application-default login, s3://: aws "
-            "configure), or ask its owner for access"
-        )
-    return UserError(
-        f"{address} cannot be read ({type(error).__name__}: {reason}); check the address and the "
-        "network, then run the same command: copies are kept"
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
