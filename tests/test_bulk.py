@@ -581,8 +581,10 @@ def as_found(
     return folder / "out", {"folder": str(prepared), "slots": str(folder / "out")}, rows
 
 
-def test_results_open_as_stored_slots(tmp_path):
-    folder, data, rows = as_found(tmp_path)
+@pytest.mark.parametrize("options", [{}, {"size": (10, 15), "frames": 5}])
+def test_results_open_as_stored_slots(options, tmp_path):
+    """Those of videos of another shape and with more frames than were prepared, as well."""
+    folder, data, rows = as_found(tmp_path, **options)
     assert is_stored(data, "train") and not is_stored(data, "test")
     slots = opened(Clips(), folder, "train", data, ["slots"])
     for index, row in ((0, rows[1]), (1, rows[0])):
@@ -604,8 +606,7 @@ def test_results_open_as_stored_slots(tmp_path):
     [
         ({"names": ("a.mp4",)}, "clip b of .* has none"),
         ({"names": ("a.mp4", "b.mp4", "b.webm")}, "clip b of .* names two files so"),
-        ({"size": (10, 12)}, "frames of 12x10 pixels, of which training sees the largest square"),
-        ({"frames": 4}, "clip a of .* has 4 frames of it, and 3 were prepared"),
+        ({"frames": 2}, "clip a of .* has 2 frames of it, and 3 were prepared"),
         ({"num_slots": 4}, "was found with num_slots=4, which training does not use"),
         ({"shot_cuts": 0.75}, "was found with shot_cuts=0.75, which training does not use"),
     ],

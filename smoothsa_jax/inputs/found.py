@@ -1,7 +1,9 @@
 """Slots that `--mode=predict --engine=ray` has found, in place of stored ones.
 
 Clips are matched by name: that of a file without its folder and ending, with the names of samples
-that the prepared folder lists (`sample_names`). So the corpus may hold more than the clips.
+that the prepared folder lists (`sample_names`). So the corpus may hold more than the clips. Folders
+that list names hold the first frames of each video, and the whole of each frame as a square. So the
+videos may be longer and have any size.
 """
 
 import functools
@@ -32,13 +34,11 @@ class _Place(NamedTuple):
         file: the Parquet file.
         first: its first row there.
         frames: number of its rows.
-        size: height and width of the first frame in pixels.
     """
 
     file: Path
     first: int
     frames: int
-    size: tuple[int, int]
 
 
 def part_name(part: int, number: int) -> str:
@@ -100,17 +100,14 @@ def _places(folder: Path, modified: int) -> dict[str, _Place | None]:
     count = len(manifest["parts"])
     for part in range(count):
         file = folder / PARTS / part_name(part, count)
-        table = _read(file, ("file", "height", "width"))
-        names = np.array(table["file"].to_pylist(), object)
-        heights, widths = (table[name].to_numpy() for name in ("height", "width"))
+        names = np.array(_read(file, ("file",))["file"].to_pylist(), object)
         if not len(names):
             continue
         # Rows of a clip follow each other.
         begins = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
         for first, end in zip(begins, [*begins[1:], len(names)], strict=True):
-            key, size = _key(names[first]), (int(heights[first]), int(widths[first]))
-            place = _Place(file, int(first), int(end - first), size)
-            found[key] = None if key in found else place
+            key = _key(names[first])
+            found[key] = None if key in found else _Place(file, int(first), int(end - first))
     return found
 
 
@@ -143,9 +140,7 @@ class FoundSlots(CachedSlots):
 
     Raises:
         UserError: something else is read, options have changed what the model finds, the names of
-            samples are unknown, or a clip was not found, is there twice, has another number of
-            frames, or is not square: training sees the largest square, and predict the whole
-            picture.
+            samples are unknown, or a clip was not found, is there twice, or has fewer frames.
     """
 
     def __init__(
@@ -181,7 +176,7 @@ class FoundSlots(CachedSlots):
                     f"clip {name} of {prepared}: data.slots {folder} {why}; predict the videos as "
                     "they were prepared, or store the slots with python -m data.store"
                 )
-            self._found.append(place)
+            self._found.append(place._replace(frames=int(frames)))
         self._clips = Repeats(np.array([place.frames for place in self._found]))
         manifest = json.loads((folder / MANIFEST).read_text())
         made_of = manifest["made_of"]
@@ -224,11 +219,8 @@ def _misfit(is_there: bool, place: _Place | None, frames: int) -> str:
     """Why the rows of a clip are not those of a prepared clip of so many frames; "": they are."""
     if place is None:
         return "names two files so" if is_there else "has none"
-    if place.frames != frames:
+    if place.frames < frames:
         return f"has {place.frames} frames of it, and {frames} were prepared"
-    height, width = place.size
-    if height != width:
-        return f"has frames of {width}x{height} pixels, of which training sees the largest square"
     return ""
 
 
