@@ -4,12 +4,16 @@ The clients of object stores raise errors of their own, of many kinds. Here each
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
 import fsspec
 
 from smoothsa_jax.errors import UserError
+
+# gcsfs logs what it raises as well, each time with dozens of lines.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def is_remote(path: str | os.PathLike) -> bool:
