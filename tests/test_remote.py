@@ -22,7 +22,7 @@ from prepared_folders import blobs, write_folder
 from test_prepared import _assert_same, _run_config, _source
 
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.inputs import remote
+from smoothsa_jax.inputs import addresses, remote
 from smoothsa_jax.inputs.build import build_dataset
 from smoothsa_jax.inputs.features import CachedFeatures, features_folder
 from smoothsa_jax.inputs.found import is_stored
@@ -291,6 +291,21 @@ def test_what_libraries_raise_is_one_line(bucket, cache, monkeypatch, error, exp
         with pytest.raises(UserError, match=expected):
             raise UserError(line)
     assert not copies(cache)
+
+
+@pytest.mark.parametrize(
+    "address, told",
+    [
+        (
+            "--input=gs://bucket/x",
+            "gs://bucket/x may not be read with the credentials",
+        ),
+        ("--input=/data/x", "/data/x cannot be read .Denied.; correct its name, or get the right"),
+    ],
+)
+def test_what_may_not_be_read_is_told_for_buckets_and_for_disks(address, told):
+    with pytest.raises(UserError, match=told), addresses.explained(address):
+        raise PermissionError("Denied")
 
 
 def test_a_shard_that_changed(bucket, cache):

@@ -44,7 +44,7 @@ def explained(address: str, doing: str = "read", missing: bool = True) -> Iterat
     """Turn what a file system raises into one line.
 
     Args:
-        address: what it is asked about.
+        address: what it is asked about, or a path of this machine.
         doing: what is done with it: "read", "written", "removed".
         missing: whether to do so with a `FileNotFoundError`, too; otherwise it passes.
 
@@ -65,6 +65,10 @@ def explained(address: str, doing: str = "read", missing: bool = True) -> Iterat
 
 def _as_user_error(address: str, doing: str, error: Exception) -> UserError:
     reason = _line(error)
+    if not is_remote(address):
+        return UserError(
+            f"{address} cannot be {doing} ({reason}); correct its name, or get the right to do so"
+        )
     said = f"{type(error).__name__} {reason}".lower()
     codes = {getattr(error, name, None) for name in ("code", "status")} & {401, 403, "401", "403"}
     if isinstance(error, PermissionError) or codes or "credential" in said or "forbidden" in said:
