@@ -11,7 +11,7 @@ import yaml
 from command import ROOT, here
 
 from data import prepare, store
-from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk import cluster, pieces
 from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.main import read_flags, refuse_engine
@@ -101,7 +101,8 @@ def test_the_command_of_the_rayjob_is_one_that_main_py_takes(tmp_path):
 def test_slurm_starts_ray_on_all_nodes_and_the_command_on_it(tmp_path, command):
     path = printing(tmp_path, "ray")
     (tmp_path / "srun").write_text(
-        '#!/bin/bash\nwhile [[ $1 == -* ]]; do echo "$1" >> "$0.options"; shift; done\n'
+        '#!/bin/bash\necho "$RAY_AUTH_MODE" "$RAY_AUTH_TOKEN" > "$0.token"\n'
+        'while [[ $1 == -* ]]; do echo "$1" >> "$0.options"; shift; done\n'
         'for task in 0 1; do "$@"; done\n'
     )
     (tmp_path / "scontrol").write_text("#!/bin/bash\necho node7; echo node8\n")
@@ -122,6 +123,9 @@ def test_slurm_starts_ray_on_all_nodes_and_the_command_on_it(tmp_path, command):
     assert entry == [*asked, *ENGINE]
     options = (tmp_path / "srun.options").read_text().split()
     assert options == ["--cpus-per-task=64", "--kill-on-bad-exit=1"]
+    # Whether a node sends its user's token depends on how it joins; this one all nodes send.
+    mode, token = (tmp_path / "srun.token").read_text().split()
+    assert mode == "token" and len(token) == 64 and int(token, 16)
     empty = subprocess.run(["bash", str(SLURM)], env=slurm | path, capture_output=True, text=True)
     assert empty.returncode == 2 and empty.stderr.startswith("expected: ray.sh COMMAND")
 
@@ -158,6 +162,28 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path, capsys):
     assert expected in refused(capsys, status)
     assert expected in refused(capsys, store.main(["sprites:dynamics,smoke", *nowhere]))
     assert expected in refused(capsys, here("--mode=evaluate", f"--workdir={tmp_path}", *nowhere))
+
+
+@pytest.mark.ray
+def test_a_cluster_that_asks_for_a_token_is_one_line(monkeypatch):
+    """The errors are those of Ray 2.60."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+
+    def refuses(**options):
+        cause = RuntimeError(
+            "Failed to connect to GCS. Last connection error: Traceback (most recent call last):\n"
+            "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"
+        )
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from cause
+
+    monkeypatch.setattr(cluster, "check_reachable", lambda address: None)
+    monkeypatch.setattr(cluster, "_init", refuses)
+    with pytest.raises(UserError, match="lets in who has its token; .* RAY_AUTH_MODE=token"):
+        with cluster.connected("10.0.0.1:6379"):
+            pass
+    with pytest.raises(UserError, match="Ray cannot start on this machine"):
+        with cluster.connected():
+            pass
 
 
 def test_an_accelerator_that_the_cluster_lacks_is_refused(monkeypatch):

@@ -27,6 +27,10 @@ fi
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 address=${hosts%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))
 export RAY_USAGE_STATS_ENABLED=0
+# Ray of this job lets in who has this token. Otherwise the head would ask for that of a user who has one, ~/.ray/auth_token,
+# and other nodes would not send it.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 # seconds, for slow file systems
 
 # srun does not inherit --cpus-per-task from sbatch, and would give each task one core.

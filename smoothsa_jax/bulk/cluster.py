@@ -112,7 +112,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
             else:
                 check_reachable(address)
                 _init(address=address)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(_why(error, address)) from error
@@ -211,10 +211,25 @@ def _why(error: Exception, address: str | None) -> str:
         return f"Ray cannot start ({text}); an object store needs at least {least}: free memory"
     if address is None:
         return f"Ray cannot start on this machine ({text}); see docs/use.md"
+    if _is_about_tokens(error):
+        return (
+            f"--address={address}: this Ray cluster lets in who has its token; bring that of its "
+            "head, as the file ~/.ray/auth_token or the variable RAY_AUTH_TOKEN, and set "
+            "RAY_AUTH_MODE=token (docs/devices.md)"
+        )
     return (
         f"--address={address}: no Ray cluster can be reached ({text}); start one with ray start "
         "--head, or leave --address out for this machine's cores"
     )
+
+
+def _is_about_tokens(error: BaseException) -> bool:
+    """Whether Ray refused this process for want of a token, as far as what it raised tells."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return any("authentication" in f"{type(x).__name__} {x}".lower() for x in chain)
 
 
 def _checked(address: str | None) -> Cluster:
