@@ -28,6 +28,13 @@ class Killer:
         return piece
 
 
+class KillerOfRows(Killer):
+    """The same of a row, as Ray Data gives it."""
+
+    def __call__(self, row):
+        return {"item": super().__call__(row["item"])}
+
+
 class DyingPreparation(workers.MakeShard):
     """Dies once in the middle of a shard: it has begun to write, and it is not whole."""
 

@@ -1,5 +1,6 @@
 """The parts of `--engine=ray` that need no Ray: what is read, decoded and written, and refusals."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -14,11 +15,12 @@ import fsspec
 import numpy as np
 import pytest
 from command import here
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from tiny import as_dynamics, tiny_config
 
 from data.rle import decode
-from smoothsa_jax.bulk import cluster, corpus, lease, parts, predict, reading
+from smoothsa_jax.bulk import cluster, corpus, lease, parts, predict, reading, storage
 from smoothsa_jax.bulk.packing import packed, unpacked
 from smoothsa_jax.bulk.reading import Bad, Clip, Long, decoded
 from smoothsa_jax.bulk.rows import Rows, Segmented, encoded, segments_of
@@ -219,6 +221,88 @@ def test_a_column_of_something_else_is_refused(tmp_path):
         corpus.find(str(file), column="n")
     with pytest.raises(UserError, match="has no column 'x'; it has n, path"):
         corpus.find(str(file), column="x")
+
+
+class EndpointConnectionError(Exception):
+    """As botocore has it."""
+
+
+def without_its_client():
+    error = UserError("s3://bucket/a.png cannot be read (Install s3fs)")
+    error.__cause__ = ImportError("Install s3fs")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EBUSY, "Please reduce your request rate"),
+        TimeoutError(),
+        EndpointConnectionError("Could not connect"),
+        without_its_client(),
+    ],
+)
+def test_what_is_wrong_with_the_machine_is_not_noted_of_the_file(error, pictures, monkeypatch):
+    """The part would count as finished, and its good files would never be read."""
+    (item, *_) = corpus.find(str(pictures / "*.png")).items
+
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(reading, "read", fails)
+    monkeypatch.setattr(reading.media, "opened", fails)
+    with pytest.raises(UserError) as told:
+        decoded([item], SIZE)
+    assert item.urls[0] in str(told.value) or "Install s3fs" in str(told.value)
+
+
+class Bucket(MemoryFileSystem):
+    """What s3fs and gcsfs do: they make buckets when asked for a folder."""
+
+    protocol = ("s3", "s3a")
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(
+            path.replace("s3a://", "memory://").replace("s3://", "memory://")
+        )
+
+    def unstrip_protocol(self, name):
+        return f"s3://{name.lstrip('/')}"
+
+    def makedirs(self, path, exist_ok=False):
+        raise AssertionError("a bucket was made")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    system = Bucket(skip_instance_cache=True)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (system, system._strip_protocol(url)))
+    return system
+
+
+def test_writing_makes_no_bucket(bucket):
+    Folder("s3://typo/out").write("run.json", b"{}")
+    assert Folder("s3://typo/out").read("run.json") == b"{}"
+
+
+def test_both_protocols_of_a_store_name_the_same_files(bucket):
+    for place in ("1", "2"):
+        bucket.pipe_file(f"/sets/{place}/a.png", png())
+        bucket.pipe_file(f"/sets/{place}/out/b.png", png())
+    found = [
+        [x.name for x in corpus.find(f"{protocol}://sets", without="s3a://sets/1/out").items]
+        for protocol in ("s3", "s3a")
+    ]
+    assert found[0] == found[1] == ["1/a.png", "2/a.png", "2/out/b.png"]
+
+
+def test_an_empty_member_of_a_tar_in_a_store_is_no_bytes(bucket):
+    bucket.pipe_file("/sets/x.tar", b"x" * 1000)
+    assert storage.read("s3://sets/x.tar", 512, 0) == b""
+    assert storage.read("s3://sets/x.tar", 998, 9) == b"xx"
 
 
 @pytest.mark.parametrize("size", [(8, 8), (30, 41), (5, 3)])

@@ -12,8 +12,9 @@ from tiny import as_dynamics, tiny_config
 from data import prepare, store, workers
 from data.check import check
 from smoothsa_jax.bulk import pieces
-from smoothsa_jax.bulk.cluster import connected
+from smoothsa_jax.bulk.cluster import FEW_DEATHS, connected, quiet_ray_data
 from smoothsa_jax.bulk.evaluate import evaluate_run
+from smoothsa_jax.bulk.predict import rows_of
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.training import evaluating
 
@@ -106,6 +107,30 @@ def test_a_piece_that_kills_every_worker_is_one_line(cluster, tmp_path, do):
         found = do(*cluster, work, (tmp_path,), ["good", "bad"], mark)
         with pytest.raises(UserError, match="^a worker died 6 times at the same piece") as told:
             list(found)
+    assert "\n" not in str(told.value)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["reading", "segmenting"])
+def test_a_part_of_predict_that_kills_every_worker_is_one_line(cluster, tmp_path, stage):
+    import ray
+    from ray_work import KillerOfRows
+
+    quiet_ray_data()
+    data = ray.data.from_items(["good", "bad"], override_num_blocks=2)
+    if stage == "reading":
+        data = data.map(KillerOfRows(tmp_path), **cluster.of_reader)
+    else:
+        data = data.map(
+            KillerOfRows,
+            fn_constructor_args=(tmp_path,),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=1),
+            ray_remote_args_fn=lambda: dict(FEW_DEATHS),
+            **cluster.of_worker,
+        )
+    with pytest.raises(UserError, match="^a worker died 6 times at the same piece") as told:
+        list(rows_of(data))
     assert "\n" not in str(told.value)
     assert len(list(tmp_path.iterdir())) == 6
 

@@ -29,6 +29,9 @@ NAMESPACE = "smoothsa_jax"
 REACH_SECONDS = 5.0  # to find out whether anything listens; Ray itself tries for many minutes
 LEAST_STORE = 75 * 2**20  # bytes of an object store; Ray's own limit
 ACCELERATORS = ("GPU", "TPU")  # Ray's names
+RETRIES = 5  # of a piece whose worker dies: then it is the piece
+# Of actors that Ray Data makes, which would try a piece that kills its workers for ever.
+FEW_DEATHS = {"max_restarts": -1, "max_task_retries": RETRIES}
 
 
 class Cluster(NamedTuple):
@@ -56,14 +59,21 @@ class Cluster(NamedTuple):
         """What Ray reserves for each of them. On cores, half is left to reading and writing."""
         if self.accelerator is None:
             return {"num_cpus": 0.5}
+        cores = {"num_cpus": 1 if self._has_cores else 0.5}
         if self.accelerator == "GPU":
-            return {"num_cpus": 1, "num_gpus": 1}
-        return {"num_cpus": 1, "resources": {self.accelerator: 1}}
+            return {**cores, "num_gpus": 1}
+        return {**cores, "resources": {self.accelerator: 1}}
 
     @property
     def of_reader(self) -> dict[str, Any]:
         """What Ray reserves for a task that reads or writes."""
-        return {"num_cpus": 0.25 if self.accelerator is None else 1}
+        whole = self.accelerator is not None and self._has_cores
+        return {"num_cpus": 1 if whole else 0.25, "max_retries": RETRIES}
+
+    @property
+    def _has_cores(self) -> bool:
+        """Whether all workers leave cores to reading and writing, which would else never begin."""
+        return self.cpus >= 2 * self.accelerators
 
 
 def check_ray() -> None:
@@ -308,6 +318,28 @@ def refuse_other_program(mine: str, theirs: str, where: str) -> None:
             f"{where} has smoothsa_jax {theirs}, and this process has {mine}; install the same "
             "version on all nodes of the cluster"
         )
+
+
+@contextlib.contextmanager
+def telling_deaths() -> Iterator[None]:
+    """Turn the death of workers, which Ray has tried again, into a one-line error.
+
+    Raises:
+        UserError: the workers of a piece died.
+    """
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+    try:
+        yield
+    except (RayTaskError, TaskCancelledError):
+        raise  # an error of this program, with its traceback
+    except RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"a worker died {RETRIES + 1} times at the same piece of work, perhaps for lack of "
+            f"memory ({reason}); finished pieces are kept: start Ray with fewer cores on each "
+            "machine (ray start --num-cpus=N), then run the same command"
+        ) from error
 
 
 def reason_of(error: BaseException) -> UserError | None:

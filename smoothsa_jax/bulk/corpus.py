@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec
 
-from smoothsa_jax.bulk.storage import read
+from smoothsa_jax.bulk.storage import protocols, read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.listing import LeftOut, is_junk
 from smoothsa_jax.inference.sources import (
@@ -89,6 +89,7 @@ def find(
         UserError: it does not exist, cannot be read, or holds nothing that can be.
     """
     left_out = LeftOut()
+    named, without = _first_protocol(named), without and _first_protocol(without)
     found = _checked_names(_found(named, folders, column, without, left_out), named)
     if not found:
         told = "".join(f"; {line}" for line in left_out.lines())
@@ -97,6 +98,14 @@ def find(
     for item in found:
         state.update(repr(tuple(item)).encode() + b"\n")
     return Corpus(found, state.hexdigest(), left_out.lines())
+
+
+def _first_protocol(named: str) -> str:
+    """The same URL with the protocol that a file system itself writes, such as gs:// for gcs://."""
+    scheme, _, rest = named.partition("://")
+    if not rest or "::" in scheme:  # a path, or a chain of file systems
+        return named
+    return f"{protocols(file_system(named)[0])[0]}://{rest}"
 
 
 def _checked_names(items: Iterable[Item], named: str) -> list[Item]:
@@ -206,7 +215,7 @@ def _of_store(named: str, folders: str, without: str | None, left_out: LeftOut) 
     for full in names:
         url = system.unstrip_protocol(full)
         name = full.removeprefix(base).lstrip("/")
-        if skipped and url.startswith(skipped):
+        if (skipped and url.startswith(skipped)) or full.endswith("/") or not name:
             continue
         if is_junk(name) or any(part.startswith(".") for part in name.split("/")):
             continue

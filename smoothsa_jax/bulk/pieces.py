@@ -20,10 +20,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smoothsa_jax.bulk.cluster import (
+    FEW_DEATHS,
+    RETRIES,
     Cluster,
     program,
     quiet_ray_data,
     refuse_other_program,
+    telling_deaths,
 )
 from smoothsa_jax.checkout import beside_the_package
 from smoothsa_jax.environment import settle
@@ -31,7 +34,6 @@ from smoothsa_jax.errors import UserError
 from smoothsa_jax.parts import choose
 
 MARK = ".shared_with_workers_"  # so names of marks begin
-RETRIES = 5  # of a piece whose worker dies: then it is the piece
 SECONDS_TO_STOP = 10.0  # that interrupted pieces have to remove their unfinished files
 
 
@@ -116,7 +118,7 @@ def in_tasks(
     do = ray.remote(_do).options(num_cpus=1, max_retries=RETRIES)
     waiting = [do.remote(work, pickle.dumps(piece)) for piece in pieces]
     try:
-        with _telling_deaths():
+        with telling_deaths():
             while waiting:
                 (ready,), waiting = ray.wait(waiting)
                 yield _result(ray.get(ready))
@@ -162,11 +164,10 @@ def in_actors(
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
             ),
-            # Without it, Ray Data would try a piece that kills its workers for ever.
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+            ray_remote_args_fn=lambda: dict(FEW_DEATHS),
             **cluster.of_worker,
         )
-    with _telling_deaths():
+    with telling_deaths():
         for row in rows.iter_rows():
             yield _result(row["result"])
 
@@ -201,24 +202,6 @@ def _result(outcome: bytes) -> Any:
     if error is not None:
         raise error
     return result
-
-
-@contextlib.contextmanager
-def _telling_deaths() -> Iterator[None]:
-    """Turn the death of workers, which Ray has tried again, into a one-line error."""
-    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-
-    try:
-        yield
-    except (RayTaskError, TaskCancelledError):
-        raise  # an error of this program, with its traceback
-    except RayError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"a worker died {RETRIES + 1} times at the same piece of work, perhaps for lack of "
-            f"memory ({reason}); finished pieces are kept: start Ray with fewer cores on each "
-            "machine (ray start --num-cpus=N), then run the same command"
-        ) from error
 
 
 # -------------------------------------------------------------------------------- the worker's side

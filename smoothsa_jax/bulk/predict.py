@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 from smoothsa_jax.bulk import corpus, parts
 from smoothsa_jax.bulk.cluster import (
+    FEW_DEATHS,
     Cluster,
     connected,
     program,
     quiet_ray_data,
     reason_of,
     refuse_other_program,
+    telling_deaths,
 )
 from smoothsa_jax.bulk.packing import packed, unpacked
 from smoothsa_jax.bulk.parts import Done
@@ -229,7 +231,7 @@ def _known(run: _Run, listed: Sequence[Done] | None) -> dict[int, Done]:
         quiet_ray_data()
         data = ray.data.from_items(unsure, override_num_blocks=min(len(unsure), MOST_BLOCKS))
         checked = data.map(parts.Verify(run.output.where, number), **run.cluster.of_reader)
-        for row in _rows_of(checked):
+        for row in rows_of(checked):
             if (found := pickle.loads(row["done"])) is not None:
                 done[found.part] = found
     return done
@@ -273,6 +275,7 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
             program(),
         ),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        ray_remote_args_fn=lambda: dict(FEW_DEATHS),
         **cluster.of_worker,
     )
     data = data.map(write, **cluster.of_reader)
@@ -280,7 +283,7 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
     with tqdm(
         total=len(run.items), initial=before, unit=" files", smoothing=0.1, leave=False
     ) as bar:
-        for row in _rows_of(data):
+        for row in rows_of(data):
             found: Done = pickle.loads(row["done"])
             done[found.part] = found
             errors += found.errors
@@ -306,7 +309,7 @@ def _refuse_without_frames(done: Any, named: str, output: Folder) -> None:
         )
 
 
-def _rows_of(data: Any) -> Iterator[dict[str, Any]]:
+def rows_of(data: Any) -> Iterator[dict[str, Any]]:
     """Run a data set and yield its rows; what a worker raised becomes one line."""
     import ray
 
@@ -324,7 +327,8 @@ def _rows_of(data: Any) -> Iterator[dict[str, Any]]:
                 f"the cluster has too little memory ({text}); use larger nodes or fewer workers, "
                 "then run the same command, which does what is missing"
             ) from error
-        raise
+        with telling_deaths():
+            raise
 
 
 class _Segment:

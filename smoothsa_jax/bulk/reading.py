@@ -1,6 +1,7 @@
 """Decode a part's pictures and videos, resized to the model's size."""
 
 import contextlib
+import errno
 import os
 import pickle
 import tempfile
@@ -18,7 +19,7 @@ from smoothsa_jax.bulk.storage import read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.videos import UnreadableVideo, read_video
 from smoothsa_jax.inputs import media
-from smoothsa_jax.inputs.addresses import is_remote
+from smoothsa_jax.inputs.addresses import explained, is_remote
 from smoothsa_jax.inputs.resize import resize_pixels
 
 # Of the decoded frames of a part; videos beyond are decoded where the model runs, frame by frame.
@@ -120,6 +121,12 @@ class Frames:
             self.note = video.missing
 
 
+# What is wrong with a machine or a store, and not with a file: by number, and by words of names.
+OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EBUSY", "ESTALE", "ETIMEDOUT")
+}
+OF_CLIENTS = ("Credential", "Connect", "Timeout")
 # What is wrong with a file, out of Pillow, FFmpeg and the system.
 UNREADABLE = (media.Unreadable, UserError, OSError, ValueError, av.FFmpegError)
 
@@ -128,8 +135,13 @@ def bad(item: Item, error: Exception) -> Bad:
     """Return what is noted of an item that cannot be read.
 
     Raises:
-        Exception: the error, if the item is not what is wrong.
+        UserError: the machine or the store is what is wrong. The run ends, and the same command
+            goes on: an item that is noted is not read again.
+        Exception: the error, if it is another one.
     """
+    if _is_of_the_machine(error) or _is_of_the_machine(error.__cause__):
+        with explained(item.urls[0]):
+            raise error
     if isinstance(error, UnreadableVideo):
         return Bad(item.name, error.reason)
     if isinstance(error, FileNotFoundError):
@@ -142,6 +154,14 @@ def bad(item: Item, error: Exception) -> Bad:
         raise error
     # The clients of object stores raise errors of their own.
     return Bad(item.name, " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _is_of_the_machine(error: BaseException | None) -> bool:
+    if isinstance(error, (ImportError, ConnectionError, TimeoutError)):
+        return True
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return True
+    return any(word in type(error).__name__ for word in OF_CLIENTS)
 
 
 def decoded(items: list[Item], size: tuple[int, int], most_bytes: int = MOST_BYTES) -> list[Any]:

@@ -5,12 +5,24 @@ import os
 import posixpath
 from pathlib import Path
 
+import fsspec
+
 from smoothsa_jax.files import atomic_file
 from smoothsa_jax.inputs.addresses import explained, file_system, is_remote
+
+# Protocols without folders, where making those of a path would make a bucket that has a wrong name.
+BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+
+
+def protocols(system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    """The names of a file system's protocol."""
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def read(url: str, start: int = 0, length: int = -1) -> bytes:
     """Read a file, or a range of it."""
+    if length == 0:  # of which a store would make all bytes
+        return b""
     end = None if length < 0 else start + length
     if not is_remote(url):
         with open(url, "rb") as file:
@@ -50,7 +62,8 @@ class Folder:
             return
         with explained(target, "written"):
             system, path = file_system(target)
-            system.makedirs(posixpath.dirname(path), exist_ok=True)
+            if not BUCKETS.intersection(protocols(system)):
+                system.makedirs(posixpath.dirname(path), exist_ok=True)
             system.pipe_file(path, data)
 
     def read(self, name: str) -> bytes | None:
@@ -83,7 +96,9 @@ class Folder:
             if not system.isdir(path):
                 return {}
             found = system.ls(path, detail=True)
-        return {posixpath.basename(x["name"]): x["size"] for x in found if x["type"] == "file"}
+        # An empty file of the folder's own name is how consoles of buckets make folders.
+        files = [x for x in found if x["type"] == "file" and not x["name"].endswith("/")]
+        return {posixpath.basename(x["name"]): x["size"] for x in files}
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one.

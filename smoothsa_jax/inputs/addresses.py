@@ -30,6 +30,8 @@ def file_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         system, path = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
+        if isinstance(error, ValueError) and "protocol" not in str(error).lower():
+            raise _as_user_error(address, "read", error) from error  # of files of credentials
         raise UserError(
             f"{address} cannot be read ({_line(error)}); install the package that fsspec names for "
             "it (of gs:// and s3://: pip install 'smoothsa_jax[cloud]'), or correct the address"
@@ -66,8 +68,10 @@ def explained(address: str, doing: str = "read", missing: bool = True) -> Iterat
 def _as_user_error(address: str, doing: str, error: Exception) -> UserError:
     reason = _line(error)
     if not is_remote(address):
+        if isinstance(error, OSError) and error.errno is not None:
+            return UserError(f"{address} cannot be {doing} ({reason}); correct this")
         return UserError(
-            f"{address} cannot be {doing} ({reason}); correct its name, or get the right to do so"
+            f"{address} cannot be {doing} ({type(error).__name__}: {reason}); copy it again"
         )
     said = f"{type(error).__name__} {reason}".lower()
     codes = {getattr(error, name, None) for name in ("code", "status")} & {401, 403, "401", "403"}
