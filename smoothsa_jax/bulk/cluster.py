@@ -321,6 +321,14 @@ def refuse_other_program(mine: str, theirs: str, where: str) -> None:
 
 
 @contextlib.contextmanager
+def taken_by_this_ray() -> Iterator[None]:
+    """Pass settings that this Ray takes, with a warning that the next one will not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
 def telling_deaths() -> Iterator[None]:
     """Turn the death of workers, which Ray has tried again, into a one-line error.
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import platform
 import secrets
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from smoothsa_jax.bulk.cluster import (
     program,
     quiet_ray_data,
     refuse_other_program,
+    taken_by_this_ray,
     telling_deaths,
 )
 from smoothsa_jax.checkout import beside_the_package
@@ -156,8 +156,7 @@ def in_actors(
         [{"piece": pickle.dumps(piece)} for piece in pieces], override_num_blocks=len(pieces)
     )
     size = min(cluster.workers, len(pieces))
-    with warnings.catch_warnings():  # of the extra's newest Ray, which the next one will not take
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with taken_by_this_ray():
         rows = rows.map(
             _Actor,
             fn_constructor_args=(work,),

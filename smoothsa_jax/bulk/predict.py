@@ -28,6 +28,7 @@ from smoothsa_jax.bulk.cluster import (
     quiet_ray_data,
     reason_of,
     refuse_other_program,
+    taken_by_this_ray,
     telling_deaths,
 )
 from smoothsa_jax.bulk.packing import packed, unpacked
@@ -230,7 +231,8 @@ def _known(run: _Run, listed: Sequence[Done] | None) -> dict[int, Done]:
 
         quiet_ray_data()
         data = ray.data.from_items(unsure, override_num_blocks=min(len(unsure), MOST_BLOCKS))
-        checked = data.map(parts.Verify(run.output.where, number), **run.cluster.of_reader)
+        with taken_by_this_ray():
+            checked = data.map(parts.Verify(run.output.where, number), **run.cluster.of_reader)
         for row in rows_of(checked):
             if (found := pickle.loads(row["done"])) is not None:
                 done[found.part] = found
@@ -263,8 +265,28 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
         program(),
     )
     data = ray.data.from_items(list(items), override_num_blocks=min(len(missing), MOST_BLOCKS))
-    data = data.map(Read(run.model.image_size, program()), **cluster.of_reader)
-    data = data.map(
+    with taken_by_this_ray():
+        data = _segmented(data, run, model, workers).map(write, **cluster.of_reader)
+    before = sum(x.files for x in done.values())
+    with tqdm(
+        total=len(run.items), initial=before, unit=" files", smoothing=0.1, leave=False
+    ) as bar:
+        for row in rows_of(data):
+            found: Done = pickle.loads(row["done"])
+            done[found.part] = found
+            errors += found.errors
+            bar.update(found.files)
+            _refuse_errors(errors, run)
+            if guard is not None and guard.received is not None:
+                raise signals.Stopped(guard.received)
+
+
+def _segmented(data: Any, run: _Run, model: Any, workers: int) -> Any:
+    """The data set of parts, read and then segmented by so many actors."""
+    import ray
+
+    cluster = run.cluster
+    return data.map(Read(run.model.image_size, program()), **cluster.of_reader).map(
         _Segment,
         fn_constructor_args=(
             [model],
@@ -278,19 +300,6 @@ def _do(run: _Run, done: dict[int, Done], guard: signals.SignalGuard | None) -> 
         ray_remote_args_fn=lambda: dict(FEW_DEATHS),
         **cluster.of_worker,
     )
-    data = data.map(write, **cluster.of_reader)
-    before = sum(x.files for x in done.values())
-    with tqdm(
-        total=len(run.items), initial=before, unit=" files", smoothing=0.1, leave=False
-    ) as bar:
-        for row in rows_of(data):
-            found: Done = pickle.loads(row["done"])
-            done[found.part] = found
-            errors += found.errors
-            bar.update(found.files)
-            _refuse_errors(errors, run)
-            if guard is not None and guard.received is not None:
-                raise signals.Stopped(guard.received)
 
 
 def _refuse_errors(errors: int, run: _Run) -> None:
