@@ -12,7 +12,7 @@ from tiny import as_dynamics, tiny_config
 from data import prepare, store, workers
 from data.check import check
 from smoothsa_jax.bulk import pieces
-from smoothsa_jax.bulk.cluster import FEW_DEATHS, connected, quiet_ray_data
+from smoothsa_jax.bulk.cluster import connected, quiet_ray_data
 from smoothsa_jax.bulk.evaluate import evaluate_run
 from smoothsa_jax.bulk.predict import rows_of
 from smoothsa_jax.errors import UserError
@@ -112,23 +112,13 @@ def test_a_piece_that_kills_every_worker_is_one_line(cluster, tmp_path, do):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["reading", "segmenting"])
-def test_a_part_of_predict_that_kills_every_worker_is_one_line(cluster, tmp_path, stage):
+def test_a_part_of_predict_that_kills_every_reader_is_one_line(cluster, tmp_path):
     import ray
     from ray_work import KillerOfRows
 
     quiet_ray_data()
     data = ray.data.from_items(["good", "bad"], override_num_blocks=2)
-    if stage == "reading":
-        data = data.map(KillerOfRows(tmp_path), **cluster.of_reader)
-    else:
-        data = data.map(
-            KillerOfRows,
-            fn_constructor_args=(tmp_path,),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=1),
-            ray_remote_args_fn=lambda: dict(FEW_DEATHS),
-            **cluster.of_worker,
-        )
+    data = data.map(KillerOfRows(tmp_path), **cluster.of_reader)
     with pytest.raises(UserError, match="^a worker died 6 times at the same piece") as told:
         list(rows_of(data))
     assert "\n" not in str(told.value)

@@ -30,8 +30,6 @@ REACH_SECONDS = 5.0  # to find out whether anything listens; Ray itself tries fo
 LEAST_STORE = 75 * 2**20  # bytes of an object store; Ray's own limit
 ACCELERATORS = ("GPU", "TPU")  # Ray's names
 RETRIES = 5  # of a piece whose worker dies: then it is the piece
-# Of actors that Ray Data makes, which would try a piece that kills its workers for ever.
-FEW_DEATHS = {"max_restarts": -1, "max_task_retries": RETRIES}
 
 
 class Cluster(NamedTuple):

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from smoothsa_jax.bulk import corpus, parts
 from smoothsa_jax.bulk.cluster import (
-    FEW_DEATHS,
     Cluster,
     connected,
     program,
@@ -297,7 +296,8 @@ def _segmented(data: Any, run: _Run, model: Any, workers: int) -> Any:
             program(),
         ),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        ray_remote_args_fn=lambda: dict(FEW_DEATHS),
+        # Without a limit of deaths: calls of an actor whose machine is lost fail many times until
+        # Ray knows that it is.
         **cluster.of_worker,
     )
 
