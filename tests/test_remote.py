@@ -296,10 +296,7 @@ def test_what_libraries_raise_is_one_line(bucket, cache, monkeypatch, error, exp
 @pytest.mark.parametrize(
     "address, told",
     [
-        (
-            "--input=gs://bucket/x",
-            "gs://bucket/x may not be read with the credentials",
-        ),
+        ("--input=gs://bucket/x", "gs://bucket/x may not be read with the credentials"),
         ("--input=/data/x", "/data/x cannot be read .*Denied.; correct this"),
     ],
 )
@@ -390,5 +387,5 @@ def test_a_disk_that_fills_up(bucket, cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", full)
-    assert f"is full while {ADDRESS}/{SHARDS[0]} is copied" in refused(cache)
+    assert f"the disk is full while {ADDRESS}/{SHARDS[0]} is copied" in refused(cache)
     assert not copies(cache)

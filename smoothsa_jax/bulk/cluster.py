@@ -233,11 +233,7 @@ def _why(error: Exception, address: str | None) -> str:
 
 def _is_about_tokens(error: BaseException) -> bool:
     """Whether Ray refused this process for want of a token, as far as what it raised tells."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return any("authentication" in f"{type(x).__name__} {x}".lower() for x in chain)
+    return any("authentication" in f"{type(x).__name__} {x}".lower() for x in _behind(error))
 
 
 def _checked(address: str | None) -> Cluster:
@@ -348,12 +344,8 @@ def telling_deaths() -> Iterator[None]:
         ) from error
 
 
-def reason_of(error: BaseException) -> UserError | None:
-    """The `UserError` that a worker raised, out of what Ray wraps around it; None: another one.
-
-    What the system explains, such as a full disk, becomes one too. Of a worker that fails to start,
-    Ray keeps the text alone.
-    """
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An error, and all that it was raised from, as Ray and Python keep it."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -361,11 +353,21 @@ def reason_of(error: BaseException) -> UserError | None:
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
+        yield found
+        waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
+
+
+def reason_of(error: BaseException) -> UserError | None:
+    """The `UserError` that a worker raised, out of what Ray wraps around it; None: another one.
+
+    What the system explains, such as a full disk, becomes one too. Of a worker that fails to start,
+    Ray keeps the text alone.
+    """
+    for found in _behind(error):
         if isinstance(found, UserError):
             return UserError(str(found.args[0]) if found.args else str(found))
         if isinstance(found, OSError) and found.strerror:
             where = f"{found.filename}: " if found.filename else ""
             return UserError(f"a worker: {where}{found.strerror}; fix this, then run it again")
-        waiting += [getattr(found, "cause", None), found.__cause__, found.__context__]
     told = re.findall(r"^(?:\w+\.)*UserError: (.+)$", str(error), re.MULTILINE)
     return UserError(told[-1]) if told else None

@@ -18,7 +18,7 @@ from smoothsa_jax.bulk.packing import packed
 from smoothsa_jax.bulk.storage import read
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.videos import UnreadableVideo, read_video
-from smoothsa_jax.inputs import media
+from smoothsa_jax.inputs import media, remote
 from smoothsa_jax.inputs.addresses import explained, is_remote
 from smoothsa_jax.inputs.resize import resize_pixels
 
@@ -123,9 +123,9 @@ class Frames:
 
 # What is wrong with a machine or a store, and not with a file: by number, and by words of names.
 OF_THE_MACHINE = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EBUSY", "ESTALE", "ETIMEDOUT")
-}
+    *remote.FULL, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBUSY, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
 OF_CLIENTS = ("Credential", "Connect", "Timeout")
 # What is wrong with a file, out of Pillow, FFmpeg and the system.
 UNREADABLE = (media.Unreadable, UserError, OSError, ValueError, av.FFmpegError)

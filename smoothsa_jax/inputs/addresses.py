@@ -29,15 +29,14 @@ def file_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     try:
         system, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        if isinstance(error, ValueError) and "protocol" not in str(error).lower():
-            raise _as_user_error(address, "read", error) from error  # of files of credentials
+    except Exception as error:  # credentials may be looked for now
+        is_unknown = isinstance(error, ValueError) and "protocol" in str(error).lower()
+        if not is_unknown and not isinstance(error, ImportError):
+            raise _as_user_error(address, "read", error) from error
         raise UserError(
             f"{address} cannot be read ({_line(error)}); install the package that fsspec names for "
             "it (of gs:// and s3://: pip install 'smoothsa_jax[cloud]'), or correct the address"
         ) from error
-    except Exception as error:  # credentials may be looked for now
-        raise _as_user_error(address, "read", error) from error
     return system, path.rstrip("/") or path
 
 

@@ -169,7 +169,7 @@ def _copy(address: str, name: str, path: Path, expected: str) -> None:
             size = system.info(there)["size"]
         _refuse_full(path.parent, whole, size or 0)
         with atomic_file(path) as partial:
-            with explained(whole, missing=False), _disk_of(path.parent, whole):
+            with explained(whole, missing=False), _telling_full_disk(whole):
                 system.get_file(there, str(partial))
             with open(partial, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -186,7 +186,7 @@ def _copy(address: str, name: str, path: Path, expected: str) -> None:
 
 
 @contextlib.contextmanager
-def _disk_of(folder: Path, address: str) -> Iterator[None]:
+def _telling_full_disk(address: str) -> Iterator[None]:
     """Turn a disk that gets full while an address is copied into one line."""
     try:
         yield
@@ -194,8 +194,8 @@ def _disk_of(folder: Path, address: str) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise UserError(
-            f"the disk of {folder} is full while {address} is copied; make room, or name a larger "
-            "disk with --config.data.cache"
+            f"the disk is full while {address} is copied; make room, or name a larger disk with "
+            "--config.data.cache"
         ) from error
 
 
