@@ -56,21 +56,25 @@ PLAN = (
     Part(("dinosaur",), IMAGE, 5500),
     Part(("dias",), IMAGE, 4500),
     Part(("metaslot",), IMAGE, 3000),
-    # Videos, and the paper's claim that the warmer can be attached.
-    Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
-    Part(SMOOTH, GAUSSIAN, 3500),
     # Harder data.
     Part(("smoothsa", "spot", "boqsa"), HARD, None),
     Part(("dinosaur", "dias"), HARD, 4500),
+    # The founding systems, trained on pixels.
+    Part(("slot_attention",), IMAGE, 2500),
+    Part(("savi_slotformer",), GAUSSIAN, 1200),
+    # Videos, and the paper's claim that the warmer can be attached.
+    Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
+    Part(SMOOTH, GAUSSIAN, 3500),
     Part(VIDEO_SYSTEMS, HARD_VIDEO, 3500),
+    # Scenes.
+    Part(("smoothsa", "slotcontrast", "videosaur", "randsfq"), ("scenes",), 1200, ONE_SEED),
+    Part(("smoothsa", "spot", "dinosaur"), ("scenes:image",), 1500, ONE_SEED),
     # Systems with a tokenizer, which comes first.
     Part(tuple(f"{name},tokenizer" for name in OF_TOKENS), IMAGE, None),
     Part(OF_TOKENS, IMAGE, None),
     Part(("steve,tokenizer", "vvo,tokenizer"), GAUSSIAN, None, ONE_SEED),
     Part(("steve", "vvo"), GAUSSIAN, None, ONE_SEED),
     Part(("spot,student",), IMAGE, 2500),
-    Part(("slot_attention",), IMAGE, 2500),
-    Part(("savi_slotformer",), GAUSSIAN, 1200),
     # Slots that start from boxes.
     Part(VIDEO_SYSTEMS, BOXES, 3500, ONE_SEED),
     Part(SMOOTH, BOXES, 3500, ONE_SEED),
@@ -78,9 +82,6 @@ PLAN = (
     Part(("smoothsa",), BOXES, 3500, ONE_SEED, ("no warmer", "3/3", "1/1")),
     Part(("smoothsa",), GAUSSIAN, 3500, SEEDS, ("no warmer", "3/3", "1/1")),
     Part(("smoothsa",), IMAGE, None, SEEDS, ("no warmer",)),
-    # Scenes.
-    Part(("smoothsa", "slotcontrast", "videosaur", "randsfq"), ("scenes",), 1200, ONE_SEED),
-    Part(("smoothsa", "spot", "dinosaur"), ("scenes:image",), 1500, ONE_SEED),
     # The figures of the inverted-attention paper: 3, 7, 9, 6, 4, and its first table.
     Part(INVERTED, IMAGE, 3000, SEEDS, (FULL,), (*PLAIN, *FOREGROUND)),
     Part(LEARNED, IMAGE, 3000, SEEDS, (FULL,), FOREGROUND),
