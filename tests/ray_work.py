@@ -35,6 +35,13 @@ class KillerOfRows(Killer):
         return {"item": super().__call__(row["item"])}
 
 
+class KillerInActor(KillerOfRows):
+    """The same, made as the actors of predict are."""
+
+    def __init__(self, model, *rest):
+        super().__init__(model[0])
+
+
 class DyingPreparation(workers.MakeShard):
     """Dies once in the middle of a shard: it has begun to write, and it is not whole."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prepared_folders import five_clips
@@ -11,7 +12,8 @@ from tiny import as_dynamics, tiny_config
 
 from data import prepare, store, workers
 from data.check import check
-from smoothsa_jax.bulk import pieces
+from smoothsa_jax.bulk import cluster as ray_cluster
+from smoothsa_jax.bulk import pieces, predict
 from smoothsa_jax.bulk.cluster import connected, quiet_ray_data
 from smoothsa_jax.bulk.evaluate import evaluate_run
 from smoothsa_jax.bulk.predict import rows_of
@@ -99,30 +101,48 @@ def test_an_error_of_a_shard_is_one_line(tmp_path, capsys):
     assert "a.png" in expected
 
 
+TOLD = {6: "a worker died 6 times at the same piece of work, ", 2: "a worker died 2 times, "}
+
+
+@pytest.fixture
+def few_deaths(monkeypatch):
+    """A lower limit for actors, each of which takes seconds to begin."""
+    monkeypatch.setattr(ray_cluster, "DEATHS", 1)
+    monkeypatch.setitem(ray_cluster.ACTOR, "max_restarts", 1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("do", [pieces.in_tasks, pieces.in_actors], ids=["tasks", "actors"])
-def test_a_piece_that_kills_every_worker_is_one_line(cluster, tmp_path, do):
+@pytest.mark.parametrize(("do", "times"), [(pieces.in_tasks, 6), (pieces.in_actors, 2)])
+def test_a_piece_that_kills_every_worker_is_one_line(cluster, tmp_path, few_deaths, do, times):
     work, cluster = "ray_work:Killer", () if do is pieces.in_tasks else (cluster,)
     with pieces.marked("--out=here", tmp_path) as mark:
         found = do(*cluster, work, (tmp_path,), ["good", "bad"], mark)
-        with pytest.raises(UserError, match="^a worker died 6 times at the same piece") as told:
+        with pytest.raises(UserError, match=f"^{TOLD[times]}") as told:
             list(found)
     assert "\n" not in str(told.value)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == times
 
 
 @pytest.mark.slow
-def test_a_part_of_predict_that_kills_every_reader_is_one_line(cluster, tmp_path):
+@pytest.mark.parametrize(("stage", "times"), [("reading", 6), ("segmenting", 2)])
+def test_a_part_of_predict_that_kills_every_worker_is_one_line(
+    cluster, tmp_path, few_deaths, monkeypatch, stage, times
+):
     import ray
-    from ray_work import KillerOfRows
+    import ray_work
 
     quiet_ray_data()
+    reader = ray_work.KillerOfRows(tmp_path) if stage == "reading" else lambda row: row
+    monkeypatch.setattr(predict, "Read", lambda *arguments: reader)
+    monkeypatch.setattr(predict, "_Segment", ray_work.KillerInActor)
     data = ray.data.from_items(["good", "bad"], override_num_blocks=2)
-    data = data.map(KillerOfRows(tmp_path), **cluster.of_reader)
-    with pytest.raises(UserError, match="^a worker died 6 times at the same piece") as told:
+    model = SimpleNamespace(image_size=(8, 8))
+    run = predict._Run(None, model, {}, predict.BulkOptions(), cluster, ())
+    data = predict._segmented(data, run, tmp_path, 1)
+    with pytest.raises(UserError, match=f"^{TOLD[times]}") as told:
         list(rows_of(data))
     assert "\n" not in str(told.value)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == times
 
 
 def test_workers_of_another_version_or_without_the_folder_are_refused(

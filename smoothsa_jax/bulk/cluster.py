@@ -30,6 +30,10 @@ REACH_SECONDS = 5.0  # to find out whether anything listens; Ray itself tries fo
 LEAST_STORE = 75 * 2**20  # bytes of an object store; Ray's own limit
 ACCELERATORS = ("GPU", "TPU")  # Ray's names
 RETRIES = 5  # of a piece whose worker dies: then it is the piece
+# An actor's calls fail many times where its machine is lost, until Ray knows; so its deaths are
+# counted. Machines may be lost often in a long run.
+DEATHS = 20
+ACTOR = {"max_restarts": DEATHS, "max_task_retries": -1}  # options of Ray
 
 
 class Cluster(NamedTuple):
@@ -329,7 +333,7 @@ def telling_deaths() -> Iterator[None]:
     Raises:
         UserError: the workers of a piece died.
     """
-    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+    from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 
     try:
         yield
@@ -337,10 +341,13 @@ def telling_deaths() -> Iterator[None]:
         raise  # an error of this program, with its traceback
     except RayError as error:
         reason = " ".join(str(error).split())[:300]
+        times = f"{RETRIES + 1} times at the same piece of work"
+        if isinstance(error, RayActorError):
+            times = f"{DEATHS + 1} times"
         raise UserError(
-            f"a worker died {RETRIES + 1} times at the same piece of work, perhaps for lack of "
-            f"memory ({reason}); finished pieces are kept: start Ray with fewer cores on each "
-            "machine (ray start --num-cpus=N), then run the same command"
+            f"a worker died {times}, perhaps for lack of memory ({reason}); finished pieces are "
+            "kept: start Ray with fewer cores on each machine (ray start --num-cpus=N), then run "
+            "the same command"
         ) from error
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smoothsa_jax.bulk.cluster import (
+    ACTOR,
     RETRIES,
     Cluster,
     program,
@@ -162,8 +163,7 @@ def in_actors(
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
             ),
-            # Without it, Ray Data would try a piece that kills its workers for ever.
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+            ray_remote_args_fn=lambda: dict(ACTOR),
             **cluster.of_worker,
         )
     with telling_deaths():

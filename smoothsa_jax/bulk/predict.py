@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from smoothsa_jax.bulk import corpus, parts
 from smoothsa_jax.bulk.cluster import (
+    ACTOR,
     Cluster,
     connected,
     program,
@@ -296,8 +297,7 @@ def _segmented(data: Any, run: _Run, model: Any, workers: int) -> Any:
             program(),
         ),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        # Without a limit of deaths: calls of an actor whose machine is lost fail many times until
-        # Ray knows that it is.
+        ray_remote_args_fn=lambda: dict(ACTOR),
         **cluster.of_worker,
     )
 
