@@ -12,7 +12,7 @@ from the first output to the last. `first output` is the time from the start to 
 and at the end (Linux).
 `faults`: a cluster of two nodes in this process (`ray.cluster_utils`). In each round the second one
 is killed at a random moment of the run and a new one is added; the rows are compared with those of
-an undisturbed run.
+an undisturbed run. With --work=store, `data.store` finds slots, and its files are compared.
 `hours`: what runs on cores is measured here, a stage at a time, on one core and without the engine,
 with clips, slots and masks of MOVi-C's size. What runs on the GPU is what its compiler plans
 (`ahead_of_time.py`) for whole clips, at the peaks of the data sheet: a lower bound, since a worker
@@ -22,6 +22,7 @@ those of the workers, for which cores have to keep up.
 """
 
 import argparse
+import hashlib
 import itertools
 import os
 import pickle
@@ -33,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,10 +44,13 @@ import psutil
 from PIL import Image
 
 from benchmarks.clips import write_video
+from data import store
 from smoothsa_jax.bulk import corpus, parts, predict, reading, segmenting
 from smoothsa_jax.bulk.cluster import connected, program
 from smoothsa_jax.bulk.packing import packed, unpacked
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.inference import predict as plain
+from smoothsa_jax.inference.load import SHIPPED
 from smoothsa_jax.inference.side_by_side import Frames
 from smoothsa_jax.inputs.scenes import Scenes
 
@@ -177,6 +181,49 @@ def memory(given: argparse.Namespace, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------- faults
 
 
+class Bulk(NamedTuple):
+    """Work on the cluster that loses its nodes.
+
+    Attributes:
+        do: writes a folder.
+        found: what is compared, of a folder.
+    """
+
+    do: Callable[[Path], None]
+    found: Callable[[Path], dict[Any, Any]]
+
+
+def prediction(given: argparse.Namespace, folder: Path) -> Bulk:
+    source = write_clips(folder / "clips", given.number, frames=6)
+    parts.PART_WEIGHT = 2 * parts.VIDEO_WEIGHT
+    return Bulk(lambda output: run_engine(source, output, places=2), rows_in)
+
+
+def storing(given: argparse.Namespace, folder: Path) -> Bulk:
+    store.SLOT_SHARD_BYTES = 1  # a clip in a shard
+    config = load_config("configs/sprites.py:gaussian,dynamics").unlock()
+    config.companions.slot_model.source = str(SHIPPED / MODEL)
+    config.data.num_samples = given.number
+    config.eval.update(validation_samples=1, num_samples=1)
+    config.lock()
+
+    def do(output: Path) -> None:
+        with connected() as cluster:
+            store.store(config, output, cluster=cluster)
+
+    def found(output: Path) -> dict[str, str]:
+        files = [*output.glob("*array_record*"), *output.glob("*.json")]
+        return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in files}
+
+    return Bulk(do, found)
+
+
+WORKS: dict[str, Callable[[argparse.Namespace, Path], Bulk]] = {
+    "predict": prediction,
+    "store": storing,
+}
+
+
 def faults(given: argparse.Namespace, folder: Path) -> int:
     import ray
     from ray.cluster_utils import Cluster
@@ -185,36 +232,36 @@ def faults(given: argparse.Namespace, folder: Path) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     )
-    source = write_clips(folder / "clips", given.number, frames=6)
-    parts.PART_WEIGHT = 2 * parts.VIDEO_WEIGHT
-    store = {"object_store_memory": 200 * 2**20}
+    work = WORKS[given.work](given, folder)
+    memory = {"object_store_memory": 200 * 2**20}
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, **store},
+        head_node_args={"num_cpus": 1, "include_dashboard": False, **memory},
     )
     ray.init(address=cluster.address, namespace="smoothsa_jax", log_to_driver=False)
-    node = cluster.add_node(num_cpus=1, **store)
-    run_engine(source, folder / "first", places=2)  # compiles
+    node = cluster.add_node(num_cpus=1, **memory)
+    work.do(folder / "first")  # compiles
     begin = time.time()
-    run_engine(source, folder / "undisturbed", places=2)
-    lasts, expected = time.time() - begin, rows_in(folder / "undisturbed")
-    print(f"undisturbed: {len(expected)} rows in {lasts:.0f} s", flush=True)
+    work.do(folder / "undisturbed")
+    lasts, expected = time.time() - begin, work.found(folder / "undisturbed")
+    what = "rows" if given.work == "predict" else "files"
+    print(f"undisturbed: {len(expected)} {what} in {lasts:.0f} s", flush=True)
     chance, same = random.Random(given.seed), 0
     for number in range(given.rounds):
         moment, output = chance.uniform(0.1, 0.9) * lasts, folder / f"round_{number}"
         begin = time.time()
         killer = threading.Timer(moment, lambda node=node: cluster.remove_node(node, False))
         killer.start()
-        run_engine(source, output, places=2)
+        work.do(output)
         took = time.time() - begin
         killer.join()
-        found = rows_in(output)
+        found = work.found(output)
         same += found == expected
-        said = "the same rows" if found == expected else f"{len(found)} other rows"
+        said = f"the same {what}" if found == expected else f"{len(found)} other {what}"
         late = "" if moment < took else ", after the end"
         print(f"round {number}: killed at {moment:.0f} s{late}, {said} in {took:.0f} s", flush=True)
-        node = cluster.add_node(num_cpus=1, **store)
-    print(f"{same} of {given.rounds} rounds gave the same rows")
+        node = cluster.add_node(num_cpus=1, **memory)
+    print(f"{same} of {given.rounds} rounds gave the same {what}")
     ray.shutdown()
     cluster.shutdown()
     return int(same != given.rounds)
@@ -345,6 +392,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=2, help="of the engine, for speed")
     parser.add_argument("--pictures", type=int, default=100_000, help="for memory")
     parser.add_argument("--rounds", type=int, default=10, help="of faults")
+    parser.add_argument("--work", choices=WORKS, default="predict", help="for faults")
     parser.add_argument("--corpus", type=int, default=10_000_000, help="clips, for hours")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()

@@ -151,14 +151,16 @@ def test_too_many_unreadable_files_end_the_run(clips, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_killed_at_random_moments_changes_no_row():
+@pytest.mark.parametrize(("work", "what"), [("predict", "rows"), ("store", "files")])
+def test_a_node_killed_at_random_moments_changes_nothing(work, what):
     """In a process of its own, which has a cluster of two nodes; `TRIALS` counts the rounds."""
-    script = [sys.executable, "-m", "benchmarks.bulk", "faults", f"--rounds={TRIALS}"]
+    script = [sys.executable, "-m", "benchmarks.bulk", "faults", f"--work={work}"]
+    script += [f"--rounds={TRIALS}"]
     done = subprocess.run(
         script, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=environment("")
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{TRIALS} of {TRIALS} rounds gave the same rows" in done.stdout
+    assert f"{TRIALS} of {TRIALS} rounds gave the same {what}" in done.stdout
 
 
 def begun(clips, output, cache):
