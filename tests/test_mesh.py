@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from tiny import tiny_batch, tiny_config, with_tokens_along
 
@@ -23,6 +24,7 @@ from smoothsa_jax.devices.mesh_shape import mesh_shape
 from smoothsa_jax.devices.over_samples import over_samples
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.losses.slots import slot_contrast_loss
+from smoothsa_jax.models.build import build_slot_model
 from smoothsa_jax.training import step as step_file
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +227,21 @@ def small_program() -> dict[str, float]:
         report[f"{data}x{fsdp}/{parts}"] = off(found, expected)
         report[f"{data}x{fsdp}/{parts} loops"] = loops
     return report
+
+
+def where_parts_are() -> dict[str, list[int]]:
+    """The devices on which the parts of a new model lie, where another one than the first is for
+    computing.
+    """
+    with jax.default_device(jax.devices()[3]):
+        model = build_slot_model(tiny_config().model, (16, 12), 0, {"encoder": 5})
+    devices = lambda part: {x.id for a in jax.tree.leaves(nnx.state(part)) for x in a.devices()}  # noqa: E731
+    return {name: sorted(devices(getattr(model, name))) for name in ("encoder", "decoder")}
+
+
+@pytest.mark.more
+def test_frozen_random_values_are_drawn_on_the_cpu_whatever_computes():
+    assert on_eight_devices("where_parts_are()") == {"encoder": [0], "decoder": [3]}
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The tables of parts, and functions that make models from a config."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -208,7 +209,10 @@ def _built(
 
         if name in shapes:
             return nnx.eval_shape(lambda: build(_one_key()))
-        return build(nnx.Rngs(own[name]) if name in own else rngs)
+        if name not in own:
+            return build(rngs)
+        with _on_cpu():
+            return build(nnx.Rngs(own[name]))
 
     # The order determines the values that a seed gives.
     encoder = part("encoder", image_size)
@@ -240,6 +244,18 @@ def _built(
         num_slots=num_slots,
         slot_size=slot_size,
     )
+
+
+def _on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Compute on the CPU, where JAX may use it.
+
+    Devices of different kinds round random values differently. Frozen ones have to be equal on all:
+    what is stored on a machine without an accelerator is read on one with.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # as JAX_PLATFORMS says
+        return contextlib.nullcontext()
 
 
 def check_prunable(aggregator: Aggregator, name: str, restart: str) -> None:
