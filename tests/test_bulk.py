@@ -108,6 +108,28 @@ def test_every_form_of_a_corpus_gives_the_same_pictures(pictures, tmp_path):
     assert corpus.find(str(pictures)).digest != local.digest
 
 
+@pytest.mark.parametrize("marker", ["/marked", "/marked/", "/marked/inner/"])
+def test_an_empty_object_that_stands_for_a_folder_is_no_input(pictures, monkeypatch, marker):
+    """A console of S3 makes one for each folder, and s3fs lists it among the files."""
+    url = in_memory(pictures, "marked")
+    expected = corpus.find(url)
+    find = fsspec.get_filesystem_class("memory").find
+    monkeypatch.setattr(
+        fsspec.get_filesystem_class("memory"), "find", lambda *x: sorted([marker, *find(*x)])
+    )
+    found = corpus.find(url)
+    assert (found.items, found.left_out) == (expected.items, expected.left_out)
+
+
+@pytest.mark.parametrize("cpus", [2, 4])
+def test_readers_have_cores_where_each_accelerator_takes_one(cpus):
+    """Two accelerators and a reader at least fit onto the cores at once, else nothing begins."""
+    found = cluster.Cluster(None, cpus, "GPU", 2)
+    assert found.workers == 2 and found.of_worker["num_gpus"] == 1
+    taken = found.workers * found.of_worker["num_cpus"]
+    assert taken + found.of_reader["num_cpus"] <= cpus
+
+
 def test_numbered_pictures_in_a_store_are_a_video(tmp_path):
     folder = tmp_path / "clips" / "one"
     folder.mkdir(parents=True)
