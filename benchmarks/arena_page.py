@@ -4,6 +4,7 @@ Every number on the page comes from a row. What people say about it stands in ar
 the headings that the page asks for; a number there is refused.
 """
 
+import collections
 import dataclasses
 import re
 import statistics
@@ -125,13 +126,23 @@ def _ranked(here: Sequence[Contestant]) -> list[Contestant]:
 
 
 def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
-    """Return the scores of the baselines that do not depend on the system, of the newest row."""
-    found: dict[str, Row] = {}
-    for contestant in here:
-        for row in contestant.rows:
-            own = {k: x for k, x in row.get("baselines", {}).items() if "untrained" not in k}
-            found |= own
-    return found
+    """Return the scores of the baselines that do not depend on the system.
+
+    A system that trains its own encoder has features of its own: the scores that most rows agree on
+    count.
+    """
+    found: dict[str, list[Row]] = {}
+    for x in here:
+        for row in x.rows:
+            for name, scores in row.get("baselines", {}).items():
+                if "untrained" not in name:
+                    found.setdefault(name, []).append(scores)
+    return {name: _most_frequent(each) for name, each in found.items()}
+
+
+def _most_frequent(each: Sequence[Row]) -> Row:
+    ((lead, _),) = collections.Counter(x.get(LEAD) for x in each).most_common(1)
+    return next(x for x in reversed(each) if x.get(LEAD) == lead)
 
 
 def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -> list[str]:
@@ -278,13 +289,14 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
 def _differences(here: Sequence[Contestant]) -> list[str]:
     if len(here) < 2:
         return []
-    best = here[0]
+    best, shared = here[0], baselines_of(here).get(KMEANS)
     kmeans = next(
         (
             row["baseline_clips"][KMEANS][LEAD]
             for x in here
             for row in x.rows
             if KMEANS in row.get("baseline_clips", {})
+            and row["baselines"][KMEANS].get(LEAD) == shared.get(LEAD)
         ),
         None,
     )

@@ -109,6 +109,20 @@ def test_tables_have_mean_spread_and_baselines():
     assert cost == ["3,000", "20", "10", "10.0", "40", "1", "10.0 ± 0.0"]
 
 
+def test_features_of_an_own_encoder_are_no_baseline_of_the_others():
+    rows = [row("smoothsa", "image", 0, 0.8), row("spot", "image", 0, 0.6)]
+    own = {"baselines": {arena_rows.KMEANS: {"fg_ari": 0.2}}}
+    own["baseline_clips"] = {arena_rows.KMEANS: {"fg_ari": [0.2] * CLIPS}}
+    # Once the first row, the best and the last one.
+    for number in range(2):
+        trained = row("slot_attention", "image", 0, (0.9, 0.4)[number], **own)
+        rows = [trained, *rows] if number == 0 else [*rows[1:], trained]
+        text = section(arena_page.page(rows, {}), "sprites:image")
+        assert table(text, "as trained")["*k-means on features*"][2] == "50.0"
+        assert table(text, "FG-ARI, difference")["SPOT"][1].startswith("+10.0 (")
+        assert "10.0 points of FG-ARI above k-means" in arena_page.page(rows, {})
+
+
 def test_equal_steps_and_time_are_read_off_the_curves():
     short = row("spot", "image", 0, 0.4, steps=300)
     short["curve"] = [

@@ -69,6 +69,10 @@ def test_the_list_has_bundled_and_published_models():
     sprites = found["sprites"]
     assert sprites.bundled and sprites.size > 100_000 and 70 < sprites.scores["fg_ari"] < 80
     assert ssa.list_models(published=True) == list(MODELS.values())
+    # In percent, so that numbers of slots or segments are left out.
+    scores = [x.scores for x in ssa.list_models(published=False)]
+    assert all(0 <= value <= 100 for each in scores for value in each.values())
+    assert "count_error" not in found["sprites_dias"].scores
 
 
 # --------------------------------------------------------------------------------------- the files

@@ -242,6 +242,11 @@ def is_loss(metric: str) -> bool:
     return metric.split("/")[0] == LOSS
 
 
+def is_share(metric: str) -> bool:
+    """Whether tables show a metric in percent."""
+    return not is_loss(metric) and metric not in (*NUMBERS, *COUNTS)
+
+
 def _ordered(metrics: Iterable[str]) -> list[str]:
     """The metrics of a table in its order: the known ones as in TITLES, kinds, then losses."""
     known = [name for name in TITLES if name in metrics]

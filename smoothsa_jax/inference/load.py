@@ -16,6 +16,7 @@ from smoothsa_jax.checkpoints.read import FOLDER
 from smoothsa_jax.checkpoints.sources import Trained, fetched, is_trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError
+from smoothsa_jax.evaluation.scores import is_share
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import hub, state_dicts
@@ -49,7 +50,11 @@ def _facts_of_bundled(folder: Path) -> ModelFacts:
         file=str(folder / WEIGHTS_FILE),
         size=(folder / WEIGHTS_FILE).stat().st_size,
         license="Apache-2.0",
-        scores={name: round(100 * x["mean"], 1) for name, x in scores["metrics"].items()},
+        scores={
+            name: round(100 * x["mean"], 1)
+            for name, x in scores["metrics"].items()
+            if is_share(name) and x["mean"] is not None
+        },
         protocol=f"{scores['split']} split" if "split" in scores else None,
     )
 
