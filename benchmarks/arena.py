@@ -67,6 +67,7 @@ from ml_collections import ConfigDict
 from benchmarks.arena_plan import PLAN
 from benchmarks.arena_plan import SEEDS as DEFAULT_SEEDS
 from benchmarks.arena_rows import (
+    DEFAULT_SYSTEM,
     FULL,
     KEY,
     LEADING,
@@ -92,7 +93,6 @@ from smoothsa_jax.config.values import canonical, differences, flatten, from_jso
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
 
-DEFAULT_SYSTEM = "smoothsa"  # needs no word
 IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
 PLAIN = {"eval.prune": None, "eval.num_slots": None}
 PLAIN_FOLDER = "plain"

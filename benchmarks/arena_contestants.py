@@ -25,13 +25,11 @@ class Contestant:
         rows: one of each seed, in their order.
         place: the data, such as "sprites:image".
         words: of the system, without those of the data.
-        apart: what tells it from another one of the same title.
     """
 
     rows: tuple[Row, ...]
     place: str
     words: tuple[str, ...]
-    apart: str = ""
 
     @property
     def row(self) -> Row:
@@ -44,7 +42,7 @@ class Contestant:
 
     @property
     def title(self) -> str:
-        return (self.row["title"] or self.system) + self.apart
+        return self.row["title"] or self.system
 
     @property
     def is_plain_run(self) -> bool:
@@ -140,6 +138,13 @@ def spread(metric: str, values: Sequence[float]) -> str:
         return EMPTY
     text = cell(metric, statistics.mean(values))
     return text + (f" ± {cell(metric, statistics.stdev(values))}" if len(values) > 1 else "")
+
+
+def of_seeds(x: Contestant, metric: str, protocol: str = "") -> str:
+    """Return the `spread` of a contestant, and of how many seeds if some have no value."""
+    values = x.values(metric, protocol)
+    part = f" ({len(values)} of {len(x.rows)} seeds)"
+    return spread(metric, values) + part * (0 < len(values) < len(x.rows))
 
 
 def points(value: float | None) -> str:

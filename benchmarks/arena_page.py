@@ -5,7 +5,6 @@ the headings that the page asks for; a number there is refused.
 """
 
 import collections
-import dataclasses
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from benchmarks.arena_contestants import (
     gap_text,
     interval,
     name_of_file,
+    of_seeds,
     pictured,
     place_of,
     points,
@@ -34,7 +34,8 @@ from benchmarks.arena_contestants import (
     table,
 )
 from benchmarks.arena_plan import PLAN
-from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, key_of
+from benchmarks.arena_rows import DEFAULT_SYSTEM, FULL, KMEANS, LEADING, Row, key_of
+from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
 
@@ -47,9 +48,13 @@ WORST = 3  # clips named of each system
 FAR = 0.1  # difference between two scores that is worth a sentence
 
 
-def planned(place: str) -> list[str]:
-    """Return the systems that the plan asks for on some data, as `Contestant.system`."""
-    found = []
+def planned(place: str) -> dict[str, int | None]:
+    """Return the systems that the plan asks for on some data, as `Contestant.system`.
+
+    Returns:
+        system -> its number of steps; None: as its config says.
+    """
+    found: dict[str, int | None] = {}
     for part in PLAN:
         if part.ablations != (FULL,) or {name for name, _ in part.overrides} - {
             f"config.{name}" for name in HARMLESS
@@ -57,8 +62,8 @@ def planned(place: str) -> list[str]:
             continue
         for data in part.data:
             if place_of(data) == place:
-                found += [sorted_words(system) for system in part.systems]
-    return [name for name in dict.fromkeys(found) if "tokenizer" not in name.split(",")]
+                found |= {sorted_words(system): part.steps for system in part.systems}
+    return {name: x for name, x in found.items() if "tokenizer" not in name.split(",")}
 
 
 def read_notes(path: Path = NOTES_FILE) -> dict[str, str]:
@@ -89,14 +94,15 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     """
     everyone = contestants(rows)
     scored = [x for x in everyone if x.mean(LEAD) is not None]
-    ranked = _by_place(scored)
-    places = list(dict.fromkeys([*ranked, *_planned_places()]))
+    by_place = _by_place(scored)
+    places = list(dict.fromkeys([*by_place, *_planned_places()]))
     places.sort(key=lambda place: place.partition(":")[0] != "sprites")
-    found = {place: ranked.get(place, []) for place in places}
+    found = {place: _of_one_length(place, by_place.get(place, [])) for place in places}
     lines = _beginning(rows, found)
     for place, here in found.items():
         lines += [f"## {place}", ""]
-        lines += _of_place(place, here, notes)
+        others = [x for x in by_place.get(place, []) if x not in here]
+        lines += _of_place(place, here, others, notes)
     lines += claims(scored, notes)
     lines += figures(everyone, notes)
     lines += orders(found, notes)
@@ -115,14 +121,39 @@ def _by_place(scored: Sequence[Contestant]) -> dict[str, list[Contestant]]:
     for x in scored:
         if x.is_plain_run:
             found.setdefault(x.place, []).append(x)
-    return {place: _ranked(here) for place, here in found.items()}
+    return {place: sorted(here, key=lambda x: -x.mean(LEAD)) for place, here in found.items()}
 
 
-def _ranked(here: Sequence[Contestant]) -> list[Contestant]:
-    titles = [x.title for x in here]
-    apart = [f", {x.row['steps']:,} steps" * (titles.count(x.title) > 1) for x in here]
-    named = [dataclasses.replace(x, apart=y) for x, y in zip(here, apart, strict=True)]
-    return sorted(named, key=lambda x: -x.mean(LEAD))
+def _of_one_length(place: str, here: Sequence[Contestant]) -> list[Contestant]:
+    """Return each system with one number of steps: that of the plan, else that of most seeds."""
+
+    def worth(x: Contestant) -> tuple:
+        is_planned = x.system in plan and x.row["steps"] == (plan[x.system] or _own_steps(x))
+        return is_planned, len(x.rows), x.row["steps"]
+
+    plan, systems = planned(place), [x.system for x in here]
+    best = {name: max((x for x in here if x.system == name), key=worth) for name in set(systems)}
+    return [x for x in here if x is best[x.system]]
+
+
+def _own_steps(x: Contestant) -> int:
+    """Return the number of steps of a contestant's config."""
+    words = [x.place.partition(":")[2], *x.system.split(",")]
+    words = [word for word in words if word not in ("", DEFAULT_SYSTEM)]
+    return load_config(":".join(filter(None, (x.row["data"], ",".join(words))))).train.num_steps
+
+
+def _other_lengths(others: Sequence[Contestant]) -> list[str]:
+    if not others:
+        return []
+    head = ["trained for another number of steps", "steps", "seeds", title_of(LEAD)]
+    return table(
+        head,
+        [
+            [x.title, f"{x.row['steps']:,}", str(len(x.rows)), spread(LEAD, x.values(LEAD))]
+            for x in others
+        ],
+    )
 
 
 def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
@@ -164,29 +195,42 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
     out = []
     for place, here in found.items():
         kmeans = baselines_of(here).get(KMEANS, {}).get(LEAD)
+        ranks = len(here) > 1 and here[0].mean(LEAD) > FAR
         out.append(
             [
                 f"[{place}](#{_anchor(place)})",
-                here[0].title if here else EMPTY,
+                _winner(here),
                 spread(LEAD, here[0].values(LEAD)) if here else EMPTY,
-                here[1].title if len(here) > 1 else EMPTY,
-                interval(here[0], here[1]) if len(here) > 1 else EMPTY,
+                here[1].title if ranks else EMPTY,
+                interval(here[0], here[1]) if ranks else EMPTY,
                 points(kmeans),
             ]
         )
     return lines + table(head, out)
 
 
+def _winner(here: Sequence[Contestant]) -> str:
+    if not here:
+        return EMPTY
+    return here[0].title if here[0].mean(LEAD) > FAR else "none finds objects"
+
+
 def _anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def _of_place(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
+def _of_place(
+    place: str,
+    here: Sequence[Contestant],
+    others: Sequence[Contestant],
+    notes: Mapping[str, str],
+) -> list[str]:
     missing = [name for name in planned(place) if name not in {x.system for x in here}]
     lines = [notes[place], ""] if place in notes else []
     if not here:
         return [*lines, f"No run has finished yet. The plan asks for {_listed(missing)}.", ""]
     lines += _scores(here, missing)
+    lines += _other_lengths(others)
     lines += _equal(here)
     lines += _pruned(here)
     lines += _differences(here)
@@ -204,13 +248,21 @@ def _listed(systems: Sequence[str]) -> str:
 
 
 def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
-    head = ["as trained", "steps", "seeds", *map(title_of, COLUMNS), f"{title_of(LEAD)}, each seed"]
+    head = [
+        "as configured",
+        "pruned",
+        "steps",
+        "seeds",
+        *map(title_of, COLUMNS),
+        f"{title_of(LEAD)}, each seed",
+    ]
     out = [
         [
             x.title,
+            "yes" if x.values(LEAD, "plain") else "no",
             f"{x.row['steps']:,}",
             str(len(x.rows)),
-            *(spread(name, x.values(name)) for name in COLUMNS),
+            *(of_seeds(x, name) for name in COLUMNS),
             ", ".join(f"{row['seed']}: {points(row['scores'].get(LEAD))}" for row in x.rows),
         ]
         for x in here
@@ -218,7 +270,7 @@ def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
     for name, scores in sorted(baselines_of(here).items(), key=lambda x: -(x[1].get(LEAD) or 0)):
         # A baseline is told the number of segments.
         cells = [points(scores.get(metric)) for metric in LEADING] + [EMPTY]
-        out.append([f"*{name}*", EMPTY, EMPTY, *cells, EMPTY])
+        out.append([f"*{name}*", EMPTY, EMPTY, EMPTY, *cells, EMPTY])
     out += [[f"`{name}`"] + [EMPTY] * (len(head) - 1) for name in missing]
     lines = table(head, out)
     sizes = {x.clips().shape[1] for x in here if x.clips() is not None}
@@ -269,13 +321,13 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
     out = [
         [
             x.title,
-            spread(LEAD, x.values(LEAD, "plain")),
-            spread(LEAD, x.values(LEAD)),
+            of_seeds(x, LEAD, "plain"),
+            of_seeds(x, LEAD),
             interval(x, x, ("", "plain")),
-            spread("ari", x.values("ari", "plain")),
-            spread("ari", x.values("ari")),
-            spread("count_error", x.values("count_error", "plain")),
-            spread("count_error", x.values("count_error")),
+            of_seeds(x, "ari", "plain"),
+            of_seeds(x, "ari"),
+            of_seeds(x, "count_error", "plain"),
+            of_seeds(x, "count_error"),
         ]
         for x in found
     ]
@@ -460,6 +512,9 @@ def _method() -> list[str]:
         "* **Learning curves** are of clips of the validation split, scored as the test clips are.",
         "* **Count error** is the mean absolute difference between the number of slots that win a "
         "pixel and the true number of segments, background included.",
+        "* **Orders** without scores of clips are decided where each of at least three seeds of "
+        "one system is above all of the other; by chance, three and three are so in one of ten "
+        "cases.",
         "* **Memory** is what the compiler plans for a training step.",
         "",
     ]
@@ -475,4 +530,4 @@ def write(rows: Sequence[Row], path: Path = PAGE, notes: Mapping[str, str] | Non
     path.write_text(page(rows, notes))
     scored = [x for x in contestants(rows) if x.mean(LEAD) is not None]
     for place, here in _by_place(scored).items():
-        arena_pictures.draw(place, here, path.parent / PICTURES)
+        arena_pictures.draw(place, _of_one_length(place, here), path.parent / PICTURES)

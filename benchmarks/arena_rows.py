@@ -18,6 +18,7 @@ Row = dict[str, Any]
 ROWS_FILE = Path(__file__).resolve().parent / "recorded" / "arena.jsonl"
 # The key of a run; the rest of a row are results.
 KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
+DEFAULT_SYSTEM = "smoothsa"  # needs no word
 FULL = "full"  # the ablation that changes nothing
 LEADING = ("fg_ari", "ari", "mbo", "miou")  # metrics of the first columns
 IN_CLIPS = (*LEADING, "count_error", "psnr")  # of single samples, and of curves

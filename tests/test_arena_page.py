@@ -94,14 +94,23 @@ def test_tables_have_mean_spread_and_baselines():
     rows = [row("smoothsa", "image", s, v) for s, v in ((1, 0.8), (0, 0.6), (2, 0.7))]
     rows += [row("spot", "image", 0, 0.4), row("spot", "image", 0, 0.45)]  # the newest counts
     text = arena_page.page(rows, {})
-    found = table(section(text, "sprites:image"), "as trained")
+    found = table(section(text, "sprites:image"), "as configured")
     assert found["SmoothSA"] == [
-        *("400", "3", "70.0 ± 10.0", "40.0 ± 10.0", "25.0 ± 0.0", "12.5 ± 0.0", "1.50 ± 0.00"),
+        *(
+            "no",
+            "400",
+            "3",
+            "70.0 ± 10.0",
+            "40.0 ± 10.0",
+            "25.0 ± 0.0",
+            "12.5 ± 0.0",
+            "1.50 ± 0.00",
+        ),
         "0: 60.0, 1: 80.0, 2: 70.0",
     ]
-    assert found["SPOT"][:3] == ["400", "1", "45.0"]
-    assert found["*k-means on features*"][2:4] == ["50.0", "40.0"]
-    assert found["`dinosaur`"] == [""] * 8  # planned, and not there yet
+    assert found["SPOT"][:4] == ["no", "400", "1", "45.0"]
+    assert found["*k-means on features*"][3:5] == ["50.0", "40.0"]
+    assert found["`dinosaur`"] == [""] * 9  # planned, and not there yet
     assert list(found)[:2] == ["SmoothSA", "SPOT"]
     best = table(text, "data | best system")["[sprites:image](#spritesimage)"]
     assert best[:3] == ["SmoothSA", "70.0 ± 10.0", "SPOT"] and best[4] == "50.0"
@@ -118,7 +127,7 @@ def test_features_of_an_own_encoder_are_no_baseline_of_the_others():
         trained = row("slot_attention", "image", 0, (0.9, 0.4)[number], **own)
         rows = [trained, *rows] if number == 0 else [*rows[1:], trained]
         text = section(arena_page.page(rows, {}), "sprites:image")
-        assert table(text, "as trained")["*k-means on features*"][2] == "50.0"
+        assert table(text, "as configured")["*k-means on features*"][3] == "50.0"
         assert table(text, "FG-ARI, difference")["SPOT"][1].startswith("+10.0 (")
         assert "10.0 points of FG-ARI above k-means" in arena_page.page(rows, {})
 
@@ -144,9 +153,40 @@ def test_pruned_and_plain_are_beside_each_other():
     own["scores"]["plain"] = {"fg_ari": 0.7, "ari": 0.25, "count_error": 2.0}
     own["clips"]["plain"] = {"fg_ari": [round(x - 0.1, 4) for x in own["clips"]["fg_ari"]]}
     text = arena_page.page([own, row("spot", "image", 0, 0.4)], {})
+    pruned = {name: cells[0] for name, cells in table(text, "as configured").items()}
+    assert (pruned["SmoothSA"], pruned["SPOT"]) == ("yes", "no")
     assert table(text, "plain against pruned") == {
         "SmoothSA": ["70.0", "80.0", "+10.0 (+10.0 to +10.0)", "25.0", "50.0", "2.00", "1.50"]
     }
+
+
+def test_main_tables_have_each_system_with_one_number_of_steps():
+    """That of the plan: a longer run is no system of its own, and never the best."""
+    rows = [row("slotcontrast", "gaussian", 0, 0.9, steps=7000)]
+    rows += [row("slotcontrast", "gaussian", seed, 0.5, steps=3500) for seed in range(2)]
+    rows += [row("smoothsa", "gaussian", 0, 0.6, steps=3500)]
+    rows += [row("spot", "image", 0, 0.8, steps=500), row("spot", "image", 0, 0.4, steps=7000)]
+    text = arena_page.page(rows, {})
+    assert (
+        table(text, "data | best system")["[sprites:gaussian](#spritesgaussian)"][0] == "SmoothSA"
+    )
+    found = section(text, "sprites:gaussian")
+    assert table(found, "as configured")["slotcontrast"][1:4] == ["3,500", "2", "50.0 ± 0.0"]
+    assert found.count("| slotcontrast | no |") == 1
+    others = table(found, "trained for another number of steps")
+    assert others == {"slotcontrast": ["7,000", "1", "90.0"]}
+    # Where the plan takes the config's steps, these.
+    assert table(section(text, "sprites:image"), "as configured")["SPOT"][1:4] == [
+        "7,000",
+        "1",
+        "40.0",
+    ]
+
+
+def test_nobody_is_the_best_where_nobody_finds_objects():
+    rows = [row("smoothsa", "image", 0, 0.05), row("spot", "image", 0, 0.02)]
+    best = table(arena_page.page(rows, {}), "data | best system")["[sprites:image](#spritesimage)"]
+    assert best[:4] == ["none finds objects", "5.0", "", ""]
 
 
 def test_claims_pair_the_same_steps_and_figures_keep_their_order():
@@ -202,9 +242,31 @@ def test_reported_orders_are_judged(spot, dinosaur, expected):
     rows = [row("spot", "image", 0, spot), row("dinosaur", "image", 0, dinosaur)]
     notes = {"spot above dinosaur on sprites:image": "It is because."}
     found = table(arena_page.page(rows, notes), "reported on real data")
-    _, place, _, here, reason = found["SPOT above dinosaur"]
-    assert (place, here) == ("sprites:image", expected)
+    _, place, steps, _, here, reason = found["SPOT above dinosaur"]
+    assert (place, steps, here) == ("sprites:image", "400 / 400", expected)
     assert reason == ("It is because." if "reverse" in expected else "")
+
+
+@pytest.mark.parametrize(
+    ("spot", "dinosaur", "expected"),
+    [
+        ((0.5, 0.6, 0.7), (0.1, 0.2, 0.4), "the same"),
+        ((0.5, 0.6, 0.7), (0.8, 0.9, 0.75), "**the reverse**"),
+        ((0.5, 0.6, 0.7), (0.1, 0.2, 0.51), "undecided"),
+        ((0.7,), (0.1, 0.2, 0.3), "undecided"),
+    ],
+)
+def test_orders_without_scores_of_clips_are_judged_by_seeds(spot, dinosaur, expected):
+    both = (("spot", spot), ("dinosaur", dinosaur))
+    rows = [old_row(name, "image", i, x) for name, seeds in both for i, x in enumerate(seeds)]
+    found = table(arena_page.page(rows, {}), "reported on real data")
+    assert found["SPOT above dinosaur"][4] == expected
+
+
+def test_a_mean_over_some_of_the_seeds_says_so():
+    rows = [row("smoothsa", "image", 0, 0.8), old_row("smoothsa", "image", 1, 0.7)]
+    found = table(arena_page.page(rows, {}), "as configured")["SmoothSA"]
+    assert found[3] == "75.0 ± 7.1" and found[7] == "1.50 (1 of 2 seeds)"
 
 
 def test_notes_hold_no_numbers(tmp_path):
