@@ -45,6 +45,7 @@ PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
 COLUMNS = (*LEADING, "count_error")
 WORST = 3  # clips named of each system
+STUDENT, TOKENIZER = "student", "tokenizer"  # words
 FAR = 0.1  # difference between two scores that is worth a sentence
 
 
@@ -63,7 +64,7 @@ def planned(place: str) -> dict[str, int | None]:
         for data in part.data:
             if place_of(data) == place:
                 found |= {sorted_words(system): part.steps for system in part.systems}
-    return {name: x for name, x in found.items() if "tokenizer" not in name.split(",")}
+    return {name: x for name, x in found.items() if TOKENIZER not in name.split(",")}
 
 
 def read_notes(path: Path = NOTES_FILE) -> dict[str, str]:
@@ -102,7 +103,7 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     for place, here in found.items():
         lines += [f"## {place}", ""]
         others = [x for x in by_place.get(place, []) if x not in here]
-        lines += _of_place(place, here, others, notes)
+        lines += _of_place(place, here, others, _first_stages(here, everyone), notes)
     lines += claims(scored, notes)
     lines += figures(everyone, notes)
     lines += orders(found, notes)
@@ -223,6 +224,7 @@ def _of_place(
     place: str,
     here: Sequence[Contestant],
     others: Sequence[Contestant],
+    first_stages: Mapping[str, Contestant],
     notes: Mapping[str, str],
 ) -> list[str]:
     missing = [name for name in planned(place) if name not in {x.system for x in here}]
@@ -238,7 +240,7 @@ def _of_place(
         curves = f"{PICTURES}/curves_{name_of_file(place)}.png"
         lines += [f"![FG-ARI over steps and over time on {place}]({curves})", ""]
     lines += _segments(place, here)
-    lines += _costs(here)
+    lines += _costs(here, first_stages)
     lines += _failures(place, here, notes)
     return lines
 
@@ -307,7 +309,7 @@ def _equal(here: Sequence[Contestant]) -> list[str]:
         "Read off the learning curves at the last step, and at the last second, that all of them "
         "reached. Learning rates follow the length of each run, so a point in its middle is not a "
         "shorter run. Seconds are of training alone, on the cores that the row names, beside "
-        "whatever else ran."
+        "whatever else ran; a first stage, of a tokenizer or a teacher, is not in them."
     )
     return [*table(head, out), text, ""]
 
@@ -374,12 +376,31 @@ def _segments(place: str, here: Sequence[Contestant]) -> list[str]:
     return [*lines, text, ""]
 
 
-def _costs(here: Sequence[Contestant]) -> list[str]:
+def _first_stages(
+    here: Sequence[Contestant], everyone: Sequence[Contestant]
+) -> dict[str, Contestant]:
+    """Return the runs that come first, of a tokenizer or a teacher: system -> contestant."""
+    by_name = {(x.system, x.place): x for x in everyone if x.is_plain_run}
+    found = {}
+    for x in here:
+        name, *words = x.system.split(",")
+        teacher = ",".join((name, *(word for word in words if word != STUDENT)))
+        first = teacher if STUDENT in words else sorted_words(f"{x.system},{TOKENIZER}")
+        if (first, x.place) in by_name:
+            found[x.system] = by_name[first, x.place]
+    return found
+
+
+def _seconds(x: Contestant) -> str:
+    found = [row["seconds"] for row in x.rows if row["seconds"]]
+    return f"{statistics.mean(found):.0f}" if found else EMPTY
+
+
+def _costs(here: Sequence[Contestant], first_stages: Mapping[str, Contestant]) -> list[str]:
     head = ["cost", "parameters, trained", "frozen", "memory, MB", "steps/s", "training, s"]
-    head += ["cores", "untrained, FG-ARI"]
+    head += ["first stage, s", "cores", "untrained, FG-ARI"]
     out = []
     for x in here:
-        seconds = [row["seconds"] for row in x.rows if row["seconds"]]
         speeds = [row["steps"] / row["seconds"] for row in x.rows if row["seconds"]]
         memory = [row["memory"] for row in x.rows if row["memory"]]
         untrained = [
@@ -395,7 +416,8 @@ def _costs(here: Sequence[Contestant]) -> list[str]:
                 f"{x.row['parameters']['frozen']:,}",
                 f"{max(memory) / 1e6:.0f}" if memory else EMPTY,
                 f"{statistics.mean(speeds):.1f}" if speeds else EMPTY,
-                f"{statistics.mean(seconds):.0f}" if seconds else EMPTY,
+                _seconds(x),
+                _seconds(first_stages[x.system]) if x.system in first_stages else EMPTY,
                 ", ".join(sorted({str(row.get("cores", EMPTY)) for row in x.rows})),
                 spread(LEAD, untrained),
             ]

@@ -115,7 +115,22 @@ def test_tables_have_mean_spread_and_baselines():
     best = table(text, "data | best system")["[sprites:image](#spritesimage)"]
     assert best[:3] == ["SmoothSA", "70.0 ± 10.0", "SPOT"] and best[4] == "50.0"
     cost = table(text, "cost")["SmoothSA"]
-    assert cost == ["3,000", "20", "10", "10.0", "40", "1", "10.0 ± 0.0"]
+    assert cost == ["3,000", "20", "10", "10.0", "40", "", "1", "10.0 ± 0.0"]
+
+
+def test_costs_have_the_time_of_a_first_stage():
+    rows = [row("slate", "image", 0, 0.6), row("spot", "image,student", 0, 0.6)]
+    rows += [row("spot", "image", 0, 0.7, seconds=30.0)]
+    tokenizer = old_row("slate", "image,tokenizer", 0, 0.0, seconds=20.0)
+    rows += [{**tokenizer, "scores": {"psnr": 20.0}}]
+    for x in rows:
+        x["title"] = ""
+    cost = table(arena_page.page(rows, {}), "cost")
+    assert {name: cells[5] for name, cells in cost.items()} == {
+        "slate": "20",
+        "spot,student": "30",
+        "spot": "",
+    }
 
 
 def test_features_of_an_own_encoder_are_no_baseline_of_the_others():
