@@ -45,6 +45,7 @@ PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
 COLUMNS = (*LEADING, "count_error")
 WORST = 3  # clips named of each system
+HARDER = "hard_"  # begins words of the data
 STUDENT, TOKENIZER = "student", "tokenizer"  # words
 FAR = 0.1  # difference between two scores that is worth a sentence
 
@@ -207,7 +208,22 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
                 points(kmeans),
             ]
         )
-    return lines + table(head, out)
+    return lines + table(head, out) + _harder(found)
+
+
+def _harder(found: Mapping[str, Sequence[Contestant]]) -> list[str]:
+    """Compare the best system on harder data with itself and with k-means."""
+    head = ["harder data", "best system", "FG-ARI", "less its own on", "", f"less {KMEANS}"]
+    out = []
+    for place, here in found.items():
+        easier = place.replace(HARDER, "")
+        if HARDER not in place or not here:
+            continue
+        best, kmeans = here[0], baselines_of(here).get(KMEANS, {}).get(LEAD)
+        own = next((x.mean(LEAD) for x in found.get(easier, []) if x.system == best.system), None)
+        gaps = [EMPTY if x is None else signed(best.mean(LEAD) - x) for x in (own, kmeans)]
+        out.append([place, best.title, spread(LEAD, best.values(LEAD)), easier, *gaps])
+    return table(head, out) if out else []
 
 
 def _winner(here: Sequence[Contestant]) -> str:
@@ -415,7 +431,7 @@ def _costs(here: Sequence[Contestant], first_stages: Mapping[str, Contestant]) -
                 f"{x.row['parameters']['trained']:,}",
                 f"{x.row['parameters']['frozen']:,}",
                 f"{max(memory) / 1e6:.0f}" if memory else EMPTY,
-                f"{statistics.mean(speeds):.1f}" if speeds else EMPTY,
+                " to ".join(dict.fromkeys(f"{f(speeds):.1f}" for f in (min, max) if speeds)),
                 _seconds(x),
                 _seconds(first_stages[x.system]) if x.system in first_stages else EMPTY,
                 ", ".join(sorted({str(row.get("cores", EMPTY)) for row in x.rows})),

@@ -93,6 +93,7 @@ def section(text: str, heading: str) -> str:
 def test_tables_have_mean_spread_and_baselines():
     rows = [row("smoothsa", "image", s, v) for s, v in ((1, 0.8), (0, 0.6), (2, 0.7))]
     rows += [row("spot", "image", 0, 0.4), row("spot", "image", 0, 0.45)]  # the newest counts
+    rows[0]["seconds"] = 20.0
     text = arena_page.page(rows, {})
     found = table(section(text, "sprites:image"), "as configured")
     assert found["SmoothSA"] == [
@@ -115,7 +116,7 @@ def test_tables_have_mean_spread_and_baselines():
     best = table(text, "data | best system")["[sprites:image](#spritesimage)"]
     assert best[:3] == ["SmoothSA", "70.0 ± 10.0", "SPOT"] and best[4] == "50.0"
     cost = table(text, "cost")["SmoothSA"]
-    assert cost == ["3,000", "20", "10", "10.0", "40", "", "1", "10.0 ± 0.0"]
+    assert cost == ["3,000", "20", "10", "10.0 to 20.0", "33", "", "1", "10.0 ± 0.0"]
 
 
 def test_costs_have_the_time_of_a_first_stage():
@@ -196,6 +197,18 @@ def test_main_tables_have_each_system_with_one_number_of_steps():
         "1",
         "40.0",
     ]
+
+
+def test_harder_data_are_compared_with_the_easier():
+    own = {arena_rows.KMEANS: {"fg_ari": 0.4}}
+    rows = [row("smoothsa", "hard_image", 0, 0.55, baselines=own)]
+    rows += [row("spot", "hard_image", 0, 0.5, baselines=own)]
+    head = "harder data"
+    assert table(arena_page.page(rows, {}), head)["sprites:hard_image"][-2:] == ["", "+15.0"]
+    rows += [row("spot", "image", 0, 0.9), row("smoothsa", "image", 0, 0.8)]
+    found = table(arena_page.page(rows, {}), head)
+    assert found == {"sprites:hard_image": ["SmoothSA", "55.0", "sprites:image", "-25.0", "+15.0"]}
+    assert head not in arena_page.page(rows[2:], {})
 
 
 def test_nobody_is_the_best_where_nobody_finds_objects():
