@@ -22,6 +22,7 @@ def run(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/bash\nprintf '%s\\n' {name} \"$@\"\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "sweep.txt").write_text(TEXT)
+    (tmp_path / "empty.txt").write_text("# nothing yet\n\n")
 
     def start(task: int | None, *arguments: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -62,6 +63,7 @@ def test_every_task_is_another_line_or_seed(run, tmp_path):
         (0, ("sweep.txt", "runs/x"), "expected: sweep.sh FILE NUMBER_OF_SEEDS FOLDER"),
         (0, ("sweep.txt", "0", "runs/x"), "expected: sweep.sh FILE NUMBER_OF_SEEDS FOLDER"),
         (0, ("none.txt", "2", "runs/x"), "none.txt cannot be read"),
+        (0, ("empty.txt", "2", "runs/x"), "empty.txt has no line"),
         (4, ("sweep.txt", "2", "runs/x"), "beyond the 2 lines of sweep.txt .* --array=0-3"),
         (None, ("sweep.txt", "2", "runs/x"), "submit with sbatch --array=0-3"),
     ],

@@ -34,6 +34,10 @@ if ! [[ -r $file ]]; then
     exit 2
 fi
 mapfile -t lines < <(grep -Ev '^[[:space:]]*(#|$)' "$file")
+if (( ${#lines[@]} == 0 )); then
+    echo "$file has no line; give a file with the options of a run on each line" >&2
+    exit 2
+fi
 task=${SLURM_ARRAY_TASK_ID:?is not set: submit with sbatch --array=0-$((${#lines[@]} * seeds - 1))}
 number=$((task / seeds)) seed=$((task % seeds))
 if (( number >= ${#lines[@]} )); then
