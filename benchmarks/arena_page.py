@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import arena_pictures, bootstrap
-from benchmarks.arena_claims import claims, figures, orders
+from benchmarks.arena_claims import claims, figures, harder, orders
 from benchmarks.arena_contestants import (
     EMPTY,
     HARMLESS,
@@ -96,6 +96,7 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     for place, here in found.items():
         lines += [f"## {place}", ""]
         lines += _of_place(place, here, notes)
+    lines += harder(found, notes)
     lines += claims(scored, notes)
     lines += figures(everyone, notes)
     lines += orders(found, notes)

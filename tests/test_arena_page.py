@@ -135,6 +135,19 @@ def test_pruned_and_plain_are_beside_each_other():
     }
 
 
+@pytest.mark.parametrize(
+    ("easy", "hard", "both"), [(0.8, 0.64, "yes"), (0.7, 0.64, "no"), (0.8, 0.55, "no")]
+)
+def test_harder_data_leave_the_best_system_much_to_win(easy, hard, both):
+    rows = [row("spot", "image", 0, easy), row("smoothsa", "image", 0, 0.9)]
+    rows += [row("spot", "hard_image", 0, hard), row("smoothsa", "hard_image", 0, 0.5)]
+    found = table(section(arena_page.page(rows, {}), "Harder data"), "")
+    expected = [f"{100 * (easy - hard):.1f}", "50.0", f"{100 * (hard - 0.5):.1f}", both]
+    assert found["sprites:hard_image"][0] == "SPOT"
+    assert found["sprites:hard_image"][3:] == expected
+    assert not any(found["sprites:hard"])
+
+
 def test_claims_pair_the_same_steps_and_figures_keep_their_order():
     rows = [
         old_row("smoothsa", "", 0, 0.9, steps=7000),
