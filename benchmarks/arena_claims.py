@@ -11,12 +11,13 @@ from benchmarks.arena_contestants import (
     difference,
     gap_text,
     interval,
+    points,
     sorted_words,
     spread,
     table,
 )
 from benchmarks.arena_plan import INVERTED, LEARNED
-from benchmarks.arena_rows import FULL
+from benchmarks.arena_rows import FULL, KMEANS
 from smoothsa_jax.evaluation.scores import title_of
 
 # Who reports to be above whom on real data, and where.
@@ -39,7 +40,13 @@ REPORTED = (
     ("randsfq", "videosaur", "arXiv 2508.01345"),
 )
 SEEDS_TO_JUDGE = 3  # of each system, without scores of clips
-
+# Harder data, and the easier ones.
+HARDER = {
+    "sprites:hard": "sprites",
+    "sprites:hard_gaussian": "sprites:gaussian",
+    "sprites:hard_image": "sprites:image",
+}
+LOWER, ABOVE = 0.15, 0.10  # FG-ARI of the best system: than on the easier data, than k-means
 
 Pairs = Iterable[tuple[str, Contestant | None, Contestant | None]]
 
@@ -54,6 +61,36 @@ def _pairs_table(what: Sequence[str], pairs: Pairs) -> list[str]:
         gap = interval(after, before) if before and after else EMPTY
         out.append([label, *sides, gap, " / ".join(seeds)])
     return table(head, out)
+
+
+def harder(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) -> list[str]:
+    """Return whether the best system has much left to win on harder data, and wins much.
+
+    Args:
+        found: the contestants of the main tables by their data, the best first.
+        notes: heading -> what people say.
+    """
+    head = ["harder data", "best system", "FG-ARI", "on easier data", "lower by", KMEANS]
+    head += ["above it by", "both hold"]
+    out = []
+    for place, easier in HARDER.items():
+        best = next(iter(found.get(place, ())), None)
+        before = best and next((x for x in found.get(easier, ()) if x.system == best.system), None)
+        if before is None:
+            out.append([place, *[EMPTY] * (len(head) - 1)])
+            continue
+        mean, base = best.mean(LEAD), best.row["baselines"][KMEANS][LEAD]
+        lower, above = before.mean(LEAD) - mean, mean - base
+        row = [place, best.title, spread(LEAD, best.values(LEAD))]
+        row += [f"{spread(LEAD, before.values(LEAD))} on {easier}", points(lower), points(base)]
+        out.append([*row, points(above), "yes" if lower >= LOWER and above >= ABOVE else "no"])
+    lines = ["## Harder data", ""]
+    lines += [
+        f"The best system is to lose at least {points(LOWER)} points on harder data, and to stay "
+        f"at least {points(ABOVE)} above {KMEANS}. Otherwise its data rank nobody.",
+        "",
+    ]
+    return lines + table(head, out) + note(notes, "harder data")
 
 
 def claims(scored: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import arena_pictures, bootstrap
-from benchmarks.arena_claims import claims, figures, orders
+from benchmarks.arena_claims import claims, figures, harder, orders
 from benchmarks.arena_contestants import (
     EMPTY,
     HARMLESS,
@@ -45,7 +45,6 @@ PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
 COLUMNS = (*LEADING, "count_error")
 WORST = 3  # clips named of each system
-HARDER = "hard_"  # begins words of the data
 STUDENT, TOKENIZER = "student", "tokenizer"  # words
 FAR = 0.1  # difference between two scores that is worth a sentence
 
@@ -105,6 +104,7 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
         lines += [f"## {place}", ""]
         others = [x for x in by_place.get(place, []) if x not in here]
         lines += _of_place(place, here, others, _first_stages(here, everyone), notes)
+    lines += harder(found, notes)
     lines += claims(scored, notes)
     lines += figures(everyone, notes)
     lines += orders(found, notes)
@@ -208,22 +208,7 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
                 points(kmeans),
             ]
         )
-    return lines + table(head, out) + _harder(found)
-
-
-def _harder(found: Mapping[str, Sequence[Contestant]]) -> list[str]:
-    """Compare the best system on harder data with itself and with k-means."""
-    head = ["harder data", "best system", "FG-ARI", "less its own on", "", f"less {KMEANS}"]
-    out = []
-    for place, here in found.items():
-        easier = place.replace(HARDER, "")
-        if HARDER not in place or not here:
-            continue
-        best, kmeans = here[0], baselines_of(here).get(KMEANS, {}).get(LEAD)
-        own = next((x.mean(LEAD) for x in found.get(easier, []) if x.system == best.system), None)
-        gaps = [EMPTY if x is None else signed(best.mean(LEAD) - x) for x in (own, kmeans)]
-        out.append([place, best.title, spread(LEAD, best.values(LEAD)), easier, *gaps])
-    return table(head, out) if out else []
+    return lines + table(head, out)
 
 
 def _winner(here: Sequence[Contestant]) -> str:

@@ -41,8 +41,8 @@ class Part:
 
 
 IMAGE, GAUSSIAN, BOXES = ("sprites:image",), ("sprites:gaussian",), ("sprites",)
-HARD = ("sprites:hard_image",)
-HARD_VIDEO = ("sprites:hard_gaussian",)
+HARD, HARD_VIDEO = ("sprites:hard_image",), ("sprites:hard_gaussian",)
+HARD_BOXES = ("sprites:hard",)
 VIDEO_SYSTEMS = ("smoothsa", "slotcontrast", "videosaur", "randsfq")
 SMOOTH = ("slotcontrast,smooth", "videosaur,smooth", "randsfq,smooth")
 OF_TOKENS = ("vvo", "vvo,mlp", "vvo,dfz", "slotdiffusion", "slate")
@@ -58,6 +58,8 @@ PLAN = (
     Part(("metaslot",), IMAGE, 3000),
     # Harder data.
     Part(("smoothsa", "spot", "boqsa"), HARD, None),
+    Part(("smoothsa",), HARD_BOXES, 3500),
+    Part(VIDEO_SYSTEMS[1:], HARD_BOXES, 3500, ONE_SEED),
     Part(("dinosaur", "dias"), HARD, 4500),
     # The founding systems, trained on pixels.
     Part(("slot_attention",), IMAGE, 2500),

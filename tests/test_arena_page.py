@@ -199,22 +199,23 @@ def test_main_tables_have_each_system_with_one_number_of_steps():
     ]
 
 
-def test_harder_data_are_compared_with_the_easier():
-    own = {arena_rows.KMEANS: {"fg_ari": 0.4}}
-    rows = [row("smoothsa", "hard_image", 0, 0.55, baselines=own)]
-    rows += [row("spot", "hard_image", 0, 0.5, baselines=own)]
-    head = "harder data"
-    assert table(arena_page.page(rows, {}), head)["sprites:hard_image"][-2:] == ["", "+15.0"]
-    rows += [row("spot", "image", 0, 0.9), row("smoothsa", "image", 0, 0.8)]
-    found = table(arena_page.page(rows, {}), head)
-    assert found == {"sprites:hard_image": ["SmoothSA", "55.0", "sprites:image", "-25.0", "+15.0"]}
-    assert head not in arena_page.page(rows[2:], {})
-
-
 def test_nobody_is_the_best_where_nobody_finds_objects():
     rows = [row("smoothsa", "image", 0, 0.05), row("spot", "image", 0, 0.02)]
     best = table(arena_page.page(rows, {}), "data | best system")["[sprites:image](#spritesimage)"]
     assert best[:4] == ["none finds objects", "5.0", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("easy", "hard", "both"), [(0.8, 0.64, "yes"), (0.7, 0.64, "no"), (0.8, 0.55, "no")]
+)
+def test_harder_data_leave_the_best_system_much_to_win(easy, hard, both):
+    rows = [row("spot", "image", 0, easy), row("smoothsa", "image", 0, 0.9)]
+    rows += [row("spot", "hard_image", 0, hard), row("smoothsa", "hard_image", 0, 0.5)]
+    found = table(section(arena_page.page(rows, {}), "Harder data"), "")
+    expected = [f"{100 * (easy - hard):.1f}", "50.0", f"{100 * (hard - 0.5):.1f}", both]
+    assert found["sprites:hard_image"][0] == "SPOT"
+    assert found["sprites:hard_image"][3:] == expected
+    assert not any(found["sprites:hard"])
 
 
 def test_claims_pair_the_same_steps_and_figures_keep_their_order():

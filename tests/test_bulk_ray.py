@@ -155,7 +155,7 @@ def test_too_many_unreadable_files_end_the_run(clips, tmp_path):
 def test_a_node_killed_at_random_moments_changes_nothing(work, what):
     """In a process of its own, which has a cluster of two nodes; `TRIALS` counts the rounds."""
     script = [sys.executable, "-m", "benchmarks.bulk", "faults", f"--work={work}"]
-    script += [f"--rounds={TRIALS}"]
+    script += [f"--rounds={TRIALS}", "--number=12"]
     done = subprocess.run(
         script, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=environment("")
     )
