@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.family import Job, Options, Plan
-from data.shards import read_json
+from data.shards import PARTIAL, read_json
 from smoothsa_jax.bulk.pieces import MARK
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.files import atomic_file
@@ -198,8 +198,15 @@ def refuse_other_samples(
             )
 
 
+def remove_unwritten(out: Path) -> None:
+    """Remove the shards that killed processes were writing."""
+    for stray in out.glob(f".*{PARTIAL}"):
+        stray.unlink(missing_ok=True)
+
+
 def remove_notes(out: Path, wanted: dict[str, Job]) -> None:
     """Remove files that only an unfinished preparation needs."""
+    remove_unwritten(out)
     notes = out / UNFINISHED
     for file in wanted:
         (notes / f"{file}.json").unlink(missing_ok=True)

@@ -40,10 +40,11 @@ from data.finished import (
     only_one,
     refuse_other_samples,
     remove_notes,
+    remove_unwritten,
     settings_of,
 )
 from data.manifest import plan_splits, say_end, write_manifest
-from data.shards import PARTIAL, shard_name
+from data.shards import shard_name
 from data.workers import make_shards
 from smoothsa_jax.bulk.cluster import Cluster
 from smoothsa_jax.bulk.command_line import add_engine, engine_of
@@ -205,8 +206,7 @@ def prepare(
     if Path(source).is_dir() and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"--out={out} is inside --source={source}; use a folder beside it")
     with only_one(out):
-        for stray in out.glob(f".*{PARTIAL}"):  # left by a killed run
-            stray.unlink()
+        remove_unwritten(out)
         wanted = _shards(name, plan)
         settings = settings_of(name, options, plan)
         manifest = manifest_of(out, settings)

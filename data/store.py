@@ -54,10 +54,11 @@ from data.finished import (
     manifest_of,
     only_one,
     remove_notes,
+    remove_unwritten,
     write_note,
 )
 from data.manifest import say_end, write_manifest
-from data.shards import PARTIAL, shard_name, write_shard
+from data.shards import shard_name, write_shard
 from smoothsa_jax import text
 from smoothsa_jax.bulk import pieces
 from smoothsa_jax.bulk.cluster import Cluster
@@ -214,8 +215,7 @@ def store(
         jobs = [job for job in plan.jobs if job.split == split]
         files |= {shard_name(name, split, i, len(jobs)): job for i, job in enumerate(jobs)}
     with only_one(out):
-        for stray in out.glob(f".*{PARTIAL}"):  # of a run that was killed
-            stray.unlink()
+        remove_unwritten(out)
         manifest = manifest_of(out, settings)
         known = {**in_manifest(manifest), **in_notes(out, settings)}
         missing = {file: job for file, job in files.items() if not is_there(out, file, known)}
