@@ -25,12 +25,13 @@ it again and adds another row. The same command continues a run that was stopped
     steps_per_second        of these
     curve                   {"step", "seconds", "scores"} of about eight points of training, on
                             `CURVE_SAMPLES` samples of the validation split; scored as the rest is
-    clips                   metric -> the score of each scored sample; likewise under "plain"
+    clips                   metric -> the score of each scored sample; likewise under these two
     baseline_clips          the same of k-means on the features
     segments                of the first samples, for pictures: see `packed`; of seed 0 alone
     scores                  mean of each metric; under "match_paper" by that protocol, if scored;
                             under "plain" those of as many slots as in training, none pruned, where
-                            the config says otherwise
+                            the config says otherwise; under "pruned" those of redundant slots left
+                            out, where the config leaves out none and slots do not start from boxes
     parameters              numbers of trained and of frozen ones
     memory                  bytes of the training step on each device, as the compiler plans them
     folder                  below the --workdir that it was trained in
@@ -71,6 +72,7 @@ from benchmarks.arena_rows import (
     FULL,
     KEY,
     LEADING,
+    OTHERS,
     ROWS_FILE,
     Row,
     append_row,
@@ -92,10 +94,11 @@ from smoothsa_jax.config.load import (
 from smoothsa_jax.config.values import canonical, differences, flatten, from_json, to_json
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
+from smoothsa_jax.models.build import starts_from_boxes
 
 IN_THE_KEY = ("seed", "train.num_steps")  # overrides with a key of their own
 PLAIN = {"eval.prune": None, "eval.num_slots": None}
-PLAIN_FOLDER = "plain"
+PRUNED = {"eval.prune": "auto"}
 DISCOVERY = "discovery"  # the task
 # Scored during training. These settings, as the seed, are not in the key: what is trained and how
 # the end is scored do not depend on them.
@@ -472,19 +475,34 @@ class MainProgram:
         if status == 128 + signal.SIGTERM and time.monotonic() >= self._end:
             raise Interrupted("the time limit is reached; the same command continues it")
         _refuse_failure(status, output)
-        if plain := {name: x for name, x in PLAIN.items() if flatten(run.config).get(name) != x}:
-            # A copy, so that what the run wrote stays.
-            copy = run.folder / PLAIN_FOLDER
-            skipped = shutil.ignore_patterns(PLAIN_FOLDER)
-            shutil.copytree(run.folder, copy, ignore=skipped, dirs_exist_ok=True)
-            settings = {**plain, "eval.baselines": False}
-            arguments = [f"--config.{name}={value}" for name, value in settings.items()]
-            command = [str(ROOT / "main.py"), "--mode=evaluate", f"--workdir={copy}", *arguments]
-            _refuse_failure(self._run(command, output), output)
+        for name, settings in scored_again(run.config).items():
+            self.score_again(run, name, settings)
         # Another process, so that this one takes no memory of an accelerator.
         if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], output):
             raise RunFailed(f"its training step cannot be measured; see {output}")
         return make_row(run, len(_cores()), begun)
+
+    def score_again(self, run: Run, name: str, settings: Mapping[str, Any]) -> None:
+        """Score a finished run with other settings, in a copy, so that what it wrote stays.
+
+        Args:
+            name: of the copy, one of `OTHERS`.
+
+        Raises:
+            RunFailed: main.py left with another status than 0.
+        """
+        copy, output = run.folder / name, run.folder / "output.txt"
+        skipped = shutil.ignore_patterns(*OTHERS)
+        shutil.copytree(run.folder, copy, ignore=skipped, dirs_exist_ok=True)
+        settings = {**settings, "eval.baselines": False}
+        arguments = [f"--config.{key}={value}" for key, value in settings.items()]
+        command = [str(ROOT / "main.py"), "--mode=evaluate", f"--workdir={copy}", *arguments]
+        status = self._run(command, output)
+        if name == "pruned" and status == 2:  # main.py has said why it cannot be
+            self._say(f"not scored {name}: {run.name}; see {output}")
+            (copy / "scores.json").unlink()  # of the run itself
+        else:
+            _refuse_failure(status, output)
 
     def _run(self, arguments: Sequence[str], output: Path, end: float = math.inf) -> int:
         """Run a Python program, ask it to leave when the time ends, and return its status."""
@@ -518,6 +536,52 @@ class MainProgram:
             self._stopped = True
             for process in self._processes:
                 process.terminate()
+
+
+def scored_again(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Return how else a run is scored: the name of the scores, and settings of evaluation.
+
+    A run is scored plain and pruned, once as its config says. Slots that start from boxes are as
+    many as the boxes.
+    """
+    if config.task != DISCOVERY:
+        return {}
+    before = flatten(config)
+    if plain := {name: x for name, x in PLAIN.items() if before.get(name) != x}:
+        return {"plain": plain}
+    return {} if starts_from_boxes(config.model) else {"pruned": PRUNED}
+
+
+def add_scores(row: Row, run: Run) -> Row:
+    """Return a row with the other scores of a finished run, read from its folder."""
+    scores, clips = dict(row["scores"]), dict(row.get("clips", {}))
+    for name in OTHERS:
+        file = run.folder / name / "scores.json"
+        if file.exists():
+            scores[name] = means_of(json.loads(file.read_text()))
+            clips[name] = clips_of(run.folder / name, run.config.title)["clips"]
+    return {**row, "scores": scores, **({"clips": clips} if clips else {})}
+
+
+def score_missing(runs: Sequence[Run], rows_file: Path, program: "MainProgram") -> None:
+    """Score finished runs whose folders still stand in the way that their rows lack."""
+    rows = {key_of(row): row for row in read_rows(rows_file)}
+    for run in runs:
+        row, asked = rows.get(key_of(run.key)), scored_again(run.config)
+        if row is None or not (run.folder / "scores.json").exists():
+            continue
+        lacking = {name: x for name, x in asked.items() if name not in row["scores"]}
+        if "clips" not in row or not lacking:
+            continue
+        for name, settings in lacking.items():
+            program.score_again(run, name, settings)
+        if (found := add_scores(row, run)) != row:
+            append_row(rows_file, found)
+            print(f"scored {', '.join(lacking)}: {run.name}", flush=True)
+
+
+def means_of(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {name: x["mean"] for name, x in scores["metrics"].items()}
 
 
 def _refuse_failure(status: int, output: Path) -> None:
@@ -587,20 +651,14 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
         scores = json.loads((run.folder / "scores.json").read_text())
         log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         measured = json.loads((run.folder / "arena_measured.json").read_text())
-        means = lambda found: {name: x["mean"] for name, x in found["metrics"].items()}  # noqa: E731
         clips = clips_of(run.folder, run.config.title)
-        others = {"match_paper": means(scores["match_paper"])} if "match_paper" in scores else {}
-        plain = run.folder / PLAIN_FOLDER / "scores.json"
-        if plain.exists():
-            others["plain"] = means(json.loads(plain.read_text()))
-            copy = clips_of(run.folder / PLAIN_FOLDER, run.config.title)
-            clips["clips"]["plain"] = copy["clips"]
+        paper = {"match_paper": means_of(scores["match_paper"])} if "match_paper" in scores else {}
         seconds = training_seconds(log)
-        return {
+        row = {
             **run.key,
             "seconds": seconds,
             "steps_per_second": round(log[-1]["step"] / seconds, 3) if seconds else None,
-            "scores": {**means(scores), **others},
+            "scores": {**means_of(scores), **paper},
             **({"baselines": scores["baselines"]} if scores["baselines"] else {}),
             **clips,
             "curve": curve_of(log),
@@ -611,6 +669,7 @@ def make_row(run: Run, cores: int, revision: str) -> Row:
             "date": datetime.date.today().isoformat(),
             "title": run.config.title,
         }
+        return add_scores(row, run)
     except (OSError, ValueError, KeyError) as error:
         raise RunFailed(
             f"{run.folder} is not as a finished run leaves it: {type(error).__name__}: {error}"
@@ -655,6 +714,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--time-limit", type=float, default=math.inf, help="in minutes")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 1 on an accelerator")
     parser.add_argument("--plan", action="store_true", help="train what arena_plan.py lists")
+    parser.add_argument("--rescore", action="store_true", help="of finished runs, what rows lack")
     parser.add_argument("--page", action="store_true", help="write docs/arena.md, train nothing")
     parser.add_argument("--list", action="store_true", help="print the table, train nothing")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # for MainProgram
@@ -684,6 +744,9 @@ def main(arguments: Sequence[str]) -> int:
             options.seeds or DEFAULT_SEEDS,
         )
         runs = plan(*what, seeds, overrides, options.workdir)
+    if options.rescore:
+        score_missing(runs, options.rows, MainProgram())
+        return 0
     failures = _train(runs, options)
     if failures:
         print(f"{counted(len(failures), 'run')} failed; the same command retries", file=sys.stderr)

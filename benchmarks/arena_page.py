@@ -316,27 +316,27 @@ def _equal(here: Sequence[Contestant]) -> list[str]:
 
 
 def _pruned(here: Sequence[Contestant]) -> list[str]:
-    found = [x for x in here if x.values(LEAD, "plain")]
+    # Of each, one of the two is as configured.
+    found = [(x, ("plain", "")) for x in here if x.values(LEAD, "plain")]
+    found += [(x, ("", "pruned")) for x in here if x.values(LEAD, "pruned")]
     if not found:
         return []
+    found.sort(key=lambda one: -one[0].mean(LEAD, one[1][0]))
     head = ["plain against pruned", "FG-ARI, plain", "FG-ARI, pruned", "pruned less plain"]
     head += ["ARI, plain", "ARI, pruned", "count error, plain", "count error, pruned"]
     out = [
         [
             x.title,
-            of_seeds(x, LEAD, "plain"),
-            of_seeds(x, LEAD),
-            interval(x, x, ("", "plain")),
-            of_seeds(x, "ari", "plain"),
-            of_seeds(x, "ari"),
-            of_seeds(x, "count_error", "plain"),
-            of_seeds(x, "count_error"),
+            *(of_seeds(x, LEAD, way) for way in ways),
+            interval(x, x, ways[::-1]),
+            *(of_seeds(x, name, way) for name in ("ari", "count_error") for way in ways),
         ]
-        for x in found
+        for x, ways in found
     ]
     text = (
-        "Plain: as many slots as in training, none left out. Pruned: more slots, of which "
-        "redundant ones are left out. The weights are the same."
+        "Plain: as many slots as in training, none left out; the order is that of these scores. "
+        "Pruned: redundant slots are left out, of more slots where the first column of scores "
+        "above says so, else of those of training. The weights are the same."
     )
     return [*table(head, out), text, ""]
 

@@ -23,7 +23,8 @@ FULL = "full"  # the ablation that changes nothing
 LEADING = ("fg_ari", "ari", "mbo", "miou")  # metrics of the first columns
 IN_CLIPS = (*LEADING, "count_error", "psnr")  # of single samples, and of curves
 # Scores of the same run by another protocol, in a row's `scores`.
-BY_PROTOCOL = ("match_paper", "plain")
+OTHERS = ("plain", "pruned")  # the same model, with other settings of evaluation
+BY_PROTOCOL = ("match_paper", *OTHERS)
 KMEANS = "k-means on features"
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.arena_contestants import spread
-from benchmarks.arena_rows import BY_PROTOCOL, FULL, LEADING, Row, kind_of, seeds_apart
+from benchmarks.arena_rows import BY_PROTOCOL, FULL, LEADING, OTHERS, Row, kind_of, seeds_apart
 from smoothsa_jax.evaluation.scores import title_of
 
 
@@ -26,7 +26,7 @@ def table(rows: Sequence[Row]) -> str:
     head = ["system", "data", "ablation", "overrides", "steps", "seeds"]
     head += [*(title_of(name) for name in names), of_each, "training, s"]
     lines = [head, ["---"] * 6 + ["---:"] * len(names) + ["---", "---:"]]
-    for found, protocol in itertools.product(groups, ("", "plain")):
+    for found, protocol in itertools.product(groups, ("", *OTHERS)):
         scores = [row["scores"].get(protocol, {}) if protocol else row["scores"] for row in found]
         if not any(scores):
             continue
@@ -53,6 +53,8 @@ def table(rows: Sequence[Row]) -> str:
     text += ["", "Scores in percent: mean ± standard deviation (n - 1) over the training seeds."]
     if any("plain" in row["scores"] for row in newest):
         text += ["", "Plain: with as many slots as in training, none of them pruned."]
+    if any("pruned" in row["scores"] for row in newest):
+        text += ["", "Pruned: with as many slots as in training, redundant ones pruned."]
     if said := comparisons(groups):
         text += ["", *(f"* {sentence}" for sentence in said)]
     return "\n".join(text) + "\n"

@@ -392,6 +392,21 @@ def test_segments_fit_into_a_row():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "data", "names"),
+    [
+        ("smoothsa", "sprites:image", {"plain"}),
+        ("slotcontrast", "sprites:gaussian", {"pruned"}),
+        ("boqsa", "sprites:image", {"pruned"}),
+        ("smoothsa", "sprites", set()),  # a box for each slot
+        ("slate,tokenizer", "sprites:image", set()),
+    ],
+)
+def test_runs_are_scored_plain_and_pruned(system, data, names, tmp_path):
+    (run,) = arena.plan([system], [data], ["full"], [0], (), tmp_path)
+    assert set(arena.scored_again(run.config)) == names
+
+
 def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cache, capsys):
     rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs"
     arguments = [
@@ -437,6 +452,12 @@ def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cac
     assert capsys.readouterr().out == arena.table([found])
     assert arena.main(arguments) == 0
     assert "1 of 1 runs have a row" in capsys.readouterr().out
+
+    del (before := json.loads(rows_file.read_text()))["scores"]["plain"], before["clips"]["plain"]
+    rows_file.write_text(json.dumps(before) + "\n")
+    for _ in range(2):  # the second time, nothing is lacking
+        assert arena.main([*arguments, "--rescore"]) == 0
+        assert arena.read_rows(rows_file) == [before, found]
 
 
 @pytest.mark.slow
