@@ -23,6 +23,8 @@ it again and adds another row. The same command continues a run that was stopped
     overrides               settings of the command line, without seed and number of steps
     seconds                 of the training steps, without compilation, scoring and pauses
     steps_per_second        of these
+    step_seconds            processor time of a training step, summed over cores; other programs on
+                            the machine hardly change it
     curve                   {"step", "seconds", "scores"} of about eight points of training, on
                             `CURVE_SAMPLES` samples of the validation split; scored as the rest is
     clips                   metric -> the score of each scored sample; likewise under these two
@@ -79,6 +81,7 @@ from benchmarks.arena_rows import (
     clips_of,
     curve_of,
     key_of,
+    kind_of,
     packed,
     read_rows,
     training_seconds,
@@ -104,6 +107,7 @@ DISCOVERY = "discovery"  # the task
 # the end is scored do not depend on them.
 CURVE_POINTS, CURVE_SAMPLES = 8, 64
 OF_A_CURVE = ("checkpoint.every", "checkpoint.best_metric", "eval.validation_samples")
+TIMED_STEPS = 20
 SHOWN, SHOWN_SEED = 3, 0  # samples in pictures, and the training seed that they are of
 CONFIG_CODE = '''"""The config of this run; benchmarks/arena.py wrote it."""
 
@@ -477,10 +481,19 @@ class MainProgram:
         _refuse_failure(status, output)
         for name, settings in scored_again(run.config).items():
             self.score_again(run, name, settings)
+        self.measure(run)
+        return make_row(run, len(_cores()), begun)
+
+    def measure(self, run: Run) -> None:
+        """Measure the training step of a finished run; see `measure`.
+
+        Raises:
+            RunFailed: it cannot be measured.
+        """
+        output = run.folder / "output.txt"
         # Another process, so that this one takes no memory of an accelerator.
         if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], output):
             raise RunFailed(f"its training step cannot be measured; see {output}")
-        return make_row(run, len(_cores()), begun)
 
     def score_again(self, run: Run, name: str, settings: Mapping[str, Any]) -> None:
         """Score a finished run with other settings, in a copy, so that what it wrote stays.
@@ -564,20 +577,28 @@ def add_scores(row: Row, run: Run) -> Row:
 
 
 def score_missing(runs: Sequence[Run], rows_file: Path, program: "MainProgram") -> None:
-    """Score finished runs whose folders still stand in the way that their rows lack."""
+    """Add what rows lack of runs whose folders still stand: scores, and the time of a step.
+
+    A step is measured once for all seeds.
+    """
     rows = {key_of(row): row for row in read_rows(rows_file)}
+    timed = {kind_of(row) for row in rows.values() if "step_seconds" in row}
     for run in runs:
         row, asked = rows.get(key_of(run.key)), scored_again(run.config)
-        if row is None or not (run.folder / "scores.json").exists():
+        if row is None or "curve" not in row or not (run.folder / "scores.json").exists():
             continue
         lacking = {name: x for name, x in asked.items() if name not in row["scores"]}
-        if "clips" not in row or not lacking:
-            continue
         for name, settings in lacking.items():
             program.score_again(run, name, settings)
-        if (found := add_scores(row, run)) != row:
+        found = add_scores(row, run)
+        if kind_of(row) not in timed:
+            program.measure(run)
+            measured = json.loads((run.folder / "arena_measured.json").read_text())
+            found["step_seconds"] = measured["step_seconds"]
+            timed.add(kind_of(row))
+        if found != row:
             append_row(rows_file, found)
-            print(f"scored {', '.join(lacking)}: {run.name}", flush=True)
+            print(f"{', '.join(found.keys() - row.keys() | lacking)}: {run.name}", flush=True)
 
 
 def means_of(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -607,7 +628,8 @@ def measure(folder: Path) -> None:
     training = build_training(config, shapes_only=True)
     count = lambda arrays: sum(math.prod(x.shape) for x in arrays.values())  # noqa: E731
     (call,) = programs.calls(config, make_mesh(config.mesh), config.train.batch_size, ("train",))
-    memory = memory_of(call.function.lower(*call.arguments).compile())
+    compiled = call.function.lower(*call.arguments).compile()
+    memory = memory_of(compiled)
     device = jax.devices()[0]
     found = {
         "parameters": {
@@ -615,12 +637,33 @@ def measure(folder: Path) -> None:
             "frozen": count(training.frozen),
         },
         "memory": None if memory is None else memory.peak,
+        "step_seconds": _step_seconds(compiled, call.arguments),
         "device": device.device_kind,
         "devices": len(jax.devices()),
     }
     if config.task == DISCOVERY and config.seed == SHOWN_SEED:
         found["segments"] = packed(_segments(folder))
     (folder / "arena_measured.json").write_text(json.dumps(found))
+
+
+def _step_seconds(compiled: Callable, shapes: tuple[Any, ...]) -> float:
+    """Return the mean processor time of a training step, on arrays of these shapes."""
+    import jax
+
+    rng = np.random.default_rng(0)
+
+    def filled(x: Any) -> Any:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.device_put(jax.random.key(0), x.sharding)
+        values = rng.normal(scale=0.1, size=x.shape) * jax.numpy.issubdtype(x.dtype, float)
+        return jax.device_put(values.astype(x.dtype), x.sharding)
+
+    state, *rest = jax.tree.map(filled, shapes)
+    state, _ = jax.block_until_ready(compiled(state, *rest))  # gives its state away
+    begin = time.process_time()
+    for _ in range(TIMED_STEPS):
+        state, _ = jax.block_until_ready(compiled(state, *rest))
+    return round((time.process_time() - begin) / TIMED_STEPS, 5)
 
 
 def _segments(folder: Path) -> list[np.ndarray]:

@@ -62,8 +62,8 @@ PLAN = (
     Part(VIDEO_SYSTEMS[1:], HARD_BOXES, 3500, ONE_SEED),
     Part(("dinosaur", "dias"), HARD, 4500),
     # The founding systems, trained on pixels.
-    Part(("slot_attention",), IMAGE, 2500),
-    Part(("savi_slotformer",), GAUSSIAN, 1200),
+    Part(("slot_attention",), IMAGE, 900),
+    Part(("savi_slotformer",), GAUSSIAN, 500),
     # Videos, and the paper's claim that the warmer can be attached.
     Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
     Part(SMOOTH, GAUSSIAN, 3500),
