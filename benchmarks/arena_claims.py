@@ -1,6 +1,8 @@
 """Sections of the arena's page on what papers claim: of SmoothSA, of others, and their orders."""
 
 import dataclasses
+import itertools
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.arena_contestants import (
@@ -8,10 +10,13 @@ from benchmarks.arena_contestants import (
     HARMLESS,
     LEAD,
     Contestant,
+    at,
+    baselines_of,
     difference,
     gap_text,
     interval,
     points,
+    signed,
     sorted_words,
     spread,
     table,
@@ -79,7 +84,7 @@ def harder(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) 
         if before is None:
             out.append([place, *[EMPTY] * (len(head) - 1)])
             continue
-        mean, base = best.mean(LEAD), best.row["baselines"][KMEANS][LEAD]
+        mean, base = best.mean(LEAD), baselines_of(found[place])[KMEANS][LEAD]
         lower, above = before.mean(LEAD) - mean, mean - base
         row = [place, best.title, spread(LEAD, best.values(LEAD))]
         row += [f"{spread(LEAD, before.values(LEAD))} on {easier}", points(lower), points(base)]
@@ -215,9 +220,21 @@ def _seeds_apart(first: Contestant, second: Contestant) -> bool:
     return min(len(low), len(high)) >= SEEDS_TO_JUDGE and max(low) < min(high)
 
 
+def _at_equal_steps(first: Contestant, second: Contestant) -> str:
+    """Return a difference of FG-ARI at the last step that all learning curves reach."""
+    curves = first.curves(), second.curves()
+    if not all(curves):
+        return EMPTY
+    step = min(curve[-1]["step"] for curve in itertools.chain(*curves))
+    values = [[at(curve, "step", step) for curve in found] for found in curves]
+    if None in itertools.chain(*values):
+        return EMPTY
+    return f"{signed(statistics.mean(values[0]) - statistics.mean(values[1]))} after {step:,}"
+
+
 def orders(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) -> list[str]:
-    head = ["reported on real data", "by", "data here", "steps", "FG-ARI, difference", "here"]
-    head += ["reason"]
+    head = ["reported on real data", "by", "data here", "steps", "FG-ARI, difference"]
+    head += ["on validation clips, at equal steps", "here", "reason"]
     out = []
     for better, worse, source in REPORTED:
         for place, here in found.items():
@@ -236,6 +253,7 @@ def orders(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) 
                     place,
                     " / ".join(f"{x.row['steps']:,}" for x in (first, second)),
                     gap_text(gap),
+                    _at_equal_steps(first, second),
                     ("the same" if here_too else "**the reverse**") if apart else "undecided",
                     EMPTY if here_too or not apart else reason,
                 ]

@@ -1,5 +1,6 @@
 """What the page of the arena compares, and how it writes scores and differences."""
 
+import collections
 import dataclasses
 import importlib
 import re
@@ -25,11 +26,13 @@ class Contestant:
         rows: one of each seed, in their order.
         place: the data, such as "sprites:image".
         words: of the system, without those of the data.
+        before: processor seconds of the training of a first stage; None: unknown.
     """
 
     rows: tuple[Row, ...]
     place: str
     words: tuple[str, ...]
+    before: float | None = 0.0
 
     @property
     def row(self) -> Row:
@@ -67,9 +70,22 @@ class Contestant:
             return None
         return bootstrap.scores_of([x[metric] for x in found])
 
+    @property
+    def step_seconds(self) -> float | None:
+        """Processor seconds of a training step; None: not measured."""
+        found = [row["step_seconds"] for row in self.rows if "step_seconds" in row]
+        return statistics.mean(found) if found else None
+
+    def seconds(self, step: int) -> float | None:
+        """Processor seconds of the training up to a step, with its first stage; None: unknown."""
+        if self.before is None or self.step_seconds is None:
+            return None
+        return self.before + step * self.step_seconds
+
     def curves(self) -> list[list[Row]]:
-        """The learning curves of the seeds; [] unless each has one."""
+        """The learning curves of the seeds, in processor seconds; [] unless each has one."""
         found = [[p for p in row.get("curve", []) if LEAD in p["scores"]] for row in self.rows]
+        found = [[{**p, "seconds": self.seconds(p["step"])} for p in curve] for curve in found]
         return found if all(found) else []
 
 
@@ -94,10 +110,36 @@ def contestants(rows: Sequence[Row]) -> list[Contestant]:
     return found
 
 
-def at(curve: Sequence[Row], key: str, place: float) -> float:
-    """Return FG-ARI of a learning curve at a step or second, linear between its points."""
+def at(curve: Sequence[Row], key: str, place: float) -> float | None:
+    """Return FG-ARI of a learning curve at a step or second, linear between its points.
+
+    Returns:
+        None: the curve begins later, or its times are unknown.
+    """
     known = [(p[key], p["scores"][LEAD]) for p in curve if p[key] is not None]
+    if not known or place < known[0][0]:
+        return None
     return float(np.interp(place, *zip(*known, strict=True)))
+
+
+def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
+    """Return the scores of the baselines that do not depend on the system.
+
+    A system that trains its own encoder has features of its own: the scores that most rows agree on
+    count.
+    """
+    found: dict[str, list[Row]] = {}
+    for x in here:
+        for row in x.rows:
+            for name, scores in row.get("baselines", {}).items():
+                if "untrained" not in name:
+                    found.setdefault(name, []).append(scores)
+    return {name: _most_frequent(each) for name, each in found.items()}
+
+
+def _most_frequent(each: Sequence[Row]) -> Row:
+    ((lead, _),) = collections.Counter(x.get(LEAD) for x in each).most_common(1)
+    return next(x for x in reversed(each) if x.get(LEAD) == lead)
 
 
 def pictured(here: Sequence[Contestant]) -> list[Contestant]:

@@ -4,7 +4,7 @@ Every number on the page comes from a row. What people say about it stands in ar
 the headings that the page asks for; a number there is refused.
 """
 
-import collections
+import dataclasses
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from benchmarks.arena_contestants import (
     LEAD,
     Contestant,
     at,
+    baselines_of,
     contestants,
     gap_text,
     interval,
@@ -44,6 +45,7 @@ PAGE = ROOT / "docs" / "arena.md"
 PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
 COLUMNS = (*LEADING, "count_error")
+BUDGET = 480  # processor seconds of a training
 WORST = 3  # clips named of each system
 STUDENT, TOKENIZER = "student", "tokenizer"  # words
 FAR = 0.1  # difference between two scores that is worth a sentence
@@ -95,7 +97,7 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     """
     everyone = contestants(rows)
     scored = [x for x in everyone if x.mean(LEAD) is not None]
-    by_place = _by_place(scored)
+    by_place = _by_place(everyone)
     places = list(dict.fromkeys([*by_place, *_planned_places()]))
     places.sort(key=lambda place: place.partition(":")[0] != "sprites")
     found = {place: _of_one_length(place, by_place.get(place, [])) for place in places}
@@ -117,13 +119,18 @@ def _planned_places() -> list[str]:
     return [place for place in dict.fromkeys(found) if planned(place)]
 
 
-def _by_place(scored: Sequence[Contestant]) -> dict[str, list[Contestant]]:
+def _by_place(everyone: Sequence[Contestant]) -> dict[str, list[Contestant]]:
     """Return the contestants of the main tables by their data, the best first."""
     found: dict[str, list[Contestant]] = {}
-    for x in scored:
-        if x.is_plain_run:
+    for x in everyone:
+        if x.is_plain_run and x.mean(LEAD) is not None:
             found.setdefault(x.place, []).append(x)
-    return {place: sorted(here, key=lambda x: -x.mean(LEAD)) for place, here in found.items()}
+    for place, here in found.items():
+        first = _first_stages(here, everyone)
+        before = {name: x.seconds(x.row["steps"]) for name, x in first.items()}
+        here = [dataclasses.replace(x, before=before.get(x.system, 0.0)) for x in here]
+        found[place] = sorted(here, key=lambda x: -x.mean(LEAD))
+    return found
 
 
 def _of_one_length(place: str, here: Sequence[Contestant]) -> list[Contestant]:
@@ -156,26 +163,6 @@ def _other_lengths(others: Sequence[Contestant]) -> list[str]:
             for x in others
         ],
     )
-
-
-def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
-    """Return the scores of the baselines that do not depend on the system.
-
-    A system that trains its own encoder has features of its own: the scores that most rows agree on
-    count.
-    """
-    found: dict[str, list[Row]] = {}
-    for x in here:
-        for row in x.rows:
-            for name, scores in row.get("baselines", {}).items():
-                if "untrained" not in name:
-                    found.setdefault(name, []).append(scores)
-    return {name: _most_frequent(each) for name, each in found.items()}
-
-
-def _most_frequent(each: Sequence[Row]) -> Row:
-    ((lead, _),) = collections.Counter(x.get(LEAD) for x in each).most_common(1)
-    return next(x for x in reversed(each) if x.get(LEAD) == lead)
 
 
 def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -> list[str]:
@@ -284,33 +271,29 @@ def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
 
 def _equal(here: Sequence[Contestant]) -> list[str]:
     found = [x for x in here if x.curves()]
-    found = [x for x in found if all(c[-1]["seconds"] is not None for c in x.curves())]
     if len(found) < 2:
         return []
-    ends = {
-        key: min(curve[-1][key] for x in found for curve in x.curves())
-        for key in ("step", "seconds")
-    }
-    head = [
-        "FG-ARI on validation clips",
-        "as trained",
-        "after s",
-        f"equal steps: after {ends['step']:,}",
-        f"equal time: after {ends['seconds']:.0f} s",
-    ]
+    step = min(curve[-1]["step"] for x in found for curve in x.curves())
+    seconds = min(filter(None, (x.seconds(x.row["steps"]) for x in found)), default=None)
+    until = EMPTY if seconds is None else f": after {seconds:.0f} s"
+    head = ["FG-ARI on validation clips", "as trained", "after processor s"]
+    head += [f"equal steps: after {step:,}", f"equal time{until}"]
     out = []
     for x in found:
-        curves = x.curves()
-        seconds = statistics.mean(c[-1]["seconds"] for c in curves)
+        curves, whole = x.curves(), x.seconds(x.row["steps"])
         at_end = [at(c, "step", c[-1]["step"]) for c in curves]
-        equal = {key: [at(c, key, end) for c in curves] for key, end in ends.items()}
-        texts = [spread(LEAD, equal[key]) for key in ("step", "seconds")]
-        out.append([x.title, spread(LEAD, at_end), f"{seconds:.0f}", *texts])
+        at_step = [at(c, "step", step) for c in curves]
+        at_time = [] if seconds is None else [at(c, "seconds", seconds) for c in curves]
+        texts = [EMPTY if None in values else spread(LEAD, values) for values in (at_step, at_time)]
+        out.append([x.title, spread(LEAD, at_end), f"{whole:.0f}" if whole else EMPTY, *texts])
     text = (
         "Read off the learning curves at the last step, and at the last second, that all of them "
         "reached. Learning rates follow the length of each run, so a point in its middle is not a "
-        "shorter run. Seconds are of training alone, on the cores that the row names, beside "
-        "whatever else ran; a first stage, of a tokenizer or a teacher, is not in them."
+        "shorter run. Time is that of processors, summed over cores, of the compiled training step "
+        "on one core, which other programs hardly change: the run's own, and that of a first "
+        "stage, which trains a tokenizer or a teacher. A run may take "
+        f"{BUDGET} s, four minutes of two cores. A cell is empty where the time of a step was not "
+        "measured, or where a curve begins later."
     )
     return [*table(head, out), text, ""]
 
@@ -399,7 +382,7 @@ def _seconds(x: Contestant) -> str:
 
 def _costs(here: Sequence[Contestant], first_stages: Mapping[str, Contestant]) -> list[str]:
     head = ["cost", "parameters, trained", "frozen", "memory, MB", "steps/s", "training, s"]
-    head += ["first stage, s", "cores", "untrained, FG-ARI"]
+    head += ["first stage, s", "cores", "untrained, FG-ARI", "revision"]
     out = []
     for x in here:
         speeds = [row["steps"] / row["seconds"] for row in x.rows if row["seconds"]]
@@ -421,6 +404,7 @@ def _costs(here: Sequence[Contestant], first_stages: Mapping[str, Contestant]) -
                 _seconds(first_stages[x.system]) if x.system in first_stages else EMPTY,
                 ", ".join(sorted({str(row.get("cores", EMPTY)) for row in x.rows})),
                 spread(LEAD, untrained),
+                ", ".join(sorted({f"`{row['revision'][:7]}`" for row in x.rows})),
             ]
         )
     return table(head, out)
@@ -504,9 +488,10 @@ def _on_progress(x: Contestant) -> str:
     curves = x.curves()
     if not curves:
         return ""
-    rise = statistics.mean(
-        at(c, "step", c[-1]["step"]) - at(c, "step", 0.75 * c[-1]["step"]) for c in curves
-    )
+    ends = [[at(c, "step", share * c[-1]["step"]) for share in (0.75, 1.0)] for c in curves]
+    if any(before is None for before, _ in ends):
+        return ""
+    rise = statistics.mean(after - before for before, after in ends)
     return f"In the last quarter of its steps it changed by {signed(rise)} points."
 
 
@@ -551,6 +536,5 @@ def write(rows: Sequence[Row], path: Path = PAGE, notes: Mapping[str, str] | Non
     """
     notes = read_notes() if notes is None else notes
     path.write_text(page(rows, notes))
-    scored = [x for x in contestants(rows) if x.mean(LEAD) is not None]
-    for place, here in _by_place(scored).items():
+    for place, here in _by_place(contestants(rows)).items():
         arena_pictures.draw(place, _of_one_length(place, here), path.parent / PICTURES)

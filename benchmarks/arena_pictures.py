@@ -58,7 +58,9 @@ def draw_curves(here: Sequence[Contestant], path: Path) -> None:
             panel.plot(places, values.mean(axis=0), color=colour, label=x.title)
             ends = values.min(axis=0), values.max(axis=0)
             panel.fill_between(places, *ends, color=colour, alpha=0.2)
-        panel.set_xlabel({"step": "steps", "seconds": "seconds of training"}[key], fontsize=9)
+        panel.set_xlabel(
+            {"step": "steps", "seconds": "processor seconds of training"}[key], fontsize=9
+        )
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)

@@ -116,7 +116,7 @@ def test_tables_have_mean_spread_and_baselines():
     best = table(text, "data | best system")["[sprites:image](#spritesimage)"]
     assert best[:3] == ["SmoothSA", "70.0 ± 10.0", "SPOT"] and best[4] == "50.0"
     cost = table(text, "cost")["SmoothSA"]
-    assert cost == ["3,000", "20", "10", "10.0 to 20.0", "33", "", "1", "10.0 ± 0.0"]
+    assert cost == ["3,000", "20", "10", "10.0 to 20.0", "33", "", "1", "10.0 ± 0.0", "`abc`"]
 
 
 def test_costs_have_the_time_of_a_first_stage():
@@ -149,18 +149,31 @@ def test_features_of_an_own_encoder_are_no_baseline_of_the_others():
 
 
 def test_equal_steps_and_time_are_read_off_the_curves():
-    short = row("spot", "image", 0, 0.4, steps=300)
+    """Time is that of processors and has the first stage; wall time depends on other programs."""
+    short = row("spot", "image", 0, 0.4, steps=300, step_seconds=0.05, seconds=999.0)
     short["curve"] = [
-        {"step": 150, "seconds": 5.0, "scores": {"fg_ari": 0.1}},
-        {"step": 300, "seconds": 15.0, "scores": {"fg_ari": 0.4}},
+        {"step": 150, "seconds": 500.0, "scores": {"fg_ari": 0.1}},
+        {"step": 300, "seconds": 999.0, "scores": {"fg_ari": 0.4}},
     ]
-    rows = [short, row("smoothsa", "image", 0, 0.8), old_row("dinosaur", "image", 0, 0.5)]
+    tokenizer = row("slate", "image,tokenizer", 0, 0.0, steps=50, step_seconds=0.1)
+    del tokenizer["scores"]["fg_ari"]
+    rows = [
+        short,
+        row("smoothsa", "image", 0, 0.8, step_seconds=0.1),
+        tokenizer,
+        row("slate", "image", 0, 0.6, step_seconds=0.2),
+        row("boqsa", "image", 0, 0.5),
+        old_row("dinosaur", "image", 0, 0.5),
+    ]
     text = arena_page.page(rows, {})
     found = table(text, "FG-ARI on validation clips")
     assert "equal steps: after 300 | equal time: after 15 s" in text
     assert found["SPOT"] == ["40.0", "15", "40.0", "40.0"]
-    # Between 0.75 and 1 of 0.8 after 300 steps; between 0.5 and 0.75 after 15 s.
+    # Between 0.75 and 1 of 0.8 after 300 steps; after 15 s it has done 150, halfway to 0.75.
     assert found["SmoothSA"] == ["80.0", "40", "70.0", "50.0"]
+    # Five seconds are gone when its own steps begin; after fifty of them it is not scored yet.
+    assert found["slate"] == ["60.0", "85", "52.5", ""]
+    assert found["boqsa"] == ["50.0", "", "43.8", ""]
     assert "dinosaur" not in found
 
 
@@ -271,8 +284,9 @@ def test_reported_orders_are_judged(spot, dinosaur, expected):
     rows = [row("spot", "image", 0, spot), row("dinosaur", "image", 0, dinosaur)]
     notes = {"spot above dinosaur on sprites:image": "It is because."}
     found = table(arena_page.page(rows, notes), "reported on real data")
-    _, place, steps, _, here, reason = found["SPOT above dinosaur"]
+    _, place, steps, _, equal, here, reason = found["SPOT above dinosaur"]
     assert (place, steps, here) == ("sprites:image", "400 / 400", expected)
+    assert equal == f"{100 * (spot - dinosaur):+.1f} after 400"
     assert reason == ("It is because." if "reverse" in expected else "")
 
 
@@ -289,7 +303,7 @@ def test_orders_without_scores_of_clips_are_judged_by_seeds(spot, dinosaur, expe
     both = (("spot", spot), ("dinosaur", dinosaur))
     rows = [old_row(name, "image", i, x) for name, seeds in both for i, x in enumerate(seeds)]
     found = table(arena_page.page(rows, {}), "reported on real data")
-    assert found["SPOT above dinosaur"][4] == expected
+    assert found["SPOT above dinosaur"][5] == expected
 
 
 def test_a_mean_over_some_of_the_seeds_says_so():
