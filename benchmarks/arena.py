@@ -598,7 +598,7 @@ def score_missing(runs: Sequence[Run], rows_file: Path, program: "MainProgram") 
             timed.add(kind_of(row))
         if found != row:
             append_row(rows_file, found)
-            print(f"{', '.join(found.keys() - row.keys() | lacking)}: {run.name}", flush=True)
+            print(f"{', '.join([*found.keys() - row.keys(), *lacking])}: {run.name}", flush=True)
 
 
 def means_of(scores: Mapping[str, Any]) -> dict[str, float]:
