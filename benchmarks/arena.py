@@ -781,6 +781,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--jobs is {options.jobs}; expected at least 1")
     if options.plan:
         runs = all_planned(options.seeds, overrides, options.workdir)
+        if not runs:
+            seeds = ", ".join(map(str, DEFAULT_SEEDS))
+            raise UserError(f"the plan has no run of these --seeds; expected some of {seeds}")
     else:
         what, seeds = (
             (options.systems, options.data, options.ablations),

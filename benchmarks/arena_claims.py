@@ -92,7 +92,7 @@ def harder(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) 
     lines = ["## Harder data", ""]
     lines += [
         f"The best system is to lose at least {points(LOWER)} points on harder data, and to stay "
-        f"at least {points(ABOVE)} above {KMEANS}. Otherwise its data rank nobody.",
+        f"at least {points(ABOVE)} above {KMEANS}. Otherwise ranks there mean little.",
         "",
     ]
     return lines + table(head, out) + note(notes, "harder data")

@@ -5,6 +5,7 @@ the headings that the page asks for; a number there is refused.
 """
 
 import dataclasses
+import itertools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ PAGE = ROOT / "docs" / "arena.md"
 PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"
 COLUMNS = (*LEADING, "count_error")
+# Scores that a row has besides those of its config -> protocols of its plain and pruned scores.
+WAYS = {"plain": ("plain", ""), "pruned": ("", "pruned")}
 BUDGET = 480  # processor seconds of a training
 WORST = 3  # clips named of each system
 STUDENT, TOKENIZER = "student", "tokenizer"  # words
@@ -299,17 +302,21 @@ def _equal(here: Sequence[Contestant]) -> list[str]:
 
 
 def _pruned(here: Sequence[Contestant]) -> list[str]:
-    # Of each, one of the two is as configured.
-    found = [(x, ("plain", "")) for x in here if x.values(LEAD, "plain")]
-    found += [(x, ("", "pruned")) for x in here if x.values(LEAD, "pruned")]
+    # Of each, one of the two is as configured. Both are of the same seeds.
+    found = []
+    for x, (name, ways) in itertools.product(here, WAYS.items()):
+        if rows := tuple(row for row in x.rows if name in row["scores"]):
+            found.append((dataclasses.replace(x, rows=rows), ways))
     if not found:
         return []
     found.sort(key=lambda one: -one[0].mean(LEAD, one[1][0]))
-    head = ["plain against pruned", "FG-ARI, plain", "FG-ARI, pruned", "pruned less plain"]
-    head += ["ARI, plain", "ARI, pruned", "count error, plain", "count error, pruned"]
+    head = ["plain against pruned", "seeds", "FG-ARI, plain", "FG-ARI, pruned"]
+    head += ["pruned less plain", "ARI, plain", "ARI, pruned"]
+    head += ["count error, plain", "count error, pruned"]
     out = [
         [
             x.title,
+            str(len(x.rows)),
             *(of_seeds(x, LEAD, way) for way in ways),
             interval(x, x, ways[::-1]),
             *(of_seeds(x, name, way) for name in ("ari", "count_error") for way in ways),

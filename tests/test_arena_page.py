@@ -185,7 +185,7 @@ def test_pruned_and_plain_are_beside_each_other():
     pruned = {name: cells[0] for name, cells in table(text, "as configured").items()}
     assert (pruned["SmoothSA"], pruned["SPOT"]) == ("yes", "no")
     assert table(text, "plain against pruned") == {
-        "SmoothSA": ["70.0", "80.0", "+10.0 (+10.0 to +10.0)", "25.0", "50.0", "2.00", "1.50"]
+        "SmoothSA": ["1", "70.0", "80.0", "+10.0 (+10.0 to +10.0)", "25.0", "50.0", "2.00", "1.50"]
     }
 
 

@@ -291,6 +291,11 @@ def test_a_plan_trains_again_what_has_no_curve(tmp_path):
     assert asked == [0]
 
 
+def test_a_plan_without_the_asked_seeds_is_refused():
+    with pytest.raises(UserError, match="no run of these --seeds; expected some of 0, 1, 2"):
+        arena.main(["--plan", "--seeds=7"])
+
+
 @pytest.mark.slow
 def test_all_planned_runs_can_run(tmp_path):
     runs = arena.all_planned([0], [("config.mesh.data", "1")], tmp_path)
