@@ -5,6 +5,7 @@
     python benchmarks/arena.py --config.train.num_steps=500 --seeds=0 --time-limit=60
     python benchmarks/arena.py --ablations full "no warmer" 3/3
     python benchmarks/arena.py --plan                          all that docs/arena.md asks for
+    python benchmarks/arena.py --plan --rescore                what rows of finished runs lack
     python benchmarks/arena.py --list                          print the table, train nothing
     python benchmarks/arena.py --page                          write docs/arena.md, train nothing
 
