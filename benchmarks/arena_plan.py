@@ -58,7 +58,7 @@ PLAN = (
     Part(("metaslot",), IMAGE, 3000),
     # Harder data.
     Part(("smoothsa", "spot", "boqsa"), HARD, None),
-    Part(VIDEO_SYSTEMS, HARD_BOXES, 3500, ONE_SEED),
+    Part(VIDEO_SYSTEMS, HARD_BOXES, 3500),
     Part(("dinosaur", "dias"), HARD, 4500),
     # The founding systems, trained on pixels.
     Part(("slot_attention",), IMAGE, 900),

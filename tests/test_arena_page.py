@@ -224,11 +224,13 @@ def test_nobody_is_the_best_where_nobody_finds_objects():
 def test_harder_data_leave_the_best_system_much_to_win(easy, hard, both):
     rows = [row("spot", "image", 0, easy), row("smoothsa", "image", 0, 0.9)]
     rows += [row("spot", "hard_image", 0, hard), row("smoothsa", "hard_image", 0, 0.5)]
-    found = table(section(arena_page.page(rows, {}), "Harder data"), "")
+    text = section(arena_page.page(rows, {}), "Harder data")
     expected = [f"{100 * (easy - hard):.1f}", "50.0", f"{100 * (hard - 0.5):.1f}", both]
-    assert found["sprites:hard_image"][0] == "SPOT"
-    assert found["sprites:hard_image"][3:] == expected
-    assert not any(found["sprites:hard"])
+    best_there = table(text, "")["sprites:hard_image"]
+    assert best_there[0] == "SPOT" and best_there[3:] == expected
+    (best_here,) = [line for line in text.splitlines() if "SmoothSA" in line]
+    assert best_here.endswith("| 90.0 on sprites:image | 40.0 | 50.0 | 0.0 | no |")
+    assert not any(table(text, "")["sprites:hard"])
 
 
 def test_claims_pair_the_same_steps_and_figures_keep_their_order():
