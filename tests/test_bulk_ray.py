@@ -150,6 +150,24 @@ def test_too_many_unreadable_files_end_the_run(clips, tmp_path):
 # ------------------------------------------------------------------------------------------- faults
 
 
+def test_workers_that_take_all_cores_leave_readers_alone(clips, found, tmp_path):
+    """As where half of the machines are lost: then those of the rest have twice as many workers."""
+
+    def end(*_):
+        raise TimeoutError("readers wait for cores")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(240)
+    try:
+        bulk = predict.BulkOptions(places=3, workers=4)  # of half a core, on two
+        output = predicted(clips, tmp_path / "out", bulk)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(list((output / "parts").iterdir())) >= 4
+    assert rows_in(output).keys() == rows_in(found).keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("work", "what"), [("predict", "rows"), ("store", "files")])
 def test_a_node_killed_at_random_moments_changes_nothing(work, what):

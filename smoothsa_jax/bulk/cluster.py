@@ -68,9 +68,17 @@ class Cluster(NamedTuple):
 
     @property
     def of_reader(self) -> dict[str, Any]:
-        """What Ray reserves for a task that reads or writes."""
-        whole = self.accelerator is not None and self._has_cores
-        return {"num_cpus": 1 if whole else 0.25, "max_retries": RETRIES}
+        """How Ray runs tasks that read or write.
+
+        Without accelerators, they need no free core: workers that have lost their machine may take
+        all cores that are left, and then wait for what is read.
+        """
+        if self.accelerator is None:
+            import ray.data
+
+            at_once = ray.data.TaskPoolStrategy(size=2 * self.cpus)
+            return {"num_cpus": 0, "compute": at_once, "max_retries": RETRIES}
+        return {"num_cpus": 1 if self._has_cores else 0.25, "max_retries": RETRIES}
 
     @property
     def _has_cores(self) -> bool:
