@@ -412,6 +412,7 @@ def test_runs_are_scored_plain_and_pruned(system, data, names, tmp_path):
     assert set(arena.scored_again(run.config)) == names
 
 
+@pytest.mark.more
 def test_the_arena_trains_with_main_and_writes_its_row(tmp_path, compilation_cache, capsys):
     rows_file, folder = tmp_path / "rows.jsonl", tmp_path / "runs"
     arguments = [
