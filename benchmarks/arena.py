@@ -205,6 +205,11 @@ class Run:
     folder: Path
 
     @property
+    def output(self) -> Path:
+        """What its programs print."""
+        return self.folder / "output.txt"
+
+    @property
     def name(self) -> str:
         words = ":".join(filter(None, (self.key["data"], self.key["words"])))
         parts = [self.key["system"], f"on {words}", f"seed {self.key['seed']}"]
@@ -473,28 +478,25 @@ class MainProgram:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "arena_config.json").write_text(to_json(run.config))
         (run.folder / "arena_config.py").write_text(CONFIG_CODE)
-        output = run.folder / "output.txt"
-        self._say(f"training {run.name}; its output: {output}")
+        self._say(f"training {run.name}; its output: {run.output}")
         arguments = [f"--config={run.folder / 'arena_config.py'}", f"--workdir={run.folder}"]
-        status = self._run([str(ROOT / "main.py"), *arguments], output, self._end)
+        status = self._run([str(ROOT / "main.py"), *arguments], run.output, self._end)
         if status == 128 + signal.SIGTERM and time.monotonic() >= self._end:
             raise Interrupted("the time limit is reached; the same command continues it")
-        _refuse_failure(status, output)
+        _refuse_failure(status, run.output)
         for name, settings in scored_again(run.config).items():
             self.score_again(run, name, settings)
         self.measure(run)
         return make_row(run, len(_cores()), begun)
 
     def measure(self, run: Run) -> None:
-        """Measure the training step of a finished run; see `measure`.
+        """Call the function `measure` in another process; this one takes no accelerator's memory.
 
         Raises:
-            RunFailed: it cannot be measured.
+            RunFailed: the run cannot be measured.
         """
-        output = run.folder / "output.txt"
-        # Another process, so that this one takes no memory of an accelerator.
-        if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], output):
-            raise RunFailed(f"its training step cannot be measured; see {output}")
+        if self._run([str(Path(__file__).resolve()), f"--measure={run.folder}"], run.output):
+            raise RunFailed(f"its training step cannot be measured; see {run.output}")
 
     def score_again(self, run: Run, name: str, settings: Mapping[str, Any]) -> None:
         """Score a finished run with other settings, in a copy, so that what it wrote stays.
@@ -505,18 +507,18 @@ class MainProgram:
         Raises:
             RunFailed: main.py left with another status than 0.
         """
-        copy, output = run.folder / name, run.folder / "output.txt"
+        copy = run.folder / name
         skipped = shutil.ignore_patterns(*OTHERS)
         shutil.copytree(run.folder, copy, ignore=skipped, dirs_exist_ok=True)
         settings = {**settings, "eval.baselines": False}
         arguments = [f"--config.{key}={value}" for key, value in settings.items()]
         command = [str(ROOT / "main.py"), "--mode=evaluate", f"--workdir={copy}", *arguments]
-        status = self._run(command, output)
+        status = self._run(command, run.output)
         if name == "pruned" and status == 2:  # main.py has said why it cannot be
-            self._say(f"not scored {name}: {run.name}; see {output}")
+            self._say(f"not scored {name}: {run.name}; see {run.output}")
             (copy / "scores.json").unlink()  # of the run itself
         else:
-            _refuse_failure(status, output)
+            _refuse_failure(status, run.output)
 
     def _run(self, arguments: Sequence[str], output: Path, end: float = math.inf) -> int:
         """Run a Python program, ask it to leave when the time ends, and return its status."""

@@ -11,10 +11,10 @@ from benchmarks.arena_contestants import (
     LEAD,
     Contestant,
     at,
-    baselines_of,
     difference,
     gap_text,
     interval,
+    kmeans_of,
     points,
     signed,
     sorted_words,
@@ -80,13 +80,12 @@ def harder(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) 
     out = []
     for place, easier in HARDER.items():
         here, before = found.get(place, ()), found.get(easier, ())
-        winners = dict.fromkeys(x.system for x in (*here[:1], *before[:1]))
-        for system in winners:
+        kmeans, rows = kmeans_of(here), []
+        for system in dict.fromkeys(x.system for x in (*here[:1], *before[:1])):
             pair = [next((x for x in each if x.system == system), None) for each in (here, before)]
-            if None not in pair:
-                out.append([place, *_against(*pair, baselines_of(here)[KMEANS][LEAD])])
-        if not here:
-            out.append([place, *[EMPTY] * (len(head) - 1)])
+            if None not in (*pair, kmeans):
+                rows.append([place, *_against(*pair, kmeans)])
+        out += rows or [[place, *[EMPTY] * (len(head) - 1)]]
     lines = ["## Harder data", ""]
     lines += [
         f"The best system is to lose at least {points(LOWER)} points on harder data, and to stay "

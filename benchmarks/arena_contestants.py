@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from benchmarks import bootstrap
-from benchmarks.arena_rows import FULL, LEADING, Row, seeds_apart, unpacked
+from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, seeds_apart, unpacked
 from smoothsa_jax.evaluation.scores import cell
 
 EMPTY = ""  # a cell without a value
@@ -135,6 +135,11 @@ def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
                 if "untrained" not in name:
                     found.setdefault(name, []).append(scores)
     return {name: _most_frequent(each) for name, each in found.items()}
+
+
+def kmeans_of(here: Sequence[Contestant]) -> float | None:
+    """Return the FG-ARI of k-means on features."""
+    return baselines_of(here).get(KMEANS, {}).get(LEAD)
 
 
 def _most_frequent(each: Sequence[Row]) -> Row:

@@ -25,6 +25,7 @@ from benchmarks.arena_contestants import (
     contestants,
     gap_text,
     interval,
+    kmeans_of,
     name_of_file,
     of_seeds,
     pictured,
@@ -186,7 +187,7 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
     head = ["data", "best system", "FG-ARI", "second", "best less second", KMEANS]
     out = []
     for place, here in found.items():
-        kmeans = baselines_of(here).get(KMEANS, {}).get(LEAD)
+        kmeans = kmeans_of(here)
         ranks = len(here) > 1 and here[0].mean(LEAD) > FAR
         out.append(
             [
@@ -325,8 +326,9 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
     ]
     text = (
         "Plain: as many slots as in training, none left out; the order is that of these scores. "
-        "Pruned: redundant slots are left out, of more slots where the first column of scores "
-        "above says so, else of those of training. The weights are the same."
+        "Pruned: redundant slots are left out, of more slots than in training where the table "
+        "above says that a system is pruned (DIAS trains with as many), else of as many. The "
+        "weights are the same."
     )
     return [*table(head, out), text, ""]
 
@@ -334,14 +336,14 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
 def _differences(here: Sequence[Contestant]) -> list[str]:
     if len(here) < 2:
         return []
-    best, shared = here[0], baselines_of(here).get(KMEANS)
+    best, shared = here[0], kmeans_of(here)
     kmeans = next(
         (
             row["baseline_clips"][KMEANS][LEAD]
             for x in here
             for row in x.rows
             if KMEANS in row.get("baseline_clips", {})
-            and row["baselines"][KMEANS].get(LEAD) == shared.get(LEAD)
+            and row["baselines"][KMEANS].get(LEAD) == shared
         ),
         None,
     )
@@ -422,7 +424,7 @@ def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) 
     known = [x.mean(axis=0) for x in clips if x is not None]
     sizes = {len(x) for x in known}
     everyone = np.mean(known, axis=0) if len(sizes) == 1 else None
-    kmeans = baselines_of(here).get(KMEANS, {}).get(LEAD)
+    kmeans = kmeans_of(here)
     lines = [f"### Where they fail on {place}", ""]
     for x, own in zip(here, clips, strict=True):
         said = [

@@ -58,7 +58,7 @@ class Cluster(NamedTuple):
 
     @property
     def of_worker(self) -> dict[str, Any]:
-        """What Ray reserves for each of them. On cores, half is left to reading and writing."""
+        """What Ray reserves for each. Half a core leaves room for those of lost machines."""
         if self.accelerator is None:
             return {"num_cpus": 0.5}
         cores = {"num_cpus": 1 if self._has_cores else 0.5}
