@@ -235,13 +235,13 @@ def refuse_config(mode: str, for_config: Overrides) -> None:
 
 def run_demo(given: flags.FlagValues) -> int:
     settle()
-    from smoothsa_jax import demo
+    from smoothsa_jax.demo import server
     from smoothsa_jax.devices import runtime
 
-    demo.check_gradio()  # before anything that takes seconds
+    server.check_gradio()  # before anything that takes seconds
     runtime.start(lambda line: leave(line, 0))
     where = {name: given[name].value for name in DEMO_FLAGS if given[name].present}
-    return demo.serve(given.workdir, **where)
+    return server.serve(given.workdir, **where)
 
 
 def run_predict(given: flags.FlagValues) -> int:

@@ -18,9 +18,10 @@ from PIL import Image
 from test_predict import saved
 from tiny import as_dynamics, tiny_config
 
-from smoothsa_jax import demo as module
 from smoothsa_jax.checkpoints.sources import Trained
-from smoothsa_jax.demo import Asked, Demo, Given, labels_of, serve, served
+from smoothsa_jax.demo import finding, page, server
+from smoothsa_jax.demo.finding import Asked, Demo, Given, labels_of
+from smoothsa_jax.demo.server import serve, served
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.load import load
@@ -50,7 +51,7 @@ def models(folders):
 
 @pytest.fixture(autouse=True)
 def short_examples(monkeypatch):
-    monkeypatch.setattr(module, "EXAMPLE_FRAMES", 2)
+    monkeypatch.setattr(finding, "EXAMPLE_FRAMES", 2)
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_each_setting_reaches_the_model(demo, tmp_path):
 
 
 def test_the_example_is_a_clip_of_what_the_model_knows(models, tmp_path):
-    for kind, frames in (("gaussian", module.EXAMPLE_FRAMES), ("image", 1)):
+    for kind, frames in (("gaussian", finding.EXAMPLE_FRAMES), ("image", 1)):
         demo = Demo(models[kind], tmp_path / kind)
         video, boxes = demo.example(3)
         assert video.shape[0] == frames and len(boxes.splitlines()) >= 2
@@ -137,7 +138,7 @@ def test_a_model_of_boxes_starts_from_those_of_the_visitor(models, tmp_path):
     demo = Demo(models["boxes"], tmp_path / "demo")
     assert demo.controls.boxes and demo.controls.num_slots is None
     _, boxes = demo.example()
-    assert demo.find(Given(), Asked(boxes=boxes)).num_frames == module.EXAMPLE_FRAMES
+    assert demo.find(Given(), Asked(boxes=boxes)).num_frames == finding.EXAMPLE_FRAMES
     for text, count in (("", 0), ("1 2 3", 3), ("1, 2, 3, 4, 5", 5)):
         with pytest.raises(UserError, match=f"have {count} numbers"):
             demo.find(Given(), Asked(boxes=text))
@@ -146,7 +147,7 @@ def test_a_model_of_boxes_starts_from_those_of_the_visitor(models, tmp_path):
 
 
 def test_boxes_shrink_with_their_picture(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST", 30)
+    monkeypatch.setattr(finding, "LONGEST", 30)
     demo = Demo(models["boxes"], tmp_path / "demo")
     shown = demo.find(picture(tmp_path / "a.png"), Asked(boxes="0 0 59 39\n20, 10, 40, 30"))
     assert shown.notes == ("Shrunk to 30x20 pixels.",)
@@ -154,7 +155,7 @@ def test_boxes_shrink_with_their_picture(models, tmp_path, monkeypatch):
 
 
 def test_controls_are_those_that_the_model_can_use(models, tmp_path):
-    def of(config: ConfigDict) -> module.Controls:
+    def of(config: ConfigDict) -> finding.Controls:
         return Demo(load(saved(config, tmp_path / config.name)), tmp_path).controls
 
     can = Demo(models["gaussian"], tmp_path).controls
@@ -226,7 +227,7 @@ def test_the_attention_is_bright_where_the_slot_attends(models, demo, tmp_path):
     slot = next(iter(demo.shares(shown, 0)))
     drawn = demo.attention(shown, 0, slot)
     assert drawn.shape == demo.overlay(shown, 0).shape
-    nothing = module.lit(np.asarray(Image.open(given.path)), np.zeros((2, 2), np.float32), slot)
+    nothing = finding.lit(np.asarray(Image.open(given.path)), np.zeros((2, 2), np.float32), slot)
     change = np.abs(drawn.astype(float) - nothing).mean(-1)
     h, w = stored.shape[1:]
     cells = change.reshape(h, change.shape[0] // h, w, -1).mean((1, 3))
@@ -237,9 +238,9 @@ def test_the_attention_is_bright_where_the_slot_attends(models, demo, tmp_path):
 def test_what_a_visitor_holds_are_names_of_files(demo, tmp_path):
     shown = demo.find(picture(tmp_path / "a.png"), Asked())
     assert all(isinstance(x, Path | int | bool | tuple) for x in shown)
-    module._remove(shown)
+    page._remove(shown)
     assert not shown.folder.exists()
-    module._remove(None)
+    page._remove(None)
 
 
 # ------------------------------------------------------------------------------------ memory, time
@@ -248,7 +249,7 @@ def test_what_a_visitor_holds_are_names_of_files(demo, tmp_path):
 def test_programs_are_forgotten_before_there_are_many(demo, tmp_path, monkeypatch):
     cleared = []
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
-    monkeypatch.setattr(module, "MAX_PROGRAMS", 3)
+    monkeypatch.setattr(finding, "MAX_PROGRAMS", 3)
     for seed in range(6):  # of one size: the same program
         demo.find(picture(tmp_path / "a.png", seed=seed), Asked(seed=seed))
     assert not cleared
@@ -258,8 +259,8 @@ def test_programs_are_forgotten_before_there_are_many(demo, tmp_path, monkeypatc
 
 
 def test_a_long_video_is_cut_and_a_large_picture_shrunk(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_FRAMES", 3)
-    monkeypatch.setattr(module, "LONGEST", 20)
+    monkeypatch.setattr(finding, "MAX_FRAMES", 3)
+    monkeypatch.setattr(finding, "LONGEST", 20)
     path = tmp_path / "a.mp4"
     write_video(path, clip(6))
     counted = []
@@ -330,7 +331,7 @@ def test_flags_of_other_modes_are_refused(capsys):
 
 
 def test_what_is_no_model_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "check_gradio", lambda: None)
+    monkeypatch.setattr(server, "check_gradio", lambda: None)
     with pytest.raises(UserError, match="neither a folder nor the name of a model"):
         with served("sprites_gausian", port=0):
             pass

@@ -21,7 +21,7 @@ from command import ROOT, start
 from fuzz_readers import write_video
 from PIL import Image
 
-from smoothsa_jax.demo import served
+from smoothsa_jax.demo.server import served
 from smoothsa_jax.inputs.sprites import Sprites
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[demo]'")
