@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from benchmarks import bootstrap
-from benchmarks.arena_rows import FULL, KMEANS, LEADING, Row, seeds_apart, unpacked
+from benchmarks.arena_rows import FULL, LEADING, Row, seeds_apart, unpacked
 from smoothsa_jax.evaluation.scores import cell
 
 EMPTY = ""  # a cell without a value
@@ -137,9 +137,9 @@ def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
     return {name: _most_frequent(each) for name, each in found.items()}
 
 
-def kmeans_of(here: Sequence[Contestant]) -> float | None:
-    """Return the FG-ARI of k-means on features."""
-    return baselines_of(here).get(KMEANS, {}).get(LEAD)
+def baseline_of(here: Sequence[Contestant], name: str) -> float | None:
+    """Return the FG-ARI of a baseline."""
+    return baselines_of(here).get(name, {}).get(LEAD)
 
 
 def _most_frequent(each: Sequence[Row]) -> Row:

@@ -21,11 +21,11 @@ from benchmarks.arena_contestants import (
     LEAD,
     Contestant,
     at,
+    baseline_of,
     baselines_of,
     contestants,
     gap_text,
     interval,
-    kmeans_of,
     name_of_file,
     of_seeds,
     pictured,
@@ -37,7 +37,7 @@ from benchmarks.arena_contestants import (
     table,
 )
 from benchmarks.arena_plan import PLAN
-from benchmarks.arena_rows import DEFAULT_SYSTEM, FULL, KMEANS, LEADING, Row, key_of
+from benchmarks.arena_rows import BLOCKS, DEFAULT_SYSTEM, FULL, KMEANS, LEADING, Row, key_of
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
@@ -184,10 +184,9 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
         "## Which system",
         "",
     ]
-    head = ["data", "best system", "FG-ARI", "second", "best less second", KMEANS]
+    head = ["data", "best system", "FG-ARI", "second", "best less second", KMEANS, BLOCKS]
     out = []
     for place, here in found.items():
-        kmeans = kmeans_of(here)
         ranks = len(here) > 1 and here[0].mean(LEAD) > FAR
         out.append(
             [
@@ -196,7 +195,7 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
                 spread(LEAD, here[0].values(LEAD)) if here else EMPTY,
                 here[1].title if ranks else EMPTY,
                 interval(here[0], here[1]) if ranks else EMPTY,
-                points(kmeans),
+                *(points(baseline_of(here, name)) for name in (KMEANS, BLOCKS)),
             ]
         )
     return lines + table(head, out)
@@ -336,25 +335,30 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
 def _differences(here: Sequence[Contestant]) -> list[str]:
     if len(here) < 2:
         return []
-    best, shared = here[0], kmeans_of(here)
-    kmeans = next(
-        (
-            row["baseline_clips"][KMEANS][LEAD]
-            for x in here
-            for row in x.rows
-            if KMEANS in row.get("baseline_clips", {})
-            and row["baselines"][KMEANS].get(LEAD) == shared
-        ),
-        None,
-    )
-    head = ["FG-ARI, difference", f"less {best.title}, the best", f"less {KMEANS}"]
+    best, names = here[0], (KMEANS, BLOCKS)
+    baselines = [_clips_of(here, name) for name in names]
+    head = ["FG-ARI, difference", f"less {best.title}, the best", *(f"less {x}" for x in names)]
     out = []
     for x in here:
-        clips, text = x.clips(), EMPTY
-        if kmeans is not None and clips is not None and clips.shape[1] == len(kmeans):
-            text = gap_text(bootstrap.difference(clips, bootstrap.scores_of([kmeans])))
-        out.append([x.title, EMPTY if x is best else interval(x, best), text])
+        clips, cells = x.clips(), []
+        for baseline in baselines:
+            if clips is None or baseline is None or clips.shape[1] != len(baseline):
+                cells.append(EMPTY)
+            else:
+                pair = clips, bootstrap.scores_of([baseline])
+                cells.append(gap_text(bootstrap.difference(*pair)))
+        out.append([x.title, EMPTY if x is best else interval(x, best), *cells])
     return table(head, out)
+
+
+def _clips_of(here: Sequence[Contestant], baseline: str) -> list[float] | None:
+    """Return the FG-ARI of each clip of a baseline, from a row that agrees with the others."""
+    shared = baseline_of(here, baseline)
+    for row in (row for x in here for row in x.rows):
+        if baseline in row.get("baseline_clips", {}):
+            if row["baselines"][baseline].get(LEAD) == shared:
+                return row["baseline_clips"][baseline][LEAD]
+    return None
 
 
 def _segments(place: str, here: Sequence[Contestant]) -> list[str]:
@@ -424,11 +428,10 @@ def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) 
     known = [x.mean(axis=0) for x in clips if x is not None]
     sizes = {len(x) for x in known}
     everyone = np.mean(known, axis=0) if len(sizes) == 1 else None
-    kmeans = kmeans_of(here)
     lines = [f"### Where they fail on {place}", ""]
     for x, own in zip(here, clips, strict=True):
         said = [
-            _on_kmeans(x, kmeans),
+            _on_baselines(x, here),
             _on_background(x),
             _on_count(x),
             _on_seeds(x),
@@ -440,11 +443,15 @@ def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) 
     return [*lines, ""]
 
 
-def _on_kmeans(x: Contestant, kmeans: float | None) -> str:
-    if kmeans is None:
-        return ""
-    gap = x.mean(LEAD) - kmeans
-    return f"{points(abs(gap))} points of FG-ARI {'above' if gap > 0 else 'below'} {KMEANS}."
+def _on_baselines(x: Contestant, here: Sequence[Contestant]) -> str:
+    said, unit = [], " points of FG-ARI"
+    for name in (KMEANS, BLOCKS):
+        if (of_baseline := baseline_of(here, name)) is not None:
+            gap = x.mean(LEAD) - of_baseline
+            side, article = "above" if gap > 0 else "below", "a " * (name == BLOCKS)
+            said.append(f"{points(abs(gap))}{unit} {side} {article}{name}")
+            unit = ""
+    return f"{' and '.join(said)}." if said else ""
 
 
 def _on_background(x: Contestant) -> str:

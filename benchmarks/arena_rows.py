@@ -25,7 +25,7 @@ IN_CLIPS = (*LEADING, "count_error", "psnr")  # of single samples, and of curves
 # Scores of the same run by another protocol, in a row's `scores`.
 OTHERS = ("plain", "pruned")  # the same model, with other settings of evaluation
 BY_PROTOCOL = ("match_paper", *OTHERS)
-KMEANS = "k-means on features"
+KMEANS, BLOCKS = "k-means on features", "block pattern"
 
 
 def key_of(row: Mapping[str, Any]) -> str:
@@ -99,16 +99,17 @@ def clips_of(folder: Path, title: str) -> dict[str, Any]:
 
     own: dict[str, list[np.ndarray]] = {}
     found: dict[str, Any] = {"clips": {}}
+    baselines: dict[str, Any] = {}
     for method, protocol, _, per_sample in read_sample_scores(folder / "scores.csv"):
         if method == title and protocol == "default":
             for name in IN_CLIPS:
                 if name in per_sample:
                     own.setdefault(name, []).append(per_sample[name])
-        elif method == KMEANS and LEADING[0] in per_sample:
-            found["baseline_clips"] = {KMEANS: {LEADING[0]: rounded(per_sample[LEADING[0]])}}
+        elif method in (KMEANS, BLOCKS) and LEADING[0] in per_sample:
+            baselines[method] = {LEADING[0]: rounded(per_sample[LEADING[0]])}
     # Of several evaluation seeds, a sample has the mean.
     found["clips"] = {name: rounded(np.mean(values, axis=0)) for name, values in own.items()}
-    return found
+    return found | ({"baseline_clips": baselines} if baselines else {})
 
 
 def curve_of(log: Sequence[Row]) -> list[Row]:

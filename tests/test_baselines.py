@@ -5,6 +5,7 @@ import pytest
 
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.baselines import (
+    block_pattern,
     boxes_kept_still,
     kmeans,
     kmeans_on_features,
@@ -37,6 +38,25 @@ def test_smaller_box_is_on_top():
 def test_number_of_segments():
     assert num_true_segments(np.array([[[0, 3], [255, 3]]], np.uint8)) == 2
     assert num_true_segments(np.full((1, 2, 2), 255, np.uint8)) == 1
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_blocks_share_every_frame_equally(count):
+    masks = block_pattern(count, 2, (120, 132))
+    assert masks.shape == (2, 120, 132) and masks.dtype == np.uint8
+    np.testing.assert_array_equal(masks[0], masks[1])
+    pixels = np.bincount(masks[0].ravel())
+    assert len(pixels) == count and abs(pixels / pixels.mean() - 1).max() < 0.1
+    for number in range(count):  # each is a rectangle
+        rows, columns = np.nonzero(masks[0] == number)
+        assert pixels[number] == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+
+
+def test_blocks_are_about_as_high_as_wide():
+    np.testing.assert_array_equal(block_pattern(4, 1, (2, 2)), [[[0, 2], [1, 3]]])
+    np.testing.assert_array_equal(
+        block_pattern(3, 1, (2, 6)), [[[0, 0, 0, 0, 2, 2], [1, 1, 1, 1, 2, 2]]]
+    )
 
 
 def test_kmeans_finds_separate_groups():

@@ -31,7 +31,7 @@ def _scene(split, index, seed=0, **options):
     return draw_scene(rng, 64, 64, 3, 5, 4, **options)
 
 
-HARD = {"shared_colours": 0.4, "jitter": 2.0, "lighting": 0.5}
+HARD = {"crowding": 0.4, "shared_colours": 0.4, "jitter": 2.0, "lighting": 0.5}
 
 
 def _one_disc(**changes):
@@ -302,8 +302,11 @@ def test_what_makes_clips_harder_is_drawn_last():
         plain, hard = _scene("train", index), _scene("train", index, **HARD)
         lit = _scene("train", index, jitter=2.0, lighting=0.5)
         assert plain.hardship is None and hard.hardship is not None
-        same = [name for name in plain._fields if name not in ("hardship", "textures", "colours")]
-        for other, names in ((hard, same), (lit, [*same, "textures", "colours"])):
+        changed = ("motion", "hardship", "textures", "colours")
+        same = [name for name in plain._fields if name not in changed]
+        motion = plain.motion._replace(start=hard.motion.start)
+        np.testing.assert_equal(hard.motion, motion)
+        for other, names in ((hard, same), (lit, [*same, "motion", "textures", "colours"])):
             for name in names:
                 np.testing.assert_equal(getattr(other, name), getattr(plain, name))
 
@@ -319,6 +322,16 @@ def test_harder_clips_are_reproducible_and_go_on():
         assert (short[index]["video"] != plain[index]["video"]).any()
     clips = {Sprites(seed=s, **options)[i]["video"].tobytes() for s in range(2) for i in range(8)}
     assert len(clips) == 16
+
+
+def test_crowded_objects_start_closer_together_anywhere_in_the_frame():
+    for index in range(20):
+        apart, crowd = _scene("train", index), _scene("train", index, crowding=0.4)
+        between = [x.motion.start[:, None] - x.motion.start for x in (apart, crowd)]
+        np.testing.assert_allclose(between[1], 0.6 * between[0], atol=1e-9)
+        assert (crowd.motion.start > 0).all() and (crowd.motion.start < 64).all()
+    middles = [_scene("train", i, crowding=0.4).motion.start.mean(axis=0) for i in range(200)]
+    assert np.ptp(middles, axis=0).min() > 20
 
 
 def test_objects_have_the_colours_of_something_behind_them_but_another_texture():
@@ -392,6 +405,7 @@ def test_colour_alone_does_not_solve_it():
         ({"min_objects": 1}, "min_objects"),
         ({"min_objects": 6}, "min_objects"),
         ({"palette_size": 2}, "palette_size"),
+        ({"crowding": 1.1}, "data.crowding is 1.1; choose a share"),
         ({"shared_colours": 1.5}, "data.shared_colours is 1.5; choose a share"),
         ({"lighting": -0.1}, "data.lighting is -0.1"),
         ({"jitter": 17}, "data.jitter is 17"),

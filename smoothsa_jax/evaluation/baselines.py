@@ -45,6 +45,30 @@ def boxes_kept_still(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(mask, (len(boxes), height, width)).copy()
 
 
+def block_pattern(num_segments: int, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+    """Divide every frame into equal blocks, whatever it shows (DINOSAUR, arXiv 2209.14860).
+
+    The blocks stand in about as many columns as rows; a column with fewer blocks is narrower. What
+    does not score higher may have found regions, not objects.
+
+    Args:
+        num_segments: number of blocks, `num_true_segments` of the clip's labels.
+        num_frames: T of the result.
+        size: (H, W) of the result.
+
+    Returns:
+        Segment numbers (T, H, W) uint8.
+    """
+    height, width = size
+    columns = np.array_split(np.arange(num_segments), round(np.sqrt(num_segments)))
+    lengths = np.array([len(column) for column in columns])
+    ends = np.cumsum(lengths) * width / num_segments
+    column = np.searchsorted(ends, np.arange(width) + 0.5)
+    above = (np.arange(height) + 0.5)[:, None] / height
+    mask = (above * lengths[column]).astype(np.uint8) + (np.cumsum(lengths) - lengths)[column]
+    return np.broadcast_to(mask.astype(np.uint8), (num_frames, height, width)).copy()
+
+
 def kmeans_on_features(
     features: np.ndarray,
     num_segments: int,

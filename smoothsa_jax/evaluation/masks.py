@@ -189,7 +189,7 @@ def evaluate_baselines(
 
     Returns:
         baseline -> metric -> (samples,) float64. The baselines are "first boxes kept still",
-        "k-means on features" and "k-means on RGB".
+        "k-means on features", "k-means on RGB" and "block pattern".
     """
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for batch in batches:
@@ -208,6 +208,7 @@ def evaluate_baselines(
                     tokens[b][:length], segments, size, seed
                 )
             masks["k-means on RGB"] = baselines.kmeans_on_rgb(video, segments, seed)
+            masks["block pattern"] = baselines.block_pattern(segments, length, size)
             for baseline, mask in masks.items():
                 pair = [scoring.sized(scoring.kept(x)) for x in (mask, labels)]
                 counts = contingency(*(x if scoring.per_frame else x[None] for x in pair))

@@ -96,6 +96,15 @@ def draw_motion(rng: np.random.Generator, count: int, height: int, width: int) -
     )
 
 
+def crowded(
+    rng: np.random.Generator, motion: Motion, share: float, height: int, width: int
+) -> Motion:
+    """Shrink the grid in which sprites start by a share, and move it anywhere in the frame."""
+    size = np.array([width, height])
+    corner = share * size * rng.random(2)
+    return motion._replace(start=corner + (1 - share) * motion.start)
+
+
 def _vectors(length: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """Vectors (n, 2) with the given lengths and directions (in full turns)."""
     angle = 2 * np.pi * turns

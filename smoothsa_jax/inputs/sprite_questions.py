@@ -210,8 +210,8 @@ class SpriteQuestions:
     these draws.
 
     Args:
-        image_size, max_objects, min_objects, seed, palette_size, shared_colours, jitter, lighting:
-            see `Sprites`.
+        image_size, max_objects, min_objects, seed, palette_size, crowding, shared_colours,
+            jitter, lighting: see `Sprites`.
         num_frames: frames per clip, observed ones and those of the future.
         observed: how many frames are observed, P.
         split: "train", "validation" or "test".
@@ -248,6 +248,7 @@ class SpriteQuestions:
         num_clips: int | None = None,
         seed: int = 0,
         palette_size: int = 4,
+        crowding: float = 0.0,
         shared_colours: float = 0.0,
         jitter: float = 0.0,
         lighting: float = 0.0,
@@ -273,6 +274,7 @@ class SpriteQuestions:
             "num_samples": num_clips,
             "seed": seed,
             "palette_size": palette_size,
+            "crowding": crowding,
             "shared_colours": shared_colours,
             "jitter": jitter,
             "lighting": lighting,

@@ -4,8 +4,9 @@ A clip depends only on (seed, split, index) and the options. Shapes move, bounce
 rotate, change size and occlude each other; the background drifts. Labels and boxes are exact. Color
 alone does not separate the objects (see sprite_textures). Nothing is downloaded.
 
-Three options make clips harder: objects in the colors of what they hide, a camera that shakes, and
-light that moves. Without them, clips are the same bit for bit as before there were such options.
+Four options make clips harder: objects that crowd together, objects in the colors of what they
+hide, a camera that shakes, and light that moves. Without them, clips are the same bit for bit as
+before there were such options.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smoothsa_jax.inputs.procedural import GeneratedClips
-from smoothsa_jax.inputs.sprite_motion import Motion, draw_motion, paths
+from smoothsa_jax.inputs.sprite_motion import Motion, crowded, draw_motion, paths
 from smoothsa_jax.inputs.sprite_shapes import SHAPES
 from smoothsa_jax.inputs.sprite_textures import TEXTURES, draw_pairs, paint
 
@@ -68,6 +69,7 @@ def draw_scene(
     min_objects: int,
     max_objects: int,
     palette_size: int,
+    crowding: float = 0.0,
     shared_colours: float = 0.0,
     jitter: float = 0.0,
     lighting: float = 0.0,
@@ -89,6 +91,8 @@ def draw_scene(
         drift=speed * np.array([np.cos(heading), np.sin(heading)]),
         tilt=tilt,
     )
+    if crowding:
+        scene = scene._replace(motion=crowded(rng, scene.motion, crowding, height, width))
     if shared_colours:
         scene = _share_colours(rng, scene, shared_colours)
     if jitter or lighting:
@@ -269,6 +273,9 @@ class Sprites(GeneratedClips):
         boxes: false for models that start from Gaussian queries: then every slot is valid.
         background_box: whether slot 0 starts from the whole frame, to represent the background.
         palette_size: colors per clip; with fewer colors, color is less informative.
+        crowding: 0: objects start apart, in cells of a grid over the frame; above: that grid is
+            smaller by this share and lies anywhere in the frame, so that objects hide each other;
+            1: all start at one place.
         shared_colours: share of the objects that have the colors of something behind them, and
             another texture; 0 to 1.
         jitter: how far a shaking camera shifts the picture at most, in pixels of a frame of 64.
@@ -293,6 +300,7 @@ class Sprites(GeneratedClips):
         boxes: bool = True,
         background_box: bool = True,
         palette_size: int = 4,
+        crowding: float = 0.0,
         shared_colours: float = 0.0,
         jitter: float = 0.0,
         lighting: float = 0.0,
@@ -320,14 +328,18 @@ class Sprites(GeneratedClips):
                 ),
                 *(
                     (0 <= value <= 1, f"data.{name} is {value}; choose a share from 0 to 1")
-                    for name, value in (("shared_colours", shared_colours), ("lighting", lighting))
+                    for name, value in (
+                        ("crowding", crowding),
+                        ("shared_colours", shared_colours),
+                        ("lighting", lighting),
+                    )
                 ),
                 (0 <= jitter <= 16, f"data.jitter is {jitter}; choose 0 to 16 pixels"),
             ],
         )
         self._scene_options = (
             *(min_objects, max_objects, palette_size),
-            *(shared_colours, jitter, lighting),
+            *(crowding, shared_colours, jitter, lighting),
         )
 
     def generate(self, rng: np.random.Generator) -> dict[str, Any]:
