@@ -534,6 +534,9 @@ def _method() -> list[str]:
         "says nothing about the choice of clips. Intervals over few seeds are too narrow; those of "
         "one seed are about clips alone.",
         "* **Learning curves** are of clips of the validation split, scored as the test clips are.",
+        "* **The block pattern** divides every frame into as many equal blocks as there are true "
+        "segments, whatever it shows (a baseline of DINOSAUR's, arXiv 2209.14860). FG-ARI leaves "
+        "out the background, so regions score high too: ARI and mBO tell them from objects.",
         "* **Count error** is the mean absolute difference between the number of slots that win a "
         "pixel and the true number of segments, background included.",
         "* **Orders** without scores of clips are decided where each of at least three seeds of "
