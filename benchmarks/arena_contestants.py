@@ -5,7 +5,8 @@ import dataclasses
 import importlib
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from smoothsa_jax.evaluation.scores import cell
 EMPTY = ""  # a cell without a value
 LEAD = LEADING[0]
 HARMLESS = {"eval.foreground"}  # settings that change no score on the page
+SCORED_PLAIN = {"eval.prune": None, "eval.num_slots": None}  # of systems whose paper prunes nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Contestant:
     @property
     def is_plain_run(self) -> bool:
         """Whether nothing is left out or set, so that it belongs to the main tables."""
-        return self.row["ablation"] == FULL and not set(self.row["overrides"]) - HARMLESS
+        return self.row["ablation"] == FULL and is_plain(self.row["overrides"])
 
     def values(self, metric: str, protocol: str = "") -> list[float]:
         found = [
@@ -87,6 +89,12 @@ class Contestant:
         found = [[p for p in row.get("curve", []) if LEAD in p["scores"]] for row in self.rows]
         found = [[{**p, "seconds": self.seconds(p["step"])} for p in curve] for curve in found]
         return found if all(found) else []
+
+
+def is_plain(overrides: Mapping[str, Any]) -> bool:
+    """Return whether settings say at most that all slots of training are scored."""
+    allowed = SCORED_PLAIN | {name: overrides.get(name) for name in HARMLESS}
+    return overrides.items() <= allowed.items()
 
 
 def words_of_data(data: str, words: Iterable[str]) -> list[str]:

@@ -17,7 +17,6 @@ from benchmarks import arena_pictures, bootstrap
 from benchmarks.arena_claims import claims, figures, harder, orders
 from benchmarks.arena_contestants import (
     EMPTY,
-    HARMLESS,
     LEAD,
     Contestant,
     at,
@@ -26,6 +25,7 @@ from benchmarks.arena_contestants import (
     contestants,
     gap_text,
     interval,
+    is_plain,
     name_of_file,
     of_seeds,
     pictured,
@@ -63,9 +63,9 @@ def planned(place: str) -> dict[str, int | None]:
     """
     found: dict[str, int | None] = {}
     for part in PLAN:
-        if part.ablations != (FULL,) or {name for name, _ in part.overrides} - {
-            f"config.{name}" for name in HARMLESS
-        }:
+        settings = {name.removeprefix("config."): text for name, text in part.overrides}
+        values = {name: None if text == "None" else text for name, text in settings.items()}
+        if part.ablations != (FULL,) or not is_plain(values):
             continue
         for data in part.data:
             if place_of(data) == place:
