@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bootstrap
-from benchmarks.arena_rows import FULL, LEADING, Row, seeds_apart, unpacked
+from benchmarks.arena_rows import FULL, LEADING, PLAIN, Row, seeds_apart, unpacked
 from smoothsa_jax.evaluation.scores import cell
 
 EMPTY = ""  # a cell without a value
 LEAD = LEADING[0]
 HARMLESS = {"eval.foreground"}  # settings that change no score on the page
-SCORED_PLAIN = {"eval.prune": None, "eval.num_slots": None}  # of systems whose paper prunes nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Contestant:
 
 def is_plain(overrides: Mapping[str, Any]) -> bool:
     """Return whether settings say at most that all slots of training are scored."""
-    allowed = SCORED_PLAIN | {name: overrides.get(name) for name in HARMLESS}
+    allowed = PLAIN | {name: overrides.get(name) for name in HARMLESS}
     return overrides.items() <= allowed.items()
 
 

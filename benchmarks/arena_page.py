@@ -37,12 +37,11 @@ from benchmarks.arena_contestants import (
     table,
 )
 from benchmarks.arena_plan import PLAN
-from benchmarks.arena_rows import BLOCKS, DEFAULT_SYSTEM, FULL, KMEANS, LEADING, Row, key_of
+from benchmarks.arena_rows import BLOCKS, DEFAULT_SYSTEM, FULL, KMEANS, LEADING, ROOT, Row, key_of
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "arena.md"
 PICTURES = "arena"  # a folder beside the page
 NOTES_FILE = ROOT / "benchmarks" / "arena_notes.md"

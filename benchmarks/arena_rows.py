@@ -15,7 +15,8 @@ import numpy as np
 from smoothsa_jax.evaluation.sample_scores import read_sample_scores
 
 Row = dict[str, Any]
-ROWS_FILE = Path(__file__).resolve().parent / "recorded" / "arena.jsonl"
+ROOT = Path(__file__).resolve().parent.parent
+ROWS_FILE = ROOT / "benchmarks" / "recorded" / "arena.jsonl"
 # The key of a run; the rest of a row are results.
 KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
 DEFAULT_SYSTEM = "smoothsa"  # needs no word
@@ -25,6 +26,7 @@ IN_CLIPS = (*LEADING, "count_error", "psnr")  # of single samples, and of curves
 # Scores of the same run by another protocol, in a row's `scores`.
 OTHERS = ("plain", "pruned")  # the same model, with other settings of evaluation
 BY_PROTOCOL = ("match_paper", *OTHERS)
+PLAIN = {"eval.prune": None, "eval.num_slots": None}  # the settings of "plain"
 KMEANS, BLOCKS = "k-means on features", "block pattern"
 
 

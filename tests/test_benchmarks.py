@@ -345,8 +345,8 @@ def test_the_time_of_training_leaves_out_pauses():
         {"step": 12, "validation/ari": 0.1},
         {"step": 22, "steps_per_second": 1.0},  # 10 steps in 10 s
     ]
-    assert arena.training_seconds(log) == pytest.approx(15 * 22 / 20)
-    assert arena.training_seconds([{"step": 1}]) is None
+    assert arena_rows.training_seconds(log) == pytest.approx(15 * 22 / 20)
+    assert arena_rows.training_seconds([{"step": 1}]) is None
 
 
 def test_a_curve_has_times_without_scoring():
@@ -357,11 +357,11 @@ def test_a_curve_has_times_without_scoring():
         {"step": 10, "steps_per_second": 1.0, "validation/fg_ari": 0.123456},
     ]
     mean = (4 / 2 + 4 + 1) / 9
-    first, second = arena.curve_of(log)
+    first, second = arena_rows.curve_of(log)
     assert first == {"step": 5, "seconds": round(mean + 2, 3), "scores": {"fg_ari": 0.25}}
     assert second["step"] == 10 and second["scores"] == {"fg_ari": 0.1235}
-    assert second["seconds"] == arena.training_seconds(log) == round(mean + 7, 3)
-    assert arena.curve_of([{"step": 1}]) == []
+    assert second["seconds"] == arena_rows.training_seconds(log) == round(mean + 7, 3)
+    assert arena_rows.curve_of([{"step": 1}]) == []
 
 
 def test_a_curve_is_asked_for_without_another_key(tmp_path):
@@ -480,7 +480,14 @@ def test_a_failed_run_tells_why(tmp_path):
 
 def test_recorded_rows_are_whole():
     for found in arena.read_rows(arena.ROWS_FILE):
-        assert {*arena.KEY, "seconds", "scores", "parameters", "memory", "revision"} <= found.keys()
+        assert {
+            *arena_rows.KEY,
+            "seconds",
+            "scores",
+            "parameters",
+            "memory",
+            "revision",
+        } <= found.keys()
         assert {"device", "title"} <= found.keys()
         if "curve" in found:
             assert {"steps_per_second", "clips", "folder"} <= found.keys()
