@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.arena_contestants import (
     EMPTY,
-    HARMLESS,
     LEAD,
+    Baselines,
     Contestant,
     at,
-    baseline_of,
     difference,
     gap_text,
     interval,
     points,
+    settings_of,
     signed,
     sorted_words,
     spread,
@@ -68,11 +68,16 @@ def _pairs_table(what: Sequence[str], pairs: Pairs) -> list[str]:
     return table(head, out)
 
 
-def harder(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) -> list[str]:
+def harder(
+    found: Mapping[str, Sequence[Contestant]],
+    baselines: Mapping[str, Baselines],
+    notes: Mapping[str, str],
+) -> list[str]:
     """Return how far the best systems fall on harder data, and whether they beat the baselines.
 
     Args:
         found: the contestants of the main tables by their data, the best first.
+        baselines: by their data.
         notes: heading -> what people say.
     """
     head = ["harder data", "system", "FG-ARI", "on easier data", "lower by"]
@@ -80,11 +85,12 @@ def harder(found: Mapping[str, Sequence[Contestant]], notes: Mapping[str, str]) 
     out = []
     for place, easier in HARDER.items():
         here, before = found.get(place, ()), found.get(easier, ())
-        baselines, rows = [baseline_of(here, name) for name in (KMEANS, BLOCKS)], []
+        there, rows = baselines.get(place, Baselines()), []
+        blind = [there.lead(name) for name in (KMEANS, BLOCKS)]
         for system in dict.fromkeys(x.system for x in (*here[:1], *before[:1])):
             pair = [next((x for x in each if x.system == system), None) for each in (here, before)]
-            if None not in (*pair, *baselines):
-                rows.append([place, *_against(*pair, baselines)])
+            if None not in (*pair, *blind):
+                rows.append([place, *_against(*pair, blind)])
         out += rows or [[place, *[EMPTY] * (len(head) - 1)]]
     lines = ["## Harder data", ""]
     lines += [
@@ -119,7 +125,7 @@ def claims(scored: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
             if x.system == system
             and x.place == place
             and x.row["ablation"] == ablation
-            and not set(x.row["overrides"]) - HARMLESS
+            and not settings_of(x.row["overrides"])
             and steps in (None, x.row["steps"])
         ]
         return max(found, key=lambda x: (len(x.rows), x.row["steps"]), default=None)

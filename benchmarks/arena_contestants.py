@@ -49,9 +49,12 @@ class Contestant:
         return self.row["title"] or self.system
 
     @property
-    def is_plain_run(self) -> bool:
-        """Whether nothing is left out or set, so that it belongs to the main tables."""
-        return self.row["ablation"] == FULL and is_plain(self.row["overrides"])
+    def is_whole(self) -> bool:
+        """Whether nothing is left out or set, so that it belongs to the main tables.
+
+        Runs that are scored plain alone belong to them as well.
+        """
+        return self.row["ablation"] == FULL and settings_of(self.row["overrides"]) in ({}, PLAIN)
 
     def values(self, metric: str, protocol: str = "") -> list[float]:
         found = [
@@ -90,10 +93,9 @@ class Contestant:
         return found if all(found) else []
 
 
-def is_plain(overrides: Mapping[str, Any]) -> bool:
-    """Return whether settings say at most that all slots of training are scored."""
-    allowed = PLAIN | {name: overrides.get(name) for name in HARMLESS}
-    return overrides.items() <= allowed.items()
+def settings_of(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides that change a score on the page."""
+    return {name: x for name, x in overrides.items() if name not in HARMLESS}
 
 
 def words_of_data(data: str, words: Iterable[str]) -> list[str]:
@@ -129,29 +131,49 @@ def at(curve: Sequence[Row], key: str, place: float) -> float | None:
     return float(np.interp(place, *zip(*known, strict=True)))
 
 
-def baselines_of(here: Sequence[Contestant]) -> dict[str, Row]:
-    """Return the scores of the baselines that do not depend on the system.
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """What needs no training, on some data.
 
-    A system that trains its own encoder has features of its own: the scores that most rows agree on
-    count.
+    Attributes:
+        scores: baseline -> metric -> its mean.
+        clips: baseline -> FG-ARI of each clip; of some baselines.
     """
-    found: dict[str, list[Row]] = {}
-    for x in here:
-        for row in x.rows:
-            for name, scores in row.get("baselines", {}).items():
-                if "untrained" not in name:
-                    found.setdefault(name, []).append(scores)
-    return {name: _most_frequent(each) for name, each in found.items()}
+
+    scores: Mapping[str, Row] = dataclasses.field(default_factory=dict)
+    clips: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def lead(self, name: str) -> float | None:
+        """Return the FG-ARI of a baseline."""
+        return self.scores.get(name, {}).get(LEAD)
 
 
-def baseline_of(here: Sequence[Contestant], name: str) -> float | None:
-    """Return the FG-ARI of a baseline."""
-    return baselines_of(here).get(name, {}).get(LEAD)
+def baselines_of(everyone: Sequence[Contestant]) -> dict[str, Baselines]:
+    """Return the baselines of each data, which do not depend on the system.
+
+    Runs with other settings of a system count as well. A system that trains its own encoder has
+    features of its own: the scores that most rows agree on count.
+    """
+    rows: dict[str, list[Row]] = {}
+    for x in everyone:
+        if not any(name.startswith("data.") for name in x.row["overrides"]):
+            rows.setdefault(x.place, []).extend(x.rows)
+    return {place: _baselines(here) for place, here in rows.items()}
 
 
-def _most_frequent(each: Sequence[Row]) -> Row:
-    ((lead, _),) = collections.Counter(x.get(LEAD) for x in each).most_common(1)
-    return next(x for x in reversed(each) if x.get(LEAD) == lead)
+def _baselines(rows: Sequence[Row]) -> Baselines:
+    scores, clips = {}, {}
+    names = dict.fromkeys(name for row in rows for name in row.get("baselines", {}))
+    for name in (name for name in names if "untrained" not in name):
+        having = [row for row in rows if name in row.get("baselines", {})]
+        leads = [row["baselines"][name].get(LEAD) for row in having]
+        ((lead, _),) = collections.Counter(leads).most_common(1)
+        agreeing = [row for row, own in zip(having, leads, strict=True) if own == lead]
+        scores[name] = agreeing[-1]["baselines"][name]
+        of_clips = [row.get("baseline_clips", {}) for row in agreeing]
+        if own := [x[name][LEAD] for x in of_clips if name in x]:
+            clips[name] = own[-1]
+    return Baselines(scores, clips)
 
 
 def pictured(here: Sequence[Contestant]) -> list[Contestant]:

@@ -10,6 +10,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,26 +19,36 @@ from benchmarks.arena_claims import claims, figures, harder, orders
 from benchmarks.arena_contestants import (
     EMPTY,
     LEAD,
+    Baselines,
     Contestant,
     at,
-    baseline_of,
     baselines_of,
     contestants,
     gap_text,
     interval,
-    is_plain,
     name_of_file,
     of_seeds,
     pictured,
     place_of,
     points,
+    settings_of,
     signed,
     sorted_words,
     spread,
     table,
 )
 from benchmarks.arena_plan import PLAN
-from benchmarks.arena_rows import BLOCKS, DEFAULT_SYSTEM, FULL, KMEANS, LEADING, ROOT, Row, key_of
+from benchmarks.arena_rows import (
+    BLOCKS,
+    DEFAULT_SYSTEM,
+    FULL,
+    KMEANS,
+    LEADING,
+    PLAIN,
+    ROOT,
+    Row,
+    key_of,
+)
 from smoothsa_jax.config.load import load_config
 from smoothsa_jax.errors import UserError
 from smoothsa_jax.evaluation.scores import title_of
@@ -54,21 +65,21 @@ STUDENT, TOKENIZER = "student", "tokenizer"  # words
 FAR = 0.1  # difference between two scores that is worth a sentence
 
 
-def planned(place: str) -> dict[str, int | None]:
+def planned(place: str) -> dict[str, tuple[int | None, dict[str, Any]]]:
     """Return the systems that the plan asks for on some data, as `Contestant.system`.
 
     Returns:
-        system -> its number of steps; None: as its config says.
+        system -> its number of steps (None: as its config says), and its settings.
     """
-    found: dict[str, int | None] = {}
+    found: dict[str, tuple[int | None, dict[str, Any]]] = {}
     for part in PLAN:
-        settings = {name.removeprefix("config."): text for name, text in part.overrides}
-        values = {name: None if text == "None" else text for name, text in settings.items()}
-        if part.ablations != (FULL,) or not is_plain(values):
+        texts = {name.removeprefix("config."): text for name, text in part.overrides}
+        settings = settings_of({name: None if x == "None" else x for name, x in texts.items()})
+        if part.ablations != (FULL,) or settings not in ({}, PLAIN):
             continue
         for data in part.data:
             if place_of(data) == place:
-                found |= {sorted_words(system): part.steps for system in part.systems}
+                found |= {sorted_words(system): (part.steps, settings) for system in part.systems}
     return {name: x for name, x in found.items() if TOKENIZER not in name.split(",")}
 
 
@@ -103,13 +114,15 @@ def page(rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     by_place = _by_place(everyone)
     places = list(dict.fromkeys([*by_place, *_planned_places()]))
     places.sort(key=lambda place: place.partition(":")[0] != "sprites")
-    found = {place: _of_one_length(place, by_place.get(place, [])) for place in places}
-    lines = _beginning(rows, found)
+    found = {place: _as_planned(place, by_place.get(place, [])) for place in places}
+    baselines = baselines_of(everyone)
+    lines = _beginning(rows, found, baselines)
     for place, here in found.items():
         lines += [f"## {place}", ""]
         others = [x for x in by_place.get(place, []) if x not in here]
-        lines += _of_place(place, here, others, _first_stages(here, everyone), notes)
-    lines += harder(found, notes)
+        first = _first_stages(here, everyone)
+        lines += _of_place(place, here, others, baselines.get(place, Baselines()), first, notes)
+    lines += harder(found, baselines, notes)
     lines += claims(scored, notes)
     lines += figures(everyone, notes)
     lines += orders(found, notes)
@@ -126,7 +139,7 @@ def _by_place(everyone: Sequence[Contestant]) -> dict[str, list[Contestant]]:
     """Return the contestants of the main tables by their data, the best first."""
     found: dict[str, list[Contestant]] = {}
     for x in everyone:
-        if x.is_plain_run and x.mean(LEAD) is not None:
+        if x.is_whole and x.mean(LEAD) is not None:
             found.setdefault(x.place, []).append(x)
     for place, here in found.items():
         first = _first_stages(here, everyone)
@@ -136,12 +149,18 @@ def _by_place(everyone: Sequence[Contestant]) -> dict[str, list[Contestant]]:
     return found
 
 
-def _of_one_length(place: str, here: Sequence[Contestant]) -> list[Contestant]:
-    """Return each system with one number of steps: that of the plan, else that of most seeds."""
+def _as_planned(place: str, here: Sequence[Contestant]) -> list[Contestant]:
+    """Return each system once: as the plan has it, else with most seeds and steps."""
 
     def worth(x: Contestant) -> tuple:
-        is_planned = x.system in plan and x.row["steps"] == (plan[x.system] or _own_steps(x))
-        return is_planned, len(x.rows), x.row["steps"]
+        steps, settings = plan.get(x.system, (None, {}))
+        is_planned = x.system in plan and x.row["steps"] == (steps or _own_steps(x))
+        return (
+            settings_of(x.row["overrides"]) == settings,
+            is_planned,
+            len(x.rows),
+            x.row["steps"],
+        )
 
     plan, systems = planned(place), [x.system for x in here]
     best = {name: max((x for x in here if x.system == name), key=worth) for name in set(systems)}
@@ -155,10 +174,10 @@ def _own_steps(x: Contestant) -> int:
     return load_config(":".join(filter(None, (x.row["data"], ",".join(words))))).train.num_steps
 
 
-def _other_lengths(others: Sequence[Contestant]) -> list[str]:
+def _other_runs(others: Sequence[Contestant]) -> list[str]:
     if not others:
         return []
-    head = ["trained for another number of steps", "steps", "seeds", title_of(LEAD)]
+    head = ["other runs", "steps", "seeds", title_of(LEAD)]
     return table(
         head,
         [
@@ -168,7 +187,11 @@ def _other_lengths(others: Sequence[Contestant]) -> list[str]:
     )
 
 
-def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -> list[str]:
+def _beginning(
+    rows: Sequence[Row],
+    found: Mapping[str, Sequence[Contestant]],
+    baselines: Mapping[str, Baselines],
+) -> list[str]:
     count = len({key_of(row) for row in rows})
     lines = [
         "# The arena",
@@ -186,6 +209,7 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
     head = ["data", "best system", "FG-ARI", "second", "best less second", KMEANS, BLOCKS]
     out = []
     for place, here in found.items():
+        there = baselines.get(place, Baselines())
         ranks = len(here) > 1 and here[0].mean(LEAD) > FAR
         out.append(
             [
@@ -194,7 +218,7 @@ def _beginning(rows: Sequence[Row], found: Mapping[str, Sequence[Contestant]]) -
                 spread(LEAD, here[0].values(LEAD)) if here else EMPTY,
                 here[1].title if ranks else EMPTY,
                 interval(here[0], here[1]) if ranks else EMPTY,
-                *(points(baseline_of(here, name)) for name in (KMEANS, BLOCKS)),
+                *(points(there.lead(name)) for name in (KMEANS, BLOCKS)),
             ]
         )
     return lines + table(head, out)
@@ -214,6 +238,7 @@ def _of_place(
     place: str,
     here: Sequence[Contestant],
     others: Sequence[Contestant],
+    baselines: Baselines,
     first_stages: Mapping[str, Contestant],
     notes: Mapping[str, str],
 ) -> list[str]:
@@ -221,17 +246,17 @@ def _of_place(
     lines = [notes[place], ""] if place in notes else []
     if not here:
         return [*lines, f"No run has finished yet. The plan asks for {_listed(missing)}.", ""]
-    lines += _scores(here, missing)
-    lines += _other_lengths(others)
+    lines += _scores(here, missing, baselines)
+    lines += _other_runs(others)
     lines += _equal(here)
     lines += _pruned(here)
-    lines += _differences(here)
+    lines += _differences(here, baselines)
     if any(x.curves() for x in here):
         curves = f"{PICTURES}/curves_{name_of_file(place)}.png"
         lines += [f"![FG-ARI over steps and over time on {place}]({curves})", ""]
     lines += _segments(place, here)
     lines += _costs(here, first_stages)
-    lines += _failures(place, here, notes)
+    lines += _failures(place, here, baselines, notes)
     return lines
 
 
@@ -239,9 +264,9 @@ def _listed(systems: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in systems)
 
 
-def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
+def _scores(here: Sequence[Contestant], missing: Sequence[str], baselines: Baselines) -> list[str]:
     head = [
-        "as configured",
+        "system",
         "pruned",
         "steps",
         "seeds",
@@ -259,16 +284,18 @@ def _scores(here: Sequence[Contestant], missing: Sequence[str]) -> list[str]:
         ]
         for x in here
     ]
-    for name, scores in sorted(baselines_of(here).items(), key=lambda x: -(x[1].get(LEAD) or 0)):
+    for name, scores in sorted(baselines.scores.items(), key=lambda x: -(x[1].get(LEAD) or 0)):
         # A baseline is told the number of segments.
         cells = [points(scores.get(metric)) for metric in LEADING] + [EMPTY]
         out.append([f"*{name}*", EMPTY, EMPTY, EMPTY, *cells, EMPTY])
     out += [[f"`{name}`"] + [EMPTY] * (len(head) - 1) for name in missing]
     lines = table(head, out)
     sizes = {x.clips().shape[1] for x in here if x.clips() is not None}
-    if sizes:
-        lines += [f"Of {'/'.join(map(str, sorted(sizes)))} test clips.", ""]
-    return lines
+    said = [f"Of {'/'.join(map(str, sorted(sizes)))} test clips."] if sizes else []
+    plain = [x.title for x in here if settings_of(x.row["overrides"])]
+    if plain:
+        said.append(f"Scored plain, though configured to be pruned: {'; '.join(plain)}.")
+    return [*lines, " ".join(said), ""] if said else lines
 
 
 def _equal(here: Sequence[Contestant]) -> list[str]:
@@ -331,33 +358,27 @@ def _pruned(here: Sequence[Contestant]) -> list[str]:
     return [*table(head, out), text, ""]
 
 
-def _differences(here: Sequence[Contestant]) -> list[str]:
+def _differences(here: Sequence[Contestant], baselines: Baselines) -> list[str]:
     if len(here) < 2:
         return []
-    best, names = here[0], (KMEANS, BLOCKS)
-    baselines = [_clips_of(here, name) for name in names]
+    best, names = here[0], [name for name in (KMEANS, BLOCKS) if baselines.lead(name) is not None]
     head = ["FG-ARI, difference", f"less {best.title}, the best", *(f"less {x}" for x in names)]
     out = []
     for x in here:
-        clips, cells = x.clips(), []
-        for baseline in baselines:
-            if clips is None or baseline is None or clips.shape[1] != len(baseline):
-                cells.append(EMPTY)
-            else:
-                pair = clips, bootstrap.scores_of([baseline])
-                cells.append(gap_text(bootstrap.difference(*pair)))
-        out.append([x.title, EMPTY if x is best else interval(x, best), *cells])
+        gaps = [_less_baseline(x, baselines, name) for name in names]
+        out.append([x.title, EMPTY if x is best else interval(x, best), *gaps])
     return table(head, out)
 
 
-def _clips_of(here: Sequence[Contestant], baseline: str) -> list[float] | None:
-    """Return the FG-ARI of each clip of a baseline, from a row that agrees with the others."""
-    shared = baseline_of(here, baseline)
-    for row in (row for x in here for row in x.rows):
-        if baseline in row.get("baseline_clips", {}):
-            if row["baselines"][baseline].get(LEAD) == shared:
-                return row["baseline_clips"][baseline][LEAD]
-    return None
+def _less_baseline(x: Contestant, baselines: Baselines, name: str) -> str:
+    """Return the text of a difference from a baseline, with its interval if it has scores of clips.
+
+    The baseline has no seeds.
+    """
+    clips, others = x.clips(), baselines.clips.get(name)
+    if clips is None or others is None or clips.shape[1] != len(others):
+        return gap_text((x.mean(LEAD) - baselines.lead(name),))
+    return gap_text(bootstrap.difference(clips, bootstrap.scores_of([others])))
 
 
 def _segments(place: str, here: Sequence[Contestant]) -> list[str]:
@@ -368,7 +389,7 @@ def _segments(place: str, here: Sequence[Contestant]) -> list[str]:
     lines = [f"![The same clips in every system]({PICTURES}/clips_{name_of_file(place)}.png)", ""]
     text = "The same three test clips: frames, true segments, and those of each system, in colors "
     text += "that match the true ones best."
-    text += f" No segments were kept of {', '.join(without)}." if without else ""
+    text += f" No segments were kept of {'; '.join(without)}." if without else ""
     return [*lines, text, ""]
 
 
@@ -376,7 +397,7 @@ def _first_stages(
     here: Sequence[Contestant], everyone: Sequence[Contestant]
 ) -> dict[str, Contestant]:
     """Return the runs that come first, of a tokenizer or a teacher: system -> contestant."""
-    by_name = {(x.system, x.place): x for x in everyone if x.is_plain_run}
+    by_name = {(x.system, x.place): x for x in everyone if x.is_whole}
     found = {}
     for x in here:
         name, *words = x.system.split(",")
@@ -422,7 +443,9 @@ def _costs(here: Sequence[Contestant], first_stages: Mapping[str, Contestant]) -
     return table(head, out)
 
 
-def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
+def _failures(
+    place: str, here: Sequence[Contestant], baselines: Baselines, notes: Mapping[str, str]
+) -> list[str]:
     clips = [x.clips() for x in here]
     known = [x.mean(axis=0) for x in clips if x is not None]
     sizes = {len(x) for x in known}
@@ -430,7 +453,7 @@ def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) 
     lines = [f"### Where they fail on {place}", ""]
     for x, own in zip(here, clips, strict=True):
         said = [
-            _on_baselines(x, here),
+            _on_baselines(x, baselines),
             _on_background(x),
             _on_count(x),
             _on_seeds(x),
@@ -442,10 +465,10 @@ def _failures(place: str, here: Sequence[Contestant], notes: Mapping[str, str]) 
     return [*lines, ""]
 
 
-def _on_baselines(x: Contestant, here: Sequence[Contestant]) -> str:
+def _on_baselines(x: Contestant, baselines: Baselines) -> str:
     said, unit = [], " points of FG-ARI"
     for name in (KMEANS, BLOCKS):
-        if (of_baseline := baseline_of(here, name)) is not None:
+        if (of_baseline := baselines.lead(name)) is not None:
             gap = x.mean(LEAD) - of_baseline
             side, article = "above" if gap > 0 else "below", "a " * (name == BLOCKS)
             said.append(f"{points(abs(gap))}{unit} {side} {article}{name}")
@@ -555,4 +578,4 @@ def write(rows: Sequence[Row], path: Path = PAGE, notes: Mapping[str, str] | Non
     notes = read_notes() if notes is None else notes
     path.write_text(page(rows, notes))
     for place, here in _by_place(contestants(rows)).items():
-        arena_pictures.draw(place, _of_one_length(place, here), path.parent / PICTURES)
+        arena_pictures.draw(place, _as_planned(place, here), path.parent / PICTURES)

@@ -8,11 +8,12 @@ A run has as many steps as take about four minutes on a core of the machine that
 
 import dataclasses
 
+from benchmarks import arena_rows
 from benchmarks.arena_rows import FULL
 
 SEEDS = (0, 1, 2)
 ONE_SEED = (0,)
-PLAIN = (("config.eval.prune", "None"), ("config.eval.num_slots", "None"))
+PLAIN = tuple((f"config.{name}", str(value)) for name, value in arena_rows.PLAIN.items())
 FOREGROUND = (("config.eval.foreground", "True"),)
 
 

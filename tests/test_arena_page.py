@@ -12,6 +12,7 @@ from benchmarks import arena_page, arena_pictures, arena_rows, bootstrap
 from smoothsa_jax.errors import UserError
 
 CLIPS = 12
+PLAIN = {"eval.prune": None, "eval.num_slots": None}
 
 
 def row(system: str, words: str, seed: int, fg_ari: float, **other) -> dict:
@@ -99,7 +100,7 @@ def test_tables_have_mean_spread_and_baselines():
     rows += [row("spot", "image", 0, 0.4), row("spot", "image", 0, 0.45)]  # the newest counts
     rows[0]["seconds"] = 20.0
     text = arena_page.page(rows, {})
-    found = table(section(text, "sprites:image"), "as configured")
+    found = table(section(text, "sprites:image"), "system |")
     assert found["SmoothSA"] == [
         *(
             "no",
@@ -147,7 +148,7 @@ def test_features_of_an_own_encoder_are_no_baseline_of_the_others():
         trained = row("slot_attention", "image", 0, (0.9, 0.4)[number], **own)
         rows = [trained, *rows] if number == 0 else [*rows[1:], trained]
         text = section(arena_page.page(rows, {}), "sprites:image")
-        assert table(text, "as configured")["*k-means on features*"][3] == "50.0"
+        assert table(text, "system |")["*k-means on features*"][3] == "50.0"
         assert table(text, "FG-ARI, difference")["SPOT"][1].startswith("+10.0 (")
         assert "10.0 points of FG-ARI above k-means" in arena_page.page(rows, {})
 
@@ -186,7 +187,7 @@ def test_pruned_and_plain_are_beside_each_other():
     own["scores"]["plain"] = {"fg_ari": 0.7, "ari": 0.25, "count_error": 2.0}
     own["clips"]["plain"] = {"fg_ari": [round(x - 0.1, 4) for x in own["clips"]["fg_ari"]]}
     text = arena_page.page([own, row("spot", "image", 0, 0.4)], {})
-    pruned = {name: cells[0] for name, cells in table(text, "as configured").items()}
+    pruned = {name: cells[0] for name, cells in table(text, "system |").items()}
     assert (pruned["SmoothSA"], pruned["SPOT"]) == ("yes", "no")
     assert table(text, "plain against pruned") == {
         "SmoothSA": ["1", "70.0", "80.0", "+10.0 (+10.0 to +10.0)", "25.0", "50.0", "2.00", "1.50"]
@@ -204,12 +205,12 @@ def test_main_tables_have_each_system_with_one_number_of_steps():
         table(text, "data | best system")["[sprites:gaussian](#spritesgaussian)"][0] == "SmoothSA"
     )
     found = section(text, "sprites:gaussian")
-    assert table(found, "as configured")["slotcontrast"][1:4] == ["3,500", "2", "50.0 ± 0.0"]
+    assert table(found, "system |")["slotcontrast"][1:4] == ["3,500", "2", "50.0 ± 0.0"]
     assert found.count("| slotcontrast | no |") == 1
-    others = table(found, "trained for another number of steps")
+    others = table(found, "other runs")
     assert others == {"slotcontrast": ["7,000", "1", "90.0"]}
     # Where the plan takes the config's steps, these.
-    assert table(section(text, "sprites:image"), "as configured")["SPOT"][1:4] == [
+    assert table(section(text, "sprites:image"), "system |")["SPOT"][1:4] == [
         "7,000",
         "1",
         "40.0",
@@ -246,8 +247,10 @@ def test_claims_pair_the_same_steps_and_figures_keep_their_order():
         old_row("smoothsa", "", 0, 0.6, ablation="no warmer"),
         old_row("videosaur", "gaussian", 0, 0.3),
         old_row("videosaur", "gaussian,smooth", 0, 0.5),
-        old_row("inverted", "image,sa", 0, 0.3, overrides={"eval.prune": None}, title="SA"),
-        old_row("inverted", "image,tf", 0, 0.6, overrides={"eval.prune": None}, title="TF"),
+        old_row("inverted", "image,sa", 0, 0.3, overrides=PLAIN, title="SA"),
+        old_row("inverted", "image,tf", 0, 0.6, overrides=PLAIN, title="TF"),
+        old_row("inverted", "image,tf", 0, 0.8, title="TF, pruned"),
+        old_row("inverted", "image,tf_inv_gru", 0, 0.8, overrides={"eval.prune": None}),
         old_row("inverted", "image", 0, 0.9, overrides={"optimizer.clip_norm": 2.0}),
     ]
     text = arena_page.page(rows, {"the warmer": "What people say."})
@@ -261,10 +264,13 @@ def test_claims_pair_the_same_steps_and_figures_keep_their_order():
     figure = section(text, "Figure 3: queries from one Gaussian")
     assert [line.split("|")[3].strip() for line in figure.splitlines()[3:5]] == ["400", "400"]
     assert figure.index("60.0") < figure.index("30.0")  # TF before SA, as in the paper
-    # Runs with settings of their own are no part of the main tables, those without pruning are.
-    main = table(section(text, "sprites:image"), "as configured")
+    # Runs with settings of their own are no part of the main tables, those scored plain are.
+    images = section(text, "sprites:image")
+    main = table(images, "system |")
     assert [main[name][3] for name in ("TF", "SA")] == ["60.0", "30.0"]
-    assert not any(main["`inverted`"])
+    assert not any(main["`inverted`"]) and not any(main["`inverted,tf_inv_gru`"])
+    assert "though configured to be pruned: TF; SA." in images
+    assert table(images, "other runs") == {"TF, pruned": ["400", "1", "80.0"]}
     assert "No run has finished yet" in section(text, "Table 1: OSRT")
 
 
@@ -320,7 +326,7 @@ def test_orders_without_scores_of_clips_are_judged_by_seeds(spot, dinosaur, expe
 
 def test_a_mean_over_some_of_the_seeds_says_so():
     rows = [row("smoothsa", "image", 0, 0.8), old_row("smoothsa", "image", 1, 0.7)]
-    found = table(arena_page.page(rows, {}), "as configured")["SmoothSA"]
+    found = table(arena_page.page(rows, {}), "system |")["SmoothSA"]
     assert found[3] == "75.0 ± 7.1" and found[7] == "1.50 (1 of 2 seeds)"
 
 

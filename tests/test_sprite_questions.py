@@ -497,6 +497,16 @@ def test_clips_are_those_of_sprites_with_the_same_settings():
                 np.testing.assert_array_equal(mine[key][:frames], theirs[key])
 
 
+def test_harder_clips_are_those_of_the_sprites():
+    hard = {"crowding": 0.4, "shared_colours": 0.3, "jitter": 2.0, "lighting": 0.5}
+    source = SpriteQuestions(split="validation", num_samples=1, num_clips=4, **hard)
+    clips = Sprites(60, 12, 4, 2, split="validation", num_samples=4, **hard)
+    for index in range(4):
+        for mine, frames in ((source.clips, 12), (source.observed_clips, 6)):
+            found, theirs = mine[index]["video"], clips[index]["video"][:frames]
+            np.testing.assert_array_equal(found, theirs)
+
+
 def test_the_state_tells_what_is_asked(questions):
     """Answers from the true states, as a head would have to find them."""
     first = 3
