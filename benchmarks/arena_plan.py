@@ -57,9 +57,13 @@ PLAN = (
     Part(("dinosaur",), IMAGE, 5500),
     Part(("dias",), IMAGE, 4500),
     Part(("metaslot",), IMAGE, 3000),
+    # Scenes.
+    Part(VIDEO_SYSTEMS, ("scenes",), 3500, ONE_SEED),
+    Part(("smoothsa", "spot", "dinosaur"), ("scenes:image",), 7000, ONE_SEED),
     # Harder data.
+    Part(("smoothsa", "videosaur"), HARD_BOXES, 3500),
+    Part(("slotcontrast", "randsfq"), HARD_BOXES, 3500),
     Part(("smoothsa", "spot", "boqsa"), HARD, None),
-    Part(VIDEO_SYSTEMS, HARD_BOXES, 3500),
     Part(("dinosaur", "dias"), HARD, 4500),
     # The founding systems, trained on pixels.
     Part(("slot_attention",), IMAGE, 900),
@@ -67,9 +71,6 @@ PLAN = (
     # Videos.
     Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
     Part(("smoothsa",), HARD_VIDEO, 3500),
-    # Scenes.
-    Part(("smoothsa", "slotcontrast", "videosaur", "randsfq"), ("scenes",), 1200, ONE_SEED),
-    Part(("smoothsa", "spot", "dinosaur"), ("scenes:image",), 1500, ONE_SEED),
     # Slots that start from boxes.
     Part(VIDEO_SYSTEMS, BOXES, 3500, ONE_SEED),
     # The paper's claim that the warmer can be attached.
