@@ -17,6 +17,7 @@ from smoothsa_jax.evaluation.scores import cell
 EMPTY = ""  # a cell without a value
 LEAD = LEADING[0]
 HARMLESS = {"eval.foreground"}  # settings that change no score on the page
+IN_MAIN_TABLES = ({}, PLAIN)  # the other settings of runs there: none, or scored plain alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,8 @@ class Contestant:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is left out or set, so that it belongs to the main tables.
-
-        Runs that are scored plain alone belong to them as well.
-        """
-        return self.row["ablation"] == FULL and settings_of(self.row["overrides"]) in ({}, PLAIN)
+        """Whether nothing is left out or set, so that it belongs to the main tables."""
+        return self.row["ablation"] == FULL and settings_of(self.row["overrides"]) in IN_MAIN_TABLES
 
     def values(self, metric: str, protocol: str = "") -> list[float]:
         found = [

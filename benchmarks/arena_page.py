@@ -18,6 +18,7 @@ from benchmarks import arena_pictures, bootstrap
 from benchmarks.arena_claims import claims, figures, harder, orders
 from benchmarks.arena_contestants import (
     EMPTY,
+    IN_MAIN_TABLES,
     LEAD,
     Baselines,
     Contestant,
@@ -44,7 +45,6 @@ from benchmarks.arena_rows import (
     FULL,
     KMEANS,
     LEADING,
-    PLAIN,
     ROOT,
     Row,
     key_of,
@@ -75,7 +75,7 @@ def planned(place: str) -> dict[str, tuple[int | None, dict[str, Any]]]:
     for part in PLAN:
         texts = {name.removeprefix("config."): text for name, text in part.overrides}
         settings = settings_of({name: None if x == "None" else x for name, x in texts.items()})
-        if part.ablations != (FULL,) or settings not in ({}, PLAIN):
+        if part.ablations != (FULL,) or settings not in IN_MAIN_TABLES:
             continue
         for data in part.data:
             if place_of(data) == place:
@@ -154,13 +154,9 @@ def _as_planned(place: str, here: Sequence[Contestant]) -> list[Contestant]:
 
     def worth(x: Contestant) -> tuple:
         steps, settings = plan.get(x.system, (None, {}))
-        is_planned = x.system in plan and x.row["steps"] == (steps or _own_steps(x))
-        return (
-            settings_of(x.row["overrides"]) == settings,
-            is_planned,
-            len(x.rows),
-            x.row["steps"],
-        )
+        as_long = x.system in plan and x.row["steps"] == (steps or _own_steps(x))
+        as_planned = settings_of(x.row["overrides"]) == settings
+        return as_planned, as_long, len(x.rows), x.row["steps"]
 
     plan, systems = planned(place), [x.system for x in here]
     best = {name: max((x for x in here if x.system == name), key=worth) for name in set(systems)}

@@ -12,7 +12,7 @@ seeds:
                 redundant ones are pruned; 71.3 ± 1.5 with the five of training, not pruned
     hard        as no word, with more objects, crowded and in fewer colors, so that they hide others
                 of the same colors; under moving light, before a shaking camera; seven slots. After
-                half of the steps 51.3 (one run)
+                half of the steps 50.0 ± 1.2
     hard_gaussian, hard_image
                 the same, as gaussian and image
     full        longer training, scored on 24-frame clips; 26 min on one core: 70.3 (one run)

@@ -62,10 +62,10 @@ def block_pattern(num_segments: int, num_frames: int, size: tuple[int, int]) -> 
     height, width = size
     columns = np.array_split(np.arange(num_segments), round(np.sqrt(num_segments)))
     lengths = np.array([len(column) for column in columns])
-    ends = np.cumsum(lengths) * width / num_segments
-    column = np.searchsorted(ends, np.arange(width) + 0.5)
+    ends = np.cumsum(lengths)
+    column = np.searchsorted(ends * width / num_segments, np.arange(width) + 0.5)
     above = (np.arange(height) + 0.5)[:, None] / height
-    mask = (above * lengths[column]).astype(np.uint8) + (np.cumsum(lengths) - lengths)[column]
+    mask = (ends - lengths)[column] + (above * lengths[column]).astype(int)
     return np.broadcast_to(mask.astype(np.uint8), (num_frames, height, width)).copy()
 
 
