@@ -65,30 +65,18 @@ PLAN = (
     Part(("slotcontrast", "randsfq"), HARD_BOXES, 3500),
     Part(("smoothsa", "spot", "boqsa"), HARD, None),
     Part(("dinosaur", "dias"), HARD, 4500),
-    # The founding systems, trained on pixels.
-    Part(("slot_attention",), IMAGE, 900),
-    Part(("savi_slotformer",), GAUSSIAN, 500),
+    # The paper's claims about the warmer and about three iterations, then one.
+    Part(("smoothsa",), IMAGE, None, SEEDS, ("no warmer",)),
+    Part(("smoothsa",), BOXES, 3500, ONE_SEED, ("no warmer", "3/3", "1/1")),
     # Videos.
     Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
     Part(("smoothsa",), HARD_VIDEO, 3500),
-    # Slots that start from boxes.
-    Part(VIDEO_SYSTEMS, BOXES, 3500, ONE_SEED),
-    # The paper's claim that the warmer can be attached.
-    Part(SMOOTH, GAUSSIAN, 3500),
-    Part(SMOOTH, BOXES, 3500, ONE_SEED),
-    # Systems with a tokenizer, which comes first.
-    Part(tuple(f"{name},tokenizer" for name in OF_TOKENS), IMAGE, None),
-    Part(OF_TOKENS, IMAGE, None),
-    Part(("steve,tokenizer", "vvo,tokenizer"), GAUSSIAN, None, ONE_SEED),
-    Part(("steve", "vvo"), GAUSSIAN, None, ONE_SEED),
-    Part(("spot,student",), IMAGE, 2500),
+    Part(("smoothsa",), GAUSSIAN, 3500, SEEDS, ("no warmer", "3/3", "1/1")),
     # The other systems on harder videos without boxes.
     Part(VIDEO_SYSTEMS[1:], HARD_VIDEO, 3500),
-    # The paper's claims about the warmer and about three iterations, then one.
-    Part(("smoothsa",), BOXES, 3500, ONE_SEED, ("no warmer", "3/3", "1/1")),
-    Part(("smoothsa",), GAUSSIAN, 3500, SEEDS, ("no warmer", "3/3", "1/1")),
-    Part(("smoothsa",), IMAGE, None, SEEDS, ("no warmer",)),
-    # The figures of the inverted-attention paper: 3, 7, 9, 6, 4, and its first table.
+    # Slots that start from boxes.
+    Part(VIDEO_SYSTEMS, BOXES, 3500, ONE_SEED),
+    # The figures of the inverted-attention paper: 3, 7, 9 and 6.
     Part(INVERTED, IMAGE, 3000, SEEDS, (FULL,), (*PLAIN, *FOREGROUND)),
     Part(LEARNED, IMAGE, 3000, SEEDS, (FULL,), FOREGROUND),
     Part(
@@ -107,6 +95,19 @@ PLAN = (
         ("4 iterations", "6 iterations", "8 iterations"),
         (*PLAIN, *FOREGROUND),
     ),
+    # The founding systems, trained on pixels.
+    Part(("slot_attention",), IMAGE, 900),
+    Part(("savi_slotformer",), GAUSSIAN, 500),
+    # The paper's claim that the warmer can be attached.
+    Part(SMOOTH, GAUSSIAN, 3500),
+    Part(SMOOTH, BOXES, 3500, ONE_SEED),
+    # Systems with a tokenizer, which comes first.
+    Part(tuple(f"{name},tokenizer" for name in OF_TOKENS), IMAGE, None),
+    Part(OF_TOKENS, IMAGE, None),
+    Part(("steve,tokenizer", "vvo,tokenizer"), GAUSSIAN, None, ONE_SEED),
+    Part(("steve", "vvo"), GAUSSIAN, None, ONE_SEED),
+    Part(("spot,student",), IMAGE, 2500),
+    # The inverted-attention paper's figure 4, on videos, and table 1, on views.
     Part(
         ("savi,sa", "savi,tf_inv", "savi,tf_inv_gru"),
         ("scenes",),
