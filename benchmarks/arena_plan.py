@@ -67,7 +67,7 @@ PLAN = (
     Part(("dinosaur", "dias"), HARD, 4500),
     # The paper's claims about the warmer and about three iterations, then one.
     Part(("smoothsa",), IMAGE, None, SEEDS, ("no warmer",)),
-    Part(("smoothsa",), BOXES, 3500, ONE_SEED, ("no warmer", "3/3", "1/1")),
+    Part(("smoothsa",), BOXES, 3500, SEEDS, ("no warmer", "3/3", "1/1")),
     # Videos.
     Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
     Part(("smoothsa",), HARD_VIDEO, 3500),
@@ -75,7 +75,7 @@ PLAN = (
     # The other systems on harder videos without boxes.
     Part(VIDEO_SYSTEMS[1:], HARD_VIDEO, 3500),
     # Slots that start from boxes.
-    Part(VIDEO_SYSTEMS, BOXES, 3500, ONE_SEED),
+    Part(VIDEO_SYSTEMS, BOXES, 3500),
     # The figures of the inverted-attention paper: 3, 7, 9 and 6.
     Part(INVERTED, IMAGE, 3000, SEEDS, (FULL,), (*PLAIN, *FOREGROUND)),
     Part(LEARNED, IMAGE, 3000, SEEDS, (FULL,), FOREGROUND),
