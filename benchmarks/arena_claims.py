@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.arena_contestants import (
     EMPTY,
@@ -16,6 +17,7 @@ from benchmarks.arena_contestants import (
     interval,
     points,
     settings_of,
+    settings_text,
     signed,
     sorted_words,
     spread,
@@ -118,35 +120,45 @@ def _against(here: Contestant, before: Contestant, baselines: Sequence[float]) -
 
 
 def claims(scored: Sequence[Contestant], notes: Mapping[str, str]) -> list[str]:
-    def find(system: str, place: str, ablation: str, steps: int | None = None) -> Contestant | None:
+    def find(
+        system: str,
+        place: str,
+        ablation: str,
+        steps: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Contestant | None:
         found = [
             x
             for x in scored
             if x.system == system
             and x.place == place
             and x.row["ablation"] == ablation
-            and not settings_of(x.row["overrides"])
+            and settings_of(x.row["overrides"]) == (settings or {})
             and steps in (None, x.row["steps"])
         ]
         return max(found, key=lambda x: (len(x.rows), x.row["steps"]), default=None)
 
-    def ablated(place: str, ablation: str) -> tuple[str, Contestant | None, Contestant | None]:
-        without = find("smoothsa", place, ablation)
-        steps = without.row["steps"] if without else None
-        return place, without, find("smoothsa", place, FULL, steps)
+    def ablated(ablation: str, places: Sequence[str]) -> Pairs:
+        for place in places:
+            # Both sides with the settings of the config, then with each of those that both have.
+            without = find("smoothsa", place, ablation)
+            steps = without.row["steps"] if without else None
+            yield place, without, find("smoothsa", place, FULL, steps)
+            for x in scored:
+                settings = settings_of(x.row["overrides"])
+                if (x.system, x.place, x.row["ablation"]) == ("smoothsa", place, ablation):
+                    whole = find("smoothsa", place, FULL, x.row["steps"], settings)
+                    if settings and whole:
+                        yield f"{place}, {settings_text(settings)}", x, whole
 
     places = ("sprites", "sprites:gaussian", "sprites:image")
     lines = ["## The claims of SmoothSA's paper", ""]
     lines += ["### The warmer", ""]
-    lines += _pairs_table(
-        ("no warmer", "with the warmer"), [ablated(place, "no warmer") for place in places]
-    )
+    lines += _pairs_table(("no warmer", "with the warmer"), ablated("no warmer", places))
     lines += note(notes, "the warmer")
     lines += ["### Three iterations, then one", ""]
     for ablation in ("3/3", "1/1"):
-        lines += _pairs_table(
-            (f"{ablation} iterations", "3/1"), [ablated(place, ablation) for place in places[:2]]
-        )
+        lines += _pairs_table((f"{ablation} iterations", "3/1"), ablated(ablation, places[:2]))
     lines += note(notes, "three iterations, then one")
     lines += ["### It can be attached to other systems", ""]
     pairs = []

@@ -96,6 +96,10 @@ def settings_of(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in overrides.items() if name not in HARMLESS}
 
 
+def settings_text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in settings.items())
+
+
 def words_of_data(data: str, words: Iterable[str]) -> list[str]:
     """Return those of a run's words that are about the data."""
     try:

@@ -14,6 +14,7 @@ from benchmarks.arena_rows import FULL
 SEEDS = (0, 1, 2)
 ONE_SEED = (0,)
 PLAIN = tuple((f"config.{name}", str(value)) for name, value in arena_rows.PLAIN.items())
+SLOWER = (("config.optimizer.learning_rate.peak", "2e-3"),)
 FOREGROUND = (("config.eval.foreground", "True"),)
 
 
@@ -68,12 +69,14 @@ PLAN = (
     # The paper's claims about the warmer and about three iterations, then one.
     Part(("smoothsa",), IMAGE, None, SEEDS, ("no warmer",)),
     Part(("smoothsa",), BOXES, 3500, SEEDS, ("no warmer", "3/3", "1/1")),
+    Part(("smoothsa",), BOXES, 3500, SEEDS, ("3/3", FULL), SLOWER),
     # Videos.
     Part(VIDEO_SYSTEMS, GAUSSIAN, 3500),
     Part(("smoothsa",), HARD_VIDEO, 3500),
     Part(("smoothsa",), GAUSSIAN, 3500, SEEDS, ("no warmer", "3/3", "1/1")),
     # The other systems on harder videos without boxes.
     Part(VIDEO_SYSTEMS[1:], HARD_VIDEO, 3500),
+    Part(("smoothsa",), GAUSSIAN, 3500, SEEDS, ("3/3", FULL), SLOWER),
     # Slots that start from boxes.
     Part(VIDEO_SYSTEMS, BOXES, 3500),
     # The figures of the inverted-attention paper: 3, 7, 9 and 6.
@@ -85,7 +88,7 @@ PLAN = (
         3000,
         SEEDS,
         (FULL,),
-        (*PLAIN, *FOREGROUND, ("config.optimizer.learning_rate.peak", "2e-3")),
+        (*PLAIN, *FOREGROUND, *SLOWER),
     ),
     Part(
         ("inverted", "inverted,sa"),

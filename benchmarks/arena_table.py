@@ -4,7 +4,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.arena_contestants import spread
+from benchmarks.arena_contestants import settings_text, spread
 from benchmarks.arena_rows import BY_PROTOCOL, FULL, LEADING, OTHERS, Row, kind_of, seeds_apart
 from smoothsa_jax.evaluation.scores import title_of
 
@@ -32,13 +32,12 @@ def table(rows: Sequence[Row]) -> str:
             continue
         row = found[0]
         times = [x["seconds"] for x in found if x["seconds"] is not None]
-        overrides = ", ".join(f"`{key}={value}`" for key, value in row["overrides"].items())
         lines.append(
             [
                 row["title"] or row["system"],
                 ":".join(filter(None, (row["data"], row["words"]))),
                 ", ".join(filter(None, (row["ablation"], protocol))),
-                overrides or "none",
+                settings_text(row["overrides"]) or "none",
                 str(row["steps"]),
                 str(len(found)),
                 *(_mean_and_spread(name, [x.get(name) for x in scores]) for name in names),

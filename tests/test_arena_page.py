@@ -13,6 +13,7 @@ from smoothsa_jax.errors import UserError
 
 CLIPS = 12
 PLAIN = {"eval.prune": None, "eval.num_slots": None}
+SLOWER = {"optimizer.learning_rate.peak": 0.002}
 
 
 def row(system: str, words: str, seed: int, fg_ari: float, **other) -> dict:
@@ -245,6 +246,10 @@ def test_claims_pair_the_same_steps_and_figures_keep_their_order():
         old_row("smoothsa", "", 0, 0.9, steps=7000),
         old_row("smoothsa", "", 0, 0.7),
         old_row("smoothsa", "", 0, 0.6, ablation="no warmer"),
+        old_row("smoothsa", "", 0, 0.1, ablation="3/3"),
+        old_row("smoothsa", "", 0, 0.5, ablation="3/3", overrides=SLOWER),
+        old_row("smoothsa", "", 0, 0.8, overrides=SLOWER),
+        old_row("smoothsa", "", 0, 0.2, ablation="1/1", overrides={"optimizer.clip_norm": 2.0}),
         old_row("videosaur", "gaussian", 0, 0.3),
         old_row("videosaur", "gaussian,smooth", 0, 0.5),
         old_row("inverted", "image,sa", 0, 0.3, overrides=PLAIN, title="SA"),
@@ -258,6 +263,13 @@ def test_claims_pair_the_same_steps_and_figures_keep_their_order():
     sprites = ["60.0", "70.0", "+10.0, no interval", "1 / 1"]
     assert table(warmer, "")["sprites"] == sprites and "What people say." in warmer
     assert table(warmer, "")["sprites:image"] == ["", "", "", "0 / 0"]
+    iterations = section(text, "Three iterations, then one")
+    with_settings = "sprites, `optimizer.learning_rate.peak=0.002`"
+    of_three = table(iterations, " | FG-ARI, 3/3")
+    assert of_three["sprites"] == ["10.0", "70.0", "+60.0, no interval", "1 / 1"]
+    assert of_three[with_settings] == ["50.0", "80.0", "+30.0, no interval", "1 / 1"]
+    # Nothing to compare with has these settings.
+    assert "clip_norm" not in iterations
     attached = table(section(text, "It can be attached to other systems"), "")
     assert attached["videosaur on sprites:gaussian"][:2] == ["30.0", "50.0"]
     assert attached["randsfq on sprites"] == ["", "", "", "0 / 0"]
