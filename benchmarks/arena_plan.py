@@ -62,8 +62,7 @@ PLAN = (
     Part(VIDEO_SYSTEMS, ("scenes",), 3500, ONE_SEED),
     Part(("smoothsa", "spot", "dinosaur"), ("scenes:image",), 7000, ONE_SEED),
     # Harder data.
-    Part(("smoothsa", "videosaur"), HARD_BOXES, 3500),
-    Part(("slotcontrast", "randsfq"), HARD_BOXES, 3500),
+    Part(VIDEO_SYSTEMS, HARD_BOXES, 3500),
     Part(("smoothsa", "spot", "boqsa"), HARD, None),
     Part(("dinosaur", "dias"), HARD, 4500),
     # The paper's claims about the warmer and about three iterations, then one.
@@ -82,14 +81,7 @@ PLAN = (
     # The figures of the inverted-attention paper: 3, 7, 9 and 6.
     Part(INVERTED, IMAGE, 3000, SEEDS, (FULL,), (*PLAIN, *FOREGROUND)),
     Part(LEARNED, IMAGE, 3000, SEEDS, (FULL,), FOREGROUND),
-    Part(
-        ("inverted,sa_id",),
-        IMAGE,
-        3000,
-        SEEDS,
-        (FULL,),
-        (*PLAIN, *FOREGROUND, *SLOWER),
-    ),
+    Part(("inverted,sa_id",), IMAGE, 3000, SEEDS, (FULL,), (*PLAIN, *FOREGROUND, *SLOWER)),
     Part(
         ("inverted", "inverted,sa"),
         IMAGE,
