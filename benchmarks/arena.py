@@ -28,7 +28,7 @@ it again and adds another row. The same command continues a run that was stopped
                             the machine hardly change it
     curve                   {"step", "seconds", "scores"} of about eight points of training, on
                             `CURVE_SAMPLES` samples of the validation split; scored as the rest is
-    clips                   metric -> the score of each scored sample; likewise under these two
+    clips                   FG-ARI of each scored sample; likewise under "plain" and "pruned"
     baseline_clips          the same of k-means on the features, and of the block pattern
     segments                of the first samples, for pictures: see `packed`; of seed 0 alone
     scores                  mean of each metric; under "match_paper" by that protocol, if scored;

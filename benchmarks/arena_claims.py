@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.arena_contestants import (
     EMPTY,
-    LEAD,
     Baselines,
     Contestant,
     at,
@@ -24,7 +23,7 @@ from benchmarks.arena_contestants import (
     table,
 )
 from benchmarks.arena_plan import INVERTED, LEARNED
-from benchmarks.arena_rows import BLOCKS, FULL, KMEANS
+from benchmarks.arena_rows import BLOCKS, FULL, KMEANS, LEAD
 from smoothsa_jax.evaluation.scores import title_of
 
 # Who reports to be above whom on real data, and where.

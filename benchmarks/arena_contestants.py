@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bootstrap
-from benchmarks.arena_rows import FULL, LEADING, PLAIN, Row, seeds_apart, unpacked
+from benchmarks.arena_rows import FULL, LEAD, PLAIN, Row, seeds_apart, unpacked
 from smoothsa_jax.evaluation.scores import cell
 
 EMPTY = ""  # a cell without a value
-LEAD = LEADING[0]
 HARMLESS = {"eval.foreground"}  # settings that change no score on the page
 IN_MAIN_TABLES = ({}, PLAIN)  # the other settings of runs there: none, or scored plain alone
 
@@ -64,13 +63,13 @@ class Contestant:
         values = self.values(metric, protocol)
         return statistics.mean(values) if values else None
 
-    def clips(self, metric: str = LEAD, protocol: str = "") -> np.ndarray | None:
-        """The scores (seeds, clips); None: a row has none."""
+    def clips(self, protocol: str = "") -> np.ndarray | None:
+        """FG-ARI (seeds, clips); None: a row has none."""
         found = [row.get("clips", {}) for row in self.rows]
         found = [x.get(protocol, {}) if protocol else x for x in found]
-        if any(metric not in x for x in found) or len({len(x[metric]) for x in found}) != 1:
+        if any(LEAD not in x for x in found) or len({len(x[LEAD]) for x in found}) != 1:
             return None
-        return bootstrap.scores_of([x[metric] for x in found])
+        return bootstrap.scores_of([x[LEAD] for x in found])
 
     @property
     def step_seconds(self) -> float | None:
@@ -240,7 +239,7 @@ def difference(
     means = first.mean(LEAD, protocols[0]), second.mean(LEAD, protocols[1])
     if None in means:
         return None
-    clips = first.clips(LEAD, protocols[0]), second.clips(LEAD, protocols[1])
+    clips = first.clips(protocols[0]), second.clips(protocols[1])
     if any(x is None for x in clips) or clips[0].shape[1] != clips[1].shape[1]:
         return (means[0] - means[1],)
     return bootstrap.difference(*clips)

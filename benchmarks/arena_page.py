@@ -19,7 +19,6 @@ from benchmarks.arena_claims import claims, figures, harder, orders
 from benchmarks.arena_contestants import (
     EMPTY,
     IN_MAIN_TABLES,
-    LEAD,
     Baselines,
     Contestant,
     at,
@@ -44,6 +43,7 @@ from benchmarks.arena_rows import (
     DEFAULT_SYSTEM,
     FULL,
     KMEANS,
+    LEAD,
     LEADING,
     ROOT,
     Row,

@@ -22,7 +22,8 @@ KEY = ("system", "data", "words", "ablation", "overrides", "seed", "steps")
 DEFAULT_SYSTEM = "smoothsa"  # needs no word
 FULL = "full"  # the ablation that changes nothing
 LEADING = ("fg_ari", "ari", "mbo", "miou")  # metrics of the first columns
-IN_CLIPS = (*LEADING, "count_error", "psnr")  # of single samples, and of curves
+LEAD = LEADING[0]  # the one that ranks, and is kept of single samples
+IN_CURVES = (*LEADING, "count_error", "psnr")
 # Scores of the same run by another protocol, in a row's `scores`.
 OTHERS = ("plain", "pruned")  # the same model, with other settings of evaluation
 BY_PROTOCOL = ("match_paper", *OTHERS)
@@ -99,18 +100,17 @@ def clips_of(folder: Path, title: str) -> dict[str, Any]:
     def rounded(values: np.ndarray) -> list[float | None]:
         return [round(x, 4) + 0.0 if math.isfinite(x) else None for x in values.tolist()]
 
-    own: dict[str, list[np.ndarray]] = {}
-    found: dict[str, Any] = {"clips": {}}
+    own: list[np.ndarray] = []
     baselines: dict[str, Any] = {}
     for method, protocol, _, per_sample in read_sample_scores(folder / "scores.csv"):
+        if LEAD not in per_sample:
+            continue
         if method == title and protocol == "default":
-            for name in IN_CLIPS:
-                if name in per_sample:
-                    own.setdefault(name, []).append(per_sample[name])
-        elif method in (KMEANS, BLOCKS) and LEADING[0] in per_sample:
-            baselines[method] = {LEADING[0]: rounded(per_sample[LEADING[0]])}
+            own.append(per_sample[LEAD])
+        elif method in (KMEANS, BLOCKS):
+            baselines[method] = {LEAD: rounded(per_sample[LEAD])}
     # Of several evaluation seeds, a sample has the mean.
-    found["clips"] = {name: rounded(np.mean(values, axis=0)) for name, values in own.items()}
+    found: dict[str, Any] = {"clips": {LEAD: rounded(np.mean(own, axis=0))} if own else {}}
     return found | ({"baseline_clips": baselines} if baselines else {})
 
 
@@ -119,7 +119,7 @@ def curve_of(log: Sequence[Row]) -> list[Row]:
     begins, points = "validation/", []
     for row, seconds in zip(log, _times(log), strict=True):
         found = {name.removeprefix(begins): x for name, x in row.items() if name.startswith(begins)}
-        scores = {name: round(x, 4) for name in IN_CLIPS if (x := found.get(name)) is not None}
+        scores = {name: round(x, 4) for name in IN_CURVES if (x := found.get(name)) is not None}
         if scores:
             points.append({"step": row["step"], "seconds": seconds, "scores": scores})
     return points

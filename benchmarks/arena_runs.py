@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from benchmarks.arena_plan import PLAN
-from benchmarks.arena_rows import DEFAULT_SYSTEM, FULL, KEY, LEADING, ROOT, Row
+from benchmarks.arena_rows import DEFAULT_SYSTEM, FULL, KEY, LEAD, ROOT, Row
 from smoothsa_jax.checkpoints.sources import spec_of
 from smoothsa_jax.config.load import Overrides, config_from_command_line, load_config
 from smoothsa_jax.config.values import canonical, differences, flatten
@@ -180,7 +180,7 @@ def add_curve(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     if config.eval.checkpoint == "best" or any(name in overrides for name in OF_A_CURVE):
         return
     if config.task == DISCOVERY:
-        config.checkpoint.update(best_metric=LEADING[0], best_mode="max")
+        config.checkpoint.update(best_metric=LEAD, best_mode="max")
     # Between two scored steps there is one whose time is known.
     config.checkpoint.every = max(math.ceil(config.train.num_steps / CURVE_POINTS), 2)
     config.eval.validation_samples = CURVE_SAMPLES
