@@ -75,6 +75,17 @@ def test_the_list_has_bundled_and_published_models():
     assert "count_error" not in found["sprites_dias"].scores
 
 
+def test_the_list_is_shown_as_a_table():
+    head, *lines = repr(models := ssa.list_models()).splitlines()
+    assert head.split() == ["name", "file", "license", "scores", "about"]
+    for line, model in zip(lines, models, strict=True):
+        assert line.startswith(f"{model.name} ") and line.endswith(model.about)
+    places = {line.split()[0]: line[head.index("file") :].split()[0] for line in lines}
+    assert places["sprites"] == "bundled" and places["smoothsa_coco"] == "page"
+    assert places["dinosaur_coco"] == "Hub"
+    assert "FG-ARI 69.0" in next(x for x in lines if x.startswith("smoothsa_movi_c "))
+
+
 # --------------------------------------------------------------------------------------- the files
 
 

@@ -16,7 +16,7 @@ from smoothsa_jax.checkpoints.read import FOLDER
 from smoothsa_jax.checkpoints.sources import Trained, fetched, is_trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import is_share
+from smoothsa_jax.evaluation.scores import is_share, title_of
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import hub, state_dicts
@@ -24,7 +24,26 @@ from smoothsa_jax.interop import hub, state_dicts
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 
 
-def list_models(published: bool | None = None) -> list[ModelFacts]:
+class ModelList(list[ModelFacts]):
+    """Models that `load` takes by name; a notebook shows them as a table."""
+
+    def __repr__(self) -> str:
+        rows = [("name", "file", "license", "scores", "about")]
+        rows += [
+            (
+                x.name,
+                "bundled" if x.bundled else "Hub" if x.hub else "page" if x.page else "",
+                x.license or "",
+                " ".join(f"{title_of(name)} {score}" for name, score in x.scores.items()),
+                x.about,
+            )
+            for x in self
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def list_models(published: bool | None = None) -> ModelList:
     """List the models that `load` takes by name, with what is known of them.
 
     Args:
@@ -33,7 +52,7 @@ def list_models(published: bool | None = None) -> list[ModelFacts]:
             None: both.
     """
     bundled = [] if published else [_facts_of_bundled(folder) for folder in _bundled()]
-    return bundled + ([] if published is False else list(catalogue.published().values()))
+    return ModelList(bundled + ([] if published is False else [*catalogue.published().values()]))
 
 
 def _bundled() -> list[Path]:
