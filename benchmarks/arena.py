@@ -51,7 +51,7 @@ import queue
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,10 @@ def run_missing(
 ) -> list[str]:
     """Train every run without a row, and append its row as it ends.
 
+    A run whose first stage has a row but no folder here has it trained again, before itself.
+
     Args:
+        runs: first stages before the runs that need them.
         train: trains and scores one run; may raise RunFailed.
         jobs: runs at a time, each on its own share of the cores.
         again: train runs that have a row as well, in another folder.
@@ -103,14 +106,18 @@ def run_missing(
     """
     rows = read_rows(rows_file)
     done = {key_of(row) for row in rows if counts_as_done(row)}
-    missing = [run for run in runs if again or key_of(run.key) not in done]
-    say(f"{len(runs) - len(missing)} of {len(runs)} runs have a row; {len(missing)} to do")
+    lacking = [run for run in runs if again or key_of(run.key) not in done]
+    missing = _with_first_stages(lacking, runs)
+    say(f"{len(runs) - len(lacking)} of {len(runs)} runs have a row; {len(missing)} to do")
     before = collections.Counter(key_of(row) for row in rows)
     missing = [_in_own_folder(run, before[key_of(run.key)]) for run in missing]
     failures = []
     pool = ThreadPoolExecutor(jobs, initializer=_pin_thread, initargs=(_shares(jobs),))
     try:
-        futures = {pool.submit(train, run): run for run in missing}
+        futures: dict[Future, Run] = {}
+        for run in missing:
+            stages = [future for future, one in futures.items() if one.folder in run.sources]
+            futures[pool.submit(_train_after, stages, train, run)] = run
         for future in as_completed(futures):
             run = futures[future]
             try:
@@ -130,6 +137,23 @@ def run_missing(
     finally:
         pool.shutdown(cancel_futures=True)
     return failures
+
+
+def _with_first_stages(wanted: Sequence[Run], runs: Sequence[Run]) -> list[Run]:
+    """Return the wanted of the runs, and before each the first stages that have no folder here."""
+    found, sources, keys = [], set(), {key_of(run.key) for run in wanted}
+    for run in reversed(runs):
+        is_source = run.folder in sources and not (run.folder / "scores.json").exists()
+        if key_of(run.key) in keys or is_source:
+            found.append(run)
+            sources.update(run.sources)
+    return found[::-1]
+
+
+def _train_after(stages: Sequence[Future], train: Callable[[Run], Row], run: Run) -> Row:
+    # First stages began earlier, so that no thread waits for one that waits for a thread.
+    wait(stages)
+    return train(run)
 
 
 def _in_own_folder(run: Run, rows: int) -> Run:

@@ -108,6 +108,11 @@ class Run:
     folder: Path
 
     @property
+    def sources(self) -> list[Path]:
+        """The folders of its first stages, such as a teacher's."""
+        return [Path(x.source) for x in self.config.companions.values() if x.source]
+
+    @property
     def output(self) -> Path:
         """What its programs print."""
         return self.folder / "output.txt"

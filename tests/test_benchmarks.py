@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,34 @@ def test_a_plan_trains_again_what_has_no_curve(tmp_path):
         assert asked == expected
     arena.run_missing(runs, rows_file, train, say=lambda text: None)
     assert asked == [0]
+
+
+def test_a_first_stage_without_a_folder_is_trained_before_the_second(tmp_path):
+    """Rows may come from another machine; what they were trained in does not."""
+    rows_file, asked = tmp_path / "rows.jsonl", []
+
+    def train(run):
+        if not run.sources:
+            time.sleep(0.2)  # the second stage has a thread already
+        assert all((folder / "scores.json").exists() for folder in run.sources)
+        asked.append(run.folder)
+        run.folder.mkdir()
+        (run.folder / "scores.json").touch()
+        return {**row("full", 0, 0.5), **run.key}
+
+    what = ["slate,tokenizer", "slate"], ["sprites:image"], ["full"], [0]
+    first, second = arena.plan(*what, [], tmp_path)
+    assert second.sources == [first.folder]
+    arena.append_row(rows_file, {**row("full", 0, 0.5), **first.key})
+    quiet = {"jobs": 2, "say": lambda text: None}
+    for _ in range(2):  # nothing is left to do the second time
+        assert arena.run_missing([first, second], rows_file, train, **quiet) == []
+        assert asked == [first.folder, second.folder]
+    # With its folder here, the first stage is not trained again.
+    shutil.rmtree(second.folder)
+    rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:2]))
+    assert arena.run_missing([first, second], rows_file, train, **quiet) == []
+    assert asked == [first.folder, second.folder, second.folder]
 
 
 def test_a_plan_without_the_asked_seeds_is_refused():
