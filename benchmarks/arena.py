@@ -11,13 +11,14 @@
 
 `--systems` and `--data` name files of configs/systems/ and configs/, with further words after a
 comma or colon: `--systems spot,student`, `--data coco:smoke`. A second stage such as
-`spot,student` reads the first one of the same seed, whose run has to be finished.
+`spot,student` reads the first one of the same seed, which is finished or in the same command.
 `--config.key=value` changes every run. Each run is `main.py` in its own process and folder below
 `--workdir`.
 
 A finished run is one JSON line in benchmarks/recorded/arena.jsonl, written at once. A run whose row
-exists (same system, data, words, ablation, overrides, seed and steps) is skipped; `--again` trains
-it again and adds another row. The same command continues a run that was stopped or killed.
+exists (same system, data, words, ablation, overrides, seed and steps) is skipped, but for a first
+stage that a missing run needs and whose folder is not here; `--again` trains it again and adds
+another row. The same command continues a run that was stopped or killed.
 
     system, data, words     what was trained; the words are those after the colon, less the system
     ablation                of `ABLATIONS` below; "full" changes nothing
