@@ -17,7 +17,7 @@ comma or colon: `--systems spot,student`, `--data coco:smoke`. A second stage su
 
 A finished run is one JSON line in benchmarks/recorded/arena.jsonl, written at once. A run whose row
 exists (same system, data, words, ablation, overrides, seed and steps) is skipped, but for a first
-stage that a missing run needs and whose folder is not here; `--again` trains it again and adds
+stage that a missing run needs and whose folder is not here. `--again` trains every run, and adds
 another row. The same command continues a run that was stopped or killed.
 
     system, data, words     what was trained; the words are those after the colon, less the system
