@@ -13,6 +13,8 @@ from smoothsa_jax.evaluation.pictures import GAP, INK, PAPER, enlarge, match_col
 TILE = 90  # pixels of a frame, about
 LABEL = 170  # pixels of the names
 POINTS = 50  # of a mean curve
+LEGEND_LINE = 0.18  # inches
+LINES = ("solid", "dashed", "dotted")  # each in all colors
 
 
 def draw(place: str, here: Sequence[Contestant], folder: Path) -> None:
@@ -42,9 +44,10 @@ def draw_curves(here: Sequence[Contestant], path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=90)
-    colours = colormaps["tab20"].colors
     with_curve = [x for x in here if x.curves()]
+    tall = max(3.4, 0.2 + LEGEND_LINE * len(with_curve))
+    figure = Figure(figsize=(9, tall), layout="constrained", dpi=90)
+    colours = colormaps["tab10"].colors
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key in zip(panels, ("step", "seconds"), strict=True):
         for number, x in enumerate(with_curve):
@@ -55,7 +58,8 @@ def draw_curves(here: Sequence[Contestant], path: Path) -> None:
             places = np.linspace(begin, end, POINTS)
             values = np.array([[100 * at(c, key, p) for p in places] for c in curves])
             colour = colours[number % len(colours)]
-            panel.plot(places, values.mean(axis=0), color=colour, label=x.title)
+            line = {"color": colour, "linestyle": LINES[number // len(colours) % len(LINES)]}
+            panel.plot(places, values.mean(axis=0), label=x.title, **line)
             ends = values.min(axis=0), values.max(axis=0)
             panel.fill_between(places, *ends, color=colour, alpha=0.2)
         panel.set_xlabel(
