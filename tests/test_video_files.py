@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from command import here
-from golden_files import FOLDER, FORWARD_BACKBONE, golden
+from golden_files import FOLDER, FORWARD, FORWARD_BACKBONE, golden
 from PIL import Image
 from recipes import quick
 from safetensors.numpy import save_file
@@ -108,9 +108,9 @@ def test_a_converted_run_segments_and_streams(name, converted):
     model, video = ssa.load(workdir), case.video[0].astype(np.uint8)
     whole = model.segment(video, video=True)
     streamed = list(model.stream(iter(video)))
-    np.testing.assert_allclose(
-        np.stack([x.slots for x in streamed]), whole.slots, rtol=1e-4, atol=1e-5
-    )
+    error = np.abs(np.stack([x.slots for x in streamed]) - whole.slots)
+    # As with golden numbers, of the largest: rounding is no smaller in values near zero.
+    assert error.max() <= FORWARD * np.abs(whole.slots).max()
 
 
 @pytest.mark.slow
