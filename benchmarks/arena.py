@@ -117,7 +117,8 @@ def run_missing(
     try:
         futures: dict[Future, Run] = {}
         for run in missing:
-            stages = [future for future, one in futures.items() if one.folder in run.sources]
+            sources = run.sources
+            stages = [future for future, one in futures.items() if one.folder in sources]
             futures[pool.submit(_train_after, stages, train, run)] = run
         for future in as_completed(futures):
             run = futures[future]

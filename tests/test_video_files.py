@@ -108,9 +108,11 @@ def test_a_converted_run_segments_and_streams(name, converted):
     model, video = ssa.load(workdir), case.video[0].astype(np.uint8)
     whole = model.segment(video, video=True)
     streamed = list(model.stream(iter(video)))
-    error = np.abs(np.stack([x.slots for x in streamed]) - whole.slots)
-    # As with golden numbers, of the largest: rounding is no smaller in values near zero.
-    assert error.max() <= FORWARD * np.abs(whole.slots).max()
+    slots = np.stack([x.slots for x in streamed])
+    np.testing.assert_allclose(slots[:3], whole.slots[:3], rtol=1e-4, atol=1e-5)
+    # Rounding grows with every frame, to 1.2e-5 in the fourth on some processors. It is no smaller
+    # in values near zero, so the bound of all frames is one of golden numbers.
+    assert np.abs(slots - whole.slots).max() <= FORWARD * np.abs(whole.slots).max()
 
 
 @pytest.mark.slow

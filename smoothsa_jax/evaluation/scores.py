@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,16 +197,23 @@ def scores_rows(title: str, scores: Mapping[str, Any]) -> list[list[str]]:
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> str:
     """Return the table of scores as text, in columns."""
-    head, *rows = scores_rows(title, scores)
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    head, *rows = in_columns(scores_rows(title, scores))
+    return "\n".join([head, "-" * len(head), *rows])
 
-    def line(row: list[str]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
 
-    lines = [line(head), "-" * len(line(head))]
-    return "\n".join(lines + [line(row) for row in rows])
+def in_columns(
+    rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.rjust
+) -> list[str]:
+    """Return a line of text for each row.
+
+    Args:
+        rows: of cells.
+        justify: of the columns but the first, which is on the left.
+    """
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(first), *map(justify, row[1:], others)]).rstrip() for row in rows
+    ]
 
 
 def _model_row(name: str, metrics: Mapping[str, Any], titles: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from smoothsa_jax.checkpoints.read import FOLDER
 from smoothsa_jax.checkpoints.sources import Trained, fetched, is_trained, open_trained
 from smoothsa_jax.devices.runtime import find_devices
 from smoothsa_jax.errors import UserError
-from smoothsa_jax.evaluation.scores import is_share, title_of
+from smoothsa_jax.evaluation.scores import in_columns, is_share, title_of
 from smoothsa_jax.inference.forecaster import Forecaster
 from smoothsa_jax.inference.segmenter import Segmenter
 from smoothsa_jax.interop import hub, state_dicts
@@ -39,8 +39,7 @@ class ModelList(list[ModelFacts]):
             )
             for x in self
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(in_columns(rows, str.ljust))
 
 
 def list_models(published: bool | None = None) -> ModelList:
